@@ -1,0 +1,78 @@
+"""The errors that a user's mistake raises: one sentence each, saying what, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class His2lipError(Exception):
+    """Base of all errors that are the user's to mend; the command line prints it and exits with 2.
+
+    `what` says what is wrong, `where` names the file, field or address, `mend` says what to do next.
+    """
+
+    def __init__(self, what: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
+        self.what, self.where, self.mend = what, where, mend
+        place = f" ({where})" if where is not None else ""
+        tail = f"; {mend}" if mend else ""
+        super().__init__(f"{what}{place}{tail}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keeps the three parts when the error crosses a process boundary (Ray pickles exceptions)."""
+        return _rebuild, (type(self), self.what, self.where, self.mend)
+
+
+def _rebuild(kind: type[His2lipError], what: str, where: str | Path | None, mend: str | None) -> His2lipError:
+    return kind(what, where=where, mend=mend)
+
+
+class ConfigError(His2lipError):
+    """A configuration file, field or override that cannot be used."""
+
+
+class DatasetError(His2lipError):
+    """A dataset, card, shard or caption bank that cannot be read."""
+
+
+class ImageError(DatasetError):
+    """One image that cannot be used; prepare quarantines it and goes on."""
+
+
+class TaxonomyError(DatasetError):
+    """A tissue type or biomarker that is not in the taxonomy."""
+
+
+class ModelError(His2lipError):
+    """A model name that cannot be resolved or loaded."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint that is missing, incomplete or foreign."""
+
+
+class RunError(His2lipError):
+    """A run, sweep or grid that cannot start or go on, such as a name in use by other inputs."""
+
+
+class TrackingError(His2lipError):
+    """An MLflow store that cannot be reached or used."""
+
+
+class ClusterError(His2lipError):
+    """A Ray cluster that cannot be reached, or lacks what the command needs."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest in spelling to `name`, or None where none is close."""
+    names = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    return names[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The mending clause for an unknown name: the nearest known one, or the list of all."""
+    known = list(known)
+    close = nearest(name, known)
+    return f"did you mean '{close}'?" if close else f"known: {', '.join(sorted(known))}"

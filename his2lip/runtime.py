@@ -1,0 +1,57 @@
+"""Starting or joining Ray, quietly and with the cores this process may really use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+
+def usable_cpus() -> int:
+    """Cores that this process may run on (its affinity), which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = None) -> None:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job finds it set), else starts a local Ray.
+
+    Does nothing where Ray runs already. Worker processes get `num_cpus` from the affinity of this process,
+    no usage statistics are sent, and only warnings reach the terminal.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet_ray()
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": _verbose()}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {
+            "address": "local",
+            "num_cpus": num_cpus or usable_cpus(),
+            "object_store_memory": object_store_memory,
+            "include_dashboard": False,
+        }
+    ray.init(**options)
+
+
+def quiet_ray() -> None:
+    """Keeps Ray's libraries from writing walls of log lines and progress bars of their own."""
+    if _verbose():
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _verbose() -> bool:
+    return os.environ.get("HIS2LIP_VERBOSE", "") not in ("", "0")

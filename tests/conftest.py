@@ -1,0 +1,54 @@
+"""Fixtures shared by all tests: one local Ray, one MLflow store a test, real pixels, ../shared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before any import of these libraries: no telemetry, few threads (the suite is planned for two cores).
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and captions beside the project; the test skips where it is absent."""
+    if not (SHARED / "real_ihc").is_dir():
+        pytest.skip("../shared (real images and captions) is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_ihc() -> np.ndarray:
+    """The real IHC image that scikit-image carries everywhere: FHL2 in colon, uint8 (512, 512, 3)."""
+    from skimage.data import immunohistochemistry
+
+    return np.asarray(immunohistochemistry())
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One real local Ray of two logical CPUs for the whole session."""
+    import ray
+
+    from his2lip.runtime import start_ray
+
+    start_ray(num_cpus=2, object_store_memory=400 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh MLflow SQLite store of its own; the URI."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
