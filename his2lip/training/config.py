@@ -1,0 +1,146 @@
+"""What a training run is made of: every option of `his2lip train`, with its default and its reason."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from his2lip.config import Config, digest, resolved
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Config):
+    """Which dual encoder is trained, and in which arithmetic."""
+
+    backbone: str = "tiny"  # a name of `his2lip models list`, an open_clip name, or a checkpoint directory
+    # bf16 is autocast around fp32 weights; auto takes it on GPUs that have it, and fp32 elsewhere.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class DataConfig(Config):
+    """Which patches and captions, in which order (design section 4, principle 4)."""
+
+    shards: str  # URI of prepared shards
+    split: str = "train"
+    select: str | None = "select"  # validated after each epoch; null trains without validation
+    captions: str = "templates"  # "templates", or the URI of a caption bank
+    missing: Literal["drop", "template"] = "template"  # patches whose classes have no captions in the bank
+    batch_size: Count = 64  # pairs in one global batch, over all workers; the paper's code uses 32 a GPU
+    lanes: Count = 8  # virtual readers; the number of workers divides it
+    window: Count = 4  # row groups that are shuffled together within a lane
+    balance: Share = 0.0  # 0 samples (tissue, biomarker) cells as they are, 1 equally, between: to a power
+    augment: bool = True  # flips and quarter turns, keyed by (seed, epoch, patch)
+    loader: Literal["ray", "local"] = "ray"  # the same batches, by Ray Data or in this process
+    decode_threads: Count = 2
+
+
+class WeightsConfig(Config):
+    """alpha, beta, gamma of design section 6. AdamW all but ignores the scale, so alpha is the unit."""
+
+    image_text: Weight = 1.0
+    image_image: Weight = 0.5
+    text_text: Weight = 0.5
+
+    @pydantic.model_validator(mode="after")
+    def _some_term(self) -> WeightsConfig:
+        if not (self.image_text or self.image_image or self.text_text):
+            raise ValueError("at least one of the three weights must be above zero")
+        return self
+
+
+class SimilarityConfig(Config):
+    """What a shared tissue type, (tissue, biomarker) pair, or biomarker across tissues adds to S_ij."""
+
+    tissue: Weight = 1.0
+    pair: Weight = 1.0
+    biomarker: Weight = 0.0
+
+
+class LossConfig(Config):
+    """The WISE loss. `variant` other than wise is the released code's arithmetic, and fixes the rest."""
+
+    variant: Literal["wise", "released", "released_hard", "released_image", "released_text"] = "wise"
+    weights: WeightsConfig = WeightsConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
+    tau: Positive = 1.0  # temperature of the targets
+    kappa: Positive | Literal["scale"] = 1.0  # scale of the intramodal logits; "scale" ties it to the model's
+    normalize: bool = True  # cosine logits; the released code leaves image-text logits unnormalised
+
+
+class OptimConfig(Config):
+    """AdamW under a cosine with linear warm-up. The paper: lr 2e-5, decay 0.01, 1 % warm-up, clip 1."""
+
+    lr: Positive = 2e-5
+    weight_decay: Weight = 0.01  # not on norms, biases and the logit scale
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    warmup: float = Field(default=0.01, ge=0)  # below 1 a share of all steps, from 1 on a number of steps
+    epochs: Count = 10
+    steps: Count | None = None  # stops here instead, in mid-epoch if need be
+    grad_clip: Weight = 1.0  # norm of the whole gradient; 0 does not clip
+    micro_batch: Count | None = (
+        None  # pairs of one worker that are in memory at once; the gradient stays exact
+    )
+
+
+class CheckpointConfig(Config):
+    """When a run is saved, and which checkpoint is the best."""
+
+    every_steps: Count | None = None  # besides the end of each epoch
+    select_by: Literal["macro_f1", "loss"] = "loss"  # on `data.select`; macro_f1 is zero-shot classification
+
+
+class WorkersConfig(Config):
+    """Where a run works. Nothing here changes what comes out beyond float32 rounding."""
+
+    num: Count = 1
+    use_gpu: bool | Literal["auto"] = "auto"
+    threads: Count = 1  # torch threads of each worker
+    resources: dict[str, Weight] = {}  # Ray resources of each worker; its default is one CPU, or one GPU
+    max_failures: int = Field(default=3, ge=-1)  # restarts of dead workers in one call; -1 has no bound
+
+
+class TrainConfig(Config):
+    """One training run; its name is also that of its directory under `storage`/train."""
+
+    name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    workers: WorkersConfig = WorkersConfig()
+    storage: str = "runs"
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        lanes, num, size = self.data.lanes, self.workers.num, self.data.batch_size
+        if size % lanes:
+            raise ValueError(f"data.batch_size ({size}) must be a multiple of data.lanes ({lanes})")
+        if lanes % num:
+            raise ValueError(f"data.lanes ({lanes}) must be a multiple of workers.num ({num})")
+        if self.checkpoint.select_by == "macro_f1" and self.data.select is None:
+            raise ValueError("checkpoint.select_by=macro_f1 needs a data.select split")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: all but where the run works, what it is called and how often it saves."""
+        tree = resolved(self)
+        for key in ("name", "storage", "workers"):
+            del tree[key]
+        del tree["checkpoint"]["every_steps"]
+        for key in ("shards", "loader", "decode_threads"):  # shards count by their digest, not their place
+            del tree["data"][key]
+        return tree
+
+
+def run_id(config: TrainConfig, *, data_digest: str, captions_digest: str) -> str:
+    """sha256 (hex) of what a run is made of (design section 4, principle 7)."""
+    return digest({"config": config.identity(), "data": data_digest, "captions": captions_digest})
