@@ -1,0 +1,144 @@
+"""`his2lip doctor`: what this machine has, what is missing, and what to type about it."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from his2lip.commands.console import say, table
+
+_PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `state` is ok, note (works, but know this) or missing (something will fail)."""
+
+    what: str
+    found: str
+    state: str = "ok"
+    mend: str = ""
+
+
+def run_doctor() -> bool:
+    """Prints every finding; True where nothing is missing."""
+    findings = list(examine())
+    table(["", "what", "found"], [(f.state, f.what, f.found) for f in findings])
+    for finding in findings:
+        if finding.mend:
+            say(f"{finding.what}: {finding.mend}")
+    broken = sum(f.state == "missing" for f in findings)
+    say("Nothing is missing." if not broken else f"Missing: {broken}; see the lines above.")
+    return not broken
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, the cheap ones first."""
+    yield _python()
+    yield from (_package(name) for name in _PACKAGES)
+    yield _native("openslide", "whole slides", "pip install openslide-bin")
+    yield _native("simplejpeg", "fast JPEG decoding", "pip install simplejpeg")
+    yield _cores()
+    yield _gpu()
+    yield _disk()
+    yield _shared_memory()
+    yield _ray_token()
+    yield _weights()
+    yield _store()
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 11):
+        return Finding("Python", found)
+    return Finding("Python", found, "missing", "3.11 or newer is wanted: python3.11 -m venv .venv")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, "not installed", "missing", "make install")
+
+
+def _native(module: str, purpose: str, mend: str) -> Finding:
+    try:
+        __import__(module)
+    except Exception as error:  # a broken shared library raises anything from OSError to ImportError
+        return Finding(module, f"{type(error).__name__}: {error}", "missing", f"{purpose}: {mend}")
+    return Finding(module, purpose)
+
+
+def _cores() -> Finding:
+    from his2lip.runtime import usable_cpus
+
+    cpus = usable_cpus()
+    if cpus >= 2:
+        return Finding("CPU cores", str(cpus))
+    return Finding("CPU cores", "1", "note", "training and reading share one core; two are wanted")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none", "note", "training runs on the CPU: fine for `tiny`, slow for ViT-B")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Finding("GPU", ", ".join(names) + (", bf16" if torch.cuda.is_bf16_supported() else ", no bf16"))
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    if free > 5 << 30:
+        return Finding("disk here", f"{free / 2**30:.0f} GiB free")
+    return Finding(
+        "disk here", f"{free / 2**30:.1f} GiB free", "note", "run where there is more: cd, or storage=URI"
+    )
+
+
+def _shared_memory() -> Finding:
+    """Ray's object store lives there; where it is small, Ray falls back to slow files on disk."""
+    if not Path("/dev/shm").is_dir():
+        return Finding("shared memory", "no /dev/shm (not Linux)")
+    free = shutil.disk_usage("/dev/shm").free
+    if free >= 1 << 30:
+        return Finding("shared memory", f"{free / 2**30:.1f} GiB free")
+    return Finding("shared memory", f"{free / 2**20:.0f} MiB", "note", "in Docker: --shm-size=4g")
+
+
+def _ray_token() -> Finding:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if not path.exists():
+        return Finding("Ray token", "none yet (Ray writes one at its first start)")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return Finding(
+            "Ray token", f"{path}, mode {mode:04o}", "note", f"others can read it: chmod 600 {path}"
+        )
+    return Finding("Ray token", str(path))
+
+
+def _weights() -> Finding:
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    held = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
+    if held:
+        return Finding("cached weights", ", ".join(held))
+    return Finding(
+        "cached weights", "none", "note", "pretrained backbones download at first use; `tiny` needs none"
+    )
+
+
+def _store() -> Finding:
+    from his2lip.errors import TrackingError
+    from his2lip.tracking import Tracker
+
+    try:
+        return Finding("MLflow store", Tracker.open().uri)
+    except TrackingError as error:
+        return Finding("MLflow store", "not reachable", "missing", str(error))

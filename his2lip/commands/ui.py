@@ -1,0 +1,33 @@
+"""`his2lip ui`: MLflow's own page on the current store, on loopback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from his2lip.commands.console import say
+from his2lip.errors import TrackingError
+
+
+def run_ui(*, port: int, store: str | None) -> int:
+    """Serves the store until it is interrupted; the server's exit code."""
+    uri = store or os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
+    if uri.startswith(("http://", "https://")):
+        raise TrackingError(
+            "this store is a server already", where=uri, mend="open that address in a browser"
+        )
+    say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
+    say("  models side by side: experiment his2lip-benchmark, tab Models")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    try:
+        return subprocess.call(command, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+    except KeyboardInterrupt:
+        return 0
+
+
+def _default_store() -> str:
+    from his2lip.tracking import DEFAULT_STORE
+
+    return DEFAULT_STORE
