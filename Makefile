@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
 	@UV=$$(command -v uv || echo $(VENV)/bin/uv); \
-	  $$UV pip install --python $(PY) --require-hashes -r requirements.lock && \
+	  $$UV pip install --python $(PY) --compile-bytecode --require-hashes -r requirements.lock && \
 	  $$UV pip install --python $(PY) --no-deps --editable .
 	@touch $@
 

@@ -44,6 +44,8 @@ def quiet_ray() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray says at every start that it uses a token; `his2lip doctor` and docs/cluster.md say it once.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import ray.data

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: headings, progress, tables; plain lines where it is no terminal."""
+"""What a person sees while a command works: headings, progress, tables; plain lines off a terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 
 class Progress:
-    """Progress of one piece of work: a line that is redrawn on a terminal, a line every few seconds elsewhere."""
+    """Progress of one piece of work: a line redrawn on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, label: str, *, every: float = 10.0) -> None:
         self._label, self._every = label, every

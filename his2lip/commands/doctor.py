@@ -54,10 +54,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info >= (3, 11):
-        return Finding("Python", found)
-    return Finding("Python", found, "missing", "3.11 or newer is wanted: python3.11 -m venv .venv")
+    return Finding("Python", ".".join(map(str, sys.version_info[:3])))
 
 
 def _package(name: str) -> Finding:
