@@ -1,0 +1,99 @@
+"""The command line: help everywhere, honest exit codes, one sentence for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+
+from his2lip.cli import app
+
+HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pydantic", "pyarrow")
+
+
+def his2lip(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "his2lip", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def _commands(group: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    below = getattr(group, "commands", None)
+    if below is None:
+        return [path]
+    return [path] + [p for name, command in below.items() for p in _commands(command, (*path, name))]
+
+
+@pytest.mark.parametrize("path", _commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, [*path, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['his2lip', '--help']\n"
+        "from his2lip.cli import app\n"
+        "try: app()\nexcept SystemExit: pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    done = his2lip("train", "no-such.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no-such.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake(tmp_path: Path) -> None:
+    done = his2lip("--debug", "train", "no-such.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_misspelt_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {shards: x}\noptim: {learning_rat: 1}\n")
+    done = his2lip("train", "a.yaml", "optim.warmupp=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "optim" in done.stderr
+    assert "unknown key" in done.stderr
+
+
+def test_an_unreachable_mlflow_store_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {shards: x}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "his2lip", "train", "a.yaml"],
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120,
+        env=os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_address_is_taken_out_of_the_command_that_is_submitted() -> None:
+    from his2lip.commands.remote import without_address
+
+    given = [
+        "benchmark",
+        "b.yaml",
+        "--address",
+        "http://h:1",
+        "--models",
+        "tiny",
+        "--address=http://h:2",
+        "a=1",
+    ]
+    assert without_address(given) == ["benchmark", "b.yaml", "--models", "tiny", "a=1"]
