@@ -1,0 +1,95 @@
+"""The columns of a shard, one row of it, and the file systems that shards live on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from his2lip.data.info import SCHEMA_VERSION
+from his2lip.errors import DatasetError
+
+VERSION_KEY = b"his2lip.schema_version"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("patch_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("case_id", pa.string()),
+        pa.field("slide_id", pa.string()),
+        pa.field("tissue", pa.string()),
+        pa.field("biomarker", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("stain", pa.string()),
+        pa.field("region_id", pa.string()),
+        pa.field("twin_id", pa.string()),
+        pa.field("x", pa.int32()),
+        pa.field("y", pa.int32()),
+        pa.field("score", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("mpp", pa.float32()),
+        pa.field("sha256", pa.string(), nullable=False),
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+DICTIONARIES = ["dataset", "split", "case_id", "slide_id", "tissue", "biomarker", "label", "stain", "score"]
+WITHOUT_IMAGE = [name for name in SCHEMA.names if name != "image"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """One row. `image` holds encoded bytes; `patch_id` is dataset/relative path[#tile]; `mpp` is microns a pixel.
+
+    Tissue types and biomarkers are canonical names or None; `sha256` (of `image`, hex) is filled in if absent.
+    """
+
+    patch_id: str
+    image: bytes = field(repr=False)
+    dataset: str
+    split: str
+    width: int
+    height: int
+    case_id: str | None = None
+    slide_id: str | None = None
+    tissue: str | None = None
+    biomarker: str | None = None
+    label: str | None = None
+    stain: str | None = None
+    region_id: str | None = None
+    twin_id: str | None = None
+    x: int | None = None
+    y: int | None = None
+    score: str | None = None
+    mpp: float | None = None
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.sha256:
+            object.__setattr__(self, "sha256", hashlib.sha256(self.image).hexdigest())
+
+
+assert {f.name for f in fields(Patch)} == set(SCHEMA.names)
+
+
+def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system behind a local path or a URI (s3, gs, file, or any fsspec scheme), and the path on it."""
+    text = str(uri)
+    if "://" not in text:
+        return fs.LocalFileSystem(), str(Path(text).absolute())
+    try:
+        return fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    scheme, _, path = text.partition("://")
+    try:
+        import fsspec
+
+        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), path.rstrip("/")
+    except (ImportError, ValueError) as error:
+        raise DatasetError(f"this address cannot be used: {error}", where=text) from None
