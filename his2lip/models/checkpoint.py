@@ -1,0 +1,202 @@
+"""Checkpoints: a directory that open_clip reads as it is, with its provenance and the state to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import his2lip
+from his2lip.errors import CheckpointError
+from his2lip.models.build import HF_TEXT_FOLDER, build_clip, build_tokenizer, clip_vocabulary, load_weights
+from his2lip.models.encoder import DualEncoder, Precision, architecture, tensor_digest
+from his2lip.models.preprocess import Preprocess
+from his2lip.models.resume import ResumeState, load_resume, save_resume
+
+__all__ = ["ResumeState", "load_checkpoint", "load_resume", "read_meta", "save_checkpoint"]
+
+WEIGHTS, OPEN_CLIP, META = "model.safetensors", "open_clip_config.json", "his2lip.json"
+_FORMAT = 1
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: DualEncoder,
+    *,
+    meta: Mapping[str, Any],
+    resume: ResumeState | None = None,
+) -> Path:
+    """Writes `model` into `folder`, all of it or nothing; a checkpoint that stands there is replaced.
+
+    `meta` is what the run knows (resolved config, label vocabularies, data digest, step, metrics), JSON-able;
+    tensor digest, tokenizer and code version are added here. Returns the folder.
+    """
+    state = _own_storage(model.clip.state_dict())
+    with _replacing(Path(folder)) as new:
+        save_file(state, new / WEIGHTS, metadata={"format": "pt"})
+        _write_json(new / OPEN_CLIP, _open_clip_config(model))
+        _save_text_side(new, model)
+        _write_json(new / META, _provenance(model, state) | dict(meta))
+        if resume is not None:
+            save_resume(new / "resume", resume)
+    return Path(folder)
+
+
+def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> DualEncoder:
+    """The model in `folder`, on the CPU, in evaluation mode. Raises CheckpointError for anything not whole."""
+    folder = _settled(Path(folder))
+    meta = read_meta(folder)
+    config = _read_json(folder / OPEN_CLIP)
+    clip = build_clip(config["model_cfg"], folder=folder)
+    state = _read_tensors(folder / WEIGHTS)
+    load_weights(clip, state, where=folder / WEIGHTS)
+    if tensor_digest(state) != meta["tensor_digest"]:
+        raise CheckpointError(
+            f"the weights are not the ones that {META} was written for",
+            where=folder / WEIGHTS,
+            mend="copy the whole checkpoint directory again",
+        )
+    _check_vocabulary(folder, meta)
+    model = DualEncoder(
+        clip,
+        name=meta.get("name", str(folder)),
+        config=config["model_cfg"],
+        preprocess=Preprocess.from_open_clip(config["preprocess_cfg"]),
+        tokenizer=build_tokenizer(config["model_cfg"], folder),
+        precision=precision,
+        similarity=meta.get("similarity", "cosine"),
+    )
+    return model.eval()
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version."""
+    folder = _settled(Path(folder))
+    meta = _read_json(folder / META)
+    if meta.get("format") != _FORMAT:
+        mend = "load it with the his2lip that wrote it"
+        raise CheckpointError(f"checkpoint format {meta.get('format')} is unknown", where=folder, mend=mend)
+    return meta
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether `folder` holds one of our checkpoints (a foreign one has no `his2lip.json`)."""
+    return (_settled(Path(folder)) / META).is_file()
+
+
+def _provenance(model: DualEncoder, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    simple = isinstance(model.tokenizer.tokenizer, SimpleTokenizer)
+    return {
+        "format": _FORMAT,
+        "name": model.name,
+        "similarity": model.similarity,
+        "tensor_digest": tensor_digest(state),
+        "config_digest": model.config_digest(),
+        "preprocess_digest": model.preprocess.digest,
+        "tokenizer": {"kind": "clip", "sha256": _vocabulary_digest()} if simple else {"kind": "huggingface"},
+        "code_version": his2lip.__version__,
+    }
+
+
+def _open_clip_config(model: DualEncoder) -> dict[str, Any]:
+    return {"model_cfg": architecture(model.config), "preprocess_cfg": model.preprocess.to_open_clip()}
+
+
+def _save_text_side(folder: Path, model: DualEncoder) -> None:
+    """The tokenizer's files, and the text tower's configuration that a Hugging Face tower would ask the hub for."""
+    if not isinstance(model.tokenizer.tokenizer, SimpleTokenizer):
+        model.tokenizer.tokenizer.save_pretrained(str(folder))
+    tower = getattr(model.clip, "text", None)
+    if isinstance(tower, HFTextEncoder):
+        tower.config.save_pretrained(str(folder / HF_TEXT_FOLDER))
+
+
+def _check_vocabulary(folder: Path, meta: Mapping[str, Any]) -> None:
+    """CLIP's tokenizer comes from open_clip: the same tokens only while its vocabulary is the same."""
+    wanted = meta["tokenizer"].get("sha256")
+    if wanted is not None and wanted != _vocabulary_digest():
+        raise CheckpointError(
+            "this open_clip carries another CLIP vocabulary than the checkpoint's", where=folder
+        )
+
+
+def _vocabulary_digest() -> str:
+    return hashlib.sha256(clip_vocabulary().read_bytes()).hexdigest()
+
+
+def _own_storage(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CPU tensors that share no storage with one another (tied embeddings do, and safetensors refuses them)."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return out
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A temporary directory beside `folder` that takes its place when the block ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    new.mkdir()
+    try:
+        yield new
+        old = _former(folder)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _former(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.former"
+
+
+def _settled(folder: Path) -> Path:
+    """Where the checkpoint is: a process killed between two renames leaves it under its former name."""
+    former = _former(folder)
+    return former if former.is_dir() and not folder.exists() else folder
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError("this checkpoint has no weights", where=path) from None
+    except (SafetensorError, OSError) as error:
+        mend = "copy the checkpoint again"
+        raise CheckpointError(f"the weights cannot be read: {error}", where=path, mend=mend) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"this is not a checkpoint: it has no {path.name}", where=path.parent) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path.parent) from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent)
+    return tree
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

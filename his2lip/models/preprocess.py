@@ -1,0 +1,83 @@
+"""From a decoded RGB image to the tensor that a model's image tower reads, as open_clip's own transform does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from his2lip.config import digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize to `size`, scale to [0, 1], then subtract `mean` and divide by `std`, channel by channel.
+
+    resize_mode    shortest (then a centre crop), longest (then padding with `fill_color`) or squash
+    interpolation  bicubic or bilinear, antialiased, on uint8 as PIL computes it
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    @classmethod
+    def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
+        """From open_clip's `preprocess_cfg`; what it leaves out takes open_clip's defaults."""
+        known = {k: v for k, v in config.items() if k != "mode" and v is not None}
+        full = PreprocessCfg(**known)
+        size = (full.size, full.size) if isinstance(full.size, int) else tuple(full.size)
+        return cls(
+            size=size,  # type: ignore[arg-type]
+            mean=tuple(full.mean),  # type: ignore[arg-type]
+            std=tuple(full.std),  # type: ignore[arg-type]
+            interpolation=full.interpolation,
+            resize_mode=full.resize_mode,
+            fill_color=full.fill_color,
+        )
+
+    def to_open_clip(self) -> dict[str, Any]:
+        """The `preprocess_cfg` of `open_clip_config.json`; `from_open_clip` reads it back."""
+        square = self.size[0] == self.size[1]
+        config = asdict(self)
+        return config | {"size": self.size[0] if square else list(self.size), "mode": "RGB"}
+
+    def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """`image` (any size; an array is uint8 (H, W, 3) RGB) at the model's size, uint8 (h, w, 3)."""
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        return np.asarray(self._resize(image.convert("RGB")))
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, h, w) that are already at the model's size -> float32 of the same shape, same device."""
+        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """One image as `resize` takes it -> float32 (3, h, w), equal to open_clip's `preprocess_val`."""
+        pixels = torch.from_numpy(self.resize(image).copy())
+        return self.normalize(pixels.permute(2, 0, 1).contiguous())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of these settings: part of the identity of an embedding."""
+        return digest(asdict(self))
+
+    @cached_property
+    def _resize(self) -> Any:
+        """The part of open_clip's transform that comes before the tensor: PIL image in, PIL image out."""
+        whole = image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
+        steps = [type(step).__name__ for step in whole.transforms[-2:]]
+        assert steps == ["MaybeToTensor", "Normalize"], steps
+        whole.transforms = whole.transforms[:-2]
+        return whole
