@@ -1,4 +1,4 @@
-"""Decoding of published image bytes to RGB, and refusal, with a reason, of what would train on wrong pixels."""
+"""Decoding of image bytes to RGB, and refusal, with a reason, of what would give wrong pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from his2lip.errors import ImageError
 
-# Pixels of one image. Pillow starts to warn of a decompression bomb here too; larger images are tiled as slides.
+# Pixels of one image. Pillow warns of a decompression bomb from here on; larger images are tiled as slides.
 MAX_PIXELS = 89_478_485
 # Pixels a side. Less holds no tissue: the smallest published patches are 64 px.
 MIN_SIDE = 8
@@ -62,7 +62,7 @@ def probe(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[in
         orientation = _jpeg_orientation(data)
     else:
         with _open(data) as image:
-            _check_mode(image)
+            _check_mode(image, bytes(data[:32]))
             width, height = image.size
             orientation = _orientation(image)
     _check_size(width, height, max_pixels)
@@ -112,7 +112,7 @@ def _jpeg_error(error: ValueError) -> ImageError:
 
 def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray:
     with _open(data) as image:
-        _check_mode(image)
+        _check_mode(image, bytes(data[:32]))
         _check_size(*image.size, max_pixels)
         orientation = _orientation(image)
         try:
@@ -136,21 +136,17 @@ def _open(data: bytes | memoryview) -> Image.Image:
         raise ImageError(f"this is not an image in {', '.join(FORMATS)}, or its header is broken") from None
 
 
-def _check_mode(image: Image.Image) -> None:
+def _check_mode(image: Image.Image, header: bytes) -> None:
     if image.mode in _REFUSED_MODES:
         raise ImageError(f"the image {_REFUSED_MODES[image.mode]}", mend=_MEND)
-    if _bits(image) > 8:
+    if _bits(image, header) > 8:
         raise ImageError(f"the image {_SIXTEEN_BIT}", mend=_MEND)
 
 
-def _bits(image: Image.Image) -> int:
+def _bits(image: Image.Image, header: bytes) -> int:
     """Bits a channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, so the file is asked."""
-    if image.format == "PNG" and image.fp is not None:
-        place = image.fp.tell()
-        image.fp.seek(24)  # the bit depth stands at byte 24, in IHDR (PNG specification, 11.2.2)
-        depth = image.fp.read(1)
-        image.fp.seek(place)
-        return depth[0] if depth else 8
+    if image.format == "PNG":
+        return header[24] if len(header) > 24 else 8  # IHDR's bit depth (PNG specification, 11.2.2)
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
     return 8

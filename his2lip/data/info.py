@@ -67,7 +67,7 @@ def summarise(
     quarantined: Iterable[tuple[str, str]] = (),
     left_out: Iterable[tuple[str, str]] = (),
 ) -> DatasetInfo:
-    """Joins the finished parts of a dataset. Raises DatasetError for a patch id that stands in two of them."""
+    """Joins the finished parts of a dataset. Raises DatasetError for a patch id that stands twice."""
     parts = sorted(parts, key=lambda part: part.path)
     _refuse_duplicates(parts)
     counts: dict[str, dict[str, int]] = {}

@@ -44,9 +44,10 @@ WITHOUT_IMAGE = [name for name in SCHEMA.names if name != "image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """One row. `image` holds encoded bytes; `patch_id` is dataset/relative path[#tile]; `mpp` is microns a pixel.
+    """One row. `image` holds encoded bytes; `patch_id` is dataset/relative path[#tile].
 
-    Tissue types and biomarkers are canonical names or None; `sha256` (of `image`, hex) is filled in if absent.
+    Tissue types and biomarkers are canonical names or None; `mpp` is microns a pixel; `sha256` (of `image`,
+    hex) is filled in where it is absent.
     """
 
     patch_id: str
@@ -78,7 +79,7 @@ assert {f.name for f in fields(Patch)} == set(SCHEMA.names)
 
 
 def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system behind a local path or a URI (s3, gs, file, or any fsspec scheme), and the path on it."""
+    """The file system behind a local path or a URI (s3, gs, or any fsspec scheme), and the path on it."""
     text = str(uri)
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())

@@ -46,7 +46,7 @@ class PartWriter:
             filesystem=system,
             compression={name: "none" if name == "image" else "zstd" for name in SCHEMA.names},
             use_dictionary=DICTIONARIES,
-            write_statistics=WITHOUT_IMAGE,  # type: ignore[arg-type]  # an image's minimum would be an image
+            write_statistics=WITHOUT_IMAGE,  # an image's minimum would be an image
         )
 
     def add(self, patch: Patch) -> None:
@@ -96,7 +96,7 @@ class PartWriter:
 class ShardWriter:
     """Writes a dataset patch by patch: URI/{split}/part-00000.parquet, …, and dataset.json last.
 
-    Memory holds one unfinished row group a split. Used as a context manager it closes on success, and after an
+    Memory holds one unfinished row group a split. As a context manager it closes on success, and after an
     exception leaves no dataset.json, so that nobody takes the unfinished dataset for a whole one.
     """
 
