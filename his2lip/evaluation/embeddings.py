@@ -1,0 +1,242 @@
+"""Embeddings of images and sentences: each (encoder, image) computed once, ever, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from his2lip.data.images import decode
+from his2lip.data.shards import ShardSet, read_row_group
+from his2lip.errors import DatasetError, ModelError
+from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
+from his2lip.evaluation.feature_store import FeatureStore
+
+Progress = Callable[[int, int], None]  # images done, images to do
+
+_BATCH = 64  # crops that go through a tower at once
+_PART_IMAGES = 2048  # images a part of the cache: what an interruption can lose
+_MEND = "prepare the dataset again"
+
+
+@dataclass
+class Counts:
+    """What went through a tower since the cache was opened."""
+
+    images: int = 0
+    crops: int = 0
+    sentences: int = 0
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of a split with their features.
+
+    table     metadata, one row an image (all columns of a shard but the image)
+    features  float32 (M, D), raw; M > rows where a view cuts an image into tiles
+    row       int64 (M,), the row of `table` that each feature belongs to
+    """
+
+    table: pa.Table
+    features: np.ndarray
+    row: np.ndarray
+
+
+class EmbeddingCache:
+    """Features by encoder and image on disk, under a folder or URI; `counts` says what had to be computed.
+
+    Each encoder has a folder of its own, named by its key, so a replaced weight, another preprocessing, view,
+    decoder or precision can never meet features of the former. Several processes may share a cache.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self.counts = Counts()
+
+    def embed(
+        self,
+        encoder: ImageEncoder,
+        shards: ShardSet,
+        split: str,
+        *,
+        rows: np.ndarray | None = None,
+        batch_size: int = _BATCH,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> Embedded:
+        """Features of a split, or of its `rows` (int64, numbers within the split); only missing ones are made.
+
+        Equal images are computed once. Raises DatasetError for an image that cannot be decoded or is not the
+        one that its row names, ModelError for features that are not finite.
+        """
+        table = shards.table(split)
+        rows = np.arange(len(table)) if rows is None else np.asarray(rows)
+        table = table.take(pa.array(rows))
+        keys = _image_keys(encoder, table)
+        store = FeatureStore(self._root, f"images/{encoder.key}")
+        known = store.read(keys)
+        missing = {key: int(row) for key, row in zip(keys[::-1], rows[::-1], strict=True) if key not in known}
+        by_row = {row: key for key, row in missing.items()}
+        waiting: dict[str, np.ndarray] = {}
+        try:
+            stream = encode_rows(
+                encoder, shards, split, sorted(by_row), batch_size=batch_size, threads=threads
+            )
+            for done, (row, features) in enumerate(stream, start=1):
+                waiting[by_row[row]] = features
+                self.counts.images += 1
+                self.counts.crops += len(features)
+                if len(waiting) >= _PART_IMAGES:
+                    store.append(waiting)
+                    known |= waiting
+                    waiting = {}
+                if progress:
+                    progress(done, len(missing))
+        finally:
+            store.append(waiting)
+        return _assemble(table, keys, known | waiting)
+
+    def embed_images(self, encoder: ImageEncoder, images: Sequence[bytes]) -> list[np.ndarray]:
+        """Features float32 (T, D) of encoded images that stand in no shard (a query, a user's file)."""
+        keys = [hashlib.sha256(image).hexdigest() + encoder.crop_key(None) for image in images]
+        store = FeatureStore(self._root, f"images/{encoder.key}")
+        known = store.read(keys)
+        new: dict[str, np.ndarray] = {}
+        for key, image in zip(keys, images, strict=True):
+            if key not in known and key not in new:
+                new[key] = _finite(encoder.encode(encoder.crops(decode(image), None)), "image", key)
+                self.counts.images += 1
+                self.counts.crops += len(new[key])
+        store.append(new)
+        return [(known | new)[key] for key in keys]
+
+    def embed_text(self, encoder: SentenceEncoder, sentences: Sequence[str]) -> np.ndarray:
+        """Raw features of sentences in order, duplicates kept: float32 (P, D)."""
+        keys = [hashlib.sha256(s.encode()).hexdigest() for s in sentences]
+        store = FeatureStore(self._root, f"sentences/{encoder.key}")
+        known = store.read(keys)
+        missing = {key: s for key, s in zip(keys, sentences, strict=True) if key not in known}
+        new: dict[str, np.ndarray] = {}
+        for chunk in _chunks(list(missing.items()), _BATCH):
+            features = encoder.encode([sentence for _, sentence in chunk])
+            new |= {k: _finite(f[None], "sentence", s) for (k, s), f in zip(chunk, features, strict=True)}
+            self.counts.sentences += len(chunk)
+        store.append(new)
+        return np.concatenate([(known | new)[key] for key in keys])
+
+
+def encode_rows(
+    encoder: ImageEncoder,
+    shards: ShardSet,
+    split: str,
+    rows: Sequence[int],
+    *,
+    batch_size: int = _BATCH,
+    threads: int = 2,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, features float32 (T, D)) of ascending rows of a split; images are decoded on threads, ahead.
+
+    Reads only the row groups that hold one of the rows, one at a time. Nothing is cached.
+    """
+    for batch in _decoded(encoder, _images(shards, split, rows), batch_size=batch_size, threads=threads):
+        crops = np.concatenate([c for _, _, c in batch])
+        encoded = np.concatenate([encoder.encode(part) for part in _slices(crops, batch_size)])
+        start = 0
+        for row, patch_id, own in batch:
+            yield row, _finite(encoded[start : start + len(own)], "image", patch_id)
+            start += len(own)
+
+
+def _images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple[int, dict]]:
+    """(row, its patch_id, mpp, sha256 and image) for ascending rows of a split."""
+    wanted = np.asarray(rows, dtype=np.int64)
+    first = 0
+    for group in shards.row_groups(split):
+        inside = wanted[(wanted >= first) & (wanted < first + group.rows)] - first
+        if len(inside):
+            columns = ["patch_id", "mpp", "sha256", "image"]
+            try:
+                table = read_row_group(shards.filesystem, group, columns).take(pa.array(inside))
+            except (pa.ArrowException, OSError) as error:
+                raise DatasetError(
+                    f"this shard cannot be read: {error}", where=group.path, mend=_MEND
+                ) from None
+            for row, place in enumerate(inside):
+                yield int(place) + first, {name: table[name][row].as_py() for name in columns}
+        first += group.rows
+
+
+def _decoded(
+    encoder: ImageEncoder, images: Iterable[tuple[int, dict]], *, batch_size: int, threads: int
+) -> Iterator[list[tuple[int, str, np.ndarray]]]:
+    """Batches of (row, patch id, crops); the next batch is decoded while one is in use."""
+
+    def cut(item: tuple[int, dict]) -> tuple[int, str, np.ndarray]:
+        row, patch = item
+        return row, patch["patch_id"], _crops_of(encoder, patch)
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[list[Future]] = deque()
+        try:
+            for chunk in _chunks(images, batch_size):
+                ahead.append([pool.submit(cut, item) for item in chunk])
+                if len(ahead) > 1:
+                    yield [f.result() for f in ahead.popleft()]
+            while ahead:
+                yield [f.result() for f in ahead.popleft()]
+        finally:
+            for future in (f for batch in ahead for f in batch):
+                future.cancel()
+
+
+def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
+    """The crops of one row, after the check that its bytes are those that its sha256 names."""
+    if hashlib.sha256(patch["image"]).hexdigest() != patch["sha256"]:
+        raise DatasetError(
+            "an image's bytes are not those of its sha256", where=patch["patch_id"], mend=_MEND
+        )
+    try:
+        pixels = decode(patch["image"])
+    except DatasetError as error:
+        raise DatasetError(error.what, where=patch["patch_id"], mend=_MEND) from None
+    return encoder.crops(pixels, patch["mpp"])
+
+
+def _image_keys(encoder: ImageEncoder, table: pa.Table) -> list[str]:
+    scales = [None if m is None or math.isnan(m) else m for m in table["mpp"].to_pylist()]
+    return [sha + encoder.crop_key(mpp) for sha, mpp in zip(table["sha256"].to_pylist(), scales, strict=True)]
+
+
+def _assemble(table: pa.Table, keys: list[str], known: dict[str, np.ndarray]) -> Embedded:
+    parts = [known[key] for key in keys]
+    features = np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+    row = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    return Embedded(table, features, row)
+
+
+def _finite(features: np.ndarray, what: str, where: str) -> np.ndarray:
+    if not np.isfinite(features).all():
+        raise ModelError(f"the model gives features that are not finite for this {what}", where=where)
+    return features.astype(np.float32, copy=False)
+
+
+def _slices(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (array[a : a + size] for a in range(0, len(array), size))
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of at most `size` items."""
+    chunk: list = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

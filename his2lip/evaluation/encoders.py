@@ -1,0 +1,143 @@
+"""The image side of a model as the cache needs it: bytes to crops, crops to raw features, and an identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from his2lip.config import digest
+from his2lip.evaluation.views import View
+
+if TYPE_CHECKING:
+    from his2lip.models.encoder import DualEncoder
+
+# Mean and standard deviation of MIHIC's training patches, RGB in [0, 1]: the released code's normalisation.
+RELEASED_MEAN = (0.7424657, 0.7176911, 0.7305417)
+RELEASED_STD = (0.2142405, 0.2137353, 0.2084592)
+
+# A sentence whose tokens tell tokenizers apart.
+_PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
+
+Preprocessing = Literal["native", "released"]
+
+
+class ImageEncoder(Protocol):
+    """What an embedding cache asks of an encoder; models and colour baselines are two."""
+
+    @property
+    def key(self) -> str:
+        """sha256 of all that decides a feature beside the image: weights, architecture, view and so on."""
+
+    def crop_key(self, mpp: float | None) -> str:
+        """What of one image's scale decides its crops; empty where nothing does."""
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        """uint8 (H, W, 3) to an array (T, …) of T >= 1 inputs; runs on several threads at once."""
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        """Inputs (T, …) to raw features, float32 (T, D)."""
+
+
+class ModelEncoder:
+    """The image tower of a dual encoder under a view and a preprocessing."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        *,
+        view: View | None = None,
+        preprocessing: Preprocessing = "native",
+        weights: str | None = None,
+    ) -> None:
+        """`weights`: the model's tensor digest where the caller has it; hashing takes a second a gigabyte."""
+        self.model = model
+        self._weights = weights
+        self.view = view or View()
+        # Crops are resized as they are: what the model's own transform would cut off is the view's to say.
+        self._preprocess = dataclasses.replace(model.preprocess, resize_mode="squash")
+        if preprocessing == "released":
+            self._preprocess = dataclasses.replace(self._preprocess, mean=RELEASED_MEAN, std=RELEASED_STD)
+
+    @cached_property
+    def key(self) -> str:
+        return digest(
+            {
+                "schema": 1,
+                "tensors": self._weights or self.model.tensor_digest(),
+                "config": self.model.config_digest(),
+                "preprocess": self._preprocess.digest,
+                "view": self.view.key(),
+                "decoder": decoder_version(),
+                "precision": self.model.precision,
+            }
+        )
+
+    def crop_key(self, mpp: float | None) -> str:
+        side = self.view.side(mpp)
+        return "" if side is None else f"@{side}"
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        """uint8 (T, 3, h, w) at the model's input size."""
+        resized = [self._preprocess.resize(crop) for crop in self.view.crops(pixels, mpp)]
+        return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        import torch
+
+        with inference(self.model):
+            images = self._preprocess.normalize(torch.from_numpy(crops).to(self.model.device))
+            return self.model.encode_image(images, normalize=False).cpu().numpy()
+
+
+class SentenceEncoder:
+    """The text tower of a dual encoder."""
+
+    def __init__(self, model: DualEncoder, *, weights: str | None = None) -> None:
+        """`weights` as for `ModelEncoder`."""
+        self.model = model
+        self._weights = weights
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of all that decides a feature beside the sentence."""
+        return digest(
+            {
+                "schema": 1,
+                "tensors": self._weights or self.model.tensor_digest(),
+                "config": self.model.config_digest(),
+                "precision": self.model.precision,
+                # A released CLIP tower may have been trained with BERT's ids: what the tokenizer does is asked.
+                "tokens": self.model.tokenize([_PROBE]).tolist(),
+            }
+        )
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """Raw features, float32 (P, D)."""
+        with inference(self.model):
+            return self.model.encode_text(sentences, normalize=False).cpu().numpy()
+
+
+@contextmanager
+def inference(model: DualEncoder) -> Iterator[None]:
+    """Evaluation mode without gradients; a model that was training goes back to it."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def decoder_version() -> str:
+    """Versions of the libraries whose decoding or resizing decides pixels."""
+    from importlib.metadata import version
+
+    return " ".join(f"{name}-{version(name)}" for name in ("simplejpeg", "pillow"))

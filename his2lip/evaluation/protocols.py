@@ -1,0 +1,136 @@
+"""A card's protocol applied to shards: which rows are scored, as which class, in which units."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from his2lip.data.cards import Protocol
+from his2lip.data.shards import ShardSet
+from his2lip.errors import DatasetError
+from his2lip.evaluation.views import View
+
+APART = -1  # the class number of units that are predicted and reported, but not scored
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of one split that a protocol scores, and the U units that they make.
+
+    rows            int64 (N,), row numbers within the split, ascending
+    unit            int64 (N,), the unit of each row, numbered in order of first appearance
+    unit_ids        (U,) patch ids, or values of the column that units are pooled by
+    case_ids        (U,), None where unknown
+    labels          int64 (U,) class numbers, APART for units that are not scored
+    split_sha256    names units and labels; images_sha256 names the pixels and scales behind them
+    """
+
+    classes: tuple[str, ...]
+    rows: np.ndarray
+    unit: np.ndarray
+    unit_ids: list[str]
+    case_ids: list[str | None]
+    labels: np.ndarray
+    split_sha256: str
+    images_sha256: str
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool (U,): units that count in the figures."""
+        return self.labels != APART
+
+
+def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) -> Selection:
+    """Rows, labels and units of `protocol` on its split, or on another one under the same label rule.
+
+    Raises DatasetError where nothing is left to score, where all units are of one class, or where the rows of
+    one unit carry different labels.
+    """
+    split = split or protocol.split
+    table = shards.table(split)
+    where = f"{shards.uri}, split {split}"
+    rows, numbers = _labelled(table, protocol)
+    if not len(rows):
+        raise DatasetError(
+            "no row of this split fits the protocol", where=where, mend=_labels_seen(table, protocol)
+        )
+    table = table.take(pa.array(rows))
+    unit_ids, unit, first = _units(table, protocol)
+    labels = numbers[first]
+    if (labels[unit] != numbers).any():
+        mixed = unit_ids[int(unit[(labels[unit] != numbers).argmax()])]
+        raise DatasetError(f"the unit '{mixed}' holds rows of several classes", where=where)
+    if len(set(labels[labels != APART].tolist())) < 2:
+        raise DatasetError("this split holds units of one class only, or none", where=where)
+    cases = table["case_id"].to_pylist()
+    return Selection(
+        classes=tuple(protocol.classes),
+        rows=rows,
+        unit=unit,
+        unit_ids=unit_ids,
+        case_ids=[cases[i] for i in first],
+        labels=labels,
+        split_sha256=_hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True)),
+        images_sha256=_hash_lines(map("\t".join, _columns(table, "patch_id", "sha256", "mpp"))),
+    )
+
+
+def view_of(protocol: Protocol) -> View:
+    """The protocol's view; what it leaves open takes the defaults of `View`, the training data's field."""
+    default = View()
+    return View(
+        kind=protocol.view,
+        mpp=protocol.tile_mpp or default.mpp,
+        max_tiles=protocol.max_tiles or default.max_tiles,
+    )
+
+
+def _labelled(table: pa.Table, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers that are scored or reported apart, and their class numbers."""
+    number = {value: c for c, values in enumerate(protocol.classes.values()) for value in values}
+    number |= {value: APART for values in protocol.apart.values() for value in values}
+    values = table[protocol.label].to_pylist()
+    kept = np.array([v in number for v in values], dtype=bool)
+    for column, allowed in protocol.where.items():
+        kept &= np.array([v in allowed for v in _column(table, column)], dtype=bool)
+    rows = np.flatnonzero(kept)
+    return rows, np.array([number[values[r]] for r in rows], dtype=np.int64)
+
+
+def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(unit ids, the unit of each row, the first row of each unit).
+
+    Images whose tiles stand in the shards share their patch id up to `#`; slides share their slide id.
+    """
+    ids = table["patch_id"].to_pylist()
+    if protocol.unit != "patch":
+        column = protocol.pool_by or ("slide_id" if protocol.unit == "slide" else None)
+        pooled = _column(table, column) if column else [i.partition("#")[0] for i in ids]
+        ids = [own if value is None else str(value) for own, value in zip(ids, pooled, strict=True)]
+    place: dict[str, int] = {}
+    unit = np.array([place.setdefault(i, len(place)) for i in ids], dtype=np.int64)
+    return list(place), unit, np.unique(unit, return_index=True)[1]
+
+
+def _column(table: pa.Table, name: str) -> list:
+    if name not in table.column_names:
+        raise DatasetError(f"the protocol names the column '{name}', which shards do not have")
+    return table[name].to_pylist()
+
+
+def _columns(table: pa.Table, *names: str) -> Iterable[tuple[str, ...]]:
+    return zip(*([str(value) for value in table[name].to_pylist()] for name in names), strict=True)
+
+
+def _labels_seen(table: pa.Table, protocol: Protocol) -> str:
+    seen = sorted({str(v) for v in table[protocol.label].to_pylist()})
+    wanted = sorted(v for values in protocol.classes.values() for v in values)
+    return f"its {protocol.label} values are {', '.join(seen[:8]) or 'none'}; wanted: {', '.join(wanted[:8])}"
+
+
+def _hash_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
