@@ -76,7 +76,7 @@ class Protocol(Config):
     """
 
     split: str
-    label: Literal["tissue", "biomarker", "label", "score"]
+    label: Literal["tissue", "biomarker", "label", "score", "pair"]  # pair: "{tissue} {biomarker}"
     classes: dict[str, list[str]]
     prompts: str
     where: dict[str, list[str]] = {}
