@@ -1,0 +1,35 @@
+"""Stains as absorbers: published optical-density vectors, and Beer-Lambert mixing to transmitted light."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Optical-density directions in (R, G, B). Haematoxylin, DAB, eosin and AEC: Ruifrok and Johnston, Anal Quant
+# Cytol Histol 23 (2001) 291-299, the values of scikit-image's `rgb_from_hed`, `rgb_from_hdx`, `rgb_from_hax`.
+HAEMATOXYLIN = (0.65, 0.70, 0.29)
+DAB = (0.27, 0.57, 0.78)
+EOSIN = (0.07, 0.99, 0.11)
+AEC = (0.2743, 0.6796, 0.6803)
+# Not stains, so no published vector: carbon absorbs alike everywhere; unstained haemoglobin absorbs at 415 nm
+# (blue) and 540 to 577 nm (green), which leaves red cells straw-coloured.
+CARBON = (1.0, 1.0, 1.0)
+HAEMOGLOBIN = (0.12, 0.45, 0.62)
+
+CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
+
+
+def unit(vector: tuple[float, ...] | NDArray[np.float64]) -> NDArray[np.float32]:
+    """The direction of an optical-density vector, float32 (3,), length 1 and never negative."""
+    positive = np.clip(np.asarray(vector, dtype=np.float64), 1e-3, None)
+    return (positive / np.linalg.norm(positive)).astype(np.float32)
+
+
+def tilt(vector: tuple[float, ...], shift: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`vector` moved by a case's small `shift` (3,): batches of one dye differ in hue."""
+    return unit(np.asarray(unit(vector), dtype=np.float64) + shift)
+
+
+def transmit(amounts: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Beer-Lambert: amounts (..., K) in absorbance of K dyes with unit `vectors` (K, 3) to light (..., 3) in 0..1."""
+    return np.power(np.float32(10.0), -(amounts @ vectors), dtype=np.float32)
