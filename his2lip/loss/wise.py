@@ -1,0 +1,253 @@
+"""WISELoss: three weighted terms, their excess over the targets' entropy, and the released code's variants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from his2lip.loss import distributed
+from his2lip.loss.linear import LinearCrossEntropy
+from his2lip.loss.reference import ReferenceCrossEntropy
+from his2lip.loss.targets import SimilarityWeights, require_weights
+
+MAX_LOG_SCALE = math.log(100.0)  # CLIP's clamp (Radford et al. 2021, section 2.5)
+
+Method = Literal["linear", "reference"]
+Terms = Literal["full", "image_text", "image_only", "text_only", "hard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """alpha, beta, gamma of the total: each finite and not negative. A term of weight 0 is reported only."""
+
+    image_text: float = 1.0
+    image_image: float = 0.5
+    text_text: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_weights(self, "loss")
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Scalars, in nats. `total` carries the gradient; each term does too, unless its weight is 0.
+
+    A term is a mean cross-entropy over the global batch; its excess is that less the targets' own entropy,
+    which no features can go below.
+    """
+
+    total: torch.Tensor
+    image_text: torch.Tensor
+    image_image: torch.Tensor
+    text_text: torch.Tensor
+    excess_image_text: torch.Tensor
+    excess_image_image: torch.Tensor
+    excess_text_text: torch.Tensor
+    entropy: torch.Tensor
+
+    def metrics(self) -> dict[str, float]:
+        """Every scalar by its name, as floats; waits for the device."""
+        names = [field.name for field in fields(self)]
+        values = torch.stack([getattr(self, name).detach() for name in names]).tolist()
+        return dict(zip(names, values, strict=True))
+
+
+class WISELoss(nn.Module):
+    """L = alpha CE(image-text, both ways) + beta CE(image-image) + gamma CE(text-text), towards soft targets.
+
+    weights     alpha, beta, gamma
+    similarity  what two pairs share and how much it counts; None: hard targets, each pair answers to itself
+    tau         temperature of the targets, > 0
+    kappa       scale of the intramodal logits, > 0, or "scale": the learnt one
+    normalize   whether image-text logits use L2-normalised features (intramodal ones always do)
+    clamp       whether the learnt scale is clamped at 100
+    method      "linear": memory linear in N; "reference": the plain N x N form, for tests and comparison
+    tile        rows of logits that "linear" holds at once; None: by memory
+    gather      "auto": under torch.distributed the batch is that of all ranks; None: this rank's alone
+    own_scale   start of a log-space scale that the loss itself learns, in place of the model's
+
+    Over several ranks every rank reports the global batch's values, and its gradient is its rows' share times
+    the number of ranks: DistributedDataParallel's mean over ranks is then the gradient of the global loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: LossWeights | None = None,
+        similarity: SimilarityWeights | None = SimilarityWeights(),  # noqa: B008 (frozen)
+        tau: float = 1.0,
+        kappa: float | Literal["scale"] = 1.0,
+        normalize: bool = True,
+        clamp: bool = True,
+        method: Method = "linear",
+        tile: int | None = None,
+        gather: Literal["auto"] | None = "auto",
+        own_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(tau) and tau > 0):
+            raise ValueError(f"tau must be a finite number above 0, got {tau}")
+        if kappa != "scale" and not (math.isfinite(kappa) and kappa > 0):
+            raise ValueError(f"kappa must be 'scale' or a finite number above 0, got {kappa}")
+        if method not in ("linear", "reference"):
+            raise ValueError(f"method must be 'linear' or 'reference', got {method!r}")
+        if tile is not None and tile < 1:
+            raise ValueError(f"tile must be 1 or more, got {tile}")
+        self.weights = weights or LossWeights()
+        self.similarity, self.tau, self.kappa = similarity, tau, kappa
+        self.normalize, self.clamp, self.method, self.tile, self.gather = (
+            normalize,
+            clamp,
+            method,
+            tile,
+            gather,
+        )
+        self.own_scale = None if own_scale is None else nn.Parameter(torch.tensor(own_scale))
+
+    @classmethod
+    def released(
+        cls,
+        *,
+        weights: LossWeights | None = None,
+        terms: Terms = "full",
+        method: Method = "linear",
+        tile: int | None = None,
+        gather: Literal["auto"] | None = "auto",
+    ) -> WISELoss:
+        """The released code's behaviour: raw features in the image-text logits, no clamp, kappa = tau = 1.
+
+        terms  "full": all three; "image_only", "text_only": image-text and that modality's own term;
+               "image_text": that alone; "hard": one-hot targets, image-text alone, a scale of its own that
+               starts at e and is learnt (give the loss's parameters to the optimizer).
+        """
+        full = weights or LossWeights()
+        kept = {
+            "full": full,
+            "image_text": LossWeights(image_text=full.image_text, image_image=0, text_text=0),
+            "image_only": LossWeights(image_text=full.image_text, image_image=full.image_image, text_text=0),
+            "text_only": LossWeights(image_text=full.image_text, image_image=0, text_text=full.text_text),
+            "hard": LossWeights(image_text=full.image_text, image_image=0, text_text=0),
+        }
+        if terms not in kept:
+            raise ValueError(f"terms must be one of {', '.join(kept)}, got {terms!r}")
+        hard = terms == "hard"
+        return cls(
+            weights=kept[terms],
+            similarity=None if hard else SimilarityWeights(),
+            normalize=False,
+            clamp=False,
+            method=method,
+            tile=tile,
+            gather=gather,
+            own_scale=1.0 if hard else None,
+        )
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        tissue: torch.Tensor,
+        biomarker: torch.Tensor,
+        logit_scale: torch.Tensor,
+    ) -> LossOutput:
+        """The loss of one batch.
+
+        Args:
+            image_features: float (R, D), raw or normalised; half precisions are computed in float32.
+            text_features: float (R, D); row i belongs to row i of the images.
+            tissue: int64 (R,), -1 where missing.
+            biomarker: int64 (R,), -1 where missing.
+            logit_scale: scalar, in log space, as CLIP keeps it.
+        """
+        _check_shapes(image_features, text_features, tissue, biomarker)
+        # Half-precision logits would lose the few hundredths of a nat that there are to learn.
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self._forward(image_features, text_features, torch.stack([tissue, biomarker]), logit_scale)
+
+    def _forward(
+        self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, logit_scale: torch.Tensor
+    ) -> LossOutput:
+        dtype = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
+        image, text = image.to(dtype), text.to(dtype)
+        ranks = distributed.world_size() if self.gather == "auto" else 1
+        own = slice(0, len(image))
+        if ranks > 1:
+            image, text, labels, own = distributed.gather_batch(image, text, labels)
+        if len(image) == 0:
+            raise ValueError("the loss of an empty batch is not defined")
+        sums = self._term_sums(image, text, labels, own, self._scale(logit_scale, dtype))
+        means = sums * (ranks / len(image))
+        if ranks > 1:
+            # Every rank shows the global values; the gradients stay those of its own rows.
+            means = means + (distributed.sum_over_ranks(sums) / len(image) - means).detach()
+        return self._output(means)
+
+    def _scale(self, logit_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        log_scale = logit_scale if self.own_scale is None else self.own_scale
+        log_scale = log_scale.reshape(()).to(dtype)
+        # Clamped before exp: a scale that the trainer holds at the bound exactly keeps its gradient.
+        return (log_scale.clamp(max=MAX_LOG_SCALE) if self.clamp else log_scale).exp()
+
+    def _term_sums(
+        self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, own: slice, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """(4,) sums over the rows `own`: image-text, image-image and text-text terms, and the entropy."""
+        x, c = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
+        a, b = (x, c) if self.normalize else (image, text)
+        kappa = scale if self.kappa == "scale" else torch.full_like(scale, float(self.kappa))
+        cross_entropy = self._cross_entropy(labels, own, image.dtype)
+        terms = (
+            (self.weights.image_text, ((a, b), (b, a)), scale),
+            (self.weights.image_image, ((x, x),), kappa),
+            (self.weights.text_text, ((c, c),), kappa),
+        )
+        sums = []
+        for weight, directions, factor in terms:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                each = [cross_entropy(rows, columns, factor) for rows, columns in directions]
+                sums.append(torch.stack(each).mean())
+        return torch.stack([*sums, cross_entropy.entropy()])
+
+    def _cross_entropy(
+        self, labels: torch.Tensor, own: slice, dtype: torch.dtype
+    ) -> LinearCrossEntropy | ReferenceCrossEntropy:
+        if self.method == "reference":
+            return ReferenceCrossEntropy(labels, self.similarity, tau=self.tau, own=own, dtype=dtype)
+        return LinearCrossEntropy(labels, self.similarity, tau=self.tau, own=own, dtype=dtype, tile=self.tile)
+
+    def _output(self, means: torch.Tensor) -> LossOutput:
+        image_text, image_image, text_text, entropy = means
+        w = self.weights
+        # A term of weight 0 stays out of the sum, where its infinity would make the total a NaN.
+        parts = [(w.image_text, image_text), (w.image_image, image_image), (w.text_text, text_text)]
+        total = sum((weight * term for weight, term in parts if weight > 0), torch.zeros_like(entropy))
+        return LossOutput(
+            total=total,
+            image_text=image_text,
+            image_image=image_image,
+            text_text=text_text,
+            excess_image_text=image_text - entropy,
+            excess_image_image=image_image - entropy,
+            excess_text_text=text_text - entropy,
+            entropy=entropy,
+        )
+
+
+def _check_shapes(
+    image: torch.Tensor, text: torch.Tensor, tissue: torch.Tensor, biomarker: torch.Tensor
+) -> None:
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ValueError(
+            "image and text features must both be (N, D) with the same N and D, "
+            f"got {tuple(image.shape)} and {tuple(text.shape)}"
+        )
+    for name, labels in (("tissue", tissue), ("biomarker", biomarker)):
+        if labels.shape != image.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"{name} must be {len(image)} whole numbers, got {labels.dtype} {tuple(labels.shape)}"
+            )
