@@ -87,7 +87,7 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
         return _open_clip(source, precision, named=BACKBONES[name])
     if name.startswith("models:/"):
         return load_checkpoint(_from_mlflow(name), precision=precision)
-    if name.startswith("local-dir:") or name.startswith("hf-hub:"):
+    if name.startswith(("local-dir:", "hf-hub:")):
         folder = name.removeprefix("local-dir:")
         if is_checkpoint(folder):
             return load_checkpoint(folder, precision=precision)
@@ -149,12 +149,11 @@ def _absent(source: str, named: Backbone | None, error: Exception) -> ModelError
     if source.startswith("local-dir:"):
         return CheckpointError(f"open_clip cannot load this directory: {error}", where=source)
     if named is not None:
-        what = f"the weights of '{named.name}' ({named.weights}, licence {named.licence}) are not on this machine"
+        origin = f"{named.weights}, licence {named.licence}"
+        what = f"the weights of '{named.name}' ({origin}) are not on this machine"
         return ModelError(what, mend=named.mend)
-    mend = "load it once with a connection (gated models: `hf auth login` first), or type local-dir:PATH for a copy"
-    return ModelError(
-        f"the weights of '{source}' are not on this machine and could not be fetched", mend=mend
-    )
+    mend = "load it once with a connection (`hf auth login` first if gated), or type local-dir:PATH"
+    return ModelError(f"the weights of '{source}' are not here and could not be fetched", mend=mend)
 
 
 def _names(architecture: str) -> list[str]:

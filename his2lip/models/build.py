@@ -21,14 +21,14 @@ _NAMED = 3  # how many tensor names an error lists
 
 
 def build_clip(
-    config: Mapping[str, Any], *, folder: Path | None = None, seed: int | None = None
+    model_cfg: Mapping[str, Any], *, folder: Path | None = None, seed: int | None = None
 ) -> nn.Module:
-    """The open_clip model of `config` (its `model_cfg`), random; weights are for `load_weights` to fill in.
+    """The open_clip model of `model_cfg`, random; weights are for `load_weights` to fill in.
 
     folder   a checkpoint's directory: a Hugging Face text tower's configuration is read from its `hf_text`
     seed     draws the weights; None leaves torch's generator to do it
     """
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(dict(model_cfg))
     text, vision = config["text_cfg"], config["vision_cfg"]
     custom = config.pop("custom_text", False) or "hf_model_name" in text
     if "timm_model_name" in vision:
@@ -53,7 +53,7 @@ def build_clip(
 
 
 def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None) -> CaptionTokenizer:
-    """The tokenizer of `config`; `source` (a folder or hub name) overrides where a Hugging Face one is read."""
+    """The tokenizer of `config`; `source` (a folder or hub name) is where a Hugging Face one is read."""
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
     options = text.get("tokenizer_kwargs") or {}

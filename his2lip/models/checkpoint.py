@@ -55,7 +55,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> DualEncoder:
-    """The model in `folder`, on the CPU, in evaluation mode. Raises CheckpointError for anything not whole."""
+    """The model in `folder`, on the CPU, for evaluation. Raises CheckpointError where it is not whole."""
     folder = _settled(Path(folder))
     meta = read_meta(folder)
     config = _read_json(folder / OPEN_CLIP)
@@ -115,7 +115,7 @@ def _open_clip_config(model: DualEncoder) -> dict[str, Any]:
 
 
 def _save_text_side(folder: Path, model: DualEncoder) -> None:
-    """The tokenizer's files, and the text tower's configuration that a Hugging Face tower would ask the hub for."""
+    """The tokenizer's files, and the configuration that a Hugging Face tower would ask the hub for."""
     if not isinstance(model.tokenizer.tokenizer, SimpleTokenizer):
         model.tokenizer.tokenizer.save_pretrained(str(folder))
     tower = getattr(model.clip, "text", None)
@@ -137,7 +137,7 @@ def _vocabulary_digest() -> str:
 
 
 def _own_storage(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CPU tensors that share no storage with one another (tied embeddings do, and safetensors refuses them)."""
+    """CPU tensors without shared storage (tied embeddings share it, and safetensors refuses them)."""
     seen: set[int] = set()
     out = {}
     for name, tensor in state.items():

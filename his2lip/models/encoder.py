@@ -1,4 +1,4 @@
-"""DualEncoder: one image tower and one text tower with their preprocessing and tokenizer, around open_clip."""
+"""DualEncoder: an image and a text tower with their preprocessing and tokenizer, around open_clip."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class DualEncoder(nn.Module):
         return self.tokenizer(captions)
 
     def encode_image(self, images: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
-        """float (B, 3, H, W) as `preprocess` gives them -> float32 (B, D); raw features where not `normalize`."""
+        """float (B, 3, H, W) as `preprocess` gives them -> float32 (B, D), raw where not `normalize`."""
         with self._autocast():
             features = self.clip.encode_image(images.to(self.device))  # type: ignore[operator]
         return _finish(features, normalize)
 
     def encode_text(self, text: Sequence[str] | torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
-        """B sentences, or their tokens int64 (B, L) -> float32 (B, D); repeated ones go through the tower once."""
+        """B sentences, or their tokens int64 (B, L) -> float32 (B, D); repeated ones are encoded once."""
         tokens = text if isinstance(text, torch.Tensor) else self.tokenize(text)
         rows, index = distinct(tokens)
         with self._autocast():

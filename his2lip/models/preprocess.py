@@ -1,4 +1,4 @@
-"""From a decoded RGB image to the tensor that a model's image tower reads, as open_clip's own transform does."""
+"""From a decoded RGB image to the tensor that an image tower reads, as open_clip's own transform does."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Preprocess:
         full = PreprocessCfg(**known)
         size = (full.size, full.size) if isinstance(full.size, int) else tuple(full.size)
         return cls(
-            size=size,  # type: ignore[arg-type]
-            mean=tuple(full.mean),  # type: ignore[arg-type]
-            std=tuple(full.std),  # type: ignore[arg-type]
+            size=size,
+            mean=tuple(full.mean),
+            std=tuple(full.std),
             interpolation=full.interpolation,
             resize_mode=full.resize_mode,
             fill_color=full.fill_color,
@@ -58,7 +58,7 @@ class Preprocess:
         return np.asarray(self._resize(image.convert("RGB")))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, h, w) that are already at the model's size -> float32 of the same shape, same device."""
+        """uint8 (B, 3, h, w) already at the model's size -> float32 of the same shape, same device."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)

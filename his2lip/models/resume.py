@@ -1,4 +1,4 @@
-"""What a stopped run needs to go on, beside its weights: optimizer, scheduler and generators, without pickle."""
+"""What a stopped run needs to go on beside its weights: optimizer, schedule, generators; no pickle."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save_resume(folder: Path, state: ResumeState) -> None:
 
 
 def load_resume(folder: str | Path) -> ResumeState | None:
-    """The state in `folder`/resume, or None where a checkpoint carries none. Raises CheckpointError if broken."""
+    """The state in `folder`/resume, or None where it carries none. Raises CheckpointError if broken."""
     folder = Path(folder) / "resume"
     if not folder.is_dir():
         return None
@@ -71,11 +71,11 @@ def load_resume(folder: str | Path) -> ResumeState | None:
 def capture_rng() -> dict[str, Any]:
     """Python's, numpy's and torch's generators (every visible GPU's too), JSON-able."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "python": [version, list(words), gauss],
-        "numpy": [kind, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],  # type: ignore
+        "numpy": [kind, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
         "torch": _pack(torch.get_rng_state()),
         "cuda": [_pack(state) for state in cuda],
     }
@@ -93,7 +93,7 @@ def restore_rng(rng: Mapping[str, Any]) -> None:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` as JSON, its tensors moved to `tensors` and replaced by their name; int keys and tuples survive."""
+    """`value` as JSON, tensors moved to `tensors` under their name; int keys and tuples survive."""
     if isinstance(value, torch.Tensor):
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}

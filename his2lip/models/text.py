@@ -19,8 +19,8 @@ def runs_at_own_length(text_cfg: Mapping[str, Any]) -> bool:
     """Whether leaving out trailing padding leaves the features as they are, told by open_clip's `text_cfg`.
 
     A causal tower's features stand at the end-of-text token, which never sees what follows it; a Hugging Face
-    tower is given a mask of the padding. SigLIP and CLIPA towers (`no_causal_mask`) attend to padding, pool of
-    type `last` reads it, and CoCa's appended class token has a position of its own: those need full length.
+    tower is given a mask of the padding. SigLIP and CLIPA towers (`no_causal_mask`) attend to padding, `last`
+    pooling reads it, and CoCa's appended class token has a place of its own: those need full length.
     """
     if text_cfg.get("hf_model_name"):
         return text_cfg.get("tokenizer_mode") != "clips"
@@ -42,7 +42,7 @@ class CaptionTokenizer:
         self._rows: dict[str, torch.Tensor] = {}
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """B >= 1 sentences -> int64 (B, L); a sentence longer than the context is cut as open_clip cuts it."""
+        """B >= 1 sentences -> int64 (B, L); one longer than the context is cut as open_clip cuts it."""
         unseen = [c for c in dict.fromkeys(captions) if c not in self._rows]
         if unseen:
             if len(self._rows) + len(unseen) > _CACHED_CAPTIONS:
@@ -68,10 +68,10 @@ def distinct(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
 def encode_tokens(clip: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Raw text features (B, D) of tokens (B, L) with L up to the tower's context length.
 
-    open_clip's own text forward accepts the full length only; here the positional embedding and the causal mask
-    are cut to L. Full-length batches, and towers that take any length, go through open_clip's own forward.
+    open_clip's own text forward accepts the full length only; here the positional embedding and the causal
+    mask are cut to L. Full-length batches, and towers that take any length, go through open_clip's own.
     """
-    tower = clip if isinstance(clip, CLIP) else clip.text
+    tower: Any = clip if isinstance(clip, CLIP) else clip.text
     length = tokens.shape[1]
     if isinstance(tower, HFTextEncoder) or length == tower.context_length:
         return clip.encode_text(tokens)  # type: ignore[operator]

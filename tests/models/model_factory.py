@@ -1,0 +1,71 @@
+"""Small random models of the real architectures, and the files that their authors publish beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CAPTIONS = [
+    "Brown nuclear staining of Ki67 in tumor cells.",
+    "stroma, no staining",
+    "Immune cells with strong membranous CD3 staining beside a pale vessel",
+]
+
+_WORDS = (
+    "brown nuclear staining of ki67 in tumor cells stroma no immune with strong membranous cd3 "
+    "beside a pale vessel"
+)
+
+
+def native_config(*, custom_text: bool = False, **text: Any) -> dict[str, Any]:
+    """CLIP's architecture, small: ViT of 32 px, causal text of 24 tokens."""
+    return {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "custom_text": custom_text,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2} | text,
+    }
+
+
+def hf_config(folder: Path, *, pooler: str = "cls_last_hidden_state_pooler") -> dict[str, Any]:
+    """BiomedCLIP's architecture, small: a timm ViT, and a BERT whose config and tokenizer are in `folder`."""
+    return {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "timm_model_name": "test_vit",
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 160,
+        },
+        "text_cfg": {
+            "hf_model_name": str(folder),
+            "hf_tokenizer_name": str(folder),
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": pooler,
+            "context_length": 40,
+        },
+    }
+
+
+def wordpiece_folder(folder: Path) -> Path:
+    """`folder` with a small BERT's config.json and WordPiece tokenizer, as a hub repository holds them."""
+    from transformers import BertConfig, BertTokenizerFast
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *_WORDS.split()]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=48,
+    )
+    config.save_pretrained(folder)
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    BertTokenizerFast(vocab=ids).save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
+    return folder

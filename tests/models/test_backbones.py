@@ -1,0 +1,88 @@
+"""Models by name, offline: what loads, what is refused and with which words, and what identifies them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from his2lip.errors import ModelError
+from his2lip.models import list_backbones, load_model
+from his2lip.models.encoder import DualEncoder
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DualEncoder:
+    return load_model("tiny")
+
+
+def test_tiny_needs_no_download_and_is_drawn_from_its_seed(tiny: DualEncoder) -> None:
+    before = torch.get_rng_state()
+    assert load_model("tiny", seed=0).tensor_digest() == tiny.tensor_digest()
+    assert load_model("tiny", seed=1).tensor_digest() != tiny.tensor_digest()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tiny_has_a_few_million_parameters_at_64_px(tiny: DualEncoder) -> None:
+    assert tiny.preprocess.size == (64, 64)
+    assert 1e6 < sum(p.numel() for p in tiny.parameters()) < 6e6
+
+
+def test_a_patchs_features_do_not_depend_on_its_batch(tiny: DualEncoder) -> None:
+    """What one worker and two must agree on: no batch statistics anywhere, in training mode either."""
+    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = load_model("tiny").train()
+    with torch.no_grad():
+        whole = model.encode_image(images)
+        parts = torch.cat([model.encode_image(images[:2]), model.encode_image(images[2:])])
+    torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-5)
+
+
+def test_an_open_clip_architecture_without_a_tag_is_random_by_seed() -> None:
+    model = load_model("ViT-S-32-alt", seed=3)
+    assert model.preprocess.size == (224, 224)
+    assert model.dim == 256
+    assert load_model("ViT-S-32-alt", seed=3).tensor_digest() == model.tensor_digest()
+
+
+def test_quick_gelu_is_another_model_with_the_same_tensors() -> None:
+    plain, quick = load_model("ViT-B-32"), load_model("ViT-B-32-quickgelu")
+    assert plain.tensor_digest() == quick.tensor_digest()
+    assert plain.config_digest() != quick.config_digest()
+
+
+def test_the_tensor_digest_sees_values_names_dtypes_and_shapes(tiny: DualEncoder) -> None:
+    from his2lip.models.encoder import tensor_digest
+
+    one = {"a": torch.zeros(4), "b": torch.ones(())}
+    others = [
+        {"a": torch.tensor([0.0, 0.0, 0.0, -0.0]), "b": torch.ones(())},
+        {"c": torch.zeros(4), "b": torch.ones(())},
+        {"a": torch.zeros(2, 2), "b": torch.ones(())},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(())},
+    ]
+    assert len({tensor_digest(state) for state in [one, *others]}) == 5
+    assert tensor_digest({"b": torch.ones(()), "a": torch.zeros(8)[::2]}) == tensor_digest(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tinny", "did you mean 'tiny'"),
+        ("ViT-B-33", "did you mean 'ViT-B-32'"),
+        ("ViT-B-32:opnai", "did you mean 'openai'"),
+        ("clip", "licence MIT.*not on this machine.*local-dir:"),
+        ("biomedclip", "huggingface.co/microsoft.*licence MIT.*local-dir:"),
+        ("ViT-B-32:laion2b_e16", "hf auth login"),
+        ("hf-hub:nobody/nothing", "hf auth login"),
+        ("local-dir:/nowhere", "not found: /nowhere"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_gives_one_sentence_that_says_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_backbone_says_what_it_is_where_from_and_under_which_licence() -> None:
+    for backbone in list_backbones():
+        assert all((backbone.what, backbone.weights, backbone.licence, backbone.mend)), backbone.name

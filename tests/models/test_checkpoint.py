@@ -1,0 +1,224 @@
+"""Checkpoints come back as they were, open_clip alone reads them, and broken ones are refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
+from safetensors.torch import load_file, save_file
+
+from his2lip.errors import CheckpointError
+from his2lip.models import checkpoint as module
+from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.checkpoint import ResumeState, load_resume
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.preprocess import Preprocess
+from his2lip.models.resume import capture_rng, restore_rng
+
+
+def dual(config: dict, *, size: int = 32, tokenizer: Path | None = None, seed: int = 1) -> DualEncoder:
+    return DualEncoder(
+        build_clip(config, seed=seed),
+        name="small",
+        config=config,
+        preprocess=Preprocess(size=(size, size), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),
+        tokenizer=build_tokenizer(config, tokenizer),
+        similarity="dot",
+    ).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save_checkpoint(
+        tmp_path / "run" / "best", dual(native_config()), meta={"step": 7, "metrics": {"f1": 0.5}}
+    )
+
+
+def features(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+    size = model.preprocess.size
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return model(images, model.tokenize(CAPTIONS[:2]))
+
+
+def test_a_checkpoint_comes_back_as_the_very_same_model(saved: Path) -> None:
+    model, again = dual(native_config()), load_model(saved)
+    assert again.tensor_digest() == model.tensor_digest()
+    assert again.config_digest() == model.config_digest()
+    assert again.preprocess == model.preprocess
+    assert again.similarity == "dot"
+    assert all(torch.equal(a, b) for a, b in zip(features(model), features(again), strict=True))
+    meta = read_meta(saved)
+    assert meta["step"] == 7
+    assert meta["tensor_digest"] == model.tensor_digest()
+
+
+def test_a_hugging_face_text_tower_comes_back_offline_without_its_first_folder(tmp_path: Path) -> None:
+    source = wordpiece_folder(tmp_path / "hub")
+    model = dual(hf_config(source), size=160, tokenizer=source)
+    folder = save_checkpoint(tmp_path / "checkpoint", model, meta={})
+    expected = features(model)
+    source.rename(tmp_path / "gone")
+    again = load_model(folder)
+    assert all(torch.equal(a, b) for a, b in zip(expected, features(again), strict=True))
+
+
+def test_open_clip_alone_loads_it_and_preprocesses_alike(tmp_path: Path) -> None:
+    model = load_model("tiny", seed=5)
+    folder = save_checkpoint(tmp_path / "ck", model, meta={}, resume=ResumeState(step=1, optimizer={}))
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    program = f"""
+import sys, numpy, torch, open_clip
+from PIL import Image
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenize = open_clip.get_tokenizer("local-dir:{folder}")
+pixels = preprocess(Image.fromarray(numpy.load("{tmp_path}/image.npy")))[None]
+with torch.no_grad():
+    model.eval()
+    torch.save([model.encode_image(pixels), model.encode_text(tokenize({CAPTIONS!r}))], "{tmp_path}/out.pt")
+assert not any(name.startswith("his2lip") for name in sys.modules)
+"""
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}
+    )
+    image_features, text_features = torch.load(tmp_path / "out.pt", weights_only=True)
+    with torch.no_grad():
+        ours = model.encode_image(model.preprocess(image)[None], normalize=False)
+        torch.testing.assert_close(ours, image_features)
+        torch.testing.assert_close(model.encode_text(CAPTIONS, normalize=False), text_features)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop("visual.proj"), "lacks: visual.proj"),
+        (lambda t: t.update(extra=torch.zeros(1)), "has unknown tensors: extra"),
+        (lambda t: t.update({"visual.proj": torch.zeros(3, 2)}), r"visual.proj is \(3, 2\), not \(64, 32\)"),
+        (lambda t: t.update({"visual.proj": t["visual.proj"] + 1}), "not the ones"),
+    ],
+    ids=["missing", "extra", "misshapen", "other"],
+)
+def test_foreign_tensors_are_refused_by_name(saved: Path, change: object, said: str) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    change(tensors)  # type: ignore[operator]
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_truncated_weights_are_refused(saved: Path, share: float) -> None:
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "open_clip_config.json"])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=r"no weights|open_clip_config.json"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
+def test_broken_provenance_is_refused(saved: Path, text: str) -> None:
+    (saved / "his2lip.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load_model(saved)
+
+
+def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_model(tmp_path)
+
+
+def test_saving_replaces_what_stood_there_and_leaves_nothing_else(saved: Path) -> None:
+    save_checkpoint(saved, dual(native_config(), seed=2), meta={"step": 8})
+    assert read_meta(saved)["step"] == 8
+    assert [p.name for p in saved.parent.iterdir()] == ["best"]
+
+
+def test_a_failed_save_leaves_the_former_checkpoint(saved: Path) -> None:
+    with pytest.raises(TypeError):
+        save_checkpoint(saved, dual(native_config(), seed=2), meta={"step": object()})
+    assert read_meta(saved)["step"] == 7
+    assert [p.name for p in saved.parent.iterdir()] == ["best"]
+
+
+def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> None:
+    saved.rename(module._former(saved))
+    assert read_meta(saved)["step"] == 7
+    assert load_model(saved).similarity == "dot"
+
+
+def test_a_resumed_optimizer_and_generators_go_on_exactly(tmp_path: Path) -> None:
+    model = dual(native_config())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
+    one_step(model, optimizer)
+    state = ResumeState(
+        step=1,
+        optimizer=optimizer.state_dict(),
+        scheduler={"last": 0.1},
+        rng=capture_rng(),
+        extra={"best": 0.5},
+    )
+    save_checkpoint(tmp_path / "last", model, meta={}, resume=state)
+    drawn = draws()
+    one_step(model, optimizer)
+
+    again, resume = load_model(tmp_path / "last"), load_resume(tmp_path / "last")
+    assert resume is not None
+    other = torch.optim.AdamW(again.parameters(), lr=9.0)
+    other.load_state_dict(resume.optimizer)
+    restore_rng(resume.rng)
+    assert draws() == drawn
+    one_step(again, other)
+    assert again.tensor_digest() == model.tensor_digest()
+    assert (resume.step, resume.scheduler, resume.extra) == (1, {"last": 0.1}, {"best": 0.5})
+    assert other.param_groups[0]["betas"] == (0.9, 0.98)
+
+
+def test_a_checkpoint_without_resume_says_so_with_none(saved: Path) -> None:
+    assert load_resume(saved) is None
+
+
+def test_a_broken_resume_state_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    save_checkpoint(folder, dual(native_config()), meta={}, resume=ResumeState(step=1, optimizer={}))
+    (folder / "resume" / "state.json").write_text(json.dumps({"step": 1}))
+    with pytest.raises(CheckpointError, match="go on from"):
+        load_resume(folder)
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    model = dual(native_config())
+    optimizer = torch.optim.AdamW(model.parameters())
+    one_step(model, optimizer)
+    folder = save_checkpoint(
+        tmp_path / "last", model, meta={}, resume=ResumeState(step=1, optimizer=optimizer.state_dict())
+    )
+    kinds = {p.suffix for p in folder.rglob("*") if p.is_file()}
+    assert kinds == {".safetensors", ".json"}
+
+
+def one_step(model: DualEncoder, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    image, text = model(torch.ones(2, 3, 32, 32), model.tokenize(CAPTIONS[:2]))
+    (image.sum() + text.pow(2).sum()).backward()
+    optimizer.step()
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))

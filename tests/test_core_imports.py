@@ -1,0 +1,37 @@
+"""The core imports without ray, mlflow and optuna: loss, models, evaluation's sums, the training loop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+CORE = [
+    "his2lip.data.batch",
+    "his2lip.data.order",
+    "his2lip.evaluation.metrics",
+    "his2lip.evaluation.statistics",
+    "his2lip.evaluation.zero_shot",
+    "his2lip.loss",
+    "his2lip.models",
+    "his2lip.training.loop",
+]
+
+_PROGRAM = """
+import importlib, json, sys
+for name in ("ray", "mlflow", "optuna"):
+    sys.modules[name] = None  # an import of it now raises ImportError, as where it is not installed
+failed = {}
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        failed[module] = str(error)
+print(json.dumps(failed))
+"""
+
+
+def test_core_imports_where_ray_mlflow_and_optuna_are_absent() -> None:
+    command = [sys.executable, "-c", _PROGRAM, *CORE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {}
