@@ -63,9 +63,11 @@ class SimilarityConfig(Config):
 
 
 class LossConfig(Config):
-    """The WISE loss. `variant` other than wise is the released code's arithmetic, and fixes the rest."""
+    """The WISE loss (design section 6). Under `variant: released` the last four have the released values."""
 
-    variant: Literal["wise", "released", "released_hard", "released_image", "released_text"] = "wise"
+    variant: Literal["wise", "released"] = "wise"  # released: the authors' arithmetic, to float32 rounding
+    # full: all three; image_only, text_only: image-text and that modality; hard: each pair answers to itself.
+    terms: Literal["full", "image_text", "image_only", "text_only", "hard"] = "full"
     weights: WeightsConfig = WeightsConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     tau: Positive = 1.0  # temperature of the targets
@@ -90,7 +92,7 @@ class OptimConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When a run is saved, and which checkpoint is the best."""
+    """When a run is saved, and which checkpoint is the best. The best and the last are kept, no others."""
 
     every_steps: Count | None = None  # besides the end of each epoch
     select_by: Literal["macro_f1", "loss"] = "loss"  # on `data.select`; macro_f1 is zero-shot classification
@@ -102,7 +104,8 @@ class WorkersConfig(Config):
     num: Count = 1
     use_gpu: bool | Literal["auto"] = "auto"
     threads: Count = 1  # torch threads of each worker
-    resources: dict[str, Weight] = {}  # Ray resources of each worker; its default is one CPU, or one GPU
+    # Ray resources of each worker; by default one CPU, or one GPU where it uses one.
+    resources: dict[str, Weight] = Field(default_factory=dict)
     max_failures: int = Field(default=3, ge=-1)  # restarts of dead workers in one call; -1 has no bound
 
 
@@ -117,6 +120,7 @@ class TrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: WorkersConfig = WorkersConfig()
+    log_every: Count = 10  # steps between two reports of progress
     storage: str = "runs"
 
     @pydantic.model_validator(mode="after")
@@ -133,7 +137,7 @@ class TrainConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What decides the weights: all but where the run works, what it is called and how often it saves."""
         tree = resolved(self)
-        for key in ("name", "storage", "workers"):
+        for key in ("name", "storage", "workers", "log_every"):
             del tree[key]
         del tree["checkpoint"]["every_steps"]
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest, not their place

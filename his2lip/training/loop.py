@@ -1,0 +1,264 @@
+"""The training loop in plain torch: batches in, metrics and checkpoints out; Ray, Tune or a test drives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import nn
+
+from his2lip.data.batch import Batch
+from his2lip.errors import ConfigError, RunError
+from his2lip.models.resume import ResumeState
+from his2lip.training.config import TrainConfig
+from his2lip.training.gradient import accumulate, average_gradients
+from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
+from his2lip.training.progress import Clock, Progress, State
+
+if TYPE_CHECKING:
+    from his2lip.loss.wise import LossOutput, WISELoss
+    from his2lip.models.encoder import DualEncoder
+
+
+class Source(Protocol):
+    """What the loop asks of the data: this rank's share of the global batches, from any step on."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in one epoch."""
+
+    def train(self, start: int, stop: int) -> Iterable[Batch]:
+        """The batches of steps start, …, stop - 1, whatever epochs they span."""
+
+    def select(self) -> Iterable[Batch]:
+        """The validation batches, the same at every call; none where there is no select split."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `fit` ended. `stopped` where `report` asked to end early."""
+
+    state: State
+    metrics: dict[str, float]
+    stopped: bool
+
+
+# Called by rank 0 alone: (model, what going on needs, latest metrics, whether this is the best so far).
+Save = Callable[["DualEncoder", ResumeState, dict[str, float], bool], None]
+# Called on every rank, with the same metrics; True ends the run early.
+Report = Callable[[Progress], bool | None]
+# Zero-shot metrics of the model on the select split, such as {"macro_f1": 0.8}.
+Validate = Callable[["DualEncoder"], Mapping[str, float]]
+
+
+def fit(
+    config: TrainConfig,
+    model: DualEncoder,
+    loss: WISELoss,
+    source: Source,
+    *,
+    report: Report,
+    save: Save | None = None,
+    validate: Validate | None = None,
+    resume: ResumeState | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> Outcome:
+    """Trains `model` in place until the configured step, or until `report` returns True.
+
+    Everything random is keyed by (seed, step, rank), and the learning rate by the step, so that a run that is
+    resumed from any saved state ends in the same bits (on CPU, with the same number of threads).
+    Raises RunError where the loss stops being finite, ConfigError where the model cannot be trained as asked.
+    """
+    device = torch.device(device)
+    model.to(device)
+    loss.to(device)
+    _refuse_batch_norm(config, model)
+    optimizer = build_optimizer([model, loss], config.optim)
+    state = State()
+    if resume is not None:
+        optimizer.load_state_dict(resume.optimizer)
+        state = State.from_json(resume.extra["run"])
+        loss.load_state_dict({name: torch.tensor(value) for name, value in resume.extra["loss"].items()})
+    run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate)
+    return run.go(state, report)
+
+
+@dataclass
+class _Run:
+    """The loop's constants and its clock, so that its parts need not hand them around."""
+
+    config: TrainConfig
+    model: DualEncoder
+    loss: WISELoss
+    source: Source
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    rank: int
+    world: int
+    save: Save | None
+    validate: Validate | None
+
+    def __post_init__(self) -> None:
+        self.epoch_steps = self.source.steps_per_epoch
+        self.steps = self.config.optim.steps or self.config.optim.epochs * self.epoch_steps
+        self.clock = Clock()
+
+    def go(self, state: State, report: Report) -> Outcome:
+        """From `state` to the last step; one report each `log_every` steps and one at each epoch's end."""
+        metrics: dict[str, float] = dict(state.history[-1]) if state.history else {}
+        for batch in self.clock.timed(self.source.train(state.step, self.steps)):
+            output = self.train_step(batch)
+            state = State(batch.step + 1, state.best_step, state.best_score, state.history)
+            self.clock.count(len(batch) * self.world)
+            done = state.step == self.steps
+            if done or state.step % self.epoch_steps == 0:
+                state, metrics = self.end_epoch(state, output)
+                if report(self.progress("epoch", state, metrics)) and not done:
+                    return Outcome(state, metrics, stopped=True)
+                self.clock.reset()
+                continue
+            if state.step % (self.config.checkpoint.every_steps or self.steps) == 0:
+                self.write(state, self.measure(output, state.step), best=False)
+            if state.step % self.config.log_every == 0:
+                measured = self.measure(output, state.step)
+                self.clock.reset()
+                if report(self.progress("step", state, measured)):
+                    return Outcome(state, measured, stopped=True)
+        return Outcome(state, metrics, stopped=False)
+
+    def train_step(self, batch: Batch) -> LossOutput:
+        """One step of AdamW on the global batch of which `batch` is this rank's share; the loss's output."""
+        self.model.train()
+        outputs: list[LossOutput] = []
+
+        def objective(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+            outputs.append(self.evaluate_loss(image_features, text_features, batch))
+            return outputs[-1].total
+
+        rate = learning_rate(batch.step, steps=self.steps, config=self.config.optim)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        accumulate(
+            self.model,
+            objective,
+            *self.inputs(batch),
+            piece=self.config.optim.micro_batch,
+            seed=(self.config.seed, batch.step, self.rank),
+        )
+        average_gradients(self.model.parameters(), world=self.world)
+        if self.config.optim.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        self.optimizer.step()
+        return outputs[-1]
+
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images, float (B, 3, H, W), and tokens, int64 (B, L), on the device."""
+        images = batch.images.to(self.device, non_blocking=True)
+        tokens = self.model.tokenize(batch.captions).to(self.device, non_blocking=True)
+        return self.model.preprocess.normalize(images), tokens
+
+    def features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and caption features, float32 (B, D) each, embedded in pieces of `micro_batch`."""
+        images, tokens = self.inputs(batch)
+        piece = self.config.optim.micro_batch or len(images)
+        pieces = [self.model(i, t) for i, t in zip(images.split(piece), tokens.split(piece), strict=True)]
+        return torch.cat([i for i, _ in pieces]), torch.cat([t for _, t in pieces])
+
+    def evaluate_loss(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, batch: Batch
+    ) -> LossOutput:
+        tissue, biomarker = batch.tissue.to(self.device), batch.biomarker.to(self.device)
+        return self.loss(image_features, text_features, tissue, biomarker, self.model.logit_scale)
+
+    def end_epoch(self, state: State, output: LossOutput) -> tuple[State, dict[str, float]]:
+        """Validates, judges whether this is the best model so far, saves it; the new state and metrics."""
+        metrics = self.measure(output, state.step) | self.measure_select()
+        score = _score(metrics, self.config.checkpoint.select_by)
+        best = score >= state.best_score  # without a select split every epoch ties, and the last one is best
+        state = State(
+            state.step,
+            state.step if best else state.best_step,
+            score if best else state.best_score,
+            (*state.history, metrics | {"step": float(state.step)}),
+        )
+        self.write(state, metrics, best=best)
+        return state, metrics
+
+    def write(self, state: State, metrics: dict[str, float], *, best: bool) -> None:
+        """The schedule is a function of the step and the generators are seeded by it: neither has a state."""
+        if self.save is not None and self.rank == 0:
+            # The released hard loss learns a scale of its own; a float32 scalar survives as a JSON number.
+            of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
+            extra = {"run": state.to_json(), "loss": of_loss}
+            saved = ResumeState(step=state.step, optimizer=self.optimizer.state_dict(), extra=extra)
+            self.save(self.model, saved, metrics, best)
+
+    def measure(self, output: LossOutput, step: int) -> dict[str, float]:
+        """The latest step's loss terms, and the pace since the last report. Raises RunError if not finite."""
+        measured = {f"train/{name}": value for name, value in self.numbers(output).items()}
+        if not all(map(math.isfinite, measured.values())):
+            raise RunError(
+                f"the loss is not finite any more at step {step}",
+                where=self.config.name,
+                mend="lower optim.lr, and begin anew with --fresh or another name",
+            )
+        return measured | {
+            "train/lr": learning_rate(step - 1, steps=self.steps, config=self.config.optim),
+            "train/logit_scale": self.model.logit_scale.detach().exp().item(),
+            "train/images_per_second": self.clock.pace(),
+            "train/data_wait": self.clock.wait_share(),
+        }
+
+    @torch.no_grad()
+    def measure_select(self) -> dict[str, float]:
+        """WISE loss and excess on the select split, and what the driver's `validate` adds to them."""
+        self.model.eval()
+        sums: dict[str, float] = {}
+        pairs = 0
+        for batch in self.source.select():
+            output = self.evaluate_loss(*self.features(batch), batch)
+            for name, value in self.numbers(output).items():
+                sums[name] = sums.get(name, 0.0) + value * len(batch)
+            pairs += len(batch)
+        found = {f"select/{name}": value / pairs for name, value in sums.items()}
+        if self.validate is not None and self.rank == 0:
+            found |= {f"select/{name}": float(value) for name, value in self.validate(self.model).items()}
+        return found
+
+    def numbers(self, output: LossOutput) -> dict[str, float]:
+        """A loss output's scalars, with the weighted excess: all that there is to learn."""
+        numbers = output.metrics()
+        weights = self.loss.weights
+        excess = (
+            weights.image_text * numbers["excess_image_text"]
+            + weights.image_image * numbers["excess_image_image"]
+            + weights.text_text * numbers["excess_text_text"]
+        )
+        return {"loss": numbers.pop("total"), "excess": excess, **numbers}
+
+    def progress(self, kind: Literal["step", "epoch"], state: State, metrics: dict[str, float]) -> Progress:
+        epoch = (state.step - 1) // self.epoch_steps + 1
+        return Progress(kind, state.step, self.steps, epoch, metrics)
+
+
+def _score(metrics: Mapping[str, float], select_by: str) -> float:
+    """Higher is better; 0 for all where there is nothing to select by."""
+    if select_by == "loss":
+        return -metrics.get("select/loss", 0.0)
+    return metrics.get("select/macro_f1", 0.0)
+
+
+def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:
+    """Batch statistics make one image's features depend on the others of its piece."""
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if norms and config.optim.micro_batch is not None:
+        raise ConfigError(
+            "this backbone has batch normalisation: pieces of a batch cannot give the whole one's gradient",
+            where="optim.micro_batch",
+            mend="leave optim.micro_batch out, or choose a ViT backbone",
+        )

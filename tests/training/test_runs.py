@@ -1,0 +1,114 @@
+"""A run's directory: begun, gone on with, finished, refused, cleared, locked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from his2lip.errors import RunError
+from his2lip.training.runs import RunDir, begin, code_version
+
+
+def made(lr: float = 1.0, data: str = "d", version: str = "1") -> dict:
+    made_of = {"config": {"optim": {"lr": lr}}, "data": data}
+    return {"id": f"{lr}{data}", "made_of": made_of, "code_version": version}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    path = tmp_path / "train" / "first"
+    path.mkdir(parents=True)
+    return RunDir(path)
+
+
+def start(run: RunDir, identity: dict, *, fresh: bool = False) -> tuple[dict, list[str]]:
+    said: list[str] = []
+    return begin(run, identity=identity, fresh=fresh, say=said.append), said
+
+
+def test_new_run_is_running_and_says_nothing(run: RunDir) -> None:
+    state, said = start(run, made())
+    assert state["status"] == "running"
+    assert said == []
+    assert run.read() == state
+
+
+def test_same_inputs_go_on_in_silence(run: RunDir) -> None:
+    start(run, made())
+    state, said = start(run, made())
+    assert (state["status"], said) == ("running", [])
+
+
+def test_finished_run_says_so(run: RunDir) -> None:
+    state, _ = start(run, made())
+    run.write({**state, "status": "finished"})
+    state, said = start(run, made(version="2"))
+    assert state["status"] == "finished"
+    assert "finished already" in said[0]
+
+
+def test_other_code_goes_on_and_says_so(run: RunDir) -> None:
+    start(run, made())
+    _, said = start(run, made(version="2"))
+    assert "code version 1" in said[0]
+    assert "2" in said[0]
+
+
+@pytest.mark.parametrize(("other", "named"), [(made(lr=2.0), "optim.lr"), (made(data="e"), "data")])
+def test_name_in_use_by_other_inputs_is_refused_and_the_difference_named(
+    run: RunDir, other: dict, named: str
+) -> None:
+    start(run, made())
+    with pytest.raises(RunError, match=rf"other {named}.*--fresh"):
+        start(run, other)
+    assert run.read()["id"] == made()["id"]
+
+
+def test_fresh_forgets_all_that_stood_there(run: RunDir) -> None:
+    start(run, made())
+    (run.path / "last").mkdir()
+    (run.path / "last" / "model.safetensors").write_bytes(b"old")
+    state, _ = start(run, made(lr=2.0), fresh=True)
+    assert state["id"] == made(lr=2.0)["id"]
+    assert not run.last.exists()
+
+
+def test_checkpoint_that_was_being_written_is_swept_away(run: RunDir) -> None:
+    start(run, made())
+    (run.path / ".last.1234.tmp").mkdir()
+    run.last.mkdir()
+    start(run, made())
+    assert [p.name for p in run.path.iterdir() if p.is_dir()] == ["last"]
+
+
+def test_broken_state_is_one_sentence(run: RunDir) -> None:
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run.json is broken .*--fresh"):
+        start(run, made())
+
+
+def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
+    holder = (
+        "import sys, pathlib; from his2lip.training.runs import RunDir\n"
+        "with RunDir(pathlib.Path(sys.argv[1])).locked():\n"
+        "    print('locked', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", holder, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match="another command"), run.locked():
+            pass
+        process.kill()  # as hard as it gets: the lock goes with its holder
+        process.wait()
+    with run.locked():
+        pass
+
+
+def test_code_version_names_release_and_sources() -> None:
+    release, _, sources = code_version().partition("+")
+    assert release[0].isdigit()
+    assert len(sources) == 12
