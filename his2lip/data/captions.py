@@ -137,10 +137,8 @@ class CaptionBank:
         """How many of these patches have captions here; said before training starts."""
         counts = Counter(pairs)
         missing = {pair: n for pair, n in counts.items() if not self.captions.get(pair)}
-        unused = sorted((t or "", b or "") for t, b in self.captions if (t, b) not in counts)
-        return Coverage(
-            sum(counts.values()), missing, [(t or None, b or None) for t, b in unused], self.missing
-        )
+        unused = [pair for pair in self.captions if pair not in counts]
+        return Coverage(sum(counts.values()), missing, unused, self.missing)
 
     def _instead(self, tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
         if self.missing == "template":
@@ -203,7 +201,7 @@ def _lines(path: Path) -> list[str]:
         raise DatasetError(f"not UTF-8 (byte {error.start})") from None
     except OSError as error:
         raise DatasetError(f"unreadable: {error.strerror}") from None
-    lines = [" ".join(line.split()) for line in text.replace("\r\n", "\n").strip("\n").split("\n")]
+    lines = [" ".join(line.split()) for line in text.removesuffix("\n").split("\n")]
     if not any(lines):
         raise DatasetError("empty: no caption in it")
     return lines
