@@ -121,14 +121,12 @@ PROGRAMMES: dict[str, Programme] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a pathologist would read off, where a dataset grades it; None leaves it to the case.
+    """What a pathologist would read off, where a dataset grades it; None leaves it to the case."""
 
-    `share` of tumour cells stained, `strength` ratio of their staining, `complete` share of each membrane stained.
-    """
-
-    share: float | None = None
-    strength: float = 1.0
-    complete: float = 1.0
+    share: float | None = None  # of tumour cells that stain: exactly this share, not a chance for each
+    strength: float = 1.0  # of their staining, a ratio
+    complete: float = 1.0  # share of each membrane that stains
+    centre: bool | None = None  # whether the cell in the middle stains
 
 
 # HER2 as graded: none, faint and broken membranes, weak to moderate complete ones, strong complete ones
@@ -181,5 +179,10 @@ def _per_cell(
         cytoplasm[row] = bound.cytoplasm * strength
     kind = scene.cells.kind
     stained = rng.random(len(kind)) < share[kind]
+    if reading.share is not None:
+        tumour = rng.permutation(np.flatnonzero(kind == NAMES.index("tumour")))
+        stained[tumour] = np.arange(len(tumour)) < round(reading.share * len(tumour))
+    if reading.centre is not None and scene.centre is not None:
+        stained[scene.centre] = reading.centre
     strength = (stained * rng.lognormal(0, 0.25, len(kind))).astype(np.float32)
     return nucleus[kind] * strength, membrane[kind] * strength, cytoplasm[kind] * strength

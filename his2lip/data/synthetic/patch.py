@@ -13,7 +13,7 @@ from his2lip.data.synthetic import stains
 from his2lip.data.synthetic.biomarkers import Reading, chromogen
 from his2lip.data.synthetic.cases import NOMINAL_BIOLOGY, NOMINAL_STAINING, Biology, Staining
 from his2lip.data.synthetic.grid import Grid, Map
-from his2lip.data.synthetic.scanners import Scanner, capture
+from his2lip.data.synthetic.scanners import DEFAULT, Scanner, capture
 from his2lip.data.synthetic.scene import Scene
 from his2lip.data.synthetic.tissues import build
 from his2lip.errors import TaxonomyError
@@ -32,7 +32,7 @@ class Spec:
     mpp: float = 0.452  # MIHIC's field of view, 29 um, at 64 px
     biology: Biology = NOMINAL_BIOLOGY
     staining: Staining = NOMINAL_STAINING
-    scanner: Scanner = Scanner()
+    scanner: Scanner = DEFAULT
     reading: Reading | None = None
     centre: str | None = None  # kind of the cell in the middle (cells.KINDS)
 
@@ -47,10 +47,14 @@ class Spec:
         return Grid(self.size, self.mpp)
 
 
-def render(spec: Spec, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The patch, uint8 (size, size, 3) RGB. Equal specs and generators in equal states give equal pixels."""
+def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) -> NDArray[np.uint8]:
+    """The patch, uint8 (size, size, 3) RGB. Equal specs and generators in equal states give equal pixels.
+
+    `scene` is tissue built before, for serial sections and twins that show the same field in other stains.
+    """
     scene_rng, stain_rng, scanner_rng = rng.spawn(3)
-    scene = build(spec.tissue, spec.grid, scene_rng, spec.biology, centre=spec.centre)
+    if scene is None:
+        scene = build(spec.tissue, spec.grid, scene_rng, spec.biology, centre=spec.centre)
     light = stain(scene, spec, stain_rng)
     return capture(light, spec.grid, spec.scanner, spec.staining, scanner_rng)
 

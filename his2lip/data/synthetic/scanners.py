@@ -25,9 +25,10 @@ class Scanner:
     jpeg: int | None = 88  # quality of the scanner's own compression; None keeps raw pixels
 
 
-# The settings are ours, plausible for each make of scanner and different between datasets; makes: the paper's Table 1.
+DEFAULT = Scanner()
+# The settings are ours: plausible for each make of scanner (the paper's Table 1), and different between datasets.
 SCANNERS: dict[str, Scanner] = {
-    "mihic": Scanner(),
+    "mihic": DEFAULT,
     "pantumor": Scanner(white=(0.93, 0.92, 0.94), blur=0.38, saturation=1.1, jpeg=80),
     "bcdata": Scanner(white=(0.89, 0.87, 0.82), blur=0.55, sharpen=0.6, gamma=1.15, noise=0.012, jpeg=75),
     "hnscc": Scanner(white=(0.94, 0.94, 0.945), blur=0.5, saturation=0.95, jpeg=85),

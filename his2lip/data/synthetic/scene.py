@@ -37,6 +37,7 @@ class Scene:
     layers: dict[str, Map]
     cells: Cells
     maps: CellMaps
+    centre: int | None  # row of the cell that was put in the middle
     texture: NDArray[np.float32]  # (2, S, S) fine grain, about N(0, 1): chromatin, chromogen deposit
 
     def nuclei_of(self, kinds: set[str]) -> Map:
@@ -59,9 +60,8 @@ class Canvas:
     layers: dict[str, Map]
     tissue: Map
     groups: list[Cells] = field(default_factory=list)
-    holes: list[tuple[float, float, float]] = field(
-        default_factory=list
-    )  # (x, y, radius) where no cell may lie
+    holes: list[tuple[float, float, float]] = field(default_factory=list)  # (x, y, radius) without cells
+    centre: int | None = None
 
     @classmethod
     def blank(cls, grid: Grid, rng: np.random.Generator, size: float) -> Canvas:
@@ -98,6 +98,7 @@ class Canvas:
         middle = self.grid.span / 2
         self.groups = [g.take(np.hypot(*(g.centre - middle).T) > 6.5 * self.size) for g in self.groups]
         self.add([kind], np.full((1, 2), middle, np.float32))
+        self.centre = sum(map(len, self.groups)) - 1
 
     def finish(self) -> Scene:
         """The scene: cells drawn, and tissue wherever a cell lies."""
@@ -109,4 +110,4 @@ class Canvas:
         maps = draw_cells(self.rng, cells, self.grid, self.warp)
         tissue = np.maximum(self.tissue, np.maximum(maps.body, maps.nucleus))
         grain = np.concatenate([noise(self.rng, self.grid, 0.9), noise(self.rng, self.grid, 0.55)])
-        return Scene(self.grid, tissue, self.layers, cells, maps, grain)
+        return Scene(self.grid, tissue, self.layers, cells, maps, self.centre, grain)
