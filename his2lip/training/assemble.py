@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from his2lip.config import digest, resolved
-from his2lip.data.batch import Batch
+from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.models.checkpoint import ResumeState, is_checkpoint, read_meta, save_checkpoint
@@ -21,34 +20,47 @@ from his2lip.training.loop import Save
 from his2lip.training.runs import RunDir, code_version
 
 if TYPE_CHECKING:
-    from his2lip.data.captions import CaptionBank
     from his2lip.loss import WISELoss
     from his2lip.models.encoder import DualEncoder
 
 
-def open_data(config: TrainConfig) -> tuple[ShardSet, CaptionBank]:
-    """The shards and captions of a run. Raises DatasetError, also for a split that training may not read."""
-    from his2lip.data.captions import CaptionBank
+def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
+    """The shards and captions of a run, and its config with splits by name where it had their roles.
 
+    Raises DatasetError where something is missing or cannot be read.
+    """
     shards = open_shards(config.data.shards)
-    for key, split in (("split", config.data.split), ("select", config.data.select)):
-        if split is None:
-            continue
-        if split not in shards.splits:
-            raise DatasetError(
-                f"these shards have no split '{split}'",
-                where=config.data.shards,
-                mend=f"they have {', '.join(shards.splits)}: set data.{key}",
-            )
-        if shards.info.roles.get(split) == "report":
-            raise DatasetError(
-                f"the split '{split}' is for reporting alone, and training may not read it",
-                where=config.data.shards,
-                mend="choose one whose role is train or select",
-            )
+    split = _split(shards, config.data.split, key="split")
+    select = None if config.data.select is None else _split(shards, config.data.select, key="select")
+    data = config.data.model_copy(update={"split": split, "select": select})
+    return config.model_copy(update={"data": data}), shards, _captions(config)
+
+
+def _split(shards: ShardSet, name: str, *, key: str) -> str:
+    """The split of this name, or else the one whose role has this name."""
+    of_role = [split for split in shards.splits if shards.info.roles.get(split) == name]
+    if name in shards.splits:
+        return name
+    if len(of_role) == 1:
+        return of_role[0]
+    mend = f"set data.{key} to one of {', '.join(shards.splits)}"
+    raise DatasetError(
+        f"these shards have no split '{name}', nor one split of that role",
+        where=shards.uri,
+        mend=f"{mend}, or to null" if key == "select" else mend,
+    )
+
+
+def _captions(config: TrainConfig) -> CaptionBank:
+    """Our templates, a bank that was saved, or a folder in the released corpus's layout."""
     named = config.data.captions
-    bank = CaptionBank.templates() if named == "templates" else CaptionBank.load(named)
-    return shards, bank
+    if named == "templates":
+        bank = CaptionBank.templates()
+    elif Path(named).is_dir():
+        bank, _ = CaptionBank.from_folder(named)
+    else:
+        bank = CaptionBank.load(named)
+    return replace(bank, missing=config.data.missing)
 
 
 def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
@@ -137,27 +149,6 @@ def build_loss(config: LossConfig) -> WISELoss:
         kappa=config.kappa,
         normalize=config.normalize,
     )
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """The loop's Source over TrainStream: this rank's share of both splits' orders."""
-
-    config: TrainConfig
-    bank: CaptionBank
-    image_size: int
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        raise NotImplementedError
-
-    def train(self, start: int, stop: int) -> Iterable[Batch]:
-        raise NotImplementedError
-
-    def select(self) -> Iterable[Batch]:
-        raise NotImplementedError
 
 
 def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:

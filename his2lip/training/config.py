@@ -27,9 +27,9 @@ class DataConfig(Config):
     """Which patches and captions, in which order (design section 4, principle 4)."""
 
     shards: str  # URI of prepared shards
-    split: str = "train"
-    select: str | None = "select"  # validated after each epoch; null trains without validation
-    captions: str = "templates"  # "templates", or the URI of a caption bank
+    split: str = "train"  # a split by its name, or by its role
+    select: str | None = "select"  # likewise; validated after each epoch, null trains without validation
+    captions: str = "templates"  # "templates", a saved caption bank, or a folder of TISSUE/BIOMARKER.txt
     missing: Literal["drop", "template"] = "template"  # patches whose classes have no captions in the bank
     batch_size: Count = 64  # pairs in one global batch, over all workers; the paper's code uses 32 a GPU
     lanes: Count = 8  # virtual readers; the number of workers divides it

@@ -23,6 +23,7 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Validate, fit
 from his2lip.training.progress import Progress, State
 from his2lip.training.runs import RunDir, begin
+from his2lip.training.source import StreamSource
 
 _POLL_S = 0.2  # how often the driver fetches progress, and Ray's controller looks at its workers
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def train(
         )
     if config.checkpoint.select_by == "macro_f1" and validator is None:
         raise RunError("checkpoint.select_by=macro_f1 needs a zero-shot validator", where=config.name)
-    shards, bank = assemble.open_data(config)
+    config, shards, bank = assemble.open_data(config)
     made = assemble.identity(config, shards, bank)
     run = RunDir(Path(config.storage) / "train" / config.name)
     notes: list[str] = []
@@ -183,7 +184,7 @@ def _work(job: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     assemble.prepare_process(config, device)
-    shards, bank = assemble.open_data(config)
+    config, shards, bank = assemble.open_data(config)
     saved = load_resume(run.last) if run.last.exists() else None
     model = assemble.build_model(config, device, source=run.last if saved else None)
 
@@ -197,7 +198,7 @@ def _work(job: Mapping[str, Any]) -> None:
         config,
         model,
         assemble.build_loss(config.loss),
-        assemble.StreamSource(config, bank, model.preprocess.size[0], rank, world),
+        StreamSource(config, bank, image_size=model.preprocess.size[0], rank=rank, world=world),
         report=report,
         save=assemble.checkpoint_writer(run, config, shards, bank),
         validate=job["validator"],

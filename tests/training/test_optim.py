@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -35,8 +37,8 @@ def test_rate_rises_to_its_top_and_falls_without_a_jump(steps: int, warmup: floa
     rates = [learning_rate(step, steps=steps, config=config) for step in range(steps)]
     top = warmup_steps(steps, config)
     assert 0 < max(rates) <= 1.0
-    assert all(a <= b for a, b in zip(rates[:top], rates[1:top], strict=False))
-    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(rates[:top]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[top:]))
     if 0 < top < steps:
         assert rates[top - 1] == pytest.approx(1.0) == pytest.approx(rates[top])
 

@@ -1,0 +1,93 @@
+"""One run in this very process, as a trial of a sweep does it: no Ray, and nothing built twice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from his2lip.config import digest, resolved
+from his2lip.data.captions import CaptionBank
+from his2lip.data.shards import ShardSet
+from his2lip.models import DualEncoder
+from his2lip.training import assemble
+from his2lip.training.assemble import build_model
+from his2lip.training.config import TrainConfig
+from his2lip.training.loop import Outcome, Validate, fit
+from his2lip.training.progress import Progress
+from his2lip.training.runs import RunDir
+from his2lip.training.source import StreamSource
+
+T = TypeVar("T")
+
+
+def run_in_process(
+    config: TrainConfig,
+    *,
+    report: Callable[[Mapping[str, float]], bool | None],
+    validate: Validate | None = None,
+    folder: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Outcome:
+    """Trains here from the first step, with the local loader, and reports at the end of each epoch.
+
+    report    gets step, epoch, train/… and select/…, all finite floats; answering True ends the run
+    validate  as for `train`
+    folder    where the checkpoints `best` and `last` go; None keeps none
+    A later call in the same process takes over the untrained model and the decoded batches where its backbone
+    and data are the same, as they are in the trials of one sweep.
+    """
+    device = torch.device(device)
+    assemble.prepare_process(config, device)
+    local = config.data.model_copy(update={"loader": "local"})
+    config, shards, bank = assemble.open_data(config.model_copy(update={"data": local}))
+    model = copy.deepcopy(_UNTRAINED.get(_model_key(config, device), lambda: build_model(config, device)))
+    source = _SOURCES.get(
+        _data_key(config, shards, bank, model),
+        lambda: StreamSource(config, bank, image_size=model.preprocess.size[0], keep=True),
+    )
+
+    def each_epoch(progress: Progress) -> bool | None:
+        if progress.kind == "step":
+            return None
+        return report({**progress.metrics, "step": float(progress.step), "epoch": float(progress.epoch)})
+
+    save = None if folder is None else assemble.checkpoint_writer(RunDir(Path(folder)), config, shards, bank)
+    return fit(
+        config,
+        model,
+        assemble.build_loss(config.loss),
+        source,
+        report=each_epoch,
+        save=save,
+        validate=validate,
+        device=device,
+    )
+
+
+class _Latest(Generic[T]):
+    """The thing that was made last, and its key: trials of one sweep ask for the same one over and over."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._thing: T | None = None
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        if self._thing is None or key != self._key:
+            self._key, self._thing = key, make()
+        return self._thing
+
+
+_UNTRAINED: _Latest[DualEncoder] = _Latest()
+_SOURCES: _Latest[StreamSource] = _Latest()
+
+
+def _model_key(config: TrainConfig, device: torch.device) -> str:
+    return digest([resolved(config.model), config.seed, str(device)])
+
+
+def _data_key(config: TrainConfig, shards: ShardSet, bank: CaptionBank, model: DualEncoder) -> str:
+    return digest([resolved(config.data), config.seed, shards.digest, bank.digest, model.preprocess.digest])
