@@ -1,0 +1,116 @@
+"""What a sweep is made of: every option of `his2lip tune`, with its default and its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from his2lip import resources
+from his2lip.config import Config, read_yaml, resolved
+from his2lip.errors import ConfigError, did_you_mean
+from his2lip.tuning.space import Dimension, Scalar, check_dimension, check_keys, check_point
+
+# Values that stand for a trial without a finite one: far below (above) any metric in use, yet finite.
+WORST = {"max": -1e6, "min": 1e6}
+
+
+class SamplerConfig(Config):
+    """Optuna's TPE, which models good and bad trials apart (Bergstra et al. 2011), all keys together."""
+
+    kind: Literal["tpe"] = "tpe"
+    startup: int = Field(default=10, ge=1)  # trials, enqueued points among them, before it starts to model
+
+
+class SchedulerConfig(Config):
+    """ASHA (Li et al. 2020): at 1, 3, 9, … reports only the best third of the trials so far goes on."""
+
+    kind: Literal["asha", "none"] = "asha"
+    grace: int = Field(default=1, ge=1)  # reports that every trial makes before it can be stopped
+    reduction: int = Field(default=3, ge=2)  # one in so many goes on; also the factor between two rungs
+
+
+class SweepConfig(Config):
+    """One sweep; its name is also that of its directory under `storage`/tune, and of its Optuna study."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    # The training run that every trial starts from: a mapping, or a file that holds one.
+    train: dict[str, Any]
+    space: dict[str, Dimension] = Field(min_length=1)
+    # Run first, in this order; a key that a point leaves out is sampled.
+    points: tuple[dict[str, Scalar], ...] = ()
+    trials: int = Field(default=20, ge=1)
+    max_concurrent: int = Field(default=2, ge=1)
+    sampler: SamplerConfig = SamplerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    metric: str = "select/macro_f1"  # of the trial's best report, which is also its kept checkpoint
+    mode: Literal["max", "min"] = "max"
+    split: str = "select"  # where the metric is measured: a split whose role is select, never report
+    worst: float | None = Field(default=None, allow_inf_nan=False)  # stands for a NaN or infinite metric
+    keep: int = Field(default=1, ge=1)  # checkpoints of the best so many trials are kept
+    gpus: float = Field(default=0, ge=0)  # of each trial; trials on CPU are bounded by max_concurrent alone
+    storage: str = "runs"
+    study: str | None = None  # the study's database (SQLAlchemy URL) where `storage` is not a local folder
+
+    @pydantic.field_validator("train", mode="before")
+    @classmethod
+    def _read_train(cls, value: Any) -> Any:
+        return read_yaml(resources.find(value)) if isinstance(value, str) else value
+
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _each_has_a_kind(cls, value: Any) -> Any:
+        for key, tree in value.items() if isinstance(value, Mapping) else ():
+            check_dimension(str(key), tree)
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> SweepConfig:
+        for point in self.points:
+            check_point(self.space, point)
+        if len({json.dumps(p, sort_keys=True) for p in self.points}) < len(self.points):
+            raise ValueError("a point stands twice in points")
+        if len(self.points) > self.trials:
+            raise ValueError(f"{len(self.points)} points are to be run, but only {self.trials} trials")
+        if "://" in self.storage and self.study is None:
+            raise ValueError(
+                "storage is an object store, which cannot hold the study's database: set study to an "
+                "SQLAlchemy URL, such as sqlite:////home/ray/study.db on the head node, or a server's"
+            )
+        return self
+
+    @property
+    def worst_value(self) -> float:
+        """The finite value that stands for a trial whose metric was NaN or infinite."""
+        return WORST[self.mode] if self.worst is None else self.worst
+
+    def check_keys(self, known: Iterable[str]) -> None:
+        """Raises ConfigError where the space varies a key that the training configuration does not have."""
+        check_keys(self.space, known, where=f"sweep {self.name}, key space")
+
+    def check_role(self, roles: Mapping[str, str], *, where: str) -> None:
+        """Raises ConfigError unless the objective's split has the role `select` in `roles` {split: role}.
+
+        A sweep that chose by a `report` split would report what it was fitted to (design section 8, Roles).
+        """
+        selectable = sorted(split for split, role in roles.items() if role == "select")
+        if self.split not in roles:
+            mend = did_you_mean(self.split, selectable) if selectable else "carve a select split in its card"
+            raise ConfigError(f"there is no split '{self.split}' to choose by", where=where, mend=mend)
+        if self.split not in selectable:
+            mend = f"set split to one of: {', '.join(selectable)}" if selectable else None
+            role = roles[self.split]
+            raise ConfigError(
+                f"a sweep cannot choose by the {role} split '{self.split}'", where=where, mend=mend
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What all trials of a study share; trials and points can be added to a sweep, this cannot change."""
+        tree = resolved(self)
+        for key in ("name", "trials", "points", "max_concurrent", "keep", "gpus", "storage", "study"):
+            del tree[key]
+        return tree

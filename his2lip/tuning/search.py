@@ -1,0 +1,185 @@
+"""Ray Tune's side of a sweep: the searcher that speaks with the study, and the actor that runs trials."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import TrialState
+from ray.tune import Callback, Trainable
+from ray.tune.search.optuna import OptunaSearch
+
+from his2lip.config import digest
+from his2lip.errors import ConfigError, His2lipError, did_you_mean
+from his2lip.tuning.bridge import Bridge, Ended, Objective
+from his2lip.tuning.study import TrialRow, to_row
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+    from ray.tune.experiment import Trial
+
+VALUE = "value"  # the key of Tune's results that searcher and scheduler read
+
+
+class PlacedTPE(BaseSampler):
+    """TPE whose draw for a trial depends on the sweep's seed, the trial's place and the study, and no more.
+
+    Optuna's own sampler, made again with the same seed, would repeat its first draws after an interruption.
+    """
+
+    def __init__(self, *, seed: int, startup: int) -> None:
+        self._seed, self._startup = seed, startup
+        self._tpe = TPESampler(seed=seed, n_startup_trials=startup)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        # A trial that failed is run again in its own place.
+        lived = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        place = sum(t.number != trial.number for t in lived)
+        seed = int(digest([self._seed, place])[:8], 16)
+        self._tpe = TPESampler(seed=seed, n_startup_trials=self._startup)
+        self._tpe.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._tpe.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._tpe.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+
+
+class StudySearch(OptunaSearch):
+    """OptunaSearch that also writes what is known of a trial into the study, and tells the driver of its end.
+
+    A mistake of the user's, or an error of the driver's callback, is kept in `error`: Tune would wrap it.
+    """
+
+    def __init__(self, study: Study, *, on_trial: Callable[[TrialRow], None], **options: Any) -> None:
+        super().__init__(study_name=study.study_name, storage=study._storage, **options)
+        self._on_trial = on_trial
+        self.ended = 0
+        self.raised = 0
+        self.error: Exception | None = None
+        self.started: dict[str, Trial] = {}  # Tune's own record of each trial, by its id
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        params = super().suggest(trial_id)
+        return {"number": self._ot_trials[trial_id].number, "params": params}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        trial = self._ot_trials[trial_id]
+        for key, value in _attributes(result, self.started[trial_id]).items():
+            trial.set_user_attr(key, value)
+        raised = error or result is None or result.get("error") is not None
+        self.raised += raised
+        if raised:
+            super().on_trial_complete(trial_id, None, error=True)
+        else:
+            super().on_trial_complete(trial_id, {VALUE: result["best"]})  # type: ignore[index]
+        if result and isinstance(result.get("mistake"), His2lipError):
+            self.error = result["mistake"]
+        self.ended += 1
+        try:
+            self._on_trial(to_row(self._ot_study.get_trials(deepcopy=False)[trial.number]))
+        except Exception as problem:
+            self.error = problem
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database is the state, and Tune's pickles of it would be another."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as in `save`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher for a resuming of its own, which is not used."""
+        return {}
+
+
+class RecordStarts(Callback):
+    """Gives the searcher Tune's record of each trial, where the reason of a process's failure stands."""
+
+    def __init__(self, search: StudySearch) -> None:
+        self._search = search
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Trial, **info: Any) -> None:
+        self._search.started[trial.trial_id] = trial
+
+
+def _attributes(result: dict | None, trial: Trial) -> dict[str, Any]:
+    """What the study keeps of a trial besides its value."""
+    if result is None:
+        lines = Path(trial.error_file).read_text(encoding="utf-8").strip().splitlines()
+        return {"error": f"its process failed: {lines[-1]}" if lines else "its process failed"}
+    attrs = {key: result[key] for key in ("failed", "error") if result.get(key) is not None}
+    attrs |= {key: result[key] for key in ("reports", "metrics")}
+    attrs["seconds"] = round(result["time_total_s"], 3)
+    return attrs if result["ended"] else {**attrs, "stopped": True}
+
+
+class TrialActor(Trainable):
+    """Runs one trial after another in one process: what the objective caches is there for the next."""
+
+    def setup(self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float) -> None:
+        self._objective, self._metric, self._worst = objective, metric, worst
+        self._better = max if mode == "max" else min
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict) -> bool:
+        self.cleanup()
+        params = {**new_config["params"]}
+        self._bridge = Bridge(lambda *call: self._objective(*call), params)
+        self._result: dict[str, Any] = {
+            VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
+        }  # fmt: skip
+        return True
+
+    def step(self) -> dict[str, Any]:
+        answer = self._bridge.next()
+        if isinstance(answer, Ended):
+            self._end(answer)
+        else:
+            self._take(answer.metrics)
+        return {**self._result, "done": self._result["ended"]}
+
+    def cleanup(self) -> None:
+        if hasattr(self, "_bridge"):
+            self._bridge.stop()
+
+    def _take(self, metrics: Mapping[str, float]) -> None:
+        """Notes one report; one without a finite metric ends the trial at the sweep's worst value."""
+        if self._metric not in metrics:
+            mend = did_you_mean(self._metric, metrics) if metrics else None
+            self._end(Ended(ConfigError(f"the objective does not report '{self._metric}'", mend=mend)))
+            return
+        value, result = metrics[self._metric], self._result
+        result["reports"] += 1
+        if not math.isfinite(value):
+            result |= {VALUE: self._worst, "best": self._worst, "metrics": "{}", "ended": True}
+            result["failed"] = f"{self._metric} was {value} at report {result['reports']}"
+            return
+        first = result["reports"] == 1
+        if first or self._better(value, result["best"]) != result["best"]:
+            finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+            result |= {"best": value, "metrics": json.dumps(finite)}  # text: Tune flattens nested mappings
+        result[VALUE] = value
+
+    def _end(self, answer: Ended) -> None:
+        error = answer.error
+        if error is None and not self._result["reports"]:
+            error = RuntimeError("the objective ended without a report")
+        self._result["ended"] = True
+        if error is not None:
+            self._result["error"] = f"{type(error).__name__}: {error}"
+            self._result["mistake"] = error if isinstance(error, His2lipError) else None
+            self._result["trace"] = answer.trace

@@ -1,0 +1,151 @@
+"""The study of a sweep in its database: opened, taken up after an interruption, and read as a table."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from his2lip.config import digest, resolved
+from his2lip.errors import RunError
+from his2lip.tuning.config import SweepConfig
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+State = Literal["finished", "stopped", "failed", "error", "interrupted", "running", "waiting"]
+# States of trials that are done with: they have a value, and no later command runs them again.
+DONE: tuple[State, ...] = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRow:
+    """One trial. `value` is its best report's metric; of a failed one, the sweep's stated worst value.
+
+    finished: ran to its end. stopped: ended early by ASHA. failed: its metric was NaN or infinite.
+    error: it raised; interrupted: its sweep was. Both of these run again under a new number.
+    """
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    value: float | None = None
+    metrics: dict[str, float]  # all that the objective reported with `value`
+    reports: int = 0
+    seconds: float | None = None
+    note: str | None = None  # why it failed, or what it raised
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, str]) -> Study:
+    """The sweep's study, made where it is not there yet.
+
+    Raises RunError where a study of this name was begun with another configuration or other inputs.
+    """
+    import optuna
+
+    storage = optuna.storages.RDBStorage(url)
+    direction = "maximize" if config.mode == "max" else "minimize"
+    study = optuna.create_study(
+        study_name=config.name, storage=storage, direction=direction, load_if_exists=True
+    )
+    identity = {"config": config.identity(), "inputs": dict(inputs)}
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", identity)
+    elif digest(known) != digest(identity):
+        raise RunError(
+            f"the sweep '{config.name}' was begun with another {_first_difference(known, identity)}",
+            where=url,
+            mend="give this one another name, or start anew with --fresh",
+        )
+    study.set_user_attr("sweep", resolved(config))
+    return study
+
+
+def take_up(study: Study, config: SweepConfig) -> int:
+    """Makes a study ready to go on, whatever stopped it, and returns how many trials are still to run.
+
+    Trials left RUNNING become FAIL; each trial that ended without a value is enqueued once more with the very
+    same parameters, and so is each point that was never enqueued.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study._storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+        study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials(deepcopy=False)
+    remaining = config.trials - sum(to_row(t).state in DONE for t in trials)
+    if remaining <= 0:
+        return 0
+    retried = {t.user_attrs.get("retry_of") for t in trials}
+    for trial in trials:
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if trial.state == TrialState.FAIL and trial.number not in retried and params:
+            _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
+    known = {t.user_attrs.get("point") for t in trials}
+    for point in config.points:
+        if digest(point) not in known:
+            _enqueue(study, point, point=digest(point))
+    return remaining
+
+
+def rows(study: Study) -> list[TrialRow]:
+    """Every trial of a study, by number."""
+    return [to_row(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def best_rows(table: list[TrialRow], mode: str, count: int) -> list[TrialRow]:
+    """The `count` best trials that reached a value of their own, best first; ties go to the earlier one."""
+    sign = -1 if mode == "max" else 1
+    own = [row for row in table if row.state in ("finished", "stopped") and row.value is not None]
+    return sorted(own, key=lambda row: (sign * (row.value or 0.0), row.number))[:count]
+
+
+def to_row(trial: FrozenTrial) -> TrialRow:
+    """One of Optuna's trials in our words."""
+    attrs = trial.user_attrs
+    return TrialRow(
+        number=trial.number,
+        state=_state(trial),
+        params=dict(trial.params),
+        value=trial.value if trial.state.name == "COMPLETE" else None,
+        metrics=json.loads(attrs.get("metrics", "{}")),
+        reports=attrs.get("reports", 0),
+        seconds=attrs.get("seconds"),
+        note=attrs.get("failed") or attrs.get("error"),
+    )
+
+
+def _state(trial: FrozenTrial) -> State:
+    attrs = trial.user_attrs
+    match trial.state.name:
+        case "COMPLETE":
+            return "failed" if "failed" in attrs else "stopped" if attrs.get("stopped") else "finished"
+        case "FAIL":
+            return "interrupted" if "interrupted" in attrs else "error"
+        case "WAITING":
+            return "waiting"
+        case _:
+            return "running"
+
+
+def _enqueue(study: Study, params: Mapping[str, Any], **attrs: Any) -> None:
+    with warnings.catch_warnings():
+        # Values were checked against the space already.
+        warnings.simplefilter("ignore", UserWarning)
+        study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
+
+
+def _first_difference(known: Any, now: Any, path: str = "") -> str:
+    """The first dotted key at which two nested mappings differ, with both values."""
+    if isinstance(known, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*known, *now}):
+            if known.get(key) != now.get(key):
+                return _first_difference(known.get(key), now.get(key), f"{path}.{key}" if path else key)
+    return f"{path} ({known!r:.60} then, {now!r:.60} now)"

@@ -1,0 +1,279 @@
+"""A sweep: Ray Tune runs the trials, Optuna chooses and keeps them, and the same call goes on with it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from his2lip.config import dump_yaml
+from his2lip.errors import RunError
+from his2lip.tuning.bridge import Objective
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.study import TrialRow, best_rows, open_study, rows, take_up
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from ray.tune import Tuner
+
+    from his2lip.tuning.search import StudySearch
+
+# A sweep of which so many trials raised before any came to a value is broken, not unlucky.
+HOPELESS = 3
+# More reports than any trial makes: ASHA would stop a trial that reaches its last rung.
+MANY_REPORTS = 10**6
+
+_TUNE_SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a training configuration mean the driver's folder
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no JSON, CSV and TensorBoard files: the study holds it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as everywhere; the study can go on
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not used for going on
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver tells of them
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep stands after a call. `finished_before`: nothing was left to run."""
+
+    name: str
+    directory: Path
+    study_url: str
+    trials: list[TrialRow]
+    best: TrialRow | None  # None where no trial came to a finite value
+    finished_before: bool
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The best trial's parameters."""
+        return self.best.params if self.best else {}
+
+    def study(self) -> Study:
+        """The Optuna study itself, read from its database."""
+        import optuna
+
+        return optuna.load_study(study_name=self.name, storage=self.study_url)
+
+
+def sweep_directory(config: SweepConfig) -> Path:
+    """Where the sweep's study, trials' checkpoints and plots are on this machine."""
+    root = Path("runs") if "://" in config.storage else Path(config.storage)
+    return (root / "tune" / config.name).resolve()
+
+
+def run_sweep(
+    config: SweepConfig,
+    objective: Objective,
+    *,
+    on_trial: Callable[[TrialRow], None] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    fresh: bool = False,
+) -> SweepResult:
+    """Runs the trials that are still to run, on the Ray that the driver started, and returns all of them.
+
+    `objective(params, report)` runs in Ray actors; `on_trial` in this process, after each trial. `inputs` are
+    digests that belong to the sweep's identity besides its configuration, such as its data's.
+
+    A trial whose metric is not finite counts as run, at `config.worst_value`; one that raises is told to the
+    study as failed and runs again at the next call. Raises RunError where the name is in use by other inputs,
+    where another process is running this sweep, or where every trial raises; and a user's mistake that a
+    trial meets (His2lipError) as it is.
+    """
+    import ray
+
+    assert ray.is_initialized(), "the driver starts Ray"
+    directory = sweep_directory(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    url = config.study or f"sqlite:///{directory}/study.db"
+    with _only_one(directory), _quiet_optuna():
+        if fresh:
+            _forget(config, directory, url)
+        study = open_study(config, url, inputs=inputs or {})
+        (directory / "sweep.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        remaining = take_up(study, config)
+        if remaining:
+            _run(config, objective, study, remaining, directory, on_trial or (lambda row: None))
+        table = rows(study)
+    best = best_rows(table, config.mode, 1)
+    return SweepResult(config.name, directory, url, table, best[0] if best else None, not remaining)
+
+
+def _run(
+    config: SweepConfig,
+    objective: Objective,
+    study: Study,
+    count: int,
+    directory: Path,
+    on_trial: Callable[[TrialRow], None],
+) -> None:
+    """Runs `count` trials; their results are in the study."""
+    from his2lip.tuning.search import VALUE, PlacedTPE, StudySearch
+
+    def end(row: TrialRow) -> None:
+        keep_best(directory, rows(study), mode=config.mode, keep=config.keep)
+        on_trial(row)
+
+    search = StudySearch(
+        study,
+        on_trial=end,
+        space={key: dimension.distribution() for key, dimension in config.space.items()},
+        metric=VALUE,
+        mode=config.mode,
+        sampler=PlacedTPE(seed=config.seed, startup=config.sampler.startup),
+    )
+    scratch = directory / "ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with _environment(_TUNE_SETTINGS):
+            _tuner(config, objective, search, count, scratch).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if search.error is not None:
+        raise search.error
+    if search.raised and search.raised == search.ended:
+        first = next(row for row in rows(study) if row.state == "error")
+        raise RunError(f"every trial raised an error, the first: {first.note}", where=f"sweep {config.name}")
+
+
+def _tuner(
+    config: SweepConfig, objective: Objective, search: StudySearch, count: int, scratch: Path
+) -> Tuner:
+    from ray import tune
+
+    from his2lip.tuning.search import VALUE, RecordStarts, TrialActor
+
+    actor = tune.with_parameters(
+        TrialActor, objective=objective, metric=config.metric, mode=config.mode, worst=config.worst_value
+    )
+    return tune.Tuner(
+        tune.with_resources(actor, _resources(config)),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=_scheduler(config, VALUE),
+            num_samples=count,
+            max_concurrent_trials=config.max_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=config.name,
+            storage_path=str(scratch),
+            stop=_stopper(search),
+            verbose=0,
+            callbacks=[RecordStarts(search)],
+            # There is nothing to save at a trial's end: the objective keeps its own checkpoints.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            # For processes that die, of memory or with their node; what an objective raises is not retried.
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    )
+
+
+def _resources(config: SweepConfig) -> dict[str, float]:
+    """No CPU: what a trial itself starts (Ray Data's tasks) needs them, and two trials would starve it.
+
+    Tune refuses an empty request, hence the one byte of memory.
+    """
+    return {"cpu": 0, "gpu": config.gpus} if config.gpus else {"cpu": 0, "memory": 1}
+
+
+def _scheduler(config: SweepConfig, metric: str) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if config.scheduler.kind == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        metric=metric,
+        mode=config.mode,
+        grace_period=config.scheduler.grace,
+        reduction_factor=config.scheduler.reduction,
+        max_t=MANY_REPORTS,
+    )
+
+
+def _stopper(search: StudySearch) -> Any:
+    """Ends the sweep at the user's mistake, or where the first trials all raise."""
+    from ray.tune import Stopper
+
+    class Broken(Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return search.error is not None or search.ended == search.raised >= HOPELESS
+
+    return Broken()
+
+
+def keep_best(directory: Path, table: list[TrialRow], *, mode: str, keep: int) -> None:
+    """Removes what ended trials left under `directory`/trials, but for the `keep` best ones."""
+    kept = {row.number for row in best_rows(table, mode, keep)}
+    for row in table:
+        if row.number not in kept and row.state not in ("running", "waiting"):
+            shutil.rmtree(directory / "trials" / str(row.number), ignore_errors=True)
+
+
+def _forget(config: SweepConfig, directory: Path, url: str) -> None:
+    """Removes a sweep of this name: its study, its trials' checkpoints and its plots."""
+    import optuna
+
+    if config.name in optuna.get_all_study_names(storage=url):
+        optuna.delete_study(study_name=config.name, storage=url)
+    for entry in ("trials", "plots", "ray"):
+        shutil.rmtree(directory / entry, ignore_errors=True)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Holds the sweep's lock, which the system takes back from a process that dies."""
+    with open(directory / "lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                "this sweep is being run by another process", where=directory, mend="wait for it, or stop it"
+            ) from None
+        yield
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for the time of a block."""
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna's log lines and Tune's notes on its own resuming off the terminal."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    tune = logging.getLogger("ray.tune")
+    tune_level = tune.level
+    tune.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # A trial whose process died makes its first reports again.
+            warnings.filterwarnings("ignore", message="The reported value is ignored")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+        tune.setLevel(tune_level)
