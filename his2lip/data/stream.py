@@ -1,0 +1,181 @@
+"""The stream of training batches: the plan of data/order.py carried out, several batches ahead of the model.
+
+Row groups arrive in the plan's order, through Ray Data or read by threads here; a feeder thread keeps those
+in use, and decoding threads fill each batch in place. Both loaders give the very same batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from his2lip.data.batch import Batch
+from his2lip.data.feeder import Feeder, Recipe
+from his2lip.data.order import Bools, Ints, Plan
+from his2lip.data.row_groups import Rows, read_here
+from his2lip.data.shards import ShardSet, open_shards
+from his2lip.errors import ConfigError, DatasetError
+from his2lip.runtime import usable_cpus
+from his2lip.taxonomy import BIOMARKERS, TISSUES
+
+Loader = Literal["ray", "local"]
+
+
+class Captions(Protocol):
+    """What the stream asks of a caption bank (data/captions.py)."""
+
+    missing: str
+
+    def covers(self, tissue: str | None, biomarker: str | None) -> bool: ...
+
+    def draw(
+        self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None
+    ) -> str: ...
+
+
+class TrainStream:
+    """An iterable of `Batch`: this rank's share of the global batches start_step .. stop_step - 1.
+
+    split        any split but those of role `report`, which training may not read
+    bank         draws captions by (seed, epoch, patch_id); where it drops what it lacks, such patches sit out
+    batch_size   B, the global batch over all ranks
+    image_size   S: batches hold (B / world, 3, S, S)
+    lanes, window, balance   see `order.Plan`
+    augment      flips and quarter turns by (seed, epoch, patch_id)
+    stop_step    None ends with the epoch of `start_step`
+    loader       "ray": Ray Data reads, this process decodes; "local": all of it in this process, no Ray
+    decode_threads   by default as many as there are usable cores
+    prefetch     batches that are decoded ahead
+
+    Raises DatasetError for what cannot be read, ConfigError for options that do not fit together.
+    """
+
+    def __init__(
+        self,
+        shards_uri: str,
+        split: str,
+        bank: Captions,
+        *,
+        seed: int,
+        batch_size: int,
+        image_size: int,
+        lanes: int = 8,
+        window: int = 2,
+        balance: float = 0.0,
+        augment: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        loader: Loader = "ray",
+        decode_threads: int | None = None,
+        prefetch: int = 4,
+    ) -> None:
+        if loader not in ("ray", "local"):
+            raise ConfigError(f"unknown loader '{loader}'", mend="ray and local are known")
+        self._shards = open_shards(shards_uri)
+        _refuse_report(self._shards, split)
+        self._groups = self._shards.row_groups(split)
+        cells, keep = _cells(self._shards, split, bank)
+        sizes = [group.rows for group in self._groups]
+        self.plan = Plan(
+            sizes,
+            seed=seed,
+            batch_size=batch_size,
+            lanes=lanes,
+            window=window,
+            keep=keep,
+            cells=cells,
+            balance=balance,
+        )
+        self._lanes = self.plan.rank_lanes(rank, world)
+        self._recipe = Recipe(seed=seed, size=image_size, augment=augment, draw=bank.draw)
+        self._start, self._stop = start_step, stop_step
+        self._loader, self._world = loader, world
+        self._threads, self._prefetch = decode_threads or usable_cpus(), prefetch
+        self._feeder: Feeder | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in one epoch; the remainder of the patches sits out, another one each time."""
+        return self.plan.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        stop = self._stop
+        if stop is None:
+            stop = (self.plan.epoch_of(self._start) + 1) * self.steps_per_epoch
+        return self.batches(self._start, stop)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps [start, stop) as one stream, whatever epochs it spans; ends an earlier one."""
+        self.close()
+        reads = self.plan.reads(start, stop, self._lanes)
+        feeder = self._feeder = Feeder(
+            self.plan,
+            self._lanes,
+            reads,
+            functools.partial(self._rows, reads.group),
+            self._recipe,
+            steps=range(start, stop),
+            threads=self._threads,
+            prefetch=self._prefetch,
+        )
+        try:
+            yield from feeder
+        finally:
+            feeder.close()
+
+    def close(self) -> None:
+        """Stops reading and decoding; nothing keeps running. An iterator that is open ends."""
+        if self._feeder is not None:
+            self._feeder.close()
+            self._feeder = None
+
+    def __enter__(self) -> TrainStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rows(self, order: Ints) -> Iterator[Rows]:
+        """The row groups of the plan, in its order."""
+        groups = [self._groups[g] for g in order.tolist()]
+        if self._loader == "local":
+            return read_here(self._shards.filesystem, groups)
+        from his2lip.data.ray_reads import read_by_ray
+
+        return read_by_ray(self._shards.filesystem, groups, ranks=self._world)
+
+
+def _refuse_report(shards: ShardSet, split: str) -> None:
+    if shards.info.roles.get(split) == "report":
+        what = f"the split '{split}' is for reporting: training may not read it"
+        others = [name for name in shards.splits if shards.info.roles.get(name) != "report"]
+        raise DatasetError(what, where=shards.uri, mend=f"use {' or '.join(others)}" if others else None)
+
+
+def _cells(shards: ShardSet, split: str, bank: Captions) -> tuple[Ints, Bools | None]:
+    """The (tissue, biomarker) cell of each row, and which rows have captions (None: all may be drawn)."""
+    table = shards.table(split, ["tissue", "biomarker"])
+    tissue, biomarker = _ids(table, "tissue", TISSUES), _ids(table, "biomarker", BIOMARKERS)
+    cells = tissue * (len(BIOMARKERS) + 1) + biomarker
+    if bank.missing != "drop":
+        return cells, None
+    found, inverse = np.unique(cells, return_inverse=True)
+    pairs = [divmod(cell, len(BIOMARKERS) + 1) for cell in found.tolist()]
+    covered = [bank.covers((*TISSUES, None)[t], (*BIOMARKERS, None)[b]) for t, b in pairs]
+    return cells, np.array(covered, dtype=bool)[inverse]
+
+
+def _ids(table: pa.Table, column: str, names: tuple[str, ...]) -> Ints:
+    """The place of each value among `names`; one past the last for a missing label."""
+    places = pc.index_in(table.column(column), pa.array(names)).fill_null(len(names))
+    return places.to_numpy().astype(np.int64)

@@ -1,0 +1,79 @@
+"""Small shards of real JPEG and PNG bytes for the tests of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from his2lip.data.cards import Card
+from his2lip.data.images import encode_jpeg, encode_png
+from his2lip.data.shards import Patch, ShardWriter
+from his2lip.data.stream import TrainStream
+from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
+
+
+class Spoken:
+    """A caption that says what it was drawn for."""
+
+    missing = "template"
+
+    def covers(self, tissue: str | None, biomarker: str | None) -> bool:
+        return True
+
+    def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
+        return f"{tissue} {biomarker} {seed} {epoch} {patch_id}"
+
+
+def write_patches(
+    uri: Path,
+    *,
+    patches: int,
+    sizes: Sequence[int] = (32,),
+    formats: Sequence[str] = ("jpeg",),
+    role: str = "train",
+    labelled: bool = True,
+    rare_every: int | None = None,
+    broken: int | None = None,
+    row_group_bytes: int = 24 << 10,
+) -> str:
+    """Writes a dataset of one split `train` in row groups of about a dozen patches; returns its URI."""
+    rng = np.random.default_rng(0)
+    card = Card.model_validate({"name": "set", "reader": "folder", "splits": {"train": {"role": role}}})
+    with ShardWriter(uri, card=card, row_group_bytes=row_group_bytes, part_bytes=4 * row_group_bytes) as out:
+        for number in range(patches):
+            size = sizes[number % len(sizes)]
+            coarse = rng.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
+            pixels = np.kron(coarse, np.ones((4, 4, 1), dtype=np.uint8))
+            encode = encode_png if formats[number % len(formats)] == "png" else encode_jpeg
+            data = encode(pixels)
+            rare = rare_every is not None and number % rare_every == 0
+            tissue = "Necrosis" if rare else TISSUES[1 if rare_every else number % len(TISSUES)]
+            biomarker = MIHIC_BIOMARKERS[0 if rare_every else number % len(MIHIC_BIOMARKERS)]
+            out.add(
+                Patch(
+                    patch_id=f"set/{number:05d}",
+                    image=data[: len(data) // 2] if number == broken else data,
+                    dataset="set",
+                    split="train",
+                    width=size,
+                    height=size,
+                    tissue=tissue if labelled else None,
+                    biomarker=biomarker if labelled else None,
+                )
+            )
+    return str(uri)
+
+
+def stream(uri: str, *, bank: Any = None, **options: Any) -> TrainStream:
+    """A small in-process stream of global batches of 16 at 32 px."""
+    options = {
+        "seed": 5,
+        "batch_size": 16,
+        "image_size": 32,
+        "loader": "local",
+        "decode_threads": 2,
+    } | options
+    return TrainStream(uri, "train", bank or Spoken(), **options)
