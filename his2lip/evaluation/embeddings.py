@@ -70,7 +70,7 @@ class EmbeddingCache:
         threads: int = 2,
         progress: Progress | None = None,
     ) -> Embedded:
-        """Features of a split, or of its `rows` (int64, numbers within the split); only missing ones are made.
+        """Features of a split, or of its `rows` (int64, numbers within the split); missing ones are made.
 
         Equal images are computed once. Raises DatasetError for an image that cannot be decoded or is not the
         one that its row names, ModelError for features that are not finite.

@@ -111,7 +111,7 @@ class SentenceEncoder:
                 "tensors": self._weights or self.model.tensor_digest(),
                 "config": self.model.config_digest(),
                 "precision": self.model.precision,
-                # A released CLIP tower may have been trained with BERT's ids: what the tokenizer does is asked.
+                # A released CLIP tower may have been trained with BERT's ids: ask what the tokenizer does.
                 "tokens": self.model.tokenize([_PROBE]).tolist(),
             }
         )

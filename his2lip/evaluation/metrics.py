@@ -24,6 +24,7 @@ class Summary:
 
     macro_f1           mean F1 over all classes of the protocol, an absent or never-predicted class counting 0
     balanced_accuracy  mean recall over the classes that have units
+    quadratic_kappa    Cohen's kappa with quadratic weights, for classes in their order; nan where undefined
     confusion          C rows (truth) of C counts (prediction)
     """
 
@@ -31,6 +32,7 @@ class Summary:
     accuracy: float
     macro_f1: float
     balanced_accuracy: float
+    quadratic_kappa: float
     confusion: list[list[int]]
     per_class: dict[str, ClassFigures]
 
@@ -38,8 +40,9 @@ class Summary:
 def summarise(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Summary:
     """Figures of predicted against true class numbers, both int (N,), 0 to C-1.
 
-    Equal to scikit-learn's `accuracy_score`, `f1_score(labels=all C, average="macro", zero_division=0)`
-    and `balanced_accuracy_score`. Raises ValueError for no rows or numbers out of range.
+    Equal to scikit-learn's `accuracy_score`, `f1_score(labels=all C, average="macro", zero_division=0)`,
+    `balanced_accuracy_score` and `cohen_kappa_score(weights="quadratic")`. Raises ValueError for no rows or
+    numbers out of range.
     """
     matrix = confusion_matrix(labels, predicted, len(classes))
     right, truth, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -50,6 +53,7 @@ def summarise(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
         accuracy=float(right.sum() / matrix.sum()),
         macro_f1=float(f1.mean()),
         balanced_accuracy=float(recall[truth > 0].mean()),
+        quadratic_kappa=_quadratic_kappa(matrix),
         confusion=matrix.tolist(),
         per_class={
             name: ClassFigures(float(precision[c]), float(recall[c]), float(f1[c]), int(truth[c]))
@@ -69,6 +73,15 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, n_classes: int) 
     if both.min() < 0 or both.max() >= n_classes:
         raise ValueError(f"class numbers run from 0 to {n_classes - 1}")
     return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def _quadratic_kappa(matrix: np.ndarray) -> float:
+    """1 - observed / expected disagreement, weighted by the squared distance of classes (Cohen 1968)."""
+    place = np.arange(len(matrix))
+    weight = (place[:, None] - place[None, :]) ** 2
+    expected = np.outer(matrix.sum(axis=1), matrix.sum(axis=0)) / matrix.sum()
+    disagreement = float((weight * expected).sum())
+    return 1 - float((weight * matrix).sum()) / disagreement if disagreement else float("nan")
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

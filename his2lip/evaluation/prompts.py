@@ -19,7 +19,6 @@ class PromptFile(config.Config):
     by every synonym, template by template. Without, each class lists its sentences as they are.
     """
 
-    name: str = ""
     note: str = ""
     templates: list[str] = []
     classes: dict[str, list[str]]
@@ -37,7 +36,7 @@ class PromptSet:
         """The set called `name` in benchmarks/prompts, or the one in a YAML file at that path."""
         path = _find(str(name_or_path))
         source = config.validate(PromptFile, config.read_yaml(path), where=path)
-        return cls.build(source.name or path.stem, source.classes, templates=source.templates, where=path)
+        return cls.build(path.stem, source.classes, templates=source.templates, where=path)
 
     @classmethod
     def build(

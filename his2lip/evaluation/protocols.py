@@ -26,6 +26,8 @@ class Selection:
     unit_ids        (U,) patch ids, or values of the column that units are pooled by
     case_ids        (U,), None where unknown
     labels          int64 (U,) class numbers, APART for units that are not scored
+    breakdown       (U,) values of the protocol's breakdown column, or None
+    without_mpp     rows whose microns a pixel are unknown (tiles then count in pixels)
     split_sha256    names units and labels; images_sha256 names the pixels and scales behind them
     """
 
@@ -35,6 +37,8 @@ class Selection:
     unit_ids: list[str]
     case_ids: list[str | None]
     labels: np.ndarray
+    breakdown: list[str] | None
+    without_mpp: int
     split_sha256: str
     images_sha256: str
 
@@ -66,14 +70,15 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
         raise DatasetError(f"the unit '{mixed}' holds rows of several classes", where=where)
     if len(set(labels[labels != APART].tolist())) < 2:
         raise DatasetError("this split holds units of one class only, or none", where=where)
-    cases = table["case_id"].to_pylist()
     return Selection(
         classes=tuple(protocol.classes),
         rows=rows,
         unit=unit,
         unit_ids=unit_ids,
-        case_ids=[cases[i] for i in first],
+        case_ids=_of_units(table, "case_id", first),
         labels=labels,
+        breakdown=_of_units(table, protocol.breakdown, first) if protocol.breakdown else None,
+        without_mpp=table["mpp"].null_count,
         split_sha256=_hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True)),
         images_sha256=_hash_lines(map("\t".join, _columns(table, "patch_id", "sha256", "mpp"))),
     )
@@ -114,6 +119,11 @@ def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, 
     place: dict[str, int] = {}
     unit = np.array([place.setdefault(i, len(place)) for i in ids], dtype=np.int64)
     return list(place), unit, np.unique(unit, return_index=True)[1]
+
+
+def _of_units(table: pa.Table, column: str, first: np.ndarray) -> list:
+    values = _column(table, column)
+    return [values[i] for i in first]
 
 
 def _column(table: pa.Table, name: str) -> list:

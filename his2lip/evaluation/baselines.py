@@ -1,0 +1,200 @@
+"""Baselines that need no model: chance, majority, mean colour, stained area."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from his2lip.config import digest
+from his2lip.data.shards import ShardSet, open_shards
+from his2lip.errors import DatasetError, did_you_mean
+from his2lip.evaluation.cells import CellPlan
+from his2lip.evaluation.config import PREFIX
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.encoders import decoder_version
+from his2lip.evaluation.protocols import APART, Selection, select
+from his2lip.evaluation.zero_shot import Scores
+
+NEIGHBOURS = 15  # of the mean-colour k-NN
+# A pixel is stained where its DAB optical density, unmixed with the vectors of Ruifrok and Johnston (2001) as
+# scikit-image has them, exceeds this: skimage.color.rgb2hed gives about 0.03 on counterstain alone.
+STAINED_OD = 0.05
+_VERSION = 1
+
+
+class ColourEncoder:
+    """An image as four numbers: its mean red, green and blue (0 to 1), and its stained share (0 to 1).
+
+    Fits the embedding cache in a model's place, so that colour baselines too read each image once.
+    """
+
+    key = digest({"encoder": "colour", "version": _VERSION, "od": STAINED_OD, "decoder": decoder_version()})
+
+    def crop_key(self, mpp: float | None) -> str:
+        return ""
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        from skimage.color import rgb2hed
+
+        stained = (rgb2hed(pixels)[..., 2] > STAINED_OD).mean()
+        return np.array([[*(pixels.reshape(-1, 3).mean(axis=0) / 255), stained]], dtype=np.float32)
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        return crops
+
+
+class BaselineScorer:
+    """One baseline as the grid's scorer."""
+
+    uses_prompts = False
+
+    def __init__(self, name: str, cache: EmbeddingCache) -> None:
+        self.name = name
+        self._kind = baseline_kind(name)
+        self.weights = f"{PREFIX}{self._kind}/{_VERSION}"
+        self._cache = cache
+
+    def identity(self, plan: CellPlan) -> str:
+        return digest({"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest})
+
+    def trained_on(self, plan: CellPlan) -> bool:
+        return self._kind in ("mean-colour", "majority", "stained-area") and train_split(plan) is not None
+
+    def score(self, plan: CellPlan) -> Scores:
+        return _KINDS[self._kind](plan, self._cache)
+
+
+def baseline_kind(name: str) -> str:
+    """`baseline:majority` -> `majority`. Raises DatasetError for an unknown one."""
+    kind = name.removeprefix(PREFIX)
+    if kind not in _KINDS:
+        raise DatasetError(f"unknown baseline '{kind}'", mend=did_you_mean(kind, _KINDS))
+    return kind
+
+
+def applies(name: str, plan: CellPlan) -> str | None:
+    """None where the baseline can score this plan, else the reason why it cannot."""
+    kind = baseline_kind(name)
+    if kind == "mean-colour" and train_split(plan) is None:
+        return "the dataset has no train split to fit on"
+    if kind == "stained-area" and _positive_class(plan.selection.classes) is None:
+        return "the classes are not positive against negative staining"
+    return None
+
+
+def train_split(plan: CellPlan) -> str | None:
+    """The dataset's train split, where it has one that is not the split scored."""
+    names = [s for s, role in plan.roles.items() if role == "train" and s != plan.protocol.split]
+    return names[0] if names else None
+
+
+def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
+    """Uniform guesses, drawn from the split's hash: the same for the same units."""
+    selection = plan.selection
+    rng = np.random.default_rng(int(selection.split_sha256[:16], 16))
+    return _one_hot(rng.integers(len(selection.classes), size=len(selection.labels)), selection)
+
+
+def majority(plan: CellPlan, cache: EmbeddingCache) -> Scores:
+    """The commonest class of the train split; of the scored units themselves where there is none."""
+    labels = _fitting_labels(plan)
+    commonest = np.bincount(labels, minlength=len(plan.selection.classes)).argmax()
+    return _one_hot(np.full(len(plan.selection.labels), commonest), plan.selection)
+
+
+def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
+    """k nearest neighbours on mean red, green and blue, fitted on the train split."""
+    split = train_split(plan)
+    if split is None:
+        raise DatasetError("mean colour has no train split to fit on", where=plan.uri)
+    from sklearn.neighbors import KNeighborsClassifier
+
+    shards = open_shards(plan.uri)
+    fitted = select(shards, plan.protocol, split=split)
+    colours, known = _colours(cache, shards, split, fitted)[:, :3], fitted.scored
+    nearest = KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())))
+    nearest.fit(colours[known], fitted.labels[known])
+    units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
+    scores = np.zeros((len(units), len(plan.selection.classes)), dtype=np.float32)
+    scores[:, nearest.classes_] = nearest.predict_proba(units)
+    return _scores(scores)
+
+
+def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
+    """Positive where the stained share exceeds a threshold.
+
+    The threshold gives the best balanced accuracy on the train split; without one it is Otsu's (1979), which
+    looks at no label.
+    """
+    positive = _positive_class(plan.selection.classes)
+    if positive is None:
+        raise DatasetError("stained area tells positive from negative staining only", where=plan.uri)
+    shards, split = open_shards(plan.uri), train_split(plan)
+    units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, 3]
+    if split is None:
+        threshold = _otsu(units)
+    else:
+        fitted = select(shards, plan.protocol, split=split)
+        known = fitted.scored
+        share = _colours(cache, shards, split, fitted)[known, 3]
+        threshold = _best_threshold(share, fitted.labels[known] == positive)
+    scores = np.stack([threshold - units, units - threshold], axis=1).astype(np.float32)
+    return _scores(scores if positive == 1 else scores[:, ::-1])
+
+
+_KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {
+    "chance": chance,
+    "majority": majority,
+    "mean-colour": mean_colour,
+    "stained-area": stained_area,
+}
+
+
+def _colours(cache: EmbeddingCache, shards: ShardSet, split: str, selection: Selection) -> np.ndarray:
+    """float32 (U, 4): the mean of the four numbers over each unit's rows."""
+    features = cache.embed(ColourEncoder(), shards, split, rows=selection.rows).features
+    sums = np.zeros((len(selection.labels), features.shape[1]))
+    np.add.at(sums, selection.unit, features)
+    return (sums / np.bincount(selection.unit)[:, None]).astype(np.float32)
+
+
+def _fitting_labels(plan: CellPlan) -> np.ndarray:
+    split = train_split(plan)
+    chosen = plan.selection if split is None else select(open_shards(plan.uri), plan.protocol, split=split)
+    return chosen.labels[chosen.labels != APART]
+
+
+def _positive_class(classes: tuple[str, ...]) -> int | None:
+    """The number of the positive one of two classes: `positive`, `Ki67-positive`, or HER2 3+."""
+    if len(classes) != 2:
+        return None
+    found = [c for c, name in enumerate(classes) if "positive" in name.lower() or name.endswith("3+")]
+    return found[0] if len(found) == 1 else None
+
+
+def _best_threshold(share: np.ndarray, positive: np.ndarray) -> float:
+    """The cut between two neighbouring values of `share` (N,) with the best balanced accuracy."""
+    values, place = np.unique(share, return_inverse=True)
+    up = np.bincount(place, weights=positive, minlength=len(values))
+    down = np.bincount(place, weights=~positive, minlength=len(values))
+    # Cut k lies below value k: positives from k on are right, and so are negatives before it.
+    right = (up.sum() - np.cumsum(up) + up) / up.sum() + (np.cumsum(down) - down) / down.sum()
+    k = int(right.argmax())
+    return float(values[k] - 1e-6 if k == 0 else (values[k - 1] + values[k]) / 2)
+
+
+def _otsu(values: np.ndarray) -> float:
+    from skimage.filters import threshold_otsu
+
+    return float(threshold_otsu(values)) if len(np.unique(values)) > 1 else float(values[0])
+
+
+def _one_hot(predicted: np.ndarray, selection: Selection) -> Scores:
+    return _scores(np.eye(len(selection.classes), dtype=np.float32)[predicted])
+
+
+def _scores(scores: np.ndarray) -> Scores:
+    ties = int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+    none = np.zeros(len(scores), dtype=np.int64)
+    return Scores(scores, scores.argmax(axis=1), none, ties)

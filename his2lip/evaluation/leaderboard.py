@@ -1,0 +1,88 @@
+"""The grid's tables: leaderboard.csv, and the predictions of all cells together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from his2lip import resources
+from his2lip.data.shards import filesystem
+from his2lip.evaluation.cells import CellFailure, CellResult, read_predictions
+from his2lip.evaluation.feature_store import write_atomic
+
+PUBLISHED = "benchmarks/published/table2_zero_shot.csv"  # model, trained, dataset, accuracy, f1, in percent
+PAPER = "paper"  # the protocol that published numbers stand beside
+
+# Fixed by the design; what follows them may grow.
+COLUMNS = (
+    "model", "dataset", "protocol", "n", "accuracy", "accuracy_lo", "accuracy_hi", "macro_f1", "macro_f1_lo",
+    "macro_f1_hi", "balanced_accuracy", "published_accuracy", "published_f1", "weights_sha256",
+    "prompts_sha256", "split_sha256",
+    "images_sha256", "encoder", "in_domain", "generated", "split", "role", "basis", "ties", "apart",
+    "without_mpp", "quadratic_kappa", "cell",
+)  # fmt: skip
+
+# How the paper writes a card's name, where only letters and digits do not say it.
+_PAPER_NAMES = {"hnscc": "hnsccmifmihc", "anhir": "anhirlung"}
+
+
+def write_leaderboard(folder: str, results: Sequence[CellResult], failed: Sequence[CellFailure]) -> str:
+    """Writes leaderboard.csv, predictions.parquet and failures.json into `folder`; the leaderboard's path."""
+    system, path = filesystem(folder)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(r) for r in results)
+    write_atomic(system, f"{path}/leaderboard.csv", text.getvalue().encode())
+    out = io.BytesIO()
+    pq.write_table(_all_predictions(results), out, compression="zstd")
+    write_atomic(system, f"{path}/predictions.parquet", out.getvalue())
+    reasons = [dataclasses.asdict(f) for f in failed]
+    write_atomic(system, f"{path}/failures.json", (json.dumps(reasons, indent=1) + "\n").encode())
+    return f"{path}/leaderboard.csv"
+
+
+def with_published(results: Iterable[CellResult]) -> list[CellResult]:
+    """`results`, with published accuracy and F1 beside `paper` protocols on real data that the table has."""
+    published = _published()
+    filled = []
+    for result in results:
+        pair = published.get((_key(result.model), _key(result.dataset)))
+        if pair and result.protocol == PAPER and not result.generated:
+            result = dataclasses.replace(result, published_accuracy=pair[0], published_f1=pair[1])
+        filled.append(result)
+    return filled
+
+
+def _all_predictions(results: Sequence[CellResult]) -> pa.Table:
+    """Every cell's predictions under one another; score columns of other protocols' classes are null."""
+    names = ("model", "dataset", "protocol")
+    tables = [
+        pa.table({name: pa.array([getattr(r, name)] * len(t), pa.string()) for name in names}
+                 | {name: t[name] for name in t.column_names})
+        for r, t in ((r, read_predictions(r)) for r in results)
+    ]  # fmt: skip
+    empty = pa.table({name: pa.array([], pa.string()) for name in names})
+    return pa.concat_tables(tables or [empty], promote_options="default")
+
+
+def _published() -> dict[tuple[str, str], tuple[float, float]]:
+    path = resources.root() / PUBLISHED
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as source:
+        return {
+            (_key(row["model"]), _key(row["dataset"])): (float(row["accuracy"]) / 100, float(row["f1"]) / 100)
+            for row in csv.DictReader(source)
+        }
+
+
+def _key(name: str) -> str:
+    plain = "".join(c for c in name.lower() if c.isalnum())
+    return _PAPER_NAMES.get(plain, plain)

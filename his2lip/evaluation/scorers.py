@@ -1,0 +1,78 @@
+"""A dual encoder as the grid's scorer: features from the cache, scores by zero-shot classification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from his2lip.data.shards import open_shards
+from his2lip.evaluation.cells import CellPlan
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
+from his2lip.evaluation.protocols import view_of
+from his2lip.evaluation.zero_shot import Scores, score
+
+if TYPE_CHECKING:
+    from his2lip.models.encoder import DualEncoder
+
+
+class ModelScorer:
+    """Zero-shot classification by one model; images and sentences are embedded once, through the cache."""
+
+    uses_prompts = True
+
+    def __init__(
+        self,
+        name: str,
+        model: DualEncoder,
+        cache: EmbeddingCache,
+        *,
+        trained_on: frozenset[str] = frozenset(),
+        fine_tuned: bool = False,
+        batch_size: int = 64,
+        threads: int = 2,
+    ) -> None:
+        """`trained_on`: names or digests of datasets; of a `fine_tuned` model the card's word counts too."""
+        self.name = name
+        self.weights = model.tensor_digest()
+        self._model, self._cache = model, cache
+        self._trained_on, self._fine_tuned = trained_on, fine_tuned
+        self._batch_size, self._threads = batch_size, threads
+        self._sentences = SentenceEncoder(model, weights=self.weights)
+
+    def identity(self, plan: CellPlan) -> str:
+        return self._encoder(plan).key
+
+    def trained_on(self, plan: CellPlan) -> bool:
+        known = {plan.dataset, plan.data_digest} & self._trained_on
+        return bool(known) or (self._fine_tuned and plan.in_domain)
+
+    def score(self, plan: CellPlan) -> Scores:
+        shards, selection = open_shards(plan.uri), plan.selection
+        embedded = self._cache.embed(
+            self._encoder(plan),
+            shards,
+            plan.protocol.split,
+            rows=selection.rows,
+            batch_size=self._batch_size,
+            threads=self._threads,
+        )
+        lines = plan.prompts.sentences
+        features = self._cache.embed_text(self._sentences, plan.prompts.all_sentences())
+        bounds = np.cumsum([len(own) for _, own in lines])[:-1]
+        return score(
+            embedded.features,
+            np.split(features, bounds),
+            pooling=plan.protocol.pooling,
+            scoring=plan.protocol.scoring,
+            groups=selection.unit[embedded.row],
+        )
+
+    def _encoder(self, plan: CellPlan) -> ModelEncoder:
+        return ModelEncoder(
+            self._model,
+            view=view_of(plan.protocol),
+            preprocessing=plan.protocol.preprocessing,
+            weights=self.weights,
+        )

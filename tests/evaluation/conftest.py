@@ -1,0 +1,56 @@
+"""Small prepared datasets made of real IHC pixels, with labels that follow from the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from his2lip.data.cards import Card
+from his2lip.data.images import encode_png
+from his2lip.data.shards import Patch, ShardSet, ShardWriter, open_shards
+
+SPLITS = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"role": "report"}}
+
+
+def tiles(pixels: np.ndarray, side: int = 64) -> list[np.ndarray]:
+    """All whole tiles of an image, row by row."""
+    height, width = pixels.shape[:2]
+    return [
+        pixels[y : y + side, x : x + side]
+        for y in range(0, height - side + 1, side)
+        for x in range(0, width - side + 1, side)
+    ]
+
+
+@pytest.fixture
+def write_shards(real_ihc: np.ndarray, tmp_path: Path) -> Callable[..., ShardSet]:
+    """write_shards(name, images=…, mpp=…) -> shards: 24 real tiles, brown ones Tumor, others Stroma."""
+
+    def write(
+        name: str = "toy", *, images: list[np.ndarray] | None = None, mpp: float | None = 0.5
+    ) -> ShardSet:
+        images = tiles(real_ihc)[:24] if images is None else images
+        card = Card.model_validate({"name": name, "reader": "none", "splits": SPLITS})
+        brown = [float(i[..., 0].mean()) - float(i[..., 2].mean()) for i in images]
+        with ShardWriter(tmp_path / name, card=card, row_group_bytes=60_000) as writer:
+            for number, image in enumerate(images):
+                writer.add(
+                    Patch(
+                        patch_id=f"{name}/{number}.png",
+                        image=encode_png(image),
+                        dataset=name,
+                        split=("train", "select", "test")[number % 3],
+                        tissue="Tumor" if brown[number] > np.median(brown) else "Stroma",
+                        slide_id=f"slide-{number % 6}",
+                        case_id=f"case-{number % 6}",
+                        width=image.shape[1],
+                        height=image.shape[0],
+                        mpp=mpp,
+                    )
+                )
+        return open_shards(tmp_path / name)
+
+    return write

@@ -1,0 +1,269 @@
+"""The embedding cache: each image once, ever; broken parts and busy neighbours do not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from his2lip.data.images import decode, encode_png
+from his2lip.data.shards import ShardSet, open_shards
+from his2lip.errors import DatasetError, ModelError
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
+from his2lip.evaluation.views import View
+from his2lip.models import DualEncoder, load_model
+
+Write = Callable[..., ShardSet]
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    torch.set_num_threads(2)
+    return load_model("tiny")
+
+
+def test_features_are_the_model_s_own_raw_ones(
+    write_shards: Write, model: DualEncoder, tmp_path: Path
+) -> None:
+    shards = write_shards()
+    found = EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), shards, "test", batch_size=3)
+    images = shards.table("test", ["image"])["image"].to_pylist()
+    with torch.inference_mode():
+        wanted = [model.encode_image(model.preprocess(decode(i))[None], normalize=False)[0] for i in images]
+    np.testing.assert_allclose(found.features, torch.stack(wanted).numpy(), rtol=1e-4, atol=1e-5)
+    assert found.features.dtype == np.float32
+    assert found.row.tolist() == list(range(8))
+    assert found.table["patch_id"].to_pylist() == shards.table("test")["patch_id"].to_pylist()
+
+
+def test_the_second_call_embeds_nothing_and_a_new_process_neither(
+    write_shards: Write, model: DualEncoder, tmp_path: Path
+) -> None:
+    shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
+    first = cache.embed(ModelEncoder(model), shards, "test")
+    assert cache.counts.images == cache.counts.crops == 8
+    again = cache.embed(ModelEncoder(model), shards, "test")
+    assert cache.counts.images == 8
+    other = EmbeddingCache(str(tmp_path / "cache"))
+    reopened = other.embed(ModelEncoder(model), open_shards(shards.uri), "test")
+    assert other.counts.images == 0
+    np.testing.assert_array_equal(first.features, again.features)
+    np.testing.assert_array_equal(first.features, reopened.features)
+
+
+def test_one_added_image_is_one_forward_and_equal_images_are_one(
+    write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    cache, a, b = EmbeddingCache(str(tmp_path / "cache")), real_ihc[:64, :64], real_ihc[64:128, :64]
+    cache.embed(ModelEncoder(model), write_shards("before", images=[a, a, a]), "test")
+    assert cache.counts.images == 1
+    grown = write_shards("after", images=[a, a, a, b, b, b, a, a, a, b, b, b])
+    found = cache.embed(ModelEncoder(model), grown, "test")
+    assert cache.counts.images == 2, "one image was new, though it stands there twice"
+    np.testing.assert_array_equal(found.features[0], found.features[2])
+    assert not np.array_equal(found.features[0], found.features[1])
+
+
+def test_some_rows_read_and_embed_those_rows_alone(
+    write_shards: Write, model: DualEncoder, tmp_path: Path
+) -> None:
+    shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
+    some = cache.embed(ModelEncoder(model), shards, "test", rows=np.array([1, 6]))
+    assert cache.counts.images == 2
+    whole = cache.embed(ModelEncoder(model), shards, "test")
+    assert cache.counts.images == 8
+    np.testing.assert_array_equal(some.features, whole.features[[1, 6]])
+
+
+def test_whatever_decides_a_feature_is_in_the_key(model: DualEncoder) -> None:
+    def key(changed: DualEncoder = model, **options: object) -> str:
+        return ModelEncoder(changed, **options).key
+
+    other_weights = load_model("tiny", seed=1)
+    other_config = load_model("tiny")
+    other_config.config["vision_cfg"]["timm_pool"] = "max"
+    other_size = load_model("tiny")
+    other_size.preprocess = dataclasses.replace(model.preprocess, interpolation="bicubic")
+    keys = [
+        key(),
+        key(other_weights),
+        key(other_config),
+        key(other_size),
+        key(load_model("tiny", precision="bf16")),
+        key(view=View(kind="centre")),
+        key(view=View(kind="tiles")),
+        key(view=View(kind="tiles", max_tiles=3)),
+        key(preprocessing="released"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key(load_model("tiny")) == key()
+
+
+def test_tiles_of_one_image_stay_together_and_follow_its_scale(
+    write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    encoder = ModelEncoder(model, view=View(kind="tiles", size=64, mpp=0.5, max_tiles=4))
+    cache = EmbeddingCache(str(tmp_path / "cache"))
+    images = [real_ihc[:128, :128]] * 3
+    fine = cache.embed(encoder, write_shards("fine", images=images, mpp=0.5), "test")
+    assert (fine.row.tolist(), cache.counts.crops) == ([0, 0, 0, 0], 4)
+    coarse = cache.embed(encoder, write_shards("coarse", images=images, mpp=0.25), "test")
+    assert (coarse.row.tolist(), cache.counts.crops) == ([0], 5), (
+        "the same bytes at another scale: another crop"
+    )
+
+
+def test_a_broken_part_is_left_out_with_a_warning_and_made_again(
+    write_shards: Write, model: DualEncoder, tmp_path: Path
+) -> None:
+    shards, root = write_shards(), tmp_path / "cache"
+    first = EmbeddingCache(str(root)).embed(ModelEncoder(model), shards, "test")
+    (part,) = root.rglob("*.parquet")
+    good = part.read_bytes()
+    for broken in (good[: len(good) // 2], b"", good[:200] + bytes([good[200] ^ 255]) + good[201:]):
+        part.write_bytes(broken)
+        cache = EmbeddingCache(str(root))
+        with pytest.warns(UserWarning, match="broken part of the cache"):
+            again = cache.embed(ModelEncoder(model), shards, "test")
+        assert cache.counts.images == 8
+        np.testing.assert_array_equal(first.features, again.features)
+        for made in set(root.rglob("*.parquet")) - {part}:
+            made.unlink()
+
+
+# A light encoder: the two processes of the test below need not load torch.
+_TWO_PROCESSES = """
+import sys
+import numpy as np
+from his2lip.data.shards import open_shards
+from his2lip.evaluation.embeddings import EmbeddingCache
+
+
+class MeanColour:
+    key = "mean-colour"
+
+    def crop_key(self, mpp):
+        return ""
+
+    def crops(self, pixels, mpp):
+        return pixels.mean(axis=(0, 1))[None]
+
+    def encode(self, crops):
+        return crops.astype(np.float32)
+
+
+def embed(uri, root):
+    cache = EmbeddingCache(root)
+    return cache.embed(MeanColour(), open_shards(uri), "test", batch_size=2), cache.counts.images
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    sys.stdin.readline()
+    embed(*sys.argv[1:])
+"""
+
+
+def test_two_processes_fill_one_cache_at_once(write_shards: Write, tmp_path: Path) -> None:
+    shards, root = write_shards(), str(tmp_path / "cache")
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, shards.uri, root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    scope: dict = {"__name__": "after"}
+    exec(_TWO_PROCESSES, scope)
+    found, forwards = scope["embed"](shards.uri, root)
+    assert forwards == 0
+    pixels = [decode(i) for i in shards.table("test", ["image"])["image"].to_pylist()]
+    np.testing.assert_allclose(found.features, [p.mean(axis=(0, 1)) for p in pixels], rtol=1e-6)
+    assert not list(Path(root).rglob("*.tmp"))
+
+
+def test_what_was_embedded_before_a_broken_image_is_kept(
+    write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
+
+    class Trips(ModelEncoder):
+        seen = 0
+
+        def encode(self, crops: np.ndarray) -> np.ndarray:
+            Trips.seen += len(crops)
+            if Trips.seen > 6:
+                raise RuntimeError("the machine went away")
+            return super().encode(crops)
+
+    with pytest.raises(RuntimeError, match="went away"):
+        cache.embed(Trips(model), shards, "test", batch_size=2)
+    after = EmbeddingCache(str(tmp_path / "cache"))
+    after.embed(ModelEncoder(model), shards, "test")
+    assert after.counts.images == 2
+
+
+def test_features_that_are_not_finite_are_refused(write_shards: Write, tmp_path: Path) -> None:
+    model = load_model("tiny")
+    with torch.no_grad():
+        next(model.clip.visual.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), write_shards(), "test")
+
+
+def test_a_damaged_image_in_a_shard_is_named(write_shards: Write, model: DualEncoder, tmp_path: Path) -> None:
+    shards = write_shards()
+    (part,) = Path(shards.uri).glob("test/*.parquet")
+    data, image = part.read_bytes(), shards.table("test", ["image"])["image"][3].as_py()
+    place = data.index(image) + len(image) // 2
+    part.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+    with pytest.raises(DatasetError, match=r"not those of its sha256 \(toy/11\.png\)"):
+        EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), shards, "test")
+
+
+def test_sentences_are_embedded_once_and_keep_their_order(model: DualEncoder, tmp_path: Path) -> None:
+    cache, encoder = EmbeddingCache(str(tmp_path / "cache")), SentenceEncoder(model)
+    found = cache.embed_text(encoder, ["tumour", "stroma", "tumour"])
+    assert cache.counts.sentences == 2
+    np.testing.assert_array_equal(found[0], found[2])
+    more = cache.embed_text(encoder, ["stroma", "necrosis"])
+    assert cache.counts.sentences == 3
+    np.testing.assert_array_equal(more[0], found[1])
+    with torch.inference_mode():
+        wanted = model.encode_text(["necrosis"], normalize=False).numpy()
+    np.testing.assert_allclose(more[1:], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_images_outside_shards_share_the_cache(
+    write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    cache, encoder = EmbeddingCache(str(tmp_path / "cache")), ModelEncoder(model)
+    shards = write_shards()
+    stored = cache.embed(encoder, shards, "test")
+    image = shards.table("test", ["image"])["image"][0].as_py()
+    found = cache.embed_images(encoder, [image, encode_png(real_ihc[-64:, -64:])])
+    assert cache.counts.images == 9, "one of the two was in the shards"
+    np.testing.assert_array_equal(found[0][0], stored.features[0])
+
+
+def test_a_model_that_was_training_goes_on_training(write_shards: Write, tmp_path: Path) -> None:
+    model = load_model("tiny").train()
+    EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), write_shards(), "test")
+    assert model.training

@@ -1,0 +1,65 @@
+"""Views: which crops of an image a model sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from his2lip.errors import ConfigError
+from his2lip.evaluation.views import View
+
+
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    size=st.integers(1, 200),
+    most=st.integers(1, 20),
+    mpp=st.one_of(st.none(), st.floats(0.05, 4)),
+)
+def test_tiles_are_squares_inside_the_image_and_bounded_in_number(
+    height: int, width: int, size: int, most: int, mpp: float | None
+) -> None:
+    view = View(kind="tiles", size=size, max_tiles=most)
+    pixels = np.arange(height * width).reshape(height, width, 1)
+    crops = view.crops(pixels, mpp)
+    side = min(view.side(mpp), height, width)
+    assert 1 <= len(crops) <= most
+    assert all(c.shape == (side, side, 1) for c in crops)
+    assert len({int(c[0, 0, 0]) for c in crops}) == len(crops), "no tile twice"
+    if (height // side) * (width // side) <= most:
+        covered = np.concatenate([c.reshape(-1) for c in crops])
+        assert len(set(covered.tolist())) == len(covered) == (height // side) * (width // side) * side**2
+
+
+def test_a_tile_spans_the_same_tissue_at_every_scale() -> None:
+    view = View(kind="tiles", size=128, mpp=0.226)
+    assert view.side(0.226) == 128
+    assert view.side(0.452) == 64
+    assert view.side(None) == view.side(float("nan")) == 128
+
+
+def test_squash_keeps_the_whole_image_and_centre_the_middle_square() -> None:
+    pixels = np.arange(6 * 10 * 3).reshape(6, 10, 3)
+    assert View().crops(pixels)[0] is pixels
+    np.testing.assert_array_equal(View(kind="centre").crops(pixels)[0], pixels[:, 2:8])
+
+
+def test_many_tiles_are_thinned_evenly_in_both_directions() -> None:
+    pixels = np.zeros((160, 320, 3), dtype=np.uint8)
+    assert len(View(kind="tiles", size=10, max_tiles=8).crops(pixels)) == 8
+
+
+def test_a_view_parses_and_only_counts_what_decides_pixels() -> None:
+    assert View.parse("squash") == View()
+    tiles = View.parse("tiles(size=64, mpp=0.5, max_tiles=4)")
+    assert tiles == View(kind="tiles", size=64, mpp=0.5, max_tiles=4)
+    assert View(kind="squash", size=64).key() == View(kind="squash", size=32).key()
+    assert tiles.key() != View(kind="tiles").key()
+
+
+@pytest.mark.parametrize("text", ["", "zoom", "tiles(", "tiles(sise=3)", "tiles(size=big)"])
+def test_a_wrong_view_gives_one_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match="view"):
+        View.parse(text)

@@ -1,0 +1,131 @@
+"""Zero-shot scoring against a naive reference, ties, groups, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from his2lip.evaluation.zero_shot import score
+
+
+def naive(images: np.ndarray, texts: list[np.ndarray], pooling: str, scoring: str) -> np.ndarray:
+    """One image, one class, one sentence at a time."""
+    out = np.zeros((len(images), len(texts)))
+    for i, image in enumerate(images):
+        for c, sentences in enumerate(texts):
+            if scoring == "cosine":
+                image = image / np.linalg.norm(image)
+                sentences = np.array([s / np.linalg.norm(s) for s in sentences])
+            if pooling == "mean_embedding":
+                centre = sentences.mean(axis=0)
+                if scoring == "cosine":
+                    centre = centre / np.linalg.norm(centre)
+                out[i, c] = image @ centre
+            else:
+                products = [image @ s for s in sentences]
+                out[i, c] = max(products) if pooling == "max" else sum(products) / len(products)
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 9),
+    dim=st.integers(2, 17),
+    sentences=st.lists(st.integers(1, 5), min_size=2, max_size=6),
+    pooling=st.sampled_from(["mean_embedding", "mean_logit", "max"]),
+    scoring=st.sampled_from(["cosine", "dot"]),
+)
+def test_scores_equal_the_naive_reference(
+    seed: int, n: int, dim: int, sentences: list[int], pooling: str, scoring: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, dim)).astype(np.float32)
+    texts = [rng.normal(size=(p, dim)).astype(np.float32) for p in sentences]
+    found = score(images, texts, pooling=pooling, scoring=scoring)
+    wanted = naive(images.astype(np.float64), [t.astype(np.float64) for t in texts], pooling, scoring)
+    np.testing.assert_allclose(found.scores, wanted, rtol=1e-5, atol=1e-6)
+    apart = np.sort(wanted, axis=1)
+    clear = apart[:, -1] - apart[:, -2] > 1e-9
+    np.testing.assert_array_equal(found.predicted[clear], wanted.argmax(axis=1)[clear])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_a_unit_scores_the_mean_of_its_rows(seed: int, sizes: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    images, texts = rng.normal(size=(len(groups), 8)), [rng.normal(size=(3, 8)) for _ in range(3)]
+    rows = score(images, texts, pooling="max").scores
+    units = score(images, texts, pooling="max", groups=groups).scores
+    for unit in range(len(sizes)):
+        np.testing.assert_allclose(units[unit], rows[groups == unit].mean(axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_sentence_that_stands_in_two_classes_ties_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(1, 512)).astype(np.float32)
+    texts = [np.concatenate([shared, rng.normal(size=(c, 512)).astype(np.float32) * 1e-3]) for c in range(9)]
+    images = (shared + 0.01 * rng.normal(size=(200, 512))).astype(np.float32)
+    found = score(images, texts, pooling="max", scoring="dot")
+    assert found.ties == 200
+    assert (found.predicted == 0).all(), "a tie goes to the first class"
+    assert (found.prompt == 0).all()
+
+
+def test_the_winning_prompt_is_the_predicted_class_s_closest() -> None:
+    texts = [np.eye(4)[[0, 1]], np.eye(4)[[2, 3]]]
+    found = score(np.array([[0, 1, 0, 0.5], [0, 0, 0, 1.0]]), texts)
+    assert found.predicted.tolist() == [0, 1]
+    assert found.prompt.tolist() == [1, 1]
+
+
+def test_caption_norms_move_the_dot_product_and_not_the_cosine() -> None:
+    images, texts = np.array([[1.0, 0.5]]), [np.array([[1.0, 0.0]]), np.array([[0.0, 10.0]])]
+    assert score(images, texts, scoring="cosine").predicted.tolist() == [0]
+    assert score(images, texts, scoring="dot").predicted.tolist() == [1]
+
+
+def test_margin_is_the_distance_to_the_second_class() -> None:
+    texts = [np.array([[1.0, 0]]), np.array([[0, 1.0]]), np.array([[-1.0, 0]])]
+    found = score(np.array([[3.0, 4.0]]), texts)
+    np.testing.assert_allclose(found.margins(), [0.8 - 0.6], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pooling": "median"}, "pooling is one of"),
+        ({"scoring": "euclid"}, "scoring is one of"),
+        ({"text_features": [np.ones((1, 3))]}, "at least two classes"),
+        ({"text_features": [np.ones((1, 3)), np.ones((0, 3))]}, "class 1"),
+        ({"text_features": [np.ones((1, 4)), np.ones((1, 4))]}, "differ in size"),
+        ({"image_features": np.array([[1, np.nan, 1]])}, "not finite"),
+        ({"groups": np.array([1])}, "without gaps"),
+        ({"groups": np.array([0, 0])}, "groups number 2 rows"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(change: dict, said: str) -> None:
+    given_ = {"image_features": np.ones((1, 3)), "text_features": [np.ones((1, 3)), -np.ones((2, 3))]}
+    with pytest.raises(ValueError, match=said):
+        score(**(given_ | change))
+
+
+def test_an_image_without_features_scores_zero_and_ties() -> None:
+    found = score(np.zeros((1, 3)), [np.ones((1, 3)), -np.ones((1, 3))])
+    assert found.scores.tolist() == [[0, 0]]
+    assert found.ties == 1
+
+
+def test_scoring_and_metrics_import_without_the_platform() -> None:
+    code = (
+        "import sys, his2lip.evaluation.zero_shot, his2lip.evaluation.metrics\n"
+        "heavy = {'ray', 'mlflow', 'optuna', 'torch', 'sklearn', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
