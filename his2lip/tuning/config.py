@@ -98,15 +98,12 @@ class SweepConfig(Config):
         A sweep that chose by a `report` split would report what it was fitted to (design section 8, Roles).
         """
         selectable = sorted(split for split, role in roles.items() if role == "select")
-        if self.split not in roles:
-            mend = did_you_mean(self.split, selectable) if selectable else "carve a select split in its card"
-            raise ConfigError(f"there is no split '{self.split}' to choose by", where=where, mend=mend)
-        if self.split not in selectable:
-            mend = f"set split to one of: {', '.join(selectable)}" if selectable else None
-            role = roles[self.split]
-            raise ConfigError(
-                f"a sweep cannot choose by the {role} split '{self.split}'", where=where, mend=mend
-            )
+        if self.split in selectable:
+            return
+        role = roles.get(self.split)
+        what = f"a sweep cannot choose by the {role} split" if role else "there is no split"
+        mend = f"set split to one of: {', '.join(selectable)}" if selectable else "carve a select split first"
+        raise ConfigError(f"{what} '{self.split}'", where=where, mend=mend)
 
     def identity(self) -> dict[str, Any]:
         """What all trials of a study share; trials and points can be added to a sweep, this cannot change."""

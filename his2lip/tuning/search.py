@@ -1,21 +1,19 @@
-"""Ray Tune's side of a sweep: the searcher that speaks with the study, and the actor that runs trials."""
+"""The searcher of a sweep: what Ray Tune asks for and is told goes to the study through here."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
-from ray.tune import Callback, Trainable
+from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
 from his2lip.config import digest
-from his2lip.errors import ConfigError, His2lipError, did_you_mean
-from his2lip.tuning.bridge import Bridge, Ended, Objective
+from his2lip.errors import His2lipError
+from his2lip.tuning.actor import VALUE
 from his2lip.tuning.study import TrialRow, to_row
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
     from ray.tune.experiment import Trial
-
-VALUE = "value"  # the key of Tune's results that searcher and scheduler read
 
 
 class PlacedTPE(BaseSampler):
@@ -67,7 +63,7 @@ class StudySearch(OptunaSearch):
 
     def __init__(self, study: Study, *, on_trial: Callable[[TrialRow], None], **options: Any) -> None:
         super().__init__(study_name=study.study_name, storage=study._storage, **options)
-        self._on_trial = on_trial
+        self._study, self._on_trial = study, on_trial
         self.ended = 0
         self.raised = 0
         self.error: Exception | None = None
@@ -91,7 +87,7 @@ class StudySearch(OptunaSearch):
             self.error = result["mistake"]
         self.ended += 1
         try:
-            self._on_trial(to_row(self._ot_study.get_trials(deepcopy=False)[trial.number]))
+            self._on_trial(to_row(self._study.get_trials(deepcopy=False)[trial.number]))
         except Exception as problem:
             self.error = problem
 
@@ -125,61 +121,3 @@ def _attributes(result: dict | None, trial: Trial) -> dict[str, Any]:
     attrs |= {key: result[key] for key in ("reports", "metrics")}
     attrs["seconds"] = round(result["time_total_s"], 3)
     return attrs if result["ended"] else {**attrs, "stopped": True}
-
-
-class TrialActor(Trainable):
-    """Runs one trial after another in one process: what the objective caches is there for the next."""
-
-    def setup(self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float) -> None:
-        self._objective, self._metric, self._worst = objective, metric, worst
-        self._better = max if mode == "max" else min
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict) -> bool:
-        self.cleanup()
-        params = {**new_config["params"]}
-        self._bridge = Bridge(lambda *call: self._objective(*call), params)
-        self._result: dict[str, Any] = {
-            VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
-        }  # fmt: skip
-        return True
-
-    def step(self) -> dict[str, Any]:
-        answer = self._bridge.next()
-        if isinstance(answer, Ended):
-            self._end(answer)
-        else:
-            self._take(answer.metrics)
-        return {**self._result, "done": self._result["ended"]}
-
-    def cleanup(self) -> None:
-        if hasattr(self, "_bridge"):
-            self._bridge.stop()
-
-    def _take(self, metrics: Mapping[str, float]) -> None:
-        """Notes one report; one without a finite metric ends the trial at the sweep's worst value."""
-        if self._metric not in metrics:
-            mend = did_you_mean(self._metric, metrics) if metrics else None
-            self._end(Ended(ConfigError(f"the objective does not report '{self._metric}'", mend=mend)))
-            return
-        value, result = metrics[self._metric], self._result
-        result["reports"] += 1
-        if not math.isfinite(value):
-            result |= {VALUE: self._worst, "best": self._worst, "metrics": "{}", "ended": True}
-            result["failed"] = f"{self._metric} was {value} at report {result['reports']}"
-            return
-        first = result["reports"] == 1
-        if first or self._better(value, result["best"]) != result["best"]:
-            finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
-            result |= {"best": value, "metrics": json.dumps(finite)}  # text: Tune flattens nested mappings
-        result[VALUE] = value
-
-    def _end(self, answer: Ended) -> None:
-        error = answer.error
-        if error is None and not self._result["reports"]:
-            error = RuntimeError("the objective ended without a report")
-        self._result["ended"] = True
-        if error is not None:
-            self._result["error"] = f"{type(error).__name__}: {error}"
-            self._result["mistake"] = error if isinstance(error, His2lipError) else None
-            self._result["trace"] = answer.trace

@@ -50,7 +50,7 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, str]) -> S
     import optuna
 
     storage = optuna.storages.RDBStorage(url)
-    direction = "maximize" if config.mode == "max" else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
         study_name=config.name, storage=storage, direction=direction, load_if_exists=True
     )

@@ -115,7 +115,8 @@ def _run(
     on_trial: Callable[[TrialRow], None],
 ) -> None:
     """Runs `count` trials; their results are in the study."""
-    from his2lip.tuning.search import VALUE, PlacedTPE, StudySearch
+    from his2lip.tuning.actor import VALUE
+    from his2lip.tuning.search import PlacedTPE, StudySearch
 
     def end(row: TrialRow) -> None:
         keep_best(directory, rows(study), mode=config.mode, keep=config.keep)
@@ -148,7 +149,8 @@ def _tuner(
 ) -> Tuner:
     from ray import tune
 
-    from his2lip.tuning.search import VALUE, RecordStarts, TrialActor
+    from his2lip.tuning.actor import VALUE, TrialActor
+    from his2lip.tuning.search import RecordStarts
 
     actor = tune.with_parameters(
         TrialActor, objective=objective, metric=config.metric, mode=config.mode, worst=config.worst_value
