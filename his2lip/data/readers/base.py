@@ -1,0 +1,141 @@
+"""What every reader shares: files found under a root, what a file's place says of it, and its patches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from his2lip import taxonomy
+from his2lip.data import images
+from his2lip.data.cards import Card
+from his2lip.data.schema import Patch
+from his2lip.data.tiling import Tile, Tiling, tiles_of
+from his2lip.errors import DatasetError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# Litter of operating systems and archivers, which nobody counts as part of a dataset.
+LITTER = ("thumbs.db", "desktop.ini", "__macosx")
+
+
+class PassedOver(DatasetError):
+    """A file that is whole but not wanted, such as an H&E twin; counted by reason, never quarantined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One file and what its place says. `name` is stable: the patch id without the dataset."""
+
+    key: str  # the path relative to the root
+    name: str
+    split: str
+    case_id: str | None = None
+    slide_id: str | None = None
+    region_id: str | None = None
+    twin_id: str | None = None
+    tissue: str | None = None
+    biomarker: str | None = None
+    label: str | None = None
+    stain: str | None = None
+    score: str | None = None
+    mpp: float | None = None
+
+    def group(self, by: str) -> str:
+        """The value that a split keeps whole: a case, slide or region, and the file where unknown."""
+        ladder = {"case": self.case_id, "slide": self.slide_id, "region": self.region_id, "file": self.name}
+        return ladder[by] or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A part of a file that gave no patch, such as a point outside the image."""
+
+    place: str
+    reason: str
+
+
+class Reader:
+    """Reads one published layout. A subclass says what a path means, and at times how a file is cut."""
+
+    suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
+
+    def __init__(self, root: Path, card: Card) -> None:
+        if not root.is_dir():
+            mend = "give the dataset's folder as --root"
+            raise DatasetError("this folder does not exist", where=root, mend=mend)
+        self.root, self.card = root, card
+
+    def find(self) -> Iterator[str]:
+        """Paths of all files under the root, relative to it, without hidden files and litter."""
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = sorted(f for f in folders if not _litter(f))
+            below = os.path.relpath(folder, self.root)
+            for name in sorted(files):
+                if not _litter(name):
+                    yield name if below == "." else f"{below}/{name}".replace(os.sep, "/")
+
+    def item(self, key: str) -> Item:
+        """What a file's place says. Raises DatasetError (with the reason), or PassedOver."""
+        raise NotImplementedError
+
+    def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
+        """The patches of a file: the file itself as published, or what `tiling` cuts from it."""
+        data = (self.root / item.key).read_bytes()
+        if tiling is None:
+            pixels = images.decode(data)  # whole, since a header does not show a truncated file
+            yield self.patch(item, data, width=pixels.shape[1], height=pixels.shape[0])
+        else:
+            for tile in tiles_of(data, item.mpp, tiling, seed=item.name):
+                yield self.tile(item, tile)
+
+    def tile(self, item: Item, tile: Tile) -> Patch:
+        """A row for a tile of a file."""
+        place = {"x": tile.x, "y": tile.y, "mpp": tile.mpp, "width": tile.width, "height": tile.height}
+        return self.patch(item, tile.image, tile.suffix, **place)
+
+    def patch(self, item: Item, image: bytes, suffix: str = "", **more: Any) -> Patch:
+        """A row for `image` with everything that `item` says; `more` overrides it."""
+        fields: dict[str, Any] = {name: getattr(item, name) for name in _COPIED}
+        fields |= {"stain": item.stain or self.card.stain} | more
+        name = self.card.name
+        return Patch(patch_id=f"{name}/{item.name}{suffix}", image=image, dataset=name, **fields)
+
+    def parts(self, key: str, least: int) -> tuple[str, ...]:
+        """The path's parts, of which the layout needs `least`. Refuses other files than images."""
+        if not key.lower().endswith(self.suffixes):
+            raise DatasetError(f"not an image by its name ({os.path.splitext(key)[1] or 'no extension'})")
+        parts = tuple(key.split("/"))
+        if len(parts) < least:
+            raise DatasetError("not where this layout has its images")
+        return parts
+
+    @property
+    def base_split(self) -> str:
+        """The split of datasets that publish none: the one that is not carved from another."""
+        carved = {carve.into for carve in self.card.carve}
+        return next(name for name in self.card.splits if name not in carved)
+
+    def official_split(self, folder: str, names: dict[str, str] | None = None) -> str:
+        """The card's split that a folder's name means."""
+        split = (names or {}).get(folder.casefold(), folder.casefold())
+        if split not in self.card.splits:
+            raise DatasetError(f"the folder '{folder}' is none of the splits {', '.join(self.card.splits)}")
+        return split
+
+    def stain_in(self, text: str, among: Iterable[str] | None = None) -> str:
+        """The biomarker that stands in a file's name."""
+        found = taxonomy.find_biomarker(text, among)
+        if found is None:
+            raise DatasetError("no known biomarker stands in the name")
+        return found
+
+
+_COPIED = (
+    "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "score", "mpp",
+)  # fmt: skip
+
+
+def _litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
