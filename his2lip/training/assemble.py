@@ -1,27 +1,18 @@
-"""From a TrainConfig to the things that the loop works with: model, loss, data, and where checkpoints go."""
+"""What a run is made of: its configuration, patches and captions, and the digest that names them together."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from his2lip.config import digest, resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, DatasetError
-from his2lip.models.checkpoint import ResumeState, is_checkpoint, read_meta, save_checkpoint
-from his2lip.models.encoder import Precision
-from his2lip.training.config import LossConfig, TrainConfig
-from his2lip.training.loop import Save
-from his2lip.training.runs import RunDir, code_version
-
-if TYPE_CHECKING:
-    from his2lip.loss import WISELoss
-    from his2lip.models.encoder import DualEncoder
+from his2lip.errors import DatasetError
+from his2lip.training.config import TrainConfig
+from his2lip.training.runs import code_version
 
 
 def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
@@ -70,9 +61,11 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
         "data": shards.digest,
         "captions": bank.digest,
     }
-    backbone = Path(config.model.backbone)
-    if is_checkpoint(backbone):  # its weights count, not where they are
-        made_of["config"]["model"]["backbone"] = read_meta(backbone)["tensor_digest"]
+    if (Path(config.model.backbone) / "his2lip.json").is_file():
+        from his2lip.models.checkpoint import read_meta
+
+        # The weights count, not where they are.
+        made_of["config"]["model"]["backbone"] = read_meta(config.model.backbone)["tensor_digest"]
     return {
         "id": digest(made_of),
         "made_of": made_of,
@@ -99,76 +92,3 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute(place: str) -> str:
     return place if "://" in place else os.path.abspath(place)
-
-
-def prepare_process(config: TrainConfig, device: torch.device) -> None:
-    """Threads as configured; on the CPU also the algorithms that give the same bits every time."""
-    torch.set_num_threads(config.workers.threads)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-
-
-def build_model(
-    config: TrainConfig, device: torch.device, *, source: str | Path | None = None
-) -> DualEncoder:
-    """The backbone that `config` names, or the checkpoint `source`, in the precision that suits `device`."""
-    from his2lip.models import load_model
-
-    precision = _precision(config.model.precision, device)
-    return load_model(
-        str(source or config.model.backbone), device=str(device), precision=precision, seed=config.seed
-    )
-
-
-def _precision(asked: str, device: torch.device) -> Precision:
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if asked == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError("this GPU has no bf16", where="model.precision", mend="set it to auto or fp32")
-    return "bf16" if asked == "bf16" else "fp32"
-
-
-def build_loss(config: LossConfig) -> WISELoss:
-    """The WISE loss of design section 6, or the released code's arithmetic."""
-    from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
-
-    weights = LossWeights(**resolved(config.weights))
-    if config.variant == "released":
-        return WISELoss.released(weights=weights, terms=config.terms)
-    hard = config.terms == "hard"
-    kept = LossWeights(
-        image_text=weights.image_text,
-        image_image=weights.image_image if config.terms in ("full", "image_only") else 0.0,
-        text_text=weights.text_text if config.terms in ("full", "text_only") else 0.0,
-    )
-    return WISELoss(
-        weights=kept,
-        similarity=None if hard else SimilarityWeights(**resolved(config.similarity)),
-        tau=config.tau,
-        kappa=config.kappa,
-        normalize=config.normalize,
-    )
-
-
-def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:
-    """Writes `best` and `last`, each atomically; only `last` carries the optimizer.
-
-    A process killed between the two leaves a `best` that is newer than `last`; going on from `last` computes
-    the very same `best` again.
-    """
-    known = {
-        "config": resolved(config),
-        "vocabularies": shards.info.vocabularies,
-        "data_digest": shards.digest,
-        "captions_digest": bank.digest,
-        "code_version": code_version(),
-    }
-
-    def save(model: DualEncoder, resume: ResumeState, metrics: dict[str, float], best: bool) -> None:
-        meta = known | {"step": resume.step, "metrics": metrics}
-        if best:
-            save_checkpoint(run.best, model, meta=meta)
-        save_checkpoint(run.last, model, meta=meta, resume=resume)
-
-    return save

@@ -13,8 +13,8 @@ from his2lip.config import digest, resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet
 from his2lip.models import DualEncoder
-from his2lip.training import assemble
-from his2lip.training.assemble import build_model
+from his2lip.training.assemble import open_data
+from his2lip.training.build import best_writer, build_loss, build_model, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
 from his2lip.training.progress import Progress
@@ -36,14 +36,14 @@ def run_in_process(
 
     report    gets step, epoch, train/… and select/…, all finite floats; answering True ends the run
     validate  as for `train`
-    folder    where the checkpoints `best` and `last` go; None keeps none
+    folder    where the checkpoint `best` goes; None keeps none
     A later call in the same process takes over the untrained model and the decoded batches where its backbone
     and data are the same, as they are in the trials of one sweep.
     """
     device = torch.device(device)
-    assemble.prepare_process(config, device)
+    prepare_process(config, device)
     local = config.data.model_copy(update={"loader": "local"})
-    config, shards, bank = assemble.open_data(config.model_copy(update={"data": local}))
+    config, shards, bank = open_data(config.model_copy(update={"data": local}))
     model = copy.deepcopy(_UNTRAINED.get(_model_key(config, device), lambda: build_model(config, device)))
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
@@ -55,11 +55,11 @@ def run_in_process(
             return None
         return report({**progress.metrics, "step": float(progress.step), "epoch": float(progress.epoch)})
 
-    save = None if folder is None else assemble.checkpoint_writer(RunDir(Path(folder)), config, shards, bank)
+    save = None if folder is None else best_writer(RunDir(Path(folder)), config, shards, bank)
     return fit(
         config,
         model,
-        assemble.build_loss(config.loss),
+        build_loss(config.loss),
         source,
         report=each_epoch,
         save=save,

@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from his2lip.data.batch import Batch
+if TYPE_CHECKING:
+    from his2lip.data.batch import Batch
 
 
 @dataclass(frozen=True)

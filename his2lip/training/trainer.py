@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -16,14 +16,16 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import ControllerError
 
 from his2lip.errors import ClusterError, His2lipError, RunError
-from his2lip.models.checkpoint import load_resume, read_meta
 from his2lip.runtime import start_ray
 from his2lip.training import assemble
 from his2lip.training.config import TrainConfig
-from his2lip.training.loop import Validate, fit
+from his2lip.training.mailbox import Failures, Mailbox
 from his2lip.training.progress import Progress, State
 from his2lip.training.runs import RunDir, begin
-from his2lip.training.source import StreamSource
+
+# What only the workers use is imported by them: open_clip alone costs the driver seconds.
+if TYPE_CHECKING:
+    from his2lip.training.loop import Validate
 
 _POLL_S = 0.2  # how often the driver fetches progress, and Ray's controller looks at its workers
 _log = logging.getLogger(__name__)
@@ -86,6 +88,8 @@ def train(
 
 
 def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainResult:
+    from his2lip.models.checkpoint import load_resume, read_meta
+
     saved = load_resume(run.last)
     if saved is None:
         raise RunError(
@@ -97,7 +101,7 @@ def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainRes
         last=run.last,
         steps=saved.step,
         metrics=read_meta(run.best)["metrics"],
-        history=list(State.from_json(saved.extra).history),
+        history=list(State.from_json(saved.extra["run"]).history),
         finished_before=finished_before,
         notes=tuple(notes),
     )
@@ -114,7 +118,7 @@ def _run_on_ray(
     # Read by Ray Train when it starts: how often it polls, and that workers stay in the driver's folder.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    mailbox = _Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"config": config, "run": run, "validator": validator, "mailbox": mailbox},
@@ -123,7 +127,7 @@ def _run_on_ray(
             name="ray",  # Ray keeps no checkpoints of ours here, so that it cannot hand back old weights
             storage_path=str(run.path),
             failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
-            callbacks=[_Failures(mailbox)],  # type: ignore[list-item]
+            callbacks=[Failures(mailbox)],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -178,65 +182,38 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
 
 def _work(job: Mapping[str, Any]) -> None:
     """One worker: builds its own share of everything, and goes on from `last` where there is one."""
+    from his2lip.models.checkpoint import load_resume
+    from his2lip.training import build
+    from his2lip.training.loop import fit
+    from his2lip.training.source import StreamSource
+
     config: TrainConfig = job["config"]
     run: RunDir = job["run"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    assemble.prepare_process(config, device)
+    build.prepare_process(config, device)
     config, shards, bank = assemble.open_data(config)
     saved = load_resume(run.last) if run.last.exists() else None
-    model = assemble.build_model(config, device, source=run.last if saved else None)
+    model = build.build_model(config, device, source=run.last if saved else None)
 
     def report(progress: Progress) -> None:
-        if rank == 0:
-            ray.get(job["mailbox"].post.remote(progress))
-        if progress.kind == "epoch":  # a barrier: Ray's own record, and what TuneReportCallback hears
+        posted = job["mailbox"].post.remote(progress) if rank == 0 else None
+        if progress.kind == "epoch":
+            ray.get([posted] if posted else [])  # the last report must be there before the run is over
+            # A barrier, Ray's own record, and what TuneReportCallback hears.
             ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
 
     fit(
         config,
         model,
-        assemble.build_loss(config.loss),
+        build.build_loss(config.loss),
         StreamSource(config, bank, image_size=model.preprocess.size[0], rank=rank, world=world),
         report=report,
-        save=assemble.checkpoint_writer(run, config, shards, bank),
+        save=build.checkpoint_writer(run, config, shards, bank),
         validate=job["validator"],
         resume=saved,
         device=device,
         rank=rank,
         world=world,
     )
-
-
-@ray.remote(num_cpus=0)
-class _Mailbox:
-    """Where workers leave progress and notes for the driver.
-
-    ray.train.report is a barrier with room for one report a poll, too narrow for every few steps.
-    """
-
-    def __init__(self) -> None:
-        self._items: list[Progress | str] = []
-
-    def post(self, item: Progress | str) -> None:
-        self._items.append(item)
-
-    def take(self) -> list[Progress | str]:
-        items, self._items = self._items, []
-        return items
-
-
-class _Failures(ray.train.UserCallback):
-    """In Ray's controller: a user's mistake ends the run at once; another failure is told, and retried."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, His2lipError):
-                raise error
-        ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        kind = type(next(iter(worker_exceptions.values()))).__name__
-        self._mailbox.post.remote(f"worker {ranks} failed ({kind}); going on from the last checkpoint")
