@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Trainable
@@ -19,16 +20,17 @@ class TrialActor(Trainable):
     """Runs one trial after another in one process: what the objective caches is there for the next."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters adds the keywords
-        self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float
+        self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float, trials: Path
     ) -> None:
-        self._objective, self._metric, self._worst = objective, metric, worst
+        self._objective, self._metric, self._worst, self._trials = objective, metric, worst, trials
         self._better = max if mode == "max" else min
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
         self.cleanup()
-        params = {**new_config["params"]}
-        self._bridge = Bridge(lambda *call: self._objective(*call), params)
+        number = new_config["number"]
+        folder = self._trials / str(number)
+        self._bridge = Bridge(self._objective, dict(new_config["params"]), number=number, folder=folder)
         self._result: dict[str, Any] = {
             VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
         }  # fmt: skip

@@ -6,11 +6,20 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-Report = Callable[[Mapping[str, float]], bool | None]
-# objective(params, report): reports metrics as often as it likes, and ends early where report returns True.
+
+class Report(Protocol):
+    """What an objective is given to speak with: it ends early where a call returns True."""
+
+    number: int  # the trial's, in its study
+    folder: Path  # where the trial may keep files; made by whoever needs it
+
+    def __call__(self, metrics: Mapping[str, float], /) -> bool: ...
+
+
 Objective = Callable[[dict[str, Any], Report], None]
 
 
@@ -30,9 +39,15 @@ class Ended:
 
 
 class Bridge:
-    """One call of an objective. It works while `next` waits, and stands still between two calls of `next`."""
+    """One call of an objective. It works while `next` waits, and stands still between two calls of `next`.
 
-    def __init__(self, objective: Objective, params: dict[str, Any]) -> None:
+    The bridge itself is the `report` that the objective is given.
+    """
+
+    def __init__(
+        self, objective: Objective, params: dict[str, Any], *, number: int = 0, folder: Path = Path()
+    ) -> None:
+        self.number, self.folder = number, folder
         self._said: SimpleQueue[Reported | Ended] = SimpleQueue()
         self._go_on: SimpleQueue[bool] = SimpleQueue()
         self._stopped = False
@@ -59,16 +74,16 @@ class Bridge:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _run(self, objective: Objective, params: dict[str, Any]) -> None:
-        try:
-            objective(params, self._report)
-        except Exception as error:
-            self._said.put(Ended(error, traceback.format_exc()))
-        else:
-            self._said.put(Ended())
-
-    def _report(self, metrics: Mapping[str, float]) -> bool:
+    def __call__(self, metrics: Mapping[str, float], /) -> bool:
         if not self._stopped:
             self._said.put(Reported({key: float(value) for key, value in metrics.items()}))
             self._stopped = not self._go_on.get()
         return self._stopped
+
+    def _run(self, objective: Objective, params: dict[str, Any]) -> None:
+        try:
+            objective(params, self)
+        except Exception as error:
+            self._said.put(Ended(error, traceback.format_exc()))
+        else:
+            self._said.put(Ended())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from his2lip import resources
 from his2lip.config import Config, read_yaml, resolved
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError
 from his2lip.tuning.space import Dimension, Scalar, check_dimension, check_keys, check_point
 
 # Values that stand for a trial without a finite one: far below (above) any metric in use, yet finite.
@@ -52,7 +52,8 @@ class SweepConfig(Config):
     split: str = "select"  # where the metric is measured: a split whose role is select, never report
     worst: float | None = Field(default=None, allow_inf_nan=False)  # stands for a NaN or infinite metric
     keep: int = Field(default=1, ge=1)  # checkpoints of the best so many trials are kept
-    gpus: float = Field(default=0, ge=0)  # of each trial; trials on CPU are bounded by max_concurrent alone
+    # Of each trial. auto shares out the GPUs that are there; say 1 on a cluster that starts with none.
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     storage: str = "runs"
     study: str | None = None  # the study's database (SQLAlchemy URL) where `storage` is not a local folder
 
@@ -95,10 +96,11 @@ class SweepConfig(Config):
     def check_role(self, roles: Mapping[str, str], *, where: str) -> None:
         """Raises ConfigError unless the objective's split has the role `select` in `roles` {split: role}.
 
-        A sweep that chose by a `report` split would report what it was fitted to (design section 8, Roles).
+        `select` may name the one split of that role. A sweep that chose by a `report` split would report what
+        it was fitted to (design section 8, Roles).
         """
         selectable = sorted(split for split, role in roles.items() if role == "select")
-        if self.split in selectable:
+        if self.split in selectable or (self.split == "select" not in roles and len(selectable) == 1):
             return
         role = roles.get(self.split)
         what = f"a sweep cannot choose by the {role} split" if role else "there is no split"
@@ -106,8 +108,18 @@ class SweepConfig(Config):
         raise ConfigError(f"{what} '{self.split}'", where=where, mend=mend)
 
     def identity(self) -> dict[str, Any]:
-        """What all trials of a study share; trials and points can be added to a sweep, this cannot change."""
+        """What all trials share, besides what they train. Trials and points can be added; this stays."""
         tree = resolved(self)
-        for key in ("name", "trials", "points", "max_concurrent", "keep", "gpus", "storage", "study"):
+        for key in (
+            "name",
+            "train",
+            "trials",
+            "points",
+            "max_concurrent",
+            "keep",
+            "gpus",
+            "storage",
+            "study",
+        ):
             del tree[key]
         return tree

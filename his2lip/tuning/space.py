@@ -160,6 +160,13 @@ def apply(tree: Mapping[str, Any], params: Mapping[str, Scalar]) -> dict[str, An
     return changed
 
 
+def corners(space: Mapping[str, Dimension]) -> Iterable[Params]:
+    """Each end of each dimension by itself: points at which a wrong range shows before the first trial."""
+    for key, dimension in space.items():
+        ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+        yield from ({key: end} for end in ends)
+
+
 def describe(dimension: Dimension) -> str:
     """A dimension in a few words, for messages and tables."""
     if isinstance(dimension, Choice):

@@ -42,7 +42,7 @@ class TrialRow:
         return asdict(self)
 
 
-def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, str]) -> Study:
+def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> Study:
     """The sweep's study, made where it is not there yet.
 
     Raises RunError where a study of this name was begun with another configuration or other inputs.
@@ -54,7 +54,7 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, str]) -> S
     study = optuna.create_study(
         study_name=config.name, storage=storage, direction=direction, load_if_exists=True
     )
-    identity = {"config": config.identity(), "inputs": dict(inputs)}
+    identity = {**config.identity(), **inputs}
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)

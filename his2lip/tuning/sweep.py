@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # A sweep of which so many trials raised before any came to a value is broken, not unlucky.
 HOPELESS = 3
+TRIALS = "trials"  # the folder of the trials' own folders, one a number
 # More reports than any trial makes: ASHA would stop a trial that reaches its last rung.
 MANY_REPORTS = 10**6
 
@@ -56,6 +57,11 @@ class SweepResult:
         """The best trial's parameters."""
         return self.best.params if self.best else {}
 
+    @property
+    def best_folder(self) -> Path | None:
+        """What the best trial kept."""
+        return self.directory / TRIALS / str(self.best.number) if self.best else None
+
     def study(self) -> Study:
         """The Optuna study itself, read from its database."""
         import optuna
@@ -74,13 +80,13 @@ def run_sweep(
     objective: Objective,
     *,
     on_trial: Callable[[TrialRow], None] | None = None,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     fresh: bool = False,
 ) -> SweepResult:
     """Runs the trials that are still to run, on the Ray that the driver started, and returns all of them.
 
-    `objective(params, report)` runs in Ray actors; `on_trial` in this process, after each trial. `inputs` are
-    digests that belong to the sweep's identity besides its configuration, such as its data's.
+    `objective(params, report)` runs in Ray actors; `on_trial` in this process, after each trial. `inputs` is
+    what the trials are made of besides the sweep's own settings: by default, `config.train`.
 
     A trial whose metric is not finite counts as run, at `config.worst_value`; one that raises is told to the
     study as failed and runs again at the next call. Raises RunError where the name is in use by other inputs,
@@ -96,7 +102,7 @@ def run_sweep(
     with _only_one(directory), _quiet_optuna():
         if fresh:
             _forget(config, directory, url)
-        study = open_study(config, url, inputs=inputs or {})
+        study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
         (directory / "sweep.yaml").write_text(dump_yaml(config), encoding="utf-8")
         remaining = take_up(study, config)
         if remaining:
@@ -153,7 +159,12 @@ def _tuner(
     from his2lip.tuning.search import RecordStarts
 
     actor = tune.with_parameters(
-        TrialActor, objective=objective, metric=config.metric, mode=config.mode, worst=config.worst_value
+        TrialActor,
+        objective=objective,
+        metric=config.metric,
+        mode=config.mode,
+        worst=config.worst_value,
+        trials=scratch.parent / TRIALS,
     )
     return tune.Tuner(
         tune.with_resources(actor, _resources(config)),
@@ -180,11 +191,15 @@ def _tuner(
 
 
 def _resources(config: SweepConfig) -> dict[str, float]:
-    """No CPU: what a trial itself starts (Ray Data's tasks) needs them, and two trials would starve it.
+    """A GPU or a share of one, but no CPU: two trials would starve what they start themselves (Ray Data).
 
     Tune refuses an empty request, hence the one byte of memory.
     """
-    return {"cpu": 0, "gpu": config.gpus} if config.gpus else {"cpu": 0, "memory": 1}
+    import ray
+
+    here = ray.cluster_resources().get("GPU", 0)
+    gpus = min(1.0, here / config.max_concurrent) if config.gpus == "auto" else config.gpus
+    return {"cpu": 0, "gpu": gpus} if gpus else {"cpu": 0, "memory": 1}
 
 
 def _scheduler(config: SweepConfig, metric: str) -> Any:
@@ -220,7 +235,7 @@ def keep_best(directory: Path, table: list[TrialRow], *, mode: str, keep: int) -
     kept = {row.number for row in best_rows(table, mode, keep)}
     for row in table:
         if row.number not in kept and row.state not in ("running", "waiting"):
-            shutil.rmtree(directory / "trials" / str(row.number), ignore_errors=True)
+            shutil.rmtree(directory / TRIALS / str(row.number), ignore_errors=True)
 
 
 def _forget(config: SweepConfig, directory: Path, url: str) -> None:
@@ -229,7 +244,7 @@ def _forget(config: SweepConfig, directory: Path, url: str) -> None:
 
     if config.name in optuna.get_all_study_names(storage=url):
         optuna.delete_study(study_name=config.name, storage=url)
-    for entry in ("trials", "plots", "ray"):
+    for entry in (TRIALS, "plots", "ray"):
         shutil.rmtree(directory / entry, ignore_errors=True)
 
 

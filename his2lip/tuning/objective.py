@@ -1,0 +1,118 @@
+"""The objective of `his2lip tune`: one training run in the trial's process, scored on a select split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from his2lip.config import validate
+from his2lip.errors import ConfigError, RunError
+from his2lip.training.config import TrainConfig
+from his2lip.tuning.bridge import Report
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.space import Scalar, apply, corners, dotted_keys
+
+if TYPE_CHECKING:
+    from his2lip.models.encoder import DualEncoder
+
+    Validator = Callable[[DualEncoder], Mapping[str, float]]
+
+# What a run can be selected by, and so what a sweep can: the checkpoint it keeps is that of the value.
+SELECT_BY: dict[str, Literal["macro_f1", "loss"]] = {"select/macro_f1": "macro_f1", "select/loss": "loss"}
+
+
+@dataclass(frozen=True)
+class TrainingObjective:
+    """Trains `base` with a trial's parameters; picklable, and called in the trial's process.
+
+    `validator` gives zero-shot metrics of a model on the select split, as for `training.train`. `inputs` is
+    what the trials are made of besides the sweep's own configuration: for `run_sweep`.
+    """
+
+    base: TrainConfig
+    validator: Validator | None
+    inputs: dict[str, Any]
+
+    def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
+        """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
+        tree = apply(self.base.model_dump(mode="json"), params)
+        return validate(TrainConfig, tree, where=f"trial {dict(params)}")
+
+    def __call__(self, params: dict[str, Any], report: Report) -> None:
+        from his2lip.training.local import run_in_process
+        from his2lip.training.runs import RunDir
+
+        run = partial(run_in_process, self.config(params), validate=self.validator, device=_device())
+        try:
+            run(report=report, folder=report.folder)
+        except RunError:
+            # The loss is not finite any more: bad parameters, which the sweep is to learn of.
+            report({metric: float("nan") for metric in SELECT_BY})
+        # A trial is not gone on with, and its optimizer's state is twice the size of its model.
+        shutil.rmtree(RunDir(report.folder).last, ignore_errors=True)
+
+
+def training_objective(
+    config: SweepConfig, *, make_validator: Callable[[TrainConfig], Validator | None] = lambda base: None
+) -> TrainingObjective:
+    """The sweep's objective, after all that can be known to be wrong with the sweep before its first trial.
+
+    Raises ConfigError for a key that training does not have, for a point or an end of a range that it
+    refuses, and for a split that a sweep must not choose by; DatasetError where the data cannot be read.
+    """
+    from his2lip.training.inputs import identity, open_data, with_absolute_paths
+
+    config.check_keys(dotted_keys(TrainConfig))
+    base, shards, bank = open_data(with_absolute_paths(_base(config)))
+    config.check_role(shards.info.roles, where=shards.uri)
+    made_of = identity(base, shards, bank)["made_of"]
+    inputs = {"train": made_of["config"], "data": made_of["data"], "captions": made_of["captions"]}
+    objective = TrainingObjective(base, make_validator(base), inputs)
+    for params in (*config.points, *corners(config.space)):
+        objective.config(params)
+    return objective
+
+
+def _base(config: SweepConfig) -> TrainConfig:
+    """The training configuration that trials start from, with the sweep's split and metric put into it."""
+    if config.metric not in SELECT_BY:
+        raise ConfigError(
+            f"a sweep chooses by {' or '.join(SELECT_BY)}, not by '{config.metric}'", where=config.name
+        )
+    by_loss = SELECT_BY[config.metric] == "loss"
+    varied = [key for key in config.space if key.startswith("loss.")]
+    if by_loss and varied:
+        raise ConfigError(
+            f"'{config.metric}' means another thing at each value of {varied[0]}",
+            where=config.name,
+            mend="set metric to select/macro_f1",
+        )
+    if config.mode != ("min" if by_loss else "max"):
+        raise ConfigError(f"mode {config.mode} would choose the worst {config.metric}", where=config.name)
+    tree = apply(
+        config.train,
+        {
+            "name": config.name,
+            "storage": config.storage,
+            "data.select": config.split,
+            "checkpoint.select_by": SELECT_BY[config.metric],
+        },
+    )
+    base = validate(TrainConfig, tree, where=f"sweep {config.name}, key train")
+    if base.workers.num > 1:
+        raise ConfigError(
+            "trials run in one process each",
+            where="train.workers.num",
+            mend="set it to 1, and max_concurrent",
+        )
+    return base
+
+
+def _device() -> str:
+    """The GPU that Ray lent to this trial, if any."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
