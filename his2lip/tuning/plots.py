@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
-from his2lip.tuning.study import to_row
+from his2lip.tuning.study import quiet_optuna, to_row
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
 
 PLOTS = "plots"  # the sweep's folder of pictures
 
 
 def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> list[Path]:
-    """Writes each plot as a page that needs no network, and as plotly's JSON; the pages' paths.
+    """Writes one page with all plots, which needs no network, and each plot as plotly's JSON; their paths.
 
     Trials without a finite value of their own are left out: a stated worst value would bend every scale.
     Raises RunError where fewer than two trials are left.
     """
-    usable = [t for t in study.get_trials() if to_row(t).state in ("finished", "stopped")]
+    usable = _usable(study)
     if len(usable) < 2:
         raise RunError(
             f"plots need two finished trials, and this sweep has {len(usable)}",
@@ -30,14 +32,12 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
         )
     folder = directory / PLOTS
     folder.mkdir(parents=True, exist_ok=True)
-    pages = []
-    for name, figure in _figures(_only(study, usable), metric).items():
+    figures = _figures(_only(study, usable), metric)
+    page = folder / "sweep.html"
+    page.write_text(_page(study.study_name, figures), encoding="utf-8")
+    for name, figure in figures.items():
         (folder / f"{name}.json").write_text(figure.to_json(), encoding="utf-8")
-        page = folder / f"{name}.html"
-        # One copy of plotly.js beside the pages serves all of them.
-        figure.write_html(page, include_plotlyjs="directory", full_html=True)
-        pages.append(page)
-    return pages
+    return [page, *(folder / f"{name}.json" for name in figures)]
 
 
 def importances(study: Study) -> dict[str, float]:
@@ -47,10 +47,11 @@ def importances(study: Study) -> dict[str, float]:
     """
     from optuna.importance import get_param_importances
 
-    usable = [t for t in study.get_trials() if to_row(t).state in ("finished", "stopped")]
-    if len(usable) < 2 or len({t.value for t in usable}) < 2:
+    usable = _usable(study)
+    if len({trial.value for trial in usable}) < 2:
         return {}
-    return get_param_importances(_only(study, usable), evaluator=_evaluator())
+    found = get_param_importances(_only(study, usable), evaluator=_evaluator())
+    return {key: float(share) for key, share in found.items()}
 
 
 def _figures(study: Study, metric: str) -> dict[str, Figure]:
@@ -58,19 +59,35 @@ def _figures(study: Study, metric: str) -> dict[str, Figure]:
 
     named: dict[str, Any] = {"target_name": metric}
     figures = {
-        "optimization_history": draw.plot_optimization_history(study, **named),
         "parallel_coordinates": draw.plot_parallel_coordinate(study, **named),
+        "optimization_history": draw.plot_optimization_history(study, **named),
     }
-    if importances(study):
-        figures["parameter_importance"] = draw.plot_param_importances(study, evaluator=_evaluator(), **named)
-    return figures
+    if not importances(study):
+        return figures
+    importance = draw.plot_param_importances(study, evaluator=_evaluator(), **named)
+    return {"parameter_importance": importance, **figures}
 
 
-def _only(study: Study, trials: list[Any]) -> Study:
+def _page(title: str, figures: dict[str, Figure]) -> str:
+    """The figures one below the other; plotly.js itself stands in the page, once."""
+    head = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=first, default_height="520px")
+        for first, figure in zip([True, *[False] * len(figures)], figures.values(), strict=False)
+    ]
+    return head + "\n".join(parts)
+
+
+def _usable(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials() if to_row(trial).state in ("finished", "stopped")]
+
+
+def _only(study: Study, trials: list[FrozenTrial]) -> Study:
     """The same study with these trials alone, in memory."""
     import optuna
 
-    copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    with quiet_optuna():
+        copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
     copy.add_trials(trials)
     return copy
 

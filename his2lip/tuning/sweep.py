@@ -17,7 +17,7 @@ from his2lip.config import dump_yaml
 from his2lip.errors import RunError
 from his2lip.tuning.bridge import Objective
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import TrialRow, best_rows, open_study, rows, take_up
+from his2lip.tuning.study import TrialRow, best_rows, open_study, quiet_optuna, rows, take_up
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -99,7 +99,7 @@ def run_sweep(
     directory = sweep_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     url = config.study or f"sqlite:///{directory}/study.db"
-    with _only_one(directory), _quiet_optuna():
+    with _only_one(directory), quiet_optuna(), _quiet_tune():
         if fresh:
             _forget(config, directory, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
@@ -277,20 +277,15 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna's log lines and Tune's notes on its own resuming off the terminal."""
-    import optuna
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    tune = logging.getLogger("ray.tune")
-    tune_level = tune.level
-    tune.setLevel(logging.CRITICAL)
+def _quiet_tune() -> Iterator[None]:
+    """Keeps Tune's lines about its own resuming off the terminal: the driver tells of the sweep."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             # A trial whose process died makes its first reports again.
             warnings.filterwarnings("ignore", message="The reported value is ignored")
             yield
     finally:
-        optuna.logging.set_verbosity(level)
-        tune.setLevel(tune_level)
+        logger.setLevel(level)

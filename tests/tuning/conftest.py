@@ -1,0 +1,12 @@
+"""Where the project's own files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def repo() -> Path:
+    return Path(__file__).resolve().parents[2]

@@ -1,0 +1,108 @@
+"""The search space: what a range holds, how keys are checked, how parameters reach a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from his2lip.config import Config, validate
+from his2lip.errors import ConfigError
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.space import Choice, Int, Log, Uniform, apply, check_keys, corners, dotted_keys
+
+numbers = st.floats(min_value=-1e3, max_value=1e3)
+
+
+class Inner(Config):
+    tau: float = 1.0
+    sizes: tuple[int, ...] = ()
+
+
+class Outer(Config):
+    name: str = ""
+    loss: Inner = Inner()
+    other: Inner | None = None
+
+
+@given(low=numbers, high=numbers, at=st.floats(0, 1))
+def test_a_uniform_range_holds_what_lies_between_its_ends_and_nothing_else(
+    low: float, high: float, at: float
+) -> None:
+    low, high = sorted((low, high))
+    dimension = Uniform(kind="uniform", low=low, high=high)
+    inside = min(max(low + at * (high - low), low), high)
+    assert dimension.holds(inside)
+    assert not dimension.holds(high + 1)
+    assert not dimension.holds(low - 1)
+    assert dimension.distribution()._contains(inside)
+
+
+@given(
+    low=st.integers(-50, 50), width=st.integers(0, 50), step=st.integers(1, 7), value=st.integers(-60, 110)
+)
+def test_an_int_range_holds_just_what_optuna_draws_from_it(
+    low: int, width: int, step: int, value: int
+) -> None:
+    high = low + width - width % step  # Optuna itself cuts the range to a whole number of steps
+    dimension = Int(kind="int", low=low, high=high, step=step)
+    assert dimension.holds(value) == dimension.distribution()._contains(float(value))
+
+
+@pytest.mark.parametrize(
+    ("dimension", "inside", "outside"),
+    [
+        (Uniform(kind="uniform", low=0, high=1, step=0.1), [0, 0.3, 1.0], [0.25, 1.1, True, "0.3", None]),
+        (Log(kind="log", low=0.1, high=10), [0.1, 1, 10], [0, -1, 10.1, float("nan"), float("inf")]),
+        (Int(kind="int", low=1, high=9, step=2), [1, 3, 9.0], [2, 1.5, 11, False]),
+        (Choice(kind="choice", values=("a", 1, None)), ["a", 1, None], ["b", True, 1.0]),
+    ],
+)
+def test_each_kind_holds_its_values_and_refuses_others(
+    dimension: Any, inside: list[Any], outside: list[Any]
+) -> None:
+    assert [v for v in inside if not dimension.holds(v)] == []
+    assert [v for v in outside if dimension.holds(v)] == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"kind": "uniform", "low": 2.0, "high": 1.0}, "low (2) must not be above high (1)"),
+        ({"kind": "log", "low": 0.0, "high": 1.0}, "greater than 0"),
+        ({"kind": "int", "low": 0, "high": 4, "log": True}, "starts at 1"),
+        ({"kind": "int", "low": 0.5, "high": 4}, "integer"),
+        ({"kind": "choice", "values": []}, "at least 1 item"),
+        ({"kind": "uniform", "low": 0.0, "high": float("inf")}, "finite"),
+        ({"kind": "uniform", "low": 0.0, "hihg": 1.0, "high": 2.0}, "did you mean 'high'"),
+        ({"kind": "normal", "low": 0.0, "high": 1.0}, "wants a kind out of uniform, log, int, choice"),
+        ({"low": 0.0, "high": 1.0}, "wants a kind"),
+        (3, "wants a kind"),
+    ],
+)
+def test_a_wrong_dimension_is_refused_in_one_sentence(tree: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+        validate(SweepConfig, {"name": "s", "train": {}, "space": {"loss.tau": tree}})
+    assert message in str(refused.value)
+
+
+def test_an_unknown_key_names_the_nearest_known_one() -> None:
+    known = dotted_keys(Outer)
+    assert known == ["name", "loss.tau", "loss.sizes", "other.tau", "other.sizes"]
+    check_keys(["loss.tau"], known, where="here")
+    with pytest.raises(ConfigError, match=r"unknown key 'loss.tua' \(here\); did you mean 'loss.tau'"):
+        check_keys(["loss.tau", "loss.tua"], known, where="here")
+
+
+def test_parameters_are_set_by_their_dotted_keys_in_a_copy() -> None:
+    tree = {"loss": {"tau": 1.0, "sizes": [1]}, "name": "x"}
+    changed = apply(tree, {"loss.tau": 0.5, "data.view.size": 64})
+    assert changed == {"loss": {"tau": 0.5, "sizes": [1]}, "name": "x", "data": {"view": {"size": 64}}}
+    assert tree["loss"] == {"tau": 1.0, "sizes": [1]}
+
+
+def test_corners_are_the_ends_of_each_dimension_by_itself() -> None:
+    space = {"a": Log(kind="log", low=0.1, high=10), "b": Choice(kind="choice", values=(1, "x"))}
+    assert list(corners(space)) == [{"a": 0.1}, {"a": 10}, {"b": 1}, {"b": "x"}]

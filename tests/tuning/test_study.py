@@ -1,0 +1,120 @@
+"""A study that was interrupted: what is marked, what is enqueued again, what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from his2lip.config import validate
+from his2lip.errors import RunError
+from his2lip.tuning import SweepConfig
+from his2lip.tuning.study import best_rows, open_study, rows, take_up
+
+SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
+POINTS = ({"x": 0.0}, {"x": 1.0})
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    tree = {"name": "s", "train": {}, "space": SPACE, "points": list(POINTS), "trials": 4, **changes}
+    return validate(SweepConfig, tree)
+
+
+def ask(study: optuna.Study) -> optuna.Trial:
+    return study.ask({"x": optuna.distributions.FloatDistribution(0.0, 2.0)})
+
+
+def test_points_are_enqueued_once_however_often_the_study_is_opened(url: str) -> None:
+    config = sweep()
+    for _ in range(3):
+        study = open_study(config, url, inputs={})
+        assert take_up(study, config) == 4
+    assert [row.state for row in rows(study)] == ["waiting", "waiting"]
+    assert [ask(study).params["x"] for _ in POINTS] == [0.0, 1.0]
+
+
+def test_a_running_trial_of_a_dead_driver_fails_and_runs_again_once_with_its_parameters(url: str) -> None:
+    config = sweep(points=[])
+    study = open_study(config, url, inputs={})
+    take_up(study, config)
+    lost = ask(study)
+    study = open_study(config, url, inputs={})
+    assert take_up(study, config) == 4
+    assert take_up(study, config) == 4
+    assert [row.state for row in rows(study)] == ["interrupted", "waiting"]
+    again = ask(study)
+    assert again.params == lost.params
+    study.tell(again, 0.5)
+    assert take_up(study, config) == 3
+    assert [row.state for row in rows(study)] == ["interrupted", "finished"]
+
+
+def test_an_interrupted_point_is_not_enqueued_a_second_time_as_a_point(url: str) -> None:
+    config = sweep()
+    study = open_study(config, url, inputs={})
+    take_up(study, config)
+    ask(study)
+    take_up(study, config)
+    waiting = [t.system_attrs["fixed_params"]["x"] for t in study.trials if t.state.name == "WAITING"]
+    assert sorted(waiting) == [0.0, 1.0]
+
+
+def test_points_added_to_the_file_are_run_when_the_sweep_goes_on(url: str) -> None:
+    study = open_study(sweep(), url, inputs={})
+    take_up(study, sweep())
+    more = sweep(points=[*POINTS, {"x": 2.0}])
+    take_up(open_study(more, url, inputs={}), more)
+    assert len(rows(study)) == 3
+
+
+def test_nothing_is_enqueued_once_all_trials_are_run(url: str) -> None:
+    config = sweep(trials=1, points=[{"x": 0.0}])
+    study = open_study(config, url, inputs={})
+    take_up(study, config)
+    study.tell(ask(study), 1.0)
+    left = ask(study)
+    changed = sweep(trials=1, points=[{"x": 2.0}])
+    assert take_up(study, changed) == 0
+    states = [row.state for row in rows(study)]
+    assert states == ["finished", "interrupted"], left.number
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "difference"),
+    [
+        ({"seed": 3}, {"data": "a"}, r"another seed \(0 then, 3 now\)"),
+        (
+            {"space": {"x": {"kind": "uniform", "low": 0.0, "high": 3.0}}},
+            {"data": "a"},
+            r"another space.x.high \(2.0 then, 3.0 now\)",
+        ),
+        ({}, {"data": "b"}, r"another data \('a' then, 'b' now\)"),
+    ],
+)
+def test_a_name_in_use_by_other_inputs_is_refused(
+    url: str, changes: dict[str, Any], inputs: dict[str, str], difference: str
+) -> None:
+    open_study(sweep(), url, inputs={"data": "a"})
+    open_study(sweep(trials=9), url, inputs={"data": "a"})
+    with pytest.raises(RunError, match=difference):
+        open_study(sweep(**changes), url, inputs=inputs)
+
+
+def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
+    study = open_study(sweep(mode="min"), url, inputs={})
+    values = [3.0, 1.0, 0.0, 1.0]
+    for value in values:
+        trial = ask(study)
+        if value == 0.0:
+            trial.set_user_attr("failed", "select/macro_f1 was nan")
+        study.tell(trial, value)
+    assert [row.number for row in best_rows(rows(study), "min", 2)] == [1, 3]
+    assert [row.number for row in best_rows(rows(study), "max", 1)] == [0]

@@ -1,0 +1,99 @@
+"""A sweep's configuration: points, files, roles of splits, and what a name stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from his2lip.config import dump_yaml, load, validate
+from his2lip.errors import ConfigError
+from his2lip.training import TrainConfig
+from his2lip.tuning import SweepConfig
+from his2lip.tuning.space import dotted_keys
+
+TREE: dict[str, Any] = {
+    "name": "s",
+    "train": {"data": {"shards": "x"}},
+    "space": {
+        "loss.tau": {"kind": "log", "low": 0.1, "high": 10.0},
+        "loss.weights.image_image": {"kind": "uniform", "low": 0.0, "high": 2.0},
+    },
+}
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    return validate(SweepConfig, {**TREE, **changes})
+
+
+def test_the_sweep_over_loss_weights_is_valid_and_starts_with_the_four_ablations(repo: Path) -> None:
+    config = load(SweepConfig, repo / "tune" / "loss_weights.yaml")
+    config.check_keys(dotted_keys(TrainConfig))
+    weights = [(p["loss.weights.image_image"], p["loss.weights.text_text"]) for p in config.points]
+    assert sorted(weights) == [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    assert "loss.weights.image_text" not in config.space  # alpha is the unit
+    assert config.split == "select"
+
+
+def test_the_resolved_configuration_can_be_fed_back(tmp_path: Path) -> None:
+    config = sweep(points=[{"loss.tau": 1.0}], gpus=0.5)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    assert load(SweepConfig, file) == config
+
+
+def test_the_training_configuration_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("data: {shards: y}\noptim: {epochs: 3}\n", encoding="utf-8")
+    assert sweep(train=str(file)).train == {"data": {"shards": "y"}, "optim": {"epochs": 3}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"points": [{"loss.tau": 0.0}]}, r"sets 'loss.tau' outside \[0.1, 10\]"),
+        ({"points": [{"loss.kappa": 1.0}]}, "'loss.kappa', which is not in the space"),
+        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 1.0}]}, "stands twice"),
+        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 2.0}], "trials": 1}, "2 points .* only 1 trials"),
+        ({"space": {}}, "at least 1 item"),
+        ({"trails": 3}, "did you mean 'trials'"),
+        ({"train": "no/such.yaml"}, "no such file"),
+        ({"worst": float("nan")}, "finite"),
+        ({"storage": "s3://bucket/runs"}, "cannot hold the study's database"),
+        ({"name": "../elsewhere"}, "pattern"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        sweep(**changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_only_a_select_split_may_choose() -> None:
+    roles = {"train": "train", "val": "select", "test": "report"}
+    sweep(split="val").check_role(roles, where="x")
+    sweep(split="select").check_role(roles, where="x")  # the one split of that role
+    with pytest.raises(
+        ConfigError, match=r"cannot choose by the report split 'test'.*set split to one of: val"
+    ):
+        sweep(split="test").check_role(roles, where="x")
+    with pytest.raises(ConfigError, match="cannot choose by the train split"):
+        sweep(split="train").check_role(roles, where="x")
+    with pytest.raises(ConfigError, match="there is no split 'vla'"):
+        sweep(split="vla").check_role(roles, where="x")
+    with pytest.raises(ConfigError, match="cannot choose by the report split 'select'"):
+        sweep(split="select").check_role({"select": "report", "val": "select"}, where="x")
+
+
+def test_more_trials_and_points_are_the_same_sweep_and_another_space_is_not() -> None:
+    known = sweep().identity()
+    assert sweep(trials=99, points=[{"loss.tau": 1.0}], max_concurrent=7, storage="x").identity() == known
+    assert sweep(seed=1).identity() != known
+    assert sweep(metric="select/loss", mode="min").identity() != known
+
+
+def test_the_worst_value_is_finite_and_as_stated() -> None:
+    assert sweep(worst=0.0).worst_value == 0.0
+    assert sweep().worst_value < -1e5
+    assert sweep(mode="min").worst_value > 1e5
