@@ -1,0 +1,176 @@
+"""The plain loop, driven by nothing: learning, going on, stopping, choosing the best, and refusing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_data import write_small_shards
+
+from his2lip.config import validate
+from his2lip.errors import ConfigError, RunError
+from his2lip.models import DualEncoder, load_model
+from his2lip.models.checkpoint import load_resume
+from his2lip.training.assemble import open_data
+from his2lip.training.build import build_loss, checkpoint_writer, prepare_process
+from his2lip.training.config import TrainConfig
+from his2lip.training.loop import Outcome, fit
+from his2lip.training.progress import Progress
+from his2lip.training.runs import RunDir
+from his2lip.training.source import StreamSource
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_small_shards(tmp_path_factory.mktemp("small") / "shards", train=112, select=32)
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Any:
+    prepare_process(TrainConfig.model_validate({"data": {"shards": "-"}}), torch.device("cpu"))
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def make(shards: str, **sections: dict[str, Any]) -> TrainConfig:
+    tree: dict[str, Any] = {
+        "data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local"}
+        | sections.pop("data", {}),
+        "optim": {"lr": 1e-3, "epochs": 2, "warmup": 0.1} | sections.pop("optim", {}),
+        **sections,
+    }
+    config, _, _ = open_data(validate(TrainConfig, tree))
+    return config
+
+
+def run(
+    config: TrainConfig, *, model: DualEncoder | None = None, **options: Any
+) -> tuple[Outcome, DualEncoder]:
+    """Trains a tiny model, from the start unless `model` and `resume` come from a checkpoint."""
+    model = model or load_model("tiny", seed=config.seed)
+    _, _, bank = open_data(config)
+    source = StreamSource(config, bank, image_size=64)
+    options.setdefault("report", lambda progress: None)
+    return fit(config, model, build_loss(config.loss), source, **options), model
+
+
+def test_training_lowers_select_excess_and_tells_of_it(shards: str) -> None:
+    told: list[Progress] = []
+    config = make(shards, optim={"epochs": 4}, log_every=3)
+    outcome, _ = run(config, report=told.append)
+    epochs = [p for p in told if p.kind == "epoch"]
+    assert [p.step for p in epochs] == [7, 14, 21, 28]
+    assert [p.step for p in told if p.kind == "step"] == [3, 6, 9, 12, 15, 18, 24, 27]
+    excess = [p.metrics["select/excess"] for p in epochs]
+    assert 0 < excess[-1] < 0.9 * excess[0]
+    assert all(math.isfinite(value) for p in told for value in p.metrics.values())
+    assert 0 <= epochs[0].metrics["train/data_wait"] <= 1
+    assert epochs[-1].metrics["train/lr"] < 1e-4
+    assert [h["step"] for h in outcome.state.history] == [7, 14, 21, 28]
+
+
+def test_run_resumed_at_any_save_ends_in_the_very_weights(shards: str, tmp_path: Path) -> None:
+    config = make(shards, checkpoint={"every_steps": 5})
+    _, opened, bank = open_data(config)
+    write = checkpoint_writer(RunDir(tmp_path / "run"), config, opened, bank)
+    kept: list[Path] = []
+
+    def save(model: DualEncoder, *rest: Any) -> None:
+        write(model, *rest)
+        kept.append((tmp_path / "run" / "last").rename(tmp_path / f"at-{rest[0].step}"))
+
+    whole, model = run(config, save=save)
+    wanted = model.tensor_digest()
+    assert [p.name for p in kept] == ["at-5", "at-7", "at-10", "at-14"]
+    for saved in kept[:3]:
+        outcome, again = run(config, model=load_model(str(saved)), resume=load_resume(saved))
+        assert again.tensor_digest() == wanted, saved.name
+        assert outcome.state.best_score == whole.state.best_score
+        assert outcome.metrics["select/loss"] == whole.metrics["select/loss"]
+
+
+def test_without_the_optimizers_state_the_weights_differ(shards: str, tmp_path: Path) -> None:
+    """The test above could not tell, were the state of no account."""
+    config = make(shards, checkpoint={"every_steps": 10})
+    _, opened, bank = open_data(config)
+    folder = tmp_path / "run"
+    write = checkpoint_writer(RunDir(folder), config, opened, bank)
+    _, model = run(config, save=lambda m, r, *rest: write(m, r, *rest) if r.step == 10 else None)
+    saved = load_resume(folder / "last")
+    assert saved is not None
+    bare = {**saved.optimizer, "state": {}}
+    forgetful = type(saved)(step=saved.step, optimizer=bare, extra=saved.extra)
+    _, again = run(config, model=load_model(str(folder / "last")), resume=forgetful)
+    assert again.tensor_digest() != model.tensor_digest()
+
+
+def test_pieces_train_to_the_whole_batchs_weights(shards: str) -> None:
+    _, whole = run(make(shards, optim={"steps": 6}))
+    _, pieces = run(make(shards, optim={"steps": 6, "micro_batch": 5}))
+    for (name, a), b in zip(whole.named_parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
+
+
+def test_report_that_answers_true_ends_the_run(shards: str) -> None:
+    outcome, _ = run(make(shards), report=lambda progress: progress.kind == "epoch")
+    assert outcome.stopped
+    assert outcome.state.step == 7
+
+
+def test_steps_end_a_run_in_mid_epoch_with_its_validation(shards: str) -> None:
+    outcome, _ = run(make(shards, optim={"steps": 9}))
+    assert outcome.state.step == 9
+    assert "select/loss" in outcome.metrics
+    assert not outcome.stopped
+
+
+def test_best_is_the_epoch_that_the_validator_likes_most(shards: str) -> None:
+    scores = iter([0.3, 0.8, 0.5])
+    saved: list[tuple[int, bool]] = []
+    config = make(shards, optim={"epochs": 3}, checkpoint={"select_by": "macro_f1"})
+    outcome, _ = run(
+        config,
+        validate=lambda model: {"macro_f1": next(scores)},
+        save=lambda model, resume, metrics, best: saved.append((resume.step, best)),
+    )
+    assert saved == [(7, True), (14, True), (21, False)]
+    assert (outcome.state.best_step, outcome.state.best_score) == (14, 0.8)
+    assert outcome.metrics["select/macro_f1"] == 0.5
+
+
+def test_without_a_select_split_the_last_epoch_is_best(shards: str) -> None:
+    saved: list[tuple[int, bool]] = []
+    config = make(shards, data={"select": None})
+    run(config, save=lambda model, resume, metrics, best: saved.append((resume.step, best)))
+    assert saved == [(7, True), (14, True)]
+
+
+def test_scale_of_the_released_hard_loss_is_learnt_and_resumed(shards: str) -> None:
+    saved: list[Any] = []
+    config = make(shards, loss={"variant": "released", "terms": "hard"}, checkpoint={"every_steps": 3})
+    run(config, save=lambda model, resume, metrics, best: saved.append(resume.extra["loss"]["own_scale"]))
+    assert len(set(saved)) == len(saved) > 2
+    assert saved[0] != 1.0
+
+
+def test_loss_that_stops_being_finite_ends_the_run_in_one_sentence(shards: str) -> None:
+    model = load_model("tiny", seed=0)
+    with torch.no_grad():
+        model.clip.text_projection.fill_(torch.inf)
+    with pytest.raises(RunError, match=r"not finite any more at step 1 .*lower optim\.lr"):
+        run(make(shards, log_every=1), model=model)
+
+
+def test_batch_normalisation_refuses_pieces(shards: str) -> None:
+    model = load_model("tiny", seed=0)
+    model.clip.visual.norm = torch.nn.BatchNorm2d(3)
+    with pytest.raises(ConfigError, match=r"batch normalisation.*optim\.micro_batch"):
+        run(make(shards, optim={"micro_batch": 8}), model=model)
+
+
+def test_seeds_give_different_runs_and_the_same_seed_the_same(shards: str) -> None:
+    first, second, other = (run(make(shards, optim={"steps": 2}, seed=s))[1] for s in (0, 0, 1))
+    assert first.tensor_digest() == second.tensor_digest() != other.tensor_digest()

@@ -1,0 +1,65 @@
+"""What a training configuration accepts, and which of it makes another run."""
+
+from __future__ import annotations
+
+import pytest
+
+from his2lip import resources
+from his2lip.config import dump_yaml, load, validate
+from his2lip.errors import ConfigError
+from his2lip.training.config import TrainConfig
+
+DATA = {"data": {"shards": "somewhere"}}
+
+
+def test_example_configuration_loads_and_survives_a_round_trip(tmp_path) -> None:
+    config = load(TrainConfig, resources.find("tune/train_tiny.yaml"))
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert load(TrainConfig, tmp_path / "again.yaml") == config
+
+
+def test_papers_hyper_parameters_are_the_defaults() -> None:
+    optim = validate(TrainConfig, DATA).optim
+    assert (optim.lr, optim.weight_decay, optim.warmup, optim.grad_clip) == (2e-5, 0.01, 0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lrr=1", "unknown key 'lrr'.*did you mean 'lr'"),
+        ("optim.lr=-1", "greater than 0"),
+        ("data.batch_size=30", "multiple of data.lanes"),
+        ("workers.num=3", "multiple of workers.num"),
+        ("loss.weights={image_text: 0, image_image: 0, text_text: 0}", "at least one of the three weights"),
+        ("name=a/b", "name"),
+        ("optim.epochs=many", "valid integer"),
+    ],
+)
+def test_bad_option_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(TrainConfig, None, ["data.shards=somewhere", override])
+
+
+def test_macro_f1_needs_a_select_split() -> None:
+    with pytest.raises(ConfigError, match=r"needs a data\.select split"):
+        load(TrainConfig, None, ["data.shards=s", "data.select=null", "checkpoint.select_by=macro_f1"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=b", "storage=elsewhere", "workers.num=2", "log_every=1", "checkpoint.every_steps=7",
+     "data.loader=local", "data.shards=moved", "data.decode_threads=7"],
+)  # fmt: skip
+def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
+    base = validate(TrainConfig, DATA)
+    assert load(TrainConfig, None, ["data.shards=somewhere", override]).identity() == base.identity()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "optim.lr=1e-3", "loss.tau=0.5", "data.batch_size=128", "data.lanes=4", "data.augment=false",
+     "model.backbone=clip", "checkpoint.select_by=macro_f1", "optim.micro_batch=8", "data.select=null"],
+)  # fmt: skip
+def test_what_decides_the_weights_makes_another_run(override: str) -> None:
+    base = validate(TrainConfig, DATA)
+    assert load(TrainConfig, None, ["data.shards=somewhere", override]).identity() != base.identity()
