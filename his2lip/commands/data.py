@@ -1,0 +1,107 @@
+"""`his2lip data`: cards, preparing, checking and generating datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from his2lip.commands.console import Progress, say, table
+from his2lip.errors import DatasetError
+
+if TYPE_CHECKING:
+    from his2lip.data.info import DatasetInfo
+
+
+def list_datasets() -> None:
+    """One row a card."""
+    from his2lip.data.cards import list_cards, load_card
+
+    rows = []
+    for name in list_cards():
+        card = load_card(name)
+        size = f"{card.published.images:,} {card.published.unit}s" if card.published.images else "unknown"
+        rows.append((name, ", ".join(card.organ), size, card.licence.name, ", ".join(card.protocols)))
+    table(("card", "organ", "published size", "licence", "protocols"), rows)
+
+
+def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit: int | None) -> None:
+    """Published files into shards, or the caption corpus into a bank; what was left out is said."""
+    if card == "captions":
+        _prepare_captions(root, out)
+        return
+    from his2lip.data.cards import load_card
+    from his2lip.data.prepare import prepare
+
+    with Progress(card) as bar:
+        report = prepare(
+            load_card(card), root, out, view=view, limit=limit, progress=lambda n: bar.update(f"{n:,} images")
+        )
+    say_counts(report.info)
+    say(f"{report.found:,} found, {report.read:,} read, {len(report.quarantined):,} quarantined")
+    for path, reason in report.quarantined[:10]:
+        say(f"  quarantined {path}: {reason}")
+    if len(report.quarantined) > 10:
+        say(f"  … and {len(report.quarantined) - 10:,} more, listed in {out}/dataset.json")
+    say(f"shards: {out}")
+
+
+def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: float) -> None:
+    """Generated twins, one folder a dataset; those that are there already, equal, are kept."""
+    from his2lip.data.synthetic.twins import process_mapper, twin_names, write_twin
+    from his2lip.runtime import usable_cpus
+
+    names = list(datasets or twin_names())
+    with process_mapper(usable_cpus()) as mapper, Progress("generated patches") as bar:
+        count = 0
+
+        def progress(new: int) -> None:
+            nonlocal count
+            count += new
+            bar.update(f"{count:,}")
+
+        for name in names:
+            write_twin(
+                name, f"{out.rstrip('/')}/{name}", seed=seed, scale=scale, mapper=mapper, progress=progress
+            )
+    say(f"shards: {out} ({', '.join(names)}; generated, not real)")
+
+
+def check_dataset(uri: str) -> bool:
+    """Counts and problems of prepared shards; True where there is no problem."""
+    from his2lip.data.check import check
+
+    report = check(uri)
+    say_counts(report.info)
+    for line in report.warnings:
+        say(f"note: {line}")
+    for line in report.problems:
+        say(f"problem: {line}")
+    say("no problem found" if not report.problems else f"{len(report.problems)} problems")
+    return not report.problems
+
+
+def say_counts(info: DatasetInfo) -> None:
+    """Rows by split and label."""
+    labels = sorted({label for counts in info.counts.values() for label in counts})
+    rows = [
+        (split, info.roles.get(split, ""), *(counts.get(label, 0) for label in labels), sum(counts.values()))
+        for split, counts in info.counts.items()
+    ]
+    title = f"{info.name}{' (generated)' if info.generated else ''}"
+    if len(labels) <= 8:
+        table((title, "role", *labels, "all"), rows)
+    else:
+        table((title, "role", "all"), [(row[0], row[1], row[-1]) for row in rows])
+
+
+def _prepare_captions(root: Path, out: str) -> None:
+    from his2lip.data.captions import CaptionBank
+
+    if Path(out).is_dir():
+        raise DatasetError("a caption bank is one file", where=out, mend="give a path such as captions.json")
+    bank, report = CaptionBank.from_folder(root)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    bank.save(out)
+    say(str(report))
+    say(f"caption bank: {out}")
