@@ -168,7 +168,7 @@ def _run(job: _Job, parts: list[Part], journal: Journal, progress: Progress | No
             progress(done, total)
 
     step(0)
-    for part, result in _on_ray(job, waiting, step) if _ray_runs() else _here(job, waiting, step):
+    for part, result in _on_ray(job, waiting, step) if ray_runs() else _here(job, waiting, step):
         journal.write(part, result)
         results[part.name] = result
     return [result for result in results.values() if result is not None]
@@ -188,20 +188,25 @@ def _on_ray(job: _Job, parts: list[Part], step: Callable[..., None]) -> Iterator
     waiting = iter(parts)
     running: dict[ray.ObjectRef, Part] = {}
     slots = int(ray.cluster_resources().get("CPU", 1)) + 1
-    while True:
-        while len(running) < slots and (part := next(waiting, None)) is not None:
-            running[write.remote(where, part)] = part
-        if not running:
-            return
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        part = running.pop(ready)
-        yield part, ray.get(ready)
-        step(len(part.keys))
+    try:
+        while True:
+            while len(running) < slots and (part := next(waiting, None)) is not None:
+                running[write.remote(where, part)] = part
+            if not running:
+                return
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            part = running.pop(ready)
+            yield part, ray.get(ready)
+            step(len(part.keys))
+    finally:
+        for task in running:
+            ray.cancel(task)
 
 
 def _write(job: _Job, part: Part) -> PartResult:
     return job.write(part)
 
 
-def _ray_runs() -> bool:
+def ray_runs() -> bool:
+    """Whether this process has started or joined Ray."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()

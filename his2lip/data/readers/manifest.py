@@ -58,7 +58,7 @@ class ManifestReader(Reader):
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, str]]:
-        return {row["path"]: row for row in self._table}
+        return {row["path"]: row for row in reversed(self._table)}  # the first row of a path counts
 
     @cached_property
     def _table(self) -> list[dict[str, str]]:

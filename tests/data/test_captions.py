@@ -1,0 +1,166 @@
+"""Caption banks import cleanly, say what they left out, and draw purely."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from his2lip.data.captions import CaptionBank, mihic_pairs
+from his2lip.errors import DatasetError
+from his2lip.taxonomy import BIOMARKERS, TISSUES
+
+Factory = pytest.TempPathFactory
+TEMPLATES = CaptionBank.templates()
+
+
+def corpus(root: Path) -> Path:
+    """A small corpus with the released one's quirks."""
+    files = {
+        "Tumor/CD3.txt": b"T cells between nests.\r\n\r\nA few brown  lymphocytes.\r\n",
+        "Tumor/cyclin-D1.txt": b"Brown nuclei.\n\n",
+        "Immune Cells/D2-40.txt": b"Lymphatic lining.\n",
+        "Other/Immune Cells/D2-40.txt": b"Lymphatic lining.\n",
+        "Other/Immune Cells/CD3.txt": b"Nowhere else.\n",
+        "Stroma/FAP.txt": b"",
+        "Stroma/SMA.txt": b"caf\xe9\n",
+        "Stroma/CD999.txt": b"What is it?\n",
+        "Muscle/SMA.txt": b"Smooth muscle.\n",
+    }
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def test_corpus_imports_with_a_reason_for_each_file_left_out(tmp_path: Path) -> None:
+    bank, report = CaptionBank.from_folder(corpus(tmp_path))
+    assert bank.captions == {
+        ("Immune cells", "D2-40"): ("Lymphatic lining.",),
+        ("Tumor", "CD3"): ("T cells between nests.", "A few brown lymphocytes."),
+        ("Tumor", "Cyclin-D1"): ("Brown nuclei.",),
+    }
+    assert (report.found, report.read, report.captions, report.blank_lines) == (9, 3, 4, 2)
+    assert report.read + len(report.left_out) == report.found
+    reasons = dict(report.left_out)
+    assert reasons["Other/Immune Cells/D2-40.txt"] == "nested, and the same as Immune Cells/D2-40.txt"
+    assert reasons["Other/Immune Cells/CD3.txt"] == "not at TISSUE/BIOMARKER.txt"
+    assert reasons["Stroma/FAP.txt"].startswith("empty")
+    assert reasons["Stroma/SMA.txt"] == "not UTF-8 (byte 3)"
+    assert "CD999" in reasons["Stroma/CD999.txt"]
+    assert "Muscle" in reasons["Muscle/SMA.txt"]
+    assert len(report.uncovered) == 81
+
+
+def test_released_corpus_imports_whole(shared: Path) -> None:
+    bank, report = CaptionBank.from_folder(shared / "captions/AugmentedCaptions")
+    assert (report.captions, report.read, report.blank_lines) == (7289, 73, 703)
+    assert len(report.left_out) == 12
+    assert all(reason.startswith("nested, and the same as") for _, reason in report.left_out)
+    assert len(report.uncovered) == 11
+    assert ("Tumor", "Cyclin-D1") in bank.captions
+    ours = {line for lines in TEMPLATES.captions.values() for line in lines}
+    assert not ours & {line for lines in bank.captions.values() for line in lines}
+
+
+def test_folder_without_captions_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="does not exist"):
+        CaptionBank.from_folder(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="no caption could be read"):
+        CaptionBank.from_folder(tmp_path)
+
+
+def test_templates_cover_every_pair_with_varied_sentences() -> None:
+    assert len(mihic_pairs()) == 84
+    for pair in [*mihic_pairs(), *((t, b) for t in (*TISSUES, None) for b in (*BIOMARKERS, None))]:
+        lines = TEMPLATES.captions[pair]
+        assert len(lines) >= 12
+        assert len(set(lines)) == len(lines)
+        assert all(7 <= len(line.split()) <= 30 and line.endswith((".", ").")) for line in lines)
+        assert not any("{" in line or "  " in line for line in lines)
+
+
+def test_templates_name_the_biomarker() -> None:
+    for biomarker in ("CD3", "CD34", "D2-40", "Ki67"):
+        assert all(biomarker in line for line in TEMPLATES.captions["Tumor", biomarker])
+
+
+PAIRS = st.sampled_from(sorted(TEMPLATES.captions, key=str))
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10**6), st.text(max_size=40), PAIRS)
+def test_draw_is_a_pure_choice_of_the_pairs_captions(
+    seed: int, epoch: int, patch_id: str, pair: tuple
+) -> None:
+    drawn = TEMPLATES.draw(seed, epoch, patch_id, *pair)
+    assert drawn in TEMPLATES.captions[pair]
+    assert drawn == TEMPLATES.draw(seed, epoch, patch_id, *pair)
+
+
+def test_draws_are_even_and_change_with_epoch_and_seed() -> None:
+    lines = TEMPLATES.captions["Tumor", "CD3"]
+    draws = [TEMPLATES.draw(7, 0, f"p{i}", "Tumor", "CD3") for i in range(9000)]
+    counts = Counter(draws)
+    assert set(counts) == set(lines)
+    assert max(counts.values()) < 1.35 * 9000 / len(lines)
+    again = [TEMPLATES.draw(7, 1, f"p{i}", "Tumor", "CD3") for i in range(9000)]
+    other = [TEMPLATES.draw(8, 0, f"p{i}", "Tumor", "CD3") for i in range(9000)]
+    for changed in (again, other):
+        same = sum(a == b for a, b in zip(draws, changed, strict=True))
+        assert same < 2 * 9000 / len(lines)
+
+
+def test_ten_thousand_draws_take_well_under_a_second() -> None:
+    start = time.perf_counter()
+    for i in range(10_000):
+        TEMPLATES.draw(0, 3, f"mihic/train/Tumor/{i}.png", "Tumor", "CD3")
+    assert time.perf_counter() - start < 0.5
+
+
+def test_missing_pair_is_dropped_or_captioned_by_templates_and_counted() -> None:
+    lines = {("Tumor", "CD3"): ("One.",), ("Stroma", "FAP"): ("Two.",)}
+    drop, template = CaptionBank(lines), CaptionBank(lines, "template")
+    pairs = [("Tumor", "CD3")] * 3 + [("Alveoli", "CD20")] * 2 + [(None, "CD31")]
+    assert not drop.covers("Alveoli", "CD20")
+    assert template.covers("Alveoli", "CD20")
+    with pytest.raises(DatasetError, match="no caption for tissue type Alveoli"):
+        drop.draw(0, 0, "p", "Alveoli", "CD20")
+    assert template.draw(0, 0, "p", "Alveoli", "CD20") in TEMPLATES.captions["Alveoli", "CD20"]
+    coverage = drop.coverage(pairs)
+    assert coverage.missing == {("Alveoli", "CD20"): 2, (None, "CD31"): 1}
+    assert coverage.unused == [("Stroma", "FAP")]
+    assert "6 patches, 3 of them without a caption of their pair (left out)" in str(coverage)
+
+
+LINES = st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4).map(tuple)
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(PAIRS, LINES, max_size=5), st.sampled_from(["drop", "template"]))
+def test_saved_bank_loads_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, lines: dict, missing: str
+) -> None:
+    path = tmp_path_factory.mktemp("bank") / "bank.json"
+    bank = CaptionBank(lines, missing)
+    bank.save(path)
+    assert CaptionBank.load(path) == bank
+    assert CaptionBank.load(path).digest == bank.digest
+
+
+def test_digest_sees_every_change_but_the_order_of_pairs() -> None:
+    a, b = ("Tumor", "CD3"), ("Stroma", "FAP")
+    bank = CaptionBank({a: ("One.", "Two."), b: ("Three.",)})
+    assert CaptionBank({b: ("Three.",), a: ("One.", "Two.")}).digest == bank.digest
+    assert CaptionBank({a: ("Two.", "One."), b: ("Three.",)}).digest != bank.digest
+    assert CaptionBank(bank.captions, "template").digest != bank.digest
+
+
+def test_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    with pytest.raises(DatasetError, match="not a caption bank"):
+        CaptionBank.load(tmp_path / "x.json")

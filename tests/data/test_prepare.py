@@ -1,0 +1,313 @@
+"""prepare loses nothing: each file is read, quarantined with its reason, or passed over; counts add up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import Cutter, bad_images
+
+from his2lip.data.cards import Card, Carve, Split, load_card
+from his2lip.data.images import decode, encode_png
+from his2lip.data.listing import carve
+from his2lip.data.prepare import PrepareReport, prepare
+from his2lip.data.readers import base
+from his2lip.data.shards import open_shards
+from his2lip.errors import DatasetError
+
+MIHIC = load_card("mihic")
+FOLDERS = {"train": 12, "val": 4, "test": 6}
+
+
+def mihic_tree(root: Path, pixels: np.ndarray) -> Path:
+    """MIHIC's layout with its mixed case, its space, and stains that hold the separator."""
+    cut = Cutter(pixels, 64)
+    for split, n in FOLDERS.items():
+        for folder, stain in (("Immune cells", "D2-40"), ("background", "cyclin-D1"), ("Tumor", "CD34")):
+            for i in range(n):
+                cut.write(
+                    root / f"MIHIC_dataset/dataset/{split}/{folder}/{i // 4:04d}-{stain}-{i % 2}-{i}.png"
+                )
+    return root
+
+
+def rows(uri: Path) -> dict[str, dict]:
+    shards = open_shards(uri)
+    return {row["patch_id"]: row for split in shards.splits for row in shards.table(split).to_pylist()}
+
+
+def adds_up(report: PrepareReport) -> bool:
+    return report.read + len(report.quarantined) == report.found
+
+
+def test_mihic_is_read_to_the_row(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    report = prepare(MIHIC, mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out")
+    assert (report.found, report.read, report.quarantined) == (66, 66, [])
+    assert report.info.counts["train"] == {"Background": 12, "Immune cells": 12, "Tumor": 12}
+    row = rows(tmp_path / "out")["mihic/train/Immune cells/0001-D2-40-1-5.png"]
+    said = {"tissue": "Immune cells", "biomarker": "D2-40", "label": "Immune cells", "stain": "DAB"}
+    said |= {"case_id": "0001", "slide_id": "0001-D2-40", "region_id": "0001-D2-40-1"}
+    said |= {"split": "train", "width": 64, "height": 64, "score": None, "x": None}
+    assert {name: row[name] for name in said} == said
+    assert row["mpp"] == pytest.approx(0.2264)
+
+
+def test_published_bytes_are_kept(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    prepare(MIHIC, mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out")
+    dataset = tmp_path / "in/MIHIC_dataset/dataset"
+    for batch in open_shards(tmp_path / "out").iter_rows("val", ["patch_id", "image"]):
+        for row in batch.to_pylist():
+            assert row["image"] == (dataset / row["patch_id"].removeprefix("mihic/")).read_bytes()
+
+
+def test_bad_files_are_quarantined_and_the_rest_is_read(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    root = mihic_tree(tmp_path / "in", real_ihc)
+    tumor = root / "MIHIC_dataset/dataset/train/Tumor"
+    reasons = {}
+    for i, (name, data, reason) in enumerate(bad_images(real_ihc[:64, :64])):
+        file = f"0009-CD3-1-{i}{Path(name).suffix}"
+        (tumor / file).write_bytes(data)
+        reasons[file] = reason
+    (tumor / "notes.txt").write_text("x")
+    (tumor / "0009-CD999-1-1.png").write_bytes(encode_png(real_ihc[:64, :64]))
+    (tumor / "nonsense.png").write_bytes(encode_png(real_ihc[:64, :64]))
+    (root / "stray.png").write_bytes(encode_png(real_ihc[:64, :64]))
+    (tumor / ".DS_Store").write_bytes(b"litter")
+    with open(os.fsencode(tumor) + b"/0009-CD3-1-\xff.png", "wb") as odd:
+        odd.write(b"x")
+    report = prepare(MIHIC, root, tmp_path / "out")
+    assert report.read == 66
+    assert report.found == 66 + len(reasons) + 5
+    assert adds_up(report)
+    said = {Path(path).name: reason for path, reason in report.quarantined}
+    for file, reason in reasons.items():
+        assert reason in said[file]
+    assert "not an image by its name" in said["notes.txt"]
+    assert "CD999" in said["0009-CD999-1-1.png"]
+    assert "CORE-STAIN-REGION-PATCH" in said["nonsense.png"]
+    assert "layout" in said["stray.png"]
+    assert report.info.quarantined == report.quarantined
+    assert [reason for path, reason in report.quarantined if "udcff" in path] == ["the name is not UTF-8"]
+
+
+def test_two_copies_of_a_dataset_are_read_once(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    mihic_tree(tmp_path / "in/a", real_ihc)
+    mihic_tree(tmp_path / "in/b", real_ihc)
+    report = prepare(MIHIC, tmp_path / "in", tmp_path / "out")
+    assert (report.found, report.read) == (132, 66)
+    assert {reason for _, reason in report.quarantined} == {"another file has the same patch id"}
+
+
+def test_classes_are_mixed_in_each_row_group(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    prepare(MIHIC, mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out", row_group_bytes=60_000)
+    tissues = open_shards(tmp_path / "out").table("train")["tissue"].to_pylist()
+    changes = sum(a != b for a, b in pairwise(tissues))
+    assert changes > len(tissues) / 3
+
+
+def test_limit_takes_a_share_of_every_class(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    report = prepare(MIHIC, mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out", limit=30)
+    assert report.read == 30
+    assert len(report.info.counts["train"]) == 3
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain path, though another test of this session may have started Ray."""
+    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_same_input_gives_the_same_dataset_on_ray(
+    tmp_path: Path, real_ihc: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    root, seen = mihic_tree(tmp_path / "in", real_ihc), []
+    on_ray = prepare(MIHIC, root, tmp_path / "a", part_bytes=60_000, progress=lambda *at: seen.append(at))
+    assert len(on_ray.info.parts) > 6
+    assert seen[-1] == (66, 66)
+    request.getfixturevalue("without_ray")
+    plain = prepare(MIHIC, root, tmp_path / "b", part_bytes=60_000)
+    assert on_ray == plain
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_interrupted_prepare_goes_on_where_it_stopped(
+    tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(MIHIC, root, out, part_bytes=60_000, progress=stop_after(40))
+    with pytest.raises(DatasetError, match="no prepared dataset"):
+        open_shards(out)
+    assert not list(out.rglob("*.tmp"))
+    read: list[str] = []
+    decoded = decode
+    monkeypatch.setattr(base.images, "decode", lambda data: read.append("x") or decoded(data))
+    report = prepare(MIHIC, root, out, part_bytes=60_000)
+    assert len(read) < 40
+    assert report.read == 66
+    assert report.info.digest == prepare(MIHIC, root, tmp_path / "whole", part_bytes=60_000).info.digest
+    assert not (out / "_progress").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_leftovers_of_another_prepare_are_not_taken_over(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(MIHIC, root, out, part_bytes=60_000, progress=stop_after(40))
+    report = prepare(MIHIC, root, out)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.parquet")) == sorted(report.info.parts)
+
+
+def stop_after(files: int) -> Callable[[int, int], None]:
+    def step(done: int, total: int) -> None:
+        if done >= files:
+            raise KeyboardInterrupt
+
+    return step
+
+
+def test_empty_folder_and_missing_folder_are_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DatasetError, match="none of 0 files could be read"):
+        prepare(MIHIC, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DatasetError, match="does not exist"):
+        prepare(MIHIC, tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_folder_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    cut = Cutter(real_ihc)
+    for split in ("train", "test"):
+        for folder in ("lymphoid", "epithelium"):
+            for case in "ab":
+                cut.write(tmp_path / f"in/{split}/{folder}/case-{case}/1.jpg")
+    card = Card.model_validate(
+        {
+            "name": "mine",
+            "reader": "folder",
+            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
+            "options": {"biomarker": "Ki-67", "case_pattern": "case-(.)"},
+        }
+    )
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert report.info.counts == {s: {"epithelium": 2, "lymphoid": 2} for s in ("train", "test")}
+    row = rows(tmp_path / "out")["mine/train/lymphoid/case-b/1.jpg"]
+    assert (row["case_id"], row["biomarker"], row["label"]) == ("b", "Ki67", "lymphoid")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray, kind: str) -> None:
+    import pandas as pd
+
+    cut = Cutter(real_ihc)
+    for name in ("a.png", "b/c.png", "d.png"):
+        cut.write(tmp_path / "in" / name)
+    table = pd.DataFrame(
+        {
+            "path": ["a.png", "b/c.png", "gone.png", "../x.png", "a.png", "d.png"],
+            "split": ["train", "test", "train", "train", "train", "nowhere"],
+            "tissue": ["tumour", "", "", "", "", ""],
+            "mpp": ["0.5", "", "", "", "", ""],
+            "label": ["x", "y", "", "", "", ""],
+        }
+    )
+    if kind == "csv":
+        table.to_csv(tmp_path / "in/m.csv", index=False)
+    else:
+        table.to_parquet(tmp_path / "in/m.parquet")
+    card = Card.model_validate(
+        {
+            "name": "mine",
+            "reader": "manifest",
+            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
+            "options": {"manifest": f"m.{kind}"},
+        }
+    )
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert adds_up(report)
+    assert (report.found, report.read) == (6, 2)
+    row = rows(tmp_path / "out")["mine/a.png"]
+    assert (row["tissue"], row["label"], row["split"]) == ("Tumor", "x", "train")
+    assert row["mpp"] == pytest.approx(0.5)
+
+
+def test_manifest_with_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,biomarkr\na.png,CD3\n")
+    card = Card.model_validate({"name": "mine", "reader": "manifest", "splits": {"test": {"role": "report"}}})
+    with pytest.raises(DatasetError, match="did you mean 'biomarker'"):
+        prepare(card, tmp_path, tmp_path / "out")
+
+
+LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")
+NAMES = [f"29-041-Izd2-w35-{stain}-les{i}" for stain in ("CD31-3", "proSPC-4", "He") for i in (1, 3)]
+
+
+def test_anhir_is_tiled_and_split_by_lesion(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    for name in NAMES:
+        path = tmp_path / f"in/lung-lesion_1/scale-25pc/{name}.jpg"
+        Cutter(real_ihc, 480).write(path)
+        Cutter(real_ihc, 96).write(tmp_path / f"in/lung-lesion_1/scale-5pc/{name}.jpg")
+    report = prepare(LESIONS, tmp_path / "in", tmp_path / "out", view="tiles(size=96)")
+    assert (report.found, report.read) == (4, 4)
+    assert report.passed_over == {"an H&E twin": 2, "the same image at a smaller scale": 6}
+    assert set(report.info.counts) == {"train", "test"}
+    shards = open_shards(tmp_path / "out")
+    regions = {split: set(shards.table(split)["region_id"].to_pylist()) for split in shards.splits}
+    assert not regions["train"] & regions["test"]
+    assert set(report.info.counts["test"]) == {"CD31", "proSPC"}
+    row = next(iter(rows(tmp_path / "out").values()))
+    assert row["patch_id"].endswith(f"#{row['x']}_{row['y']}")
+
+
+def test_real_anhir_lesions_are_tiled_and_split_by_lesion(tmp_path: Path, shared: Path) -> None:
+    root = shared / "real_ihc/anhir_cima_lung-lesion"
+    report = prepare(LESIONS, root, tmp_path / "out", view="tiles(size=224)")
+    assert (report.found, report.read, report.passed_over) == (4, 4, {"an H&E twin": 1})
+    for split in ("train", "test"):
+        assert min(report.info.counts[split][stain] for stain in ("CD31", "proSPC")) >= 8
+    assert {row["case_id"] for row in rows(tmp_path / "out").values()} == {"29-041-Izd2-w35"}
+
+
+MINE = Card(name="mine", reader="folder", splits={"test": Split(role="report")})
+GROUPS = st.sets(st.text(min_size=1, max_size=6), min_size=2, max_size=30)
+
+
+@given(GROUPS, st.floats(0.05, 0.95), st.integers(0, 5))
+def test_carving_moves_its_share_of_groups_and_leaves_some(
+    groups: set[str], fraction: float, seed: int
+) -> None:
+    rule = Carve(source="train", into="select", fraction=fraction, by="case", seed=seed)
+    moved = carve({"train": groups}, [rule])
+    assert set(moved.values()) == {"select"}
+    assert {group for _, group in moved} < groups
+    assert abs(len(moved) - fraction * len(groups)) <= 1
+    assert moved == carve({"train": groups}, [rule])
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    import tracemalloc
+
+    def peak(n: int) -> int:
+        root = tmp_path / f"in{n}/Tumor"
+        root.mkdir(parents=True)
+        data = encode_png(real_ihc[:96, :96])
+        for i in range(n):
+            (root / f"{i}.png").write_bytes(data)
+        tracemalloc.start()
+        prepare(MINE, root.parent, tmp_path / f"out{n}", row_group_bytes=1 << 20)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(10)
+    small, large = peak(100), peak(600)
+    assert large < small + (1 << 20)

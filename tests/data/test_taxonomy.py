@@ -1,0 +1,98 @@
+"""No name is ever taken for another, however it is spelt and wherever it stands."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from his2lip import taxonomy
+from his2lip.errors import TaxonomyError
+from his2lip.taxonomy import BIOMARKERS, TISSUES
+
+SEPARATORS = st.sampled_from(["-", "_", " ", "."])
+WORDS = st.from_regex(r"[0-9]{1,4}|w[0-9]{2}|Izd[0-9]|les[0-9]|T[0-9]", fullmatch=True)
+
+
+def spelt(name: str, how: int) -> str:
+    bare = name.replace("-", "")
+    return (name, name.lower(), name.upper(), bare, bare.lower())[how]
+
+
+@given(st.sampled_from(BIOMARKERS), st.integers(0, 4), st.lists(WORDS), st.lists(WORDS), SEPARATORS)
+def test_biomarker_in_a_file_name_is_found_and_no_other(
+    name: str, how: int, before: list[str], after: list[str], separator: str
+) -> None:
+    text = separator.join([*before, spelt(name, how), *after])
+    assert taxonomy.find_biomarker(text) == name
+
+
+@given(st.lists(WORDS), SEPARATORS)
+def test_name_without_a_biomarker_has_none(words: list[str], separator: str) -> None:
+    assert taxonomy.find_biomarker(separator.join(words)) is None
+
+
+@given(st.sampled_from(BIOMARKERS), st.from_regex(r"[A-Za-z0-9]", fullmatch=True))
+def test_biomarker_within_a_longer_word_is_not_that_biomarker(name: str, letter: str) -> None:
+    assert taxonomy.find_biomarker(f"{name}{letter}") in (None, *(b for b in BIOMARKERS if b != name))
+
+
+@given(st.sampled_from(BIOMARKERS), st.integers(0, 4), st.sampled_from(["", "+"]))
+def test_every_spelling_of_a_biomarker_is_that_one(name: str, how: int, plus: str) -> None:
+    assert taxonomy.biomarker(spelt(name, how) + plus) == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("cyclin-D1", "Cyclin-D1"),
+        ("PGR", "PR"),
+        ("KI67", "Ki67"),
+        ("Ki-67", "Ki67"),
+        ("podoplanin", "D2-40"),
+        ("CD3+", "CD3"),
+        ("PCK", "PanCK"),
+        ("Her2", "HER2"),
+        ("FoxP3", "FOXP3"),
+    ],
+)
+def test_spellings_seen_in_the_wild(spelling: str, name: str) -> None:
+    assert taxonomy.biomarker(spelling) == name
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("29-041-Izd2-w35-proSPC-4-les1", "proSPC"),
+        ("0011-CD34-1-1", "CD34"),
+        ("0011-CD38-1-1", "CD38"),
+        ("0011-D2-40-1-1", "D2-40"),
+        ("0011-cyclin-D1-3-12", "Cyclin-D1"),
+        ("Case1_M1_0_0_PCK", "PanCK"),
+        ("0_KI67_train", "Ki67"),
+        ("0_PGR_train", "PR"),
+    ],
+)
+def test_published_file_names(file: str, name: str) -> None:
+    assert taxonomy.find_biomarker(file) == name
+
+
+@given(
+    st.sampled_from(TISSUES),
+    st.sampled_from([str.lower, str.upper, str.title]),
+    st.sampled_from([" ", "_", "-", ""]),
+)
+def test_every_spelling_of_a_tissue_type_is_that_one(name: str, case: object, separator: str) -> None:
+    assert taxonomy.tissue(case(name).replace(" ", separator)) == name  # type: ignore[operator]
+
+
+@given(st.text(max_size=12))
+def test_unknown_name_is_an_error_that_names_or_lists_the_known(text: str) -> None:
+    with pytest.raises(TaxonomyError, match=r"did you mean|known:"):
+        taxonomy.tissue(f"{text}?")
+
+
+def test_ids_are_places_and_missing_is_minus_one() -> None:
+    assert [taxonomy.tissue_id(t) for t in TISSUES] == list(range(7))
+    assert [taxonomy.biomarker_id(b) for b in taxonomy.MIHIC_BIOMARKERS] == list(range(12))
+    assert taxonomy.tissue_id(None) == taxonomy.biomarker_id(None) == -1

@@ -1,0 +1,80 @@
+"""Tiles lie on tissue, at the scale asked for, the same ones each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from his2lip.data.images import decode, encode_png
+from his2lip.data.tiling import Tiling, tiles_of, tissue_mask
+from his2lip.errors import ConfigError, ImageError
+
+
+def on_glass(pixels: np.ndarray) -> np.ndarray:
+    """The real image in the top left quarter of bare glass."""
+    height, width = pixels.shape[:2]
+    glass = np.full((height * 2, width * 2, 3), 243, np.uint8)
+    glass[:height, :width] = pixels
+    return glass
+
+
+def test_only_tissue_is_tiled(real_ihc: np.ndarray) -> None:
+    tiles = list(tiles_of(encode_png(on_glass(real_ihc)), None, Tiling(kind="tiles", size=128), seed="a"))
+    assert {(t.x, t.y) for t in tiles} <= {(x, y) for x in range(0, 512, 128) for y in range(0, 512, 128)}
+    assert len(tiles) >= 12
+    for tile in tiles:
+        want = real_ihc[tile.y : tile.y + 128, tile.x : tile.x + 128]
+        assert (decode(tile.image) == want).all()
+        assert tile.suffix == f"#{tile.x}_{tile.y}"
+
+
+def test_tiles_are_cut_by_microns_and_resized(real_ihc: np.ndarray) -> None:
+    (tile, *_), tiling = _tiles(real_ihc, mpp=0.25, size=64, at=0.5)
+    assert decode(tile.image).shape == (64, 64, 3)
+    assert tile.mpp == pytest.approx(0.5)
+    assert tiling.side(0.25) == 128
+
+
+def test_bounded_choice_is_the_same_each_time_and_changes_with_the_seed(real_ihc: np.ndarray) -> None:
+    data, tiling = encode_png(real_ihc), Tiling(kind="tiles", size=64, max_tiles=5)
+    first = [t.suffix for t in tiles_of(data, None, tiling, seed="a")]
+    assert len(first) == 5
+    assert first == [t.suffix for t in tiles_of(data, None, tiling, seed="a")]
+    assert first != [t.suffix for t in tiles_of(data, None, tiling, seed="b")]
+
+
+def test_bare_glass_and_images_smaller_than_a_tile_are_refused() -> None:
+    glass = encode_png(np.full((256, 256, 3), 244, np.uint8))
+    with pytest.raises(ImageError, match="no tissue"):
+        list(tiles_of(glass, None, Tiling(kind="tiles", size=64), seed="a"))
+    with pytest.raises(ImageError, match="smaller than one tile"):
+        list(tiles_of(glass, None, Tiling(kind="tiles", size=512), seed="a"))
+
+
+def test_pen_is_not_tissue(real_ihc: np.ndarray) -> None:
+    pens = np.array([[[20, 160, 40], [30, 40, 200], [10, 10, 12], [245, 245, 245]]], np.uint8)
+    assert not tissue_mask(pens).any()
+    assert tissue_mask(real_ihc).mean() > 0.6
+
+
+@pytest.mark.parametrize("kind", ["squash", "centre"])
+def test_whole_views_give_one_patch_at_the_size(real_ihc: np.ndarray, kind: str) -> None:
+    tiling = Tiling.parse(f"{kind}(size=96, codec=jpeg)")
+    (tile,) = tiles_of(encode_png(real_ihc[:300]), None, tiling, seed="a")
+    assert decode(tile.image).shape == (96, 96, 3)
+    assert tile.image[:2] == b"\xff\xd8"
+
+
+def test_view_is_read_back_from_its_own_words() -> None:
+    tiling = Tiling.parse("tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)")
+    assert (tiling.size, tiling.mpp, tiling.max_tiles, tiling.codec) == (256, 0.5, 64, "jpeg")
+    assert Tiling.parse(str(tiling)) == tiling
+    with pytest.raises(ConfigError, match="did you mean 'size'"):
+        Tiling.parse("tiles(sise=256)")
+    with pytest.raises(ConfigError, match="not a view"):
+        Tiling.parse("tiles(")
+
+
+def _tiles(pixels: np.ndarray, *, mpp: float, size: int, at: float) -> tuple[list, Tiling]:
+    tiling = Tiling(kind="tiles", size=size, mpp=at)
+    return list(tiles_of(encode_png(pixels), mpp, tiling, seed="a")), tiling
