@@ -34,9 +34,11 @@ def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit:
     from his2lip.data.prepare import prepare
 
     with Progress(card) as bar:
-        report = prepare(
-            load_card(card), root, out, view=view, limit=limit, progress=lambda n: bar.update(f"{n:,} images")
-        )
+
+        def progress(done: int, total: int) -> None:
+            bar.update(f"{done:,} of {total:,} files")
+
+        report = prepare(load_card(card), root, out, view=view, limit=limit, progress=progress)
     say_counts(report.info)
     say(f"{report.found:,} found, {report.read:,} read, {len(report.quarantined):,} quarantined")
     for path, reason in report.quarantined[:10]:
@@ -48,7 +50,7 @@ def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit:
 
 def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: float) -> None:
     """Generated twins, one folder a dataset; those that are there already, equal, are kept."""
-    from his2lip.data.synthetic.twins import process_mapper, twin_names, write_twin
+    from his2lip.data.synthetic.twins import process_mapper, twin_names, twin_view, write_twin
     from his2lip.runtime import usable_cpus
 
     names = list(datasets or twin_names())
@@ -61,10 +63,23 @@ def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: fl
             bar.update(f"{count:,}")
 
         for name in names:
-            write_twin(
-                name, f"{out.rstrip('/')}/{name}", seed=seed, scale=scale, mapper=mapper, progress=progress
-            )
+            place = f"{out.rstrip('/')}/{name}"
+            if not _is_there(place, twin_view(seed, scale)):
+                write_twin(name, place, seed=seed, scale=scale, mapper=mapper, progress=progress)
     say(f"shards: {out} ({', '.join(names)}; generated, not real)")
+
+
+def _is_there(place: str, view: str) -> bool:
+    """Whether this very twin stands at `place`. Raises DatasetError where another dataset does."""
+    from his2lip.data.shards import open_shards
+
+    try:
+        info = open_shards(place).info
+    except DatasetError:
+        return False
+    if info.generated and info.view == view:
+        return True
+    raise DatasetError("another dataset stands here", where=place, mend="choose another --out")
 
 
 def check_dataset(uri: str) -> bool:

@@ -12,6 +12,7 @@ from his2lip.runtime import quiet_ray, start_ray
 from his2lip.tracking import Run, Tracker
 
 if TYPE_CHECKING:
+    from his2lip.evaluation.validation import SelectValidator
     from his2lip.training.config import TrainConfig
     from his2lip.training.progress import Progress as Report
     from his2lip.training.trainer import TrainResult
@@ -46,8 +47,8 @@ def run_train(config_file: str, overrides: Sequence[str], *, fresh: bool = False
     return result
 
 
-def validator(config: TrainConfig):  # type: ignore[no-untyped-def]  # a picklable callable, or None
-    """Zero-shot metrics on the select split, handed into training from here: training imports no evaluation."""
+def validator(config: TrainConfig) -> SelectValidator | None:
+    """Zero-shot metrics on the select split; handed in from here, for training imports no evaluation."""
     if config.data.select is None:
         return None
     from his2lip.evaluation.validation import SelectValidator
