@@ -67,7 +67,7 @@ class StudySearch(OptunaSearch):
         self.ended = 0
         self.raised = 0
         self.error: Exception | None = None
-        self.started: dict[str, Trial] = {}  # Tune's own record of each trial, by its id
+        self.records: list[Trial] = []  # Tune's own, of all trials of this call
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         params = super().suggest(trial_id)
@@ -75,7 +75,8 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         trial = self._ot_trials[trial_id]
-        for key, value in _attributes(result, self.started[trial_id]).items():
+        record = next(record for record in self.records if record.trial_id == trial_id)
+        for key, value in _attributes(result, record).items():
             trial.set_user_attr(key, value)
         raised = error or result is None or result.get("error") is not None
         self.raised += raised
@@ -102,21 +103,21 @@ class StudySearch(OptunaSearch):
         return {}
 
 
-class RecordStarts(Callback):
-    """Gives the searcher Tune's record of each trial, where the reason of a process's failure stands."""
+class TrialRecords(Callback):
+    """Gives the searcher Tune's records of its trials, where the reason of a process's failure stands."""
 
     def __init__(self, search: StudySearch) -> None:
         self._search = search
 
-    def on_trial_start(self, iteration: int, trials: list, trial: Trial, **info: Any) -> None:
-        self._search.started[trial.trial_id] = trial
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._search.records = trials
 
 
-def _attributes(result: dict | None, trial: Trial) -> dict[str, Any]:
+def _attributes(result: dict | None, record: Trial) -> dict[str, Any]:
     """What the study keeps of a trial besides its value."""
     if result is None:
-        lines = Path(trial.error_file).read_text(encoding="utf-8").strip().splitlines()
-        return {"error": f"its process failed: {lines[-1]}" if lines else "its process failed"}
+        lines = Path(record.error_file).read_text(encoding="utf-8").strip().splitlines()
+        return {"error": f"its process failed: {lines[-1]}"}
     attrs = {key: result[key] for key in ("failed", "error") if result.get(key) is not None}
     attrs |= {key: result[key] for key in ("reports", "metrics")}
     attrs["seconds"] = round(result["time_total_s"], 3)

@@ -156,7 +156,7 @@ def _tuner(
     from ray import tune
 
     from his2lip.tuning.actor import VALUE, TrialActor
-    from his2lip.tuning.search import RecordStarts
+    from his2lip.tuning.search import TrialRecords
 
     actor = tune.with_parameters(
         TrialActor,
@@ -181,7 +181,7 @@ def _tuner(
             storage_path=str(scratch),
             stop=_stopper(search),
             verbose=0,
-            callbacks=[RecordStarts(search)],
+            callbacks=[TrialRecords(search)],
             # There is nothing to save at a trial's end: the objective keeps its own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             # For processes that die, of memory or with their node; what an objective raises is not retried.

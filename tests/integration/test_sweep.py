@@ -1,0 +1,228 @@
+"""Sweeps on real Ray Tune and Optuna, with objectives that take no time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from his2lip.config import validate
+from his2lip.errors import ConfigError, RunError
+from his2lip.tuning import SweepConfig, SweepResult, TrialRow, run_sweep
+from his2lip.tuning.bridge import Objective, Report
+from his2lip.tuning.plots import save_plots
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+Sweep = Callable[..., SweepResult]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_value() -> Iterator[None]:
+    """Ray's processes cannot import this file: its functions travel whole."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """Runs a sweep over x in [0, 2] in a folder of its own; keyword arguments change its configuration."""
+
+    def run(
+        objective: Objective,
+        *,
+        on_trial: Callable[[TrialRow], None] | None = None,
+        inputs: dict[str, str] | None = None,
+        fresh: bool = False,
+        **changes: Any,
+    ) -> SweepResult:
+        tree = {
+            "name": "s",
+            "train": {},
+            "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}},
+            "trials": 4,
+            "sampler": {"startup": 3},
+            "scheduler": {"kind": "none"},
+            "metric": "value",
+            "storage": str(tmp_path / "runs"),
+            **changes,
+        }
+        config = validate(SweepConfig, tree)
+        return run_sweep(config, objective, on_trial=on_trial, inputs=inputs, fresh=fresh)
+
+    return run
+
+
+def parabola(params: dict[str, Any], report: Report) -> None:
+    """Best at x = 1; the second of three reports is the best."""
+    for gain in (0.0, 0.1, 0.05):
+        if report({"value": gain - (params["x"] - 1.0) ** 2, "gain": gain, "process": os.getpid()}):
+            return
+
+
+def test_a_sweep_runs_its_points_first_then_what_tpe_draws_and_says_when_it_is_finished(sweep: Sweep) -> None:
+    told: list[TrialRow] = []
+    points = [{"x": 0.0}, {"x": 1.0}]
+    result = sweep(parabola, on_trial=told.append, points=points, trials=6)
+    assert [row.params["x"] for row in result.trials[:2]] == [0.0, 1.0]
+    assert sorted(row.number for row in told) == list(range(6))
+    assert {row.state for row in result.trials} == {"finished"}
+    assert {row.reports for row in result.trials} == {3}
+    assert result.params == {"x": 1.0}
+    assert result.best is not None
+    assert result.best.value == pytest.approx(0.1)  # of the best report, not of the last one
+    assert result.best.metrics["gain"] == pytest.approx(0.1)
+    assert len({row.metrics["process"] for row in result.trials}) <= 2  # actors are reused
+    assert not result.finished_before
+    assert save_plots(result.study(), result.directory)[0].is_file()
+
+    again = sweep(parabola, on_trial=lambda row: pytest.fail("a finished sweep runs nothing"), trials=6)
+    assert again.finished_before
+    assert again.trials == result.trials
+
+    more = sweep(parabola, trials=7)
+    assert more.trials[:6] == result.trials
+    assert len(more.trials) == 7
+
+
+def test_a_metric_that_is_not_finite_counts_at_the_stated_worst_value_and_is_never_left_running(
+    sweep: Sweep,
+) -> None:
+    def objective(params: dict[str, Any], report: Report) -> None:
+        report({"value": 1.0 + params["x"]})
+        if params["x"] != 0.5:
+            assert report({"value": float({0.0: "nan", 1.0: "inf", 2.0: "-inf"}[params["x"]])})
+
+    points = [{"x": x} for x in (0.0, 0.5, 1.0, 2.0)]
+    result = sweep(objective, points=points, worst=-7.0)
+    assert [row.state for row in result.trials] == ["failed", "finished", "failed", "failed"]
+    assert [row.value for row in result.trials] == [-7.0, 1.5, -7.0, -7.0]
+    assert result.trials[0].note == "value was nan at report 2"
+    assert {trial.state.name for trial in result.study().trials} == {"COMPLETE"}
+    assert result.params == {"x": 0.5}
+
+
+def test_asha_stops_poor_trials_early_and_good_ones_run_to_their_end(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: Report) -> None:
+        for _ in range(9):
+            if report({"value": params["x"]}):
+                return
+
+    points = [{"x": x} for x in (2.0, 1.5, 1.0, 0.5, 0.25, 0.0)]
+    asha = {"kind": "asha", "grace": 1, "reduction": 3}
+    result = sweep(objective, points=points, trials=6, scheduler=asha, max_concurrent=1)
+    assert result.trials[0].state == "finished"
+    assert result.trials[0].reports == 9
+    stopped = [row for row in result.trials if row.state == "stopped"]
+    assert {row.reports for row in stopped} == {1}
+    assert len(stopped) >= 3
+    assert [row.value for row in stopped] == [row.params["x"] for row in stopped]
+
+
+def test_one_trial_at_a_time_gives_the_same_trials_every_time_also_when_it_was_stopped_half_way(
+    sweep: Sweep,
+) -> None:
+    whole = sweep(parabola, name="whole", trials=7, max_concurrent=1)
+    sweep(parabola, name="halves", trials=4, max_concurrent=1)
+    halves = sweep(parabola, name="halves", trials=7, max_concurrent=1)
+    assert [row.params for row in halves.trials] == [row.params for row in whole.trials]
+    other = sweep(parabola, name="other", trials=7, max_concurrent=1, seed=1)
+    assert [row.params for row in other.trials] != [row.params for row in whole.trials]
+
+
+def test_a_trial_that_raises_is_told_and_runs_again_at_the_next_call(sweep: Sweep, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+
+    def objective(params: dict[str, Any], report: Report) -> None:
+        if params["x"] == 1.0 and not mended.exists():
+            raise OSError("the disk is full")
+        report({"value": params["x"]})
+
+    points = [{"x": x} for x in (0.0, 1.0, 2.0)]
+    first = sweep(objective, points=points, trials=3)
+    assert [row.state for row in first.trials] == ["finished", "error", "finished"]
+    assert first.trials[1].note == "OSError: the disk is full"
+    mended.touch()
+    second = sweep(objective, points=points, trials=3)
+    assert [row.params["x"] for row in second.trials if row.state == "finished"] == [0.0, 2.0, 1.0]
+
+
+def test_a_process_that_dies_is_tried_again_and_told_if_it_keeps_dying(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: Report) -> None:
+        if params["x"] == 1.0:
+            os._exit(1)
+        report({"value": params["x"]})
+
+    result = sweep(objective, points=[{"x": 0.0}, {"x": 1.0}], trials=2)
+    assert [row.state for row in result.trials] == ["finished", "error"]
+    assert "process failed" in str(result.trials[1].note)
+
+
+def test_a_users_mistake_in_a_trial_ends_the_sweep_in_its_own_words(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: Report) -> None:
+        raise ConfigError("no such backbone", where="model.backbone")
+
+    with pytest.raises(ConfigError, match=r"^no such backbone \(model.backbone\)\.$"):
+        sweep(objective, trials=20)
+
+
+def test_a_metric_that_no_trial_reports_names_the_nearest_one(sweep: Sweep) -> None:
+    with pytest.raises(ConfigError, match="does not report 'valeu'; did you mean 'value'"):
+        sweep(parabola, metric="valeu")
+
+
+def test_a_sweep_whose_trials_all_raise_stops_after_a_few_and_says_why(sweep: Sweep) -> None:
+    told: list[TrialRow] = []
+
+    def objective(params: dict[str, Any], report: Report) -> None:
+        raise ZeroDivisionError("of course")
+
+    with pytest.raises(
+        RunError, match="every trial raised an error, the first: ZeroDivisionError: of course"
+    ):
+        sweep(objective, on_trial=told.append, trials=50)
+    assert len(told) < 10
+
+
+def test_an_error_of_the_drivers_own_callback_is_not_swallowed(sweep: Sweep) -> None:
+    def on_trial(row: TrialRow) -> None:
+        raise KeyError("tracking")
+
+    with pytest.raises(KeyError, match="tracking"):
+        sweep(parabola, on_trial=on_trial, trials=20)
+
+
+def test_a_name_in_use_by_another_sweep_is_refused_and_fresh_starts_anew(sweep: Sweep) -> None:
+    first = sweep(parabola, trials=2, inputs={"data": "a"})
+    with pytest.raises(RunError, match=r"another data .*--fresh"):
+        sweep(parabola, trials=2, inputs={"data": "b"})
+    anew = sweep(parabola, trials=2, inputs={"data": "b"}, fresh=True)
+    assert not anew.finished_before
+    assert [row.params for row in anew.trials] == [row.params for row in first.trials]
+
+
+def test_only_the_best_trials_keep_their_files(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: Report) -> None:
+        report.folder.mkdir(parents=True)
+        (report.folder / "weights").write_text(str(params["x"]), encoding="utf-8")
+        report({"value": params["x"]})
+
+    points = [{"x": x} for x in (0.5, 2.0, 1.0, 0.0)]
+    result = sweep(objective, points=points, keep=2)
+    kept = result.directory / "trials"
+    assert sorted((path / "weights").read_text(encoding="utf-8") for path in kept.iterdir()) == ["1.0", "2.0"]
+    assert result.best_folder == kept / "1"
+
+
+def test_ray_tune_is_silent(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep(parabola, trials=2)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
