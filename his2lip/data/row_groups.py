@@ -8,15 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import fs
 
 from his2lip.data.shards import RowGroup, read_row_group
+from his2lip.errors import DatasetError
 
 COLUMNS = ("image", "patch_id", "tissue", "biomarker")  # what training reads of a shard
 
-_READERS = 2  # threads that read row groups of local or remote files; pyarrow releases the GIL
-_AHEAD = 4  # row groups read before they are asked for
+_AHEAD = 2  # row groups read before they are asked for, each by a thread; pyarrow releases the GIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,12 @@ class Rows:
 
 def unpack(table: pa.Table, where: str, *, copy: bool) -> Rows:
     """A row group's table taken apart; `copy` moves the images out of the memory that the table lies in."""
-    column = table.column("image").combine_chunks()
-    _, offsets, data = column.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32, count=column.offset + len(column) + 1)[column.offset :]
-    images = np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[-1]]
+    parts, lengths = zip(*(_binary(chunk) for chunk in table.column("image").chunks), strict=True)
+    images = np.concatenate(parts) if copy or len(parts) > 1 else parts[0]
+    ends = np.cumsum(np.concatenate([[0], *lengths]))
     return Rows(
-        buffer=memoryview(images.copy() if copy else images),  # type: ignore[arg-type]
-        ends=(ends - ends[0]).tolist(),
+        buffer=memoryview(images),  # type: ignore[arg-type]
+        ends=ends.tolist(),
         patch_ids=table.column("patch_id").to_pylist(),
         tissues=table.column("tissue").to_pylist(),
         biomarkers=table.column("biomarker").to_pylist(),
@@ -52,9 +52,15 @@ def unpack(table: pa.Table, where: str, *, copy: bool) -> Rows:
 
 
 def read_here(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[Rows]:
-    """Reads row groups in turn by threads of this process, a few ahead; closing it stops them."""
-    waiting: deque[Future[Rows]] = deque()
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="his2lip-read")
+    """Row groups in turn, read by threads of this process; closing it stops them."""
+    for group, table in zip(groups, read_tables(system, groups), strict=True):
+        yield unpack(table, place(group), copy=False)
+
+
+def read_tables(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    """What training reads of row groups, in turn and one ahead; closing it stops the reading."""
+    waiting: deque[Future[pa.Table]] = deque()
+    pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="his2lip-read")
     try:
         for group in groups:
             waiting.append(pool.submit(_read, system, group))
@@ -66,10 +72,20 @@ def read_here(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[Row
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _read(system: fs.FileSystem, group: RowGroup) -> pa.Table:
+    try:
+        return read_row_group(system, group, COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"this shard cannot be read any more: {error}", where=place(group)) from None
+
+
 def place(group: RowGroup) -> str:
     """How an error names a row group."""
     return f"{group.path}, row group {group.index}"
 
 
-def _read(system: fs.FileSystem, group: RowGroup) -> Rows:
-    return unpack(read_row_group(system, group, COLUMNS), place(group), copy=False)
+def _binary(chunk: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The bytes of a binary array's values, and the length of each; no copy of the bytes."""
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return np.frombuffer(data, dtype=np.uint8)[ends[0] : ends[-1]], np.diff(ends)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from his2lip.data.batch import Batch
+from his2lip.data.captions import CaptionBank
 from his2lip.data.feeder import Feeder, Recipe
 from his2lip.data.order import Bools, Ints, Plan
 from his2lip.data.row_groups import Rows, read_here
@@ -27,23 +28,11 @@ from his2lip.taxonomy import BIOMARKERS, TISSUES
 Loader = Literal["ray", "local"]
 
 
-class Captions(Protocol):
-    """What the stream asks of a caption bank (data/captions.py)."""
-
-    missing: str
-
-    def covers(self, tissue: str | None, biomarker: str | None) -> bool: ...
-
-    def draw(
-        self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None
-    ) -> str: ...
-
-
 class TrainStream:
     """An iterable of `Batch`: this rank's share of the global batches start_step .. stop_step - 1.
 
     split        any split but those of role `report`, which training may not read
-    bank         draws captions by (seed, epoch, patch_id); where it drops what it lacks, such patches sit out
+    bank         draws captions by (seed, epoch, patch_id); patches that it does not cover sit out
     batch_size   B, the global batch over all ranks
     image_size   S: batches hold (B / world, 3, S, S)
     lanes, window, balance   see `order.Plan`
@@ -60,7 +49,7 @@ class TrainStream:
         self,
         shards_uri: str,
         split: str,
-        bank: Captions,
+        bank: CaptionBank,
         *,
         seed: int,
         batch_size: int,
@@ -162,17 +151,15 @@ def _refuse_report(shards: ShardSet, split: str) -> None:
         raise DatasetError(what, where=shards.uri, mend=f"use {' or '.join(others)}" if others else None)
 
 
-def _cells(shards: ShardSet, split: str, bank: Captions) -> tuple[Ints, Bools | None]:
+def _cells(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
     """The (tissue, biomarker) cell of each row, and which rows have captions (None: all may be drawn)."""
     table = shards.table(split, ["tissue", "biomarker"])
     tissue, biomarker = _ids(table, "tissue", TISSUES), _ids(table, "biomarker", BIOMARKERS)
     cells = tissue * (len(BIOMARKERS) + 1) + biomarker
-    if bank.missing != "drop":
-        return cells, None
     found, inverse = np.unique(cells, return_inverse=True)
     pairs = [divmod(cell, len(BIOMARKERS) + 1) for cell in found.tolist()]
     covered = [bank.covers((*TISSUES, None)[t], (*BIOMARKERS, None)[b]) for t, b in pairs]
-    return cells, np.array(covered, dtype=bool)[inverse]
+    return cells, None if all(covered) else np.array(covered)[inverse]
 
 
 def _ids(table: pa.Table, column: str, names: tuple[str, ...]) -> Ints:

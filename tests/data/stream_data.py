@@ -8,23 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from his2lip.data.captions import CaptionBank
 from his2lip.data.cards import Card
 from his2lip.data.images import encode_jpeg, encode_png
 from his2lip.data.shards import Patch, ShardWriter
 from his2lip.data.stream import TrainStream
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
-
-
-class Spoken:
-    """A caption that says what it was drawn for."""
-
-    missing = "template"
-
-    def covers(self, tissue: str | None, biomarker: str | None) -> bool:
-        return True
-
-    def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
-        return f"{tissue} {biomarker} {seed} {epoch} {patch_id}"
 
 
 def write_patches(
@@ -45,10 +34,7 @@ def write_patches(
     with ShardWriter(uri, card=card, row_group_bytes=row_group_bytes, part_bytes=4 * row_group_bytes) as out:
         for number in range(patches):
             size = sizes[number % len(sizes)]
-            coarse = rng.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
-            pixels = np.kron(coarse, np.ones((4, 4, 1), dtype=np.uint8))
-            encode = encode_png if formats[number % len(formats)] == "png" else encode_jpeg
-            data = encode(pixels)
+            data = _image(rng, size, formats[number % len(formats)])
             rare = rare_every is not None and number % rare_every == 0
             tissue = "Necrosis" if rare else TISSUES[1 if rare_every else number % len(TISSUES)]
             biomarker = MIHIC_BIOMARKERS[0 if rare_every else number % len(MIHIC_BIOMARKERS)]
@@ -67,13 +53,24 @@ def write_patches(
     return str(uri)
 
 
-def stream(uri: str, *, bank: Any = None, **options: Any) -> TrainStream:
-    """A small in-process stream of global batches of 16 at 32 px."""
-    options = {
-        "seed": 5,
-        "batch_size": 16,
-        "image_size": 32,
-        "loader": "local",
-        "decode_threads": 2,
-    } | options
-    return TrainStream(uri, "train", bank or Spoken(), **options)
+def _image(rng: np.random.Generator, size: int, kind: str) -> bytes:
+    """Coarse random squares as JPEG or PNG, or `noise`, which no encoder makes small."""
+    coarse = rng.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
+    if kind == "noise":
+        return encode_png(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    pixels = np.kron(coarse, np.ones((4, 4, 1), dtype=np.uint8))
+    return encode_png(pixels) if kind == "png" else encode_jpeg(pixels)
+
+
+OPTIONS: dict[str, Any] = {
+    "seed": 5,
+    "batch_size": 16,
+    "image_size": 32,
+    "loader": "local",
+    "decode_threads": 2,
+}
+
+
+def stream(uri: str, *, bank: CaptionBank | None = None, **options: Any) -> TrainStream:
+    """A small stream of global batches of 16 at 32 px, in-process unless `loader` says otherwise."""
+    return TrainStream(uri, "train", bank or CaptionBank.templates(), **(OPTIONS | options))

@@ -1,0 +1,122 @@
+"""Row groups through Ray Data: one ordered stream of encoded bytes over all epochs, decoded by this process.
+
+Ray's tasks only read; what they read passes through the object store once and is copied into this process, so
+that the store holds a few row groups in transit and the lanes' windows live in the heap of the rank.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from pyarrow import fs
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
+
+from his2lip.data.row_groups import Rows, place, read_tables, unpack
+from his2lip.data.shards import RowGroup
+from his2lip.runtime import quiet_ray, start_ray
+
+_TASKS = 4  # reading tasks at once: enough to hide an object store's latency, few enough for a laptop
+_MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
+_STORE_SHARE = 0.4  # of the node's object store, for all its ranks together
+_BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block
+
+
+class _RowGroups(Datasource):
+    """Row groups in a given order, read by few tasks: a task costs Ray milliseconds before the first starts.
+
+    The first tasks read one row group each, side by side, so that the first batch comes soon; later ones read
+    more and more in turn.
+    """
+
+    def __init__(self, system: fs.FileSystem, groups: Sequence[RowGroup]) -> None:
+        super().__init__()
+        self._system, self._groups = system, groups
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(group.bytes for group in self._groups)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        return [self._task(self._groups[start:stop]) for start, stop in spans(len(self._groups))]
+
+    def _task(self, groups: Sequence[RowGroup]) -> ReadTask:
+        rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=None, exec_stats=None)
+        return ReadTask(functools.partial(_read, self._system, groups), metadata)
+
+
+def read_by_ray(system: fs.FileSystem, groups: Sequence[RowGroup], *, ranks: int) -> Iterator[Rows]:
+    """Reads row groups in turn by Ray Data; closing the iterator ends the tasks. Starts Ray where it is not.
+
+    ranks   how many streams share the node's object store at most
+    """
+    if not groups:
+        return
+    tables = iter(_dataset(system, groups, ranks).iter_batches(batch_size=None, batch_format=None))
+    try:
+        yield from _regrouped(tables, groups)
+    except RayTaskError as error:
+        raise error.cause from None  # one sentence, without the traceback of the task
+    finally:
+        tables.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
+
+
+def spans(reads: int) -> Iterator[tuple[int, int]]:
+    """The row groups of each task: 1, 1, 1, 1, 2, 2, 2, 2, 4, … up to 128."""
+    start = number = 0
+    while start < reads:
+        stop = min(reads, start + min(_MOST_READS, 1 << number // _TASKS))
+        yield start, stop
+        start, number = stop, number + 1
+
+
+def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> ray.data.Dataset:
+    start_ray()
+    quiet_ray()
+    here = ray.get_runtime_context().get_node_id()
+    tasks = sum(1 for _ in spans(len(groups)))
+    dataset = ray.data.read_datasource(
+        _RowGroups(system, groups),
+        num_cpus=0,  # reading waits more than it works, and must not starve where the ranks hold all CPUs
+        concurrency=min(_TASKS, tasks),
+        override_num_blocks=tasks,
+        # Bytes are read on the rank's node, so that none pass from node to node.
+        label_selector={"ray.io/node-id": here},
+        fallback_strategy=[{"label_selector": {}}],
+    )
+    block = max(group.bytes for group in groups)
+    context, options = dataset.context, dataset.context.execution_options
+    context.target_max_block_size = int(block * _BLOCK_SHARE)
+    context.enable_progress_bars = False
+    options.preserve_order = True
+    store = max(int(_store_bytes(here) * _STORE_SHARE / ranks), 3 * block)
+    options.resource_limits = options.resource_limits.copy(object_store_memory=store)
+    return dataset
+
+
+def _store_bytes(node: str) -> float:
+    """The size of a node's object store."""
+    return next(n["Resources"]["object_store_memory"] for n in ray.nodes() if n["NodeID"] == node)
+
+
+def _read(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterable[pa.Table]:
+    return read_tables(system, groups)
+
+
+def _regrouped(tables: Iterator[pa.Table], groups: Sequence[RowGroup]) -> Iterator[Rows]:
+    """Row groups again, out of the blocks that Ray made of them, which may hold more or less."""
+    rest = None
+    for group in groups:
+        parts, missing = [], group.rows
+        while missing:
+            table = next(tables) if rest is None else rest
+            parts.append(table.slice(0, missing))
+            rest = table.slice(missing) if len(table) > missing else None
+            missing -= len(parts[-1])
+        yield unpack(pa.concat_tables(parts), place(group), copy=True)

@@ -1,0 +1,135 @@
+"""The training stream through real Ray Data: the same batches as in-process, wherever and however it runs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))  # stream_data, shared with its tests
+from stream_data import OPTIONS, stream, write_patches
+
+from his2lip.data.batch import Batch
+from his2lip.data.captions import CaptionBank
+from his2lip.data.ray_reads import spans
+from his2lip.data.stream import TrainStream
+from his2lip.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_patches(tmp_path_factory.mktemp("shards") / "set", patches=300, row_group_bytes=16 << 10)
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert [batch.step for batch in ours] == [batch.step for batch in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.patch_ids == other.patch_ids
+        assert one.captions == other.captions
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.tissue, other.tissue)
+        assert torch.equal(one.biomarker, other.biomarker)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("start", [0, 7, 18])
+def test_ray_and_local_give_the_very_same_batches_over_epochs(shards: str, start: int) -> None:
+    options = {"start_step": start, "stop_step": 40, "balance": 0.5}
+    with stream(shards, loader="ray", **options) as by_ray, stream(shards, **options) as here:
+        assert_same(list(by_ray), list(here))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_two_train_workers_on_two_cpus_read_their_shares_of_one_order(shards: str, tmp_path: Path) -> None:
+    """Both CPUs are the workers': reading must not wait for a free one."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def work(options: dict[str, Any]) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        rank, world = context.get_world_rank(), context.get_world_size()
+        bank = CaptionBank.templates()
+        with TrainStream(shards, "train", bank, rank=rank, world=world, **options) as source:
+            batches = list(source)
+        kept = {"images": [b.images for b in batches], "ids": [b.patch_ids for b in batches]}
+        torch.save(kept, tmp_path / f"{rank}.pt")
+
+    TorchTrainer(
+        work,
+        train_loop_config=OPTIONS | {"loader": "ray", "stop_step": 25},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="stream", storage_path=str(tmp_path / "runs")),
+    ).fit()
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    with stream(shards, stop_step=25) as alone:
+        for step, batch in enumerate(alone):
+            assert [i for part in parts for i in part["ids"][step]] == batch.patch_ids
+            assert torch.equal(torch.cat([part["images"][step] for part in parts]), batch.images)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_closing_in_mid_epoch_ends_ray_s_execution_and_all_threads(shards: str) -> None:
+    from ray._private.test_utils import wait_for_condition
+
+    before = {thread.name for thread in threading.enumerate()}
+    source = stream(shards, loader="ray", stop_step=900)
+    next(iter(source.batches(0, 900)))
+    batches = source.batches(0, 900)
+    next(batches)
+    assert any(name.startswith("StreamingExecutor") for name in _threads() - before)
+    wait_for_condition(lambda: bool(_reading_processes()), timeout=10)
+    source.close()
+    wait_for_condition(lambda: not {n for n in _threads() - before if _is_ours(n)}, timeout=10)
+    wait_for_condition(lambda: not _reading_processes(), timeout=20)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_an_epoch_larger_than_the_object_store_passes_through_it(tmp_path: Path) -> None:
+    """80 MB of incompressible images in 8 MB row groups, and a sixteenth of 160 MB to pass through."""
+    uri = write_patches(
+        tmp_path / "large", patches=160, sizes=(416,), formats=("noise",), row_group_bytes=8 << 20
+    )
+    with stream(uri, loader="ray", world=16, lanes=16) as by_ray, stream(uri, world=16, lanes=16) as here:
+        assert_same(list(by_ray), list(here))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_shard_that_vanishes_is_named(tmp_path: Path) -> None:
+    uri = write_patches(tmp_path / "set", patches=60)
+    source = stream(uri, loader="ray", stop_step=60)
+    (tmp_path / "set" / "train" / "part-00000.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet"):
+        list(source)
+
+
+@pytest.mark.parametrize("reads", [0, 1, 5, 300, 5000])
+def test_tasks_cover_all_reads_in_turn_and_are_few(reads: int) -> None:
+    tasks = list(spans(reads))
+    assert [read for start, stop in tasks for read in range(start, stop)] == list(range(reads))
+    assert len(tasks) <= 28 + reads / 128 + 1
+    assert all(stop - start == 1 for start, stop in tasks[:4])
+
+
+def _threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("StreamingExecutor", "his2lip", "iter_threaded"))
+
+
+def _reading_processes() -> list[str]:
+    """Ray's worker processes take the name of the task that they run."""
+    titles = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            titles.append(path.read_bytes().decode(errors="replace"))
+        except OSError:
+            continue
+    return [title for title in titles if title.startswith("ray::Read_RowGroups")]
