@@ -6,7 +6,7 @@ from typing import Any
 
 from his2lip.models.preprocess import Preprocess
 
-# Convolutions learn texture from a few thousand patches, where a small ViT does not. Group normalisation keeps
+# Convolutions learn texture from a few thousand patches, where a small ViT does not. Group norm keeps
 # a patch's features apart from the rest of its batch, so that one worker and two agree. The network is one of
 # timm's (an EfficientNet of 0.1 M parameters), so that open_clip alone builds it; the vocabulary is CLIP's,
 # whose file open_clip carries. Mean and standard deviation are those of generated patches.
