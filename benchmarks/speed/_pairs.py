@@ -10,6 +10,8 @@ Programs run in turn (A, B, A, B, ...) so that a busy machine slows both; one un
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import datetime
 import gc
 import json
@@ -94,7 +96,7 @@ def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: 
 
 
 def measure(program: Program) -> Sample:
-    """One call of `program`. Peak memory is the device's where CUDA is in use, else this process's resident set."""
+    """One call of `program`; peak memory is the GPU's where CUDA is in use, else this process's."""
     gc.collect()
     held = _reset_peak()
     start = time.perf_counter()
@@ -122,7 +124,7 @@ def write(args: Any, result: dict[str, Any], *, limits: dict[str, bool] | None =
 
 
 def machine(threads: int | None = None) -> dict[str, Any]:
-    """What a reader needs in order to judge a figure: processor, cores, memory, GPU, versions, commit, load."""
+    """What a reader needs to judge a figure: processor, cores, memory, GPU, versions, commit, load."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -142,7 +144,6 @@ def machine(threads: int | None = None) -> dict[str, Any]:
 
 
 def _summary(taken: list[Sample]) -> dict[str, Any]:
-    # The allocator may keep pages between turns, so the largest peak is the honest one.
     return {
         "median_s": statistics.median(s.seconds for s in taken),
         "seconds": [s.seconds for s in taken],
@@ -167,9 +168,16 @@ def _reset_peak() -> int:
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
         return int(cuda.memory_allocated())
+    _trim_heap()
     # Writing 5 makes the kernel set VmHWM to the present resident set (proc(5), clear_refs).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status_bytes("VmRSS")
+
+
+def _trim_heap() -> None:
+    """Gives freed pages back to the system (glibc), which would otherwise hide the next call's peak."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _peak() -> int:

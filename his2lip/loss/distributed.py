@@ -1,7 +1,8 @@
-"""The global batch seen from one rank: features gathered with their gradients, labels, and its own rows."""
+"""The global batch seen from one rank: which rows are its own, features gathered with gradient, sums."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,61 +10,77 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 
-def world_size() -> int:
-    """Ranks of the default process group; 1 where there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+@dataclass(frozen=True)
+class Ranks:
+    """How the N rows of the global batch lie over the ranks, in rank order; a rank may hold any number."""
+
+    sizes: tuple[int, ...]
+    rank: int
+
+    @classmethod
+    def of(cls, rows: int, device: torch.device, *, gather: bool) -> Ranks:
+        """Asks every rank of the default process group for its rows; alone where there is none."""
+        if not (gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return cls((rows,), 0)
+        sizes = torch.empty(dist.get_world_size(), dtype=torch.int64, device=device)
+        dist.all_gather_into_tensor(sizes, torch.tensor([rows], device=device))
+        return cls(tuple(sizes.tolist()), dist.get_rank())
+
+    @property
+    def count(self) -> int:
+        """Number of ranks."""
+        return len(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows of the global batch."""
+        start = sum(self.sizes[: self.rank])
+        return slice(start, start + self.sizes[self.rank])
+
+    def gather(self, local: torch.Tensor) -> torch.Tensor:
+        """(R, ...) of each rank -> (N, ...) of all, without gradient. Shorter ranks are padded on the way."""
+        if self.count == 1:
+            return local
+        longest = max(self.sizes)
+        padded = local.new_zeros(longest, *local.shape[1:])
+        padded[: len(local)] = local
+        gathered = padded.new_empty(longest * self.count, *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        if min(self.sizes) == longest:
+            return gathered
+        parts = zip(gathered.split(longest), self.sizes, strict=True)
+        return torch.cat([part[:size] for part, size in parts])
+
+    def gather_with_gradient(self, local: torch.Tensor) -> torch.Tensor:
+        """(R, D) of each rank -> (N, D) of all; a gradient from any rank reaches the row's owner, summed."""
+        return local if self.count == 1 else _Gather.apply(local, self)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over ranks, without gradient."""
+        if self.count == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def logsumexp(self, values: torch.Tensor) -> torch.Tensor:
+        """log of the sum over ranks of exp(values), for (N,) of each rank, without gradient."""
+        if self.count == 1:
+            return values
+        gathered = values.new_empty(self.count * len(values))
+        dist.all_gather_into_tensor(gathered, values.contiguous())
+        return gathered.view(self.count, -1).logsumexp(dim=0)
 
 
-def gather_batch(
-    image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, slice]:
-    """The global (N, D) image features, (N, D) text features, (M, N) labels, and this rank's rows among them.
-
-    Takes this rank's (R, D), (R, D) and int64 (M, R). R may differ between ranks. A gradient that any rank
-    sends to a feature reaches the rank that owns it, summed over ranks.
-    """
-    here = torch.tensor([len(image)], device=image.device)
-    sizes_on_device = here.new_empty(world_size())
-    dist.all_gather_into_tensor(sizes_on_device, here)
-    sizes: list[int] = sizes_on_device.tolist()
-    rank = dist.get_rank()
-    start = sum(sizes[:rank])
-    # One collective for both modalities, so that all ranks meet in the same order in backward too.
-    features = _GatherRows.apply(torch.cat([image, text], dim=1), sizes, rank)
-    global_image, global_text = features.split([image.shape[1], text.shape[1]], dim=1)
-    return global_image, global_text, _gather(labels.T, sizes).T, slice(start, start + sizes[rank])
-
-
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """A new tensor, the sum of `values` over ranks, without gradient."""
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total
-
-
-class _GatherRows(torch.autograd.Function):
-    """(R, D) of each rank -> (N, D) of all; backward sums over ranks and keeps this rank's rows."""
+class _Gather(torch.autograd.Function):
+    """`Ranks.gather`, whose backward sums over ranks and keeps this rank's rows."""
 
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, sizes: list[int], rank: int) -> torch.Tensor:
-        ctx.sizes, ctx.rank = sizes, rank
-        return _gather(local, sizes)
+    def forward(ctx: Any, local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks = ranks
+        return ranks.gather(local)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total.split(ctx.sizes)[ctx.rank], None, None
-
-
-def _gather(local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Rows of all ranks in rank order; shorter ranks are padded on the way and cut again."""
-    longest = max(sizes)
-    padded = local.new_zeros(longest, *local.shape[1:])
-    padded[: len(local)] = local
-    gathered = padded.new_empty(longest * len(sizes), *local.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
-    if all(size == longest for size in sizes):
-        return gathered
-    return torch.cat([part[:size] for part, size in zip(gathered.split(longest), sizes, strict=True)])
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.ranks.sum(gradient.contiguous())[ctx.ranks.own], None

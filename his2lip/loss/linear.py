@@ -1,24 +1,30 @@
-"""The cross-entropy towards soft targets in memory linear in N: class sums, and a tiled row log-sum-exp."""
+"""The cross-entropy towards soft targets in memory linear in N: class sums, and tiled log-sum-exps.
+
+As each row of P sums to 1, CE(P_i, L_i) = logsumexp_j L_ij - sum_j P_ij L_ij. The second sum depends on
+labels alone, and is a product with class sums of features. The first needs the logits L = scale · a b^T, a
+tile of rows at a time: once for the log-sum-exps of rows and columns, once more for the gradient. An N x N
+matrix is never held. In products of N x N x D: four between modalities, three within one, gradients included.
+
+log-sum-exps of columns, N numbers, go between the ranks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from his2lip.loss.distributed import Ranks
 from his2lip.loss.targets import ClassTargets, SimilarityWeights
 
-# Logits held at once where no tile is given: 16 MiB of float32, which stays near the caches.
-TILE_ELEMENTS = 1 << 22
+# Logits held at once where no tile is given: 8 MiB of float32, which stays near a CPU's caches.
+TILE_ELEMENTS = 1 << 21
 
 
 class LinearCrossEntropy:
-    """Cross-entropies of one batch over the rows `own`, no N x N matrix ever held.
-
-    As each row of P sums to 1, CE(P_i, L_i) = logsumexp_j L_ij - sum_j P_ij L_ij; the second sum depends on
-    labels alone, and is a product with class sums of features.
-    """
+    """Cross-entropies of one batch, each rank's share of the sum over the batch."""
 
     def __init__(
         self,
@@ -26,84 +32,108 @@ class LinearCrossEntropy:
         weights: SimilarityWeights | None,
         *,
         tau: float,
-        own: slice,
+        ranks: Ranks,
         dtype: torch.dtype,
         tile: int | None = None,
     ) -> None:
-        self.own, self.dtype, self.tile = own, dtype, tile
         tissue, biomarker = labels
+        self.ranks, self.dtype = ranks, dtype
+        self.tile = tile or max(1, TILE_ELEMENTS // max(1, len(tissue)))
         if weights is None:
             self.targets = ClassTargets.hard(tissue)
         else:
             self.targets = ClassTargets.soft(tissue, biomarker, weights, tau)
 
-    def __call__(self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Sum over i in `own` of CE(P_i, scale · rows_i columns^T), for (N, D), (N, D) and a scalar."""
-        part = rows if self.own == slice(0, len(rows)) else rows[self.own]
-        normalizer = sum_logsumexp(part, columns, scale, tile=self.tile)
-        return normalizer - scale * self.targets.alignment(part, columns, self.own)
+    def between(self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Share of sum_i ½ CE(P_i, scale · a_i b^T) + ½ CE(P_i, scale · b_i a^T), for (N, D) each."""
+        return _CrossEntropy.apply(a, b, scale, self)
+
+    def within(self, a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Share of sum_i CE(P_i, scale · a_i a^T), for (N, D)."""
+        return _CrossEntropy.apply(a, None, scale, self)
 
     def entropy(self) -> torch.Tensor:
-        """Sum over the rows `own` of the entropy of P_i."""
-        return self.targets.entropy(self.own, self.dtype)
+        """Share of the sum over rows of the entropy of P_i."""
+        return self.targets.entropy(self.ranks.own, self.dtype)
+
+    def tiles(self) -> Iterator[slice]:
+        """This rank's rows, a tile at a time."""
+        own = self.ranks.own
+        for start in range(own.start, own.stop, self.tile):
+            yield slice(start, min(start + self.tile, own.stop))
 
 
-def sum_logsumexp(
-    rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, *, tile: int | None = None
-) -> torch.Tensor:
-    """Sum over i of log sum_j exp(scale · rows_i · columns_j): rows (R, D), columns (N, D), scalar scale.
+class _CrossEntropy(torch.autograd.Function):
+    """½ CE(P, L) + ½ CE(P, L^T) for L = scale · a b^T; `b` None means a itself, where L is symmetric.
 
-    `tile` is how many rows of logits are held at once. Differentiable once in all three.
-    """
-    if tile is None:
-        tile = max(1, TILE_ELEMENTS // max(1, len(columns)))
-    return _SumLogsumexp.apply(rows, None if columns is rows else columns, scale, tile)
-
-
-class _SumLogsumexp(torch.autograd.Function):
-    """Gradients are made in the forward pass, while a tile of logits is at hand; backward only scales them.
-
-    The result is a sum, so the gradient that arrives is one number, and every logit is computed once: three
-    products (logits, and one for each side's gradient) where recomputing tiles in backward would need four.
-    `columns` None means the rows themselves: the two gradients then share one buffer.
+    Gradients are made in the forward pass, while a tile of logits is at hand, and backward scales them: the
+    result is a sum, so the gradient that arrives is one number. Over several ranks they are the gradients of
+    the sum of all shares with respect to this rank's rows of L.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, columns: torch.Tensor | None, scale: torch.Tensor, tile: int
+        ctx: Any, a: torch.Tensor, b: torch.Tensor | None, scale: torch.Tensor, batch: LinearCrossEntropy
     ) -> torch.Tensor:
-        others = rows if columns is None else columns
-        wanted = any(ctx.needs_input_grad)
-        total, d_scale = rows.new_zeros(()), rows.new_zeros(())
-        d_rows = torch.zeros_like(rows) if wanted else rows
-        d_others = d_rows if columns is None else torch.zeros_like(others) if wanted else others
-        buffer = rows.new_empty(min(tile, len(rows)), len(others))
-        for start in range(0, len(rows), tile):
-            part = rows[start : start + tile]
-            scaled = part * scale
-            p = torch.mm(scaled, others.T, out=buffer[: len(part)])
-            total += _softmax_in_place(p)
-            if wanted:
-                pulled = p @ others
-                d_scale += (pulled * part).sum()
-                d_rows[start : start + tile].add_(pulled.mul_(scale))
-                d_others.addmm_(p.T, scaled)
-        if wanted:
-            ctx.save_for_backward(d_rows, None if columns is None else d_others, d_scale)
-        return total
+        own, label = batch.ranks.own, batch.targets.of_row
+        others = a if b is None else b
+        # sum_j ½ (P_ij + P_ji) others_j, by the class of row i.
+        wanted = 0.5 * batch.targets.symmetric_means(others)
+        row_lse, column_lse = _log_sum_exps(a, b, scale, batch)
+        value = 0.5 * (row_lse.sum() + column_lse[own].sum())
+        for tile in batch.tiles():
+            value -= scale * (a[tile] * wanted[label[tile]]).sum()
+        if not any(ctx.needs_input_grad):
+            return value
+
+        d_a, d_scale = torch.zeros_like(a), torch.zeros_like(scale)
+        d_b = None if b is None else torch.zeros_like(b)
+        for tile in batch.tiles():
+            rows = slice(tile.start - own.start, tile.stop - own.start)
+            scaled = a[tile] * scale
+            logits = scaled @ others.T
+            pulls = (logits - row_lse[rows, None]).exp_()
+            pulls += logits.sub_(column_lse).exp_()
+            pulls *= 0.5
+            # What the two softmaxes give, less what the targets want.
+            d_rows = torch.mm(pulls, others).sub_(wanted[label[tile]])
+            d_scale += (d_rows * a[tile]).sum()
+            # Where L is symmetric, the columns' gradient is that of the rows again.
+            d_a[tile] = d_rows.mul_(2 * scale if d_b is None else scale)
+            if d_b is not None:
+                d_b.addmm_(pulls.T, scaled)
+        if d_b is not None:
+            wanted_back = (0.5 * scale) * batch.targets.symmetric_means(a, own)
+            for start in range(0, len(d_b), batch.tile):
+                tile = slice(start, start + batch.tile)
+                d_b[tile] -= wanted_back[label[tile]]
+        ctx.save_for_backward(d_a, d_b, d_scale)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needed = ctx.needs_input_grad
-        grads = zip(needed, ctx.saved_tensors, strict=False)  # the tile, last, has none
-        return *(gradient * saved if need else None for need, saved in grads), None
+        grads = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)  # the batch, last, has none
+        return *(gradient * saved if need else None for saved, need in grads), None
 
 
-def _softmax_in_place(logits: torch.Tensor) -> torch.Tensor:
-    """Turns logits (T, N) into their row softmax in place, and returns the sum of their row log-sum-exps."""
-    largest = logits.amax(1, keepdim=True)
-    logits.sub_(largest).exp_()
-    partition = logits.sum(1, keepdim=True)
-    logits.div_(partition)
-    return (largest + partition.log()).sum()
+def _log_sum_exps(
+    a: torch.Tensor, b: torch.Tensor | None, scale: torch.Tensor, batch: LinearCrossEntropy
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log sum_j exp L_ij (R,) of this rank's rows, and log sum_i exp L_ij (N,) of all columns."""
+    others = a if b is None else b
+    rows = [a.new_empty(0)]
+    columns = a.new_full((len(others),), -torch.inf)
+    for tile in batch.tiles():
+        logits = (a[tile] * scale) @ others.T
+        if b is not None:
+            columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
+        rows.append(_logsumexp_in_place(logits))
+    row_lse = torch.cat(rows)
+    return row_lse, batch.ranks.gather(row_lse) if b is None else batch.ranks.logsumexp(columns)
+
+
+def _logsumexp_in_place(logits: torch.Tensor) -> torch.Tensor:
+    """Row log-sum-exps (T,) of logits (T, N), whose memory is spent."""
+    largest = logits.amax(dim=1, keepdim=True)
+    return logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest.squeeze(1))

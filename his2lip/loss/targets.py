@@ -128,14 +128,15 @@ class ClassTargets:
         zeros = features.new_zeros(len(self.tissue), features.shape[1])
         return zeros.index_add(0, self.of_row[rows], features)
 
-    def alignment(self, rows: torch.Tensor, columns: torch.Tensor, own: slice) -> torch.Tensor:
-        """Sum over i in `own` and all j of P_ij rows_i · columns_j, for (R, D) and (N, D), in O(N D)."""
-        means = self._weighted_sums(self.class_sums(columns), self.coefficients())
-        means = means / self.partition(columns.dtype)[:, None]
-        return (self.class_sums(rows, own) * means).sum()
+    def symmetric_means(self, features: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """(K, D) sum over j in `rows` of (P_ij + P_ji) f_j for a row i of each class; features f (N, D)."""
+        partition = self.partition(features.dtype)[:, None]
+        sums, coefficients = self.class_sums(features[rows], rows), self.coefficients()
+        given = self._weighted_sums(sums, coefficients) / partition
+        return given + self._weighted_sums(sums / partition, coefficients)
 
     def entropy(self, own: slice, dtype: torch.dtype) -> torch.Tensor:
-        """Sum over the rows `own` of the entropy of P_i, log Z_i - (1 / Z_i) sum_j exp(S_ij / tau) S_ij / tau."""
+        """Sum over the rows `own` of the entropy of P_i: log Z_i - sum_j exp(S_ij / tau) S_ij / (tau Z_i)."""
         if self.weights is None:
             return torch.zeros((), dtype=dtype, device=self.of_row.device)
         # S_ij - S_ii in place of S_ij, as in the partition: the entropy is the same, and no tau overflows.
@@ -151,7 +152,7 @@ class ClassTargets:
     def _weighted_sums(
         self, sums: torch.Tensor, coefficients: tuple[float, float, float, float]
     ) -> torch.Tensor:
-        """(K, D) from class sums (K, D): weighs all, the same tissue type's, the same biomarker's, its own."""
+        """(K, D) from class sums (K, D): all, the same tissue type, the same biomarker, its own."""
         nothing, tissue, biomarker, pair = coefficients
         total = pair * sums
         if nothing:

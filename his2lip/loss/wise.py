@@ -1,4 +1,4 @@
-"""WISELoss: three weighted terms, their excess over the targets' entropy, and the released code's variants."""
+"""WISELoss: three weighted terms, their excess over the targets' entropy, the released code's variants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from his2lip.loss import distributed
+from his2lip.loss.distributed import Ranks
 from his2lip.loss.linear import LinearCrossEntropy
 from his2lip.loss.reference import ReferenceCrossEntropy
 from his2lip.loss.targets import SimilarityWeights, require_weights
@@ -174,17 +174,19 @@ class WISELoss(nn.Module):
     ) -> LossOutput:
         dtype = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
         image, text = image.to(dtype), text.to(dtype)
-        ranks = distributed.world_size() if self.gather == "auto" else 1
-        own = slice(0, len(image))
-        if ranks > 1:
-            image, text, labels, own = distributed.gather_batch(image, text, labels)
-        if len(image) == 0:
+        ranks = Ranks.of(len(image), image.device, gather=self.gather == "auto")
+        if sum(ranks.sizes) == 0:
             raise ValueError("the loss of an empty batch is not defined")
-        sums = self._term_sums(image, text, labels, own, self._scale(logit_scale, dtype))
-        means = sums * (ranks / len(image))
-        if ranks > 1:
-            # Every rank shows the global values; the gradients stay those of its own rows.
-            means = means + (distributed.sum_over_ranks(sums) / len(image) - means).detach()
+        if ranks.count > 1:
+            # One collective for both modalities, so that all ranks meet in the same order in backward too.
+            both = ranks.gather_with_gradient(torch.cat([image, text], dim=1))
+            image, text = both.split(image.shape[1], dim=1)
+            labels = ranks.gather(labels.T).T
+        shares = self._term_shares(image, text, labels, ranks, self._scale(logit_scale, dtype))
+        means = shares * (ranks.count / len(image))
+        if ranks.count > 1:
+            # Every rank shows the global values; its gradient stays that of its own share.
+            means = means + (ranks.sum(shares) / len(image) - means).detach()
         return self._output(means)
 
     def _scale(self, logit_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -193,32 +195,31 @@ class WISELoss(nn.Module):
         # Clamped before exp: a scale that the trainer holds at the bound exactly keeps its gradient.
         return (log_scale.clamp(max=MAX_LOG_SCALE) if self.clamp else log_scale).exp()
 
-    def _term_sums(
-        self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, own: slice, scale: torch.Tensor
+    def _term_shares(
+        self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, ranks: Ranks, scale: torch.Tensor
     ) -> torch.Tensor:
-        """(4,) sums over the rows `own`: image-text, image-image and text-text terms, and the entropy."""
+        """(4,) this rank's shares of the sums: image-text, image-image and text-text terms, entropy."""
         x, c = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
         a, b = (x, c) if self.normalize else (image, text)
         kappa = scale if self.kappa == "scale" else torch.full_like(scale, float(self.kappa))
-        cross_entropy = self._cross_entropy(labels, own, image.dtype)
-        terms = (
-            (self.weights.image_text, ((a, b), (b, a)), scale),
-            (self.weights.image_image, ((x, x),), kappa),
-            (self.weights.text_text, ((c, c),), kappa),
-        )
-        sums = []
-        for weight, directions, factor in terms:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                each = [cross_entropy(rows, columns, factor) for rows, columns in directions]
-                sums.append(torch.stack(each).mean())
-        return torch.stack([*sums, cross_entropy.entropy()])
+        batch = self._cross_entropy(labels, ranks, image.dtype)
+        w = self.weights
+        with _gradient_if(w.image_text > 0):
+            image_text = batch.between(a, b, scale)
+        with _gradient_if(w.image_image > 0):
+            image_image = batch.within(x, kappa)
+        with _gradient_if(w.text_text > 0):
+            text_text = batch.within(c, kappa)
+        return torch.stack([image_text, image_image, text_text, batch.entropy()])
 
     def _cross_entropy(
-        self, labels: torch.Tensor, own: slice, dtype: torch.dtype
+        self, labels: torch.Tensor, ranks: Ranks, dtype: torch.dtype
     ) -> LinearCrossEntropy | ReferenceCrossEntropy:
         if self.method == "reference":
-            return ReferenceCrossEntropy(labels, self.similarity, tau=self.tau, own=own, dtype=dtype)
-        return LinearCrossEntropy(labels, self.similarity, tau=self.tau, own=own, dtype=dtype, tile=self.tile)
+            return ReferenceCrossEntropy(labels, self.similarity, tau=self.tau, ranks=ranks, dtype=dtype)
+        return LinearCrossEntropy(
+            labels, self.similarity, tau=self.tau, ranks=ranks, dtype=dtype, tile=self.tile
+        )
 
     def _output(self, means: torch.Tensor) -> LossOutput:
         image_text, image_image, text_text, entropy = means
@@ -236,6 +237,10 @@ class WISELoss(nn.Module):
             excess_text_text=text_text - entropy,
             entropy=entropy,
         )
+
+
+def _gradient_if(wanted: bool) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(wanted and torch.is_grad_enabled())
 
 
 def _check_shapes(
