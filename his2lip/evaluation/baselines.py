@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from his2lip.evaluation.encoders import decoder_version
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
-NEIGHBOURS = 15  # of the mean-colour k-NN
+NEIGHBOURS = 15  # of the mean-colour k-NN, at most; the square root of the train rows where that is fewer
 # A pixel is stained where its DAB optical density, unmixed with the vectors of Ruifrok and Johnston (2001) as
 # scikit-image has them, exceeds this: skimage.color.rgb2hed gives about 0.03 on counterstain alone.
 STAINED_OD = 0.05
@@ -113,7 +114,7 @@ def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     shards = open_shards(plan.uri)
     fitted = select(shards, plan.protocol, split=split)
     colours, known = _colours(cache, shards, split, fitted)[:, :3], fitted.scored
-    nearest = KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())))
+    nearest = KNeighborsClassifier(min(NEIGHBOURS, math.isqrt(int(known.sum()))))
     nearest.fit(colours[known], fitted.labels[known])
     units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
     scores = np.zeros((len(units), len(plan.selection.classes)), dtype=np.float32)

@@ -22,6 +22,8 @@ from his2lip.evaluation.scorers import ModelScorer
 
 Outcome = CellResult | CellFailure
 
+_MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
+
 
 @dataclass(frozen=True)
 class GridResult:
@@ -169,7 +171,8 @@ def _on_ray(
         except ray.exceptions.RayError as error:  # the task's process died, twice
             del waiting[ready[0]]
             lost = [p for p in plans if (p.dataset, p.protocol_name) not in seen]
-            yield from ((_failure(entry.name, p.dataset, p.protocol_name, error), Counts()) for p in lost)
+            dead = RunError(f"the model's process died twice ({type(error).__name__})", mend=_MORE_MEMORY)
+            yield from ((_failure(entry.name, p.dataset, p.protocol_name, dead), Counts()) for p in lost)
         else:
             seen.add((outcome.dataset, outcome.protocol))
             yield outcome, counts

@@ -96,14 +96,24 @@ def view_of(protocol: Protocol) -> View:
 
 def _labelled(table: pa.Table, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers that are scored or reported apart, and their class numbers."""
-    number = {value: c for c, values in enumerate(protocol.classes.values()) for value in values}
+    number: dict[str | None, int] = {
+        value: c for c, values in enumerate(protocol.classes.values()) for value in values
+    }
     number |= {value: APART for values in protocol.apart.values() for value in values}
-    values = table[protocol.label].to_pylist()
+    values = _label_values(table, protocol)
     kept = np.array([v in number for v in values], dtype=bool)
     for column, allowed in protocol.where.items():
         kept &= np.array([v in allowed for v in _column(table, column)], dtype=bool)
     rows = np.flatnonzero(kept)
     return rows, np.array([number[values[r]] for r in rows], dtype=np.int64)
+
+
+def _label_values(table: pa.Table, protocol: Protocol) -> list[str | None]:
+    """The column that labels come from; `pair` is tissue type and biomarker, where both are known."""
+    if protocol.label != "pair":
+        return _column(table, protocol.label)
+    both = zip(_column(table, "tissue"), _column(table, "biomarker"), strict=True)
+    return [None if None in pair else f"{pair[0]} {pair[1]}" for pair in both]
 
 
 def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -137,7 +147,7 @@ def _columns(table: pa.Table, *names: str) -> Iterable[tuple[str, ...]]:
 
 
 def _labels_seen(table: pa.Table, protocol: Protocol) -> str:
-    seen = sorted({str(v) for v in table[protocol.label].to_pylist()})
+    seen = sorted({str(v) for v in _label_values(table, protocol)})
     wanted = sorted(v for values in protocol.classes.values() for v in values)
     return f"its {protocol.label} values are {', '.join(seen[:8]) or 'none'}; wanted: {', '.join(wanted[:8])}"
 

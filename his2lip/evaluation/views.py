@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Literal
 
 import numpy as np
 
-from his2lip.config import Config, validate
-from his2lip.errors import ConfigError
+from his2lip.config import Config
 
 
 class View(Config):
@@ -26,20 +24,6 @@ class View(Config):
     size: int = 128
     mpp: float = 0.226
     max_tiles: int = 16
-
-    @classmethod
-    def parse(cls, text: str) -> View:
-        """`squash`, `centre`, `tiles` or `tiles(size=128, mpp=0.226, max_tiles=16)`."""
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-        if match is None:
-            raise ConfigError(
-                f"'{text}' is not a view", mend="write squash, centre or tiles(size=128, mpp=0.226)"
-            )
-        options: dict[str, Any] = {"kind": match[1]}
-        for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
-            name, _, value = part.partition("=")
-            options[name.strip()] = value.strip()
-        return validate(cls, options, where=f"view '{text}'")
 
     def key(self) -> dict[str, Any]:
         """What of this view decides pixels: options of tiles do not count elsewhere."""

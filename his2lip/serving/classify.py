@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,43 +36,55 @@ class Classification:
     prompt: str
 
 
-def classify(
-    images: Sequence[Picture],
-    model: DualEncoder,
-    *,
-    prompts: str | PromptSet = "tissue",
-    biomarker: str | None = None,
-    view: View | None = None,
-    batch_size: int = 64,
-) -> list[Classification]:
-    """One row an image, in order. `biomarker` names the stain, where known, in every sentence.
+class Classifier:
+    """One model with one prompt set, whose sentences are embedded once."""
 
-    Raises ImageError, naming the file, where one cannot be decoded; TaxonomyError for an unknown biomarker.
-    """
-    if not images:
-        return []
-    chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
-    if biomarker is not None:
-        chosen = _stained(chosen, taxonomy.biomarker(biomarker))
-    encoder, sentences = ModelEncoder(model, view=view), SentenceEncoder(model)
-    features, unit = [], []
-    for start in range(0, len(images), batch_size):
-        crops = [encoder.crops(load_pixels(image), None) for image in images[start : start + batch_size]]
-        features += [encoder.encode(np.concatenate(crops)[a : a + batch_size])
-                     for a in range(0, sum(map(len, crops)), batch_size)]  # fmt: skip
-        unit += [start + i for i, own in enumerate(crops) for _ in own]
-    texts = [sentences.encode(list(lines)) for _, lines in chosen.sentences]
-    found = score(np.concatenate(features), texts, groups=np.array(unit))
-    margins = found.margins()
-    return [
-        Classification(
-            tissue=chosen.classes[c],
-            cosine=float(found.scores[i, c]),
-            margin=float(margins[i]),
-            prompt=chosen.sentences[c][1][found.prompt[i]],
-        )
-        for i, c in enumerate(found.predicted.tolist())
-    ]
+    def __init__(
+        self,
+        model: DualEncoder,
+        *,
+        prompts: str | PromptSet = "tissue",
+        biomarker: str | None = None,
+        view: View | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        """`biomarker` names the stain, where known, in every sentence.
+
+        Raises ConfigError for an unknown prompt set, TaxonomyError for an unknown biomarker.
+        """
+        chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
+        self._prompts = chosen if biomarker is None else _stained(chosen, taxonomy.biomarker(biomarker))
+        self._encoder, self._batch_size = ModelEncoder(model, view=view), batch_size
+        sentences = SentenceEncoder(model)
+        self._texts = [sentences.encode(list(lines)) for _, lines in self._prompts.sentences]
+
+    def classify(self, images: Sequence[Picture]) -> list[Classification]:
+        """One row an image, in order. Raises ImageError, naming the file, for one that cannot be decoded."""
+        size = self._batch_size
+        return [row for a in range(0, len(images), size) for row in self._batch(images[a : a + size])]
+
+    def _batch(self, images: Sequence[Picture]) -> list[Classification]:
+        own = [self._encoder.crops(load_pixels(image), None) for image in images]
+        crops = np.concatenate(own)
+        slices = (crops[a : a + self._batch_size] for a in range(0, len(crops), self._batch_size))
+        features = np.concatenate([self._encoder.encode(part) for part in slices])
+        image = np.repeat(np.arange(len(own)), [len(c) for c in own])
+        found = score(features, self._texts, groups=image)
+        margins = found.margins()
+        return [
+            Classification(
+                tissue=self._prompts.classes[c],
+                cosine=float(found.scores[i, c]),
+                margin=float(margins[i]),
+                prompt=self._prompts.sentences[c][1][found.prompt[i]],
+            )
+            for i, c in enumerate(found.predicted.tolist())
+        ]
+
+
+def classify(images: Sequence[Picture], model: DualEncoder, **options: Any) -> list[Classification]:
+    """One row an image, in order; `options` are those of `Classifier`, which serves more calls than one."""
+    return Classifier(model, **options).classify(images)
 
 
 def load_pixels(image: Picture) -> np.ndarray:

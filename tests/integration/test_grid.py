@@ -1,0 +1,300 @@
+"""The benchmark grid on a real local Ray: real pixels, tiny models, failures, and nothing run twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from his2lip.config import validate
+from his2lip.data.cards import Card
+from his2lip.data.images import encode_png
+from his2lip.data.shards import Patch, ShardWriter
+from his2lip.errors import ConfigError, RunError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import GridResult, run_grid
+from his2lip.evaluation.leaderboard import COLUMNS
+from his2lip.models import load_model, save_checkpoint
+
+TISSUE = {
+    "split": "test",
+    "label": "tissue",
+    "classes": {"Stroma": ["Stroma"], "Tumor": ["Tumor"]},
+    "prompts": "tissue",
+    "basis": "ours",
+}
+STAIN = {
+    "split": "test",
+    "label": "score",
+    "classes": {"negative": ["0"], "positive": ["3+"]},
+    "apart": {"equivocal": ["2+"]},
+    "prompts": "staining",
+    "basis": "ours",
+}
+PROTOCOLS = {
+    "alpha": {"default": TISSUE, "paper": TISSUE | {"pooling": "max", "scoring": "dot"}},
+    "beta": {"default": TISSUE | {"unit": "slide", "view": "tiles"}},
+    "gamma": {"default": STAIN | {"breakdown": "case_id", "ordinal": True}},
+}
+
+
+def write_dataset(folder: Path, name: str, pixels: np.ndarray, *, count: int = 24) -> None:
+    """`count` real tiles of 64 px: the darker half is Tumor and 3+ (or 2+), the rest Stroma and 0."""
+    first = {"alpha": 0, "beta": 16, "gamma": 32}[name]
+    places = [((first + i) // 8 % 8, (first + i) % 8) for i in range(count)]
+    tiles = [pixels[64 * y : 64 * y + 64, 64 * x : 64 * x + 64] for y, x in places]
+    darkness = -np.array([t.mean() for t in tiles])
+    brown = darkness > np.median(darkness)
+    card = Card.model_validate(
+        {
+            "name": f"toy-{name}",
+            "reader": "none",
+            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
+            "protocols": PROTOCOLS[name],
+            "in_domain": name == "alpha",
+        }
+    )
+    with ShardWriter(folder / name, card=card) as writer:
+        for i, tile in enumerate(tiles):
+            writer.add(
+                Patch(
+                    patch_id=f"{name}/{i}.png",
+                    image=encode_png(tile),
+                    dataset=card.name,
+                    split="train" if i % 2 else "test",
+                    tissue="Tumor" if brown[i] else "Stroma",
+                    score=("2+" if i % 8 == 0 else "3+") if brown[i] else "0",
+                    case_id=f"case-{i % 3}",
+                    slide_id=f"slide-{i % 4 if brown[i] else i % 4 + 4}",
+                    width=64,
+                    height=64,
+                    mpp=0.5,
+                )
+            )
+
+
+@pytest.fixture
+def make(tmp_path: Path, real_ihc: np.ndarray) -> Callable[..., BenchmarkConfig]:
+    """make(a=b, …) -> configuration: tiny, and a checkpoint of another seed, on three prepared datasets."""
+    for name in PROTOCOLS:
+        write_dataset(tmp_path / "shards", name, real_ihc)
+    save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={"data_digest": "of another dataset"})
+
+    def config(**changes: object) -> BenchmarkConfig:
+        tree = {
+            "name": "t",
+            "models": ["tiny", {"name": "tuned", "path": str(tmp_path / "best")}],
+            "datasets": list(PROTOCOLS),
+            "shards": str(tmp_path / "shards"),
+            "baselines": [],
+            "cache": str(tmp_path / "cache"),
+            "storage": str(tmp_path / "runs"),
+        }
+        return validate(BenchmarkConfig, tree | changes)
+
+    return config
+
+
+def read_leaderboard(result: GridResult) -> list[dict[str, str]]:
+    with open(result.leaderboard, encoding="utf-8", newline="") as source:
+        return list(csv.DictReader(source))
+
+
+def test_every_model_meets_every_dataset_and_leaves_its_evidence(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
+    told = []
+    result = run_grid(make(protocols=["default", "paper"]), on_cell=told.append)
+    assert (len(result.cells), result.failed, result.ran) == (8, [], 8)
+    assert {(c.model, c.dataset, c.protocol) for c in told} == {
+        (c.model, c.dataset, c.protocol) for c in result.cells
+    }
+    board = read_leaderboard(result)
+    assert tuple(board[0]) == COLUMNS
+    assert [(row["model"], row["dataset"]) for row in board] == [(c.model, c.dataset) for c in result.cells]
+
+    alpha = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("tuned", "alpha", "default"))
+    assert alpha.in_domain, "a fine-tuned checkpoint on what its card calls the training distribution"
+    assert not any(c.in_domain for c in result.cells if c.model == "tiny")
+    rows = pq.read_table(f"{alpha.folder}/predictions.parquet").to_pylist()
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert alpha.n == len(rows) == 12
+    assert alpha.accuracy == pytest.approx(sum(right) / len(right))
+    for row in rows:
+        best = max(("Stroma", "Tumor"), key=lambda name: row[f"score_{name}"])
+        assert row["predicted"] == best
+
+    beta = next(c for c in result.cells if c.dataset == "beta")
+    slides = pq.read_table(f"{beta.folder}/predictions.parquet")["patch_id"].to_pylist()
+    assert len(slides) == beta.n == len(set(slides))
+    assert all(s.startswith("slide-") for s in slides), "a slide is one unit"
+
+    gamma = next(c for c in result.cells if c.dataset == "gamma")
+    rows = pq.read_table(f"{gamma.folder}/predictions.parquet").to_pylist()
+    assert gamma.apart == sum(row["label"] == "(apart)" for row in rows) > 0
+    assert gamma.n == len(rows) - gamma.apart
+    assert sum(part["n"] for part in gamma.breakdown.values()) == gamma.n
+    assert gamma.quadratic_kappa is not None
+
+    together = pq.read_table(str(Path(result.leaderboard).with_name("predictions.parquet")))
+    assert len(together) == sum(c.n + c.apart for c in result.cells)
+
+
+def test_a_second_call_runs_nothing_and_answers_the_same(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
+    first = run_grid(make())
+    assert first.counts.images == 2 * 3 * 12, "each model embedded each test image once"
+    before = read_leaderboard(first)
+    again = run_grid(make())
+    assert (again.ran, len(again.cells)) == (0, 6)
+    assert (again.counts.images, again.counts.crops, again.counts.sentences) == (0, 0, 0)
+    assert read_leaderboard(again) == before
+
+
+def test_a_changed_prompt_is_scored_from_the_cache_without_an_image_forward(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    run_grid(make())
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text("classes: {Stroma: [fibrous tissue], Tumor: [malignant glands]}", encoding="utf-8")
+    changed = run_grid(make(prompts={"alpha": str(prompts)}))
+    assert changed.ran == 2, "alpha's cell of each model, and no other"
+    assert changed.counts.images == changed.counts.crops == 0
+    assert changed.counts.sentences == 2 * 2
+
+
+def test_another_protocol_is_scored_from_the_cache_too(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
+    run_grid(make())
+    more = run_grid(make(protocols=["default", "paper"]))
+    assert (more.ran, more.counts.images, more.counts.sentences) == (2, 0, 0)
+
+
+def test_one_added_image_is_one_forward_a_model(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    config = make(datasets=["alpha"])
+    run_grid(config)
+    shutil.rmtree(tmp_path / "shards" / "alpha")
+    write_dataset(tmp_path / "shards", "alpha", real_ihc, count=25)
+    grown = run_grid(config)
+    assert grown.ran == 2
+    assert grown.counts.images == 2, "one image, two models"
+
+
+def test_replaced_weights_under_the_same_path_are_another_model(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    config = make(models=[{"name": "tuned", "path": str(tmp_path / "best")}], datasets=["alpha"])
+    first = run_grid(config)
+    save_checkpoint(tmp_path / "best", load_model("tiny", seed=2), meta={})
+    second = run_grid(config)
+    assert (second.ran, second.counts.images) == (1, 12)
+    assert second.cells[0].weights_sha256 != first.cells[0].weights_sha256
+
+
+def test_what_fails_is_named_and_stops_nothing_else(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    (part,) = (tmp_path / "shards/beta/test").glob("*.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 4 : len(data) // 4 + 64] = bytes(64)
+    part.write_bytes(bytes(data))
+    save_checkpoint(tmp_path / "broken", load_model("tiny", seed=3), meta={})
+    (tmp_path / "broken/model.safetensors").write_bytes(b"not weights")
+    config = make(
+        models=["tiny", {"name": "broken", "path": str(tmp_path / "broken")}],
+        datasets={n: str(tmp_path / "shards" / n) for n in ("alpha", "beta", "gamma", "absent")},
+    )
+    result = run_grid(config)
+    assert [(c.model, c.dataset) for c in result.cells] == [("tiny", "alpha"), ("tiny", "gamma")]
+    reasons = {(f.model, f.dataset): f.reason for f in result.failed}
+    assert set(reasons) == {
+        ("tiny", "beta"),
+        ("tiny", "absent"),
+        ("broken", "alpha"),
+        ("broken", "beta"),
+        ("broken", "gamma"),
+        ("broken", "absent"),
+    }
+    assert "beta/" in reasons["tiny", "beta"]
+    assert "no prepared dataset" in reasons["tiny", "absent"]
+    assert "weights cannot be read" in reasons["broken", "alpha"]
+
+
+def kill_readers(pipe: Path, times: int) -> None:
+    """Kills the first `times` Ray workers that open `pipe`, whose reading would wait for ever."""
+    killed: set[int] = set()
+    while len(killed) < times:
+        for pid in {int(p) for p in os.listdir("/proc") if p.isdigit()} - killed:
+            if reads(pid, pipe):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        threading.Event().wait(0.1)
+
+
+def reads(pid: int, pipe: Path) -> bool:
+    """Whether this process is a Ray worker that has `pipe` open."""
+    try:
+        if not Path(f"/proc/{pid}/comm").read_text().startswith("ray::"):
+            return False
+        return str(pipe) in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker through /proc")
+def test_a_worker_that_dies_again_and_again_loses_its_own_cells_only(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "fatal", load_model("tiny", seed=3), meta={})
+    pipe = tmp_path / "fatal/his2lip.json"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)  # a writer is there, so that a reader's open succeeds and its read waits
+    killer = threading.Thread(target=kill_readers, args=(pipe, 2), daemon=True)
+    killer.start()
+    result = run_grid(make(models=["tiny", {"name": "fatal", "path": str(tmp_path / "fatal")}]))
+    killer.join(timeout=30)
+    os.close(held)
+    assert [(c.model, c.dataset) for c in result.cells] == [("tiny", name) for name in PROTOCOLS]
+    assert [(f.model, f.dataset) for f in result.failed] == [("fatal", name) for name in PROTOCOLS]
+    assert all("died" in f.reason for f in result.failed)
+
+
+def test_baselines_stand_on_the_same_board(ray_local: None, make: Callable[..., BenchmarkConfig]) -> None:
+    config = make(models=["tiny"], baselines=["chance", "majority", "mean-colour", "stained-area"])
+    result = run_grid(config)
+    board = {(c.model, c.dataset): c for c in result.cells}
+    assert not result.failed
+    assert board["baseline:mean-colour", "alpha"].accuracy >= 0.75, "the labels were made from colour"
+    assert board["baseline:mean-colour", "alpha"].prompts_sha256 is None
+    assert board["baseline:mean-colour", "alpha"].in_domain
+    assert ("baseline:stained-area", "gamma") in board
+    assert ("baseline:stained-area", "alpha") not in board, "tissue types are not positive against negative"
+    assert run_grid(config).ran == 0
+
+
+def test_a_protocol_that_no_dataset_has_is_the_user_s_mistake(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
+    with pytest.raises(ConfigError, match=r"no.* protocol 'papr'; did you mean 'paper'"):
+        run_grid(make(protocols=["papr"]))
+
+
+def test_gpus_that_a_laptop_does_not_have_are_refused_at_once(
+    ray_local: None, make: Callable[..., BenchmarkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RunError, match="gpus is 64"):
+        run_grid(make(gpus=64))
