@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 import ray.train
@@ -119,9 +119,11 @@ def _run_on_ray(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    job = {"config": config, "run": run, "validator": validator, "mailbox": mailbox}
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"config": config, "run": run, "validator": validator, "mailbox": mailbox},
+        # As bytes: Ray's controller holds it too, and need not import what the validator is made of.
+        train_loop_config={"job": ray.cloudpickle.dumps(job)},
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # Ray keeps no checkpoints of ours here, so that it cannot hand back old weights
@@ -180,13 +182,14 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _work(job: Mapping[str, Any]) -> None:
+def _work(sent: Mapping[str, bytes]) -> None:
     """One worker: builds its own share of everything, and goes on from `last` where there is one."""
     from his2lip.models.checkpoint import load_resume
     from his2lip.training import build
     from his2lip.training.loop import fit
     from his2lip.training.source import StreamSource
 
+    job = ray.cloudpickle.loads(sent["job"])
     config: TrainConfig = job["config"]
     run: RunDir = job["run"]
     context = ray.train.get_context()

@@ -1,0 +1,211 @@
+"""Training on real Ray: the same weights whatever the number of workers, and whatever was killed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from training_data import write_small_shards
+
+from his2lip.config import dump_yaml, load
+from his2lip.errors import DatasetError, RunError
+from his2lip.models import DualEncoder, read_meta
+from his2lip.training.config import TrainConfig
+from his2lip.training.local import run_in_process
+from his2lip.training.progress import Progress
+from his2lip.training.trainer import TrainResult, train
+
+# The workers have no path to this module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+EPOCH = 5  # steps of an epoch, and STEPS those of a run
+STEPS = 15
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Stands in for zero-shot scoring, and leaves the number of the process that it runs in."""
+
+    pid_file: Path
+
+    def __call__(self, model: DualEncoder) -> dict[str, float]:
+        self.pid_file.write_text(str(os.getpid()))
+        return {"macro_f1": 0.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def config_file(folder: Path) -> Path:
+    """The run that all tests here make, as a file; each under a name of its own."""
+    shards = write_small_shards(folder / "shards", train=332, select=64)
+    tree = {
+        "data": {"shards": shards, "batch_size": 64, "lanes": 4},
+        "optim": {"lr": 1e-3, "epochs": 3, "warmup": 0.1},
+        "checkpoint": {"every_steps": 3},
+        "log_every": 1,
+        "storage": str(folder / "runs"),
+    }
+    path = folder / "train.yaml"
+    path.write_text(dump_yaml(TrainConfig.model_validate(tree)))
+    return path
+
+
+def named(config_file: Path, name: str, *overrides: str) -> TrainConfig:
+    return load(TrainConfig, config_file, [f"name={name}", *overrides])
+
+
+def digest(result: TrainResult) -> str:
+    return read_meta(result.last)["tensor_digest"]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_local: None, config_file: Path) -> TrainResult:
+    """The run that nobody interrupts."""
+    return train(named(config_file, "whole"))
+
+
+def test_run_leaves_best_and_last_and_nothing_else(whole: TrainResult, config_file: Path) -> None:
+    assert whole.steps == STEPS
+    assert [epoch["step"] for epoch in whole.history] == [EPOCH, 2 * EPOCH, STEPS]
+    assert whole.history[-1]["select/excess"] < whole.history[0]["select/excess"]
+    assert {p.name for p in whole.run_dir.iterdir()} == {"best", "last", "ray", "run.json", ".lock"}
+    assert sum(p.stat().st_size for p in (whole.run_dir / "ray").rglob("*")) < 10_000
+    meta = read_meta(whole.best)
+    assert TrainConfig.model_validate(meta["config"]).optim == named(config_file, "x").optim
+    assert meta["vocabularies"]["tissue"][0] == "Alveoli"
+    assert {"data_digest", "captions_digest", "code_version", "step", "metrics"} <= meta.keys()
+    assert not (whole.best / "resume").exists()
+
+
+def test_same_loop_in_this_process_gives_the_same_bits(
+    whole: TrainResult, config_file: Path, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    config = named(config_file, "here", "checkpoint.select_by=loss")
+    outcome = run_in_process(config, report=seen.append, folder=tmp_path)
+    torch.use_deterministic_algorithms(False)
+    assert [m["step"] for m in seen] == [EPOCH, 2 * EPOCH, STEPS]
+    assert outcome.metrics["select/loss"] == whole.history[-1]["select/loss"]
+    assert read_meta(tmp_path / "best")["tensor_digest"] == read_meta(whole.best)["tensor_digest"]
+
+
+def test_two_workers_end_in_one_workers_weights(whole: TrainResult, config_file: Path) -> None:
+    told: list[Progress] = []
+    pair = train(named(config_file, "pair", "workers.num=2"), on_report=told.append)
+    assert [p.step for p in told if p.kind == "epoch"] == [EPOCH, 2 * EPOCH, STEPS]
+    assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-4)
+    one, two = load_file(whole.last / "model.safetensors"), load_file(pair.last / "model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+def test_killed_worker_ends_as_the_uninterrupted_one(
+    whole: TrainResult, config_file: Path, tmp_path: Path
+) -> None:
+    moment = random.Random(7).randrange(EPOCH + 1, 2 * EPOCH)
+    steps: list[int] = []
+    notes: list[str] = []
+    validator = Validator(tmp_path / "pid")
+
+    def kill(progress: Progress) -> None:
+        steps.append(progress.step)
+        if progress.step == moment and steps.count(moment) == 1:
+            os.kill(int(validator.pid_file.read_text()), signal.SIGKILL)
+
+    killed = train(named(config_file, "worker"), validator=validator, on_report=kill, on_note=notes.append)
+    assert any("worker 0 failed" in note for note in notes), notes
+    assert any(later <= earlier for earlier, later in itertools.pairwise(steps)), "no step was redone"
+    assert steps.count(1) == 1, "it began anew"
+    assert digest(killed) == digest(whole)
+
+
+def test_killed_driver_ends_as_the_uninterrupted_one(whole: TrainResult, config_file: Path) -> None:
+    moment = random.Random(8).randrange(EPOCH + 1, 2 * EPOCH)
+    program = (
+        "import sys\n"
+        "from his2lip.config import load\n"
+        "from his2lip.runtime import start_ray\n"
+        "from his2lip.training.config import TrainConfig\n"
+        "from his2lip.training.trainer import train\n"
+        "if __name__ == '__main__':\n"
+        "    start_ray(num_cpus=2, object_store_memory=200 << 20)\n"
+        "    config = load(TrainConfig, sys.argv[1], ['name=driver'])\n"
+        "    train(config, on_report=lambda p: print(p.step, flush=True))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(config_file)],
+        stdout=subprocess.PIPE, env=environment, text=True,
+    ) as driver:  # fmt: skip
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if line.strip() == str(moment):
+                driver.kill()
+                break
+        driver.stdout.read()  # Ray's processes of that driver are gone when nobody holds the pipe any more
+    assert driver.returncode == -signal.SIGKILL
+    run = Path(whole.run_dir).parent / "driver"
+    assert EPOCH <= read_meta(run / "last")["step"] < STEPS
+    steps: list[int] = []
+    killed = train(named(config_file, "driver"), on_report=lambda progress: steps.append(progress.step))
+    assert steps[0] > 3, "it began anew"
+    assert digest(killed) == digest(whole)
+
+
+def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) -> None:
+    notes: list[str] = []
+    before = (whole.last / "model.safetensors").stat().st_mtime_ns
+    again = train(named(config_file, "whole", "workers.num=2"), on_report=pytest.fail, on_note=notes.append)
+    assert again.finished_before
+    assert not whole.finished_before
+    assert "finished already" in notes[0]
+    assert (again.metrics, again.steps) == (whole.metrics, whole.steps)
+    assert (whole.last / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:
+    with pytest.raises(RunError, match=r"'whole' is in use by a run with other optim\.lr.*--fresh"):
+        train(named(config_file, "whole", "optim.lr=0.002"))
+
+
+def test_fresh_starts_anew(whole: TrainResult, config_file: Path) -> None:
+    train(named(config_file, "anew", "optim.steps=2"))
+    short = train(named(config_file, "anew", "optim.steps=1"), fresh=True)
+    assert (short.steps, short.finished_before) == (1, False)
+    assert digest(short) != digest(whole)
+
+
+def test_mistake_that_only_a_worker_can_find_ends_the_run_at_once(config_file: Path, folder: Path) -> None:
+    """Ray would try a worker's error again and again; the user's mistake stays one."""
+    shards = folder / "broken"
+    write_small_shards(shards, train=64, select=64)
+    part = next((shards / "train").glob("*.parquet"))
+    whole = part.read_bytes()
+    at = whole.index(b"\xff\xd8\xff\xe0")  # the first JPEG
+    part.write_bytes(whole[:at] + b"\x00" * 200 + whole[at + 200 :])
+    told: list[Any] = []
+    with pytest.raises(DatasetError, match="prepare the dataset again"):
+        train(named(config_file, "broken", f"data.shards={shards}"), on_report=told.append)
+    assert told == []
+
+
+def test_split_for_reporting_cannot_be_trained_on(config_file: Path) -> None:
+    with pytest.raises(DatasetError, match="no split 'test'"):
+        train(named(config_file, "peeking", "data.split=test"))
