@@ -13,10 +13,18 @@ __all__ = ["Item", "LeftOut", "PassedOver", "Reader", "get_reader"]
 
 # Reader name -> class, in the module of that name; imported when asked for.
 READERS = {
+    "acrobat": "AcrobatReader",
     "anhir": "AnhirReader",
+    "bcdata": "BcdataReader",
+    "bci": "BciReader",
     "folder": "FolderReader",
+    "her2_ihc_40x": "Her2Ihc40xReader",
+    "hnscc": "HnsccReader",
+    "ihc4bc": "Ihc4bcReader",
     "manifest": "ManifestReader",
     "mihic": "MihicReader",
+    "mist": "MistReader",
+    "pantumor": "PantumorReader",
 }
 
 

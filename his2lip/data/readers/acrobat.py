@@ -1,0 +1,58 @@
+"""ACROBAT: `acrobat_train_pyramid_1_of_9/0_KI67_train.tif`, pyramids of breast sections at 10x."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from his2lip import taxonomy
+from his2lip.config import Config, validate
+from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
+from his2lip.data.schema import Patch
+from his2lip.data.slides import open_slide, slide_tiles
+from his2lip.data.tiling import Tiling
+from his2lip.errors import DatasetError
+
+_NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|validation|test)\.tiff?")
+
+
+class AcrobatOptions(Config):
+    """Tiles that are cut where `--view` names none, since a slide is never a patch."""
+
+    tile_px: int = 224
+    tile_mpp: float = 0.92
+    max_tiles: int | None = 64
+
+
+class AcrobatReader(Reader):
+    """The second field of a name is the stain; tiles of tissue are cut from each immunostained slide."""
+
+    suffixes = (".tif", ".tiff")
+
+    def item(self, key: str) -> Item:
+        file = self.parts(key, 1)[-1]
+        match = _NAME.fullmatch(file)
+        if match is None:
+            raise DatasetError("the name is not CASE_STAIN_SPLIT.tif")
+        if match["stain"].upper() == "HE":
+            raise PassedOver("an H&E twin")
+        biomarker = taxonomy.biomarker(match["stain"])
+        return Item(
+            key=key,
+            name=file,
+            split=self.official_split(match["split"], {"val": "validation"}),
+            case_id=match["case"],
+            slide_id=file.rpartition(".")[0],
+            biomarker=biomarker,
+            label=biomarker,
+            mpp=self.card.mpp,
+        )
+
+    def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
+        options = validate(AcrobatOptions, self.card.options, where=f"card {self.card.name}, options")
+        tiling = tiling or Tiling(
+            kind="tiles", size=options.tile_px, mpp=options.tile_mpp, max_tiles=options.max_tiles, codec="png"
+        )
+        with open_slide(self.root / item.key, item.mpp) as slide:
+            for tile in slide_tiles(slide, tiling, seed=item.name):
+                yield self.tile(item, tile)

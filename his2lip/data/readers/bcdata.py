@@ -1,0 +1,140 @@
+"""BCData: `images/{train,validation,test}/N.png`, `annotations/{split}/{positive,negative}/N.h5`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from his2lip.config import Config, validate
+from his2lip.data import images
+from his2lip.data.readers.base import Item, LeftOut, Reader
+from his2lip.data.schema import Patch
+from his2lip.data.slides import PlainSlide, around
+from his2lip.data.tiling import Tiling, tissue_mask
+from his2lip.errors import DatasetError
+
+_KINDS = ("positive", "negative")
+_LEAST_TISSUE = 0.5  # of a patch without cells, so that bare glass is no class of tissue
+
+
+class BcdataOptions(Config):
+    """Side of a patch in pixels, and how many of each class an image gives at most, by a seeded choice."""
+
+    field_px: int = 64
+    per_image: int | None = 40
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+    label: str
+
+
+class BcdataReader(Reader):
+    """A patch around each point (positive, negative), and patches of tissue far from any point (none)."""
+
+    suffixes = (".png",)
+
+    def find(self) -> Iterator[str]:
+        """Images, and annotations that have no image; an image's own annotations belong to it."""
+        keys = list(super().find())
+        pictures = {_numbered(key) for key in keys if key.lower().endswith(".png")}
+        yield from (key for key in keys if not key.endswith(".h5") or _numbered(key) not in pictures)
+
+    def item(self, key: str) -> Item:
+        if key.endswith(".h5"):
+            raise DatasetError("an annotation without its image")
+        folder, file = self.parts(key, 2)[-2:]
+        split = self.official_split(folder, {"val": "validation"})
+        if not any(path.is_file() for path in self._annotations(key)):
+            raise DatasetError("an image without annotations")
+        return Item(
+            key=key,
+            name=f"images/{folder}/{file}",
+            split=split,
+            slide_id=f"{split}/{Path(file).stem}",
+            biomarker="Ki67",
+            mpp=self.card.mpp,
+        )
+
+    def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
+        options = validate(BcdataOptions, self.card.options, where=f"card {self.card.name}, options")
+        side, most = options.field_px, options.per_image
+        slide = PlainSlide(images.decode((self.root / item.key).read_bytes()), item.mpp)
+        points = self._points(item.key)
+        seen: set[tuple[float, float]] = set()
+        inside: list[Point] = []
+        for point in points:
+            place = f"{item.name}#{point.x:g}_{point.y:g}"
+            if not (0 <= point.x < slide.width and 0 <= point.y < slide.height):
+                yield LeftOut(place, "the point lies outside the image")
+            elif point[:2] in seen:
+                yield LeftOut(place, "two points lie here")
+            else:
+                seen.add(point[:2])
+                inside.append(point)
+        inside += _empty_places(slide, inside, side)
+        by_label = [[p for p in inside if p.label == label] for label in (*_KINDS, "none")]
+        chosen = [point for alike in by_label for point in _some(alike, most, item.name)]
+        for x, y, label in chosen:
+            pixels, left, top = around(slide, x, y, side, side)
+            at = {"x": left, "y": top, "width": side, "height": side, "label": label}
+            yield self.patch(item, images.encode_png(pixels), f"#{label}-{x:g}_{y:g}", **at)
+
+    def _annotations(self, key: str) -> list[Path]:
+        """The h5 files of an image: annotations/{split}/{positive,negative}/N.h5."""
+        path = self.root / key
+        base = path.parents[2] / "annotations" / path.parent.name
+        return [base / kind / f"{path.stem}.h5" for kind in _KINDS]
+
+    def _points(self, key: str) -> list[Point]:
+        paths = zip(_KINDS, self._annotations(key), strict=True)
+        return [Point(x, y, kind) for kind, path in paths if path.is_file() for x, y in read_points(path)]
+
+
+def read_points(path: Path) -> list[tuple[float, float]]:
+    """(x, y) in pixels of the points in an h5 file, key `coordinates`, (M, 2)."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            values = np.asarray(file["coordinates"], dtype=np.float64)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DatasetError(f"the annotation {path.name} cannot be read: {error}") from None
+    if values.size == 0:
+        return []
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise DatasetError(f"the annotation {path.name} has shape {values.shape}, not (M, 2)")
+    return [(float(x), float(y)) for x, y in values]
+
+
+def _empty_places(slide: PlainSlide, points: list[Point], side: int) -> list[Point]:
+    """Centres of a grid of squares that lie on tissue and hold no point, with half a cell's room around."""
+    room = side / 2 + side / 8
+    cells = np.array([p[:2] for p in points], dtype=float).reshape(-1, 2)
+    mask = tissue_mask(slide.pixels)
+    places = []
+    for y in range(side // 2, slide.height - side // 2 + 1, side):
+        for x in range(side // 2, slide.width - side // 2 + 1, side):
+            free = not (np.abs(cells - (x, y)).max(axis=1, initial=0) < room).any() if len(cells) else True
+            square = mask[y - side // 2 : y + side // 2, x - side // 2 : x + side // 2]
+            if free and square.mean() >= _LEAST_TISSUE:
+                places.append(Point(x, y, "none"))
+    return places
+
+
+def _some(points: list[Point], most: int | None, seed: str) -> list[Point]:
+    if most is None or len(points) <= most:
+        return points
+    return sorted(points, key=lambda p: hashlib.blake2b(f"{seed}#{p.x:g}_{p.y:g}".encode()).digest())[:most]
+
+
+def _numbered(key: str) -> tuple[str, str]:
+    """(split, number) that an image and its annotations share."""
+    parts = key.split("/")
+    folder = parts[-3] if key.endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
+    return folder, Path(parts[-1]).stem

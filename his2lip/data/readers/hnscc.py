@@ -1,0 +1,40 @@
+"""HNSCC-mIF-mIHC: `mIHC_Data/Case1_M1_0_0_CD8.png`, or `Case1/mIHC_Data_T1_0_0_Hematoxylin.png`."""
+
+from __future__ import annotations
+
+import re
+
+from his2lip import taxonomy
+from his2lip.data.readers.base import Item, PassedOver, Reader
+from his2lip.errors import DatasetError
+
+_PLACE = re.compile(
+    r"(?:^|/)(?P<case>Case\d+)[/_](?:mIHC_Data_)?(?P<field>(?P<region>[TMS])\d+_\d+_\d+)_(?P<stain>\w+)\.\w+$",
+    re.IGNORECASE,
+)
+_COUNTERSTAIN = ("hematoxylin", "haematoxylin")
+
+
+class HnsccReader(Reader):
+    """The letter T, M or S is core, margin or stroma; a field stands once for each stain, of red AEC."""
+
+    def item(self, key: str) -> Item:
+        self.parts(key, 2)
+        if re.search(r"(^|/)mIF", key):
+            raise PassedOver("immunofluorescence")
+        match = _PLACE.search(key)
+        if match is None:
+            raise DatasetError("the name is not CASE_REGION_N_N_STAIN")
+        alone = match["stain"].lower() in _COUNTERSTAIN
+        field = f"{match['case']}_{match['field']}"
+        return Item(
+            key=key,
+            name=f"{field}_{match['stain']}.{key.rpartition('.')[2]}",
+            split=self.base_split,
+            case_id=match["case"],
+            region_id=field,
+            biomarker=None if alone else taxonomy.biomarker(match["stain"]),
+            label=self.card.label(match["region"].upper()),
+            stain="haematoxylin" if alone else "AEC",
+            mpp=self.card.mpp,
+        )

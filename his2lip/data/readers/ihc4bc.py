@@ -1,0 +1,100 @@
+"""IHC4BC: `Images/IHC/{ER,Her2,Ki67,PR}/Patient_*/Subregion_*/NAME.jpg`, and CSV tables of nuclei."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from his2lip import taxonomy
+from his2lip.config import Config, validate
+from his2lip.data.readers.base import Item, PassedOver, Reader
+from his2lip.errors import DatasetError
+
+_NUMBER = re.compile(r"\d+\.?\d*(?:[eE][-+]?\d+)?")
+_MARKERS = ("ER", "PR", "Ki67", "HER2")
+
+
+class Ihc4bcOptions(Config):
+    """Mean DAB from which a nucleus is 1+, 2+, 3+; the fraction at 1+ from which a patch is positive."""
+
+    dab_thresholds: dict[str, list[float]]
+    positive_from: dict[str, float]
+
+
+class Nuclei(NamedTuple):
+    """A row of a label table: its status (a, 0 or d) and the mean DAB of each nucleus."""
+
+    status: str
+    dab: list[float]
+
+
+class Ihc4bcReader(Reader):
+    """Positive or negative by the fraction of stained nuclei; HER2 waits for its label format."""
+
+    def find(self) -> Iterator[str]:
+        yield from (key for key in super().find() if not key.lower().endswith(".csv"))
+
+    def item(self, key: str) -> Item:
+        parts = self.parts(key, 4)
+        if "IHC" not in parts:
+            raise PassedOver("an H&E twin")
+        folder, patient, region, file = parts[-4:]
+        biomarker = taxonomy.biomarker(folder)
+        if biomarker == "HER2":
+            raise PassedOver("HER2, of which the label format is not known")
+        nuclei = self._tables.get(biomarker, {}).get(Path(file).stem)
+        if nuclei is None:
+            raise DatasetError("no label row names it")
+        if nuclei.status == "d":
+            raise PassedOver("discarded by the authors (status d)")
+        return Item(
+            key=key,
+            name="/".join((folder, patient, region, file)),
+            split=self.base_split,
+            case_id=patient,
+            slide_id=f"{patient}/{folder}",
+            region_id=f"{patient}/{folder}/{region}",
+            biomarker=biomarker,
+            label=self._label(biomarker, nuclei),
+            mpp=self.card.mpp,
+        )
+
+    def _label(self, biomarker: str, nuclei: Nuclei) -> str:
+        if nuclei.status == "0":
+            return "negative"
+        if not nuclei.dab:
+            raise DatasetError("its label row has no nucleus")
+        first = self._options.dab_thresholds[biomarker][0]
+        fraction = sum(dab >= first for dab in nuclei.dab) / len(nuclei.dab)
+        return "positive" if fraction >= self._options.positive_from[biomarker] else "negative"
+
+    @cached_property
+    def _options(self) -> Ihc4bcOptions:
+        return validate(Ihc4bcOptions, self.card.options, where=f"card {self.card.name}, options")
+
+    @cached_property
+    def _tables(self) -> dict[str, dict[str, Nuclei]]:
+        """biomarker -> image name -> its row, of every CSV whose path names a biomarker."""
+        tables: dict[str, dict[str, Nuclei]] = {}
+        for path in sorted(self.root.rglob("*.csv")):
+            biomarker = taxonomy.find_biomarker(path.relative_to(self.root).as_posix(), _MARKERS)
+            if biomarker is not None:
+                tables.setdefault(biomarker, {}).update(_read(path))
+        return tables
+
+
+def _read(path: Path) -> Iterator[tuple[str, Nuclei]]:
+    """Rows `name, status, nuclei, mean DAB …` with any usual delimiter, with or without a header."""
+    with path.open(encoding="utf-8-sig", newline="") as source:
+        sample = source.read(4096)
+        source.seek(0)
+        delimiter = max(",;\t", key=sample.count)
+        for row in csv.reader(source, delimiter=delimiter):
+            cells = [cell.strip() for cell in row]
+            if len(cells) >= 2 and cells[1].lower() in ("a", "0", "d"):
+                dab = [float(n) for cell in cells[3:] for n in _NUMBER.findall(cell)]
+                yield Path(cells[0]).stem, Nuclei(cells[1].lower(), dab)

@@ -1,0 +1,332 @@
+"""Each published layout is read back to the row, and its faults are quarantined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from layouts import bad_images
+
+from his2lip.data.cards import list_cards, load_card
+from his2lip.data.images import decode, encode_png
+from his2lip.data.layouts import write_layout, write_pyramid
+from his2lip.data.prepare import PrepareReport, prepare
+from his2lip.data.readers.cells import read_cells
+from his2lip.data.shards import open_shards
+from his2lip.data.slides import PlainSlide, around, open_slide
+from his2lip.errors import DatasetError, ImageError
+
+Read = Callable[..., tuple[PrepareReport, pd.DataFrame]]
+
+
+@pytest.fixture
+def draw(real_ihc: np.ndarray) -> Callable[..., np.ndarray]:
+    """Another square of real pixels at each call."""
+    pixels, rng = np.tile(real_ihc, (3, 3, 1)), np.random.default_rng(0)
+
+    def one(side: int, tissue: str | None, biomarker: str | None) -> np.ndarray:
+        y, x = rng.integers(0, pixels.shape[0] - side + 1, 2)
+        return pixels[y : y + side, x : x + side]
+
+    return one
+
+
+@pytest.fixture
+def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Prepares the layout of a card as it was written, harmed by `harm(root)` first; rows by patch id."""
+    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+
+    def one(name: str, *, harm: Callable[[Path], object] = lambda root: None, **options: object):
+        root = tmp_path / name
+        root.mkdir()
+        write_layout(name, root, draw)
+        harm(root)
+        card = load_card(name)
+        card = card.model_copy(update={"options": card.options | options})
+        report = prepare(card, root, tmp_path / f"out-{name}")
+        assert report.read + len(report.quarantined) == report.found
+        shards = open_shards(tmp_path / f"out-{name}")
+        tables = [shards.table(split).to_pandas() for split in shards.splits]
+        return report, pd.concat(tables).set_index("patch_id")
+
+    return one
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_every_layout_is_read_without_a_fault(read: Read, name: str) -> None:
+    report, rows = read(name)
+    assert report.quarantined == report.left_out == []
+    assert report.info.rows == len(rows) > 0
+    assert set(rows["stain"]) <= {"DAB", "AEC", "haematoxylin"}
+    assert rows.index.str.startswith(f"{name}/").all()
+
+
+def test_bci_score_and_twin(read: Read) -> None:
+    report, rows = read("bci")
+    row = rows.loc["bci/IHC/test/00002_test_1+.png"]
+    assert (row["score"], row["label"], row["biomarker"], row["split"]) == ("1+", "1+", "HER2", "test")
+    assert row["twin_id"] == "bci/HE/test/00002_test_1+.png"
+    assert report.passed_over == {"an H&E twin": 16}
+
+
+def test_mist_biomarker_slide_and_twin(read: Read) -> None:
+    _, rows = read("mist")
+    row = rows.loc["mist/Ki67/valB/60M2100640_15_18.jpg"]
+    assert (row["biomarker"], row["slide_id"], row["split"]) == ("Ki67", "60M2100640", "val")
+    assert row["twin_id"] == "mist/Ki67/valA/60M2100640_15_18.jpg"
+    assert row["mpp"] == pytest.approx(0.4661)
+    train, select = (set(rows.loc[rows["split"] == s, "slide_id"]) for s in ("train", "select"))
+    assert train
+    assert select
+    assert not train & select
+
+
+def test_her2_reads_the_split_that_the_card_asks_for(read: Read) -> None:
+    _, rows = read("her2-ihc-40x")
+    assert rows.loc["her2-ihc-40x/test_data_patch/class_3+/test_0.png", "score"] == "3+"
+    assert not rows.index.str.contains("wsi").any()
+
+
+def test_her2_reads_the_split_by_slides_when_told(read: Read) -> None:
+    _, rows = read("her2-ihc-40x", partition="wsi")
+    assert rows.index.str.contains("_wsi/").all()
+
+
+def test_hnscc_regions_and_stains_in_both_layouts(read: Read) -> None:
+    _, rows = read("hnscc")
+    first = rows.loc["hnscc/Case1_M1_0_0_PCK.png"]
+    assert (first["label"], first["biomarker"], first["stain"], first["case_id"]) == (
+        "margin",
+        "PanCK",
+        "AEC",
+        "Case1",
+    )
+    second = rows.loc["hnscc/Case2_T2_0_0_Hematoxylin.png"]
+    assert (second["label"], second["stain"]) == ("core", "haematoxylin")
+    assert pd.isna(second["biomarker"])
+    assert second["region_id"] == "Case2_T2_0_0"
+    assert rows.loc["hnscc/Case1_S1_0_0_FoxP3.png", "biomarker"] == "FOXP3"
+
+
+def test_ihc4bc_labels_follow_the_fraction_of_nuclei(read: Read) -> None:
+    report, rows = read("ihc4bc")
+    named = rows.reset_index().set_index(["biomarker", "case_id"])
+    assert named.loc[("ER", "Patient_0_1000"), "label"] == "positive"  # half of the nuclei at 1+ or more
+    assert named.loc[("ER", "Patient_1_1001"), "label"] == "negative"  # status 0
+    assert named.loc[("PR", "Patient_3_1003"), "label"] == "negative"  # status a, no nucleus at 1+
+    assert report.passed_over["discarded by the authors (status d)"] == 6
+    assert report.passed_over["HER2, of which the label format is not known"] == 8
+    cases = rows.groupby("case_id")["split"].nunique()
+    assert (cases == 1).all()
+
+
+@pytest.mark.parametrize(("biomarker", "label"), [("Ki67", "negative"), ("ER", "positive")])
+def test_ihc4bc_thresholds_are_of_the_biomarker(read: Read, biomarker: str, label: str) -> None:
+    def relabel(root: Path) -> None:
+        for stain in ("ER", "Ki67", "PR"):
+            path = root / f"Labels/{stain}_labels.csv"
+            path.write_text(
+                "\n".join(f"{n}_{1000 + n}_11_1_2.jpg;a;10;0.5;{';'.join(['0.01'] * 9)}" for n in range(8))
+            )
+
+    _, rows = read("ihc4bc", harm=relabel)  # one nucleus of ten: over 1 %, under 20 %
+    assert set(rows.loc[rows["biomarker"] == biomarker, "label"]) == {label}
+
+
+def test_ihc4bc_image_without_a_label_row_is_quarantined(read: Read) -> None:
+    report, _ = read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").unlink())
+    assert {reason for _, reason in report.quarantined} == {"no label row names it"}
+    assert len(report.quarantined) == 8
+
+
+def test_bcdata_patches_are_centred_on_points(read: Read, tmp_path: Path) -> None:
+    _, rows = read("bcdata")
+    image = decode((tmp_path / "bcdata/BCData/images/test/0.png").read_bytes())
+    stored = {}
+    for batch in open_shards(tmp_path / "out-bcdata").iter_rows("test", ["patch_id", "image"]):
+        stored |= {row["patch_id"]: decode(row["image"]) for row in batch.to_pylist()}
+    name = "bcdata/images/test/0.png#positive-100_120"
+    assert (rows.loc[name, "x"], rows.loc[name, "y"], rows.loc[name, "label"]) == (68, 88, "positive")
+    assert (stored[name] == image[88:152, 68:132]).all()
+    border = stored["bcdata/images/test/0.png#positive-5_9"]
+    padded = np.pad(image, ((64, 64), (64, 64), (0, 0)), mode="reflect")
+    assert (border == padded[9 + 32 : 9 + 96, 5 + 32 : 5 + 96]).all()
+
+
+def test_bcdata_patches_without_cells_keep_their_distance(read: Read) -> None:
+    _, rows = read("bcdata")
+    points = np.array([(100, 120), (5, 9), (300, 310), (200, 40), (330, 100)])
+    empty = rows[rows["label"] == "none"]
+    for x, y in zip(empty["x"], empty["y"], strict=True):
+        inside = ((points >= (x, y)) & (points < (x + 64, y + 64))).all(axis=1)
+        assert not inside.any()
+
+
+def test_bcdata_faults_are_quarantined_or_left_out(read: Read) -> None:
+    def harm(root: Path) -> None:
+        base = root / "BCData/annotations/test"
+        with h5py.File(base / "positive/0.h5", "w") as file:
+            file["coordinates"] = np.array([(9999, 5), (100, 120), (100, 120), (-4, 3)], np.int64)
+        (base / "positive/77.h5").write_bytes(b"no image has this number")
+        (base / "negative/1.h5").write_bytes(b"not h5")
+        for kind in ("positive", "negative"):
+            (root / f"BCData/annotations/train/{kind}/1.h5").unlink()
+
+    report, _ = read("bcdata", harm=harm)
+    reasons = {Path(path).name: reason for path, reason in report.quarantined}
+    assert reasons["77.h5"] == "an annotation without its image"
+    assert [r for p, r in report.quarantined if p.endswith("train/1.png")] == ["an image without annotations"]
+    assert any("cannot be read" in r for p, r in report.quarantined if p.endswith("test/1.png"))
+    assert sorted(r for _, r in report.left_out) == ["the point lies outside the image"] * 2 + [
+        "two points lie here"
+    ]
+
+
+def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> None:
+    sample = shared / "real_ihc/BCData_sample"
+    for folder in ("images/test", "annotations/test/positive"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    (tmp_path / "in/images/test/0.png").write_bytes((sample / "images/test/0.png").read_bytes())
+    (tmp_path / "in/annotations/test/positive/0.h5").write_bytes((sample / "annotations/0.h5").read_bytes())
+    report = prepare(load_card("bcdata"), tmp_path / "in", tmp_path / "out")
+    assert report.info.counts["test"]["positive"] == 32
+    red_minus_blue: dict[str, list[float]] = {"positive": [], "none": []}
+    for batch in open_shards(tmp_path / "out").iter_rows("test", ["label", "image"]):
+        for row in batch.to_pylist():
+            centre = decode(row["image"])[28:36, 28:36].astype(float)
+            red_minus_blue[row["label"]].append((centre[..., 0] - centre[..., 2]).mean())
+    assert np.mean(red_minus_blue["positive"]) > np.mean(red_minus_blue["none"]) + 10
+
+
+def test_acrobat_slides_are_tiled_on_tissue_alone(read: Read) -> None:
+    report, rows = read("acrobat", max_tiles=None)
+    assert set(rows["biomarker"]) == {"ER", "PR", "HER2", "Ki67"}
+    assert set(rows["split"]) >= {"train", "test", "validation"}
+    assert rows["x"].max() < 672
+    assert (rows["width"] == 224).all()
+    assert rows["mpp"].to_numpy() == pytest.approx(0.92, abs=0.01)
+    row = rows[rows["split"] == "validation"].iloc[0]
+    assert row.name == f"acrobat/{row['slide_id']}.tiff#{row['x']}_{row['y']}"
+    assert report.passed_over == {"an H&E twin": 4}
+
+
+def test_acrobat_tiles_of_a_slide_are_bounded(read: Read) -> None:
+    _, rows = read("acrobat", max_tiles=3)
+    assert (rows.groupby("slide_id").size() == 3).all()
+
+
+def test_pantumor_patches_are_centred_on_cells_in_microns(read: Read, tmp_path: Path) -> None:
+    report, rows = read("pantumor")
+    assert report.info.counts["test"] == {"immune cell": 6, "other cell": 6, "tumour cell": 6}
+    row = rows.loc["pantumor/HNSCC_0.tiff#cell-1"]
+    assert (row["label"], row["region_id"], row["width"]) == ("other cell", "HNSCC", 116)  # 29 µm at 0.25
+    assert (row["x"], row["y"]) == (150 - 58, 160 - 58)
+
+
+def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
+    def harm(root: Path) -> None:
+        (root / "extra.csv").write_text(
+            "filename,xmin,ymin,xmax,ymax,label\n"
+            "gone.tiff,1,1,20,20,TUMOR CELL\n"
+            "HNSCC_0.tiff,9000,1,9020,20,TUMOR CELL\n"
+            "HNSCC_0.tiff,100,100,120,120,FUNGUS\n"
+        )
+        write_pyramid(root / "bare.tiff", np.full((300, 300, 3), 200, np.uint8), mpp=0.25)
+
+    report, _ = read("pantumor", harm=harm)
+    assert dict(report.quarantined) == {
+        "gone.tiff": "annotations without their slide",
+        "bare.tiff": "a slide without annotations",
+    }
+    assert sorted(reason for _, reason in report.left_out) == [
+        "'FUNGUS' is not a class of this dataset",
+        "the cell lies outside the slide",
+    ]
+
+
+def test_cells_of_three_formats_are_the_same(tmp_path: Path, draw: Callable) -> None:
+    import sqlite3
+
+    write_layout("pantumor", tmp_path, draw)
+    coco = read_cells(tmp_path / "annotations.json")
+    cells = [(slide, cell) for slide, of_slide in coco.items() for cell in of_slide]
+    table = [(slide, c.x - 10, c.y - 10, 20, 20, c.label) for slide, c in cells]
+    pd.DataFrame(table, columns=["image", "x", "y", "w", "h", "class"]).to_csv(
+        tmp_path / "a.csv", index=False
+    )
+    with sqlite3.connect(tmp_path / "a.sqlite") as base:
+        base.execute("CREATE TABLE Slides (uid INTEGER, filename TEXT)")
+        base.execute("CREATE TABLE Classes (uid INTEGER, name TEXT)")
+        base.execute("CREATE TABLE Annotations (uid INTEGER, slide INTEGER, agreedClass INTEGER)")
+        base.execute("CREATE TABLE Annotations_coordinates (coordinateX, coordinateY, annoId INTEGER)")
+        slides, labels = sorted(coco), sorted({c.label for _, c in cells})
+        base.executemany("INSERT INTO Slides VALUES (?, ?)", list(enumerate(slides)))
+        base.executemany("INSERT INTO Classes VALUES (?, ?)", list(enumerate(labels)))
+        for i, (slide, c) in enumerate(cells):
+            base.execute(
+                "INSERT INTO Annotations VALUES (?, ?, ?)", (i, slides.index(slide), labels.index(c.label))
+            )
+            for at in (-10, 10):
+                base.execute("INSERT INTO Annotations_coordinates VALUES (?, ?, ?)", (c.x + at, c.y + at, i))
+    assert read_cells(tmp_path / "a.csv") == coco
+    assert read_cells(tmp_path / "a.sqlite") == coco
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.sqlite"])
+def test_broken_annotations_are_one_clear_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"images": 1}\nx,y\n')
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_cells(tmp_path / name)
+
+
+def test_pyramid_and_plain_image_give_the_same_pixels(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=0.5)
+    (tmp_path / "a.png").write_bytes(encode_png(real_ihc))
+    with open_slide(tmp_path / "a.tiff") as pyramid, open_slide(tmp_path / "a.png", 0.5) as plain:
+        assert pyramid.mpp == pytest.approx(0.5, abs=1e-3)
+        assert (pyramid.region(10, 20, 100, 100) == plain.region(10, 20, 100, 100)).all()
+        assert isinstance(plain, PlainSlide)
+
+
+def test_patch_past_the_border_is_reflected(real_ihc: np.ndarray) -> None:
+    slide = PlainSlide(real_ihc, None)
+    padded = np.pad(real_ihc, ((32, 32), (32, 32), (0, 0)), mode="reflect")
+    for x, y in ((0, 0), (511, 511), (3, 500), (256, 256)):
+        pixels, left, top = around(slide, x, y, 64, 64)
+        assert (left, top) == (x - 32, y - 32)
+        assert (pixels == padded[y : y + 64, x : x + 64]).all()
+
+
+def test_truncated_slide_is_an_image_error(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=0.5)
+    data = (tmp_path / "a.tiff").read_bytes()
+    (tmp_path / "a.tiff").write_bytes(data[: len(data) // 3])
+    with pytest.raises(ImageError), open_slide(tmp_path / "a.tiff") as slide:
+        slide.region(0, 0, 512, 512)
+
+
+@pytest.mark.parametrize(
+    "name", ["bci", "mist", "hnscc", "her2-ihc-40x", "ihc4bc", "mihic", "anhir-lung", "bcdata"]
+)
+def test_two_hundred_bad_files_do_not_stop_a_prepare(read: Read, name: str, real_ihc: np.ndarray) -> None:
+    bad = list(bad_images(real_ihc[:64, :64]))
+    harmed = []
+
+    def harm(root: Path) -> None:
+        images = sorted(p for p in root.rglob("*") if p.suffix in (".png", ".jpg") and "HE" not in p.parts)
+        for path, (_, data, _) in zip(images[::2], bad * 2, strict=False):
+            path.write_bytes(data)
+            harmed.append(path.name)
+        for i, (_, data, _) in enumerate(bad):
+            (images[0].parent / f"extra_{i}.png").write_bytes(data)
+            harmed.append(f"extra_{i}.png")
+
+    report, rows = read(name, harm=harm)
+    assert len(harmed) >= 16
+    assert len(report.quarantined) >= 13
+    assert len(rows) > 0
+    assert all(reason for _, reason in report.quarantined)
