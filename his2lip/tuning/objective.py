@@ -63,7 +63,7 @@ def training_objective(
     Raises ConfigError for a key that training does not have, for a point or an end of a range that it
     refuses, and for a split that a sweep must not choose by; DatasetError where the data cannot be read.
     """
-    from his2lip.training.inputs import identity, open_data, with_absolute_paths
+    from his2lip.training.assemble import identity, open_data, with_absolute_paths
 
     config.check_keys(dotted_keys(TrainConfig))
     base, shards, bank = open_data(with_absolute_paths(_base(config)))

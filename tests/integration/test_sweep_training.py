@@ -1,0 +1,119 @@
+"""A sweep whose trials train the tiny backbone: keys, roles, what is kept, one process for many trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_data import write_small_shards
+
+from his2lip.config import validate
+from his2lip.errors import ConfigError
+from his2lip.evaluation.validation import SelectValidator
+from his2lip.models import load_model
+from his2lip.training import TrainConfig
+from his2lip.tuning import SweepConfig, run_sweep
+from his2lip.tuning.objective import TrainingObjective, training_objective
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_small_shards(tmp_path_factory.mktemp("shards") / "small", train=64, select=32)
+
+
+@pytest.fixture
+def tree(shards: str, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "train": {
+            "data": {"shards": shards, "batch_size": 32, "lanes": 4},
+            "optim": {"lr": 1e-3, "epochs": 2},
+        },
+        "space": {
+            "loss.weights.image_image": {"kind": "uniform", "low": 0.0, "high": 2.0},
+            "loss.tau": {"kind": "log", "low": 0.1, "high": 10.0},
+        },
+        "points": [{"loss.weights.image_image": beta, "loss.tau": 1.0} for beta in (0.0, 0.5)],
+        "trials": 3,
+        "max_concurrent": 1,
+        "scheduler": {"kind": "none"},
+        "storage": str(tmp_path / "runs"),
+    }
+
+
+def validator(base: TrainConfig) -> SelectValidator:
+    assert base.data.select is not None
+    return SelectValidator(base.data.shards, split=base.data.select)
+
+
+def objective(tree: dict[str, Any], **changes: Any) -> TrainingObjective:
+    return training_objective(validate(SweepConfig, {**tree, **changes}), make_validator=validator)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_trials_train_on_their_own_parameters_and_the_best_checkpoint_is_kept(tree: dict[str, Any]) -> None:
+    config = validate(SweepConfig, tree)
+    made = objective(tree)
+    result = run_sweep(config, made, inputs=made.inputs)
+    assert {row.state for row in result.trials} == {"finished"}
+    assert [row.reports for row in result.trials] == [2, 2, 2]
+    terms = [row.metrics["train/loss"] for row in result.trials]
+    assert len(set(terms)) == 3
+    assert result.best is not None
+    assert result.best_folder is not None
+    assert result.best.value == max(row.metrics["select/macro_f1"] for row in result.trials)
+    assert sorted(p.name for p in result.best_folder.iterdir() if not p.name.startswith(".")) == ["best"]
+    load_model(str(result.best_folder / "best"))
+    assert [p.name for p in result.best_folder.parent.iterdir()] == [str(result.best.number)]
+    again = run_sweep(config, made, inputs=made.inputs)
+    assert again.finished_before
+
+
+def test_the_identity_of_a_sweep_is_what_its_trials_are_made_of(tree: dict[str, Any]) -> None:
+    known = objective(tree).inputs
+    assert objective(tree, name="other").inputs == known
+    assert objective(tree, train={**tree["train"], "seed": 1}).inputs != known
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"space": {"loss.weights.image_imaeg": {"kind": "uniform", "low": 0, "high": 2}}, "points": []},
+            r"unknown key 'loss.weights.image_imaeg' .*did you mean 'loss.weights.image_image'",
+        ),
+        (
+            {"space": {"loss.tau": {"kind": "uniform", "low": 0.0, "high": 2}}, "points": []},
+            r"greater than 0, got 0.0 \(trial \{'loss.tau': 0.0\}, key loss.tau\)",
+        ),
+        ({"metric": "select/accuracy"}, "a sweep chooses by select/macro_f1 or select/loss"),
+        ({"metric": "select/loss", "mode": "min"}, "means another thing at each value of loss"),
+        ({"mode": "min"}, "would choose the worst"),
+        ({"split": "train"}, "cannot choose by the train split 'train'"),
+    ],
+)
+def test_what_is_wrong_shows_before_the_first_trial(
+    tree: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        objective(tree, **changes)
+
+
+def test_a_loss_that_is_not_finite_any_more_is_a_failed_trial_and_not_a_mistake(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["train"]["optim"] |= {"lr": 1e30, "grad_clip": 0.0}
+    made = objective(tree)
+    said: list[float] = []
+
+    class Listener:
+        number = 0
+        folder = tmp_path / "trial"
+
+        def __call__(self, metrics: Any, /) -> bool:
+            said.append(metrics["select/macro_f1"])
+            return False
+
+    made({"loss.tau": 1.0}, Listener())
+    assert said[-1] != said[-1]
