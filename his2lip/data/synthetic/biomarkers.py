@@ -101,7 +101,11 @@ PROGRAMMES: dict[str, Programme] = {
         cells={"endothelium": Bound(share=0.95, membrane=0.45, cytoplasm=0.4)},
         layers={"endothelium": 0.9},
     ),
-    "D2-40": Programme(pattern="endothelial", layers={"lymphatic": 1.0, "lining": 0.6}),
+    "D2-40": Programme(
+        pattern="endothelial",
+        cells={"lymphatic": Bound(share=0.95, membrane=0.5, cytoplasm=0.45)},
+        layers={"lymphatic": 1.0, "lining": 0.6},
+    ),
     # stromal
     "FAP": Programme(
         pattern="stromal",

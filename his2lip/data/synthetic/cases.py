@@ -39,6 +39,7 @@ class Staining:
     wash: float = 0.0  # haematoxylin left everywhere in tissue
     tilts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
     thickness: float = 1.0  # of the section: all absorbances
+    uneven: float = 0.0  # how far absorbances vary over the slide, standard deviation of their logarithm
     light: float = 1.0  # lamp or exposure
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -53,9 +54,9 @@ def draw_biology(rng: np.random.Generator) -> Biology:
     return Biology(
         size=float(rng.normal(1.0, 0.06)),
         spacing=float(rng.normal(1.0, 0.07)),
-        cohesion=float(rng.uniform(0.72, 0.98)),
+        cohesion=float(rng.uniform(0.78, 0.98)),
         glands=float(rng.choice([0.05, 0.5])),
-        infiltrate=float(rng.uniform(0.01, 0.09)),
+        infiltrate=float(rng.uniform(0.01, 0.06)),
         activated=float(rng.uniform(0.25, 0.9)),
         positive={
             "Ki67": float(rng.beta(2, 2.2)),
@@ -71,13 +72,14 @@ def draw_biology(rng: np.random.Generator) -> Biology:
 def draw_staining(rng: np.random.Generator) -> Staining:
     """A slide: one run of the stainer, one section. Ranges wide enough that colour alone does not tell tissue."""
     return Staining(
-        counterstain=float(np.clip(rng.lognormal(0.0, 0.28), 0.5, 1.8)),
+        counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),
         eosin=float(np.clip(rng.lognormal(0.0, 0.2), 0.6, 1.5)),
-        haze=float(np.clip(rng.exponential(0.03), 0.0, 0.12)),
-        wash=float(np.clip(rng.exponential(0.03), 0.0, 0.12)),
+        haze=float(np.clip(rng.exponential(0.04), 0.0, 0.14)),
+        wash=float(np.clip(rng.exponential(0.035), 0.0, 0.10)),
         tilts=rng.normal(0, [[0.05, 0.05, 0.05], [0.025, 0.025, 0.025], [0.03, 0.03, 0.03]]),
         thickness=float(np.clip(rng.lognormal(0.0, 0.1), 0.75, 1.3)),
-        light=float(rng.uniform(0.95, 1.02)),
-        tint=tuple(float(v) for v in rng.normal(1.0, 0.012, 3)),
+        uneven=0.16,
+        light=float(rng.uniform(0.92, 1.02)),
+        tint=tuple(float(v) for v in rng.normal(1.0, 0.011, 3)),
     )

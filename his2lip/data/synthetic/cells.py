@@ -32,23 +32,22 @@ class Kind:
 # Sizes: lymphocyte nuclei 6 to 7 um across, carcinoma nuclei 9 to 14, fibroblasts 15 to 20 long and 3 thin.
 KINDS: dict[str, Kind] = {
     "tumour": Kind(
-        radius=4.9, spread=0.16, aspect=1.28, dark=0.36, clump=0.22, rim=0.5, nucleoli=1.3, body=1.55,
+        radius=5.2, spread=0.16, aspect=1.28, dark=0.29, clump=0.24, rim=0.55, nucleoli=1.3, body=1.55,
         cytoplasm=0.11,
     ),
-    "T": Kind(radius=3.2, spread=0.08, aspect=1.12, dark=0.60, clump=0.32, body=1.30, cytoplasm=0.05),
-    "B": Kind(radius=3.3, spread=0.09, aspect=1.10, dark=0.55, clump=0.30, body=1.30, cytoplasm=0.05),
+    "T": Kind(radius=3.2, spread=0.08, aspect=1.12, dark=0.50, clump=0.32, body=1.30, cytoplasm=0.05),
+    "B": Kind(radius=3.3, spread=0.09, aspect=1.10, dark=0.45, clump=0.30, body=1.30, cytoplasm=0.05),
     "plasma": Kind(
-        radius=3.1, spread=0.08, aspect=1.10, dark=0.58, clump=0.50, rim=0.4, body=1.75, offset=0.55,
+        radius=3.1, spread=0.08, aspect=1.10, dark=0.48, clump=0.50, rim=0.4, body=1.75, offset=0.55,
         cytoplasm=0.13,
     ),
     "macrophage": Kind(
-        radius=3.7, spread=0.12, aspect=1.45, dark=0.36, clump=0.2, rim=0.3, nucleoli=0.4, body=2.1, offset=0.5
+        radius=3.7, spread=0.12, aspect=1.45, dark=0.30, clump=0.2, rim=0.3, nucleoli=0.4, body=2.1, offset=0.5
     ),
-    "fibroblast": Kind(radius=3.4, spread=0.15, aspect=4.2, dark=0.46, clump=0.22, body=1.35, cytoplasm=0.04),
-    "myofibroblast": Kind(
-        radius=3.7, spread=0.15, aspect=3.7, dark=0.42, clump=0.2, body=1.55, cytoplasm=0.05
-    ),
+    "fibroblast": Kind(radius=3.0, spread=0.16, aspect=5.2, dark=0.38, clump=0.2, body=1.3, cytoplasm=0.04),
+    "myofibroblast": Kind(radius=3.3, spread=0.15, aspect=4.4, dark=0.34, clump=0.2, body=1.6, cytoplasm=0.05),
     "endothelium": Kind(radius=2.7, spread=0.12, aspect=3.2, dark=0.48, clump=0.2, body=1.2),
+    "lymphatic": Kind(radius=2.7, spread=0.12, aspect=3.2, dark=0.48, clump=0.2, body=1.2),
     "pneumocyte": Kind(radius=3.1, spread=0.13, aspect=1.5, dark=0.44, clump=0.2, nucleoli=0.3, body=1.4),
     "flat": Kind(radius=2.7, spread=0.12, aspect=3.0, dark=0.46, clump=0.2, body=1.2),
     "columnar": Kind(
@@ -155,7 +154,7 @@ def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray
     body_axes = cells.axes * ratio
     body_forms = _forms(cells.body, cells.angle, body_axes)
     short = body_axes.min(1)
-    reach = 6 + 2 * body_axes.max(1)
+    reach = 4 + 1.3 * body_axes.max(1)  # past it a cell draws nothing
     for top in range(0, size, BLOCK):
         for left in range(0, size, BLOCK):
             view = np.s_[top : top + BLOCK, left : left + BLOCK]

@@ -62,10 +62,11 @@ def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) 
 def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.float32]:
     """Light (S, S, 3) in 0..1 that passes the stained scene."""
     look = spec.staining
-    haematoxylin = _counterstain(scene) * look.counterstain + look.wash * scene.tissue
+    here, counterstain_here = np.exp(look.uneven * rng.standard_normal(2))
+    haematoxylin = _counterstain(scene) * look.counterstain * counterstain_here + look.wash * scene.tissue
     amounts = [haematoxylin, *_second_stain(scene, spec, rng)]
     amounts.append(scene.layers["carbon"] + 0.5 * scene.layers["dirt"])
-    amounts.append(0.30 * scene.layers["red"] * (0.3 if spec.stain == "H&E" else 1.0))
+    amounts.append(0.20 * scene.layers["red"] * (0.3 if spec.stain == "H&E" else 1.0))
     second = stains.CHROMOGENS.get(spec.stain, stains.DAB)
     vectors = np.stack(
         [
@@ -76,7 +77,7 @@ def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.floa
             stains.unit(stains.HAEMOGLOBIN),
         ]
     )
-    return stains.transmit(np.stack(amounts, -1) * np.float32(look.thickness), vectors)
+    return stains.transmit(np.stack(amounts, -1) * np.float32(look.thickness * here), vectors)
 
 
 def _second_stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> tuple[Map, Map]:
@@ -102,7 +103,7 @@ def _counterstain(scene: Scene) -> Map:
     chromatin = chromatin + 0.35 * maps.nucleoli
     around = cells.of("cytoplasm")[maps.body_owner] * maps.body
     around = around + 0.05 * layers["collagen"] + 0.10 * layers["muscle"] + 0.10 * layers["debris"]
-    around = around + 0.22 * layers["matrix"] + 0.10 * layers["mucus"] + 0.03 * layers["red"] + 0.015
+    around = around + 0.22 * layers["matrix"] + 0.10 * layers["mucus"] + 0.03 * layers["red"] + 0.03
     ground = scene.tissue * around * (1 + 0.12 * scene.texture[1])
     return np.maximum(maps.nucleus * chromatin + (1 - maps.nucleus) * ground + 0.05 * layers["mucus"], 0)
 

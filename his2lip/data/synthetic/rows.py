@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from his2lip.data.synthetic.biomarkers import Reading
-from his2lip.data.synthetic.cases import draw_biology, draw_staining, keyed_rng
+from his2lip.data.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
 from his2lip.data.synthetic.patch import Spec, Stain, render
 from his2lip.data.synthetic.scanners import SCANNERS
 from his2lip.data.synthetic.tissues import build
@@ -44,7 +45,7 @@ class Row:
 
     def spec(self) -> Spec:
         """The patch's full description."""
-        biology = draw_biology(keyed_rng(self.seed, self.dataset, self.case))
+        biology = _biology(self.seed, self.dataset, self.case)
         return Spec(
             tissue=self.shows,
             biomarker=self.marker,
@@ -52,11 +53,21 @@ class Row:
             size=self.size,
             mpp=self.mpp,
             biology=replace(biology, **dict(self.biology)),
-            staining=draw_staining(keyed_rng(self.seed, self.dataset, self.case, self.slide)),
+            staining=_staining(self.seed, self.dataset, self.case, self.slide),
             scanner=SCANNERS[self.dataset],
             reading=self.reading,
             centre=self.centre,
         )
+
+
+@lru_cache(maxsize=256)
+def _biology(*key: str | int) -> Biology:
+    return draw_biology(keyed_rng(*key))
+
+
+@lru_cache(maxsize=256)
+def _staining(*key: str | int) -> Staining:
+    return draw_staining(keyed_rng(*key))
 
 
 def pixels(row: Row) -> NDArray[np.uint8]:

@@ -62,6 +62,7 @@ class Canvas:
     groups: list[Cells] = field(default_factory=list)
     holes: list[tuple[float, float, float]] = field(default_factory=list)  # (x, y, radius) without cells
     centre: int | None = None
+    lumen: Map | None = None  # inside vessels, where spindle cells beside them must not reach
 
     @classmethod
     def blank(cls, grid: Grid, rng: np.random.Generator, size: float) -> Canvas:
@@ -108,6 +109,9 @@ class Canvas:
         )  # out of sight: every field has a nearest and a second nearest cell
         cells = join(self.groups)
         maps = draw_cells(self.rng, cells, self.grid, self.warp)
+        if self.lumen is not None:
+            for mask in (maps.nucleus, maps.body, maps.membrane):
+                mask *= 1 - self.lumen
         tissue = np.maximum(self.tissue, np.maximum(maps.body, maps.nucleus))
         grain = np.concatenate([noise(self.rng, self.grid, 0.9), noise(self.rng, self.grid, 0.55)])
         return Scene(self.grid, tissue, self.layers, cells, maps, self.centre, grain)

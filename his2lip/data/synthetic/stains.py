@@ -14,7 +14,7 @@ AEC = (0.2743, 0.6796, 0.6803)
 # Not stains, so no published vector: carbon absorbs alike everywhere; unstained haemoglobin absorbs at 415 nm
 # (blue) and 540 to 577 nm (green), which leaves red cells straw-coloured.
 CARBON = (1.0, 1.0, 1.0)
-HAEMOGLOBIN = (0.12, 0.45, 0.62)
+HAEMOGLOBIN = (0.16, 0.42, 0.66)
 
 CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
 
@@ -32,4 +32,4 @@ def tilt(vector: tuple[float, ...], shift: NDArray[np.float64]) -> NDArray[np.fl
 
 def transmit(amounts: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Beer-Lambert: amounts (..., K) in absorbance of K dyes with unit `vectors` (K, 3) to light (..., 3) in 0..1."""
-    return np.power(np.float32(10.0), -(amounts @ vectors), dtype=np.float32)
+    return np.exp(np.float32(-np.log(10)) * (amounts @ vectors))

@@ -51,12 +51,14 @@ def vessel(
     lumen = step(-outside, 0.8)
     canvas.layers["collagen"] *= 1 - step(1.5 - outside, 1.5)
     canvas.tissue *= 1 - lumen
+    inside = step(-outside - 0.8, 0.8)
+    canvas.lumen = inside if canvas.lumen is None else np.maximum(canvas.lumen, inside)
     canvas.lay("lymphatic" if lymph else "endothelium", band(outside - 0.6, 0.85))
     if muscle:
         canvas.lay("muscle", step(outside - 1.2, 0.8) * step(1.2 + muscle - outside, 0.8))
     canvas.groups = [g.take(_beyond(g.body, centre, long + 2.5)) for g in canvas.groups]
     canvas.holes.append((*centre, long + 2.5))
-    _rim_nuclei(canvas, centre, (long, short), turn)
+    _rim_nuclei(canvas, "lymphatic" if lymph else "endothelium", centre, (long, short), turn)
     if not lymph and rng.random() < 0.6:
         red_cells(canvas, step(-outside - 1.5, 0.8), density=0.5)
 
@@ -65,7 +67,9 @@ def _beyond(points: Points, centre: tuple[float, float], radius: float) -> NDArr
     return np.hypot(points[:, 0] - centre[0], points[:, 1] - centre[1]) > radius
 
 
-def _rim_nuclei(canvas: Canvas, centre: tuple[float, float], half: tuple[float, float], turn: float) -> None:
+def _rim_nuclei(
+    canvas: Canvas, kind: str, centre: tuple[float, float], half: tuple[float, float], turn: float
+) -> None:
     """Two to five endothelial nuclei, flat against the lumen."""
     count = int(np.clip(canvas.rng.poisson(0.35 * (half[0] + half[1])), 1, 6))
     at = np.linspace(0, 2 * np.pi, count, endpoint=False) + canvas.rng.uniform(0, 6.3, 1)
@@ -75,22 +79,22 @@ def _rim_nuclei(canvas: Canvas, centre: tuple[float, float], half: tuple[float, 
     tx, ty = -half[0] * np.sin(at), half[1] * np.cos(at)
     points = np.stack([centre[0] + c * px - s * py, centre[1] + s * px + c * py], -1)
     angle = np.arctan2(s * tx + c * ty, c * tx - s * ty)
-    canvas.add(["endothelium"] * count, points.astype(np.float32), angle.astype(np.float32))
+    canvas.add([kind] * count, points.astype(np.float32), angle.astype(np.float32))
 
 
 def red_cells(canvas: Canvas, where: Map, density: float = 1.0) -> None:
     """Red blood cells, 6 to 7 microns across, paler in the middle, no nucleus."""
     grid, rng = canvas.grid, canvas.rng
-    points = lattice(rng, grid, 6.6, jitter=0.16)
+    points = lattice(rng, grid, 7.0, jitter=0.15)
     points = points[rng.random(len(points)) < density]
     ring = np.zeros_like(where)
     if len(points):
         count = len(points)
-        disc = dots(grid, points, rng.uniform(2.7, 3.2, count).astype(np.float32), np.ones(count, np.float32))
+        disc = dots(grid, points, rng.uniform(2.8, 3.2, count).astype(np.float32), np.ones(count, np.float32))
         dip = dots(
-            grid, points, np.full(count, 1.4, np.float32), rng.uniform(0.1, 0.5, count).astype(np.float32)
+            grid, points, np.full(count, 1.6, np.float32), rng.uniform(0.25, 0.6, count).astype(np.float32)
         )
-        ring = step(disc - 0.42, 0.22) * (1 - dip)
+        ring = step(disc - 0.47, 0.2) * (1 - dip)
     canvas.lay("red", (ring * where).astype(np.float32))
     np.maximum(canvas.tissue, ring * where * 0.9, out=canvas.tissue)
 
@@ -102,21 +106,23 @@ def septa(canvas: Canvas, thickness: float) -> tuple[Map, Points, Points]:
     spacing = max(24.0, 0.9 * grid.span) if grid.span < 60 else 38.0
     seeds = lattice(rng, grid, spacing, jitter=0.25)
     slow = noise(rng, grid, 12.0, 2)
-    px, py = x + 1.6 * slow[0], y + 1.6 * slow[1]
+    px, py = x + 2.6 * slow[0], y + 2.6 * slow[1]
     distance = np.hypot(px[..., None] - seeds[:, 0], py[..., None] - seeds[:, 1])
     nearest = np.partition(distance, 1, axis=-1)
     apart = (nearest[..., 1] - nearest[..., 0]) / 2
+    apart = apart - 0.12 * thickness * noise(rng, grid, 7.0)[0]
     wall = step(thickness / 2 - apart, 1.0)
     down, across = np.gradient(apart, grid.mpp)
     angle = np.arctan2(down, across) + np.pi / 2
     rows, columns = np.nonzero(apart < 0.22 * thickness)
-    pick = rng.permutation(len(rows))[:400]
+    pick = rng.permutation(len(rows))[:150]
     points = np.stack([grid.axis[columns[pick]], grid.axis[rows[pick]]], -1)
     points = thin(points, rng.uniform(6.0, 10.0))
     canvas.tissue = wall
     side = band(apart - 0.30 * thickness, 0.9) * wall
     vessels = step(noise(rng, grid, 5.0)[0] + 0.4, 0.8)
     canvas.lay("endothelium", (side * vessels).astype(np.float32))
+    red_cells(canvas, vessels * step(0.22 * thickness - apart, 0.8), density=0.5)
     canvas.lay("lining", (band(apart - 0.5 * thickness, 0.7) * step(wall - 0.2, 0.3)).astype(np.float32))
     canvas.lay("collagen", (0.3 * wall).astype(np.float32))
     return wall, points, grid.sample(angle.astype(np.float32), points)
@@ -124,10 +130,13 @@ def septa(canvas: Canvas, thickness: float) -> tuple[Map, Points, Points]:
 
 def thin(points: Points, apart: float) -> Points:
     """The first of `points` (N, 2) that are at least `apart` microns from all kept before."""
-    kept: list[int] = []
-    for i, point in enumerate(points):
-        if all(np.hypot(*(point - points[j])) >= apart for j in kept):
-            kept.append(i)
+    close = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) < apart
+    blocked = np.zeros(len(points), bool)
+    kept = np.zeros(len(points), bool)
+    for i in range(len(points)):
+        if not blocked[i]:
+            kept[i] = True
+            blocked |= close[i]
     return points[kept]
 
 

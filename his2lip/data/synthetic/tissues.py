@@ -37,7 +37,7 @@ def _tumour(canvas: Canvas, biology: Biology) -> None:
     """Nests of carcinoma in a little stroma; lumens where the tumour is glandular; a few lymphocytes."""
     grid, rng = canvas.grid, canvas.rng
     share = (
-        float(np.clip(rng.normal(biology.cohesion, 0.12), 0.6, 1.0)) if grid.span < 60 else biology.cohesion
+        float(np.clip(rng.normal(biology.cohesion, 0.10), 0.7, 1.0)) if grid.span < 60 else biology.cohesion
     )
     nest = _region(canvas, share, scale=13.0)
     _stroma_between(canvas, 1 - nest, biology)
@@ -103,12 +103,12 @@ _INFILTRATES = (
 def _immune(canvas: Canvas, biology: Biology) -> None:
     """Packed lymphocytes with plasma cells and macrophages; at times a small vessel."""
     grid, rng = canvas.grid, canvas.rng
-    fibres(canvas, np.float32(0.35))
+    fibres(canvas, 0.35)
     if rng.random() < 0.3:
         spot = rng.uniform(0.15, 0.85, 2) * grid.span
         vessel(canvas, (float(spot[0]), float(spot[1])), rng.uniform(1.8, 3.5), lymph=rng.random() < 0.3)
     mix = np.array(_INFILTRATES[rng.integers(len(_INFILTRATES))])
-    spacing = rng.uniform(7.0, 8.6) * biology.size * biology.spacing * (1 + 0.25 * mix[2])
+    spacing = rng.uniform(6.7, 8.0) * biology.size * biology.spacing * (1 + 0.25 * mix[2])
     points = lattice(rng, grid, spacing, jitter=0.15)
     points = points[canvas.free(points) & (rng.random(len(points)) < 0.96)]
     canvas.add(list(rng.choice(["T", "B", "plasma", "macrophage"], len(points), p=mix)), points)
@@ -118,7 +118,7 @@ def _stroma(canvas: Canvas, biology: Biology) -> None:
     """Collagen, spindle cells along it, blood and lymphatic vessels."""
     grid, rng = canvas.grid, canvas.rng
     angle = fibres(canvas)
-    count = rng.poisson(0.8 * max(1.0, (grid.span / 43) ** 2))
+    count = rng.poisson(1.1 * max(1.0, (grid.span / 43) ** 2))
     for spot in rng.uniform(0.12, 0.88, (count, 2)) * grid.span:
         lymph = bool(rng.random() < 0.45)
         wall = 0.0 if lymph or rng.random() < 0.6 else rng.uniform(1.5, 3.5)
@@ -144,7 +144,7 @@ def _necrosis(canvas: Canvas, biology: Biology) -> None:
 def _alveoli(canvas: Canvas, biology: Biology) -> None:
     """Thin walls between air spaces: pneumocytes, capillaries, at times a macrophage in the air."""
     rng = canvas.rng
-    thickness = rng.uniform(3.0, 6.5)
+    thickness = rng.uniform(3.0, 8.5)
     _, points, angle = septa(canvas, thickness)
     kinds = list(rng.choice(["pneumocyte", "flat", "endothelium"], len(points), p=[0.4, 0.35, 0.25]))
     canvas.add(kinds, points, angle)
