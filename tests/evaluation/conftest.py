@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,9 @@ def tiles(pixels: np.ndarray, side: int = 64) -> list[np.ndarray]:
 
 @pytest.fixture
 def write_shards(real_ihc: np.ndarray, tmp_path: Path) -> Callable[..., ShardSet]:
-    """write_shards(name, images=…, mpp=…) -> shards: 24 real tiles, brown ones Tumor, others Stroma."""
+    """write_shards(name, images=…, column=value) -> shards: 24 real tiles, brown ones Tumor, or Stroma."""
 
-    def write(
-        name: str = "toy", *, images: list[np.ndarray] | None = None, mpp: float | None = 0.5
-    ) -> ShardSet:
+    def write(name: str = "toy", *, images: list[np.ndarray] | None = None, **columns: Any) -> ShardSet:
         images = tiles(real_ihc)[:24] if images is None else images
         card = Card.model_validate({"name": name, "reader": "none", "splits": SPLITS})
         brown = [float(i[..., 0].mean()) - float(i[..., 2].mean()) for i in images]
@@ -48,7 +47,7 @@ def write_shards(real_ihc: np.ndarray, tmp_path: Path) -> Callable[..., ShardSet
                         case_id=f"case-{number % 6}",
                         width=image.shape[1],
                         height=image.shape[0],
-                        mpp=mpp,
+                        **({"mpp": 0.5} | columns),
                     )
                 )
         return open_shards(tmp_path / name)

@@ -88,9 +88,9 @@ def test_whatever_decides_a_feature_is_in_the_key(model: DualEncoder) -> None:
 
     other_weights = load_model("tiny", seed=1)
     other_config = load_model("tiny")
-    other_config.config["vision_cfg"]["timm_pool"] = "max"
+    other_config.config["quick_gelu"] = True
     other_size = load_model("tiny")
-    other_size.preprocess = dataclasses.replace(model.preprocess, interpolation="bicubic")
+    other_size.preprocess = dataclasses.replace(model.preprocess, size=(32, 32))
     keys = [
         key(),
         key(other_weights),

@@ -1,0 +1,136 @@
+"""Baselines: what they answer where the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from his2lip.data.cards import Protocol
+from his2lip.data.shards import ShardSet
+from his2lip.errors import DatasetError
+from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, _best_threshold, applies
+from his2lip.evaluation.cells import CellPlan
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import select
+
+Write = Callable[..., ShardSet]
+
+
+def plan_of(
+    shards: ShardSet, *, split: str = "test", classes: dict[str, list[str]] | None = None
+) -> CellPlan:
+    protocol = Protocol(
+        split=split,
+        label="tissue",
+        classes=classes or {"negative": ["Stroma"], "positive": ["Tumor"]},
+        prompts="staining",
+        basis="ours",
+    )
+    return CellPlan(
+        dataset="toy",
+        protocol_name="default",
+        protocol=protocol,
+        uri=shards.uri,
+        data_digest=shards.digest,
+        generated=False,
+        in_domain=False,
+        roles=dict(shards.info.roles),
+        prompts=PromptSet.build("none", {c: [c] for c in protocol.classes}),
+        selection=select(shards, protocol),
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(str(tmp_path / "cache"))
+
+
+def test_majority_takes_the_commonest_class_of_the_train_split(
+    write_shards: Write, cache: EmbeddingCache
+) -> None:
+    shards = write_shards()
+    plan = plan_of(shards)
+    train = shards.table("train")["tissue"].to_pylist()
+    commonest = max(("Stroma", "Tumor"), key=train.count)
+    predicted = BaselineScorer("baseline:majority", cache).score(plan).predicted
+    assert set(predicted.tolist()) == {("Stroma", "Tumor").index(commonest)}
+
+
+def test_chance_is_uniform_and_the_same_each_time(write_shards: Write, cache: EmbeddingCache) -> None:
+    images = [np.full((16, 16, 3), [i % 250, 9, i // 250], dtype=np.uint8) for i in range(900)]
+    plan = plan_of(write_shards(images=images))
+    scorer = BaselineScorer("baseline:chance", cache)
+    first = scorer.score(plan).predicted
+    np.testing.assert_array_equal(first, scorer.score(plan).predicted)
+    assert 0.4 < first.mean() < 0.6
+
+
+def test_mean_colour_tells_what_colour_alone_tells(write_shards: Write, cache: EmbeddingCache) -> None:
+    rng = np.random.default_rng(0)
+    brown, blue = np.array([150, 110, 80]), np.array([120, 120, 180])
+    images = [
+        np.clip(rng.normal(brown if i // 3 % 2 else blue, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+        for i in range(60)
+    ]
+    plan = plan_of(write_shards(images=images))
+    scores = BaselineScorer("baseline:mean-colour", cache).score(plan)
+    np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
+    assert cache.counts.images == 40, "the train and the test images, once each"
+    BaselineScorer("baseline:stained-area", cache).score(plan)
+    assert cache.counts.images == 40, "stained area reads the same four numbers"
+
+
+def test_stained_area_is_the_brown_share_of_real_tissue(real_ihc: np.ndarray) -> None:
+    share = float(ColourEncoder().crops(real_ihc, None)[0, 3])
+    assert 0.02 < share < 0.6, "FHL2 stains the epithelium of this colon, and not the rest"
+    glass = np.full((64, 64, 3), 240, dtype=np.uint8)
+    assert ColourEncoder().crops(glass, None)[0, 3] == 0
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_stained_area_tells_stained_from_unstained(
+    write_shards: Write, cache: EmbeddingCache, fitted: bool
+) -> None:
+    stained, plain = np.array([110, 70, 40]), np.array([170, 170, 210])
+    images = []
+    for i in range(36):
+        image = np.broadcast_to(plain, (40, 40, 3)).copy()
+        image[: 20 + i % 12 if i // 3 % 2 else i % 5] = stained
+        images.append(image.astype(np.uint8))
+    plan = plan_of(write_shards(images=images))
+    if not fitted:
+        object.__setattr__(plan, "roles", {"test": "report"})
+    scores = BaselineScorer("baseline:stained-area", cache).score(plan)
+    np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
+        lambda rows: len({positive for _, positive in rows}) == 2
+    )
+)
+def test_the_threshold_has_the_best_balanced_accuracy_of_all(rows: list[tuple[int, bool]]) -> None:
+    share = np.array([value / 7 for value, _ in rows])
+    positive = np.array([p for _, p in rows])
+
+    def balanced(cut: float) -> float:
+        return float((share[positive] > cut).mean() + (share[~positive] <= cut).mean())
+
+    best = max(balanced(cut) for cut in (*np.unique(share), -1.0))
+    assert balanced(_best_threshold(share, positive)) == pytest.approx(best)
+
+
+def test_a_baseline_says_where_it_does_not_apply(write_shards: Write, cache: EmbeddingCache) -> None:
+    shards = write_shards()
+    tissue = plan_of(shards, classes={"Stroma": ["Stroma"], "Tumor": ["Tumor"]})
+    assert "not positive against negative" in str(applies("baseline:stained-area", tissue))
+    assert "no train split" in str(applies("baseline:mean-colour", plan_of(shards, split="train")))
+    assert applies("baseline:majority", tissue) is None
+    with pytest.raises(DatasetError, match="unknown baseline 'chanse'; did you mean 'chance'"):
+        BaselineScorer("baseline:chanse", cache)

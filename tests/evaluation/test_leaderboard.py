@@ -1,0 +1,114 @@
+"""The leaderboard's file: published numbers where they belong, failures beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from his2lip import resources
+from his2lip.config import load, validate
+from his2lip.errors import ConfigError
+from his2lip.evaluation.cells import CellFailure, CellResult
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.leaderboard import COLUMNS, with_published, write_leaderboard
+
+
+def cell(**changes: object) -> CellResult:
+    fields = {
+        "model": "CLIP",
+        "dataset": "hnscc",
+        "protocol": "paper",
+        "n": 10,
+        "accuracy": 0.5,
+        "macro_f1": 0.4,
+        "balanced_accuracy": 0.5,
+        "weights_sha256": "w",
+        "prompts_sha256": "p",
+        "split_sha256": "s",
+        "images_sha256": "i",
+        "encoder": "e",
+        "classes": ["a", "b"],
+        "confusion": [[5, 0], [5, 0]],
+        "per_class": {},
+        "quadratic_kappa": None,
+        "breakdown": {},
+        "ties": 0,
+        "apart": 0,
+        "without_mpp": 0,
+        "in_domain": False,
+        "generated": False,
+        "split": "test",
+        "role": "report",
+        "basis": "ours",
+        "cell": "c",
+        "folder": "",
+    }
+    return CellResult(**(fields | changes))
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published table of two rows, as the project carries it."""
+    folder = tmp_path / "benchmarks/published"
+    folder.mkdir(parents=True)
+    rows = "CLIP,frozen,HNSCC-mIF-mIHC,26.42,21.19\nCLIP,frozen,MIST,24.52,11.85\n"
+    table = f"model,trained,dataset,accuracy,f1\n{rows}"
+    (folder / "table2_zero_shot.csv").write_text(table, encoding="utf-8")
+    monkeypatch.setattr(resources, "root", lambda: tmp_path)
+
+
+def test_published_numbers_stand_beside_the_paper_protocol_on_real_data_only(published: None) -> None:
+    cells = [
+        cell(),
+        cell(dataset="mist"),
+        cell(protocol="default"),
+        cell(generated=True),
+        cell(model="another"),
+        cell(dataset="bci"),
+    ]
+    found = [(c.published_accuracy, c.published_f1) for c in with_published(cells)]
+    assert found[0] == pytest.approx((0.2642, 0.2119))
+    assert found[1] == pytest.approx((0.2452, 0.1185))
+    assert found[2:] == [(None, None)] * 4
+
+
+def test_a_grid_of_which_everything_failed_still_writes_its_files(tmp_path: Path) -> None:
+    failure = CellFailure(model="m", dataset="d", protocol="default", reason="no shards", trace="…")
+    path = write_leaderboard(str(tmp_path / "out"), [], [failure])
+    with open(path, encoding="utf-8", newline="") as source:
+        assert next(csv.reader(source)) == list(COLUMNS)
+    assert json.loads((tmp_path / "out/failures.json").read_text())[0]["reason"] == "no shards"
+    assert len(pq.read_table(tmp_path / "out/predictions.parquet")) == 0
+
+
+def test_the_carried_benchmark_names_all_ten_datasets() -> None:
+    config = load(BenchmarkConfig, resources.find("benchmarks/zero_shot.yaml"))
+    assert len(config.uris()) == 10
+    assert config.folder == "runs/benchmark/zero-shot"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": ["tiny", "tiny"]}, "two models are called 'tiny'"),
+        (
+            {"models": [{"name": "baseline:chance", "path": "tiny"}]},
+            "two models are called 'baseline:chance'",
+        ),
+        ({"datasets": []}, "at least 1 item"),
+        ({"protocol": ["paper"]}, "unknown key 'protocol'.*did you mean 'protocols'"),
+        ({"baselines": ["mean_colour"]}, "chance"),
+    ],
+)
+def test_a_mistaken_configuration_gives_one_sentence(change: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        validate(BenchmarkConfig, {"models": ["tiny"], "datasets": ["mihic"]} | change)
+
+
+def test_a_checkpoint_goes_by_the_name_of_its_run() -> None:
+    config = validate(BenchmarkConfig, {"models": ["runs/train/mine/best", "tiny"], "datasets": {"a": "x"}})
+    assert [m.name for m in config.models] == ["mine", "tiny"]

@@ -1,0 +1,106 @@
+"""Protocols applied to shards: rows, classes, units, and the hashes that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from his2lip.data.cards import Protocol, list_cards, load_card
+from his2lip.data.shards import ShardSet
+from his2lip.errors import DatasetError
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import select, view_of
+from his2lip.evaluation.views import View
+
+Write = Callable[..., ShardSet]
+CLASSES = {"Tumor": ["Tumor"], "Stroma": ["Stroma"]}
+
+
+def protocol(**changes: object) -> Protocol:
+    return Protocol.model_validate(
+        {"split": "test", "label": "tissue", "classes": CLASSES, "prompts": "tissue", "basis": "ours"}
+        | changes
+    )
+
+
+def test_rows_get_the_class_whose_list_holds_their_label(write_shards: Write) -> None:
+    shards = write_shards()
+    found = select(shards, protocol())
+    tissue = shards.table("test")["tissue"].to_pylist()
+    assert found.classes == ("Tumor", "Stroma")
+    assert [found.classes[c] for c in found.labels] == tissue
+    assert found.unit_ids == shards.table("test")["patch_id"].to_pylist()
+    assert found.scored.all()
+
+
+def test_where_keeps_the_rows_that_hold_a_listed_value(write_shards: Write) -> None:
+    shards = write_shards()
+    narrowed = select(shards, protocol(where={"slide_id": ["slide-2"]}))
+    slides = shards.table("test")["slide_id"].to_pylist()
+    assert [slides[r] for r in narrowed.rows] == ["slide-2"] * slides.count("slide-2")
+
+
+def test_what_stands_apart_is_not_scored_and_does_not_count_as_a_class(write_shards: Write) -> None:
+    shards = write_shards()
+    classes = {"Tumor": ["Tumor"], "Necrosis": ["Necrosis"]}
+    with pytest.raises(DatasetError, match="units of one class only"):
+        select(shards, protocol(classes=classes, apart={"rest": ["Stroma"]}))
+
+
+def test_a_pair_is_tissue_type_and_biomarker_where_both_are_known(write_shards: Write) -> None:
+    classes = {"Tumor CD3": ["Tumor CD3"], "Stroma CD3": ["Stroma CD3"]}
+    found = select(write_shards(biomarker="CD3"), protocol(label="pair", classes=classes))
+    assert found.classes == ("Tumor CD3", "Stroma CD3")
+    assert len(found.rows) == 8
+    with pytest.raises(DatasetError, match="its pair values are None"):
+        select(write_shards("unstained"), protocol(label="pair", classes=classes))
+
+
+def test_a_slide_is_one_unit_and_its_rows_must_agree(write_shards: Write) -> None:
+    shards = write_shards()
+    with pytest.raises(DatasetError, match=r"the unit 'slide-[25]' holds rows of several classes"):
+        select(shards, protocol(unit="slide"))
+    by_tissue = select(shards, protocol(unit="image", pool_by="tissue"))
+    assert sorted(by_tissue.unit_ids) == ["Stroma", "Tumor"]
+    tissue = shards.table("test")["tissue"].to_pylist()
+    assert [by_tissue.unit_ids[u] for u in by_tissue.unit] == tissue
+
+
+def test_the_split_hash_names_units_and_labels_and_no_order(
+    write_shards: Write, real_ihc: np.ndarray
+) -> None:
+    shards = write_shards()
+    found = select(shards, protocol())
+    assert found.split_sha256 == select(shards, protocol()).split_sha256
+    swapped = select(shards, protocol(classes={"Tumor": ["Stroma"], "Stroma": ["Tumor"]}))
+    assert swapped.split_sha256 != found.split_sha256
+    assert swapped.images_sha256 == found.images_sha256
+    other_scale = select(write_shards("b", mpp=0.25), protocol())
+    assert other_scale.images_sha256 != found.images_sha256
+
+
+def test_an_empty_selection_says_which_labels_are_there(write_shards: Write) -> None:
+    with pytest.raises(
+        DatasetError, match=r"split test\); its tissue values are Stroma, Tumor; wanted: N, Y"
+    ):
+        select(write_shards(), protocol(classes={"yes": ["Y"], "no": ["N"]}))
+    with pytest.raises(DatasetError, match="the column 'organ', which shards do not have"):
+        select(write_shards("b"), protocol(where={"organ": ["lung"]}))
+
+
+def test_the_view_takes_the_training_field_where_the_protocol_is_silent() -> None:
+    assert view_of(protocol(view="tiles")) == View(kind="tiles")
+    assert view_of(protocol(view="tiles", tile_mpp=0.5, max_tiles=4)) == View(
+        kind="tiles", mpp=0.5, max_tiles=4
+    )
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_every_card_s_protocols_find_their_prompts(name: str) -> None:
+    card = load_card(name)
+    assert {"paper", "default"} <= set(card.protocols)
+    for found in card.protocols.values():
+        assert PromptSet.load(found.prompts).narrow(found.classes).classes == tuple(found.classes)
+        assert card.roles[found.split] == "report"
