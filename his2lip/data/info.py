@@ -88,7 +88,7 @@ def summarise(
             "biomarker": list(taxonomy.BIOMARKERS),
             "label": list(dict.fromkeys([*card.classes, *known])),
         },
-        digest=_digest(card.name, parts),
+        digest=content_digest(card.name, sum(p.rows for p in parts), sum(p.content for p in parts)),
         parts={part.path: part.rows for part in parts},
         view=view,
         quarantined=sorted(quarantined),
@@ -109,11 +109,10 @@ def from_json(data: bytes, *, where: str) -> DatasetInfo:
     except (ValueError, KeyError, TypeError):
         raise DatasetError("dataset.json is broken", where=where, mend="prepare the dataset again") from None
     refuse_version(version, where=where)
-    for key in ("quarantined", "left_out"):
-        tree[key] = [(path, reason) for path, reason in tree[key]]
     try:
-        return DatasetInfo(**tree)
-    except TypeError as error:
+        pairs = {key: [(path, why) for path, why in tree[key]] for key in ("quarantined", "left_out")}
+        return DatasetInfo(**(tree | pairs))
+    except (TypeError, KeyError, ValueError) as error:
         raise DatasetError(f"dataset.json is broken: {error}", where=where) from None
 
 
@@ -138,11 +137,9 @@ def id_key(patch_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(patch_id.encode(), digest_size=8).digest(), "big")
 
 
-def _digest(name: str, parts: Iterable[PartInfo]) -> str:
-    total, rows = 0, 0
-    for part in parts:
-        total, rows = (total + part.content) % 2**256, rows + part.rows
-    text = f"{name}\n{SCHEMA_VERSION}\n{rows}\n{total:064x}"
+def content_digest(name: str, rows: int, content: int) -> str:
+    """The dataset's digest from its number of rows and the sum of their `row_digest`s."""
+    text = f"{name}\n{SCHEMA_VERSION}\n{rows}\n{content % 2**256:064x}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

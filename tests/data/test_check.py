@@ -1,0 +1,126 @@
+"""data check finds what is broken, what differs from the published counts, and what leaks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from his2lip.data.cards import Card
+from his2lip.data.check import check, difference_hash
+from his2lip.data.images import decode, encode_jpeg, encode_png
+from his2lip.data.shards import Patch, ShardWriter
+from his2lip.errors import DatasetError
+
+CARD = {"name": "toy", "reader": "folder"}
+SPLITS = {"train": {"role": "train", "groups": "case"}, "test": {"role": "report", "groups": "case"}}
+
+
+def write(uri: Path, patches: list[Patch], *, generated: bool = True, **more: object) -> Path:
+    card = Card.model_validate(CARD | {"splits": SPLITS} | more)
+    with ShardWriter(uri, card=card, generated=generated) as writer:
+        for one in patches:
+            writer.add(one)
+    return uri
+
+
+@pytest.fixture
+def patches(real_ihc: np.ndarray) -> list[Patch]:
+    """Sixteen squares of real pixels, each of its own case, four of them in test."""
+    corners = [(96 * r, 96 * c) for r in range(4) for c in range(4)]
+    return [patch(i, real_ihc[y : y + 64, x : x + 64]) for i, (y, x) in enumerate(corners)]
+
+
+def patch(i: int, pixels: np.ndarray, **more: object) -> Patch:
+    fields: dict = {"split": "test" if i % 4 == 0 else "train", "label": "a", "case_id": f"case{i}"}
+    fields |= {"image": encode_png(pixels), "width": 64, "height": 64} | more
+    return Patch(patch_id=f"toy/{i}.png", dataset="toy", **fields)
+
+
+def test_sound_dataset_has_no_problem(tmp_path: Path, patches: list[Patch]) -> None:
+    report = check(write(tmp_path / "a", patches))
+    assert report.problems == report.warnings == []
+
+
+def test_case_in_two_splits_is_a_problem(tmp_path: Path, patches: list[Patch], real_ihc: np.ndarray) -> None:
+    leak = patch(99, real_ihc[400:464, 400:464], split="test", case_id="case1")
+    assert check(write(tmp_path / "a", [*patches, leak])).problems == ["1 cases stand in test and train"]
+
+
+def test_case_in_two_splits_by_region_is_a_warning(
+    tmp_path: Path, patches: list[Patch], real_ihc: np.ndarray
+) -> None:
+    splits = {name: split | {"groups": "region"} for name, split in SPLITS.items()}
+    leak = patch(99, real_ihc[400:464, 400:464], split="test", case_id="case1")
+    report = check(write(tmp_path / "a", [*patches, leak], splits=splits))
+    assert (report.problems, report.warnings) == ([], ["1 cases stand in test and train"])
+
+
+def test_same_pixels_in_other_bytes_are_found(tmp_path: Path, patches: list[Patch]) -> None:
+    jpeg = encode_jpeg(decode(patches[1].image))
+    twins = [patch(90, decode(jpeg), split="train"), patch(92, decode(jpeg), split="test", image=jpeg)]
+    report = check(write(tmp_path / "a", [*patches[2:], *twins]))
+    assert report.problems == ["1 images, pixel for pixel, stand in test and train"]
+
+
+def test_images_that_look_alike_are_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
+    brighter = np.clip(decode(patches[1].image).astype(int) + 3, 0, 255).astype(np.uint8)
+    report = check(write(tmp_path / "a", [*patches, patch(92, brighter, split="test")]))
+    assert (report.problems, report.warnings) == ([], ["1 images that look alike stand in test and train"])
+
+
+def test_flat_patches_do_not_look_alike() -> None:
+    glass = np.random.default_rng(0).integers(240, 246, (64, 64, 3), dtype=np.uint8)
+    assert difference_hash(glass) is None
+
+
+def test_changed_image_is_found(tmp_path: Path, patches: list[Patch]) -> None:
+    path = write(tmp_path / "a", patches) / "test/part-00000.parquet"
+    table = pq.read_table(path)
+    harmed = table["image"].to_pylist()
+    harmed[0] = harmed[1]
+    at = table.column_names.index("image")
+    pq.write_table(table.set_column(at, table.schema.field("image"), [harmed]), path)
+    assert check(tmp_path / "a").problems == ["toy/0.png: the image is not the one that was written"]
+
+
+def test_changed_label_is_found(tmp_path: Path, patches: list[Patch]) -> None:
+    path = write(tmp_path / "a", patches) / "test/part-00000.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("label")
+    pq.write_table(table.set_column(at, table.schema.field("label"), [["b", "a", "a", "a"]]), path)
+    problems = check(tmp_path / "a").problems
+    assert "the digest of the rows is not the one in dataset.json" in problems
+    assert any("the rows count" in line for line in problems)
+
+
+def test_missing_shard_is_a_problem(tmp_path: Path, patches: list[Patch]) -> None:
+    (write(tmp_path / "a", patches) / "test/part-00000.parquet").unlink()
+    (problem,) = check(tmp_path / "a").problems
+    assert "this shard is missing" in problem
+
+
+def test_difference_from_published_counts_names_both(tmp_path: Path, patches: list[Patch]) -> None:
+    published = {"counts": {"test": {"a": 5}, "train": {"all": 12}}}
+    report = check(write(tmp_path / "a", patches, generated=False, published=published))
+    assert (report.problems, report.warnings) == ([], ["test, a: 4 patches here, 5 published"])
+
+
+def test_carved_split_counts_with_its_source(tmp_path: Path, patches: list[Patch]) -> None:
+    splits = SPLITS | {"select": {"role": "select", "origin": "ours", "groups": "case"}}
+    carve = [{"source": "train", "into": "select", "fraction": 0.5, "by": "case"}]
+    moved = [patch(i, decode(p.image), split="select") if i in (1, 2) else p for i, p in enumerate(patches)]
+    published = {"counts": {"train": {"all": 12}}}
+    uri = write(tmp_path / "a", moved, generated=False, splits=splits, carve=carve, published=published)
+    assert check(uri).warnings == []
+
+
+def test_nothing_prepared_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no prepared dataset"):
+        check(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(DatasetError, match="broken"):
+        check(tmp_path)
