@@ -202,6 +202,15 @@ def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> No
     assert np.mean(red_minus_blue["positive"]) > np.mean(red_minus_blue["none"]) + 10
 
 
+def test_anhir_reads_its_sets_at_the_largest_scale(read: Read) -> None:
+    report, rows = read("anhir-lung", harm=lambda root: (root / "lung-lesion_2").rename(root / "kidney_2"))
+    assert sorted(rows["label"]) == ["CD31", "Ki67", "proSPC"]
+    assert rows.index.str.startswith("anhir-lung/lung-lesion_1/scale-25pc/").all()
+    assert report.passed_over["of another set"] == 8
+    row = rows.loc["anhir-lung/lung-lesion_1/scale-25pc/29-041-Izd2-w35-proSPC-4-les1.jpg"]
+    assert (row["case_id"], row["region_id"]) == ("29-041-Izd2-w35", "29-041-Izd2-w35-les1")
+
+
 def test_acrobat_slides_are_tiled_on_tissue_alone(read: Read) -> None:
     report, rows = read("acrobat", max_tiles=None)
     assert set(rows["biomarker"]) == {"ER", "PR", "HER2", "Ki67"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
+from his2lip.config import Config, validate
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
@@ -13,12 +14,21 @@ _HE = re.compile(r"(?<![a-z0-9])(he|h&e)(?![a-z0-9])", re.IGNORECASE)
 _REGION = re.compile(r"(les|lob)\w*$", re.IGNORECASE)
 
 
+class AnhirOptions(Config):
+    """Sets of ANHIR that are read, such as lung-lesion for lung-lesion_1, lung-lesion_2, …; none means all."""
+
+    sets: list[str] = []
+
+
 class AnhirReader(Reader):
     """One image a stain and lesion; each stands at several scales, of which the largest present is read."""
 
     def item(self, key: str) -> Item:
         parts = self.parts(key, 1)
         scale = _scale(parts[-2]) if len(parts) > 1 else None
+        options = validate(AnhirOptions, self.card.options, where=f"card {self.card.name}, options")
+        if scale is not None and options.sets and not self._set_of(parts).startswith(tuple(options.sets)):
+            raise PassedOver("of another set")
         if scale is not None and scale < self._largest["/".join(parts[:-2])]:
             raise PassedOver("the same image at a smaller scale")
         stem = parts[-1].rpartition(".")[0]
@@ -40,6 +50,10 @@ class AnhirReader(Reader):
             label=biomarker,
             mpp=self.card.mpp,
         )
+
+    def _set_of(self, parts: tuple[str, ...]) -> str:
+        """The folder that holds the scales; the root's own name where the root is a set."""
+        return parts[-3] if len(parts) > 2 else self.root.name
 
     @cached_property
     def _largest(self) -> dict[str, int]:
