@@ -15,7 +15,7 @@ _REGION = re.compile(r"(les|lob)\w*$", re.IGNORECASE)
 
 
 class AnhirOptions(Config):
-    """Sets of ANHIR that are read, such as lung-lesion for lung-lesion_1, lung-lesion_2, …; none means all."""
+    """Sets of ANHIR that are read, such as lung-lesion for lung-lesion_1 and others; none means all."""
 
     sets: list[str] = []
 
