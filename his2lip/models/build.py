@@ -13,11 +13,15 @@ from open_clip.coca_model import CoCa
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from torch import nn
 
-from his2lip.errors import CheckpointError, ModelError
+from his2lip.errors import ModelError
+from his2lip.models.foreign import check_tensors
 from his2lip.models.text import CaptionTokenizer, runs_at_own_length
 
 HF_TEXT_FOLDER = "hf_text"  # a checkpoint's copy of the Hugging Face configuration of its text tower
-_NAMED = 3  # how many tensor names an error lists
+
+# Configurations that we carry, so that BiomedCLIP loads offline, and the name that its text tower had before.
+_OUR_HF_TEXT = Path(__file__).parent / "hf_text"
+_RENAMED = {"BiomedNLP-PubMedBERT-base-uncased-abstract": "BiomedNLP-BiomedBERT-base-uncased-abstract"}
 
 
 def build_clip(
@@ -35,8 +39,7 @@ def build_clip(
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
-        if folder is not None and (folder / HF_TEXT_FOLDER).is_dir():
-            text["hf_model_name"] = str(folder / HF_TEXT_FOLDER)
+        text["hf_model_name"] = _hf_text_source(text["hf_model_name"], folder)
     kind = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -52,8 +55,17 @@ def build_clip(
         raise ModelError(f"open_clip cannot build this configuration: {error}", where=folder) from error
 
 
+def _hf_text_source(name: str, folder: Path | None) -> str:
+    """Where a Hugging Face text tower's configuration is: with the checkpoint, with us, or on the hub."""
+    short = name.rpartition("/")[2]
+    ours = _OUR_HF_TEXT / _RENAMED.get(short, short)
+    if folder is not None and (folder / HF_TEXT_FOLDER).is_dir():
+        return str(folder / HF_TEXT_FOLDER)
+    return str(ours) if ours.is_dir() and not Path(name).is_dir() else name
+
+
 def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None) -> CaptionTokenizer:
-    """The tokenizer of `config`; `source` (a folder or hub name) is where a Hugging Face one is read."""
+    """Tokenizer of `config`; a Hugging Face one is read from `source` (folder or hub name) where given."""
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
     options = text.get("tokenizer_kwargs") or {}
@@ -75,22 +87,7 @@ def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None)
 
 def load_weights(clip: nn.Module, state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:
     """Fills `clip` with `state`; a missing, extra or misshapen tensor is a CheckpointError that names it."""
-    wanted = clip.state_dict()
-    missing = [n for n in wanted if n not in state]
-    extra = [n for n in state if n not in wanted]
-    shapes = [
-        f"{n} is {tuple(state[n].shape)}, not {tuple(wanted[n].shape)}"
-        for n in wanted
-        if n in state and state[n].shape != wanted[n].shape
-    ]
-    for problem, names in (
-        ("lacks", missing),
-        ("has unknown tensors", extra),
-        ("has misshapen tensors", shapes),
-    ):
-        if names:
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            raise CheckpointError(f"the checkpoint {problem}: {', '.join(names[:_NAMED])}{more}", where=where)
+    check_tensors(state, {name: tuple(t.shape) for name, t in clip.state_dict().items()}, where=where)
     clip.load_state_dict(state)
 
 

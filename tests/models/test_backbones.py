@@ -74,7 +74,9 @@ def test_the_tensor_digest_sees_values_names_dtypes_and_shapes(tiny: DualEncoder
         ("biomedclip", "huggingface.co/microsoft.*licence MIT.*local-dir:"),
         ("ViT-B-32:laion2b_e16", "hf auth login"),
         ("hf-hub:nobody/nothing", "hf auth login"),
-        ("local-dir:/nowhere", "not found: /nowhere"),
+        ("local-dir:/nowhere", "does not exist .*/nowhere"),
+        ("plip", "huggingface.co/vinid/plip.*licence not stated"),
+        ("RN50:nothing", "has no pretrained weights"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_gives_one_sentence_that_says_what_to_do(name: str, said: str) -> None:

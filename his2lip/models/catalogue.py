@@ -1,0 +1,66 @@
+"""The models that have a name of their own: what each is, whence its weights come, under which licence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_COPY = "load it once with a connection, or type local-dir:PATH for a copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A named model.
+
+    source   how it loads: ARCH:tag or hf-hub:ORG/NAME (open_clip), transformers:ORG/NAME (a CLIPModel); None
+             where it has a way of its own
+    mend     what to type where the weights are missing
+    """
+
+    name: str
+    what: str
+    source: str | None
+    weights: str
+    licence: str
+    mend: str = _COPY
+
+
+BACKBONES: dict[str, Backbone] = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone(
+            name="tiny",
+            what="small convolutional and causal towers at 64 px, random by seed",
+            source=None,
+            weights="none: drawn from the seed",
+            licence="Apache-2.0 (ours)",
+            mend="nothing: it needs no download",
+        ),
+        Backbone(
+            name="clip",
+            what="OpenAI CLIP, ViT-B/32",
+            source="ViT-B-32-quickgelu:openai",
+            weights="huggingface.co/timm/vit_base_patch32_clip_224.openai",
+            licence="MIT",
+        ),
+        Backbone(
+            name="plip",
+            what="PLIP: CLIP ViT-B/32 tuned on pathology images and posts",
+            source="transformers:vinid/plip",
+            weights="huggingface.co/vinid/plip",
+            licence="not stated by its authors",
+            mend="load it once with a connection, or type the PATH of a folder with its files",
+        ),
+        Backbone(
+            name="biomedclip",
+            what="BiomedCLIP: ViT-B/16 and PubMedBERT, 256 tokens",
+            source="hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+            weights="huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+            licence="MIT",
+        ),
+    )
+}
+
+
+def list_backbones() -> list[Backbone]:
+    """The models known by a name of their own; every open_clip name loads too."""
+    return list(BACKBONES.values())

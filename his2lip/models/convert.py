@@ -1,0 +1,169 @@
+"""Weights that others publish, as models of ours: PLIP and its kin, and the authors' released format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from his2lip.errors import CheckpointError, ModelError
+from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.encoder import DualEncoder, Precision
+from his2lip.models.foreign import check_tensors, read_tensors
+from his2lip.models.hf_clip import INDEX_BUFFERS, open_clip_config, rules, to_open_clip
+from his2lip.models.preprocess import Preprocess
+
+Tokenizer = Literal["clip", "bert"]
+
+BERT = "bert-base-uncased"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+# OpenAI's ViT-B/32, which both the CLIP and the PLIP variant of the released code start from.
+CLIP_B32: dict[str, Any] = {
+    "embed_dim": 512,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
+
+# The released code's input: any image squashed to 224 px by torchvision's Resize, MIHIC's mean and deviation.
+RELEASED_PREPROCESS = Preprocess(
+    size=(224, 224),
+    mean=(0.7424657, 0.7176911, 0.7305417),
+    std=(0.2142405, 0.2137353, 0.2084592),
+    interpolation="bilinear",
+    resize_mode="squash",
+)
+
+
+def from_transformers(folder: str | Path, *, name: str, precision: Precision = "fp32") -> DualEncoder:
+    """A CLIPModel as transformers saves it (config.json, weights, preprocessor_config.json): PLIP is one."""
+    folder = Path(folder)
+    weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
+    if weights is None:
+        raise CheckpointError("this directory has no weights", where=folder, mend=f"expected {_WEIGHTS[0]}")
+    config = open_clip_config(_clip_config(folder))
+    found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
+    clip = build_clip(config)
+    check_tensors(found, _expected(clip, config), where=weights)
+    clip.load_state_dict(to_open_clip(found, config))
+    return DualEncoder(
+        clip,
+        name=name,
+        config=config,
+        preprocess=_preprocess(folder, config["vision_cfg"]["image_size"]),
+        tokenizer=build_tokenizer(config),
+        precision=precision,
+    ).eval()
+
+
+def from_released(
+    file: str | Path,
+    *,
+    backbone: Literal["clip", "plip"],
+    tokenizer: Tokenizer = "clip",
+    tokenizer_source: str | Path = BERT,
+    config: Mapping[str, Any] = CLIP_B32,
+) -> DualEncoder:
+    """A fine-tuned model as the HIS2LIP authors release it: one state dict.
+
+    It holds a whole CLIPModel for each side (`text_encoder.model.*`, `vision_encoder.model.*`), a bias-free
+    `projection_head.weight` after each, and `logit_scale`. Of each CLIPModel one tower is used; the heads
+    fold into the towers' own projections. Features are not normalised there: this model compares by `dot`.
+
+    tokenizer   whose ids the text tower was trained on: CLIP's, or bert-base-uncased (the released default),
+                read from `tokenizer_source` (folder or hub name)
+    """
+    found = {k: v for k, v in read_tensors(file).items() if not k.endswith(INDEX_BUFFERS)}
+    config = _with_tokenizer(config, tokenizer)
+    clip = build_clip(config)
+    check_tensors(found, _released_names(clip, config), where=file)
+    image, text = _side(found, "vision_encoder", config), _side(found, "text_encoder", config)
+    state = {k: (image if k.startswith("visual.") else text)[k] for k in text}
+    state["visual.proj"] = _fold(state["visual.proj"], found["vision_encoder.projection_head.weight"])
+    state["text_projection"] = _fold(state["text_projection"], found["text_encoder.projection_head.weight"])
+    state["logit_scale"] = found["logit_scale"].reshape(())
+    clip.load_state_dict(state)
+    return DualEncoder(
+        clip,
+        name=f"his2{backbone}",
+        config=config,
+        preprocess=RELEASED_PREPROCESS,
+        tokenizer=build_tokenizer(config, tokenizer_source),
+        similarity="dot",
+    ).eval()
+
+
+def _clip_config(folder: Path) -> dict[str, Any]:
+    """The folder's CLIPConfig, with transformers' defaults for what an old file leaves out."""
+    from transformers import CLIPConfig
+
+    tree = _read_json(folder / "config.json")
+    if tree.get("model_type") != "clip":
+        kind = tree.get("model_type")
+        raise ModelError(f"this is a transformers model of type '{kind}', not a CLIPModel", where=folder)
+    return CLIPConfig(**tree).to_dict()
+
+
+def _preprocess(folder: Path, size: int) -> Preprocess:
+    """What the folder's image processor does: shortest edge, centre crop, its own mean and deviation."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return Preprocess.from_open_clip({"size": size})
+    tree = _read_json(path)
+    config = {"size": size, "interpolation": _RESAMPLE.get(tree.get("resample", 3), "bicubic")}
+    return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
+
+
+def _expected(clip: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the transformers tensors that fill `clip`."""
+    ours = clip.state_dict()
+    return {name: rule.shape(ours[rule.ours].shape) for rule in rules(config) for name in rule.theirs}
+
+
+def _released_names(clip: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    whole, dim = _expected(clip, config), int(config["embed_dim"])
+    names: dict[str, tuple[int, ...]] = {"logit_scale": ()}
+    for side in ("text_encoder", "vision_encoder"):
+        names |= {f"{side}.model.{name}": shape for name, shape in whole.items()}
+        names[f"{side}.projection_head.weight"] = (dim, dim)
+    return names
+
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def _side(found: Tensors, side: str, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The CLIPModel of one side, as open_clip's state dict."""
+    prefix = f"{side}.model."
+    theirs = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    return to_open_clip(theirs, config)
+
+
+def _fold(projection: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """open_clip's projection (width, D), then a linear head (D, D), as one; in float64 on the way."""
+    return (projection.double() @ head.double().t()).to(projection.dtype)
+
+
+def _with_tokenizer(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A CLIP tower takes BERT's ids silently: which ids it was trained on is part of the model."""
+    if tokenizer == "clip":
+        return dict(config)
+    return dict(config) | {"text_cfg": dict(config["text_cfg"]) | {"hf_tokenizer_name": BERT}}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"this directory has no {path.name}", where=path.parent) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path.parent) from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent)
+    return tree

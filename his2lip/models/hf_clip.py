@@ -1,0 +1,151 @@
+"""transformers' CLIPModel and open_clip's CLIP are one network: names, shapes and configs, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+# transformers before 4.31 saved these two; they hold 0, 1, 2, … and no weight.
+INDEX_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+
+# Configs from before transformers' change 24773 give this wrong id, and mean: pool at the highest id.
+_LEGACY_EOS = 2
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of open_clip's, and the one (or three, stacked by rows) of transformers' that it holds."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    how: Literal["same", "transposed", "stacked"] = "same"
+
+    def shape(self, ours: torch.Size) -> tuple[int, ...]:
+        """Shape that each of `theirs` must have, given ours."""
+        if self.how == "transposed":
+            return tuple(reversed(ours))
+        return (ours[0] // 3, *ours[1:]) if self.how == "stacked" else tuple(ours)
+
+
+def rules(config: Mapping[str, Any]) -> Iterator[Rule]:
+    """Every tensor of a CLIP with ViT and causal text tower, for open_clip's `model_cfg`."""
+    yield Rule("logit_scale", ("logit_scale",))
+    yield Rule("token_embedding.weight", ("text_model.embeddings.token_embedding.weight",))
+    yield Rule("positional_embedding", ("text_model.embeddings.position_embedding.weight",))
+    yield from _blocks("transformer", "text_model", config["text_cfg"]["layers"])
+    yield from _pair("ln_final", "text_model.final_layer_norm")
+    yield Rule("text_projection", ("text_projection.weight",), "transposed")
+    yield Rule("visual.class_embedding", ("vision_model.embeddings.class_embedding",))
+    yield Rule("visual.conv1.weight", ("vision_model.embeddings.patch_embedding.weight",))
+    yield Rule("visual.positional_embedding", ("vision_model.embeddings.position_embedding.weight",))
+    yield from _pair("visual.ln_pre", "vision_model.pre_layrnorm")  # transformers' own spelling
+    yield from _blocks("visual.transformer", "vision_model", config["vision_cfg"]["layers"])
+    yield from _pair("visual.ln_post", "vision_model.post_layernorm")
+    yield Rule("visual.proj", ("visual_projection.weight",), "transposed")
+
+
+def to_open_clip(theirs: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """open_clip's state dict from transformers'; names and shapes are the caller's to check."""
+    state = {}
+    for rule in rules(config):
+        tensors = [theirs[name] for name in rule.theirs]
+        tensor = (
+            tensors[0].t() if rule.how == "transposed" else torch.cat(tensors) if tensors[1:] else tensors[0]
+        )
+        state[rule.ours] = tensor.reshape(()) if rule.ours == "logit_scale" else tensor.contiguous()
+    return state
+
+
+def from_open_clip(ours: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """transformers' state dict from open_clip's: the inverse of `to_open_clip`."""
+    state: dict[str, torch.Tensor] = {}
+    for rule in rules(config):
+        tensor = ours[rule.ours]
+        parts = (
+            tensor.chunk(3)
+            if rule.how == "stacked"
+            else (tensor.t(),)
+            if rule.how == "transposed"
+            else (tensor,)
+        )
+        state.update(zip(rule.theirs, (p.contiguous().clone() for p in parts), strict=True))
+    return state
+
+
+def open_clip_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's `model_cfg` from a transformers CLIPConfig as a dictionary (its `to_dict`)."""
+    text, vision = theirs["text_config"], theirs["vision_config"]
+    eos = text["eos_token_id"]
+    pool = {} if eos == _LEGACY_EOS else {"pool_type": "eos", "eos_id": eos}
+    return {
+        "embed_dim": theirs["projection_dim"],
+        "quick_gelu": text["hidden_act"] == "quick_gelu",
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "layers": vision["num_hidden_layers"],
+            "width": vision["hidden_size"],
+            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
+            "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+        },
+        "text_cfg": {
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "layers": text["num_hidden_layers"],
+            "width": text["hidden_size"],
+            "heads": text["num_attention_heads"],
+            "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+            **pool,
+        },
+    }
+
+
+def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of transformers' CLIPConfig from open_clip's `model_cfg`."""
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    act = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    eos = text["eos_id"] if text.get("pool_type") == "eos" else _LEGACY_EOS
+    return {
+        "projection_dim": config["embed_dim"],
+        "text_config": {
+            "hidden_act": act,
+            "hidden_size": text["width"],
+            "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
+            "num_attention_heads": text["heads"],
+            "num_hidden_layers": text["layers"],
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "eos_token_id": eos,
+        },
+        "vision_config": {
+            "hidden_act": act,
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4.0)),
+            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "num_hidden_layers": vision["layers"],
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+    }
+
+
+def _blocks(ours: str, theirs: str, layers: int) -> Iterator[Rule]:
+    for i in range(layers):
+        block, layer = f"{ours}.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
+        for kind in ("weight", "bias"):
+            heads = tuple(f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")
+            yield Rule(f"{block}.attn.in_proj_{kind}", heads, "stacked")
+        yield from _pair(f"{block}.attn.out_proj", f"{layer}.self_attn.out_proj")
+        yield from _pair(f"{block}.ln_1", f"{layer}.layer_norm1")
+        yield from _pair(f"{block}.mlp.c_fc", f"{layer}.mlp.fc1")
+        yield from _pair(f"{block}.mlp.c_proj", f"{layer}.mlp.fc2")
+        yield from _pair(f"{block}.ln_2", f"{layer}.layer_norm2")
+
+
+def _pair(ours: str, theirs: str) -> Iterator[Rule]:
+    """A layer's weight and bias."""
+    for kind in ("weight", "bias"):
+        yield Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",))

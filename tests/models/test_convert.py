@@ -1,0 +1,260 @@
+"""Each published format, saved as its authors save it, gives the original features; junk is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_factory import CAPTIONS, wordpiece_folder
+from safetensors.torch import save_file
+from torch import nn
+
+from his2lip.errors import CheckpointError, ModelError
+from his2lip.models import load_model, save_checkpoint
+from his2lip.models.convert import CLIP_B32, RELEASED_PREPROCESS, from_released, from_transformers
+from his2lip.models.foreign import read_tensors
+from his2lip.models.hf_clip import open_clip_config
+
+SMALL = {
+    "projection_dim": 32,
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 2,
+    },
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "image_size": 64,
+        "patch_size": 32,
+    },
+}
+
+
+def hf_model(seed: int = 0, **config: object) -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(seed)
+    return CLIPModel(CLIPConfig(**config)).eval()
+
+
+def published(folder: Path, model: nn.Module) -> Path:
+    """`model` as PLIP is published: transformers' own files, with its image processor's settings."""
+    from transformers import CLIPImageProcessor
+
+    model.save_pretrained(folder)
+    size = model.config.vision_config.image_size
+    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def transformers_features(model: nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple:
+    with torch.no_grad():
+        image = model.get_image_features(pixel_values=pixels).pooler_output
+        return image, model.get_text_features(input_ids=tokens).pooler_output
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SMALL, id="small"),
+        pytest.param(
+            SMALL | {"text_config": SMALL["text_config"] | {"eos_token_id": 49407}}, id="small-new-eos"
+        ),
+        pytest.param({"text_config": {"eos_token_id": 2}}, id="B/32", marks=pytest.mark.slow),
+    ],
+)
+def test_plips_format_gives_transformers_embeddings(
+    config: dict, tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    original = hf_model(**config)
+    model = from_transformers(published(tmp_path, original), name="plip")
+    pixels = model.preprocess(real_ihc)[None]
+    tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=77)
+    image, text = transformers_features(original, pixels, tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(pixels, normalize=False), image, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.encode_text(CAPTIONS, normalize=False), text, atol=1e-5, rtol=0)
+
+
+def test_plips_preprocessing_is_its_own_processors(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil
+
+    folder = published(tmp_path, hf_model(**SMALL))
+    ours = from_transformers(folder, name="plip").preprocess(real_ihc[:300])
+    theirs = CLIPImageProcessorPil.from_pretrained(folder)(
+        Image.fromarray(real_ihc[:300]), return_tensors="pt"
+    )
+    torch.testing.assert_close(ours, theirs["pixel_values"][0], atol=1e-5, rtol=0)
+
+
+def test_a_published_pickle_of_tensors_is_read_too_with_its_index_buffers(tmp_path: Path) -> None:
+    original = hf_model(**SMALL)
+    folder = published(tmp_path, original)
+    (folder / "model.safetensors").unlink()
+    state = original.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    torch.save(state, folder / "pytorch_model.bin")
+    assert from_transformers(folder, name="plip").dim == 32
+
+
+def released_file(path: Path, *, size: dict, change: Callable[[dict], object] | None = None) -> tuple:
+    """A state dict as the released code saves it, and the modules whose state it is."""
+    sides = {"text_encoder": hf_model(1, **size), "vision_encoder": hf_model(2, **size)}
+    dim = sides["text_encoder"].config.projection_dim
+    heads = {side: nn.Linear(dim, dim, bias=False) for side in sides}
+    state = {"logit_scale": torch.tensor(2.6592)}
+    for side, model in sides.items():
+        state |= {f"{side}.model.{k}": v for k, v in model.state_dict().items()}
+        state[f"{side}.projection_head.weight"] = heads[side].weight.detach()
+    if change is not None:
+        change(state)
+    torch.save(state, path)
+    return sides, heads
+
+
+@pytest.mark.parametrize("backbone", ["clip", "plip"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(SMALL, id="small"),
+        pytest.param({"text_config": {"eos_token_id": 2}}, id="B/32", marks=pytest.mark.slow),
+    ],
+)
+def test_the_released_format_gives_the_original_logits(size: dict, backbone: str, tmp_path: Path) -> None:
+    sides, heads = released_file(tmp_path / "best.pt", size=size)
+    config = open_clip_config(sides["text_encoder"].config.to_dict())
+    model = from_released(tmp_path / "best.pt", backbone=backbone, config=config)  # type: ignore[arg-type]
+    edge = config["vision_cfg"]["image_size"]
+    # In float64, so that what differs is the arithmetic and not the rounding of two float32 programs.
+    for module in (model, *sides.values(), *heads.values()):
+        module.double()
+    pixels = torch.randn(3, 3, edge, edge, dtype=torch.float64)
+    tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=77)
+    with torch.no_grad():
+        image = heads["vision_encoder"](transformers_features(sides["vision_encoder"], pixels, tokens)[0])
+        text = heads["text_encoder"](transformers_features(sides["text_encoder"], pixels, tokens)[1])
+        theirs = image @ text.t() * torch.tensor(2.6592).exp()
+        ours_image, ours_text = model(pixels, model.tokenize(CAPTIONS))
+        ours = ours_image @ ours_text.t() * model.logit_scale.exp()
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=0)
+    assert model.similarity == "dot"
+    assert model.name == f"his2{backbone}"
+    assert model.preprocess == RELEASED_PREPROCESS
+
+
+def test_the_released_architecture_is_transformers_own_b32() -> None:
+    from transformers import CLIPConfig
+
+    theirs = open_clip_config(CLIPConfig(text_config={"eos_token_id": 2}).to_dict())
+    for tower in ("vision_cfg", "text_cfg"):
+        assert {k: theirs[tower][k] for k in CLIP_B32[tower]} == CLIP_B32[tower]
+        assert theirs[tower]["mlp_ratio"] == 4.0
+    assert theirs["vision_cfg"]["head_width"] == 64
+    assert (theirs["embed_dim"], theirs["quick_gelu"]) == (512, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda s: s.pop("text_encoder.projection_head.weight"),
+            "lacks: text_encoder.projection_head.weight",
+        ),
+        (lambda s: s.update(bias=torch.zeros(2)), "unknown tensors: bias"),
+        (
+            lambda s: s.update({"vision_encoder.model.visual_projection.weight": torch.zeros(64, 32)}),
+            r"vision_encoder.model.visual_projection.weight is \(64, 32\), not \(32, 64\)",
+        ),
+        (
+            lambda s: s.pop("vision_encoder.model.text_model.final_layer_norm.bias"),
+            "lacks: vision_encoder.model.text_model.final_layer_norm.bias",
+        ),
+    ],
+    ids=["missing", "extra", "misshapen", "missing-in-the-unused-half"],
+)
+def test_a_released_file_with_wrong_tensors_is_refused_by_name(
+    change: object, said: str, tmp_path: Path
+) -> None:
+    released_file(tmp_path / "best.pt", size=SMALL, change=change)  # type: ignore[arg-type]
+    config = open_clip_config(hf_model(**SMALL).config.to_dict())
+    with pytest.raises(CheckpointError, match=said):
+        from_released(tmp_path / "best.pt", backbone="clip", config=config)
+
+
+def test_bert_ids_under_a_clip_tower_travel_with_the_checkpoint(tmp_path: Path) -> None:
+    sides, heads = released_file(tmp_path / "best.pt", size=SMALL)
+    config = open_clip_config(sides["text_encoder"].config.to_dict())
+    source = wordpiece_folder(tmp_path / "bert")
+    model = from_released(
+        tmp_path / "best.pt", backbone="clip", tokenizer="bert", tokenizer_source=source, config=config
+    )
+    tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=77)
+    assert tokens[0, 0] == 2  # [CLS] of that vocabulary
+    with torch.no_grad():
+        raw = transformers_features(sides["text_encoder"], torch.zeros(1, 3, 64, 64), tokens)[1]
+        expected = heads["text_encoder"](raw)
+        ours = model.encode_text(CAPTIONS, normalize=False)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        folder = save_checkpoint(tmp_path / "checkpoint", model, meta={})
+        source.rename(tmp_path / "gone")
+        again = load_model(folder)
+        assert torch.equal(again.encode_text(CAPTIONS, normalize=False), ours)
+    assert again.similarity == "dot"
+
+
+class Malicious:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_a_malicious_pickle_is_refused_and_does_not_run(how: str, tmp_path: Path) -> None:
+    trace, file = tmp_path / "ran", tmp_path / "best.pt"
+    payload = {"logit_scale": torch.zeros(()), "x": Malicious(str(trace))}
+    if how == "torch.save":
+        torch.save(payload, file)
+    else:
+        file.write_bytes(pickle.dumps(payload["x"]))
+    with pytest.raises(CheckpointError, match=r"more than tensors.*safetensors"):
+        from_released(file, backbone="clip")
+    assert not trace.exists()
+
+
+def test_weight_files_that_are_no_weight_files_get_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("not weights at all")
+    (tmp_path / "text.safetensors").write_text("not weights at all")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("empty.pt", "text.pt", "text.safetensors", "list.pt", "absent.pt"):
+        with pytest.raises(CheckpointError) as caught:
+            read_tensors(tmp_path / name)
+        assert "\n" not in str(caught.value), name
+
+
+def test_wrapped_and_prefixed_state_dicts_are_unwrapped(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pt")
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        assert list(read_tensors(tmp_path / name)) == ["a"]
+
+
+def test_a_transformers_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    wordpiece_folder(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="type 'bert'"):
+        from_transformers(tmp_path, name="x")

@@ -1,0 +1,124 @@
+"""open_clip's hub layout as a local directory, BiomedCLIP's with its Hugging Face text tower above all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
+from PIL import Image
+
+from his2lip.errors import CheckpointError
+from his2lip.models import load_model, save_checkpoint
+from his2lip.models.build import build_clip
+
+PREPROCESS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+BIOMEDCLIP = {
+    "embed_dim": 512,
+    "vision_cfg": {
+        "timm_model_name": "vit_base_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
+    "text_cfg": {
+        "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 256,
+    },
+}
+
+
+def published(folder: Path, config: dict, *, seed: int = 0) -> Path:
+    """As its authors put it on the hub: open_clip_config.json, a pickle of tensors, tokenizer files."""
+    folder.mkdir(exist_ok=True)
+    tree = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    torch.save(build_clip(config, seed=seed).state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def assert_as_open_clip_loads_it(folder: Path, image: np.ndarray) -> None:
+    theirs, _, preprocess = open_clip.create_model_and_transforms(
+        f"local-dir:{folder}", pretrained_text=False
+    )
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
+    ours = load_model(f"local-dir:{folder}")
+    pixels = preprocess(Image.fromarray(image))[None]
+    assert torch.equal(ours.preprocess(image)[None], pixels)
+    theirs.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_image(pixels), theirs.encode_image(pixels, normalize=True))
+        text = theirs.encode_text(tokens, normalize=True)
+        torch.testing.assert_close(ours.encode_text(CAPTIONS), text, atol=1e-6, rtol=0)
+
+
+def test_biomedclips_layout_small_is_as_open_clip_loads_it(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    folder = wordpiece_folder(tmp_path / "hub")
+    assert_as_open_clip_loads_it(published(folder, hf_config(folder)), real_ihc)
+
+
+def test_a_native_layout_is_as_open_clip_loads_it(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    assert_as_open_clip_loads_it(published(tmp_path / "hub", native_config()), real_ihc)
+
+
+def test_biomedclips_text_tower_is_built_offline_from_the_configuration_that_we_carry() -> None:
+    with torch.device("meta"):
+        towers = [
+            build_clip(BIOMEDCLIP | {"text_cfg": BIOMEDCLIP["text_cfg"] | {"hf_model_name": name}}).text
+            for name in (
+                "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+                "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract",
+            )
+        ]
+    for tower in towers:
+        assert sum(p.numel() for p in tower.transformer.parameters()) == 108_891_648  # BERT base, no pooler
+        assert tower.config.max_position_embeddings == 512
+
+
+@pytest.mark.slow
+def test_biomedclip_at_full_size_loads_offline_and_comes_back_from_a_checkpoint(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    folder = published(wordpiece_folder(tmp_path / "hub"), BIOMEDCLIP)
+    (folder / "config.json").unlink()
+    model = load_model(f"local-dir:{folder}")
+    pixels = model.preprocess(real_ihc)[None]
+    state = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
+    with torch.no_grad():
+        reference = build_clip(BIOMEDCLIP, seed=0).eval()
+        reference.load_state_dict(state)
+        tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=256)
+        assert tokens.shape[1] == 256
+        text = reference.encode_text(tokens, normalize=True)
+        torch.testing.assert_close(model.encode_image(pixels), reference.encode_image(pixels, normalize=True))
+        torch.testing.assert_close(model.encode_text(CAPTIONS), text, atol=1e-6, rtol=0)
+    again = load_model(save_checkpoint(tmp_path / "checkpoint", model, meta={}))
+    assert again.tensor_digest() == model.tensor_digest()
+    with torch.no_grad():
+        assert torch.equal(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
+
+
+def test_a_layout_with_wrong_or_missing_weights_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path / "hub", native_config())
+    weights = folder / "open_clip_pytorch_model.bin"
+    state = torch.load(weights, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "visual.proj"}, weights)
+    with pytest.raises(CheckpointError, match=r"visual\.proj"):
+        load_model(f"local-dir:{folder}")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        load_model(f"local-dir:{folder}")
+
+
+def test_a_layout_without_a_model_configuration_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path / "hub", native_config())
+    (folder / "open_clip_config.json").write_text('{"preprocess_cfg": {}}')
+    with pytest.raises(CheckpointError, match="model_cfg"):
+        load_model(f"local-dir:{folder}")
