@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -44,7 +43,7 @@ def run_in_process(
     prepare_process(config, device)
     local = config.data.model_copy(update={"loader": "local"})
     config, shards, bank = open_data(config.model_copy(update={"data": local}))
-    model = copy.deepcopy(_UNTRAINED.get(_model_key(config, device), lambda: build_model(config, device)))
+    model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
         lambda: StreamSource(config, bank, image_size=model.preprocess.size[0], keep=True),
@@ -81,7 +80,19 @@ class _Latest(Generic[T]):
         return self._thing
 
 
-_UNTRAINED: _Latest[DualEncoder] = _Latest()
+class _Untrained:
+    """A model that goes back to its first weights each time it is asked for."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self._model = build_model(config, device)
+        self._first = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+
+    def model(self) -> DualEncoder:
+        self._model.load_state_dict(self._first)
+        return self._model
+
+
+_UNTRAINED: _Latest[_Untrained] = _Latest()
 _SOURCES: _Latest[StreamSource] = _Latest()
 
 

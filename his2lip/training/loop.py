@@ -177,7 +177,7 @@ class _Run:
 
     def end_epoch(self, state: State, output: LossOutput) -> tuple[State, dict[str, float]]:
         """Validates, judges whether this is the best model so far, saves it; the new state and metrics."""
-        metrics = self.measure(output, state.step) | self.measure_select()
+        metrics = self.measure(output, state.step) | self.measure_select(state.step)
         score = _score(metrics, self.config.checkpoint.select_by)
         best = score >= state.best_score  # without a select split every epoch ties, and the last one is best
         state = State(
@@ -200,14 +200,7 @@ class _Run:
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:
         """The latest step's loss terms, and the pace since the last report. Raises RunError if not finite."""
-        measured = {f"train/{name}": value for name, value in self.numbers(output).items()}
-        if not all(map(math.isfinite, measured.values())):
-            raise RunError(
-                f"the loss is not finite any more at step {step}",
-                where=self.config.name,
-                mend="lower optim.lr, and begin anew with --fresh or another name",
-            )
-        return measured | {
+        return {f"train/{name}": value for name, value in self.numbers(output, step).items()} | {
             "train/lr": learning_rate(step - 1, steps=self.steps, config=self.config.optim),
             "train/logit_scale": self.model.logit_scale.detach().exp().item(),
             "train/images_per_second": self.clock.pace(),
@@ -215,14 +208,14 @@ class _Run:
         }
 
     @torch.no_grad()
-    def measure_select(self) -> dict[str, float]:
+    def measure_select(self, step: int) -> dict[str, float]:
         """WISE loss and excess on the select split, and what the driver's `validate` adds to them."""
         self.model.eval()
         sums: dict[str, float] = {}
         pairs = 0
         for batch in self.source.select():
             output = self.evaluate_loss(*self.features(batch), batch)
-            for name, value in self.numbers(output).items():
+            for name, value in self.numbers(output, step).items():
                 sums[name] = sums.get(name, 0.0) + value * len(batch)
             pairs += len(batch)
         found = {f"select/{name}": value / pairs for name, value in sums.items()}
@@ -230,9 +223,15 @@ class _Run:
             found |= {f"select/{name}": float(value) for name, value in self.validate(self.model).items()}
         return found
 
-    def numbers(self, output: LossOutput) -> dict[str, float]:
+    def numbers(self, output: LossOutput, step: int) -> dict[str, float]:
         """A loss output's scalars, with the weighted excess: all that there is to learn."""
         numbers = output.metrics()
+        if not all(map(math.isfinite, numbers.values())):
+            raise RunError(
+                f"the loss is not finite any more at step {step}",
+                where=self.config.name,
+                mend="lower optim.lr, and begin anew with --fresh or another name",
+            )
         weights = self.loss.weights
         excess = (
             weights.image_text * numbers["excess_image_text"]

@@ -41,8 +41,10 @@ class RunDir:
         except FileNotFoundError:
             return None
         except ValueError:
-            raise RunError("run.json is broken", where=self.path, mend="start anew with --fresh") from None
-        return tree if isinstance(tree, dict) else None
+            tree = None
+        if not isinstance(tree, dict) or not tree.keys() >= {"id", "status", "code_version"}:
+            raise RunError("run.json is broken", where=self.path, mend="start anew with --fresh")
+        return tree
 
     def write(self, tree: Mapping[str, Any]) -> None:
         """Replaces run.json; a reader sees the old one or the new one, whole."""

@@ -105,7 +105,7 @@ class Kept:
 
     def _keep(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            self._bytes += batch.images.nbytes
-            if self._bytes <= self._limit:
+            if batch.step not in self._kept and self._bytes + batch.images.nbytes <= self._limit:
                 self._kept[batch.step] = batch
+                self._bytes += batch.images.nbytes
             yield batch

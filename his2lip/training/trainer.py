@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 import ray.train.torch
 from ray.train.v2.api.exceptions import ControllerError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.runtime import start_ray
@@ -25,6 +26,8 @@ from his2lip.training.runs import RunDir, begin
 
 # What only the workers use is imported by them: open_clip alone costs the driver seconds.
 if TYPE_CHECKING:
+    from his2lip.data.captions import CaptionBank
+    from his2lip.data.shards import ShardSet
     from his2lip.training.loop import Validate
 
 _POLL_S = 0.2  # how often the driver fetches progress, and Ray's controller looks at its workers
@@ -77,6 +80,8 @@ def train(
         notes.append(note)
         on_note(note)
 
+    if config.data.captions != "templates":
+        _say_coverage(config, shards, bank, say)
     with run.locked():
         state = begin(run, identity=made, fresh=fresh, say=say)
         finished_before = state["status"] == "finished"
@@ -85,6 +90,16 @@ def train(
             _run_on_ray(config, run, validator, on_report or (lambda _: None), say)
             run.write({**state, "status": "finished"})
     return _result(run, finished_before=finished_before, notes=notes)
+
+
+def _say_coverage(
+    config: TrainConfig, shards: ShardSet, bank: CaptionBank, say: Callable[[str], None]
+) -> None:
+    """How many patches have captions of their own, before hours go into training without them."""
+    pairs = shards.table(config.data.split, ["tissue", "biomarker"]).to_pylist()
+    coverage = bank.coverage((pair["tissue"], pair["biomarker"]) for pair in pairs)
+    if coverage.missing or coverage.unused:
+        say(str(coverage))
 
 
 def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainResult:
@@ -118,13 +133,14 @@ def _run_on_ray(
     # Read by Ray Train when it starts: how often it polls, and that workers stay in the driver's folder.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     job = {"config": config, "run": run, "validator": validator, "mailbox": mailbox}
     trainer = ray.train.torch.TorchTrainer(
         _work,
         # As bytes: Ray's controller holds it too, and need not import what the validator is made of.
         train_loop_config={"job": ray.cloudpickle.dumps(job)},
-        scaling_config=_scaling(config),
+        scaling_config=_scaling(config, say),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # Ray keeps no checkpoints of ours here, so that it cannot hand back old weights
             storage_path=str(run.path),
@@ -134,25 +150,29 @@ def _run_on_ray(
         ),
     )
     failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=target, name="ray-train", daemon=True)
+    thread = threading.Thread(target=_catch, args=(trainer.fit, failure), name="ray-train", daemon=True)
     thread.start()
-    while True:
-        thread.join(timeout=_POLL_S)
-        over = not thread.is_alive()
-        for item in ray.get(mailbox.take.remote()):
-            say(item) if isinstance(item, str) else on_report(item)
-        if over:
-            break
-    ray.kill(mailbox)
+    try:
+        while thread.is_alive():
+            thread.join(timeout=_POLL_S)
+            _deliver(mailbox, on_report, say)
+        _deliver(mailbox, on_report, say)
+    finally:
+        ray.kill(mailbox)  # workers that are still at work then stop at their next epoch
     if failure:
         raise _in_our_words(failure[0])
+
+
+def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
+    try:
+        work()
+    except BaseException as error:
+        failure.append(error)
+
+
+def _deliver(mailbox: Any, on_report: Callable[[Progress], None], say: Callable[[str], None]) -> None:
+    for item in ray.get(mailbox.take.remote()):
+        say(item) if isinstance(item, str) else on_report(item)
 
 
 def _in_our_words(error: BaseException) -> BaseException:
@@ -162,24 +182,21 @@ def _in_our_words(error: BaseException) -> BaseException:
     return error
 
 
-def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
-    """Workers that leave a CPU for Ray Data's reads: two of one CPU each would starve it on two CPUs."""
-    total = ray.cluster_resources()
-    use_gpu = config.workers.use_gpu
-    if use_gpu == "auto":
-        use_gpu = total.get("GPU", 0) >= config.workers.num
-    elif use_gpu and not total.get("GPU", 0):
-        _log.warning("no GPU in the cluster yet; waiting for it to grow")
-    spare = max(total.get("CPU", 1) - 1, 0.1) / config.workers.num
-    cpus = round(min(float(config.workers.threads), spare), 3)
-    resources: dict[str, float] = {"CPU": cpus} | ({"GPU": 1} if use_gpu else {}) | config.workers.resources
-    if any(resources[k] > total.get(k, 0) for k in config.workers.resources):
-        raise ClusterError(
-            f"no machine of this cluster has {config.workers.resources}", where="workers.resources"
-        )
-    return ray.train.ScalingConfig(
-        num_workers=config.workers.num, use_gpu=bool(use_gpu), resources_per_worker=resources
-    )
+def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.ScalingConfig:
+    """What each worker asks of Ray. Raises ClusterError where this machine will never have it."""
+    workers, total = config.workers, ray.cluster_resources()
+    use_gpu = total.get("GPU", 0) >= workers.num if workers.use_gpu == "auto" else workers.use_gpu
+    # Several workers may share a CPU, as two do on a laptop of two where something else holds one.
+    each = {"CPU": round(min(workers.threads, total.get("CPU", 1) / workers.num), 3)}
+    each |= {"GPU": 1.0} if use_gpu else {}
+    each |= workers.resources
+    lacking = {k: v * workers.num for k, v in each.items() if v * workers.num > total.get(k, 0)}
+    if lacking:
+        what = ", ".join(f"{total.get(k, 0):g} of {v:g} {k}" for k, v in lacking.items())
+        if not os.environ.get("RAY_ADDRESS"):
+            raise ClusterError(f"this machine has {what} that the workers want", where="workers")
+        say(f"the cluster has {what} that the workers want; waiting for it to grow")
+    return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=bool(use_gpu), resources_per_worker=each)
 
 
 def _work(sent: Mapping[str, bytes]) -> None:
@@ -203,7 +220,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
     def report(progress: Progress) -> None:
         posted = job["mailbox"].post.remote(progress) if rank == 0 else None
         if progress.kind == "epoch":
-            ray.get([posted] if posted else [])  # the last report must be there before the run is over
+            _wait_for(posted)  # the last report must be there before the run is over
             # A barrier, Ray's own record, and what TuneReportCallback hears.
             ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
 
@@ -220,3 +237,10 @@ def _work(sent: Mapping[str, bytes]) -> None:
         rank=rank,
         world=world,
     )
+
+
+def _wait_for(posted: ray.ObjectRef | None) -> None:
+    try:
+        ray.get([posted] if posted else [])
+    except ray.exceptions.RayActorError:
+        raise RunError("the command that began this run is gone", mend="give it again to go on") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_other_options_under_the_same_name_are_refused(whole: TrainResult, confi
 
 
 def test_fresh_starts_anew(whole: TrainResult, config_file: Path) -> None:
-    train(named(config_file, "anew", "optim.steps=2"))
+    shutil.copytree(whole.run_dir, whole.run_dir.parent / "anew")
     short = train(named(config_file, "anew", "optim.steps=1"), fresh=True)
     assert (short.steps, short.finished_before) == (1, False)
     assert digest(short) != digest(whole)

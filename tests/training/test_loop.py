@@ -85,7 +85,7 @@ def test_run_resumed_at_any_save_ends_in_the_very_weights(shards: str, tmp_path:
     whole, model = run(config, save=save)
     wanted = model.tensor_digest()
     assert [p.name for p in kept] == ["at-5", "at-7", "at-10", "at-14"]
-    for saved in kept[:3]:
+    for saved in kept:  # the last one has nothing left to do
         outcome, again = run(config, model=load_model(str(saved)), resume=load_resume(saved))
         assert again.tensor_digest() == wanted, saved.name
         assert outcome.state.best_score == whole.state.best_score

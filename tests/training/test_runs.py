@@ -84,8 +84,9 @@ def test_checkpoint_that_was_being_written_is_swept_away(run: RunDir) -> None:
     assert [p.name for p in run.path.iterdir() if p.is_dir()] == ["last"]
 
 
-def test_broken_state_is_one_sentence(run: RunDir) -> None:
-    (run.path / "run.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": 1}', ""])
+def test_broken_state_is_one_sentence(run: RunDir, text: str) -> None:
+    (run.path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run.json is broken .*--fresh"):
         start(run, made())
 

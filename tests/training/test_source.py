@@ -1,0 +1,95 @@
+"""The loop's data: the same global batches for any number of ranks, and what is kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_data import write_small_shards
+
+from his2lip.config import validate
+from his2lip.data.batch import Batch
+from his2lip.data.captions import CaptionBank
+from his2lip.training.assemble import open_data
+from his2lip.training.config import TrainConfig
+from his2lip.training.source import Kept, StreamSource
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_small_shards(tmp_path_factory.mktemp("small") / "shards", train=100, select=30)
+
+
+def source(shards: str, rank: int = 0, world: int = 1, **data: object) -> StreamSource:
+    tree = {"data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local"} | data}
+    config, _, _ = open_data(validate(TrainConfig, tree))
+    return StreamSource(config, CaptionBank.templates(), image_size=64, rank=rank, world=world)
+
+
+@pytest.mark.parametrize("part", ["train", "select"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_see_one_ranks_batches(shards: str, part: str, world: int) -> None:
+    def batches(of: StreamSource) -> list[Batch]:
+        return list(of.train(4, 9)) if part == "train" else list(of.select())
+
+    whole = batches(source(shards))
+    shares = [batches(source(shards, rank, world)) for rank in range(world)]
+    assert len(whole) > 0
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert [i for p in parts for i in p.patch_ids] == batch.patch_ids
+        assert [c for p in parts for c in p.captions] == batch.captions
+        assert torch.equal(torch.cat([p.images for p in parts]), batch.images)
+        assert {p.step for p in parts} == {batch.step}
+
+
+def test_select_smaller_than_a_batch_is_still_validated(shards: str) -> None:
+    batches = list(source(shards, batch_size=64).select())
+    assert [len(batch) for batch in batches] == [28]  # 30 patches in 4 lanes
+
+
+def test_select_batches_do_not_change_from_epoch_to_epoch(shards: str) -> None:
+    of = source(shards)
+    first, second = list(of.select()), list(of.select())
+    assert [b.patch_ids for b in first] == [b.patch_ids for b in second]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+
+
+def test_no_select_split_gives_no_batches(shards: str) -> None:
+    assert list(source(shards, select=None).select()) == []
+
+
+def batch(step: int) -> Batch:
+    return Batch(
+        torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        ["a", "b"],
+        torch.zeros(2),
+        torch.zeros(2),
+        ["a", "b"],
+        step,
+    )
+
+
+@pytest.mark.parametrize(("limit", "fit"), [(0, 0), (96, 1), (3 * 96, 3), (10_000, 5)])
+def test_kept_batches_are_the_read_ones_and_those_that_fit_are_read_once(limit: int, fit: int) -> None:
+    reads: list[int] = []
+
+    def read(start: int, stop: int) -> Iterator[Batch]:
+        for step in range(start, stop):
+            reads.append(step)
+            yield batch(step)
+
+    kept = Kept(read, limit=limit)
+    for _ in range(3):
+        assert [b.step for b in kept(0, 5)] == [0, 1, 2, 3, 4]
+    assert reads == [*range(5), *range(fit, 5), *range(fit, 5)]
+    assert [b.step for b in kept(2, 7)] == [2, 3, 4, 5, 6]
+
+
+def test_reading_that_stops_early_leaves_a_whole_memory(tmp_path: Path) -> None:
+    kept = Kept(lambda start, stop: map(batch, range(start, stop)), limit=10_000)
+    iterator = kept(0, 5)
+    next(iterator)
+    del iterator
+    assert [b.step for b in kept(0, 5)] == [0, 1, 2, 3, 4]
