@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"data", "models", "loss"},
     "tuning": {"data", "models", "loss", "training"},
     "evaluation": {"data", "models", "loss"},
-    "report": {"evaluation"},
+    "report": {"data", "evaluation"},
     "serving": {"data", "models", "evaluation"},
     "tracking": set(),
     "jobs": set(),

@@ -1,0 +1,139 @@
+"""The leaderboard as rows and means, out of a benchmark's leaderboard.csv."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from his2lip import resources
+from his2lip.data.cards import list_cards, load_card
+from his2lip.errors import ConfigError
+from his2lip.report.comparable import comparable
+
+PUBLISHED = "benchmarks/published/table2_zero_shot.csv"
+BASELINE = "baseline:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell of the grid; figures are fractions in [0, 1]."""
+
+    model: str
+    dataset: str
+    protocol: str
+    n: int
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    in_domain: bool
+    generated: bool
+    basis: str
+    published_accuracy: float | None = None
+    published_f1: float | None = None
+
+    @property
+    def column(self) -> str:
+        """What its column is called: the dataset, and the protocol unless it is the default one."""
+        return self.dataset if self.protocol == "default" else f"{self.dataset} ({self.protocol})"
+
+    @property
+    def baseline(self) -> bool:
+        return self.model.startswith(BASELINE)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All rows of one benchmark."""
+
+    rows: Sequence[Row]
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(row.column for row in self.rows))
+
+    @property
+    def models(self) -> list[str]:
+        """Models, the best zero-shot mean first; baselines behind them."""
+        names = dict.fromkeys(row.model for row in self.rows)
+        return sorted(names, key=lambda name: (name.startswith(BASELINE), -(self.mean(name) or -1.0)))
+
+    @property
+    def generated(self) -> bool:
+        """Whether any column is a generated twin, whose figures say nothing of the real dataset."""
+        return any(row.generated for row in self.rows)
+
+    def cell(self, model: str, column: str) -> Row | None:
+        return next((r for r in self.rows if r.model == model and r.column == column), None)
+
+    def zero_shot(self) -> list[str]:
+        """Columns that are no model's training distribution: the mean is over the same ones for every model."""
+        seen = {row.column for row in self.rows if row.in_domain}
+        return [column for column in self.columns if column not in seen]
+
+    def mean(self, model: str, figure: str = "macro_f1") -> float | None:
+        """A model's mean over the zero-shot columns; None where it lacks one of them."""
+        cells = [self.cell(model, column) for column in self.zero_shot()]
+        if not cells or any(cell is None for cell in cells):
+            return None
+        return statistics.fmean(getattr(cell, figure) for cell in cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """One pair of the paper's Table 2, and whether it can come from the classes that its protocol names."""
+
+    model: str
+    dataset: str
+    accuracy: float
+    macro_f1: float
+    comparable: bool
+
+
+def read_board(path: Path) -> Board:
+    """The rows of a leaderboard.csv. Raises ConfigError for a file that is none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return Board([_row(line) for line in csv.DictReader(file)])
+    except (KeyError, ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"this is not a leaderboard: {error}", where=path) from None
+
+
+def published_rows() -> list[PublishedRow]:
+    """The paper's Table 2, each pair checked against the classes of our `paper` protocol."""
+    cards = [load_card(name) for name in list_cards()]
+    with resources.find(PUBLISHED).open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    rows = []
+    for line in lines:
+        accuracy, f1 = float(line["accuracy"]) / 100, float(line["f1"]) / 100
+        # The paper writes HNSCC-mIF-mIHC for our hnscc; the other names differ in case alone.
+        card = next(card for card in cards if line["dataset"].lower().startswith(card.name))
+        fits = comparable(accuracy, f1, len(card.protocols["paper"].classes))
+        row = PublishedRow(
+            model=line["model"], dataset=line["dataset"], accuracy=accuracy, macro_f1=f1, comparable=fits
+        )
+        rows.append(row)
+    return rows
+
+
+def _row(line: dict[str, str]) -> Row:
+    def optional(name: str) -> float | None:
+        return float(line[name]) if line.get(name) else None
+
+    return Row(
+        model=line["model"],
+        dataset=line["dataset"],
+        protocol=line["protocol"],
+        n=int(line["n"]),
+        accuracy=float(line["accuracy"]),
+        macro_f1=float(line["macro_f1"]),
+        balanced_accuracy=float(line["balanced_accuracy"]),
+        in_domain=line["in_domain"] == "True",
+        generated=line["generated"] == "True",
+        basis=line["basis"],
+        published_accuracy=optional("published_accuracy"),
+        published_f1=optional("published_f1"),
+    )

@@ -1,0 +1,55 @@
+"""The leaderboard's plots, by plotly: models on their own ground against zero-shot, and every figure at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from his2lip.report.board import Board
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def heat_map(board: Board) -> Figure:
+    """Macro F1, percent, of every model (rows) on every column of the board."""
+    import plotly.graph_objects as go
+
+    models = list(reversed(board.models))
+    cells = [[board.cell(model, column) for column in board.columns] for model in models]
+    values = [[None if cell is None else 100 * cell.macro_f1 for cell in row] for row in cells]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values, x=board.columns, y=models, zmin=0, zmax=100, colorscale="Viridis",
+            texttemplate="%{z:.0f}", colorbar={"title": "macro F1, %"},
+        )
+    )  # fmt: skip
+    figure.update_layout(height=120 + 34 * len(models), margin={"t": 20, "l": 10, "r": 10, "b": 10})
+    return figure
+
+
+def in_domain_against_zero_shot(board: Board) -> Figure | None:
+    """Each model's macro F1 on its training distribution (x) and its zero-shot mean (y), percent.
+
+    None where no column is any model's training distribution. Fine-tuning moves models right; whether it
+    moves them up too is the question that the paper's table leaves open.
+    """
+    import plotly.graph_objects as go
+
+    own = [column for column in board.columns if column not in board.zero_shot()]
+    if not own:
+        return None
+    points = []
+    for model in board.models:
+        cell, mean = board.cell(model, own[0]), board.mean(model)
+        if cell is not None and mean is not None:
+            points.append((100 * cell.macro_f1, 100 * mean, model))
+    if not points:
+        return None
+    x, y, text = zip(*points, strict=True)
+    figure = go.Figure(go.Scatter(x=x, y=y, text=text, mode="markers+text", textposition="top center"))
+    figure.update_layout(
+        xaxis={"title": f"macro F1 on {own[0]}, %", "range": [0, 100]},
+        yaxis={"title": "zero-shot mean of macro F1, %"},
+        height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
+    )  # fmt: skip
+    return figure
