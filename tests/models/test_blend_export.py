@@ -1,0 +1,124 @@
+"""Blending interpolates weights; exports give the same features in the tools that they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_factory import CAPTIONS, native_config, wordpiece_folder
+from PIL import Image
+
+from his2lip.errors import ModelError
+from his2lip.models import load_model
+from his2lip.models.blend import blend
+from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.convert import from_transformers
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.export import to_open_clip_folder, to_transformers_folder
+from his2lip.models.preprocess import Preprocess
+
+
+def dual(
+    seed: int = 1, *, squash: bool = False, tokenizer: Path | None = None, **text: object
+) -> DualEncoder:
+    config = native_config(**text)  # type: ignore[arg-type]
+    mode, interpolation = ("squash", "bilinear") if squash else ("shortest", "bicubic")
+    return DualEncoder(
+        build_clip(config, seed=seed),
+        name=f"small-{seed}",
+        config=config,
+        preprocess=Preprocess(
+            size=(32, 32),
+            mean=(0.5, 0.4, 0.3),
+            std=(0.2, 0.3, 0.4),
+            resize_mode=mode,
+            interpolation=interpolation,
+        ),
+        tokenizer=build_tokenizer(config, tokenizer),
+    ).eval()
+
+
+BASE, TUNED = dual(1), dual(2)
+
+
+def test_the_ends_of_a_blend_are_the_two_models_to_the_bit() -> None:
+    assert blend(BASE, TUNED, alpha=0).tensor_digest() == BASE.tensor_digest()
+    assert blend(BASE, TUNED, alpha=1).tensor_digest() == TUNED.tensor_digest()
+
+
+@given(alpha=st.floats(0, 1))
+@settings(deadline=None, max_examples=10)
+def test_a_blend_is_linear_in_every_tensor_and_changes_neither_model(alpha: float) -> None:
+    before = BASE.tensor_digest(), TUNED.tensor_digest()
+    mixed, first, second = (m.clip.state_dict() for m in (blend(BASE, TUNED, alpha=alpha), BASE, TUNED))
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(
+            tensor, (1 - alpha) * first[name] + alpha * second[name], atol=1e-6, rtol=1e-5
+        )
+    assert (BASE.tensor_digest(), TUNED.tensor_digest()) == before
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_an_alpha_outside_0_to_1_is_refused(alpha: float) -> None:
+    with pytest.raises(ModelError, match="alpha"):
+        blend(BASE, TUNED, alpha=alpha)
+
+
+def test_models_of_two_architectures_do_not_blend() -> None:
+    with pytest.raises(ModelError, match="not the same architecture"):
+        blend(load_model("tiny"), TUNED, alpha=0.5)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_an_exported_clip_model_gives_the_same_features_in_transformers(
+    squash: bool, tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    model = dual(3, squash=squash)
+    folder = to_transformers_folder(model, tmp_path)
+    theirs = CLIPModel.from_pretrained(folder).eval()
+    image = real_ihc[:200]
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(Image.fromarray(image), return_tensors="pt")[
+        "pixel_values"
+    ]
+    ours = model.preprocess(image)[None]
+    torch.testing.assert_close(ours, pixels, atol=1e-5, rtol=0)
+    tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=24)
+    with torch.no_grad():
+        features = theirs.get_image_features(pixel_values=ours).pooler_output
+        torch.testing.assert_close(model.encode_image(ours, normalize=False), features, atol=1e-5, rtol=0)
+        text = theirs.get_text_features(input_ids=tokens).pooler_output
+        torch.testing.assert_close(model.encode_text(CAPTIONS, normalize=False), text, atol=1e-5, rtol=0)
+
+
+def test_an_export_to_transformers_comes_back_the_same(tmp_path: Path) -> None:
+    again = from_transformers(to_transformers_folder(TUNED, tmp_path), name="again")
+    assert again.tensor_digest() == TUNED.tensor_digest()
+    assert again.preprocess == TUNED.preprocess
+
+
+def test_an_export_to_open_clip_is_what_open_clip_loads(tmp_path: Path) -> None:
+    folder = to_open_clip_folder(TUNED, tmp_path / "out")
+    theirs = open_clip.create_model(f"local-dir:{folder}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(TUNED.encode_text(CAPTIONS, normalize=False), theirs.encode_text(tokens))
+
+
+def test_what_a_clip_model_cannot_hold_is_not_exported_to_it(tmp_path: Path) -> None:
+    source = wordpiece_folder(tmp_path / "bert")
+    bert = dual(1, tokenizer=source, hf_tokenizer_name="bert-base-uncased")
+    for model, said in (
+        (load_model("tiny"), "timm_model_name"),
+        (dual(1, proj_bias=True), "proj_bias"),
+        (bert, "hf_tokenizer_name"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            to_transformers_folder(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
