@@ -62,9 +62,10 @@ def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) 
 def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.float32]:
     """Light (S, S, 3) in 0..1 that passes the stained scene."""
     look = spec.staining
+    second_stain = _second_stain(scene, spec, rng)
     here, counterstain_here = np.exp(look.uneven * rng.standard_normal(2))
     haematoxylin = _counterstain(scene) * look.counterstain * counterstain_here + look.wash * scene.tissue
-    amounts = [haematoxylin, *_second_stain(scene, spec, rng)]
+    amounts = [haematoxylin, *second_stain]
     amounts.append(scene.layers["carbon"] + 0.5 * scene.layers["dirt"])
     amounts.append(0.20 * scene.layers["red"] * (0.3 if spec.stain == "H&E" else 1.0))
     second = stains.CHROMOGENS.get(spec.stain, stains.DAB)

@@ -13,6 +13,7 @@ from his2lip.data.synthetic.cases import keyed_rng
 from his2lip.data.synthetic.rows import Row
 
 FIELD_UM = 29.0  # side of a MIHIC patch: 128 px at 0.2264 um
+HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # as the cards have them
 DETAIL, REGION = 64, 128  # pixels a side of cell-sized and of larger patches
 
 
@@ -46,11 +47,12 @@ def _mihic(plan: Plan) -> Iterator[Row]:
     for split, cases in (("train", 28), ("val", 3), ("test", 6)):
         for case in range(first, first := first + plan.count(cases)):
             for tissue, marker in product(taxonomy.TISSUES, taxonomy.MIHIC_BIOMARKERS):
-                name = f"{case:04d}-{marker}-{taxonomy.tissue_id(tissue)}-1"
                 columns = {"tissue": tissue, "label": tissue, "biomarker": marker}
-                columns |= {"case_id": f"{case:04d}", "region_id": name, "mpp": FIELD_UM / DETAIL}
+                slide, region = f"{case:04d}-{marker}", taxonomy.tissue_id(tissue)
+                columns |= {"case_id": f"{case:04d}", "slide_id": slide, "region_id": f"{slide}-{region}"}
+                columns |= {"mpp": FIELD_UM / DETAIL}
                 yield plan.row(
-                    split, f"{case:04d}", marker, f"{split}/{tissue}/{name}.png",
+                    split, f"{case:04d}", marker, f"{split}/{tissue}/{slide}-{region}-1.png",
                     shows=tissue, marker=marker, columns=columns,
                 )  # fmt: skip
 
@@ -65,14 +67,14 @@ _PANTUMOR_CELLS = {
 
 def _pantumor(plan: Plan) -> Iterator[Row]:
     """CD3; a patch around each annotated cell; region_id holds the tumour indication."""
-    for organ, number in product(("head and neck", "lung", "breast", "stomach"), range(plan.count(3))):
-        slide = f"{organ.replace(' ', '_')}_{number:02d}"
+    for organ, number in product(("HNSCC", "NSCLC", "TNBC", "GC"), range(plan.count(3))):
+        slide = f"{organ}_{number:02d}"
         for (label, cells), k in product(_PANTUMOR_CELLS.items(), range(4)):
             shows, kind = cells[k % len(cells)]
             columns = {"label": label, "biomarker": "CD3", "slide_id": slide, "region_id": organ}
             columns |= {"mpp": FIELD_UM / DETAIL}
             yield plan.row(
-                "test", slide, slide, f"{slide}.svs#{label.replace(' ', '_')}_{k}",
+                "test", slide, slide, f"{slide}.svs#{label.split()[0]}{k}",
                 shows=shows, marker="CD3", centre=kind, columns=columns,
                 reading=Reading(centre=True) if label == "immune cell" else None,
             )  # fmt: skip
@@ -86,7 +88,7 @@ def _bcdata(plan: Plan) -> Iterator[Row]:
             for label, k in product(("positive", "negative", "none"), range(2)):
                 shows = ("Stroma", "Immune cells")[k] if label == "none" else "Tumor"
                 yield plan.row(
-                    split, f"image{image}", "Ki67", f"images/{split}/{image}.png#{label}_{k}", shows=shows,
+                    split, f"image{image}", "Ki67", f"images/{split}/{image}.png#{label}-{k}", shows=shows,
                     marker="Ki67", centre=None if label == "none" else "tumour",
                     reading=None if label == "none" else Reading(centre=label == "positive"),
                     columns={"label": label, "biomarker": "Ki67", "slide_id": f"{split}/{image}"},
@@ -108,11 +110,11 @@ def _hnscc(plan: Plan) -> Iterator[Row]:
             marker = None if name == "Hematoxylin" else taxonomy.biomarker(name)
             place = f"Case{case + 1}_{letter}1_0_0"
             stain = "haematoxylin" if marker is None else "AEC"
-            columns = {"label": label, "biomarker": marker, "stain": stain, "mpp": 0.5}
-            columns |= {"case_id": f"Case{case + 1}", "region_id": place, "twin_id": place}
+            columns = {"label": label, "biomarker": marker, "mpp": HNSCC_MPP}
+            columns |= {"case_id": f"Case{case + 1}", "region_id": place}
             yield plan.row(
-                "test", f"Case{case + 1}", name, f"mIHC_Data/{place}_{name}.png", shows=shows, marker=marker,
-                stain=stain, size=REGION, mpp=0.5, field=place, biology=biology, columns=columns,
+                "test", f"Case{case + 1}", name, f"{place}_{name}.png", shows=shows, marker=marker,
+                stain=stain, size=REGION, mpp=HNSCC_MPP, field=place, biology=biology, columns=columns,
             )  # fmt: skip
 
 
@@ -132,10 +134,13 @@ def _ihc4bc(plan: Plan) -> Iterator[Row]:
             patient = f"Patient_{number}_{1009 + number}"
             for (marker, shares), k in product(_IHC4BC_SHARES.items(), range(2)):
                 label = ("negative", "positive")[(number + (marker != "Ki67")) % 2]
-                path = f"Images/IHC/{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_0_0_0.jpg"
+                path = f"{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_0_0_0.jpg"
                 share = float(keyed_rng(plan.seed, path).uniform(*shares[label]))
                 columns = {"label": label, "biomarker": marker, "case_id": patient}
-                columns |= {"region_id": f"{patient}/Subregion_{k}"}
+                columns |= {
+                    "slide_id": f"{patient}/{marker}",
+                    "region_id": f"{patient}/{marker}/Subregion_{k}",
+                }
                 yield plan.row(
                     split, patient, marker, path, shows="Tumor", marker=marker, size=REGION, format="jpeg",
                     reading=Reading(share=share), columns=columns,
@@ -147,7 +152,7 @@ def _her2(plan: Plan) -> Iterator[Row]:
     number = 0
     for split, folder, each in (("train", "train", 10), ("select", "train", 5), ("test", "test", 24)):
         for score, k in product(HER2_READINGS, range(plan.count(each))):
-            path = f"Patch-based-dataset/{folder}_data_patch/class_{score}/{number:05d}.png"
+            path = f"{folder}_data_patch/class_{score}/{number:05d}.png"
             number += 1
             yield plan.row(
                 split, f"{split}{k}", score, path, shows="Tumor", marker="HER2", size=REGION,
@@ -156,39 +161,39 @@ def _her2(plan: Plan) -> Iterator[Row]:
             )  # fmt: skip
 
 
+_BREAST = ("HER2", "Ki67", "ER", "PR")
+
+
 def _bci(plan: Plan) -> Iterator[Row]:
     """HER2 with an H&E twin of each field."""
     number = 0
     for split, folder, each in (("train", "train", 6), ("select", "train", 3), ("test", "test", 16)):
         for score, k in product(HER2_READINGS, range(plan.count(each))):
-            name, number = f"{number:05d}_{folder}_{score}", number + 1
-            for stain, where in (("DAB", "IHC"), ("H&E", "HE")):
-                columns = {"score": score, "label": score, "biomarker": "HER2"} if stain == "DAB" else {}
-                yield plan.row(
-                    split, f"{split}{k}", f"{score} {stain}", f"{where}/{folder}/{name}.png", shows="Tumor",
-                    marker="HER2", stain=stain, size=REGION, reading=HER2_READINGS[score], field=name,
-                    columns=columns | {"stain": stain, "twin_id": name},
-                )  # fmt: skip
+            name, number = f"{folder}/{number:05d}_{folder}_{score}.png", number + 1
+            usual = {
+                "shows": "Tumor", "marker": "HER2", "reading": HER2_READINGS[score], "size": REGION,
+                "field": name,
+            }  # fmt: skip
+            columns = {"score": score, "label": score, "biomarker": "HER2", "twin_id": f"bci/HE/{name}"}
+            yield plan.row(split, f"{split}{k}", score, f"IHC/{name}", columns=columns, **usual)
+            yield plan.row(split, f"{split}{k}", f"{score} H&E", f"HE/{name}", stain="H&E", **usual)
 
 
 def _mist(plan: Plan) -> Iterator[Row]:
     """Four biomarkers, each IHC field (B) with its H&E (A)."""
     number = 0
     for split, folder, slides in (("train", "train", 5), ("select", "train", 3), ("val", "val", 12)):
-        for slide, marker in product(range(number, number := number + plan.count(slides)), _BREAST_MARKERS):
-            name = f"67M21{slide:05d}_{slide}_{taxonomy.biomarker_id(marker)}"
-            for stain, letter in (("DAB", "B"), ("H&E", "A")):
-                columns = {"biomarker": marker, "label": marker} if stain == "DAB" else {}
-                columns |= {"stain": stain, "twin_id": f"{marker}/{name}", "slide_id": name, "mpp": 0.4661}
-                yield plan.row(
-                    split, f"slide{slide}", f"{marker} {stain}",
-                    f"{marker}/TrainValAB/{folder}{letter}/{name}.jpg", shows="Tumor", marker=marker,
-                    stain=stain, size=REGION, mpp=0.4661, field=name, format="jpeg", columns=columns,
-                    reading=_breast_reading(plan, marker, name),
-                )  # fmt: skip
-
-
-_BREAST_MARKERS = ("HER2", "Ki67", "ER", "PR")
+        for slide, marker in product(range(number, number := number + plan.count(slides)), _BREAST):
+            case, name = f"67M21{slide:05d}", f"67M21{slide:05d}_15_{taxonomy.biomarker_id(marker)}.jpg"
+            twin = f"{marker}/{folder}A/{name}"
+            usual = {
+                "shows": "Tumor", "marker": marker, "reading": _breast_reading(plan, marker, name),
+                "size": REGION, "mpp": MIST_MPP, "field": name, "format": "jpeg",
+            }  # fmt: skip
+            columns = {"biomarker": marker, "label": marker, "slide_id": case, "mpp": MIST_MPP}
+            columns |= {"twin_id": f"mist/{twin}"}
+            yield plan.row(split, case, marker, f"{marker}/{folder}B/{name}", columns=columns, **usual)
+            yield plan.row(split, case, f"{marker} H&E", twin, stain="H&E", **usual)
 
 
 def _breast_reading(plan: Plan, marker: str, key: str) -> Reading:
@@ -196,56 +201,47 @@ def _breast_reading(plan: Plan, marker: str, key: str) -> Reading:
     rng = keyed_rng(plan.seed, plan.name, "reading", marker, key)
     if marker == "HER2":
         return HER2_READINGS[str(rng.choice(["1+", "2+", "3+"], p=[0.2, 0.3, 0.5]))]
-    low, high = {"Ki67": (0.1, 0.5), "ER": (0.7, 1.0), "PR": (0.3, 0.8)}[marker]
-    return Reading(share=float(rng.uniform(low, high)), strength={"Ki67": 1.1, "ER": 1.0, "PR": 0.8}[marker])
+    low, high, strength = {"Ki67": (0.1, 0.5, 1.1), "ER": (0.7, 1.0, 1.0), "PR": (0.3, 0.8, 0.8)}[marker]
+    return Reading(share=float(rng.uniform(low, high)), strength=strength)
 
 
 def _anhir(plan: Plan) -> Iterator[Row]:
-    """Lesions and lobes of lung at low power; one image a stain. Real ones also hold H&E (He)."""
+    """Lesions and lobes of lung at low power; one image a stain. Microns a pixel are not said."""
     for number in range(plan.count(16)):
-        part, shows = (("lung-lesion", "Tumor"), ("lung-lobes", "Alveoli"))[number % 2]
+        part, region, shows = (("lung-lesion", "les1", "Tumor"), ("lung-lobes", "lob1", "Alveoli"))[
+            number % 2
+        ]
+        animal = f"29-{number:03d}-Izd2-w35"
         for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5", "He"):
-            marker = taxonomy.find_biomarker(token)
-            stain = "H&E" if marker is None else "DAB"
-            path = f"{part}_{number // 2 + 1}/scale-100pc/29-{number:03d}-Izd2-w35-{token}-les1.jpg"
-            columns = {
-                "biomarker": marker,
-                "label": marker,
-                "stain": stain,
-                "region_id": f"{part}_{number // 2 + 1}",
-            }
+            marker, slide = taxonomy.find_biomarker(token), f"{animal}-{token}-{region}"
+            columns = {"biomarker": marker, "label": marker, "case_id": animal, "slide_id": slide}
+            columns |= {"region_id": f"{animal}-{region}"}
             yield plan.row(
-                "test", f"animal{number}", token, path, shows=shows, marker=marker, stain=stain, size=REGION,
-                mpp=0.65, format="jpeg", field=f"{part}_{number}", columns=columns,
-                biology=(("cohesion", 0.85), ("size", 0.9)),
+                "test", animal, token, f"{part}_{number // 2 + 1}/scale-100pc/{slide}.jpg", shows=shows,
+                marker=marker, stain="DAB" if marker else "H&E", size=REGION, mpp=0.65, format="jpeg",
+                field=animal, biology=(("cohesion", 0.85), ("size", 0.9)), columns=columns,
             )  # fmt: skip
+
+
+_ACROBAT_SPLITS = (
+    ("train", "train", 3), ("select", "train", 2), ("test", "train", 6), ("validation", "val", 2)
+)  # fmt: skip
 
 
 def _acrobat(plan: Plan) -> Iterator[Row]:
     """Tiles of slides at 10x: four stains and H&E of each case."""
-    case = 0
-    for split, folder, cases in (
-        ("train", "train", 3),
-        ("select", "train", 2),
-        ("test", "train", 6),
-        ("validation", "validation", 2),
-    ):
-        for number in range(case, case := case + plan.count(cases)):
+    number = 0
+    for split, folder, cases in _ACROBAT_SPLITS:
+        for case in range(number, number := number + plan.count(cases)):
             for token, tile in product(("KI67", "ER", "PGR", "HER2", "HE"), range(2)):
-                marker = taxonomy.find_biomarker(token)
-                slide = f"{number}_{token}_{folder}"
-                columns = {
-                    "biomarker": marker,
-                    "label": marker,
-                    "stain": "DAB" if marker else "H&E",
-                    "mpp": 0.92,
-                }
-                columns |= {"case_id": str(number), "slide_id": slide, "x": 0, "y": REGION * tile}
+                marker, slide = taxonomy.find_biomarker(token), f"{case}_{token}_{folder}"
+                columns = {"biomarker": marker, "label": marker, "case_id": str(case), "slide_id": slide}
+                columns |= {"mpp": ACROBAT_MPP, "x": 0, "y": REGION * tile}
                 yield plan.row(
-                    split, str(number), token, f"acrobat_{folder}_pyramid/{slide}.tif#0_{REGION * tile}",
-                    shows="Tumor", marker=marker, stain="DAB" if marker else "H&E", size=REGION, mpp=0.92,
-                    field=f"{number}/{tile}", columns=columns, biology=(("cohesion", 0.7),),
-                    reading=_breast_reading(plan, marker, str(number)) if marker else None,
+                    split, str(case), token, f"{slide}.tif#0-{REGION * tile}", shows="Tumor", marker=marker,
+                    stain="DAB" if marker else "H&E", size=REGION, mpp=ACROBAT_MPP, field=f"{case}/{tile}",
+                    reading=_breast_reading(plan, marker, str(case)) if marker else None,
+                    biology=(("cohesion", 0.7),), columns=columns,
                 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from his2lip.data.synthetic.rows import Row, draw
 from his2lip.data.synthetic.twin_plans import PLANS, Plan
 from his2lip.errors import DatasetError, did_you_mean
 
+VERSION = 1  # of the generator: a change of any pixel or column raises it
 SCALES: dict[str, float] = {"demo": 1.0, "small": 0.25}
 ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, as a real dataset has
 
@@ -33,11 +34,15 @@ def twin_names() -> list[str]:
     return list(PLANS)
 
 
-def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo") -> list[Row]:
-    """The rows of a twin, not drawn yet, shuffled within it by the seed."""
+def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo", he: bool = False) -> list[Row]:
+    """The rows of a twin, not drawn yet, in an order shuffled by the seed.
+
+    `he` adds the H&E images that stand beside immunostained ones. The datasets' readers pass them over, so
+    shards do not hold them. Raises DatasetError for an unknown name or scale.
+    """
     if name not in PLANS:
         raise DatasetError(f"no dataset '{name}' has a generated twin", mend=did_you_mean(name, PLANS))
-    rows = list(PLANS[name](Plan(name, seed, _scale(scale))))
+    rows = [row for row in PLANS[name](Plan(name, seed, _scale(scale))) if he or row.stain != "H&E"]
     return [rows[i] for i in keyed_rng(seed, name, "order").permutation(len(rows))]
 
 
@@ -67,15 +72,27 @@ def write_twin(
     (processes of this machine) or `mapper` (the caller's own way to spread work) is. `progress` is called with
     the number of patches written since the last call. Raises DatasetError for an unknown name or scale.
     """
+    from threadpoolctl import threadpool_limits
+
     patches = _drawn(name, seed, scale, workers, mapper)
-    with ShardWriter(
-        out_uri, card=load_card(name), generated=True, row_group_bytes=row_group_bytes
-    ) as writer:
+    writer = ShardWriter(
+        out_uri,
+        card=load_card(name),
+        generated=True,
+        view=twin_view(seed, scale),
+        row_group_bytes=row_group_bytes,
+    )
+    with threadpool_limits(1), writer:  # matrix products of one patch are too small to share
         for patch in patches:
             writer.add(patch)
             if progress is not None:
                 progress(1)
         return writer.close()
+
+
+def twin_view(seed: int = 0, scale: str | float = "demo") -> str:
+    """What dataset.json says of a twin's making: equal views mean equal bytes."""
+    return f"generated(seed={seed}, scale={_scale(scale):g}, version={VERSION})"
 
 
 def _drawn(name: str, seed: int, scale: str | float, workers: int, mapper: Mapper | None) -> Iterator[Patch]:

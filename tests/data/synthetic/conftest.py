@@ -1,0 +1,14 @@
+"""One thread of linear algebra: the products of one patch are too small to share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_of_linear_algebra() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
