@@ -37,6 +37,7 @@ class BenchmarkConfig(Config):
     batch_size: int = pydantic.Field(default=64, ge=1)
     # Of one model's task. Fractions let several share a GPU; "auto" takes one where the cluster has any.
     cpus: float = pydantic.Field(default=1.0, ge=0)
+    threads: int | None = pydantic.Field(default=None, ge=1)  # None: as many as cpus
     gpus: float | Literal["auto"] = "auto"
     memory_gb: float | None = pydantic.Field(default=None, gt=0)  # None: told from the checkpoint's size
     seed: int = 0  # of random weights (`tiny`)
@@ -63,9 +64,9 @@ class BenchmarkConfig(Config):
         return f"{self.storage}/benchmark/{self.name}"
 
     @property
-    def threads(self) -> int:
-        """That decode images, and torch's, in one model's task."""
-        return max(1, round(self.cpus))
+    def task_threads(self) -> int:
+        """Threads that decode images, and torch's, in one model's task."""
+        return self.threads or max(1, round(self.cpus))
 
     def uris(self) -> dict[str, str]:
         """Dataset -> URI of its shards."""

@@ -33,6 +33,11 @@ class Counts:
     crops: int = 0
     sentences: int = 0
 
+    def add(self, other: Counts) -> None:
+        self.images += other.images
+        self.crops += other.crops
+        self.sentences += other.sentences
+
 
 @dataclass(frozen=True)
 class Embedded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
 
 Outcome = CellResult | CellFailure
+Cell = tuple[str, str, str]  # model, dataset, protocol
 
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
@@ -50,17 +52,15 @@ def run_grid(config: BenchmarkConfig, *, on_cell: Callable[[Outcome], None] | No
     tell = on_cell or (lambda _: None)
     for failure in failed:
         tell(failure)
-    entries = [
-        *config.models,
-        *(ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines),
-    ]
+    config = config.model_copy(update={"gpus": _gpus(config)})
+    baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
+    entries = [*config.models, *baselines]
     outcomes: list[Outcome] = [*failed]
     counts = Counts()
-    for outcome, used in _on_ray(entries, plans, config):
+    # Baselines share one task: the colours that one of them reads, the next finds in the cache.
+    for outcome, used in _on_ray([*([m] for m in config.models), baselines], plans, config):
         outcomes.append(outcome)
-        counts.images += used.images
-        counts.crops += used.crops
-        counts.sentences += used.sentences
+        counts.add(used)
         tell(outcome)
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
@@ -102,26 +102,31 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     return plans, failed
 
 
-def score_model(
-    entry: ModelEntry, plans: Sequence[CellPlan], config: BenchmarkConfig
+def score_models(
+    entries: Sequence[ModelEntry], plans: Sequence[CellPlan], config: BenchmarkConfig
 ) -> Iterator[tuple[Outcome, Counts]]:
-    """One model's outcomes, plan by plan, each with what had to be computed for it. Runs in a Ray task."""
+    """Outcomes of models in turn, each with what had to be computed for it. Runs in a Ray task."""
     cache = EmbeddingCache(config.cache)
-    if entry.path.startswith(PREFIX):
-        plans = [p for p in plans if applies(entry.path, p) is None]
-    try:
-        scorer = _scorer(entry, cache, config)
-    except Exception as error:
-        for plan in plans:
-            yield _failure(entry.name, plan.dataset, plan.protocol_name, error), Counts()
-        return
-    for plan in plans:
-        cache.counts = Counts()
+    for entry in entries:
+        mine = _plans_of(entry, plans)
         try:
-            outcome: Outcome = run_cell(scorer, plan, config.folder)
+            scorer = _scorer(entry, cache, config)
         except Exception as error:
-            outcome = _failure(entry.name, plan.dataset, plan.protocol_name, error)
-        yield outcome, cache.counts
+            yield from ((_failed(entry, plan, error), Counts()) for plan in mine)
+            continue
+        for plan in mine:
+            cache.counts = Counts()
+            try:
+                outcome: Outcome = run_cell(scorer, plan, config.folder)
+            except Exception as error:
+                outcome = _failed(entry, plan, error)
+            yield outcome, cache.counts
+
+
+def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
+    """Those that a model, or a baseline, can score."""
+    baseline = entry.path.startswith(PREFIX)
+    return [p for p in plans if not baseline or applies(entry.path, p) is None]
 
 
 def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> Scorer:
@@ -132,7 +137,7 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
     from his2lip.models import load_model, read_meta
     from his2lip.models.checkpoint import is_checkpoint
 
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.task_threads)
     device = "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
     model = load_model(entry.path, device=device, precision=config.precision, seed=config.seed)
     folder = entry.path.removeprefix("local-dir:")
@@ -145,66 +150,70 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
         trained_on=frozenset(digests if entry.trained_on is None else entry.trained_on),
         fine_tuned=bool(digests) and entry.trained_on is None,
         batch_size=config.batch_size,
-        threads=config.threads,
+        threads=config.task_threads,
     )
 
 
 def _on_ray(
-    entries: Sequence[ModelEntry], plans: Sequence[CellPlan], config: BenchmarkConfig
+    groups: Sequence[Sequence[ModelEntry]], plans: Sequence[CellPlan], config: BenchmarkConfig
 ) -> Iterator[tuple[Outcome, Counts]]:
-    """One streaming task an entry; outcomes in the order in which they come."""
+    """One streaming task a group of models; outcomes in the order in which they come."""
     import ray
 
     shared = ray.put((list(plans), config))
     task = ray.remote(_score_shared)
-    waiting: dict[Any, tuple[ModelEntry, set[tuple[str, str]]]] = {}  # by stream of outcomes
-    for entry in entries:
-        stream = task.options(**_resources(entry, config), max_retries=1).remote(entry, shared)
-        waiting[stream] = (entry, set())
+    waiting: dict[Any, dict[Cell, tuple[ModelEntry, CellPlan]]] = {}  # stream -> cells to come
+    for group in filter(None, groups):
+        stream = task.options(**_resources(group, config), max_retries=1).remote(list(group), shared)
+        waiting[stream] = {
+            (e.name, p.dataset, p.protocol_name): (e, p) for e in group for p in _plans_of(e, plans)
+        }
     while waiting:
         ready: list[Any] = ray.wait(list(waiting), num_returns=1)[0]
-        entry, seen = waiting[ready[0]]
+        stream = ready[0]
         try:
-            outcome, counts = ray.get(next(ready[0]))
+            outcome, counts = ray.get(next(stream))
         except StopIteration:
-            del waiting[ready[0]]
-        except ray.exceptions.RayError as error:  # the task's process died, twice
-            del waiting[ready[0]]
-            lost = [p for p in plans if (p.dataset, p.protocol_name) not in seen]
-            dead = RunError(f"the model's process died twice ({type(error).__name__})", mend=_MORE_MEMORY)
-            yield from ((_failure(entry.name, p.dataset, p.protocol_name, dead), Counts()) for p in lost)
+            del waiting[stream]
+        except ray.exceptions.RayError as error:  # the task's process died, and so did its second one
+            dead = RunError(
+                f"the process that scored it died twice ({type(error).__name__})", mend=_MORE_MEMORY
+            )
+            yield from ((_failed(e, p, dead), Counts()) for e, p in waiting.pop(stream).values())
         else:
-            seen.add((outcome.dataset, outcome.protocol))
+            del waiting[stream][outcome.model, outcome.dataset, outcome.protocol]
             yield outcome, counts
 
 
 def _score_shared(
-    entry: ModelEntry, shared: tuple[list[CellPlan], BenchmarkConfig]
+    entries: list[ModelEntry], shared: tuple[list[CellPlan], BenchmarkConfig]
 ) -> Iterator[tuple[Outcome, Counts]]:
-    yield from score_model(entry, *shared)
+    yield from score_models(entries, *shared)
 
 
-def _resources(entry: ModelEntry, config: BenchmarkConfig) -> dict[str, float]:
-    """What a task asks of Ray, never more than a node that is there can give: it would wait for ever.
-
-    Raises RunError for GPUs that neither are there nor can come (a local Ray does not grow).
-    """
+def _gpus(config: BenchmarkConfig) -> float:
+    """GPUs of one model's task. Raises RunError for those that neither are there nor can come."""
     import ray
 
-    if entry.path.startswith(PREFIX):
-        return {"num_cpus": min(1.0, config.cpus)}
+    have = ray.cluster_resources().get("GPU", 0.0)
+    if config.gpus == "auto":
+        return 1.0 if have >= 1 else 0.0
+    if config.gpus > have and _is_local():
+        raise RunError(f"gpus is {config.gpus:g}, and this machine has {have:g}", mend="set gpus=auto")
+    return config.gpus
+
+
+def _resources(group: Sequence[ModelEntry], config: BenchmarkConfig) -> dict[str, float]:
+    """What a task asks of Ray; never more than a single machine has, or it would wait for ever."""
+    import ray
+
     have = ray.cluster_resources()
-    gpus = config.gpus
-    if gpus == "auto":
-        gpus = 1.0 if have.get("GPU", 0) >= 1 else 0.0
-    elif gpus > have.get("GPU", 0) and _is_local():
-        raise RunError(f"gpus is {gpus}, and this machine has {have.get('GPU', 0):g}", mend="set gpus=auto")
-    largest = max((n["Resources"].get("memory", 0) for n in ray.nodes() if n["Alive"]), default=0)
-    return {
-        "num_cpus": min(config.cpus, have.get("CPU", config.cpus)),
-        "num_gpus": gpus,
-        "memory": min(_memory(entry, config), largest),
-    }
+    most = have if _is_local() else {}
+    asked = {"num_cpus": min(config.cpus, most.get("CPU", config.cpus))}
+    if group[0].path.startswith(PREFIX):
+        return asked
+    memory = _memory(group[0], config)
+    return asked | {"num_gpus": float(config.gpus), "memory": min(memory, most.get("memory", memory))}
 
 
 def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
@@ -217,8 +226,7 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
 
 
 def _is_local() -> bool:
-    import os
-
+    """Whether this Ray is one machine: a cluster's drivers find its address set."""
     return not os.environ.get("RAY_ADDRESS")
 
 
@@ -248,6 +256,10 @@ def _card(shards: ShardSet) -> Card:
         return load_card(shards.info.name)
     except ConfigError:
         return Card.model_validate(shards.info.card)
+
+
+def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:
+    return _failure(entry.name, plan.dataset, plan.protocol_name, error)
 
 
 def _failure(model: str, dataset: str, protocol: str, error: Exception) -> CellFailure:

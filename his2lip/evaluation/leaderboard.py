@@ -29,7 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 
 # How the paper writes a card's name, where only letters and digits do not say it.
-_PAPER_NAMES = {"hnscc": "hnsccmifmihc", "anhir": "anhirlung"}
+_PAPER_NAMES = {"hnscc": "hnsccmifmihc"}
 
 
 def write_leaderboard(folder: str, results: Sequence[CellResult], failed: Sequence[CellFailure]) -> str:
