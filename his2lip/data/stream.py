@@ -141,7 +141,7 @@ class TrainStream:
             return read_here(self._shards.filesystem, groups)
         from his2lip.data.ray_reads import read_by_ray
 
-        return read_by_ray(self._shards.filesystem, groups, ranks=self._world)
+        return read_by_ray(self._shards.filesystem, groups, lanes=len(self._lanes), ranks=self._world)
 
 
 def _refuse_report(shards: ShardSet, split: str) -> None:
