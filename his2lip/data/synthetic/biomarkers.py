@@ -17,7 +17,7 @@ Pattern = Literal["nuclear", "membranous", "endothelial", "stromal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """How one kind of cell binds the antibody. Absorbances of chromogen; `share` None: the case's own index."""
+    """How one kind of cell binds the antibody, in absorbance; `share` None means the case's own index."""
 
     share: float | None
     nucleus: float = 0.0
@@ -181,12 +181,12 @@ def _per_cell(
         strength = reading.strength if graded else 1.0
         nucleus[row], membrane[row] = bound.nucleus * strength, bound.membrane * strength
         cytoplasm[row] = bound.cytoplasm * strength
-    kind = scene.cells.kind
-    stained = rng.random(len(kind)) < share[kind]
+    kinds = scene.cells.kind
+    stained = rng.random(len(kinds)) < share[kinds]
     if reading.share is not None:
-        tumour = rng.permutation(np.flatnonzero(kind == NAMES.index("tumour")))
+        tumour = rng.permutation(np.flatnonzero(kinds == NAMES.index("tumour")))
         stained[tumour] = np.arange(len(tumour)) < round(reading.share * len(tumour))
     if reading.centre is not None and scene.centre is not None:
         stained[scene.centre] = reading.centre
-    strength = (stained * rng.lognormal(0, 0.25, len(kind))).astype(np.float32)
-    return nucleus[kind] * strength, membrane[kind] * strength, cytoplasm[kind] * strength
+    of_cell = (stained * rng.lognormal(0, 0.25, len(kinds))).astype(np.float32)
+    return nucleus[kinds] * of_cell, membrane[kinds] * of_cell, cytoplasm[kinds] * of_cell

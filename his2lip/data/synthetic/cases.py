@@ -30,7 +30,7 @@ class Biology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staining:
-    """One slide's staining. Strengths are ratios about 1, hazes absorbances, tilts shifts of the dyes' vectors."""
+    """One slide's staining: strengths ratios about 1, haze and wash absorbances, tilts shifts of hue."""
 
     counterstain: float = 1.0
     chromogen: float = 1.0
@@ -49,7 +49,7 @@ NOMINAL_STAINING = Staining()
 
 
 def draw_biology(rng: np.random.Generator) -> Biology:
-    """A patient. P53 is null, wild type or mutant; other nuclear markers have a labelling index of their own."""
+    """A patient. P53 is null, wild type or mutant; other nuclear markers have an index of their own."""
     p53 = float(rng.choice([0.0, 0.25, 0.85], p=[0.15, 0.35, 0.5]))
     return Biology(
         size=float(rng.normal(1.0, 0.06)),
@@ -70,7 +70,7 @@ def draw_biology(rng: np.random.Generator) -> Biology:
 
 
 def draw_staining(rng: np.random.Generator) -> Staining:
-    """A slide: one run of the stainer, one section. Ranges wide enough that colour alone does not tell tissue."""
+    """A slide: one run of the stainer, one section; varied so widely that colour does not tell tissue."""
     return Staining(
         counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),
@@ -81,5 +81,9 @@ def draw_staining(rng: np.random.Generator) -> Staining:
         thickness=float(np.clip(rng.lognormal(0.0, 0.1), 0.75, 1.3)),
         uneven=0.16,
         light=float(rng.uniform(0.92, 1.02)),
-        tint=tuple(float(v) for v in rng.normal(1.0, 0.011, 3)),
+        tint=_triple(rng.normal(1.0, 0.011, 3)),
     )
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,4 +1,4 @@
-"""Cells: what each kind looks like, where they lie, and the maps of nuclei, bodies and membranes they draw."""
+"""Cells: what each kind looks like, where they lie, and their maps of nuclei, bodies and membranes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,15 @@ KINDS: dict[str, Kind] = {
         cytoplasm=0.13,
     ),
     "macrophage": Kind(
-        radius=3.7, spread=0.12, aspect=1.45, dark=0.30, clump=0.2, rim=0.3, nucleoli=0.4, body=2.1, offset=0.5
+        radius=3.7, spread=0.12, aspect=1.45, dark=0.30, clump=0.2, rim=0.3, nucleoli=0.4, body=2.1,
+        offset=0.5,
     ),
-    "fibroblast": Kind(radius=3.0, spread=0.16, aspect=5.2, dark=0.38, clump=0.2, body=1.3, cytoplasm=0.04),
-    "myofibroblast": Kind(radius=3.3, spread=0.15, aspect=4.4, dark=0.34, clump=0.2, body=1.6, cytoplasm=0.05),
+    "fibroblast": Kind(
+        radius=3.0, spread=0.16, aspect=5.2, dark=0.38, clump=0.2, body=1.3, cytoplasm=0.04
+    ),
+    "myofibroblast": Kind(
+        radius=3.3, spread=0.15, aspect=4.4, dark=0.34, clump=0.2, body=1.6, cytoplasm=0.05
+    ),
     "endothelium": Kind(radius=2.7, spread=0.12, aspect=3.2, dark=0.48, clump=0.2, body=1.2),
     "lymphatic": Kind(radius=2.7, spread=0.12, aspect=3.2, dark=0.48, clump=0.2, body=1.2),
     "pneumocyte": Kind(radius=3.1, spread=0.13, aspect=1.5, dark=0.44, clump=0.2, nucleoli=0.3, body=1.4),
@@ -62,14 +67,14 @@ NAMES: tuple[str, ...] = tuple(KINDS)
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """N cells as arrays: kind (N,) int, centre (N, 2) of the nucleus, angle (N,), half axes (N, 2), tone (N,)."""
+    """N cells as arrays. Lengths in microns; `angle` of the long axis in radians."""
 
-    kind: NDArray[np.int64]
-    centre: Array
-    angle: Array
-    axes: Array
+    kind: NDArray[np.int64]  # (N,) places in NAMES
+    centre: Array  # (N, 2) of the nucleus
+    angle: Array  # (N,)
+    axes: Array  # (N, 2) half axes of the nucleus
     body: Array  # (N, 2) centre of the cell body, which need not be the nucleus's
-    tone: Array  # how dark this nucleus is among its kind
+    tone: Array  # (N,) how dark this nucleus is among its kind
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -89,7 +94,7 @@ class Cells:
 
 
 def lattice(rng: np.random.Generator, grid: Grid, spacing: float, jitter: float = 0.22) -> Array:
-    """Points about `spacing` microns apart, (N, 2), on and a little around the patch: a shaken hexagonal lattice."""
+    """A shaken hexagonal lattice: points (N, 2) about `spacing` microns apart, on and just off the patch."""
     reach = grid.span / 2 + 1.2 * spacing
     count = int(np.ceil(1.42 * reach / spacing)) + 1
     i, j = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1))

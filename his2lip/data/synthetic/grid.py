@@ -13,7 +13,7 @@ Map = NDArray[np.float32]  # (S, S), one value a pixel, row = y
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A square patch of `size` pixels at `mpp` microns a pixel; points are (x, y) in microns, origin top left."""
+    """A square patch of `size` pixels, `mpp` microns a pixel; points are (x, y) in microns from top left."""
 
     size: int
     mpp: float
@@ -41,7 +41,7 @@ def _axis(size: int, mpp: float) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=256)
 def _spline(size: int, mpp: float, scale: float) -> NDArray[np.float32]:
-    """Cubic B-spline weights (S, K) from knots `scale` microns apart; rows have unit length, so variance stays 1."""
+    """Cubic B-spline weights (S, K) of knots `scale` microns apart; rows of unit length keep the variance."""
     knots = int(np.ceil(size * mpp / scale)) + 4
     distance = np.abs(_axis(size, mpp)[:, None] / scale - (np.arange(knots) - 1.5)[None, :])
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -54,13 +54,13 @@ def noise(rng: np.random.Generator, grid: Grid, scale: float, count: int = 1) ->
     """`count` smooth random fields, float32 (count, S, S), about N(0, 1), varying over `scale` microns."""
     weights = _spline(grid.size, grid.mpp, max(scale, grid.mpp))
     knots = rng.standard_normal((count, weights.shape[1], weights.shape[1]), dtype=np.float32)
-    return weights @ knots @ weights.T
+    return np.asarray(weights @ knots @ weights.T, np.float32)
 
 
 def dots(
     grid: Grid, points: NDArray[np.float32], radius: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> Map:
-    """Sum of round Gaussian spots: `points` (N, 2), `radius` (N,) in microns, `weight` (N,). One matrix product."""
+    """Sum of Gaussian spots, one matrix product: `points` (N, 2), `radius` (N,) in microns, `weight` (N,)."""
     if len(points) == 0:
         return np.zeros((grid.size, grid.size), np.float32)
     width = np.maximum(radius, 0.6 * grid.mpp)[:, None]
@@ -70,7 +70,7 @@ def dots(
 
 
 def step(signed_distance: NDArray[np.float32], softness: float) -> NDArray[np.float32]:
-    """1 where the signed distance (microns) is positive, 0 where negative, a smooth edge `softness` wide between."""
+    """1 where the signed distance (microns) is positive, 0 where negative, an edge `softness` wide."""
     t = np.clip(signed_distance / softness + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 

@@ -21,8 +21,8 @@ from his2lip.data.synthetic.tissues import build
 class Row:
     """A patch to be drawn. `columns` are those of the shard schema, as the real dataset's reader fills them.
 
-    Everything that is drawn hangs on (seed, dataset, case), (…, slide), (…, field) and (…, patch id) alone, so
-    rows can be drawn in any order, by any number of processes. Rows of one `field` show one piece of tissue.
+    What is drawn hangs on (seed, dataset, case), (…, slide), (…, field) and (…, patch id) alone, so rows can
+    be drawn in any order, by any number of processes. Rows of one `field` show one piece of tissue.
     """
 
     seed: int

@@ -1,4 +1,4 @@
-"""Scanners: white point, exposure, optics, sensor noise, sharpening and JPEG, one setting for each dataset."""
+"""Scanners: white point, exposure, optics, noise, sharpening and JPEG; one setting for each dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scanner:
 
 
 DEFAULT = Scanner()
-# The settings are ours: plausible for each make of scanner (the paper's Table 1), and different between datasets.
+# Our own settings: plausible for the makes of scanner in the paper's Table 1, different between datasets.
 SCANNERS: dict[str, Scanner] = {
     "mihic": DEFAULT,
     "pantumor": Scanner(white=(0.93, 0.92, 0.94), blur=0.38, saturation=1.1, jpeg=80),

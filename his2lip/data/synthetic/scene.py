@@ -30,7 +30,7 @@ LAYERS: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One field of tissue on a grid. `tissue` is 1 on tissue and 0 on glass, air and lumen; maps are (S, S)."""
+    """One field of tissue; maps are (S, S). `tissue` is 1 on tissue, 0 on glass, in air and in lumens."""
 
     grid: Grid
     tissue: Map

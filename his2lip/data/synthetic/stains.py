@@ -31,5 +31,5 @@ def tilt(vector: tuple[float, ...], shift: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def transmit(amounts: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Beer-Lambert: amounts (..., K) in absorbance of K dyes with unit `vectors` (K, 3) to light (..., 3) in 0..1."""
+    """Beer-Lambert: absorbances (..., K) of K dyes with unit `vectors` (K, 3) to light (..., 3) in 0..1."""
     return np.exp(np.float32(-np.log(10)) * (amounts @ vectors))

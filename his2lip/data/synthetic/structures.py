@@ -1,4 +1,4 @@
-"""Structures that tissues share: fibres, vessels, alveolar septa, necrotic debris, cartilage, blood, carbon."""
+"""Structures that tissues share: fibres, vessels, alveolar septa, debris, cartilage, blood, carbon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from his2lip.data.synthetic.scene import Canvas, Points
 
 
 def fibres(canvas: Canvas, where: Map | float = 1.0) -> Map:
-    """Wavy collagen bundles, laid where `where` is 1. Returns the angle of the fibres at each pixel (radians)."""
+    """Wavy collagen bundles, laid where `where` is 1. Returns their angle at each pixel (radians)."""
     grid, rng = canvas.grid, canvas.rng
     turn = rng.uniform(0, np.pi)
     wave = noise(rng, grid, 14.0, 2)
@@ -40,7 +40,7 @@ def spindle_cells(
 def vessel(
     canvas: Canvas, centre: tuple[float, float], radius: float, *, lymph: bool = False, muscle: float = 0.0
 ) -> None:
-    """A vessel cut across: lumen, endothelium with flat nuclei, `muscle` microns of wall, red cells in blood's."""
+    """A vessel cut across: lumen, endothelium with flat nuclei, `muscle` microns of wall; blood in some."""
     rng = canvas.rng
     squeeze, turn = rng.uniform(1.0, 1.9), rng.uniform(0, np.pi)
     x, y = canvas.xy
@@ -99,8 +99,8 @@ def red_cells(canvas: Canvas, where: Map, density: float = 1.0) -> None:
     np.maximum(canvas.tissue, ring * where * 0.9, out=canvas.tissue)
 
 
-def septa(canvas: Canvas, thickness: float) -> tuple[Map, Points, Points]:
-    """Alveolar walls between air spaces. Returns the wall's mask, points along it (N, 2) and its angle there (N,)."""
+def septa(canvas: Canvas, thickness: float) -> tuple[Points, Points]:
+    """Alveolar walls between air spaces. Returns points along them (N, 2) and the walls' angle there (N,)."""
     grid, rng = canvas.grid, canvas.rng
     x, y = canvas.xy
     spacing = max(24.0, 0.9 * grid.span) if grid.span < 60 else 38.0
@@ -125,7 +125,7 @@ def septa(canvas: Canvas, thickness: float) -> tuple[Map, Points, Points]:
     red_cells(canvas, vessels * step(0.22 * thickness - apart, 0.8), density=0.5)
     canvas.lay("lining", (band(apart - 0.5 * thickness, 0.7) * step(wall - 0.2, 0.3)).astype(np.float32))
     canvas.lay("collagen", (0.3 * wall).astype(np.float32))
-    return wall, points, grid.sample(angle.astype(np.float32), points)
+    return points, grid.sample(angle.astype(np.float32), points)
 
 
 def thin(points: Points, apart: float) -> Points:

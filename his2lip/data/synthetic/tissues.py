@@ -145,7 +145,7 @@ def _alveoli(canvas: Canvas, biology: Biology) -> None:
     """Thin walls between air spaces: pneumocytes, capillaries, at times a macrophage in the air."""
     rng = canvas.rng
     thickness = rng.uniform(3.0, 8.5)
-    _, points, angle = septa(canvas, thickness)
+    points, angle = septa(canvas, thickness)
     kinds = list(rng.choice(["pneumocyte", "flat", "endothelium"], len(points), p=[0.4, 0.35, 0.25]))
     canvas.add(kinds, points, angle)
     if rng.random() < 0.4:
@@ -170,7 +170,7 @@ def _background(canvas: Canvas, biology: Biology) -> None:
 
 
 def _other(canvas: Canvas, biology: Biology) -> None:
-    """What MIHIC's other six classes leave: here blood, cartilage, anthracotic tissue, bronchial epithelium."""
+    """What the other six classes leave: here blood, cartilage, anthracotic tissue, bronchial epithelium."""
     _OTHERS[canvas.rng.integers(len(_OTHERS))](canvas, biology)
 
 
@@ -192,7 +192,7 @@ def _anthracosis(canvas: Canvas, biology: Biology) -> None:
 
 
 def _bronchus(canvas: Canvas, biology: Biology) -> None:
-    """Ciliated epithelium on a basement membrane: tall nuclei side by side, air on one side, stroma on the other."""
+    """Ciliated epithelium between air and stroma: tall nuclei side by side on a basement membrane."""
     grid, rng = canvas.grid, canvas.rng
     turn = rng.uniform(0, 2 * np.pi)
     across = np.array([np.cos(turn), np.sin(turn)], np.float32)

@@ -31,7 +31,7 @@ class Plan:
 
     def row(self, split: str, case: str, slide: str, path: str, **rest: Any) -> Row:
         """A row with this twin's usual values: DAB, 64 px over 29 um, PNG, a field of its own."""
-        defaults = {
+        defaults: dict[str, Any] = {
             "marker": None, "stain": "DAB", "size": DETAIL, "mpp": FIELD_UM / DETAIL, "format": "png",
             "field": path, "columns": {},
         }  # fmt: skip
@@ -47,7 +47,7 @@ def _mihic(plan: Plan) -> Iterator[Row]:
     for split, cases in (("train", 28), ("val", 3), ("test", 6)):
         for case in range(first, first := first + plan.count(cases)):
             for tissue, marker in product(taxonomy.TISSUES, taxonomy.MIHIC_BIOMARKERS):
-                columns = {"tissue": tissue, "label": tissue, "biomarker": marker}
+                columns: dict[str, Any] = {"tissue": tissue, "label": tissue, "biomarker": marker}
                 slide, region = f"{case:04d}-{marker}", taxonomy.tissue_id(tissue)
                 columns |= {"case_id": f"{case:04d}", "slide_id": slide, "region_id": f"{slide}-{region}"}
                 columns |= {"mpp": FIELD_UM / DETAIL}
@@ -71,7 +71,12 @@ def _pantumor(plan: Plan) -> Iterator[Row]:
         slide = f"{organ}_{number:02d}"
         for (label, cells), k in product(_PANTUMOR_CELLS.items(), range(4)):
             shows, kind = cells[k % len(cells)]
-            columns = {"label": label, "biomarker": "CD3", "slide_id": slide, "region_id": organ}
+            columns: dict[str, Any] = {
+                "label": label,
+                "biomarker": "CD3",
+                "slide_id": slide,
+                "region_id": organ,
+            }
             columns |= {"mpp": FIELD_UM / DETAIL}
             yield plan.row(
                 "test", slide, slide, f"{slide}.svs#{label.split()[0]}{k}",
@@ -81,7 +86,7 @@ def _pantumor(plan: Plan) -> Iterator[Row]:
 
 
 def _bcdata(plan: Plan) -> Iterator[Row]:
-    """Ki67; patches around positive and negative points, and of tissue without points. Patients are unnamed."""
+    """Ki67; patches around positive and negative points, and of tissue without points; no patients named."""
     number = 0
     for split, images in (("train", 8), ("validation", 4), ("test", 16)):
         for image in range(number, number := number + plan.count(images)):
@@ -110,7 +115,7 @@ def _hnscc(plan: Plan) -> Iterator[Row]:
             marker = None if name == "Hematoxylin" else taxonomy.biomarker(name)
             place = f"Case{case + 1}_{letter}1_0_0"
             stain = "haematoxylin" if marker is None else "AEC"
-            columns = {"label": label, "biomarker": marker, "mpp": HNSCC_MPP}
+            columns: dict[str, Any] = {"label": label, "biomarker": marker, "mpp": HNSCC_MPP}
             columns |= {"case_id": f"Case{case + 1}", "region_id": place}
             yield plan.row(
                 "test", f"Case{case + 1}", name, f"{place}_{name}.png", shows=shows, marker=marker,
@@ -136,7 +141,7 @@ def _ihc4bc(plan: Plan) -> Iterator[Row]:
                 label = ("negative", "positive")[(number + (marker != "Ki67")) % 2]
                 path = f"{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_0_0_0.jpg"
                 share = float(keyed_rng(plan.seed, path).uniform(*shares[label]))
-                columns = {"label": label, "biomarker": marker, "case_id": patient}
+                columns: dict[str, Any] = {"label": label, "biomarker": marker, "case_id": patient}
                 columns |= {
                     "slide_id": f"{patient}/{marker}",
                     "region_id": f"{patient}/{marker}/Subregion_{k}",
@@ -174,7 +179,12 @@ def _bci(plan: Plan) -> Iterator[Row]:
                 "shows": "Tumor", "marker": "HER2", "reading": HER2_READINGS[score], "size": REGION,
                 "field": name,
             }  # fmt: skip
-            columns = {"score": score, "label": score, "biomarker": "HER2", "twin_id": f"bci/HE/{name}"}
+            columns: dict[str, Any] = {
+                "score": score,
+                "label": score,
+                "biomarker": "HER2",
+                "twin_id": f"bci/HE/{name}",
+            }
             yield plan.row(split, f"{split}{k}", score, f"IHC/{name}", columns=columns, **usual)
             yield plan.row(split, f"{split}{k}", f"{score} H&E", f"HE/{name}", stain="H&E", **usual)
 
@@ -190,7 +200,12 @@ def _mist(plan: Plan) -> Iterator[Row]:
                 "shows": "Tumor", "marker": marker, "reading": _breast_reading(plan, marker, name),
                 "size": REGION, "mpp": MIST_MPP, "field": name, "format": "jpeg",
             }  # fmt: skip
-            columns = {"biomarker": marker, "label": marker, "slide_id": case, "mpp": MIST_MPP}
+            columns: dict[str, Any] = {
+                "biomarker": marker,
+                "label": marker,
+                "slide_id": case,
+                "mpp": MIST_MPP,
+            }
             columns |= {"twin_id": f"mist/{twin}"}
             yield plan.row(split, case, marker, f"{marker}/{folder}B/{name}", columns=columns, **usual)
             yield plan.row(split, case, f"{marker} H&E", twin, stain="H&E", **usual)
@@ -214,7 +229,12 @@ def _anhir(plan: Plan) -> Iterator[Row]:
         animal = f"29-{number:03d}-Izd2-w35"
         for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5", "He"):
             marker, slide = taxonomy.find_biomarker(token), f"{animal}-{token}-{region}"
-            columns = {"biomarker": marker, "label": marker, "case_id": animal, "slide_id": slide}
+            columns: dict[str, Any] = {
+                "biomarker": marker,
+                "label": marker,
+                "case_id": animal,
+                "slide_id": slide,
+            }
             columns |= {"region_id": f"{animal}-{region}"}
             yield plan.row(
                 "test", animal, token, f"{part}_{number // 2 + 1}/scale-100pc/{slide}.jpg", shows=shows,
@@ -235,7 +255,12 @@ def _acrobat(plan: Plan) -> Iterator[Row]:
         for case in range(number, number := number + plan.count(cases)):
             for token, tile in product(("KI67", "ER", "PGR", "HER2", "HE"), range(2)):
                 marker, slide = taxonomy.find_biomarker(token), f"{case}_{token}_{folder}"
-                columns = {"biomarker": marker, "label": marker, "case_id": str(case), "slide_id": slide}
+                columns: dict[str, Any] = {
+                    "biomarker": marker,
+                    "label": marker,
+                    "case_id": str(case),
+                    "slide_id": slide,
+                }
                 columns |= {"mpp": ACROBAT_MPP, "x": 0, "y": REGION * tile}
                 yield plan.row(
                     split, str(case), token, f"{slide}.tif#0-{REGION * tile}", shows="Tumor", marker=marker,

@@ -69,8 +69,8 @@ def write_twin(
     """Writes the generated twin of a dataset as shards; dataset.json says that it is generated.
 
     `scale` is "demo", "small" or a factor on the demo's numbers. The bytes are the same whatever `workers`
-    (processes of this machine) or `mapper` (the caller's own way to spread work) is. `progress` is called with
-    the number of patches written since the last call. Raises DatasetError for an unknown name or scale.
+    (processes of this machine) or `mapper` (the caller's own way to spread work) is. `progress` is called
+    with the number of patches written since the last call. Raises DatasetError for an unknown name or scale.
     """
     from threadpoolctl import threadpool_limits
 
@@ -105,7 +105,7 @@ def _drawn(name: str, seed: int, scale: str | float, workers: int, mapper: Mappe
 
 @contextmanager
 def process_mapper(workers: int) -> Iterator[Mapper]:
-    """A mapper over `workers` fresh processes, one thread each; use one for several twins to start them once."""
+    """A mapper over `workers` fresh processes of one thread each, to be used for several twins."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         yield lambda function, rows: pool.map(function, rows, chunksize=16)
 

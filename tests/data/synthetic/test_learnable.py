@@ -17,7 +17,7 @@ from his2lip.data.synthetic.twins import twin_rows
 
 @pytest.fixture(scope="module")
 def mihic() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images and tissue types of 8 cases, and those of the test split's first 3, uint8 (N, 64, 64, 3)."""
+    """Images and tissue types of 8 training cases and of 3 test cases, uint8 (N, 64, 64, 3) each."""
     rows = [r for r in twin_rows("mihic") if r.split == "test" or (r.split == "train" and r.case < "0008")]
     rows = [r for r in rows if r.case < "0034"]
     images = np.stack([pixels(r) for r in rows])

@@ -1,4 +1,4 @@
-"""Twins: the same bytes whoever draws them, no case in two splits, and rows that the cards' protocols can score."""
+"""Twins: the same bytes whoever draws them, no case in two splits, rows that the cards' protocols score."""
 
 from __future__ import annotations
 
