@@ -1,0 +1,168 @@
+"""Commands as Ray jobs, on a real `ray start --head` on loopback that wants a token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from his2lip import __version__
+from his2lip.errors import ClusterError
+from his2lip.jobs import submit
+
+REPO = Path(__file__).resolve().parents[2]
+SUBMIT = """
+import sys
+from his2lip.errors import His2lipError
+from his2lip.jobs import submit
+try:
+    sys.exit(submit(sys.argv[1], sys.argv[3:], working_dir=sys.argv[2] or None))
+except His2lipError as error:
+    sys.exit(f"his2lip: {error}")
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    env: dict[str, str]  # of a client that has the token
+
+    def submit(
+        self, *argv: str, working_dir: Path | str = "", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Submits from a process of its own: Ray reads its token once in a process."""
+        command = [sys.executable, "-c", SUBMIT, self.address, str(working_dir), *argv]
+        env = self.env if env is None else env
+        return subprocess.run(
+            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head node with its own home, ports and folder; only the processes that it started are ended."""
+    home = Path(tempfile.mkdtemp(prefix="rj"))  # short: Ray puts sockets under it
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = str(Path(sys.executable).with_name("ray"))
+    made = subprocess.run([ray, "get-auth-token", "--generate"], env=env, capture_output=True, check=False)
+    token = home / ".ray" / "auth_token"
+    assert token.exists(), made.stderr
+    token.chmod(0o600)
+    port = free_port()
+    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={home}/r"]
+    command += [
+        "--num-cpus=1",
+        f"--object-store-memory={100 << 20}",
+        f"--ray-client-server-port={free_port()}",
+    ]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    head = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert head.stdout is not None
+    said = []
+    for line in head.stdout:
+        said.append(line)
+        if "will now block" in line:  # it says so once everything runs
+            break
+    else:
+        pytest.fail("".join(said))
+    del env["RAY_AUTH_MODE"]  # a client turns it on by itself where there is a token
+    try:
+        yield Cluster(f"http://127.0.0.1:{port}", env)
+    finally:
+        head.kill()  # what it started goes with it (--block); SIGTERM would drain the node for half a minute
+        head.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_command_runs_on_the_cluster_with_this_code_and_its_log_and_exit_code_come_back(
+    cluster: Cluster,
+) -> None:
+    done = cluster.submit(sys.executable, "-c", "import his2lip as h; print(h.__version__, h.__file__)")
+    assert done.returncode == 0, done.stderr
+    version, where = done.stdout.splitlines()[-1].split()
+    assert version == __version__
+    assert "working_dir_files" in where  # the code that was sent, not the one that is installed there
+    assert done.stderr.startswith("job raysubmit_")
+    assert done.stderr.count("\n") == 1
+
+
+def test_exit_codes_are_the_commands_own(cluster: Cluster, tmp_path: Path) -> None:
+    wrong = cluster.submit(
+        sys.executable, "-c", "import sys; print('its own words'); sys.exit(2)", working_dir=tmp_path
+    )
+    assert wrong.returncode == 2
+    assert "its own words" in wrong.stdout
+    killed = cluster.submit(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)", working_dir=tmp_path)
+    assert killed.returncode not in (0, 2)
+
+
+def test_arguments_arrive_as_they_were_given(cluster: Cluster, tmp_path: Path) -> None:
+    argument = "a b='$HOME' `x`; \"y\" [a]"
+    done = cluster.submit(
+        sys.executable, "-c", "import sys; print(repr(sys.argv[1]))", argument, working_dir=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == repr(argument)
+
+
+def test_the_working_directory_travels_less_what_git_ignores(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("secret\n", encoding="utf-8")
+    (tmp_path / "secret").write_text("no", encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "old").write_text("no", encoding="utf-8")
+    listing = "import os; print(sorted(f for f in os.listdir() if not f.startswith('.')))"
+    done = cluster.submit(sys.executable, "-c", listing, working_dir=tmp_path)
+    assert done.stdout.splitlines()[-1] == "['config.yaml']"
+
+
+def test_without_the_token_the_cluster_refuses_in_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    env = {**cluster.env, "HOME": str(tmp_path)}
+    done = cluster.submit("true", working_dir=tmp_path, env=env)
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0
+    assert "wants a token that this machine does not have" in done.stderr
+
+
+def test_the_token_is_readable_by_its_owner_alone(cluster: Cluster) -> None:
+    token = Path(cluster.env["HOME"]) / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "ftp://host", "http://", "://x"])
+def test_what_is_no_dashboards_address_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match="not the address of a Ray dashboard"):
+        submit(address, ["true"])
+
+
+def test_a_cluster_that_does_not_answer_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"^no Ray cluster answers at this address [^\n]+$"):
+        submit(f"http://127.0.0.1:{free_port()}", ["true"], working_dir=tmp_path)
+
+
+def test_a_job_is_submitted_from_the_checkout_that_travels_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", SUBMIT, cluster.address, "", "true"]
+    done = subprocess.run(command, env=cluster.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"cd {REPO}" in done.stderr
