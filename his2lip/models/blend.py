@@ -11,7 +11,7 @@ from his2lip.models.encoder import DualEncoder
 
 
 def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder:
-    """(1 - alpha) base + alpha tuned, tensor by tensor; preprocessing, tokenizer and similarity are `tuned`'s.
+    """(1 - alpha) base + alpha tuned, tensor by tensor; preprocessing and tokenizer are `tuned`'s.
 
     alpha in [0, 1]: 0 gives the base's weights, 1 the tuned ones, both to the bit. Raises ModelError where
     the two are not the same architecture.

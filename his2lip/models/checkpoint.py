@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import his2lip
 from his2lip.errors import CheckpointError
 from his2lip.models.build import HF_TEXT_FOLDER, build_clip, build_tokenizer, clip_vocabulary, load_weights
-from his2lip.models.encoder import DualEncoder, Precision, architecture, tensor_digest
+from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.resume import ResumeState, load_resume, save_resume
 
@@ -43,7 +43,7 @@ def save_checkpoint(
     `meta` is what the run knows (resolved config, label vocabularies, data digest, step, metrics), JSON-able;
     tensor digest, tokenizer and code version are added here. Returns the folder.
     """
-    state = _own_storage(model.clip.state_dict())
+    state = _own_storage(plain_state(model.clip))
     with _replacing(Path(folder)) as new:
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         _write_json(new / OPEN_CLIP, _open_clip_config(model))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from his2lip.config import digest
 from his2lip.models.preprocess import Preprocess
@@ -91,7 +92,7 @@ class DualEncoder(nn.Module):
 
     def tensor_digest(self) -> str:
         """sha256 over the names, dtypes, shapes and bytes of all weights, in the order of their names."""
-        return tensor_digest(self.clip.state_dict())
+        return tensor_digest(plain_state(self.clip))
 
     def config_digest(self) -> str:
         """sha256 of the architecture: the same tensors under quick and exact GELU are two models."""
@@ -101,6 +102,19 @@ class DualEncoder(nn.Module):
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def plain_state(clip: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict under open_clip's names; adapters, if any, are folded into their matrices."""
+    state = clip.state_dict()
+    for prefix, module in clip.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for name in module.parametrizations:
+            inner = f"{prefix}.parametrizations.{name}."
+            state = {k: v for k, v in state.items() if not k.startswith(inner)}
+            state[f"{prefix}.{name}"] = getattr(module, name).detach()
+    return state
 
 
 def tensor_digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -26,8 +26,8 @@ def to_open_clip_folder(model: DualEncoder, folder: str | Path) -> Path:
 def to_transformers_folder(model: DualEncoder, folder: str | Path) -> Path:
     """`CLIPModel.from_pretrained(folder)`: config.json, model.safetensors and preprocessor_config.json.
 
-    Raises ModelError where transformers' CLIPModel is another network: towers that are not open_clip's own ViT
-    and causal transformer, another tokenizer than CLIP's, or settings that CLIPModel has no name for. The
+    Raises ModelError where transformers' CLIPModel is another network: towers that are not open_clip's own
+    ViT and causal transformer, another tokenizer than CLIP's, or settings that CLIPModel has no name for. The
     tokenizer to use there is `openai/clip-vit-base-patch32`, whose ids are the same.
     """
     _require_clip_model(model)
