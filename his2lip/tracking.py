@@ -45,6 +45,7 @@ class Tracker:
         # A store that is away should be said at once; MLflow would go on trying for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE

@@ -69,7 +69,7 @@ class Board:
         return next((r for r in self.rows if r.model == model and r.column == column), None)
 
     def zero_shot(self) -> list[str]:
-        """Columns that are no model's training distribution: the mean is over the same ones for every model."""
+        """Columns that are no model's training distribution: every model's mean is over the same ones."""
         seen = {row.column for row in self.rows if row.in_domain}
         return [column for column in self.columns if column not in seen]
 

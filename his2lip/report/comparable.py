@@ -12,8 +12,9 @@ def macro_f1_bounds(accuracy: float, classes: int) -> tuple[float, float]:
     """The least and the largest macro F1 that any result of this accuracy over K classes can have.
 
     Least: all correct answers lie in one class, and all wrong ones are answered with or belong to it, so that
-    the other K - 1 classes score 0 and it scores 2a / (1 + a). Largest: for K = 2 the mean of the two F1 never
-    exceeds the accuracy (a test counts all small tables through); for more classes, 1. `accuracy` is a fraction in [0, 1]; raises ValueError for another, or for fewer than two classes.
+    the other K - 1 classes score 0 and it scores 2a / (1 + a). Largest: for K = 2 the mean of the two F1
+    never exceeds the accuracy (a test counts all small tables through); for more classes, 1.
+    `accuracy` is a fraction in [0, 1]; raises ValueError for another, or for fewer than two classes.
     """
     if not 0 <= accuracy <= 1:
         raise ValueError(f"accuracy is a fraction, not {accuracy}")

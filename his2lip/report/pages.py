@@ -88,8 +88,8 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
             f'<p class="note">{html.escape(_domain_note(board))} Click a head to sort.</p>',
             *_drawn(plots),
             "<h2>The paper's Table 2: accuracy / macro F1, %</h2>" + _published_table(published),
-            f'<p class="note">Marked figures: {NOT_COMPARABLE}. The paper publishes no n; compare by difference '
-            "with the <i>paper</i> protocol on the real datasets alone.</p>",
+            f'<p class="note">Marked figures: {NOT_COMPARABLE}. The paper publishes no n; compare by '
+            "difference, with the <i>paper</i> protocol on the real datasets alone.</p>",
             f"<script>{_SORT}</script></html>",
         ]
     )
@@ -104,7 +104,8 @@ def _figures(board: Board, figure: str) -> Iterable[tuple[str, list[float | None
 
 def _table(board: Board, figure: str) -> str:
     rows = list(_figures(board, figure))
-    best = [max((v[i] for _, v in rows if v[i] is not None), default=None) for i in range(len(rows[0][1]))]
+    places = range(len(rows[0][1]))
+    best = [max((v for _, values in rows if (v := values[i]) is not None), default=None) for i in places]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("model", *board.columns, _MEAN))
     body = []
     for model, values in rows:
@@ -115,7 +116,7 @@ def _table(board: Board, figure: str) -> str:
         )
         kind = ' class="baseline"' if model.startswith("baseline:") else ""
         body.append(f"<tr{kind}><td>{html.escape(model)}</td>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return _scrolled(head, body)
 
 
 def _published_table(published: Sequence[PublishedRow]) -> str:
@@ -126,7 +127,7 @@ def _published_table(published: Sequence[PublishedRow]) -> str:
     for model in dict.fromkeys(row.model for row in published):
         cells = "".join(_published_cell(by_place.get((model, dataset))) for dataset in datasets)
         body.append(f"<tr><td>{html.escape(model)}</td>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return _scrolled(head, body)
 
 
 def _published_cell(row: PublishedRow | None) -> str:
@@ -134,6 +135,11 @@ def _published_cell(row: PublishedRow | None) -> str:
         return "<td></td>"
     mark = "" if row.comparable else f' class="odd" title="{NOT_COMPARABLE}"'
     return f"<td{mark}>{_percent(row.accuracy)} / {_percent(row.macro_f1)}</td>"
+
+
+def _scrolled(head: str, body: Iterable[str]) -> str:
+    rows = "".join(body)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _drawn(plots: Sequence[tuple[str, Figure]]) -> Iterable[str]:

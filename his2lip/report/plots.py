@@ -1,4 +1,4 @@
-"""The leaderboard's plots, by plotly: models on their own ground against zero-shot, and every figure at once."""
+"""The leaderboard's plots, by plotly: every figure at once, and models at home against zero-shot."""
 
 from __future__ import annotations
 

@@ -1,0 +1,159 @@
+"""What the drivers write, read back through a real MLflow server on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from his2lip.errors import TrackingError
+from his2lip.tracking import RUN_ID, WEIGHTS, Tracker
+
+SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow server` on a free loopback port over a fresh SQLite store, stopped at the end."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _await(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _await(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the server answers; it imports for some seconds first."""
+    import urllib.request
+    from time import monotonic, sleep
+
+    until = monotonic() + 120
+    while monotonic() < until:
+        assert process.poll() is None, "the server ended by itself"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except OSError:
+            sleep(0.2)
+    pytest.fail("the server did not come up")
+
+
+@pytest.fixture
+def tracker(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracker]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    yield Tracker.open()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
+
+
+def _checkpoint_meta() -> dict[str, object]:
+    return {"tensor_digest": "a" * 64, "config": {"optim": {"lr": 1e-3}}}
+
+
+def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
+    tracker: Tracker, server: str, tmp_path: Path
+) -> None:
+    config = {"optim": {"lr": 1e-3}, "name": "first"}
+    with tracker.run("his2lip-train", "first", config, tags={RUN_ID: "train-1"}) as run:
+        run.dataset("mihic", digest="d" * 64, uri="s3://b/mihic", context="training")
+        for step in (1, 2, 3):
+            run.metrics({"train/loss": 1.0 / step, "select/macro_f1": float("nan")}, step=step)
+        model_id = run.checkpoint(tmp_path, "first", _checkpoint_meta())
+        run.model_metrics(model_id, {"select/macro_f1": 0.8})
+
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name("his2lip-train")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["optim.lr"] == "0.001"
+    assert [m.value for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1.0, 0.5, 1 / 3]
+    assert "select/macro_f1" in found.data.metrics  # the model's, not the NaN
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("mihic", "training")
+    model = client.get_logged_model(model_id)
+    assert model.tags[WEIGHTS] == "a" * 64
+    assert model.params["optim.lr"] == "0.001"
+    assert {m.key: m.value for m in model.metrics} == {"select/macro_f1": 0.8}
+    assert "config.json" in [a.path for a in client.list_artifacts(found.info.run_id)]
+
+
+def test_going_on_with_a_run_writes_into_the_same_one(tracker: Tracker) -> None:
+    ids = []
+    for step in (1, 2):
+        with tracker.run("his2lip-train", "again", {"a": 1}, tags={RUN_ID: "train-2"}) as run:
+            run.metrics({"train/loss": 1.0}, step=step)
+            ids.append(run.run_id)
+    assert ids[0] == ids[1]
+    assert len(tracker.client.get_metric_history(ids[0], "train/loss")) == 2
+
+
+def test_a_run_that_raises_is_marked_failed(tracker: Tracker) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracker.run("his2lip-train", "broken", {}, tags={RUN_ID: "b"}) as run,
+    ):
+        raise ZeroDivisionError
+    assert tracker.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_sweeps_trials_are_its_children_and_none_is_written_twice(tracker: Tracker) -> None:
+    for upto in (2, 4):
+        with tracker.run("his2lip-tune", "sweep", {}, tags={RUN_ID: "sweep-1"}) as run:
+            written = run.children()
+            for number in (n for n in range(upto) if f"sweep/{n}" not in written):
+                run.trial(f"sweep/{number}", f"trial {number}", params={"tau": number}, metrics={"f1": 0.1})
+    children = tracker.client.search_runs(
+        [run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'", order_by=["start_time"]
+    )
+    assert sorted(c.data.params["tau"] for c in children) == ["0", "1", "2", "3"]
+
+
+def test_the_uis_comparison_of_models_is_the_leaderboard(tracker: Tracker) -> None:
+    for _ in range(2):  # a second call finds all cells written
+        with tracker.run("his2lip-benchmark", "zero-shot", {}, tags={RUN_ID: "grid-1"}) as run:
+            written = run.children()
+            for model, scores in SCORES.items():
+                model_id = run.model(model, digest=model * 8)
+                for dataset, value in scores.items():
+                    if f"{model}/{dataset}" not in written:
+                        run.cell(
+                            f"{model}/{dataset}", model=model, model_id=model_id, dataset=dataset,
+                            protocol="default", digest="e" * 64, metrics={"macro_f1": value}, generated=False,
+                        )  # fmt: skip
+    for dataset in ("mihic", "mist"):
+        ranked = tracker.client.search_logged_models(
+            [run.experiment_id],
+            order_by=[{"field_name": "metrics.macro_f1", "dataset_name": dataset, "ascending": False}],
+        )
+        assert [m.name for m in ranked] == ["strong", "weak"]
+    strong = next(m for m in ranked if m.name == "strong")
+    scored = {(m.dataset_name, m.key): m.value for m in strong.metrics}
+    assert scored == {("mihic", "macro_f1"): 0.9, ("mist", "macro_f1"): 0.6}
+
+
+def test_four_processes_may_meet_a_fresh_store_at_once(tmp_path: Path) -> None:
+    script = "from his2lip.tracking import Tracker\nTracker.open()._experiment('his2lip-train')"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/deep/mlflow.db"}
+    started = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(4)]
+    assert [process.wait(timeout=240) for process in started] == [0] * 4
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store"])
+def test_a_store_that_cannot_be_used_is_said_in_one_sentence(uri: str) -> None:
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+        Tracker.open(uri)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,54 @@
+"""Bounds on macro F1 given the accuracy: proved on all small tables, and on the published ones."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from his2lip.report import comparable, macro_f1_bounds, published_rows
+
+
+def test_no_table_of_two_classes_leaves_the_bounds_and_both_are_reached() -> None:
+    reached = set()
+    for table in itertools.product(range(7), repeat=4):
+        total = sum(table)
+        if not total:
+            continue
+        tp, fn, fp, tn = table
+        accuracy = (tp + tn) / total
+        f1 = [2 * hit / (2 * hit + fp + fn) if 2 * hit + fp + fn else 0.0 for hit in (tp, tn)]
+        macro = sum(f1) / 2
+        least, largest = macro_f1_bounds(accuracy, 2)
+        assert least - 1e-12 <= macro <= largest + 1e-12
+        reached |= {
+            bound for bound, value in (("least", least), ("largest", largest)) if abs(macro - value) < 1e-12
+        }
+    assert reached == {"least", "largest"}
+
+
+@given(st.integers(2, 6), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
+def test_no_result_of_many_classes_is_called_impossible(classes: int, pairs: list[tuple[int, int]]) -> None:
+    truth, predicted = (np.array(part) % classes for part in zip(*pairs, strict=True))
+    accuracy = float(accuracy_score(truth, predicted))
+    macro = float(f1_score(truth, predicted, labels=range(classes), average="macro", zero_division=0))
+    assert comparable(accuracy, macro, classes)
+
+
+def test_exactly_the_published_pairs_that_no_classifier_can_reach_are_marked() -> None:
+    marked = {(row.model, row.dataset) for row in published_rows() if not row.comparable}
+    assert marked == {
+        *((model, "BCData") for model in ("CLIP", "PLIP", "MUSK", "HIS2BiomedCLIP")),
+        *((model, "PanTumor") for model in ("CLIP", "PLIP")),
+        ("MUSK", "BCI"),
+    }
+
+
+@pytest.mark.parametrize(("accuracy", "classes"), [(1.5, 2), (-0.1, 2), (0.5, 1)])
+def test_figures_that_are_none_are_refused(accuracy: float, classes: int) -> None:
+    with pytest.raises(ValueError, match=r"wanted|fraction"):
+        macro_f1_bounds(accuracy, classes)
