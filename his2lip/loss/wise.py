@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from his2lip.loss.distributed import Ranks
-from his2lip.loss.linear import LinearCrossEntropy
+from his2lip.loss.linear import LinearCrossEntropy, unit_rows
 from his2lip.loss.reference import ReferenceCrossEntropy
 from his2lip.loss.targets import SimilarityWeights, require_weights
 
@@ -199,7 +198,7 @@ class WISELoss(nn.Module):
         self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, ranks: Ranks, scale: torch.Tensor
     ) -> torch.Tensor:
         """(4,) this rank's shares of the sums: image-text, image-image and text-text terms, entropy."""
-        x, c = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
+        x, c = unit_rows(image), unit_rows(text)
         a, b = (x, c) if self.normalize else (image, text)
         kappa = scale if self.kappa == "scale" else torch.full_like(scale, float(self.kappa))
         batch = self._cross_entropy(labels, ranks, image.dtype)
