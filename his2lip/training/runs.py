@@ -94,7 +94,7 @@ def begin(
         run.clear()
     state = run.read()
     if state is None:
-        state = {**identity, "status": "running", "result": None}
+        state = {**identity, "status": "running"}
         run.write(state)
         return state
     if state["id"] != identity["id"]:

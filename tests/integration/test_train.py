@@ -111,10 +111,10 @@ def test_two_workers_end_in_one_workers_weights(whole: TrainResult, config_file:
     told: list[Progress] = []
     pair = train(named(config_file, "pair", "workers.num=2"), on_report=told.append)
     assert [p.step for p in told if p.kind == "epoch"] == [EPOCH, 2 * EPOCH, STEPS]
-    assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-4)
+    assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-5)
     one, two = load_file(whole.last / "model.safetensors"), load_file(pair.last / "model.safetensors")
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)  # 4e-6 as measured
 
 
 def test_killed_worker_ends_as_the_uninterrupted_one(
@@ -160,7 +160,6 @@ def test_killed_driver_ends_as_the_uninterrupted_one(whole: TrainResult, config_
             if line.strip() == str(moment):
                 driver.kill()
                 break
-        driver.stdout.read()  # Ray's processes of that driver are gone when nobody holds the pipe any more
     assert driver.returncode == -signal.SIGKILL
     run = Path(whole.run_dir).parent / "driver"
     assert EPOCH <= read_meta(run / "last")["step"] < STEPS
