@@ -158,7 +158,7 @@ class Feeder:
         picks = []
         for lane, *columns in zip(self._lanes, groups, within, copies, strict=True):
             for group, row, copy in zip(*(column.tolist() for column in columns), strict=True):
-                key = epoch, lane, group
+                key = epoch, self._plan.holder(lane, self._lanes), group
                 while key not in self._held:
                     *arrived, uses = next(keys)
                     self._held[tuple(arrived)] = _Held(next(arriving), uses)  # type: ignore[index]

@@ -42,7 +42,8 @@ class Epoch(NamedTuple):
 class Reads(NamedTuple):
     """Which row groups to read for a span of steps, in the order of need; all int64 (R,).
 
-    `uses` counts the rows that the span takes from that row group in that lane and epoch.
+    `lane` is the lane that a row group is read for (see `Plan.holder`), `uses` how many rows the span takes
+    from it there in that epoch.
     """
 
     epoch: Ints
@@ -92,6 +93,8 @@ class Plan:
             what = f"{self.rows_per_epoch} usable patches do not fill one batch of {batch_size}"
             raise DatasetError(what, mend="use a smaller batch or more patches")
         self._used = self.steps_per_epoch * batch_size  # the remainder sits out, another one in each epoch
+        # Lanes so short hold nearly all row groups at once: a rank reads each once for all of its lanes.
+        self._short = self._used * len(self.sizes) <= lanes * (window + 1) * self.rows_per_epoch
         self._latest: tuple[int, Epoch] | None = None
 
     def epoch_of(self, step: int) -> int:
@@ -129,6 +132,10 @@ class Plan:
         """The row group that holds each row."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
+    def holder(self, lane: int, lanes: range) -> int:
+        """The lane for which `reads` has what `lane` takes: itself, or the first of `lanes` where all share."""
+        return lanes.start if self._short else lane
+
     def reads(self, start: int, stop: int, lanes: range) -> Reads:
         """The row groups that steps [start, stop) take from `lanes`, in the order of their first need.
 
@@ -141,7 +148,8 @@ class Plan:
             whole = (first, last) == (0, n)
             lane, group, uses = self._pieces(epoch) if whole else self._pieces_within(epoch, first, last)
             mine = (lane >= lanes.start) & (lane < lanes.stop)
-            parts.append(Reads(np.full(mine.sum(), epoch), lane[mine], group[mine], uses[mine]))
+            read = Reads(np.full(mine.sum(), epoch), lane[mine], group[mine], uses[mine])
+            parts.append(_merged(read, lanes.start) if self._short else read)
         if not parts:
             return Reads(*(np.empty(0, dtype=np.int64) for _ in Reads._fields))
         return Reads(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -203,6 +211,15 @@ class Plan:
         """float64 (size,) in [0, 1), keyed by seed, epoch and purpose."""
         raw = np.random.PCG64(np.random.SeedSequence([self.seed, epoch, purpose])).random_raw(size)
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _merged(reads: Reads, lane: int) -> Reads:
+    """One epoch's reads, each row group once and for one lane."""
+    _, first, which = np.unique(reads.group, return_index=True, return_inverse=True)
+    uses = np.bincount(which, weights=reads.uses).astype(np.int64)
+    order = np.argsort(first)
+    kept = first[order]
+    return Reads(reads.epoch[kept], np.full(len(kept), lane), reads.group[kept], uses[order])
 
 
 def _check_options(*, seed: int, batch_size: int, lanes: int, window: int, balance: float) -> None:

@@ -67,7 +67,7 @@ def read_by_ray(
     lanes   how many lanes the rank owns
     ranks   how many streams share the node's object store at most
     """
-    head = _HEAD * lanes
+    head = head_reads(lanes)
     if len(groups) <= head:
         yield from read_here(system, groups)
         return
@@ -84,6 +84,11 @@ def read_by_ray(
         finally:
             wait([started])
             blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
+
+
+def head_reads(lanes: int) -> int:
+    """How many row groups a rank of so many lanes reads itself while Ray's processes start."""
+    return _HEAD * lanes
 
 
 def spans(reads: int) -> Iterator[tuple[int, int]]:

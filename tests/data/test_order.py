@@ -70,11 +70,19 @@ def test_reads_name_exactly_the_row_groups_that_the_steps_take(
     for step in range(start, start + steps):
         for lane, rows in zip(lanes, plan.share(step, lanes).rows, strict=True):
             for group in plan.group_of(rows):
-                wanted[plan.epoch_of(step), lane, int(group)] += 1
+                wanted[plan.epoch_of(step), plan.holder(lane, lanes), int(group)] += 1
     reads = plan.reads(start, start + steps, lanes)
     keys = list(zip(*(column.tolist() for column in reads[:3]), strict=True))
     assert len(set(keys)) == len(keys)
     assert dict(zip(keys, reads.uses.tolist(), strict=True)) == dict(wanted)
+
+
+def test_short_lanes_of_a_rank_share_the_reads_of_a_small_split() -> None:
+    plan = Plan([100, 100, 100], seed=0, batch_size=32, lanes=8, window=2)
+    assert len(plan.reads(0, plan.steps_per_epoch, range(8)).group) == 3
+    assert len(plan.reads(0, plan.steps_per_epoch, range(4)).group) <= 3
+    long = Plan([100] * 64, seed=0, batch_size=32, lanes=8, window=2)
+    assert len(long.reads(0, long.steps_per_epoch, range(8)).group) in range(64, 64 + 8)
 
 
 def test_reads_come_in_the_order_of_need_and_few_are_held_at_once() -> None:

@@ -1,0 +1,246 @@
+"""A whole epoch from shards through Ray Data against torch's DataLoader over files: same decoder and cores.
+
+python benchmarks/speed/epoch.py [--quick] [--store-mb 100] [--data-ratio 10] [--out FILE]
+
+Each turn is a process of its own. The start is counted (DataLoader: its worker processes; the stream: shards,
+the plan, Ray Data's start); imports and ray.init are not. Both give batches of uint8 pixels and ids; the
+stream draws captions besides. Data is at least `--data-ratio` times the object store; files and shards lie
+in the page cache. `ray_share` is how much of the epoch came through Ray: the first row groups are read by the
+rank itself while Ray's processes start. The waits between batches are measured over three epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from _pairs import Program, arguments, compare, write
+from skimage.data import immunohistochemistry
+
+from his2lip.data.captions import CaptionBank
+from his2lip.data.cards import Card
+from his2lip.data.images import encode_jpeg
+from his2lip.data.shards import ROW_GROUP_BYTES, Patch, ShardWriter
+from his2lip.data.stream import TrainStream
+from his2lip.runtime import start_ray, usable_cpus
+from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
+
+SIDE, BATCH, POOL = (
+    224,
+    256,
+    2048,
+)  # px, global batch, distinct images (files are repeats of them under new names)
+RATE, FIRST_S = 0.8, 2.0  # limits of the issue
+
+
+def main() -> None:
+    """Makes the data, runs both programs in turn, then what has no counterpart; writes all of it."""
+    args = arguments("epoch", "an epoch through Ray Data against torch DataLoader", _options)
+    if args.side:
+        print(json.dumps(SIDES[args.side](args)))
+        return
+    with tempfile.TemporaryDirectory(prefix="his2lip-epoch-") as folder:
+        args.data = Path(folder)
+        size = make(args)
+        turns: list[dict[str, float]] = []
+        pair = compare(
+            Program("torch DataLoader", lambda: _turn(args, "loader")["seconds"]),
+            Program("TrainStream", lambda: _kept(turns, _turn(args, "stream"))),
+            repeats=args.repeats,
+        )
+        waits, rate = _turn(args, "epochs"), _turn(args, "decode")
+    images = args.images // BATCH * BATCH
+    result = {
+        "images": args.images,
+        "data_mb": size >> 20,
+        "store_mb": args.store_mb,
+        "images_per_s": {name: images / side["median_s"] for name, side in pair["programs"].items()},
+        "decode_alone_images_per_s": rate["images_per_s"],
+        "rate_against_loader": pair["speedup"],
+        "first_batch_s": statistics.median(turn["first_s"] for turn in turns[1:]),
+        "ray_share": turns[0]["ray_share"],
+        **waits,
+        **pair,
+    }
+    limits = {
+        "rate_against_loader": pair["speedup"] >= RATE,
+        "first_batch_s": result["first_batch_s"] <= FIRST_S,
+        "data_over_store": result["data_mb"] >= args.data_ratio * args.store_mb,
+        "no_gap_between_epochs": waits["longest_wait_at_epochs_s"] <= waits["longest_wait_elsewhere_s"],
+    }
+    write(args, result, limits=limits)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store-mb", type=int, default=100, help="Ray's object store")
+    parser.add_argument("--data-ratio", type=int, default=10, help="data over store, at least")
+    parser.add_argument("--images", type=int, default=None, help="patches (default: what --data-ratio needs)")
+    parser.add_argument("--data", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=list(SIDES), default=None, help=argparse.SUPPRESS)
+
+
+def make(args: Any) -> int:
+    """Writes the same patches as files and as shards; returns their bytes."""
+    pool = _jpegs(512 if args.quick else POOL)
+    mean = sum(map(len, pool)) / len(pool)
+    if args.images is None:
+        args.images = 4096 if args.quick else int(1.02 * args.data_ratio * (args.store_mb << 20) / mean)
+    row_group = (1 << 20) if args.quick else ROW_GROUP_BYTES
+    files = args.data / "files"
+    files.mkdir()
+    card = Card.model_validate({"name": "epoch", "reader": "folder", "splits": {"train": {"role": "train"}}})
+    with ShardWriter(args.data / "shards", card=card, row_group_bytes=row_group) as shards:
+        for number in range(args.images):
+            data = pool[number % len(pool)]
+            (files / f"{number:06d}.jpg").write_bytes(data)
+            shards.add(
+                Patch(
+                    patch_id=f"epoch/{number:06d}",
+                    image=data,
+                    dataset="epoch",
+                    split="train",
+                    width=SIDE,
+                    height=SIDE,
+                    tissue=TISSUES[number % len(TISSUES)],
+                    biomarker=MIHIC_BIOMARKERS[number % len(MIHIC_BIOMARKERS)],
+                )
+            )
+    return sum(len(pool[number % len(pool)]) for number in range(args.images))
+
+
+def _jpegs(count: int) -> list[bytes]:
+    """Crops of the real IHC image that scikit-image carries, in any of eight turns, as JPEG of quality 90."""
+    image, rng = np.asarray(immunohistochemistry()), np.random.default_rng(0)
+    crops = []
+    for _ in range(count):
+        y, x = rng.integers(0, 512 - SIDE, 2)
+        crop = np.rot90(image[y : y + SIDE, x : x + SIDE], rng.integers(4))
+        crops.append(encode_jpeg(crop[:, ::-1] if rng.integers(2) else crop))
+    return crops
+
+
+def _turn(args: Any, side: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--side", side, "--data", str(args.data)]
+    command += ["--store-mb", str(args.store_mb)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _kept(turns: list[dict[str, float]], turn: dict[str, float]) -> float:
+    turns.append(turn)
+    return turn["seconds"]
+
+
+class Files(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """JPEG files decoded by simplejpeg; DataLoader's own collation stacks them into shared memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(str(path) for path in folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with open(self.paths[index], "rb") as file:
+            return torch.from_numpy(simplejpeg.decode_jpeg(file.read(), colorspace="RGB")), index
+
+
+def loader_side(args: Any) -> dict[str, float]:
+    """One epoch of a DataLoader with as many workers as cores."""
+    files = Files(args.data / "files")
+    start = time.perf_counter()
+    loader = torch.utils.data.DataLoader(
+        files, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=usable_cpus(), prefetch_factor=4
+    )
+    first = 0.0
+    for batch in loader:
+        first = first or time.perf_counter() - start
+        assert batch[0].shape == (BATCH, SIDE, SIDE, 3)
+    return {"seconds": time.perf_counter() - start, "first_s": first}
+
+
+def stream_side(args: Any) -> dict[str, float]:
+    """One epoch of the stream, in a Ray that has just started."""
+    start, *times = _stream_times(args, epochs=1)
+    return {"seconds": times[-1] - start, "first_s": times[0] - start, "ray_share": _ray_share(args)}
+
+
+def epochs_side(args: Any) -> dict[str, float]:
+    """Waits between batches of three epochs: within four batches of an epoch's end, and elsewhere."""
+    _, *times = _stream_times(args, epochs=3)
+    waits = np.diff(times)
+    ends = np.arange(1, 3) * (len(times) // 3)
+    near = np.min(np.abs(np.arange(len(waits))[:, None] + 1 - ends), axis=1) <= 4
+    warm = (
+        np.arange(len(waits)) >= len(times) // 6
+    )  # the first half epoch is the start's, not the steady state's
+    return {
+        "median_wait_s": float(np.median(waits)),
+        "longest_wait_at_epochs_s": float(waits[near].max()),
+        "longest_wait_elsewhere_s": float(waits[~near & warm].max()),
+    }
+
+
+def _ray_share(args: Any) -> float:
+    """The share of an epoch's row groups that came through Ray."""
+    from his2lip.data.ray_reads import head_reads
+
+    with _stream(args) as stream:
+        reads = len(stream.plan.reads(0, stream.steps_per_epoch, range(stream.plan.lanes)).group)
+    return 1 - min(reads, head_reads(stream.plan.lanes)) / reads
+
+
+def _stream(args: Any) -> TrainStream:
+    bank = CaptionBank.templates()
+    uri = str(args.data / "shards")
+    return TrainStream(uri, "train", bank, seed=0, batch_size=BATCH, image_size=SIDE, augment=False)
+
+
+def _stream_times(args: Any, *, epochs: int) -> list[float]:
+    """The moment of the start, and of each batch."""
+    start_ray(object_store_memory=args.store_mb << 20)
+    times = [time.perf_counter()]
+    with _stream(args) as stream:
+        for batch in stream.batches(0, epochs * stream.steps_per_epoch):
+            times.append(time.perf_counter())
+            assert batch.images.shape == (BATCH, 3, SIDE, SIDE)
+    return times
+
+
+def decode_side(args: Any) -> dict[str, float]:
+    """Decoding alone: bytes in memory, one buffer, a thread a core."""
+    paths = sorted((args.data / "files").iterdir())[:4096]
+    encoded = [path.read_bytes() for path in paths]
+    out = np.empty((BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+
+    def decode(numbers: range) -> None:
+        for number in numbers:
+            simplejpeg.decode_jpeg(encoded[number], colorspace="RGB", buffer=out[number % BATCH])
+
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        list(pool.map(decode, _ranges(len(encoded))))
+        start = time.perf_counter()
+        list(pool.map(decode, _ranges(len(encoded))))
+    return {"images_per_s": len(encoded) / (time.perf_counter() - start)}
+
+
+def _ranges(count: int, length: int = 32) -> Iterator[range]:
+    return (range(start, min(count, start + length)) for start in range(0, count, length))
+
+
+SIDES = {"loader": loader_side, "stream": stream_side, "epochs": epochs_side, "decode": decode_side}
+
+if __name__ == "__main__":
+    main()
