@@ -23,6 +23,7 @@ from his2lip.evaluation.protocols import Selection
 from his2lip.evaluation.zero_shot import Scores
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another cell
+_REMARKS = ("note", "basis")  # of a protocol, which decide no prediction
 
 Progress = Callable[[int, int], None]
 
@@ -124,6 +125,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellResult:
         "protocol": plan.protocol_name,
         "in_domain": scorer.trained_on(plan),
         "generated": plan.generated,
+        "basis": plan.protocol.basis,
         "folder": place,
     }
     finished = _read(place)
@@ -142,7 +144,6 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellResult:
         without_mpp=plan.selection.without_mpp if plan.protocol.view == "tiles" else 0,
         split=plan.protocol.split,
         role=plan.roles[plan.protocol.split],
-        basis=plan.protocol.basis,
         cell=identity,
     )
     _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts))
@@ -161,7 +162,7 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             "schema": CELL_SCHEMA,
             "scorer": scorer.identity(plan),
             "weights": scorer.weights,
-            "protocol": resolved(plan.protocol),
+            "protocol": {k: v for k, v in resolved(plan.protocol).items() if k not in _REMARKS},
             "prompts": plan.prompts.digest if scorer.uses_prompts else None,
             "split": plan.selection.split_sha256,
             "images": plan.selection.images_sha256,

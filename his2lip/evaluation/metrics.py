@@ -24,7 +24,7 @@ class Summary:
 
     macro_f1           mean F1 over all classes of the protocol, an absent or never-predicted class counting 0
     balanced_accuracy  mean recall over the classes that have units
-    quadratic_kappa    Cohen's kappa with quadratic weights, for classes in their order; nan where undefined
+    quadratic_kappa    Cohen's kappa with quadratic weights, for classes in their order; None: undefined
     confusion          C rows (truth) of C counts (prediction)
     """
 
@@ -32,7 +32,7 @@ class Summary:
     accuracy: float
     macro_f1: float
     balanced_accuracy: float
-    quadratic_kappa: float
+    quadratic_kappa: float | None
     confusion: list[list[int]]
     per_class: dict[str, ClassFigures]
 
@@ -75,13 +75,13 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, n_classes: int) 
     return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def _quadratic_kappa(matrix: np.ndarray) -> float:
+def _quadratic_kappa(matrix: np.ndarray) -> float | None:
     """1 - observed / expected disagreement, weighted by the squared distance of classes (Cohen 1968)."""
     place = np.arange(len(matrix))
     weight = (place[:, None] - place[None, :]) ** 2
     expected = np.outer(matrix.sum(axis=1), matrix.sum(axis=0)) / matrix.sum()
     disagreement = float((weight * expected).sum())
-    return 1 - float((weight * matrix).sum()) / disagreement if disagreement else float("nan")
+    return 1 - float((weight * matrix).sum()) / disagreement if disagreement else None
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

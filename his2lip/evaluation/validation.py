@@ -43,7 +43,7 @@ class SelectValidator:
         rows, labels, classes = self._labelled(shards, split)
         prompts = PromptSet.load(self.prompts or self.label).narrow(classes)
         stream = encode_rows(
-            ModelEncoder(model, weights="changing"),
+            ModelEncoder(model),
             shards,
             split,
             rows.tolist(),
@@ -51,7 +51,7 @@ class SelectValidator:
             threads=self.threads,
         )
         images = np.concatenate([features for _, features in stream])
-        sentences = SentenceEncoder(model, weights="changing")
+        sentences = SentenceEncoder(model)
         texts = [sentences.encode(list(lines)) for _, lines in prompts.sentences]
         found = summarise(labels, score(images, texts).predicted, classes)
         return {"macro_f1": found.macro_f1, "accuracy": found.accuracy}

@@ -74,14 +74,18 @@ def score(
 
 
 def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray) -> Scores:
-    """The predicted class, its closest sentence, and how many units had no single highest score."""
+    """The predicted class, its closest sentence, and how many units had no single highest score.
+
+    Decided on float32, which is what is kept, so that predictions follow from the scores beside them.
+    """
+    scores = scores.astype(np.float32)
     predicted = scores.argmax(axis=1)
     prompt = np.zeros(len(scores), dtype=np.int64)
     for c, (a, b) in enumerate(pairwise(bounds)):
         mine = predicted == c
         prompt[mine] = sentence_scores[mine, a:b].argmax(axis=1)
     ties = int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
-    return Scores(scores.astype(np.float32), predicted.astype(np.int64), prompt, ties)
+    return Scores(scores, predicted.astype(np.int64), prompt, ties)
 
 
 def _products(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -1,0 +1,47 @@
+"""The grid on real lung lesions, CD31 against proSPC, through the same prepare and the card's own protocols.
+
+Where ../shared is absent, test_grid.py does the same on the real image that scikit-image carries.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from his2lip.config import validate
+from his2lip.data.cards import load_card
+from his2lip.data.prepare import prepare
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import run_grid
+
+
+def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
+    ray_local: None, shared: Path, tmp_path: Path
+) -> None:
+    report = prepare(
+        load_card("anhir-lung"), shared / "real_ihc/anhir_cima_lung-lesion", tmp_path / "anhir-lung"
+    )
+    assert (report.read, report.quarantined) == (4, [])
+    tree = {
+        "models": ["tiny"],
+        "datasets": ["anhir-lung"],
+        "shards": str(tmp_path),
+        "protocols": ["paper", "default"],
+        "cache": str(tmp_path / "cache"),
+        "storage": str(tmp_path / "runs"),
+    }
+    result = run_grid(validate(BenchmarkConfig, tree))
+    assert not result.failed
+    paper, default = (c for c in result.cells if c.model == "tiny")
+    assert (paper.protocol, default.protocol) == ("paper", "default")
+    assert paper.n == default.n == 4, "two lesions, each stained for CD31 and for proSPC; H&E is left out"
+    assert not paper.generated
+    assert paper.classes == ["CD31", "Ki67", "proSPC"], "a class that no image shows counts in macro F1 still"
+    assert paper.macro_f1 <= 2 / 3
+    labels = pq.read_table(f"{default.folder}/predictions.parquet")["label"].to_pylist()
+    assert sorted(labels) == ["CD31", "CD31", "proSPC", "proSPC"]
+    squashed, tiled = 4, 4 * 16
+    assert result.counts.images == 8, "each image once a view"
+    assert squashed < result.counts.crops <= squashed + tiled
+    assert run_grid(validate(BenchmarkConfig, tree)).ran == 0
