@@ -112,6 +112,6 @@ def _counterstain(scene: Scene) -> Map:
 def _eosin(scene: Scene) -> Map:
     """Eosin, absorbance: collagen, muscle, cytoplasm, debris, red cells."""
     layers, maps = scene.layers, scene.maps
-    ground = 0.05 + 0.22 * layers["collagen"] + 0.35 * layers["muscle"] + 0.32 * layers["debris"]
-    ground = ground + 0.55 * layers["red"] + 0.05 * layers["matrix"] + 0.2 * maps.body
+    ground = 0.03 + 0.16 * layers["collagen"] + 0.26 * layers["muscle"] + 0.24 * layers["debris"]
+    ground = ground + 0.45 * layers["red"] + 0.05 * layers["matrix"] + 0.14 * maps.body
     return scene.tissue * (1 - 0.6 * maps.nucleus) * ground * (1 + 0.1 * scene.texture[1])
