@@ -68,8 +68,8 @@ def add_lora(model: DualEncoder, *, rank: int, alpha: float | None = None, seed:
     """Low-rank adapters (Hu et al. 2022) on the attention and MLP matrices of every transformer block.
 
     W becomes W + (alpha / rank) B A, with A drawn from `seed` and B zero: nothing changes before training.
-    alpha is `rank` unless given. W itself and everything else but the logit scale are frozen. Checkpoints hold
-    the merged W under open_clip's names. Raises ConfigError where the towers have no such matrix.
+    alpha is `rank` unless given. W itself and everything else but the logit scale are frozen. Checkpoints
+    hold the merged W under open_clip's names. Raises ConfigError where the towers have no such matrix.
     """
     if rank < 1:
         raise ConfigError(f"the rank of the adapters is {rank}", mend="choose 1 or more, such as 8")
