@@ -10,7 +10,6 @@ CORE = [
     "his2lip.data.batch",
     "his2lip.data.order",
     "his2lip.evaluation.metrics",
-    "his2lip.evaluation.statistics",
     "his2lip.evaluation.zero_shot",
     "his2lip.loss",
     "his2lip.models",
