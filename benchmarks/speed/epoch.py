@@ -33,7 +33,7 @@ from his2lip.data.captions import CaptionBank
 from his2lip.data.cards import Card
 from his2lip.data.images import encode_jpeg
 from his2lip.data.shards import ROW_GROUP_BYTES, Patch, ShardWriter
-from his2lip.data.stream import TrainStream
+from his2lip.data.stream import HEAD_BYTES, TrainStream
 from his2lip.runtime import start_ray, usable_cpus
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
@@ -86,6 +86,7 @@ def main() -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store-mb", type=int, default=100, help="Ray's object store")
     parser.add_argument("--data-ratio", type=int, default=10, help="data over store, at least")
+    parser.add_argument("--head-mb", type=int, default=HEAD_BYTES >> 20, help="the stream's head_bytes")
     parser.add_argument("--images", type=int, default=None, help="patches (default: what --data-ratio needs)")
     parser.add_argument("--data", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=list(SIDES), default=None, help=argparse.SUPPRESS)
@@ -133,7 +134,7 @@ def _jpegs(count: int) -> list[bytes]:
 
 def _turn(args: Any, side: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--side", side, "--data", str(args.data)]
-    command += ["--store-mb", str(args.store_mb)]
+    command += ["--store-mb", str(args.store_mb), "--head-mb", str(args.head_mb)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -198,14 +199,15 @@ def _ray_share(args: Any) -> float:
     from his2lip.data.ray_reads import head_reads
 
     with _stream(args) as stream:
-        reads = len(stream.plan.reads(0, stream.steps_per_epoch, range(stream.plan.lanes)).group)
-    return 1 - min(reads, head_reads(stream.plan.lanes)) / reads
+        groups = stream.reads(0, stream.steps_per_epoch)
+    return 1 - head_reads(groups, args.head_mb << 20) / len(groups)
 
 
 def _stream(args: Any) -> TrainStream:
     bank = CaptionBank.templates()
     uri = str(args.data / "shards")
-    return TrainStream(uri, "train", bank, seed=0, batch_size=BATCH, image_size=SIDE, augment=False)
+    options = {"batch_size": BATCH, "image_size": SIDE, "augment": False, "head_bytes": args.head_mb << 20}
+    return TrainStream(uri, "train", bank, seed=0, **options)
 
 
 def _stream_times(args: Any, *, epochs: int) -> list[float]:

@@ -133,7 +133,7 @@ class Plan:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def holder(self, lane: int, lanes: range) -> int:
-        """The lane for which `reads` has what `lane` takes: itself, or the first of `lanes` where all share."""
+        """The lane for which `reads` has what `lane` takes: itself, or the first where all share."""
         return lanes.start if self._short else lane
 
     def reads(self, start: int, stop: int, lanes: range) -> Reads:

@@ -24,7 +24,6 @@ from his2lip.data.row_groups import Rows, place, read_here, read_tables, unpack
 from his2lip.data.shards import RowGroup
 from his2lip.runtime import quiet_ray, start_ray
 
-_HEAD = 2  # row groups a lane: 1.4 s of reading at 8,000 patches a second, eight lanes and 24 MB row groups
 _TASKS = 2  # reading tasks at once: each is a process that must start, and each reads two row groups ahead
 _MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
 _STORE_SHARE = 0.4  # of the node's object store, for all its ranks together
@@ -57,17 +56,17 @@ class _RowGroups(Datasource):
 
 
 def read_by_ray(
-    system: fs.FileSystem, groups: Sequence[RowGroup], *, lanes: int, ranks: int
+    system: fs.FileSystem, groups: Sequence[RowGroup], *, head_bytes: int, ranks: int
 ) -> Iterator[Rows]:
     """Reads row groups in turn by Ray Data; closing the iterator ends the tasks.
 
-    Ray's reading processes need a second or more to start. Meanwhile this process reads what its lanes use in
-    that time itself, so that the first batch waits for neither.
+    Ray's reading processes need a second or more to start. Meanwhile this process reads the first row groups
+    itself, so that the first batch does not wait for them.
 
-    lanes   how many lanes the rank owns
-    ranks   how many streams share the node's object store at most
+    head_bytes  how much this process reads itself
+    ranks       how many streams share the node's object store at most
     """
-    head = head_reads(lanes)
+    head = head_reads(groups, head_bytes)
     if len(groups) <= head:
         yield from read_here(system, groups)
         return
@@ -86,9 +85,10 @@ def read_by_ray(
             blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
 
 
-def head_reads(lanes: int) -> int:
-    """How many row groups a rank of so many lanes reads itself while Ray's processes start."""
-    return _HEAD * lanes
+def head_reads(groups: Sequence[RowGroup], head_bytes: int) -> int:
+    """How many of the first row groups hold no more than `head_bytes` together."""
+    sizes = itertools.accumulate(group.bytes for group in groups)
+    return sum(1 for _ in itertools.takewhile(lambda size: size <= head_bytes, sizes))
 
 
 def spans(reads: int) -> Iterator[tuple[int, int]]:
