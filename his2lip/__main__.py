@@ -2,4 +2,5 @@
 
 from his2lip.cli import main
 
-main()
+if __name__ == "__main__":  # processes that multiprocessing spawns import this module again
+    main()

@@ -79,7 +79,7 @@ def data_prepare(
     out: Annotated[str, typer.Option(help="Where the shards go: a folder or an object-store URI.")],
     view: Annotated[
         str | None,
-        typer.Option(help="Derive patches: tiles(256), tiles(mpp=0.5), squash(224), centre(224)."),
+        typer.Option(help="Derive patches: tiles(size=256), tiles(mpp=0.5, size=224)."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
 ) -> None:

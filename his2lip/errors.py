@@ -17,7 +17,8 @@ class His2lipError(Exception):
         self.what, self.where, self.mend = what, where, mend
         place = f" ({where})" if where is not None else ""
         tail = f"; {mend}" if mend else ""
-        super().__init__(f"{what}{place}{tail}.")
+        sentence = f"{what}{place}{tail}"
+        super().__init__(sentence if sentence.endswith(("?", "…")) else f"{sentence}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the three parts when the error crosses a process boundary (Ray pickles exceptions)."""

@@ -22,6 +22,8 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Tasks that ask for no CPU get processes too; below this Ray warns of them on machines of two cores.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     import ray
 
     if ray.is_initialized():

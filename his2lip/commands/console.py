@@ -9,7 +9,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+# Off a terminal (a log, a pipe) lines and tables are as long as they are, and nothing is wrapped at 80 columns.
+_WIDE = None if Console().is_terminal else 200
+console = Console(highlight=False, width=_WIDE)
 
 
 def heading(text: str) -> None:
@@ -19,7 +21,7 @@ def heading(text: str) -> None:
 
 def say(text: str) -> None:
     """One plain line; brackets in it are not markup."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:

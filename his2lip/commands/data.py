@@ -41,6 +41,10 @@ def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit:
         report = prepare(load_card(card), root, out, view=view, limit=limit, progress=progress)
     say_counts(report.info)
     say(f"{report.found:,} found, {report.read:,} read, {len(report.quarantined):,} quarantined")
+    for reason, count in report.passed_over.items():
+        say(f"  passed over {count:,}: {reason}")
+    if report.left_out:
+        say(f"  parts of files left out: {len(report.left_out):,}, such as {': '.join(report.left_out[0])}")
     for path, reason in report.quarantined[:10]:
         say(f"  quarantined {path}: {reason}")
     if len(report.quarantined) > 10:

@@ -22,13 +22,13 @@ EXPERIMENT = "his2lip-train"
 
 def run_train(config_file: str, overrides: Sequence[str], *, fresh: bool = False) -> TrainResult:
     """Trains, or goes on, or says that the run is finished; the result says where the checkpoints are."""
-    from his2lip.training.assemble import identity, open_data
+    from his2lip.training.assemble import identity, open_data, with_absolute_paths
     from his2lip.training.config import TrainConfig
     from his2lip.training.trainer import train
 
-    config = load(TrainConfig, resources.find(config_file), overrides)
+    asked = load(TrainConfig, resources.find(config_file), overrides)
     tracker = Tracker.open()
-    shards, bank = open_data(config)[-2:]
+    config, shards, bank = open_data(with_absolute_paths(asked))
     run_id = identity(config, shards, bank)["id"]
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()

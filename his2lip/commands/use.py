@@ -17,15 +17,15 @@ def run_classify(images: Sequence[Path], *, model: str, prompts: str, csv: Path 
     """One row an image; images that cannot be read are named at the end and stop no other."""
     from his2lip.evaluation.prompts import PromptSet
     from his2lip.models import load_model
-    from his2lip.serving import classify
+    from his2lip.serving import Classifier
 
     files = image_files(images)
-    encoder, prompt_set = load_model(model), PromptSet.load(prompts)
+    classifier = Classifier(load_model(model), prompts=PromptSet.load(prompts))
     rows: list[tuple[str, str, str, str, str]] = []
     unread: list[str] = []
     for file in files:
         try:
-            found = classify([file], encoder, prompts=prompt_set)[0]
+            found = classifier.classify([file])[0]
         except ImageError as error:
             unread.append(str(error))
             continue
