@@ -190,9 +190,10 @@ class WISELoss(nn.Module):
 
     def _scale(self, logit_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         log_scale = logit_scale if self.own_scale is None else self.own_scale
-        log_scale = log_scale.reshape(()).to(dtype)
-        # Clamped before exp: a scale that the trainer holds at the bound exactly keeps its gradient.
-        return (log_scale.clamp(max=MAX_LOG_SCALE) if self.clamp else log_scale).exp()
+        if self.clamp:
+            # Before exp, the bound in the scale's own precision: a scale held at it keeps its gradient.
+            log_scale = log_scale.clamp(max=torch.full_like(log_scale, MAX_LOG_SCALE))
+        return log_scale.reshape(()).to(dtype).exp()
 
     def _term_shares(
         self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, ranks: Ranks, scale: torch.Tensor
@@ -221,11 +222,12 @@ class WISELoss(nn.Module):
         )
 
     def _output(self, means: torch.Tensor) -> LossOutput:
-        image_text, image_image, text_text, entropy = means
-        w = self.weights
+        weights = (self.weights.image_text, self.weights.image_image, self.weights.text_text)
+        *terms, entropy = means.unbind()
+        parts = list(zip(weights, terms, strict=True))
         # A term of weight 0 stays out of the sum, where its infinity would make the total a NaN.
-        parts = [(w.image_text, image_text), (w.image_image, image_image), (w.text_text, text_text)]
         total = sum((weight * term for weight, term in parts if weight > 0), torch.zeros_like(entropy))
+        image_text, image_image, text_text = (t if weight > 0 else t.detach() for weight, t in parts)
         return LossOutput(
             total=total,
             image_text=image_text,

@@ -1,0 +1,80 @@
+"""Similarity, soft targets and their entropy: the null rules and the class form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from his2lip.loss import SimilarityWeights
+from his2lip.loss.targets import ClassTargets, similarity
+
+WEIGHTS = SimilarityWeights()
+
+
+def matrix(
+    tissue: list[int], biomarker: list[int], weights: SimilarityWeights = WEIGHTS
+) -> list[list[float]]:
+    return similarity(torch.tensor(tissue), torch.tensor(biomarker), weights).tolist()
+
+
+def test_similarity_is_two_for_the_same_pair_one_for_the_same_tissue_else_nothing():
+    assert matrix([0, 0, 0, 1], [3, 3, 4, 3]) == [[2, 2, 1, 0], [2, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 2]]
+
+
+def test_similarity_is_the_product_of_the_papers_label_vectors():
+    generator = torch.Generator().manual_seed(0)
+    tissue, biomarker = (torch.randint(0, k, (50,), generator=generator) for k in (7, 12))
+    y = torch.cat(
+        [
+            torch.nn.functional.one_hot(tissue, 7),
+            torch.nn.functional.one_hot(tissue * 12 + biomarker, 84),
+        ],
+        dim=1,
+    ).float()
+    torch.testing.assert_close(similarity(tissue, biomarker, WEIGHTS), y @ y.T)
+
+
+def test_a_missing_biomarker_is_the_same_pair_as_itself_alone():
+    assert matrix([0, 0, 0], [-1, -1, 2]) == [[2, 1, 1], [1, 2, 1], [1, 1, 2]]
+
+
+def test_a_missing_tissue_is_similar_to_itself_alone_whatever_its_biomarker():
+    everything = SimilarityWeights(tissue=1, pair=1, biomarker=1)
+    assert matrix([-1, -1, 0], [2, 2, 2], everything) == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
+
+
+def test_the_third_weight_joins_one_biomarker_across_tissues():
+    assert matrix([0, 1], [5, 5], SimilarityWeights(biomarker=0.25)) == [[2.25, 0.25], [0.25, 2.25]]
+
+
+labels = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), min_size=1, max_size=30)
+weight = st.floats(0, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=labels,
+    weights=st.builds(SimilarityWeights, tissue=weight, pair=weight, biomarker=weight),
+    tau=st.sampled_from([0.005, 0.2, 1.0, 20.0]),
+    cut=st.integers(0, 30),
+)
+def test_class_form_gives_the_dense_targets_means_and_entropy(pairs, weights, tau, cut):
+    tissue, biomarker = torch.tensor(pairs).T
+    n, own = len(pairs), slice(min(cut, len(pairs)), len(pairs))
+    dense = (similarity(tissue, biomarker, weights, dtype=torch.float64) / tau).softmax(dim=1)
+    classes = ClassTargets.soft(tissue, biomarker, weights, tau)
+    features = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = classes.symmetric_means(features, own)[classes.of_row]
+    torch.testing.assert_close(means, (dense + dense.T)[:, own] @ features[own], rtol=1e-9, atol=1e-12)
+    entropy = torch.special.entr(dense[own]).sum()
+    torch.testing.assert_close(classes.entropy(own, torch.float64), entropy, rtol=1e-9, atol=1e-11)
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    classes = ClassTargets.soft(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), WEIGHTS, 1e-4)
+    assert classes.entropy(slice(0, 3), torch.float32).item() == pytest.approx(0.0, abs=1e-6)
+    assert all(math.isfinite(c) for c in classes.coefficients())
