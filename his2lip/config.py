@@ -76,7 +76,8 @@ def resolved(config: pydantic.BaseModel) -> dict[str, Any]:
 
 def dump_yaml(config: pydantic.BaseModel) -> str:
     """The whole configuration as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True)
+    # Escaped, since PyYAML writes some line separators bare and folds them when it reads them back.
+    return yaml.safe_dump(resolved(config), sort_keys=False)
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.table import Table
 
-# Off a terminal (a log, a pipe) lines and tables are as long as they are, and nothing is wrapped at 80 columns.
+# Off a terminal (a log, a pipe) lines and tables are as long as they are, not wrapped at 80 columns.
 _WIDE = None if Console().is_terminal else 200
 console = Console(highlight=False, width=_WIDE)
 
