@@ -123,21 +123,30 @@ def _exit_code(details: Any) -> int:
 
 def _client(url: str) -> JobSubmissionClient:
     """A client of the cluster's job server, with the token where this machine has one."""
-    if (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     # These would win over the address that was asked for.
-    hidden = {
-        key: os.environ.pop(key) for key in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if key in os.environ
-    }
+    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    hidden = {key: os.environ.pop(key) for key in names if key in os.environ}
     try:
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         with _in_our_words(url):
-            return JobSubmissionClient(url)
+            return JobSubmissionClient(url, headers=_authorization())
     finally:
         os.environ.update(hidden)
+
+
+def _authorization() -> dict[str, str]:
+    """The header that shows this machine's token, found where Ray itself looks for it; none without one.
+
+    Ray would send it by itself in token mode, but reads the mode once in a process, when it is imported.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and path.is_file():
+        token = path.read_text(encoding="ascii").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 @contextmanager

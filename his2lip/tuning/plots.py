@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
-from his2lip.tuning.study import quiet_optuna, to_row
+from his2lip.tuning.quiet import quiet_optuna
+from his2lip.tuning.study import to_row
 
 if TYPE_CHECKING:
     from optuna import Study

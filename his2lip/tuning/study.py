@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,19 +120,6 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         seconds=attrs.get("seconds"),
         note=attrs.get("failed") or attrs.get("error"),
     )
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna's own log lines off the terminal."""
-    import optuna
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _state(trial: FrozenTrial) -> State:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import logging
-import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,8 @@ from his2lip.config import dump_yaml
 from his2lip.errors import RunError
 from his2lip.tuning.bridge import Objective
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import TrialRow, best_rows, open_study, quiet_optuna, rows, take_up
+from his2lip.tuning.quiet import quiet_optuna, tune_settings
+from his2lip.tuning.study import DONE, TrialRow, best_rows, open_study, rows, take_up
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -30,15 +28,6 @@ HOPELESS = 3
 TRIALS = "trials"  # the folder of the trials' own folders, one a number
 # More reports than any trial makes: ASHA would stop a trial that reaches its last rung.
 MANY_REPORTS = 10**6
-
-_TUNE_SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a training configuration mean the driver's folder
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no JSON, CSV and TensorBoard files: the study holds it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as everywhere; the study can go on
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not used for going on
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver tells of them
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ def run_sweep(
     directory = sweep_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     url = config.study or f"sqlite:///{directory}/study.db"
-    with _only_one(directory), quiet_optuna(), _quiet_tune():
+    with _only_one(directory), quiet_optuna(), tune_settings():
         if fresh:
             _forget(config, directory, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
@@ -128,10 +117,11 @@ def _run(
         keep_best(directory, rows(study), mode=config.mode, keep=config.keep)
         on_trial(row)
 
+    space = {key: dimension.distribution() for key, dimension in config.space.items()}
     search = StudySearch(
         study,
         on_trial=end,
-        space={key: dimension.distribution() for key, dimension in config.space.items()},
+        space=space,
         metric=VALUE,
         mode=config.mode,
         sampler=PlacedTPE(seed=config.seed, startup=config.sampler.startup),
@@ -139,15 +129,15 @@ def _run(
     scratch = directory / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with _environment(_TUNE_SETTINGS):
-            _tuner(config, objective, search, count, scratch).fit()
+        _tuner(config, objective, search, count, scratch).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if search.error is not None:
         raise search.error
-    if search.raised and search.raised == search.ended:
-        first = next(row for row in rows(study) if row.state == "error")
-        raise RunError(f"every trial raised an error, the first: {first.note}", where=f"sweep {config.name}")
+    table = rows(study)
+    if search.raised and not any(row.state in DONE for row in table):
+        note = [row.note for row in table if row.state == "error"][-1]
+        raise RunError(f"every trial raised an error, the last: {note}", where=f"sweep {config.name}")
 
 
 def _tuner(
@@ -155,7 +145,7 @@ def _tuner(
 ) -> Tuner:
     from ray import tune
 
-    from his2lip.tuning.actor import VALUE, TrialActor
+    from his2lip.tuning.actor import TrialActor
     from his2lip.tuning.search import TrialRecords
 
     actor = tune.with_parameters(
@@ -170,7 +160,7 @@ def _tuner(
         tune.with_resources(actor, _resources(config)),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=_scheduler(config, VALUE),
+            scheduler=_scheduler(config),
             num_samples=count,
             max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
@@ -193,22 +183,33 @@ def _tuner(
 def _resources(config: SweepConfig) -> dict[str, float]:
     """A GPU or a share of one, but no CPU: two trials would starve what they start themselves (Ray Data).
 
-    Tune refuses an empty request, hence the one byte of memory.
+    A trial that drives workers of its own leaves the GPUs to them. Tune refuses an empty request, hence the
+    one byte of memory.
     """
     import ray
 
-    here = ray.cluster_resources().get("GPU", 0)
+    drives = config.train.get("workers", {}).get("num", 1) > 1
+    here = 0.0 if drives else ray.cluster_resources().get("GPU", 0)
     gpus = min(1.0, here / config.max_concurrent) if config.gpus == "auto" else config.gpus
     return {"cpu": 0, "gpu": gpus} if gpus else {"cpu": 0, "memory": 1}
 
 
-def _scheduler(config: SweepConfig, metric: str) -> Any:
+def _scheduler(config: SweepConfig) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+    from his2lip.tuning.actor import VALUE
+    from his2lip.tuning.search import NewestFirst
+
+    class Plain(NewestFirst, FIFOScheduler):
+        pass
+
+    class Halving(NewestFirst, ASHAScheduler):
+        pass
+
     if config.scheduler.kind == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        metric=metric,
+        return Plain()
+    return Halving(
+        metric=VALUE,
         mode=config.mode,
         grace_period=config.scheduler.grace,
         reduction_factor=config.scheduler.reduction,
@@ -244,7 +245,7 @@ def _forget(config: SweepConfig, directory: Path, url: str) -> None:
 
     if config.name in optuna.get_all_study_names(storage=url):
         optuna.delete_study(study_name=config.name, storage=url)
-    for entry in (TRIALS, "plots", "ray"):
+    for entry in (TRIALS, "plots"):
         shutil.rmtree(directory / entry, ignore_errors=True)
 
 
@@ -259,33 +260,3 @@ def _only_one(directory: Path) -> Iterator[None]:
                 "this sweep is being run by another process", where=directory, mend="wait for it, or stop it"
             ) from None
         yield
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for the time of a block."""
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Keeps Tune's lines about its own resuming off the terminal: the driver tells of the sweep."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            # A trial whose process died makes its first reports again.
-            warnings.filterwarnings("ignore", message="The reported value is ignored")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -184,9 +184,7 @@ def test_a_sweep_whose_trials_all_raise_stops_after_a_few_and_says_why(sweep: Sw
     def objective(params: dict[str, Any], report: Report) -> None:
         raise ZeroDivisionError("of course")
 
-    with pytest.raises(
-        RunError, match="every trial raised an error, the first: ZeroDivisionError: of course"
-    ):
+    with pytest.raises(RunError, match="every trial raised an error, the last: ZeroDivisionError: of course"):
         sweep(objective, on_trial=told.append, trials=50)
     assert len(told) < 10
 

@@ -70,6 +70,26 @@ def test_trials_train_on_their_own_parameters_and_the_best_checkpoint_is_kept(tr
     assert again.finished_before
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_trials_of_several_workers_drive_ray_train_and_can_be_stopped_early(tree: dict[str, Any]) -> None:
+    tree["train"]["workers"] = {"num": 2, "resources": {"CPU": 0.5}}
+    tree["train"]["data"]["loader"] = "local"
+    # The second trial does worse at its first epoch, and is stopped there.
+    tree["train"]["optim"]["epochs"] = 3
+    tree["space"] = {"optim.lr": {"kind": "log", "low": 1e-9, "high": 1e-3}}
+    tree["points"] = [{"optim.lr": 1e-3}, {"optim.lr": 1e-9}]
+    tree["trials"] = 2
+    tree["scheduler"] = {"kind": "asha", "grace": 1, "reduction": 2}
+    made = objective(tree)
+    result = run_sweep(validate(SweepConfig, tree), made, inputs=made.inputs)
+    assert [row.state for row in result.trials] == ["finished", "stopped"]
+    assert [row.reports for row in result.trials] == [3, 1]
+    assert result.best_folder is not None
+    assert [p.name for p in result.best_folder.iterdir()] == ["best"]
+    load_model(str(result.best_folder / "best"))
+
+
 def test_the_identity_of_a_sweep_is_what_its_trials_are_made_of(tree: dict[str, Any]) -> None:
     known = objective(tree).inputs
     assert objective(tree, name="other").inputs == known
