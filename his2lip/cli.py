@@ -36,19 +36,25 @@ Address = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where a run of this name exists.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from his2lip import __version__
+
+        typer.echo(f"his2lip {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of a user's mistake too.")
     ] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
 ) -> None:
     """Options before the command; `--debug` is read from the arguments by `main`."""
-    if version:
-        from his2lip import __version__
-
-        typer.echo(f"his2lip {__version__}")
-        raise typer.Exit()
 
 
 @app.command()

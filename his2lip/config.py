@@ -102,8 +102,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     for parent in parents:
         child = tree.get(parent)
-        if not isinstance(child, dict):
+        if child is None:
             child = tree[parent] = {}
+        if not isinstance(child, dict):
+            said = f"'{parent}' is {child!r:.60} and has no keys to override"
+            raise ConfigError(said, where=override, mend=f"write a mapping for {parent} in the file")
         tree = child
     tree[last] = value
 

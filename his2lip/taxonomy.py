@@ -19,87 +19,88 @@ BIOMARKERS: tuple[str, ...] = (
     "Podocin",
 )  # fmt: skip
 
-# Aliases are compared with case, spaces, hyphens and underscores removed; `+` (as in CD3+) is removed too.
+# Spellings seen in the wild. Case never matters; a separator (space, hyphen, underscore) may stand, or be left
+# out, where one stands here and between a letter and a digit: ki67, Ki-67 and KI 67 are one, CD3-1 is not CD31.
 _TISSUE_ALIASES = {
     "alveolus": "Alveoli",
-    "immunecell": "Immune cells",
+    "immune cell": "Immune cells",
     "necrotic": "Necrosis",
     "others": "Other",
     "tumour": "Tumor",
 }
 _BIOMARKER_ALIASES = {
-    "ccnd1": "Cyclin-D1",
-    "cyclind": "Cyclin-D1",
+    "CCND1": "Cyclin-D1",
     "podoplanin": "D2-40",
-    "pdpn": "D2-40",
-    "mib1": "Ki67",
-    "cki67": "Ki67",  # a slip in the released prompts
-    "tp53": "P53",
-    "asma": "SMA",
-    "alphasma": "SMA",
-    "actasma": "SMA",
-    "pecam1": "CD31",
-    "oestrogenreceptor": "ER",
-    "estrogenreceptor": "ER",
-    "esr1": "ER",
-    "her2neu": "HER2",
-    "erbb2": "HER2",
-    "pck": "PanCK",
-    "pancytokeratin": "PanCK",
+    "PDPN": "D2-40",
+    "MIB-1": "Ki67",
+    "CKi67": "Ki67",  # a slip in the released prompts
+    "TP53": "P53",
+    "alpha-SMA": "SMA",
+    "aSMA": "SMA",
+    "PECAM1": "CD31",
+    "oestrogen receptor": "ER",
+    "estrogen receptor": "ER",
+    "ESR1": "ER",
+    "HER2-neu": "HER2",
+    "ERBB2": "HER2",
+    "PCK": "PanCK",
+    "pan-cytokeratin": "PanCK",
     "cytokeratin": "PanCK",
-    "pgr": "PR",
-    "progesteronereceptor": "PR",
-    "prosurfactantproteinc": "proSPC",
-    "prospc4": "proSPC",
-    "scgb1a1": "Cc10",
+    "PGR": "PR",
+    "progesterone receptor": "PR",
+    "pro-surfactant protein C": "proSPC",
+    "SCGB1A1": "Cc10",
 }
 
+_SEPARATOR = re.compile(r"[\s_\-]+")
+_BETWEEN = r"[\s_\-]?"
 
-def _key(name: str) -> str:
-    return re.sub(r"[\s_\-+/.]", "", name).lower()
+
+def _pattern(spelling: str) -> str:
+    """A spelling with a separator allowed where it has one, and between a letter and a digit."""
+    parts = [re.sub(r"(?<=[A-Za-z])(?=\d)", "\0", part).split("\0") for part in _SEPARATOR.split(spelling)]
+    return _BETWEEN.join(re.escape(piece) for part in parts for piece in part)
 
 
-_TISSUE_KEYS = {_key(t): t for t in TISSUES} | _TISSUE_ALIASES
-_BIOMARKER_KEYS = {_key(b): b for b in BIOMARKERS} | _BIOMARKER_ALIASES
+def _patterns(names: Iterable[str], aliases: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    """(pattern, canonical name), the longest spelling first; a pattern is bounded by non-alphanumerics."""
+    spellings = {name: name for name in names} | aliases
+    ordered = sorted(spellings, key=lambda s: (-len(s), s))
+    bounded = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
+    return [(re.compile(bounded.format(_pattern(s)), re.IGNORECASE), spellings[s]) for s in ordered]
+
+
+_TISSUE_PATTERNS = _patterns(TISSUES, _TISSUE_ALIASES)
+_BIOMARKER_PATTERNS = _patterns(BIOMARKERS, _BIOMARKER_ALIASES)
 
 
 def tissue(name: str) -> str:
     """The canonical tissue type that `name` spells. Raises TaxonomyError for an unknown one."""
-    try:
-        return _TISSUE_KEYS[_key(name)]
-    except KeyError:
-        raise TaxonomyError(f"unknown tissue type '{name}'", mend=did_you_mean(name, TISSUES)) from None
+    return _whole(name, _TISSUE_PATTERNS, "tissue type", TISSUES)
 
 
 def biomarker(name: str) -> str:
-    """The canonical biomarker that `name` spells. Raises TaxonomyError for an unknown one."""
-    try:
-        return _BIOMARKER_KEYS[_key(name)]
-    except KeyError:
-        raise TaxonomyError(f"unknown biomarker '{name}'", mend=did_you_mean(name, BIOMARKERS)) from None
+    """The canonical biomarker that `name` spells (`CD3+` is CD3). Raises TaxonomyError for an unknown one."""
+    return _whole(name, _BIOMARKER_PATTERNS, "biomarker", BIOMARKERS)
 
 
 def find_biomarker(text: str, among: Iterable[str] | None = None) -> str | None:
     """The biomarker that stands as a whole word in `text` (a file name, say), longest spelling first.
 
-    `29-041-Izd2-w35-proSPC-4-les1` gives proSPC, `0011-CD34-1-1` gives CD34 (never CD3), `x-D2-40-1` D2-40.
+    `29-041-Izd2-w35-proSPC-4-les1` gives proSPC, `0011-CD34-1-1` CD34, `x-CD3-4-1` CD3, `x-D2-40-1` D2-40.
     `among` narrows the search to some canonical names. None where none stands there.
     """
     wanted = set(BIOMARKERS if among is None else among)
-    for spelling, pattern in _PATTERNS:
-        name = _BIOMARKER_KEYS[spelling]
-        if name in wanted and pattern.search(text):
-            return name
-    return None
+    found = (name for pattern, name in _BIOMARKER_PATTERNS if name in wanted and pattern.search(text))
+    return next(found, None)
 
 
-def _pattern(spelling: str) -> re.Pattern[str]:
-    """Letters and digits of a spelling with optional separators between, bounded by non-alphanumerics."""
-    body = r"[\s_\-]?".join(re.escape(c) for c in spelling)
-    return re.compile(rf"(?<![A-Za-z0-9]){body}(?![A-Za-z0-9])", re.IGNORECASE)
-
-
-_PATTERNS = [(k, _pattern(k)) for k in sorted(_BIOMARKER_KEYS, key=lambda k: (-len(k), k))]
+def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, known: tuple[str, ...]) -> str:
+    spelt = name.strip().rstrip("+")
+    for pattern, canonical in patterns:
+        if pattern.fullmatch(spelt):
+            return canonical
+    raise TaxonomyError(f"unknown {kind} '{name}'", mend=did_you_mean(name, known))
 
 
 def tissue_id(name: str | None) -> int:

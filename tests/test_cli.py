@@ -97,3 +97,9 @@ def test_address_is_taken_out_of_the_command_that_is_submitted() -> None:
         "a=1",
     ]
     assert without_address(given) == ["benchmark", "b.yaml", "--models", "tiny", "a=1"]
+
+
+def test_version_needs_no_command() -> None:
+    done = his2lip("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("his2lip ")

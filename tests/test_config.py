@@ -51,6 +51,7 @@ def test_a_dumped_configuration_reads_back_equal(steps: int, rate: float, names:
         ("- a", [], "a mapping is wanted"),
         ("", ["steps"], "key=value"),
         ("", ["inner.rates=2"], "did you mean 'rate'"),
+        ("inner: other.yaml", ["inner.rate=2"], "no keys to override"),
     ],
 )
 def test_a_mistake_gets_one_sentence_that_says_where(

@@ -95,6 +95,8 @@ def say_result(config: SweepConfig, result: SweepResult) -> None:
             for r in rows[:12]
         ],
     )
+    for row in (r for r in result.trials if r.state == "error"):
+        say(f"trial {row.number} raised an error: {row.note}; the same command runs it again")
     say(f"plots: {result.directory / 'plots' / 'sweep.html'}")
     checkpoint = best_checkpoint(result)
     if checkpoint is not None:

@@ -119,14 +119,14 @@ class _CrossEntropy(torch.autograd.Function):
             logits, pulls = buffers[:, : len(scaled)]
             torch.mm(scaled, others.T, out=logits)
             torch.sub(logits, row_lse[rows, None], out=pulls).exp_()
-            pulls.add_(logits.sub_(column_lse).exp_()).mul_(0.5)
-            # What the two softmaxes give, less what the targets want.
-            d_rows = torch.mm(pulls, others).sub_(wanted[label[tile]])
+            pulls.add_(logits.sub_(column_lse).exp_())
+            # What the two softmaxes give, half of each, less what the targets want.
+            d_rows = wanted[label[tile]].addmm_(pulls, others, beta=-1, alpha=0.5)
             d_scale += (d_rows * a[tile]).sum()
             # Where L is symmetric, the columns' gradient is that of the rows again.
             d_a[tile] = d_rows.mul_(2 * scale if d_b is None else scale)
             if d_b is not None:
-                d_b.addmm_(pulls.T, scaled)
+                d_b.addmm_(pulls.T, scaled, alpha=0.5)
         if d_b is not None:
             wanted_back = (0.5 * scale) * batch.targets.symmetric_means(a, own)
             for start in range(0, len(d_b), batch.tile):
