@@ -147,7 +147,8 @@ def _summary(taken: list[Sample]) -> dict[str, Any]:
     return {
         "median_s": statistics.median(s.seconds for s in taken),
         "seconds": [s.seconds for s in taken],
-        "peak_bytes": max(s.peak_bytes for s in taken),
+        "peak_bytes": statistics.median(s.peak_bytes for s in taken),
+        "peaks_bytes": [s.peak_bytes for s in taken],
     }
 
 
