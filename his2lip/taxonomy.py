@@ -19,8 +19,9 @@ BIOMARKERS: tuple[str, ...] = (
     "Podocin",
 )  # fmt: skip
 
-# Spellings seen in the wild. Case never matters; a separator (space, hyphen, underscore) may stand, or be left
-# out, where one stands here and between a letter and a digit: ki67, Ki-67 and KI 67 are one, CD3-1 is not CD31.
+# Spellings seen in the wild. Case never matters; a separator (space, hyphen, underscore) may stand, or be
+# left out, where one stands here and between a letter and a digit: ki67, Ki-67 and KI 67 are one, while
+# CD3-1 is not CD31.
 _TISSUE_ALIASES = {
     "alveolus": "Alveoli",
     "immune cell": "Immune cells",
