@@ -31,13 +31,30 @@ class Row:
     in_domain: bool
     generated: bool
     basis: str
+    accuracy_lo: float | None = None
+    accuracy_hi: float | None = None
+    macro_f1_lo: float | None = None
+    macro_f1_hi: float | None = None
     published_accuracy: float | None = None
     published_f1: float | None = None
 
     @property
     def column(self) -> str:
-        """What its column is called: the dataset, and the protocol unless it is the default one."""
-        return self.dataset if self.protocol == "default" else f"{self.dataset} ({self.protocol})"
+        """What its column is called: dataset, protocol unless the default one, whether generated."""
+        marks = [self.protocol] if self.protocol != "default" else []
+        marks += ["generated"] if self.generated else []
+        return f"{self.dataset} ({', '.join(marks)})" if marks else self.dataset
+
+    def interval(self, figure: str) -> tuple[float, float] | None:
+        """The interval of `accuracy` or `macro_f1`, where the benchmark computed one."""
+        low, high = getattr(self, f"{figure}_lo"), getattr(self, f"{figure}_hi")
+        return None if low is None or high is None else (low, high)
+
+    def published(self, figure: str) -> float | None:
+        """The paper's figure for this model, dataset and protocol; None beside a generated twin."""
+        if self.generated:
+            return None
+        return self.published_accuracy if figure == "accuracy" else self.published_f1
 
     @property
     def baseline(self) -> bool:
@@ -68,10 +85,17 @@ class Board:
     def cell(self, model: str, column: str) -> Row | None:
         return next((r for r in self.rows if r.model == model and r.column == column), None)
 
-    def zero_shot(self) -> list[str]:
-        """Columns that are no model's training distribution: every model's mean is over the same ones."""
+    def in_domain(self) -> list[str]:
+        """Columns that are some model's training distribution."""
         seen = {row.column for row in self.rows if row.in_domain}
-        return [column for column in self.columns if column not in seen]
+        return [column for column in self.columns if column in seen]
+
+    def zero_shot(self) -> list[str]:
+        """The columns of every model's mean: no model's training distribution, and twins only among twins."""
+        left_out = set(self.in_domain())
+        if not all(row.generated for row in self.rows):
+            left_out |= {row.column for row in self.rows if row.generated}
+        return [column for column in self.columns if column not in left_out]
 
     def mean(self, model: str, figure: str = "macro_f1") -> float | None:
         """A model's mean over the zero-shot columns; None where it lacks one of them."""
@@ -134,6 +158,10 @@ def _row(line: dict[str, str]) -> Row:
         in_domain=line["in_domain"] == "True",
         generated=line["generated"] == "True",
         basis=line["basis"],
+        accuracy_lo=optional("accuracy_lo"),
+        accuracy_hi=optional("accuracy_hi"),
+        macro_f1_lo=optional("macro_f1_lo"),
+        macro_f1_hi=optional("macro_f1_hi"),
         published_accuracy=optional("published_accuracy"),
         published_f1=optional("published_f1"),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from his2lip.report.board import Board, PublishedRow, published_rows, read_board
+from his2lip.report.board import Board, PublishedRow, Row, published_rows, read_board
 from his2lip.report.comparable import NOT_COMPARABLE
 from his2lip.report.plots import heat_map, in_domain_against_zero_shot
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 GENERATED = (
-    "These figures are of generated twins, which rehearse the benchmark. "
+    "Columns marked generated are of generated twins, which rehearse the benchmark. "
     "They say nothing of the real datasets, and stand beside no published figure."
 )
 _MEAN = "zero-shot mean"
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1360px; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-th { cursor: pointer; border-bottom: 2px solid #888 } tr.baseline td { color: #777 }
+th { cursor: pointer; border-bottom: 2px solid #888; vertical-align: top }
+th small { display: block; font-weight: 400; color: #777 } tr.baseline td { color: #777 }
 td.best { font-weight: 700 } td.odd { color: #b00; text-decoration: underline dotted }
 .note { color: #555; max-width: 70em }
 .generated { background: #fff4d6; border-left: 4px solid #e0a800; padding: .6em 1em }
@@ -74,7 +75,7 @@ def markdown(board: Board) -> str:
 
 def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
     """The whole page; every name in it is escaped."""
-    plots = [("Macro F1, %", heat_map(board))]
+    plots = [("Models by datasets", heat_map(board))]
     scatter = in_domain_against_zero_shot(board)
     if scatter is not None:
         plots.append(("Training distribution against zero-shot", scatter))
@@ -85,7 +86,9 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
             f"<style>{_STYLE}</style><h1>Zero-shot leaderboard</h1>{warning}",
             "<h2>Macro F1, %</h2>" + _table(board, "macro_f1"),
             "<h2>Accuracy, %</h2>" + _table(board, "accuracy"),
-            f'<p class="note">{html.escape(_domain_note(board))} Click a head to sort.</p>',
+            f'<p class="note">{html.escape(_domain_note(board))} '
+            "Click a head to sort; "
+            "hold the pointer over a figure for its n, interval and published value.</p>",
             *_drawn(plots),
             "<h2>The paper's Table 2: accuracy / macro F1, %</h2>" + _published_table(published),
             f'<p class="note">Marked figures: {NOT_COMPARABLE}. The paper publishes no n; compare by '
@@ -106,17 +109,44 @@ def _table(board: Board, figure: str) -> str:
     rows = list(_figures(board, figure))
     places = range(len(rows[0][1]))
     best = [max((v for _, values in rows if (v := values[i]) is not None), default=None) for i in places]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("model", *board.columns, _MEAN))
+    head = "".join(_head(name, board) for name in ("model", *board.columns, _MEAN))
     body = []
     for model, values in rows:
-        cells = "".join(
-            f'<td data-value="{"" if v is None else v}"{" class=best" if v is not None and v == top else ""}>'
-            f"{_percent(v)}</td>"
-            for v, top in zip(values, best, strict=True)
-        )
+        hints = [*(_hint(board.cell(model, column), figure) for column in board.columns), ""]
+        cells = "".join(_figure(*of) for of in zip(values, best, hints, strict=True))
         kind = ' class="baseline"' if model.startswith("baseline:") else ""
         body.append(f"<tr{kind}><td>{html.escape(model)}</td>{cells}</tr>")
     return _scrolled(head, body)
+
+
+def _head(name: str, board: Board) -> str:
+    """A column's head: its name, and below it in small what must not be overlooked."""
+    title, _, marks = name.partition(" (")
+    notes = [marks.rstrip(")")] if marks else []
+    notes += ["in-domain"] if name in board.in_domain() else []
+    small = f"<small>{html.escape(', '.join(notes))}</small>" if notes else ""
+    return f"<th>{html.escape(title)}{small}</th>"
+
+
+def _figure(value: float | None, best: float | None, hint: str) -> str:
+    if value is None:
+        return '<td data-value=""></td>'
+    kind = " class=best" if value == best else ""
+    return f'<td data-value="{value}"{kind} title="{html.escape(hint)}">{_percent(value)}</td>'
+
+
+def _hint(row: Row | None, figure: str) -> str:
+    """What stands behind a figure: n, its interval, and the paper's figure with the difference."""
+    if row is None:
+        return ""
+    parts = [f"n = {row.n}"]
+    if (interval := row.interval(figure)) is not None:
+        parts.append("interval {} to {}".format(*map(_percent, interval)))
+    if (published := row.published(figure)) is not None:
+        parts.append(
+            f"paper {_percent(published)}, difference {100 * (getattr(row, figure) - published):+.2f}"
+        )
+    return "; ".join(parts)
 
 
 def _published_table(published: Sequence[PublishedRow]) -> str:
@@ -149,7 +179,7 @@ def _drawn(plots: Sequence[tuple[str, Figure]]) -> Iterable[str]:
 
 
 def _domain_note(board: Board) -> str:
-    own = [column for column in board.columns if column not in board.zero_shot()]
+    own = board.in_domain()
     if not own:
         return "No column is any model's training distribution."
     return f"Left out of the {_MEAN}, as some models' training distribution: {', '.join(own)}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 from his2lip.report.board import Board
@@ -19,8 +20,8 @@ def heat_map(board: Board) -> Figure:
     values = [[None if cell is None else 100 * cell.macro_f1 for cell in row] for row in cells]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=board.columns, y=models, zmin=0, zmax=100, colorscale="Viridis",
-            texttemplate="%{z:.0f}", colorbar={"title": "macro F1, %"},
+            z=values, x=[_label(c) for c in board.columns], y=[_label(m) for m in models],
+            zmin=0, zmax=100, colorscale="Viridis", texttemplate="%{z:.0f}", colorbar={"title": "macro F1, %"},
         )
     )  # fmt: skip
     figure.update_layout(height=120 + 34 * len(models), margin={"t": 20, "l": 10, "r": 10, "b": 10})
@@ -35,21 +36,31 @@ def in_domain_against_zero_shot(board: Board) -> Figure | None:
     """
     import plotly.graph_objects as go
 
-    own = [column for column in board.columns if column not in board.zero_shot()]
+    own = board.in_domain()
     if not own:
         return None
     points = []
     for model in board.models:
         cell, mean = board.cell(model, own[0]), board.mean(model)
         if cell is not None and mean is not None:
-            points.append((100 * cell.macro_f1, 100 * mean, model))
+            points.append(
+                (100 * cell.macro_f1, 100 * mean, _label(model), "#999" if cell.baseline else "#36c")
+            )
     if not points:
         return None
-    x, y, text = zip(*points, strict=True)
-    figure = go.Figure(go.Scatter(x=x, y=y, text=text, mode="markers+text", textposition="top center"))
+    x, y, text, colours = zip(*points, strict=True)
+    marker = {"size": 9, "color": colours}
+    figure = go.Figure(
+        go.Scatter(x=x, y=y, text=text, mode="markers+text", textposition="top center", marker=marker)
+    )
     figure.update_layout(
-        xaxis={"title": f"macro F1 on {own[0]}, %", "range": [0, 100]},
-        yaxis={"title": "zero-shot mean of macro F1, %"},
+        xaxis={"title": f"macro F1 on {own[0]}, %", "range": [-10, 110]},
+        yaxis={"title": "zero-shot mean of macro F1, %", "range": [min(y) - 3, max(y) + 4]},
         height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
     )  # fmt: skip
     return figure
+
+
+def _label(name: str) -> str:
+    """A name as plotly's text, which understands some HTML; what a column is marked with goes below it."""
+    return html.escape(name).replace(" (", "<br>(", 1)

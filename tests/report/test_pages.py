@@ -14,7 +14,7 @@ from his2lip.report import read_board, write_pages
 EVIL = "<script>alert('x')</script>|"
 
 
-def _leaderboard(folder: Path, *, generated: bool = False) -> Path:
+def _leaderboard(folder: Path, *, generated: bool = False, **more: object) -> Path:
     rows = []
     for model, scores in {EVIL: (0.9, 0.4, 0.5), "frozen": (0.3, 0.6, 0.7)}.items():
         for dataset, value in zip(("mihic", "mist", "bci"), scores, strict=True):
@@ -22,7 +22,7 @@ def _leaderboard(folder: Path, *, generated: bool = False) -> Path:
                 {
                     "model": model, "dataset": dataset, "protocol": "default", "n": 10, "accuracy": value,
                     "macro_f1": value, "balanced_accuracy": value, "generated": generated, "basis": "ours",
-                    "in_domain": dataset == "mihic" and model == EVIL,
+                    "in_domain": dataset == "mihic" and model == EVIL, **more,
                 }
             )  # fmt: skip
     path = folder / "leaderboard.csv"
@@ -69,3 +69,29 @@ def test_a_file_that_is_no_leaderboard_is_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="not a leaderboard"):
         read_board(path)
+
+
+def test_a_twin_beside_its_real_dataset_is_a_column_of_its_own(tmp_path: Path) -> None:
+    real, twin = tmp_path / "real", tmp_path / "twin"
+    real.mkdir()
+    twin.mkdir()
+    lines = _leaderboard(real).read_text() + _leaderboard(twin, generated=True).read_text().split("\n", 1)[1]
+    both = tmp_path / "leaderboard.csv"
+    both.write_text(lines)
+    assert read_board(both).zero_shot() == ["mist", "bci"]
+    assert read_board(both).columns == [
+        *("mihic", "mist", "bci"),
+        *("mihic (generated)", "mist (generated)", "bci (generated)"),
+    ]
+    page = write_pages(both, tmp_path / "out").read_text()
+    assert "<th>bci</th>" in page
+    assert "<th>bci<small>generated</small></th>" in page
+    assert "<th>mihic<small>generated, in-domain</small></th>" in page
+
+
+def test_a_figure_shows_its_n_its_interval_and_its_difference_from_the_papers(tmp_path: Path) -> None:
+    known = {"macro_f1_lo": 0.25, "macro_f1_hi": 0.75, "published_f1": 0.1}
+    page = write_pages(_leaderboard(tmp_path, **known), tmp_path / "out").read_text()
+    assert 'title="n = 10; interval 25.00 to 75.00; paper 10.00, difference +30.00"' in page
+    page = write_pages(_leaderboard(tmp_path, generated=True, **known), tmp_path / "out").read_text()
+    assert "difference" not in page.split("<script")[0]  # a twin stands beside no published figure
