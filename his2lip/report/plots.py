@@ -21,7 +21,8 @@ def heat_map(board: Board) -> Figure:
     figure = go.Figure(
         go.Heatmap(
             z=values, x=[_label(c) for c in board.columns], y=[_label(m) for m in models],
-            zmin=0, zmax=100, colorscale="Viridis", texttemplate="%{z:.0f}", colorbar={"title": "macro F1, %"},
+            zmin=0, zmax=100, colorscale="Viridis",
+            texttemplate="%{z:.0f}", colorbar={"title": "macro F1, %"},
         )
     )  # fmt: skip
     figure.update_layout(height=120 + 34 * len(models), margin={"t": 20, "l": 10, "r": 10, "b": 10})
