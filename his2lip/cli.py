@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from his2lip.runtime import share_cores
+
 app = typer.Typer(
     name="his2lip",
     help="Fine-tune, sweep, benchmark and choose vision-language models for immunohistochemistry (IHC).",
@@ -250,6 +252,7 @@ def _submit(address: str) -> None:
 
 def main() -> None:
     """Entry point: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    share_cores()
     try:
         app()
     except KeyboardInterrupt:
