@@ -17,8 +17,8 @@ def usable_cpus() -> int:
 def share_cores() -> None:
     """Makes threads of torch sleep while they wait for one another; to be called before torch is imported.
 
-    By default they spin. On two cores that Ray's processes share, a spinning thread keeps off the very one that
-    it waits for: a training step of `tiny` beside three busy processes ran at 70 images/s, and at 470 so.
+    By default they spin. On two cores that Ray's processes share, a spinning thread keeps off the very one
+    that it waits for: a step of `tiny` beside three busy processes ran at 70 images/s, and at 470 so.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
