@@ -22,7 +22,11 @@ def run_ui(*, port: int, store: str | None) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     try:
-        return subprocess.call(command, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+        return subprocess.call(
+            command,
+            env=os.environ
+            | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
     except KeyboardInterrupt:
         return 0
 

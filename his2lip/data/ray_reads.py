@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -26,7 +27,8 @@ from his2lip.runtime import quiet_ray, start_ray
 
 _TASKS = 2  # reading tasks at once: each is a process that must start, and each reads two row groups ahead
 _MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
-_STORE_SHARE = 0.4  # of the node's object store, for all its ranks together
+_PACE_S = 0.01
+_STORE_SHARE = 0.25  # of the node's object store, for all its ranks together
 _BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block,
 _BLOCKS = 6  # unless the store is too small to hold as many blocks at once,
 _LEAST_BLOCK = 1 << 20  # bytes, below which handling costs more than it saves
@@ -53,6 +55,23 @@ class _RowGroups(Datasource):
         rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
         metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=None, exec_stats=None)
         return ReadTask(functools.partial(_read, self._system, groups), metadata)
+
+
+class _Pace:
+    """Lets Ray's scheduling loop, a thread of this process, turn a hundred times a second and no faster.
+
+    Without it the loop spins whenever tasks have blocks ready that it may not take yet, which is always where
+    the model is slower than the reading: it then takes a core, and the GIL from the decoding threads.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(_PACE_S)
+
+    def before_execution_starts(self, executor: object) -> None: ...
+
+    def after_execution_succeeds(self, executor: object) -> None: ...
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
 
 
 def read_by_ray(
@@ -117,6 +136,7 @@ def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> r
     whole = _BLOCK_SHARE * max(group.bytes for group in groups)
     context, options = dataset.context, dataset.context.execution_options
     context.target_max_block_size = max(_LEAST_BLOCK, int(min(whole, store / _BLOCKS)))
+    context.custom_execution_callback_classes = [_Pace]
     options.preserve_order = True
     options.resource_limits = options.resource_limits.copy(object_store_memory=store)
     return dataset

@@ -12,6 +12,7 @@ from torch import nn
 
 from his2lip.data.batch import Batch
 from his2lip.errors import ConfigError, RunError
+from his2lip.loss.wise import MAX_LOG_SCALE
 from his2lip.models.resume import ResumeState
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
@@ -154,6 +155,9 @@ class _Run:
         if self.config.optim.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
         self.optimizer.step()
+        if self.loss.clamp:  # past the bound the loss gives the scale no gradient, and it would stay there
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         return outputs[-1]
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
