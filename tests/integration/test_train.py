@@ -165,7 +165,8 @@ def test_killed_driver_ends_as_the_uninterrupted_one(whole: TrainResult, config_
     assert EPOCH <= read_meta(run / "last")["step"] < STEPS
     steps: list[int] = []
     killed = train(named(config_file, "driver"), on_report=lambda progress: steps.append(progress.step))
-    assert steps[0] > 3, "it began anew"
+    # The orphaned worker may live for seconds and do more steps: fewer are left then, and none is done anew.
+    assert all(step > 3 for step in steps), "it began anew"
     assert digest(killed) == digest(whole)
 
 
