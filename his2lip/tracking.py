@@ -26,6 +26,8 @@ DEFAULT_ARTIFACTS = "runs/artifacts"
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PARENT = "mlflow.parentRunId"
+# Else MLflow's UI guesses from the logged models that these are experiments with agents.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 BATCH = 500  # metrics in one request; MLflow takes 1,000
 
 
@@ -102,7 +104,8 @@ class Tracker:
             return str(found.experiment_id)
         place = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if self.uri.startswith("sqlite:") else None
         try:
-            return str(self.client.create_experiment(name, artifact_location=place and f"{place}/{name}"))
+            place = place and f"{place}/{name}"
+            return str(self.client.create_experiment(name, artifact_location=place, tags=_KIND))
         except Exception:  # another process made it between the two calls
             found = self.client.get_experiment_by_name(name)
             if found is None:

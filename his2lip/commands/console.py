@@ -49,14 +49,13 @@ class Progress:
 
     def update(self, text: str) -> None:
         """Shows `text` as where the work stands now."""
-        self._last = text
-        now = time.monotonic()
+        self._last, now = text, time.monotonic()
         if console.is_terminal:
             console.print(
                 f"  {self._label}: {text}", end="\r", markup=False, overflow="ellipsis", no_wrap=True
             )
         elif now - self._shown >= self._every:
-            self._shown = now
+            self._shown, self._last = now, "done"
             say(f"  {self._label}: {text}")
 
     def __exit__(

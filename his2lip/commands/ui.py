@@ -18,7 +18,7 @@ def run_ui(*, port: int, store: str | None) -> int:
             "this store is a server already", where=uri, mend="open that address in a browser"
         )
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
-    say("  models side by side: experiment his2lip-benchmark, tab Models")
+    say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     try:

@@ -27,7 +27,7 @@ from his2lip.runtime import quiet_ray, start_ray
 
 _TASKS = 2  # reading tasks at once: each is a process that must start, and each reads two row groups ahead
 _MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
-_PACE_S = 0.01
+_PACE_S = 0.025
 _STORE_SHARE = 0.25  # of the node's object store, for all its ranks together
 _BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block,
 _BLOCKS = 6  # unless the store is too small to hold as many blocks at once,
