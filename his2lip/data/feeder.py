@@ -1,4 +1,4 @@
-"""The feeder: holds the row groups in use, and has threads fill batches in place, a few batches ahead."""
+"""The feeder: has threads decode batches in place, a few batches ahead of their consumer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 from his2lip.data.augment import Pixels, draw_turn
 from his2lip.data.batch import Batch
-from his2lip.data.order import Plan, Reads
+from his2lip.data.order import Plan
 from his2lip.data.pixels import decode_into
-from his2lip.data.row_groups import Rows
+from his2lip.data.shelf import Pick, Shelf
 from his2lip.errors import DatasetError, ImageError
 from his2lip.taxonomy import biomarker_id, tissue_id
 
@@ -29,14 +29,6 @@ class Recipe:
     size: int
     augment: bool
     draw: Callable[[int, int, str, str | None, str | None], str]
-
-
-class Pick(NamedTuple):
-    """One row of a batch: where it lies, and the number of its draw where a balanced epoch repeats it."""
-
-    rows: Rows
-    row: int
-    copy: int
 
 
 class Labels(NamedTuple):
@@ -57,34 +49,22 @@ class _Pending:
     parts: list[Future[Labels]]
 
 
-class _Held:
-    """A row group, and how many of its rows are still to be taken."""
-
-    def __init__(self, rows: Rows, uses: int) -> None:
-        self.rows, self.uses = rows, uses
-
-
 class Feeder:
-    """Iterates over the batches of `steps`; `close` may be called at any time and from any thread.
+    """Iterates over the batches of `steps`, drawn from `shelf`; `prefetch` of them are on their way.
 
-    `read` gives the row groups of `reads` in their order; it is called, iterated and closed in one thread.
+    `close` may be called at any time and from any thread.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        lanes: range,
-        reads: Reads,
-        read: Callable[[], Iterator[Rows]],
-        recipe: Recipe,
-        *,
-        steps: range,
-        threads: int,
-        prefetch: int,
+        self, plan: Plan, shelf: Shelf, recipe: Recipe, *, steps: range, threads: int, prefetch: int
     ) -> None:
-        self._plan, self._lanes, self._reads, self._read, self._recipe = plan, lanes, reads, read, recipe
-        self._steps, self._threads = steps, threads
-        self._held: dict[tuple[int, int, int], _Held] = {}
+        self._plan, self._shelf, self._recipe, self._steps, self._threads = (
+            plan,
+            shelf,
+            recipe,
+            steps,
+            threads,
+        )
         self._free = threading.Semaphore(prefetch)
         self._ready: queue.SimpleQueue[_Pending | BaseException | None] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -106,35 +86,28 @@ class Feeder:
         self._free.release()
         self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._held.clear()
         self._ready.put(None)
 
     def _feed(self) -> None:
-        arriving = None
         try:
-            arriving = self._read()
-            keys = zip(*(column.tolist() for column in self._reads), strict=True)
             for step in self._steps:
                 self._free.acquire()
                 if self._closed.is_set():
                     return
-                self._ready.put(self._start(step, keys, arriving))
+                self._ready.put(self._start(step))
+                self._shelf.fill()
             self._ready.put(None)
         except BaseException as error:
             self._ready.put(error)
         finally:
-            close = getattr(arriving, "close", None)
-            if close is not None:
-                close()
+            self._shelf.close()
 
-    def _start(
-        self, step: int, keys: Iterator[tuple[int, int, int, int]], arriving: Iterator[Rows]
-    ) -> _Pending:
+    def _start(self, step: int) -> _Pending:
         """Hands the rows of one step to the decoding threads, in a few parts."""
         epoch = self._plan.epoch_of(step)
+        picks = self._shelf.pick(step)
         if step % self._plan.steps_per_epoch == 0 and step + self._plan.steps_per_epoch < self._steps.stop:
             self._pool.submit(self._plan.epoch, epoch + 1)  # shuffled before it is needed
-        picks = self._pick(step, epoch, keys, arriving)
         size = self._recipe.size
         images = np.empty((len(picks), size, size, 3), dtype=np.uint8)
         length = max(4, -(-len(picks) // (2 * self._threads)))
@@ -143,31 +116,6 @@ class Feeder:
             for at in range(0, len(picks), length)
         ]
         return _Pending(step, images, parts)
-
-    def _pick(
-        self,
-        step: int,
-        epoch: int,
-        keys: Iterator[tuple[int, int, int, int]],
-        arriving: Iterator[Rows],
-    ) -> list[Pick]:
-        """The rows of one step, lane by lane; waits for the row groups they lie in, lets go of used ones."""
-        rows, copies = self._plan.share(step, self._lanes)
-        groups = self._plan.group_of(rows)
-        within = rows - self._plan.starts[groups]
-        picks = []
-        for lane, *columns in zip(self._lanes, groups, within, copies, strict=True):
-            for group, row, copy in zip(*(column.tolist() for column in columns), strict=True):
-                key = epoch, self._plan.holder(lane, self._lanes), group
-                while key not in self._held:
-                    *arrived, uses = next(keys)
-                    self._held[tuple(arrived)] = _Held(next(arriving), uses)  # type: ignore[index]
-                held = self._held[key]
-                picks.append(Pick(held.rows, row, copy))
-                held.uses -= 1
-                if held.uses == 0:
-                    del self._held[key]
-        return picks
 
 
 def _fill(picks: list[Pick], images: Pixels, recipe: Recipe, epoch: int) -> Labels:

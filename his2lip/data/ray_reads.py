@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,14 +20,15 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayTaskError
 
-from his2lip.data.row_groups import Rows, place, read_here, read_tables, unpack
+from his2lip.data.row_groups import Ahead, Rows, place, read_here, read_tables, unpack
 from his2lip.data.shards import RowGroup
 from his2lip.runtime import quiet_ray, start_ray
 
 _TASKS = 2  # reading tasks at once: each is a process that must start, and each reads two row groups ahead
 _MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
-_PACE_S = 0.025
-_STORE_SHARE = 0.25  # of the node's object store, for all its ranks together
+_AHEAD = 4  # row groups that wait in this process, so that lanes which need one at the same time do not
+_PACE_S = 0.02
+_STORE_SHARE = 0.3  # of the node's object store, for all its ranks together
 _BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block,
 _BLOCKS = 6  # unless the store is too small to hold as many blocks at once,
 _LEAST_BLOCK = 1 << 20  # bytes, below which handling costs more than it saves
@@ -58,14 +58,19 @@ class _RowGroups(Datasource):
 
 
 class _Pace:
-    """Lets Ray's scheduling loop, a thread of this process, turn a hundred times a second and no faster.
+    """Lets Ray's scheduling loop, a thread of this process, turn fifty times a second and no faster.
 
     Without it the loop spins whenever tasks have blocks ready that it may not take yet, which is always where
     the model is slower than the reading: it then takes a core, and the GIL from the decoding threads.
     """
 
+    def __init__(self) -> None:
+        self._next = 0.0
+
     def on_execution_step(self, executor: object) -> None:
-        time.sleep(_PACE_S)
+        now = time.monotonic()
+        time.sleep(max(0.0, self._next - now))
+        self._next = max(now, self._next) + _PACE_S
 
     def before_execution_starts(self, executor: object) -> None: ...
 
@@ -76,7 +81,7 @@ class _Pace:
 
 def read_by_ray(
     system: fs.FileSystem, groups: Sequence[RowGroup], *, head_bytes: int, ranks: int
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Reads row groups in turn by Ray Data; closing the iterator ends the tasks.
 
     Ray's reading processes need a second or more to start. Meanwhile this process reads the first row groups
@@ -90,18 +95,12 @@ def read_by_ray(
         yield from read_here(system, groups)
         return
     start_ray()
-    dataset = _dataset(system, groups[head:], ranks)
-    blocks = iter(dataset.iter_batches(batch_size=None, batch_format=None))
-    with ThreadPoolExecutor(1, thread_name_prefix="his2lip-start") as starter:
-        started = starter.submit(next, blocks)
-        try:
-            yield from read_here(system, groups[:head])
-            yield from _regrouped(itertools.chain([started.result()], blocks), groups[head:])
-        except RayTaskError as error:
-            raise error.cause from None  # one sentence, without the traceback of the task
-        finally:
-            wait([started])
-            blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
+    rows = Ahead(_through_ray(system, groups[head:], ranks), _AHEAD)
+    try:
+        yield from read_here(system, groups[:head])
+        yield from rows
+    finally:
+        rows.close()
 
 
 def head_reads(groups: Sequence[RowGroup], head_bytes: int) -> int:
@@ -117,6 +116,19 @@ def spans(reads: int) -> Iterator[tuple[int, int]]:
         stop = min(reads, start + min(_MOST_READS, 1 << number // _TASKS))
         yield start, stop
         start, number = stop, number + 1
+
+
+def _through_ray(
+    system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int
+) -> Generator[Rows, None, None]:
+    dataset = _dataset(system, groups, ranks)
+    blocks = iter(dataset.iter_batches(batch_size=None, batch_format=None))
+    try:
+        yield from _regrouped(blocks, groups)
+    except RayTaskError as error:
+        raise error.cause from None  # one sentence, without the traceback of the task
+    finally:
+        blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
 
 
 def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> ray.data.Dataset:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from pyarrow import fs
 
 from his2lip.data.shards import RowGroup, read_row_group
 from his2lip.errors import DatasetError
+
+T = TypeVar("T")
 
 COLUMNS = ("image", "patch_id", "tissue", "biomarker")  # what training reads of a shard
 
@@ -51,7 +54,7 @@ def unpack(table: pa.Table, where: str, *, copy: bool) -> Rows:
     )
 
 
-def read_here(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[Rows]:
+def read_here(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Generator[Rows, None, None]:
     """Row groups in turn, read by threads of this process; closing it stops them."""
     for group, table in zip(groups, read_tables(system, groups), strict=True):
         yield unpack(table, place(group), copy=False)
@@ -77,6 +80,29 @@ def _read(system: fs.FileSystem, group: RowGroup) -> pa.Table:
         return read_row_group(system, group, COLUMNS)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"this shard cannot be read any more: {error}", where=place(group)) from None
+
+
+class Ahead(Iterator[T]):
+    """Draws items from a generator by a thread of its own, `depth` of them ahead, from the start."""
+
+    def __init__(self, items: Generator[T, None, None], depth: int) -> None:
+        self._items = items
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="his2lip-ahead")
+        self._waiting = deque(self._pool.submit(next, items) for _ in range(depth))
+
+    def __next__(self) -> T:
+        self._waiting.append(self._pool.submit(next, self._items))
+        return self._waiting.popleft().result()
+
+    def has_arrived(self) -> bool:
+        """Whether the next item is here already, so that taking it would not wait."""
+        first = self._waiting[0]
+        return first.done() and first.exception() is None
+
+    def close(self) -> None:
+        """Waits for the item that is being drawn, and closes the generator."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._items.close()
 
 
 def place(group: RowGroup) -> str:

@@ -6,8 +6,7 @@ in use, and decoding threads fill each batch in place. Both loaders give the ver
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Literal
 
@@ -19,8 +18,9 @@ from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
 from his2lip.data.feeder import Feeder, Recipe
 from his2lip.data.order import Bools, Ints, Plan, Reads
-from his2lip.data.row_groups import Rows, read_here
+from his2lip.data.row_groups import Ahead, Rows, read_here
 from his2lip.data.shards import RowGroup, ShardSet, open_shards
+from his2lip.data.shelf import Shelf
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.runtime import usable_cpus
 from his2lip.taxonomy import BIOMARKERS, TISSUES
@@ -29,6 +29,7 @@ Loader = Literal["ray", "local"]
 
 # What eight lanes hold when they start, and two seconds of reading at 8,000 JPEG patches of 224 px a second.
 HEAD_BYTES = 384 << 20
+_AHEAD = 2  # row groups drawn before the shelf takes them
 
 
 class TrainStream:
@@ -110,11 +111,10 @@ class TrainStream:
         """The batches of steps [start, stop) as one stream, whatever epochs it spans; ends an earlier one."""
         self.close()
         reads = self.plan.reads(start, stop, self._lanes)
+        arriving = Ahead(self._rows(self._row_groups(reads)), _AHEAD)
         feeder = self._feeder = Feeder(
             self.plan,
-            self._lanes,
-            reads,
-            functools.partial(self._rows, self._row_groups(reads)),
+            Shelf(self.plan, self._lanes, reads, arriving),
             self._recipe,
             steps=range(start, stop),
             threads=self._threads,
@@ -146,7 +146,7 @@ class TrainStream:
     def _row_groups(self, reads: Reads) -> list[RowGroup]:
         return [self._groups[group] for group in reads.group.tolist()]
 
-    def _rows(self, groups: list[RowGroup]) -> Iterator[Rows]:
+    def _rows(self, groups: list[RowGroup]) -> Generator[Rows, None, None]:
         if self._loader == "local":
             return read_here(self._shards.filesystem, groups)
         from his2lip.data.ray_reads import read_by_ray
