@@ -57,12 +57,22 @@ class RunError(His2lipError):
     """A run, sweep or grid that cannot start or go on, such as a name in use by other inputs."""
 
 
+class DivergedError(RunError):
+    """Training whose loss is not finite any more: a sweep takes it for a bad trial."""
+
+
 class TrackingError(His2lipError):
     """An MLflow store that cannot be reached or used."""
 
 
 class ClusterError(His2lipError):
     """A Ray cluster that cannot be reached, or lacks what the command needs."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, for a sentence of ours; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(". ")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

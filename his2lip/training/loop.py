@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from his2lip.data.batch import Batch
-from his2lip.errors import ConfigError, RunError
+from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss.wise import MAX_LOG_SCALE
 from his2lip.models.resume import ResumeState
 from his2lip.training.config import TrainConfig
@@ -73,7 +73,7 @@ def fit(
 
     Everything random is keyed by (seed, step, rank), and the learning rate by the step, so that a run that is
     resumed from any saved state ends in the same bits (on CPU, with the same number of threads).
-    Raises RunError where the loss stops being finite, ConfigError where the model cannot be trained as asked.
+    Raises DivergedError where the loss stops being finite, ConfigError where the model cannot be trained so.
     """
     device = torch.device(device)
     model.to(device)
@@ -151,9 +151,11 @@ class _Run:
             piece=self.config.optim.micro_batch,
             seed=(self.config.seed, batch.step, self.rank),
         )
-        average_gradients(self.model.parameters(), world=self.world)
+        # The loss's too: the released hard one learns a scale of its own.
+        parameters = [*self.model.parameters(), *self.loss.parameters()]
+        average_gradients(parameters, world=self.world)
         if self.config.optim.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+            nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
         self.optimizer.step()
         if self.loss.clamp:  # past the bound the loss gives the scale no gradient, and it would stay there
             with torch.no_grad():
@@ -203,7 +205,7 @@ class _Run:
             self.save(self.model, saved, metrics, best)
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:
-        """The latest step's loss terms, and the pace since the last report. Raises RunError if not finite."""
+        """The latest step's loss terms, and the pace since the last report. Raises DivergedError."""
         return {f"train/{name}": value for name, value in self.numbers(output, step).items()} | {
             "train/lr": learning_rate(step - 1, steps=self.steps, config=self.config.optim),
             "train/logit_scale": self.model.logit_scale.detach().exp().item(),
@@ -231,7 +233,7 @@ class _Run:
         """A loss output's scalars, with the weighted excess: all that there is to learn."""
         numbers = output.metrics()
         if not all(map(math.isfinite, numbers.values())):
-            raise RunError(
+            raise DivergedError(
                 f"the loss is not finite any more at step {step}",
                 where=self.config.name,
                 mend="lower optim.lr, and begin anew with --fresh or another name",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import validate
-from his2lip.errors import ConfigError, RunError
+from his2lip.errors import ConfigError, DivergedError
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.bridge import Report
 from his2lip.tuning.config import SweepConfig
@@ -47,8 +47,8 @@ class TrainingObjective:
         run = self._on_workers if config.workers.num > 1 else self._in_process
         try:
             run(config, report)
-        except RunError:
-            # The loss is not finite any more: bad parameters, which the sweep is to learn of.
+        except DivergedError:
+            # Bad parameters, which the sweep is to learn of.
             report({metric: float("nan") for metric in SELECT_BY})
 
     def _in_process(self, config: TrainConfig, report: Report) -> None:
