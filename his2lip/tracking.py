@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.errors import TrackingError
+from his2lip.errors import TrackingError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_STORE = "sqlite:///runs/mlflow.db"
-DEFAULT_ARTIFACTS = "runs/artifacts"
+ARTIFACTS = "artifacts"  # folder beside a SQLite store's file
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
@@ -60,8 +60,8 @@ class Tracker:
                 client = mlflow.MlflowClient(uri)
                 client.search_experiments(max_results=1)
         except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise TrackingError(f"the MLflow store cannot be used: {reason}", where=uri, mend=mend) from error
+            said = f"the MLflow store cannot be used: {first_line(error)}"
+            raise TrackingError(said, where=uri, mend=mend) from error
         return cls(uri, client)
 
     @contextlib.contextmanager
@@ -72,14 +72,18 @@ class Tracker:
         config: Mapping[str, Any],
         *,
         tags: Mapping[str, str] | None = None,
+        fresh: bool = False,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        With a `his2lip.run_id` tag, an earlier run of that id in this experiment is gone on with.
+        With a `his2lip.run_id` tag, the latest run of that id in this experiment is gone on with, unless
+        `fresh`. Raises TrackingError where the store is lost on the way.
         """
+        from mlflow.exceptions import MlflowException
+
         experiment_id = self._experiment(experiment)
         tags = dict(tags or {})
-        known = self._find(experiment_id, tags[RUN_ID]) if RUN_ID in tags else None
+        known = self._find(experiment_id, tags[RUN_ID]) if RUN_ID in tags and not fresh else None
         if known is None:
             known = self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
             run = Run(self, known, experiment_id)
@@ -88,23 +92,25 @@ class Tracker:
         else:
             self.client.update_run(known, status="RUNNING")
             run = Run(self, known, experiment_id)
-        status = "FAILED"
         try:
             yield run
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+            self.client.set_terminated(known, "FINISHED")
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            with contextlib.suppress(MlflowException):  # the store itself may be what failed
+                self.client.set_terminated(known, status)
+            if isinstance(error, MlflowException):
+                said = f"the MLflow store was lost: {first_line(error)}"
+                raise TrackingError(said, where=self.uri, mend="the same command goes on") from error
             raise
-        finally:
-            self.client.set_terminated(known, status)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        place = Path(DEFAULT_ARTIFACTS).absolute().as_uri() if self.uri.startswith("sqlite:") else None
+        file = sqlite_file(self.uri)
+        place = (file.absolute().parent / ARTIFACTS / name).as_uri() if file else None
         try:
-            place = place and f"{place}/{name}"
             return str(self.client.create_experiment(name, artifact_location=place, tags=_KIND))
         except Exception:  # another process made it between the two calls
             found = self.client.get_experiment_by_name(name)
@@ -114,7 +120,9 @@ class Tracker:
 
     def _find(self, experiment_id: str, run_id: str) -> str | None:
         filters = f"tags.`{RUN_ID}` = '{run_id}'"
-        found = self.client.search_runs([experiment_id], filters, max_results=1)
+        found = self.client.search_runs(
+            [experiment_id], filters, max_results=1, order_by=["attributes.start_time DESC"]
+        )
         return str(found[0].info.run_id) if found else None
 
 
@@ -253,13 +261,18 @@ class Run:
         self.client.set_terminated(made, "FINISHED")
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None of any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """Keeps processes apart while a SQLite store is made: eight at once on a fresh file make seven fail."""
-    if not uri.startswith("sqlite:///"):
+    file = sqlite_file(uri)
+    if file is None:
         yield
         return
-    file = Path(uri.removeprefix("sqlite:///"))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -13,7 +13,7 @@ from his2lip.commands.console import Progress, percent, say, table
 from his2lip.config import digest, load, resolved
 from his2lip.errors import ConfigError, did_you_mean
 from his2lip.runtime import start_ray
-from his2lip.tracking import Run, Tracker
+from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
     from his2lip.evaluation.config import BenchmarkConfig
@@ -45,9 +45,7 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
     tracker = Tracker.open()
     start_ray()
     total = len(config.models) * len(config.uris()) * len(config.protocols)
-    with tracker.run(
-        EXPERIMENT, config.name, resolved(config), tags={"his2lip.run_id": digest(config)}
-    ) as run:
+    with tracker.run(EXPERIMENT, config.name, resolved(config), tags={RUN_ID: digest(config)}) as run:
         done = 0
         with Progress(config.name) as bar:
 

@@ -9,7 +9,7 @@ from his2lip import resources
 from his2lip.commands.console import Progress, percent, say
 from his2lip.config import load, resolved
 from his2lip.runtime import quiet_ray, start_ray
-from his2lip.tracking import Run, Tracker
+from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
     from his2lip.evaluation.validation import SelectValidator
@@ -33,7 +33,8 @@ def run_train(config_file: str, overrides: Sequence[str], *, fresh: bool = False
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
-    with tracker.run(EXPERIMENT, config.name, resolved(config), tags={"his2lip.run_id": run_id}) as run:
+    tags = {RUN_ID: run_id}
+    with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with Progress(config.name) as bar:
 

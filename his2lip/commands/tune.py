@@ -11,7 +11,7 @@ from his2lip.commands.console import Progress, percent, say, table
 from his2lip.commands.train import validator
 from his2lip.config import digest, load, resolved
 from his2lip.runtime import start_ray
-from his2lip.tracking import Run, Tracker
+from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
     from his2lip.tuning import SweepConfig, SweepResult, TrialRow
@@ -29,7 +29,8 @@ def run_tune(config_file: str, overrides: Sequence[str], *, fresh: bool = False)
     objective = training_objective(config, make_validator=validator)
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
-    with tracker.run(EXPERIMENT, config.name, resolved(config), tags={"his2lip.run_id": run_id}) as run:
+    tags = {RUN_ID: run_id}
+    with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
         with Progress(config.name) as bar:
 
             def on_trial(row: TrialRow) -> None:

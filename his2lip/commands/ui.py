@@ -12,11 +12,17 @@ from his2lip.errors import TrackingError
 
 def run_ui(*, port: int, store: str | None) -> int:
     """Serves the store until it is interrupted; the server's exit code."""
-    uri = store or os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
+    from his2lip.tracking import DEFAULT_STORE, sqlite_file
+
+    uri = store or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
     if uri.startswith(("http://", "https://")):
         raise TrackingError(
             "this store is a server already", where=uri, mend="open that address in a browser"
         )
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        mend = "his2lip train, tune or benchmark makes one; or name another with --store"
+        raise TrackingError("there is no MLflow store here", where=uri, mend=mend)
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
     say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
@@ -29,9 +35,3 @@ def run_ui(*, port: int, store: str | None) -> int:
         )
     except KeyboardInterrupt:
         return 0
-
-
-def _default_store() -> str:
-    from his2lip.tracking import DEFAULT_STORE
-
-    return DEFAULT_STORE

@@ -101,6 +101,31 @@ def test_going_on_with_a_run_writes_into_the_same_one(tracker: Tracker) -> None:
     assert len(tracker.client.get_metric_history(ids[0], "train/loss")) == 2
 
 
+def test_a_fresh_start_has_a_run_of_its_own_that_later_calls_go_on_with(tracker: Tracker) -> None:
+    ids = []
+    for fresh in (False, True, False):
+        with tracker.run("his2lip-tune", "anew", {}, tags={RUN_ID: "anew"}, fresh=fresh) as run:
+            assert run.children() == ({"anew/0"} if len(ids) == 2 else set())
+            run.trial("anew/0", "trial 0", params={}, metrics={"f1": 0.1})
+            ids.append(run.run_id)
+    assert ids[0] != ids[1] == ids[2]
+
+
+def test_a_store_that_is_lost_on_the_way_is_said_and_the_run_is_not_called_finished(tracker: Tracker) -> None:
+    with (
+        pytest.raises(TrackingError, match=r"store was lost.*same command goes on"),
+        tracker.run("his2lip-train", "lost", {}, tags={RUN_ID: "lost"}) as run,
+    ):
+        tracker.client.log_metric("no-such-run", "a", 1.0)
+    assert tracker.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_artifacts_lie_beside_a_sqlite_store(tmp_path: Path) -> None:
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = tracker.client.get_experiment(tracker._experiment("his2lip-train"))
+    assert experiment.artifact_location == (tmp_path / "artifacts" / "his2lip-train").as_uri()
+
+
 def test_a_run_that_raises_is_marked_failed(tracker: Tracker) -> None:
     with (
         pytest.raises(ZeroDivisionError),
