@@ -25,7 +25,7 @@ from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_s
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.resume import ResumeState, load_resume, save_resume
 
-__all__ = ["ResumeState", "load_checkpoint", "load_resume", "read_meta", "save_checkpoint"]
+__all__ = ["ResumeState", "load_checkpoint", "load_resume", "read_meta", "save_checkpoint", "settled"]
 
 WEIGHTS, OPEN_CLIP, META = "model.safetensors", "open_clip_config.json", "his2lip.json"
 _FORMAT = 1
@@ -56,7 +56,7 @@ def save_checkpoint(
 
 def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> DualEncoder:
     """The model in `folder`, on the CPU, for evaluation. Raises CheckpointError where it is not whole."""
-    folder = _settled(Path(folder))
+    folder = settled(Path(folder))
     meta = read_meta(folder)
     config = _read_json(folder / OPEN_CLIP)
     clip = build_clip(config["model_cfg"], folder=folder)
@@ -83,7 +83,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
     """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version."""
-    folder = _settled(Path(folder))
+    folder = settled(Path(folder))
     meta = _read_json(folder / META)
     if meta.get("format") != _FORMAT:
         mend = "load it with the his2lip that wrote it"
@@ -93,7 +93,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether `folder` holds one of our checkpoints (a foreign one has no `his2lip.json`)."""
-    return (_settled(Path(folder)) / META).is_file()
+    return (settled(Path(folder)) / META).is_file()
 
 
 def _provenance(model: DualEncoder, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _former(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.former"
 
 
-def _settled(folder: Path) -> Path:
+def settled(folder: Path) -> Path:
     """Where the checkpoint is: a process killed between two renames leaves it under its former name."""
     former = _former(folder)
     return former if former.is_dir() and not folder.exists() else folder

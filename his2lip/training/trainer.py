@@ -201,7 +201,7 @@ def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.Scali
 
 def _work(sent: Mapping[str, bytes]) -> None:
     """One worker: builds its own share of everything, and goes on from `last` where there is one."""
-    from his2lip.models.checkpoint import load_resume
+    from his2lip.models.checkpoint import load_resume, settled
     from his2lip.training import build
     from his2lip.training.loop import fit
     from his2lip.training.source import StreamSource
@@ -214,8 +214,9 @@ def _work(sent: Mapping[str, bytes]) -> None:
     device = ray.train.torch.get_device()
     build.prepare_process(config, device)
     config, shards, bank = assemble.open_data(config)
-    saved = load_resume(run.last) if run.last.exists() else None
-    model = build.build_model(config, device, source=run.last if saved else None)
+    last = settled(run.last)
+    saved = load_resume(last)
+    model = build.build_model(config, device, source=last if saved else None)
 
     def report(progress: Progress) -> None:
         posted = job["mailbox"].post.remote(progress) if rank == 0 else None

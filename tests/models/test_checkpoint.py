@@ -161,6 +161,7 @@ def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> Non
     saved.rename(module._former(saved))
     assert read_meta(saved)["step"] == 7
     assert load_model(saved).similarity == "dot"
+    assert read_meta(module.settled(saved))["step"] == 7  # where a run goes on from
 
 
 def test_a_resumed_optimizer_and_generators_go_on_exactly(tmp_path: Path) -> None:
