@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,9 @@ Address = Annotated[
     typer.Option(help="Run as a job on a Ray cluster, such as http://127.0.0.1:8265."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where a run of this name exists.")]
+
+# Errors of the system that say of a place that it cannot be written to: the user's to mend.
+_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def _show_version(asked: bool) -> None:
@@ -255,15 +259,22 @@ def main() -> None:
     share_cores()
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("Stopped; the same command goes on from here.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            typer.echo("Stopped; the same command goes on from here.", err=True)
+        raise
     except Exception as error:
         from his2lip.errors import His2lipError
 
-        if not isinstance(error, His2lipError) or "--debug" in sys.argv:
+        if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
+            said = f"{(error.strerror or 'this place cannot be used').lower()} ({error.filename})."
+        elif isinstance(error, His2lipError):
+            said = str(error)
+        else:
             raise
-        typer.echo(f"his2lip: {error}", err=True)
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"his2lip: {said}", err=True)
         sys.exit(2)
 
 

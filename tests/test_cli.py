@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -103,3 +105,62 @@ def test_version_needs_no_command() -> None:
     done = his2lip("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("his2lip ")
+
+
+def _main_that_raises(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line with a `data list` that ends in `error`."""
+    script = (
+        "import sys, his2lip.cli, his2lip.commands.data as data\n"
+        f"def fail(): raise {error}\n"
+        f"data.list_datasets = fail; sys.argv = {['his2lip', *arguments, 'data', 'list']!r}\n"
+        "his2lip.cli.main()"
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_ctrl_c_says_how_to_go_on_and_ends_with_130() -> None:
+    done = _main_that_raises("KeyboardInterrupt")
+    assert done.returncode == 130
+    assert done.stderr == "Stopped; the same command goes on from here.\n"
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence_and_exit_code_2() -> None:
+    done = _main_that_raises("PermissionError(13, 'Permission denied', '/runs')")
+    assert (done.returncode, done.stderr) == (2, "his2lip: permission denied (/runs).\n")
+    assert "Traceback" in _main_that_raises("PermissionError(13, 'Denied', '/runs')", "--debug").stderr
+
+
+def test_an_error_of_ours_keeps_its_traceback_and_ends_with_1() -> None:
+    done = _main_that_raises("KeyError('ours')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_the_ui_of_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    done = his2lip("ui", "--store", f"sqlite:///{tmp_path}/typo/mlflow.db", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no MLflow store here" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["README.md", "docs/cluster.md", "tune/README.md", "tune/train_tiny.yaml", "tune/loss_weights.yaml"],
+)
+def test_options_in_the_pages_are_options_of_the_commands(text: str) -> None:
+    root = typer.main.get_command(app)
+    known = {path: _options_of(root, path) for path in _commands(root)}
+    lines = (Path(__file__).parent.parent / text).read_text().replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = line.split("his2lip ", 1)[-1].split() if "his2lip " in line else []
+        path = max((p for p in known if tuple(words[: len(p)]) == p), key=len)
+        for word in words:
+            option = word.strip("`.,;:)|").partition("=")[0]
+            if path and re.fullmatch(r"--[a-z][a-z-]+", option):
+                assert option in known[path], f"{text}: {line.strip()}"
+
+
+def _options_of(command: Any, path: tuple[str, ...]) -> set[str]:
+    for name in path:
+        command = command.commands[name]
+    return {option for parameter in command.params for option in parameter.opts} | {"--help"}
