@@ -18,7 +18,9 @@ from his2lip.errors import ConfigError, did_you_mean
 class Config(pydantic.BaseModel):
     """Base of every configuration: immutable, and an unknown key is an error."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Config)

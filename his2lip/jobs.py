@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from his2lip import __version__, resources
-from his2lip.errors import ClusterError
+from his2lip.errors import ClusterError, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -171,8 +171,7 @@ def _in_our_words(address: str) -> Iterator[None]:
             mend="is it up, and its dashboard's port forwarded (ray dashboard cluster.yaml)?",
         ) from None
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"the cluster refused the job: {first.rstrip('.')}", where=address) from None
+        raise ClusterError(f"the cluster refused the job: {first_line(error)}", where=address) from None
 
 
 def _dashboard(address: str) -> str:

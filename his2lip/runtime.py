@@ -47,7 +47,14 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
             "object_store_memory": object_store_memory,
             "include_dashboard": False,
         }
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        from his2lip.errors import ClusterError, first_line
+
+        said = f"the Ray cluster that RAY_ADDRESS names does not answer: {first_line(error)}"
+        mend = "unset RAY_ADDRESS to work on this machine"
+        raise ClusterError(said, where=os.environ.get("RAY_ADDRESS"), mend=mend) from None
 
 
 def quiet_ray() -> None:

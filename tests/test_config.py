@@ -47,6 +47,7 @@ def test_a_dumped_configuration_reads_back_equal(steps: int, rate: float, names:
         ("inner: {rat: 3}", [], "did you mean 'rate'"),
         ("parts: {x: {ratee: 3}}", [], "did you mean 'rate'"),
         ("steps: many", [], "key steps"),
+        ("", ["inner.rate=.inf"], "finite"),
         ("steps: [", [], "not valid YAML"),
         ("- a", [], "a mapping is wanted"),
         ("", ["steps"], "key=value"),

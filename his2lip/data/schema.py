@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from his2lip.data.info import SCHEMA_VERSION
-from his2lip.errors import DatasetError
+from his2lip.errors import DatasetError, first_line
 
 VERSION_KEY = b"his2lip.schema_version"
 
@@ -87,6 +87,9 @@ def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
+    except OSError as error:
+        said = f"this store cannot be reached: {first_line(error)}"
+        raise DatasetError(said, where=text, mend="check bucket, network and rights") from None
     scheme, _, path = text.partition("://")
     try:
         import fsspec

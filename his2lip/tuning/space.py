@@ -149,13 +149,20 @@ def dotted_keys(kind: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
 
 
 def apply(tree: Mapping[str, Any], params: Mapping[str, Scalar]) -> dict[str, Any]:
-    """A copy of a nested mapping with each dotted key of `params` set in it."""
+    """A copy of a nested mapping with each dotted key of `params` set in it.
+
+    Raises ConfigError where a key leads through something that is no mapping.
+    """
     changed = {k: apply(v, {}) if isinstance(v, Mapping) else v for k, v in tree.items()}
     for key, value in params.items():
         *parents, last = key.split(".")
         node = changed
         for parent in parents:
-            node = node.setdefault(parent, {})
+            if node.get(parent) is None:
+                node[parent] = {}
+            if not isinstance(node[parent], dict):
+                raise ConfigError(f"a mapping is wanted at '{parent}', not {node[parent]!r:.60}", where=key)
+            node = node[parent]
         node[last] = value
     return changed
 

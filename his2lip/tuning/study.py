@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import digest, resolved
-from his2lip.errors import RunError
+from his2lip.errors import RunError, first_line
 from his2lip.tuning.config import SweepConfig
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
     """
     import optuna
 
-    storage = optuna.storages.RDBStorage(url)
+    try:
+        storage = optuna.storages.RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's own family, or the import of a driver
+        said = f"the study's database cannot be opened: {first_line(error)}"
+        raise RunError(said, where=url, mend="check study=URL") from None
     direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
         study_name=config.name, storage=storage, direction=direction, load_if_exists=True

@@ -106,3 +106,13 @@ def test_parameters_are_set_by_their_dotted_keys_in_a_copy() -> None:
 def test_corners_are_the_ends_of_each_dimension_by_itself() -> None:
     space = {"a": Log(kind="log", low=0.1, high=10), "b": Choice(kind="choice", values=(1, "x"))}
     assert list(corners(space)) == [{"a": 0.1}, {"a": 10}, {"b": 1}, {"b": "x"}]
+
+
+@pytest.mark.parametrize("tree", [{"loss": 3}, {"loss": "plain"}, {"loss": [1]}])
+def test_a_key_through_something_that_is_no_mapping_is_one_sentence(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="a mapping is wanted at 'loss'"):
+        apply(tree, {"loss.tau": 1.0})
+
+
+def test_a_section_that_is_left_empty_is_filled() -> None:
+    assert apply({"loss": None}, {"loss.tau": 1.0}) == {"loss": {"tau": 1.0}}

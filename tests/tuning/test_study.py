@@ -118,3 +118,10 @@ def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
         study.tell(trial, value)
     assert [row.number for row in best_rows(rows(study), "min", 2)] == [1, 3]
     assert [row.number for row in best_rows(rows(study), "max", 1)] == [0]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "nosuchdialect://host/study", "sqlite:////proc/no/study.db"])
+def test_a_database_that_cannot_be_opened_is_one_sentence(wrong: str) -> None:
+    with pytest.raises(RunError, match="cannot be opened") as caught:
+        open_study(sweep(), wrong, inputs={})
+    assert "\n" not in str(caught.value)
