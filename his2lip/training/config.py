@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from his2lip.config import Config, digest, resolved
+from his2lip.config import Config, resolved
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -143,8 +143,3 @@ class TrainConfig(Config):
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest, not their place
             del tree["data"][key]
         return tree
-
-
-def run_id(config: TrainConfig, *, data_digest: str, captions_digest: str) -> str:
-    """sha256 (hex) of what a run is made of (design section 4, principle 7)."""
-    return digest({"config": config.identity(), "data": data_digest, "captions": captions_digest})

@@ -71,8 +71,12 @@ class RunDir:
             yield
 
     def clear(self) -> None:
-        """Removes all that earlier runs left here."""
-        for path in self.path.iterdir():
+        """Removes all that earlier runs left here. Raises RunError where the folder is not a run's."""
+        foreign = [path.name for path in self.path.iterdir() if not path.name.startswith((".", _STATE))]
+        if foreign and not (self.path / _STATE).exists():
+            said = f"this folder holds no run, but {min(foreign)}, which --fresh would remove"
+            raise RunError(said, where=self.path, mend="give this run another name or storage")
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _STATE):  # the state last
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -113,3 +113,10 @@ def test_code_version_names_release_and_sources() -> None:
     release, _, sources = code_version().partition("+")
     assert release[0].isdigit()
     assert len(sources) == 12
+
+
+def test_fresh_removes_no_folder_that_is_not_a_runs(run: RunDir) -> None:
+    (run.path / "patches").mkdir()
+    with pytest.raises(RunError, match="holds no run, but patches"):
+        start(run, made(), fresh=True)
+    assert (run.path / "patches").is_dir()
