@@ -29,12 +29,17 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
 
 def _split(shards: ShardSet, name: str, *, key: str) -> str:
     """The split of this name, or else the one whose role has this name."""
-    of_role = [split for split in shards.splits if shards.info.roles.get(split) == name]
-    if name in shards.splits:
-        return name
-    if len(of_role) == 1:
-        return of_role[0]
-    mend = f"set data.{key} to one of {', '.join(shards.splits)}"
+    roles = shards.info.roles
+    of_role = [split for split in shards.splits if roles.get(split) == name]
+    allowed = [split for split in shards.splits if roles.get(split) != "report"]
+    mend = f"set data.{key} to one of {', '.join(allowed)}"
+    if name in shards.splits or len(of_role) == 1:
+        found = name if name in shards.splits else of_role[0]
+        if found in allowed:
+            return found
+        raise DatasetError(
+            f"the split '{found}' is for reporting: training may not read it", where=shards.uri, mend=mend
+        )
     raise DatasetError(
         f"these shards have no split '{name}', nor one split of that role",
         where=shards.uri,

@@ -205,8 +205,3 @@ def test_mistake_that_only_a_worker_can_find_ends_the_run_at_once(config_file: P
     with pytest.raises(DatasetError, match="prepare the dataset again"):
         train(named(config_file, "broken", f"data.shards={shards}"), on_report=told.append)
     assert told == []
-
-
-def test_split_for_reporting_cannot_be_trained_on(config_file: Path) -> None:
-    with pytest.raises(DatasetError, match="no split 'test'"):
-        train(named(config_file, "peeking", "data.split=test"))
