@@ -4,9 +4,10 @@ python benchmarks/speed/epoch.py [--quick] [--store-mb 100] [--data-ratio 10] [-
 
 Each turn is a process of its own. The start is counted (DataLoader: its worker processes; the stream: shards,
 the plan, Ray Data's start); imports and ray.init are not. Both give batches of uint8 pixels and ids; the
-stream draws captions besides. Data is at least `--data-ratio` times the object store; files and shards lie
-in the page cache. `ray_share` is how much of the epoch came through Ray: the first row groups are read by the
-rank itself while Ray's processes start. The waits between batches are measured over three epochs.
+stream draws captions besides. Data is at least `--data-ratio` times the object store; files and shards lie in
+the page cache. `ray_share` is how much of the epoch came through Ray: the first row groups are read by the
+rank itself while Ray's processes start; `without_head` are turns in which Ray reads those too. The waits
+between batches are measured over three epochs.
 """
 
 from __future__ import annotations
@@ -37,11 +38,8 @@ from his2lip.data.stream import HEAD_BYTES, TrainStream
 from his2lip.runtime import start_ray, usable_cpus
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
-SIDE, BATCH, POOL = (
-    224,
-    256,
-    2048,
-)  # px, global batch, distinct images (files are repeats of them under new names)
+SIDE, BATCH = 224, 256  # px; patches of a batch
+POOL = 2048  # distinct images, repeated under new names
 RATE, FIRST_S = 0.8, 2.0  # limits of the issue
 
 
@@ -53,6 +51,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="his2lip-epoch-") as folder:
         args.data = Path(folder)
+        args.head_mb = min(args.head_mb, 32) if args.quick else args.head_mb  # else all were the head
         size = make(args)
         turns: list[dict[str, float]] = []
         pair = compare(
@@ -61,6 +60,8 @@ def main() -> None:
             repeats=args.repeats,
         )
         waits, rate = _turn(args, "epochs"), _turn(args, "decode")
+        args.head_mb = 0
+        headless = [_turn(args, "stream") for _ in range(min(args.repeats, 3))]
     images = args.images // BATCH * BATCH
     result = {
         "images": args.images,
@@ -71,6 +72,7 @@ def main() -> None:
         "rate_against_loader": pair["speedup"],
         "first_batch_s": statistics.median(turn["first_s"] for turn in turns[1:]),
         "ray_share": turns[0]["ray_share"],
+        "without_head": {key: statistics.median(turn[key] for turn in headless) for key in headless[0]},
         **waits,
         **pair,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ from his2lip.data.row_groups import Ahead, Rows, place, read_here, read_tables, 
 from his2lip.data.shards import RowGroup
 from his2lip.runtime import quiet_ray, start_ray
 
-_TASKS = 2  # reading tasks at once: each is a process that must start, and each reads two row groups ahead
-_MOST_READS = 128  # row groups of one task: a task that dies with its node is read again from its start
+_READS = (
+    64  # row groups of one task: a task costs milliseconds, and one that dies is read again from its start
+)
 _AHEAD = 4  # row groups that wait in this process, so that lanes which need one at the same time do not
 _PACE_S = 0.02
 _STORE_SHARE = 0.3  # of the node's object store, for all its ranks together
@@ -35,11 +37,7 @@ _LEAST_BLOCK = 1 << 20  # bytes, below which handling costs more than it saves
 
 
 class _RowGroups(Datasource):
-    """Row groups in a given order, read by few tasks: a task costs Ray milliseconds before the first starts.
-
-    The first tasks read one row group each, side by side, so that the first batch comes soon; later ones read
-    more and more in turn.
-    """
+    """Row groups in a given order, read by few long tasks that hand them out as they go."""
 
     def __init__(self, system: fs.FileSystem, groups: Sequence[RowGroup]) -> None:
         super().__init__()
@@ -49,7 +47,8 @@ class _RowGroups(Datasource):
         return sum(group.bytes for group in self._groups)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [self._task(self._groups[start:stop]) for start, stop in spans(len(self._groups))]
+        starts = range(0, len(self._groups), _READS)
+        return [self._task(self._groups[start : start + _READS]) for start in starts]
 
     def _task(self, groups: Sequence[RowGroup]) -> ReadTask:
         rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
@@ -109,15 +108,6 @@ def head_reads(groups: Sequence[RowGroup], head_bytes: int) -> int:
     return sum(1 for _ in itertools.takewhile(lambda size: size <= head_bytes, sizes))
 
 
-def spans(reads: int) -> Iterator[tuple[int, int]]:
-    """The row groups of each task: 1, 1, 1, 1, 2, 2, 2, 2, 4, … up to 128."""
-    start = number = 0
-    while start < reads:
-        stop = min(reads, start + min(_MOST_READS, 1 << number // _TASKS))
-        yield start, stop
-        start, number = stop, number + 1
-
-
 def _through_ray(
     system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int
 ) -> Generator[Rows, None, None]:
@@ -133,13 +123,14 @@ def _through_ray(
 
 def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> ray.data.Dataset:
     quiet_ray()
+    # Ray Data warns, once a process, that its progress bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     here = ray.get_runtime_context().get_node_id()
-    tasks = sum(1 for _ in spans(len(groups)))
     dataset = ray.data.read_datasource(
         _RowGroups(system, groups),
         num_cpus=0,  # reading waits more than it works, and must not starve where the ranks hold all CPUs
-        concurrency=min(_TASKS, tasks),
-        override_num_blocks=tasks,
+        concurrency=1,  # one process reads faster than many cores decode, and takes seconds of CPU to start
+        override_num_blocks=-(-len(groups) // _READS),
         # Bytes are read on the rank's node, so that none pass from node to node.
         label_selector={"ray.io/node-id": here},
         fallback_strategy=[{"label_selector": {}}],

@@ -15,7 +15,7 @@ from stream_data import OPTIONS, stream, write_patches
 
 from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
-from his2lip.data.ray_reads import read_by_ray, spans
+from his2lip.data.ray_reads import read_by_ray
 from his2lip.data.shards import open_shards
 from his2lip.data.stream import TrainStream
 from his2lip.errors import DatasetError
@@ -123,14 +123,6 @@ def test_a_shard_that_vanishes_is_named_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"cannot be read any more.*part-00000\.parquet") as caught:
         list(read_by_ray(shards.filesystem, groups, head_bytes=0, ranks=1))
     assert "Traceback" not in str(caught.value)
-
-
-@pytest.mark.parametrize("reads", [0, 1, 5, 300, 5000])
-def test_tasks_cover_all_reads_in_turn_and_are_few(reads: int) -> None:
-    tasks = list(spans(reads))
-    assert [read for start, stop in tasks for read in range(start, stop)] == list(range(reads))
-    assert len(tasks) <= 14 + reads / 128 + 1
-    assert all(stop - start == 1 for start, stop in tasks[:2])
 
 
 def _threads() -> set[str]:
