@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stream_data import OPTIONS, stream, write_patches
 
 from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
-from his2lip.data.ray_reads import read_by_ray
+from his2lip.data.ray_reads import _PACE_S, _Pace, read_by_ray
 from his2lip.data.shards import open_shards
 from his2lip.data.stream import TrainStream
 from his2lip.errors import DatasetError
@@ -102,6 +103,23 @@ def test_closing_while_ray_still_starts_ends_it_too(shards: str) -> None:
     next(batches)
     source.close()
     wait_for_condition(lambda: not {n for n in _threads() - before if _is_ours(n)}, timeout=10)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_ray_s_scheduling_loop_does_not_spin(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It turns in a thread of the rank; unpaced it takes a core wherever the model is the slower part."""
+    turns = []
+    pace = _Pace.on_execution_step
+
+    def recorded(self: _Pace, executor: object) -> None:
+        pace(self, executor)
+        turns.append(time.monotonic())
+
+    monkeypatch.setattr(_Pace, "on_execution_step", recorded)
+    with stream(shards, loader="ray", head_bytes=0, stop_step=60) as source:
+        assert len(list(source)) == 60
+    assert len(turns) > 3
+    assert turns[-1] - turns[0] > 0.9 * _PACE_S * (len(turns) - 1)
 
 
 @pytest.mark.usefixtures("ray_local")
