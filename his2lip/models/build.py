@@ -33,7 +33,7 @@ def build_clip(
     seed     draws the weights; None leaves torch's generator to do it
     """
     config = copy.deepcopy(dict(model_cfg))
-    text, vision = config["text_cfg"], config["vision_cfg"]
+    text, vision = _towers(config, folder)
     custom = config.pop("custom_text", False) or "hf_model_name" in text
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
@@ -51,8 +51,17 @@ def build_clip(
             f"the configuration of the text tower '{text.get('hf_model_name')}' is not on this machine",
             mend="connect once and load the model, so that it enters the Hugging Face cache",
         ) from error
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"open_clip cannot build this configuration: {error}", where=folder) from error
+
+
+def _towers(config: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    text, vision = config.get("text_cfg"), config.get("vision_cfg")
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise ModelError(
+            "this configuration does not describe two towers (text_cfg, vision_cfg)", where=folder
+        )
+    return text, vision
 
 
 def _hf_text_source(name: str, folder: Path | None) -> str:
@@ -65,24 +74,42 @@ def _hf_text_source(name: str, folder: Path | None) -> str:
 
 
 def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None) -> CaptionTokenizer:
-    """Tokenizer of `config`; a Hugging Face one is read from `source` (folder or hub name) where given."""
+    """Tokenizer of `config`; a Hugging Face one is read from `source` (folder or hub name) where given.
+
+    Raises ModelError where it is missing, or is a program of its authors' (`trust_remote_code`), never run.
+    """
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
-    options = text.get("tokenizer_kwargs") or {}
+    options = dict(text.get("tokenizer_kwargs") or {})
+    if options.pop("trust_remote_code", False):
+        raise _foreign_program(source)
     cut = runs_at_own_length(text)
     if not text.get("hf_tokenizer_name"):
         simple = SimpleTokenizer(context_length=length, **options)
         return CaptionTokenizer(simple, context_length=length, pad_id=0, cut=cut)
     name = str(source or text["hf_tokenizer_name"])
     try:
-        hf = HFTokenizer(name, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        hf = HFTokenizer(
+            name,
+            context_length=length,
+            tokenizer_mode=text.get("tokenizer_mode"),
+            trust_remote_code=False,  # left open, transformers asks at the terminal
+            **options,
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise _foreign_program(name) from None
         raise ModelError(
             f"the tokenizer '{name}' is not on this machine",
             mend="connect once and load the model, so that it enters the Hugging Face cache",
         ) from error
     pad = hf.tokenizer.pad_token_id
     return CaptionTokenizer(hf, context_length=length, pad_id=0 if pad is None else int(pad), cut=cut)
+
+
+def _foreign_program(where: str | Path | None) -> ModelError:
+    what = "this model's tokenizer is a program of its authors', which his2lip does not run"
+    return ModelError(what, where=where, mend="take a model with one of transformers' own tokenizers")
 
 
 def load_weights(clip: nn.Module, state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:

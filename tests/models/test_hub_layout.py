@@ -12,7 +12,7 @@ import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from PIL import Image
 
-from his2lip.errors import CheckpointError
+from his2lip.errors import CheckpointError, ModelError
 from his2lip.models import load_model, save_checkpoint
 from his2lip.models.build import build_clip
 
@@ -122,3 +122,21 @@ def test_a_layout_without_a_model_configuration_is_refused(tmp_path: Path) -> No
     (folder / "open_clip_config.json").write_text('{"preprocess_cfg": {}}')
     with pytest.raises(CheckpointError, match="model_cfg"):
         load_model(f"local-dir:{folder}")
+
+
+def test_a_tokenizer_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    folder = wordpiece_folder(tmp_path / "hub")
+    mark = tmp_path / "ran"
+    (folder / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom transformers import BertTokenizerFast as Evil\n"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = hf_config(folder)
+    config["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    with pytest.raises(ModelError, match="does not run"):
+        load_model(f"local-dir:{published(folder, config)}")
+    config["text_cfg"].pop("tokenizer_kwargs")
+    load_model(f"local-dir:{published(folder, config)}")  # by transformers' own tokenizer for a BERT
+    assert not mark.exists()
