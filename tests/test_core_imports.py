@@ -12,7 +12,7 @@ CORE = [
     "his2lip.evaluation.metrics",
     "his2lip.evaluation.zero_shot",
     "his2lip.loss",
-    "his2lip.models",
+    "his2lip.models.backbones",
     "his2lip.training.loop",
 ]
 
@@ -34,3 +34,16 @@ def test_core_imports_where_ray_mlflow_and_optuna_are_absent() -> None:
     command = [sys.executable, "-c", _PROGRAM, *CORE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {}
+
+
+_LIGHT = """
+import sys
+from his2lip.models import list_backbones, read_meta
+assert list_backbones()
+print(*(name for name in ("torch", "open_clip", "transformers") if name in sys.modules))
+"""
+
+
+def test_listing_models_and_reading_provenance_import_neither_torch_nor_open_clip() -> None:
+    done = subprocess.run([sys.executable, "-c", _LIGHT], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -23,12 +23,20 @@ from his2lip.errors import CheckpointError
 from his2lip.models.build import HF_TEXT_FOLDER, build_clip, build_tokenizer, clip_vocabulary, load_weights
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import FORMAT, META, former, is_checkpoint, read_json, read_meta, settled
 from his2lip.models.resume import ResumeState, load_resume, save_resume
 
-__all__ = ["ResumeState", "load_checkpoint", "load_resume", "read_meta", "save_checkpoint", "settled"]
+__all__ = [
+    "ResumeState",
+    "is_checkpoint",
+    "load_checkpoint",
+    "load_resume",
+    "read_meta",
+    "save_checkpoint",
+    "settled",
+]
 
-WEIGHTS, OPEN_CLIP, META = "model.safetensors", "open_clip_config.json", "his2lip.json"
-_FORMAT = 1
+WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
 
 
 def save_checkpoint(
@@ -58,11 +66,11 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     """The model in `folder`, on the CPU, for evaluation. Raises CheckpointError where it is not whole."""
     folder = settled(Path(folder))
     meta = read_meta(folder)
-    config = _read_json(folder / OPEN_CLIP)
-    clip = build_clip(config["model_cfg"], folder=folder)
+    config, preprocess = _settings(folder / OPEN_CLIP)
+    clip = build_clip(config, folder=folder)
     state = _read_tensors(folder / WEIGHTS)
     load_weights(clip, state, where=folder / WEIGHTS)
-    if tensor_digest(state) != meta["tensor_digest"]:
+    if tensor_digest(state) != meta.get("tensor_digest"):
         raise CheckpointError(
             f"the weights are not the ones that {META} was written for",
             where=folder / WEIGHTS,
@@ -72,34 +80,28 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     model = DualEncoder(
         clip,
         name=meta.get("name", str(folder)),
-        config=config["model_cfg"],
-        preprocess=Preprocess.from_open_clip(config["preprocess_cfg"]),
-        tokenizer=build_tokenizer(config["model_cfg"], folder),
+        config=config,
+        preprocess=preprocess,
+        tokenizer=build_tokenizer(config, folder),
         precision=precision,
         similarity=meta.get("similarity", "cosine"),
     )
     return model.eval()
 
 
-def read_meta(folder: str | Path) -> dict[str, Any]:
-    """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version."""
-    folder = settled(Path(folder))
-    meta = _read_json(folder / META)
-    if meta.get("format") != _FORMAT:
-        mend = "load it with the his2lip that wrote it"
-        raise CheckpointError(f"checkpoint format {meta.get('format')} is unknown", where=folder, mend=mend)
-    return meta
-
-
-def is_checkpoint(folder: str | Path) -> bool:
-    """Whether `folder` holds one of our checkpoints (a foreign one has no `his2lip.json`)."""
-    return (settled(Path(folder)) / META).is_file()
+def _settings(path: Path) -> tuple[dict[str, Any], Preprocess]:
+    """Architecture and preprocessing out of `open_clip_config.json`."""
+    tree = read_json(path)
+    try:
+        return tree["model_cfg"], Preprocess.from_open_clip(tree["preprocess_cfg"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} cannot be used: {error!r}", where=path.parent) from None
 
 
 def _provenance(model: DualEncoder, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     simple = isinstance(model.tokenizer.tokenizer, SimpleTokenizer)
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "name": model.name,
         "similarity": model.similarity,
         "tensor_digest": tensor_digest(state),
@@ -125,7 +127,7 @@ def _save_text_side(folder: Path, model: DualEncoder) -> None:
 
 def _check_vocabulary(folder: Path, meta: Mapping[str, Any]) -> None:
     """CLIP's tokenizer comes from open_clip: the same tokens only while its vocabulary is the same."""
-    wanted = meta["tokenizer"].get("sha256")
+    wanted = meta.get("tokenizer", {}).get("sha256")
     if wanted is not None and wanted != _vocabulary_digest():
         raise CheckpointError(
             "this open_clip carries another CLIP vocabulary than the checkpoint's", where=folder
@@ -156,7 +158,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        old = _former(folder)
+        old = former(folder)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(folder, old)
@@ -164,16 +166,6 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _former(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.former"
-
-
-def settled(folder: Path) -> Path:
-    """Where the checkpoint is: a process killed between two renames leaves it under its former name."""
-    former = _former(folder)
-    return former if former.is_dir() and not folder.exists() else folder
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -184,18 +176,6 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         mend = "copy the checkpoint again"
         raise CheckpointError(f"the weights cannot be read: {error}", where=path, mend=mend) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"this is not a checkpoint: it has no {path.name}", where=path.parent) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path.parent) from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent)
-    return tree
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.foreign import check_tensors, read_tensors
 from his2lip.models.hf_clip import INDEX_BUFFERS, open_clip_config, rules, to_open_clip
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import read_json
 
 Tokenizer = Literal["clip", "bert"]
 
@@ -103,7 +103,7 @@ def _clip_config(folder: Path) -> dict[str, Any]:
     """The folder's CLIPConfig, with transformers' defaults for what an old file leaves out."""
     from transformers import CLIPConfig
 
-    tree = _read_json(folder / "config.json")
+    tree = read_json(folder / "config.json")
     if tree.get("model_type") != "clip":
         kind = tree.get("model_type")
         raise ModelError(f"this is a transformers model of type '{kind}', not a CLIPModel", where=folder)
@@ -115,7 +115,7 @@ def _preprocess(folder: Path, size: int) -> Preprocess:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return Preprocess.from_open_clip({"size": size})
-    tree = _read_json(path)
+    tree = read_json(path)
     config = {"size": size, "interpolation": _RESAMPLE.get(tree.get("resample", 3), "bicubic")}
     return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
 
@@ -155,15 +155,3 @@ def _with_tokenizer(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str
     if tokenizer == "clip":
         return dict(config)
     return dict(config) | {"text_cfg": dict(config["text_cfg"]) | {"hf_tokenizer_name": BERT}}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"this directory has no {path.name}", where=path.parent) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path.parent) from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent)
-    return tree

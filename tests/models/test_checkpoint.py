@@ -15,13 +15,13 @@ import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
 
-from his2lip.errors import CheckpointError
-from his2lip.models import checkpoint as module
+from his2lip.errors import CheckpointError, ModelError
 from his2lip.models import load_model, read_meta, save_checkpoint
 from his2lip.models.build import build_clip, build_tokenizer
 from his2lip.models.checkpoint import ResumeState, load_resume
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import former, settled
 from his2lip.models.resume import capture_rng, restore_rng
 
 
@@ -139,6 +139,30 @@ def test_broken_provenance_is_refused(saved: Path, text: str) -> None:
         load_model(saved)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_cfg": None}, "KeyError"),
+        ({"preprocess_cfg": {"colour": 1}}, "colour"),
+        ({"preprocess_cfg": []}, "cannot be used"),
+        ({"model_cfg": {"embed_dim": 32}}, "two towers"),
+        ({"model_cfg": {"embed_dim": 32, "text_cfg": {}, "vision_cfg": {"patch": 1}}}, "cannot build"),
+    ],
+)
+def test_a_broken_configuration_is_refused(saved: Path, change: dict, said: str) -> None:
+    path = saved / "open_clip_config.json"
+    tree = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in tree.items() if value is not None}))
+    with pytest.raises(ModelError, match=said):
+        load_model(saved)
+
+
+def test_provenance_without_a_tensor_digest_is_refused(saved: Path) -> None:
+    (saved / "his2lip.json").write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match="not the ones"):
+        load_model(saved)
+
+
 def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_model(tmp_path)
@@ -158,10 +182,10 @@ def test_a_failed_save_leaves_the_former_checkpoint(saved: Path) -> None:
 
 
 def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> None:
-    saved.rename(module._former(saved))
+    saved.rename(former(saved))
     assert read_meta(saved)["step"] == 7
     assert load_model(saved).similarity == "dot"
-    assert read_meta(module.settled(saved))["step"] == 7  # where a run goes on from
+    assert read_meta(settled(saved))["step"] == 7  # where a run goes on from
 
 
 def test_a_resumed_optimizer_and_generators_go_on_exactly(tmp_path: Path) -> None:
