@@ -12,7 +12,7 @@ from pathlib import Path
 from his2lip.data.cards import Carve
 from his2lip.data.info import id_key
 from his2lip.data.readers import Item, PassedOver, Reader
-from his2lip.errors import DatasetError
+from his2lip.errors import DatasetError, His2lipError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,12 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
 def _item(reader: Reader, key: str) -> Item:
     if not _encodable(key):
         raise DatasetError("the name is not UTF-8")
-    return reader.item(key)
+    try:
+        return reader.item(key)
+    except His2lipError:
+        raise
+    except Exception as error:  # one file, whatever is wrong with it, does not stop the others
+        raise DatasetError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _limited(reader: Reader, limit: int | None) -> Iterator[str]:

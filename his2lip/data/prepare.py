@@ -121,12 +121,14 @@ class _Job:
         )
         try:
             for key in part.keys:
-                took, faults = self._take(key, part.split, writer)
+                took, parts_out, fault = self._take(key, part.split, writer)
+                left_out += parts_out
                 if took:
                     read += 1
-                    left_out += faults
+                    left_out += [(key, fault)] if fault else []
                 else:
-                    quarantined.append(faults[-1] if faults else (key, "it holds no patch"))
+                    reason = parts_out[-1][1] if parts_out else "it holds no patch"
+                    quarantined.append((key, fault or reason))
                 each()
         except BaseException:
             writer.discard()
@@ -136,22 +138,24 @@ class _Job:
         info = writer.close() if read else None
         return PartResult(read=read, quarantined=quarantined, left_out=left_out, info=info)
 
-    def _take(self, key: str, split: str, writer: PartWriter) -> tuple[int, list[tuple[str, str]]]:
-        """Adds a file's patches; (how many, what was wrong)."""
-        took, faults = 0, []
+    def _take(
+        self, key: str, split: str, writer: PartWriter
+    ) -> tuple[int, list[tuple[str, str]], str | None]:
+        """Adds a file's patches; (how many, which parts of it gave none, what was wrong with the file)."""
+        took, left_out, fault = 0, [], None
         try:
             item = replace(self.reader.item(key), split=split)
             for patch in self.reader.patches(item, self.tiling):
                 if isinstance(patch, LeftOut):
-                    faults.append((patch.place, patch.reason))
+                    left_out.append((patch.place, patch.reason))
                 else:
                     writer.add(patch)
                     took += 1
         except DatasetError as error:
-            faults.append((key, error.what))
+            fault = error.what
         except Exception as error:  # one file, whatever is wrong with it, does not stop the others
-            faults.append((key, f"{type(error).__name__}: {error}"[:200]))
-        return took, faults
+            fault = f"{type(error).__name__}: {error}"[:200]
+        return took, left_out, fault
 
 
 def _run(job: _Job, parts: list[Part], journal: Journal, progress: Progress | None) -> list[PartResult]:

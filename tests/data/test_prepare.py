@@ -19,7 +19,7 @@ from his2lip.data.listing import carve
 from his2lip.data.prepare import PrepareReport, prepare
 from his2lip.data.readers import base
 from his2lip.data.shards import open_shards
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
 
 MIHIC = load_card("mihic")
 FOLDERS = {"train": 12, "val": 4, "test": 6}
@@ -311,3 +311,27 @@ def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path, real_ihc: np
     peak(10)
     small, large = peak(100), peak(600)
     assert large < small + (1 << 20)
+
+
+OWN = {"name": "mine", "splits": {"test": {"role": "report"}}}
+
+
+def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    cut = Cutter(real_ihc)
+    for name in ("a.png", "b.png"):
+        cut.write(tmp_path / "in" / name)
+    (tmp_path / "in/manifest.csv").write_text("label,path\nx,a.png\ny,b.png,left,over\nz\n")
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert adds_up(report)
+    assert (report.found, report.read) == (3, 1)
+    assert dict(report.quarantined)["b.png"] == "its row has more cells than the table has columns"
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("case-(", "regular expression"), ("case", "one group")])
+def test_case_pattern_that_finds_no_case_is_one_clear_error(
+    tmp_path: Path, real_ihc: np.ndarray, pattern: str, said: str
+) -> None:
+    Cutter(real_ihc).write(tmp_path / "in/a/1.png")
+    card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
+    with pytest.raises(ConfigError, match=said):
+        prepare(card, tmp_path / "in", tmp_path / "out")

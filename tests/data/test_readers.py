@@ -339,3 +339,53 @@ def test_two_hundred_bad_files_do_not_stop_a_prepare(read: Read, name: str, real
     assert len(report.quarantined) >= 13
     assert len(rows) > 0
     assert all(reason for _, reason in report.quarantined)
+
+
+def test_pantumor_cells_that_two_files_name_are_read_once(read: Read) -> None:
+    def harm(root: Path) -> None:
+        of_json = read_cells(root / "annotations.json")["HNSCC_0.tiff"]
+        rows = [f"HNSCC_0.tiff,{c.x},{c.y},0,0,{c.label}" for c in of_json]
+        text = "\n".join(["filename,x,y,w,h,label", *rows, "HNSCC_0.tiff,500,20,0,0,TUMOR CELL"])
+        (root / "boxes.csv").write_text(text)
+
+    report, rows = read("pantumor", harm=harm)
+    assert len(rows) == 18 + 1
+    assert [reason for _, reason in report.left_out] == ["two cells lie here"] * 9
+
+
+def test_ihc4bc_table_that_is_not_utf8_is_one_clear_error(read: Read) -> None:
+    with pytest.raises(DatasetError, match=r"label table cannot be read.*PR_labels\.csv"):
+        read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").write_bytes(b"n\xe9,a,1,0.2\n"))
+
+
+def test_ihc4bc_optical_densities_without_a_leading_zero_are_fractions(read: Read) -> None:
+    def relabel(root: Path) -> None:
+        rows = [f"{n}_{1000 + n}_11_1_2.jpg;a;2;.02 -0.3" for n in range(8)]
+        for stain in ("ER", "Ki67", "PR"):
+            (root / f"Labels/{stain}_labels.csv").write_text("\n".join(rows))
+
+    _, rows = read("ihc4bc", harm=relabel)
+    assert set(rows["label"]) == {"negative"}
+
+
+def test_bcdata_image_whose_points_all_lie_outside_is_quarantined_by_its_name(read: Read) -> None:
+    def harm(root: Path) -> None:
+        (root / "BCData/images/test/1.png").write_bytes(encode_png(np.full((384, 384, 3), 250, np.uint8)))
+        for kind in ("positive", "negative"):
+            with h5py.File(root / f"BCData/annotations/test/{kind}/1.h5", "w") as file:
+                file["coordinates"] = np.array([(9999, 5), (-4, 3)], np.int64)
+
+    report, _ = read("bcdata", harm=harm)
+    assert report.quarantined == [("BCData/images/test/1.png", "the point lies outside the image")]
+    assert len(report.left_out) == 4
+
+
+def test_a_layout_is_read_from_within_its_folder(
+    tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, folder in (("anhir-lung", "lung-lesion_1"), ("bcdata", "BCData/images")):
+        write_layout(name, tmp_path / name, draw)
+        monkeypatch.chdir(tmp_path / name / folder)
+        report = prepare(load_card(name), ".", tmp_path / f"out-{name}")
+        assert report.quarantined == []
+        assert report.read > 0

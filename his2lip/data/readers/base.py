@@ -65,7 +65,7 @@ class Reader:
         if not root.is_dir():
             mend = "give the dataset's folder as --root"
             raise DatasetError("this folder does not exist", where=root, mend=mend)
-        self.root, self.card = root, card
+        self.root, self.card = Path(os.path.abspath(root)), card  # "." has neither name nor parents
 
     def find(self) -> Iterator[str]:
         """Paths of all files under the root, relative to it, without hidden files and litter."""

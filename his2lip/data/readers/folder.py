@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import pydantic
+
 from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.readers.base import Item, Reader
@@ -21,6 +23,17 @@ class FolderOptions(Config):
     tissue: str | None = None
     biomarker: str | None = None
     case_pattern: str | None = None
+
+    @pydantic.field_validator("case_pattern")
+    @classmethod
+    def _has_one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern).groups if pattern else 1
+        except re.error as error:
+            raise ValueError(f"this is not a regular expression ({error})") from None
+        if groups != 1:
+            raise ValueError("a case pattern has one group, in brackets")
+        return pattern
 
 
 class FolderReader(Reader):

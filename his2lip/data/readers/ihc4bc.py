@@ -14,7 +14,7 @@ from his2lip.config import Config, validate
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
-_NUMBER = re.compile(r"\d+\.?\d*(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _MARKERS = ("ER", "PR", "Ki67", "HER2")
 
 
@@ -36,6 +36,7 @@ class Ihc4bcReader(Reader):
     """Positive or negative by the fraction of stained nuclei; HER2 waits for its label format."""
 
     def find(self) -> Iterator[str]:
+        _ = self._tables  # one that cannot be read stops everything: without it no image has a label
         yield from (key for key in super().find() if not key.lower().endswith(".csv"))
 
     def item(self, key: str) -> Item:
@@ -83,7 +84,10 @@ class Ihc4bcReader(Reader):
         for path in sorted(self.root.rglob("*.csv")):
             biomarker = taxonomy.find_biomarker(path.relative_to(self.root).as_posix(), _MARKERS)
             if biomarker is not None:
-                tables.setdefault(biomarker, {}).update(_read(path))
+                try:
+                    tables.setdefault(biomarker, {}).update(_read(path))
+                except (OSError, UnicodeDecodeError, csv.Error) as error:
+                    raise DatasetError(f"this label table cannot be read: {error}", where=path) from None
         return tables
 
 

@@ -31,7 +31,7 @@ class ManifestReader(Reader):
     """Finds what the table lists, and nothing else; `path` is relative to the root."""
 
     def find(self) -> Iterator[str]:
-        yield from (row["path"] for row in self._table)
+        yield from (row["path"] or "" for row in self._table)
 
     def item(self, key: str) -> Item:
         self.parts(key, 1)
@@ -41,6 +41,8 @@ class ManifestReader(Reader):
         if not (self.root / key).is_file():
             raise DatasetError("the table lists it, but there is no such file")
         row = {name: value for name, value in self._rows[key].items() if value and name != "path"}
+        if None in row:
+            raise DatasetError("its row has more cells than the table has columns")
         split = row.pop("split", self.base_split)
         if split not in self.card.splits:
             raise DatasetError(f"the split '{split}' is not on the card")

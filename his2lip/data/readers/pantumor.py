@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
@@ -62,8 +63,12 @@ class PantumorReader(Reader):
         with open_slide(self.root / item.key, item.mpp) as slide:
             side = round(options.field_um / slide.mpp) if slide.mpp else _UNKNOWN_SCALE_PX
             kept: dict[str, list[Cell]] = {}
+            seen: set[tuple[float, float]] = set()
             for cell in self._cells[item.name]:
                 reason = self._reason(cell, slide.width, slide.height)
+                if reason is None and (cell.x, cell.y) in seen:
+                    reason = "two cells lie here"
+                seen.add((cell.x, cell.y))
                 if reason is None:
                     kept.setdefault(self.card.label(cell.label), []).append(cell)
                 else:
@@ -86,13 +91,18 @@ class PantumorReader(Reader):
 
     @cached_property
     def _cells(self) -> dict[str, list[Cell]]:
-        """Slide file name -> its cells, of every annotation file under the root."""
-        cells: dict[str, list[Cell]] = {}
+        """Slide file name -> its cells, of every annotation file under the root; their keys are unique."""
+        cells: dict[str, dict[str, Cell]] = {}
         for key in super().find():
             if key.lower().endswith(ANNOTATIONS):
                 for slide, of_slide in read_cells(self.root / key).items():
-                    cells.setdefault(slide, []).extend(of_slide)
-        return cells
+                    known = cells.setdefault(slide, {})
+                    for cell in of_slide:
+                        name, n = cell.key, 1
+                        while name in known:  # each file, and a careless one itself, counts from 0
+                            name, n = f"{cell.key}.{n}", n + 1
+                        known[name] = replace(cell, key=name)
+        return {slide: list(of_slide.values()) for slide, of_slide in cells.items()}
 
 
 def _some(cells: list[Cell], most: int | None, seed: str) -> list[Cell]:
