@@ -15,7 +15,7 @@ from his2lip.data import info as info_file
 from his2lip.data.info import SCHEMA_VERSION, DatasetInfo
 from his2lip.data.schema import SCHEMA, VERSION_KEY, WITHOUT_IMAGE, Patch, filesystem
 from his2lip.data.shard_writer import INFO, PART_BYTES, ROW_GROUP_BYTES, ShardWriter
-from his2lip.errors import DatasetError, did_you_mean
+from his2lip.errors import DatasetError, did_you_mean, first_line
 
 __all__ = [
     "PART_BYTES",
@@ -73,8 +73,9 @@ class ShardSet:
             paths = self._paths(split)
             with ThreadPoolExecutor(_READERS) as pool:
                 found = pool.map(lambda path: _footer(self.filesystem, path), paths)
-                self._groups[split] = [group for groups in found for group in groups]
-            self._refuse_missing_rows(split)
+                groups = [group for of_part in found for group in of_part]
+            self._refuse_missing_rows(split, groups)
+            self._groups[split] = groups
         return self._groups[split]
 
     def table(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -87,7 +88,14 @@ class ShardSet:
     ) -> Iterator[pa.RecordBatch]:
         """Rows of a split in order, at most `batch_rows` at once; one row group is in memory at a time."""
         for group in self.row_groups(split):
-            yield from read_row_group(self.filesystem, group, columns).to_batches(max_chunksize=batch_rows)
+            yield from self.read(group, columns).to_batches(max_chunksize=batch_rows)
+
+    def read(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group. Raises DatasetError where its bytes cannot be read."""
+        try:
+            return read_row_group(self.filesystem, group, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(error, group.path) from None
 
     def _paths(self, split: str) -> list[str]:
         if split not in self.info.counts:
@@ -96,9 +104,9 @@ class ShardSet:
             )
         return [f"{self.root}/{path}" for path in sorted(self.info.parts) if path.startswith(f"{split}/")]
 
-    def _refuse_missing_rows(self, split: str) -> None:
+    def _refuse_missing_rows(self, split: str, groups: list[RowGroup]) -> None:
         found: dict[str, int] = {}
-        for group in self._groups[split]:
+        for group in groups:
             found[group.path] = found.get(group.path, 0) + group.rows
         for path in self._paths(split):
             want = self.info.parts[path.removeprefix(f"{self.root}/")]
@@ -116,19 +124,22 @@ def open_shards(uri: str | Path) -> ShardSet:
     try:
         with system.open_input_stream(f"{root}/{INFO}") as source:
             data = source.read()
-    except (FileNotFoundError, OSError):
+    except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(
             "no prepared dataset is here (there is no dataset.json)",
             where=str(uri),
             mend="his2lip data prepare CARD --root DIR --out URI",
         ) from None
+    except OSError as error:
+        said = f"dataset.json cannot be read: {first_line(error)}"
+        raise DatasetError(said, where=str(uri), mend="check network and rights") from None
     return ShardSet(
         uri=str(uri), info=info_file.from_json(data, where=str(uri)), filesystem=system, root=root
     )
 
 
 def read_row_group(system: fs.FileSystem, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group: all columns but the image, unless `columns` says otherwise."""
+    """One row group: all columns but the image, unless `columns` says otherwise. Arrow's errors pass."""
     with pq.ParquetFile(group.path, filesystem=system) as file:
         wanted = list(_schema(columns).names)
         return file.read_row_group(group.index, columns=wanted, use_threads=False).select(wanted)
@@ -150,10 +161,15 @@ def _footer(system: fs.FileSystem, path: str) -> list[RowGroup]:
     except FileNotFoundError:
         raise DatasetError("this shard is missing", where=path, mend="prepare the dataset again") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"this shard cannot be read: {error}", where=path) from None
+        raise _unreadable(error, path) from None
     _refuse_foreign(metadata.schema.to_arrow_schema(), path)
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return [RowGroup(path, i, group.num_rows, group.total_byte_size) for i, group in enumerate(groups)]
+
+
+def _unreadable(error: Exception, path: str) -> DatasetError:
+    said = f"this shard cannot be read: {first_line(error)}"
+    return DatasetError(said, where=path, mend="prepare the dataset again")
 
 
 def _refuse_foreign(schema: pa.Schema, path: str) -> None:

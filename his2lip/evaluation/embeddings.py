@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip.data.images import decode
-from his2lip.data.shards import ShardSet, read_row_group
+from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError, ModelError
 from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
 from his2lip.evaluation.feature_store import FeatureStore
@@ -166,12 +166,7 @@ def _images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple
         inside = wanted[(wanted >= first) & (wanted < first + group.rows)] - first
         if len(inside):
             columns = ["patch_id", "mpp", "sha256", "image"]
-            try:
-                table = read_row_group(shards.filesystem, group, columns).take(pa.array(inside))
-            except (pa.ArrowException, OSError) as error:
-                raise DatasetError(
-                    f"this shard cannot be read: {error}", where=group.path, mend=_MEND
-                ) from None
+            table = shards.read(group, columns).take(pa.array(inside))
             for row, place in enumerate(inside):
                 yield int(place) + first, {name: table[name][row].as_py() for name in columns}
         first += group.rows

@@ -162,8 +162,26 @@ def test_harmed_shard_is_refused_with_its_path(tmp_path: Path, harm: str) -> Non
         path.write_bytes(path.read_bytes()[:200])
     else:
         rewrite(path, pq.read_table(path).slice(0, 3))
-    with pytest.raises(DatasetError, match="part-00000"):
-        shards.row_groups("train")
+    for _ in range(2):  # what was refused once is not kept for the next call
+        with pytest.raises(DatasetError, match="part-00000"):
+            shards.row_groups("train")
+
+
+def test_harmed_page_of_a_shard_is_one_clear_error(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a", [patch(i) for i in range(50)])
+    path = tmp_path / "a/train/part-00000.parquet"
+    column = pq.read_metadata(path).row_group(0).column(SCHEMA.names.index("patch_id"))
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"cannot be read.*part-00000"):
+        shards.table("train", ["patch_id"])
+
+
+def test_dataset_that_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "a/dataset.json").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"dataset\.json cannot be read"):
+        open_shards(tmp_path / "a")
 
 
 def test_unknown_split_and_column_name_the_nearest(tmp_path: Path) -> None:
