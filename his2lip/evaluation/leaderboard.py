@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from his2lip import resources
 from his2lip.data.shards import filesystem
 from his2lip.evaluation.cells import CellFailure, CellResult, read_predictions
 from his2lip.evaluation.feature_store import write_atomic
+from his2lip.evaluation.published import plain, published
 
-PUBLISHED = "benchmarks/published/table2_zero_shot.csv"  # model, trained, dataset, accuracy, f1, in percent
 PAPER = "paper"  # the protocol that published numbers stand beside
 
 # Fixed by the design; what follows them may grow.
@@ -27,9 +26,6 @@ COLUMNS = (
     "images_sha256", "encoder", "in_domain", "generated", "split", "role", "basis", "ties", "apart",
     "without_mpp", "quadratic_kappa", "cell",
 )  # fmt: skip
-
-# How the paper writes a card's name, where only letters and digits do not say it.
-_PAPER_NAMES = {"hnscc": "hnsccmifmihc"}
 
 
 def write_leaderboard(folder: str, results: Sequence[CellResult], failed: Sequence[CellFailure]) -> str:
@@ -50,12 +46,12 @@ def write_leaderboard(folder: str, results: Sequence[CellResult], failed: Sequen
 
 def with_published(results: Iterable[CellResult]) -> list[CellResult]:
     """`results`, with published accuracy and F1 beside `paper` protocols on real data that the table has."""
-    published = _published()
+    known = {(plain(row.model), plain(row.dataset)): row for row in published()}
     filled = []
     for result in results:
-        pair = published.get((_key(result.model), _key(result.dataset)))
-        if pair and result.protocol == PAPER and not result.generated:
-            result = dataclasses.replace(result, published_accuracy=pair[0], published_f1=pair[1])
+        row = known.get((plain(result.model), plain(result.dataset)))
+        if row and result.protocol == PAPER and not result.generated:
+            result = dataclasses.replace(result, published_accuracy=row.accuracy, published_f1=row.macro_f1)
         filled.append(result)
     return filled
 
@@ -70,19 +66,3 @@ def _all_predictions(results: Sequence[CellResult]) -> pa.Table:
     ]  # fmt: skip
     empty = pa.table({name: pa.array([], pa.string()) for name in names})
     return pa.concat_tables(tables or [empty], promote_options="default")
-
-
-def _published() -> dict[tuple[str, str], tuple[float, float]]:
-    path = resources.root() / PUBLISHED
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as source:
-        return {
-            (_key(row["model"]), _key(row["dataset"])): (float(row["accuracy"]) / 100, float(row["f1"]) / 100)
-            for row in csv.DictReader(source)
-        }
-
-
-def _key(name: str) -> str:
-    plain = "".join(c for c in name.lower() if c.isalnum())
-    return _PAPER_NAMES.get(plain, plain)

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from his2lip import resources
 from his2lip.data.cards import list_cards, load_card
 from his2lip.errors import ConfigError
+from his2lip.evaluation.published import plain, published
 from his2lip.report.comparable import comparable
 
-PUBLISHED = "benchmarks/published/table2_zero_shot.csv"
 BASELINE = "baseline:"
 
 
@@ -121,26 +120,25 @@ def read_board(path: Path) -> Board:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return Board([_row(line) for line in csv.DictReader(file)])
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise ConfigError(f"this is not a leaderboard: {error}", where=path) from None
 
 
 def published_rows() -> list[PublishedRow]:
     """The paper's Table 2, each pair checked against the classes of our `paper` protocol."""
-    cards = [load_card(name) for name in list_cards()]
-    with resources.find(PUBLISHED).open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    rows = []
-    for line in lines:
-        accuracy, f1 = float(line["accuracy"]) / 100, float(line["f1"]) / 100
-        # The paper writes HNSCC-mIF-mIHC for our hnscc; the other names differ in case alone.
-        card = next(card for card in cards if line["dataset"].lower().startswith(card.name))
-        fits = comparable(accuracy, f1, len(card.protocols["paper"].classes))
-        row = PublishedRow(
-            model=line["model"], dataset=line["dataset"], accuracy=accuracy, macro_f1=f1, comparable=fits
+    cards = {plain(name): load_card(name) for name in list_cards()}
+    return [
+        PublishedRow(
+            model=row.model,
+            dataset=row.dataset,
+            accuracy=row.accuracy,
+            macro_f1=row.macro_f1,
+            comparable=comparable(
+                row.accuracy, row.macro_f1, len(cards[plain(row.dataset)].protocols["paper"].classes)
+            ),
         )
-        rows.append(row)
-    return rows
+        for row in published()
+    ]
 
 
 def _row(line: dict[str, str]) -> Row:

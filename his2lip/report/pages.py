@@ -67,10 +67,10 @@ def markdown(board: Board) -> str:
         parts += [f"> {GENERATED}", ""]
     for title, figure in (("Macro F1, %", "macro_f1"), ("Accuracy, %", "accuracy")):
         head = ["model", *board.columns, _MEAN]
-        parts += [f"## {title}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        parts += [f"## {title}", "", _line(map(_cell, head)), _line(["---", *["---:"] * (len(head) - 1)])]
         parts += [_line([_cell(model), *map(_percent, values)]) for model, values in _figures(board, figure)]
         parts.append("")
-    return "\n".join([*parts, _domain_note(board), ""])
+    return "\n".join([*parts, _cell(_domain_note(board)), ""])
 
 
 def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
@@ -107,6 +107,8 @@ def _figures(board: Board, figure: str) -> Iterable[tuple[str, list[float | None
 
 def _table(board: Board, figure: str) -> str:
     rows = list(_figures(board, figure))
+    if not rows:
+        return '<p class="note">No cell was scored.</p>'
     places = range(len(rows[0][1]))
     best = [max((v for _, values in rows if (v := values[i]) is not None), default=None) for i in places]
     head = "".join(_head(name, board) for name in ("model", *board.columns, _MEAN))
@@ -194,5 +196,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name as a Markdown cell: no bars, no tags."""
-    return html.escape(text.replace("|", "\\|"), quote=False)
+    """A name as a Markdown cell: no bars, no tags, one line."""
+    return html.escape(" ".join(text.split()).replace("|", "\\|"), quote=False)

@@ -54,6 +54,20 @@ def test_generated_twins_are_called_so_at_the_top_of_every_page(tmp_path: Path) 
         assert "generated twins" in (tmp_path / "out" / name).read_text()
 
 
+def test_a_datasets_name_cannot_write_into_the_pages(tmp_path: Path) -> None:
+    out = write_pages(_leaderboard(tmp_path, protocol=EVIL), tmp_path / "out").parent
+    for name in ("index.html", "leaderboard.md"):
+        assert "<script>alert(" not in (out / name).read_text()
+    lines = (out / "leaderboard.md").read_text().splitlines()
+    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {6}
+
+
+def test_a_grid_of_which_everything_failed_still_has_its_page(tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.csv"
+    path.write_text(",".join(COLUMNS) + "\n")
+    assert "No cell was scored" in write_pages(path, tmp_path / "out").read_text()
+
+
 def test_real_results_carry_no_such_warning(tmp_path: Path) -> None:
     assert "generated twins" not in write_pages(_leaderboard(tmp_path), tmp_path / "out").read_text()
 
@@ -66,9 +80,10 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_leaderboard_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match="not a leaderboard"):
-        read_board(path)
+    for text in ("a,b\n1,2\n", ",".join(COLUMNS) + "\nCLIP,mist,default\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="not a leaderboard"):
+            read_board(path)
 
 
 def test_a_twin_beside_its_real_dataset_is_a_column_of_its_own(tmp_path: Path) -> None:
