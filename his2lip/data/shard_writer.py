@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -174,8 +175,9 @@ def refuse_existing(system: fs.FileSystem, root: str) -> None:
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes under another name, then renames: a reader sees the whole file or none."""
     system.create_dir(path.rpartition("/")[0], recursive=True)
-    with system.open_output_stream(f"{path}.tmp") as out:
+    waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
+    with system.open_output_stream(waiting) as out:
         out.write(data)
-    system.move(f"{path}.tmp", path)
+    system.move(waiting, path)

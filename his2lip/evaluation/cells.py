@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from his2lip.config import digest, resolved
 from his2lip.data import cards
+from his2lip.data.shard_writer import write_file
 from his2lip.data.shards import filesystem
-from his2lip.evaluation.feature_store import write_atomic
 from his2lip.evaluation.metrics import summarise
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import Selection
@@ -215,11 +215,9 @@ def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
     system, path = filesystem(place)
     out = io.BytesIO()
     pq.write_table(predictions, out, compression="zstd")
-    write_atomic(system, f"{path}/predictions.parquet", out.getvalue())
+    write_file(system, f"{path}/predictions.parquet", out.getvalue())
     tree = {"schema": CELL_SCHEMA, **dataclasses.asdict(result)}
-    write_atomic(
-        system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _read(place: str) -> CellResult | None:
@@ -228,8 +226,10 @@ def _read(place: str) -> CellResult | None:
     try:
         with system.open_input_stream(f"{path}/cell.json") as source:
             tree = json.loads(source.read())
-        if tree.pop("schema") != CELL_SCHEMA or not system.get_file_info(f"{path}/predictions.parquet").size:
+        if tree.pop("schema") != CELL_SCHEMA:
             return None
-        return CellResult(**tree)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        result = CellResult(**tree)
+        rows = pq.read_metadata(f"{path}/predictions.parquet", filesystem=system).num_rows
+        return result if rows == result.n + result.apart else None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

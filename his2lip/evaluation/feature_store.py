@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from his2lip.data.shard_writer import write_file
 from his2lip.data.shards import filesystem
 
 _SUFFIX = ".parquet"
@@ -49,20 +50,11 @@ class FeatureStore:
             return
         out = io.BytesIO()
         pq.write_table(_to_table(features), out, compression="none", write_page_checksum=True)
-        write_atomic(self._fs, f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}", out.getvalue())
+        write_file(self._fs, f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}", out.getvalue())
 
     def _parts(self) -> list[str]:
         selector = pafs.FileSelector(self._folder, allow_not_found=True)
         return sorted(f.path for f in self._fs.get_file_info(selector) if f.path.endswith(_SUFFIX))
-
-
-def write_atomic(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
-    """Writes under another name, then renames: a reader sees the whole file or none."""
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    waiting = f"{path}.{uuid.uuid4().hex}.tmp"
-    with filesystem.open_output_stream(waiting) as stream:
-        stream.write(data)
-    filesystem.move(waiting, path)
 
 
 def _to_table(features: Mapping[str, np.ndarray]) -> pa.Table:

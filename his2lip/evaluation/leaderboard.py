@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from his2lip.data.shard_writer import write_file
 from his2lip.data.shards import filesystem
 from his2lip.evaluation.cells import CellFailure, CellResult, read_predictions
-from his2lip.evaluation.feature_store import write_atomic
 from his2lip.evaluation.published import plain, published
 
 PAPER = "paper"  # the protocol that published numbers stand beside
@@ -35,12 +35,12 @@ def write_leaderboard(folder: str, results: Sequence[CellResult], failed: Sequen
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(r) for r in results)
-    write_atomic(system, f"{path}/leaderboard.csv", text.getvalue().encode())
+    write_file(system, f"{path}/leaderboard.csv", text.getvalue().encode())
     out = io.BytesIO()
     pq.write_table(_all_predictions(results), out, compression="zstd")
-    write_atomic(system, f"{path}/predictions.parquet", out.getvalue())
+    write_file(system, f"{path}/predictions.parquet", out.getvalue())
     reasons = [dataclasses.asdict(f) for f in failed]
-    write_atomic(system, f"{path}/failures.json", (json.dumps(reasons, indent=1) + "\n").encode())
+    write_file(system, f"{path}/failures.json", (json.dumps(reasons, indent=1) + "\n").encode())
     return f"{path}/leaderboard.csv"
 
 

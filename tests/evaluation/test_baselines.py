@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from his2lip.data.cards import Protocol
 from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, _best_threshold, applies
-from his2lip.evaluation.cells import CellPlan
+from his2lip.evaluation.cells import CellPlan, read_predictions, run_cell
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
@@ -134,3 +135,17 @@ def test_a_baseline_says_where_it_does_not_apply(write_shards: Write, cache: Emb
     assert applies("baseline:majority", tissue) is None
     with pytest.raises(DatasetError, match="unknown baseline 'chanse'; did you mean 'chance'"):
         BaselineScorer("baseline:chanse", cache)
+
+
+def test_a_finished_cell_whose_predictions_are_harmed_is_scored_again(
+    write_shards: Write, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    plan, scorer = plan_of(write_shards()), BaselineScorer("baseline:chance", cache)
+    first = run_cell(scorer, plan, str(tmp_path / "grid"))
+    assert run_cell(scorer, plan, str(tmp_path / "grid")) == dataclasses.replace(first, reused=True)
+    path = Path(first.folder) / "predictions.parquet"
+    whole = path.read_bytes()
+    for harmed in (whole[: len(whole) // 2], b""):
+        path.write_bytes(harmed)
+        assert run_cell(scorer, plan, str(tmp_path / "grid")) == first
+        assert len(read_predictions(first)) == first.n
