@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import simplejpeg
@@ -10,12 +11,13 @@ from PIL import Image
 
 from his2lip.errors import ImageError
 
-# Pixels of one image. Pillow warns of a decompression bomb from here on; larger images are tiled as slides.
+# Pixels of one image, as many as Pillow bears without a warning; larger images are tiled as slides.
 MAX_PIXELS = 89_478_485
 # Pixels a side. Less holds no tissue: the smallest published patches are 64 px.
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 
+_pillow_bound = threading.Lock()  # its bound on pixels is global; ours is the caller's, and holds sooner
 _EXIF_WINDOW = 128 << 10  # bytes; EXIF stands before the pixels, after at most one colour profile
 _SIXTEEN_BIT = "has 16 bits a channel, of which the used range is unknown"
 _REFUSED_MODES = {
@@ -126,14 +128,15 @@ def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray
 def _open(data: bytes | memoryview) -> Image.Image:
     if len(data) == 0:
         raise ImageError("the image is empty (0 bytes)")
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError(
-            "the image is a decompression bomb: its header claims over 178 million pixels"
-        ) from None
-    except Exception:  # an unknown format, and whatever a plugin trips over in a broken header
-        raise ImageError(f"this is not an image in {', '.join(FORMATS)}, or its header is broken") from None
+    with _pillow_bound:
+        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:  # the header alone is read here
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception:  # an unknown format, and whatever a plugin trips over in a broken header
+            said = f"this is not an image in {', '.join(FORMATS)}, or its header is broken"
+            raise ImageError(said) from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = bound
 
 
 def _check_mode(image: Image.Image, header: bytes) -> None:
@@ -157,8 +160,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"the image is {width} x {height} px; {MIN_SIDE} px a side is the least")
     if width * height > max_pixels:
         raise ImageError(
-            f"the image is {width} x {height} px, over the bound of {max_pixels / 1e6:.0f} million pixels",
-            mend="tile it (prepare --view 'tiles(…)')",
+            f"the image is {width} x {height} px, over the bound of {max_pixels / 1e6:.0f} million pixels: "
+            "a slide, or a decompression bomb",
+            mend="tile a slide (prepare --view 'tiles(…)')",
         )
 
 

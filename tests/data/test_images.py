@@ -70,3 +70,12 @@ def test_memoryview_decodes_without_a_copy_of_its_meaning(real_ihc: np.ndarray) 
 def test_bound_on_pixels_is_the_callers() -> None:
     with pytest.raises(ImageError, match="over the bound"):
         decode(encode_png(PIXELS), max_pixels=1000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_image_of_a_slide_s_size_opens_where_the_caller_allows_it() -> None:
+    data = encoded(Image.new("1", (15_000, 12_000)), "PNG")  # more than Pillow's own bound
+    with pytest.raises(ImageError, match="15000 x 12000 px, over the bound of 89 million pixels"):
+        decode(data)
+    assert probe(data, max_pixels=200_000_000) == (15_000, 12_000)
+    assert Image.MAX_IMAGE_PIXELS is not None
