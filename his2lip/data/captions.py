@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from his2lip import taxonomy
 from his2lip.config import digest
 from his2lip.data import caption_templates
 from his2lip.data.caption_templates import Pair
+from his2lip.data.listing import printable
 from his2lip.errors import DatasetError, TaxonomyError
 
 Missing = Literal["drop", "template"]
@@ -73,7 +74,7 @@ class CaptionBank:
                 pair = _pair_of(path, root)
                 lines = _lines(path)
             except DatasetError as error:
-                left_out.append((str(path.relative_to(root)), error.what))
+                left_out.append((printable(path.relative_to(root).as_posix()), printable(error.what)))
                 continue
             kept = tuple(line for line in lines if line)
             blank += len(lines) - len(kept)
@@ -98,6 +99,7 @@ class CaptionBank:
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [((row["tissue"], row["biomarker"]), tuple(row["captions"])) for row in tree["bank"]]
+            _check_bank(rows, tree["missing"])
             return cls(dict(rows), tree["missing"])
         except FileNotFoundError:
             raise DatasetError(
@@ -173,6 +175,16 @@ class Coverage:
 def mihic_pairs() -> list[tuple[str, str]]:
     """The 84 pairs of tissue type and biomarker that MIHIC has."""
     return [(t, b) for t in taxonomy.TISSUES for b in taxonomy.MIHIC_BIOMARKERS]
+
+
+def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
+    """Raises ValueError unless all is as `save` writes it: canonical names, captions that say something."""
+    for (tissue, biomarker), lines in rows:
+        known = tissue in (*taxonomy.TISSUES, None) and biomarker in (*taxonomy.BIOMARKERS, None)
+        if not known or not all(isinstance(line, str) and line for line in lines):
+            raise ValueError(f"{tissue}, {biomarker}")
+    if missing not in get_args(Missing):
+        raise ValueError(missing)
 
 
 def _pair_of(path: Path, root: Path) -> Pair:

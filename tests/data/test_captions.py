@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -161,6 +163,22 @@ def test_digest_sees_every_change_but_the_order_of_pairs() -> None:
 
 
 def test_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"a": 1}')
-    with pytest.raises(DatasetError, match="not a caption bank"):
-        CaptionBank.load(tmp_path / "x.json")
+    good = {"tissue": "Tumor", "biomarker": "CD3", "captions": ["Brown T cells."]}
+    bad = [{"tissue": "Tumour"}, {"biomarker": "CD999"}, {"captions": [""]}, {"captions": [3]}]
+    trees = [{"a": 1}, {"missing": "never", "bank": [good]}]
+    trees += [{"missing": "drop", "bank": [good | change]} for change in bad]
+    for tree in trees:
+        (tmp_path / "x.json").write_text(json.dumps(tree))
+        with pytest.raises(DatasetError, match="not a caption bank"):
+            CaptionBank.load(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps({"missing": "drop", "bank": [good]}))
+    assert CaptionBank.load(tmp_path / "x.json").covers("Tumor", "CD3")
+
+
+def test_file_name_that_is_not_utf8_is_left_out_and_can_be_printed(tmp_path: Path) -> None:
+    corpus(tmp_path)
+    with open(os.fsencode(tmp_path) + b"/Tumor/CD3\xff.txt", "wb") as odd:
+        odd.write(b"x\n")
+    _, report = CaptionBank.from_folder(tmp_path)
+    assert any("udcff" in path for path, _ in report.left_out)
+    str(report).encode()  # raises for what cannot be printed
