@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from his2lip.config import validate
 from his2lip.data.cards import Card, load_card
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean
@@ -255,7 +256,7 @@ def _card(shards: ShardSet) -> Card:
     try:
         return load_card(shards.info.name)
     except ConfigError:
-        return Card.model_validate(shards.info.card)
+        return validate(Card, shards.info.card, where=f"{shards.uri}/dataset.json, card")
 
 
 def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from his2lip.data.cards import Protocol, list_cards, load_card
 from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import plan_cells
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select, view_of
 from his2lip.evaluation.views import View
@@ -104,3 +108,14 @@ def test_every_card_s_protocols_find_their_prompts(name: str) -> None:
     for found in card.protocols.values():
         assert PromptSet.load(found.prompts).narrow(found.classes).classes == tuple(found.classes)
         assert card.roles[found.split] == "report"
+
+
+def test_a_card_of_ones_own_that_is_broken_fails_its_cells_with_the_wrong_key(write_shards: Write) -> None:
+    path = Path(write_shards().uri) / "dataset.json"
+    tree = json.loads(path.read_text())
+    tree["card"]["protocol"] = tree["card"].pop("protocols")
+    path.write_text(json.dumps(tree))
+    config = BenchmarkConfig.model_validate({"models": ["tiny"], "datasets": {"toy": str(path.parent)}})
+    plans, (failure,) = plan_cells(config)
+    assert not plans
+    assert "did you mean 'protocols'" in failure.reason
