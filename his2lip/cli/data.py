@@ -1,0 +1,59 @@
+"""`his2lip data`: list, prepare, check, synthesize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Datasets: list, prepare, check, synthesize.", no_args_is_help=True)
+
+
+@app.command("list")
+def data_list() -> None:
+    """List the dataset cards: what each holds, its licence, and its protocols."""
+    from his2lip.commands.data import list_datasets
+
+    list_datasets()
+
+
+@app.command("prepare")
+def data_prepare(
+    card: Annotated[str, typer.Argument(help="A dataset card's name or file, or `captions`.")],
+    root: Annotated[Path, typer.Option(help="The folder as its authors publish it.")],
+    out: Annotated[str, typer.Option(help="Where the shards go: a folder or an object-store URI.")],
+    view: Annotated[
+        str | None,
+        typer.Option(help="Derive patches: tiles(size=256), tiles(mpp=0.5, size=224)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
+) -> None:
+    """Turn a published dataset (or caption corpus) into shards, quarantining what cannot be read."""
+    from his2lip.commands.data import prepare_dataset
+
+    prepare_dataset(card, root, out, view=view, limit=limit)
+
+
+@app.command("check")
+def data_check(uri: Annotated[str, typer.Argument(help="A folder or URI of shards.")]) -> None:
+    """Check shards: schema, digests, counts, splits; exit code 1 where something is wrong."""
+    from his2lip.commands.data import check_dataset
+
+    if not check_dataset(uri):
+        raise typer.Exit(1)
+
+
+@app.command("synthesize")
+def data_synthesize(
+    out: Annotated[str, typer.Option(help="Where the shards go, one folder a dataset.")],
+    datasets: Annotated[
+        str | None, typer.Option(help="Comma-separated names; all ten where left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The generator's seed.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.01, help="1 is the demo's size.")] = 1.0,
+) -> None:
+    """Write generated IHC twins of the datasets as shards (they are marked as generated)."""
+    from his2lip.commands.data import synthesize
+
+    synthesize(out, datasets=datasets.split(",") if datasets else None, seed=seed, scale=scale)
