@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
+
+_KNOCK_S = 5.0
 
 
 def usable_cpus() -> int:
@@ -38,9 +41,11 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
 
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    _check_address(address)
     quiet_ray()
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": _verbose()}
-    if not os.environ.get("RAY_ADDRESS"):
+    if not address:
         options |= {
             "address": "local",
             "num_cpus": num_cpus or usable_cpus(),
@@ -50,11 +55,30 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
     try:
         ray.init(**options)
     except ConnectionError as error:
-        from his2lip.errors import ClusterError, first_line
+        raise _no_answer(address, error) from None
 
-        said = f"the Ray cluster that RAY_ADDRESS names does not answer: {first_line(error)}"
-        mend = "unset RAY_ADDRESS to work on this machine"
-        raise ClusterError(said, where=os.environ.get("RAY_ADDRESS"), mend=mend) from None
+
+def _check_address(address: str) -> None:
+    """Knocks at the door that RAY_ADDRESS names: Ray itself would wait for minutes where nobody opens."""
+    if address.startswith(("http://", "https://")):
+        from his2lip.errors import ClusterError
+
+        mend = "give it as --address, or set RAY_ADDRESS to HOST:6379 on a machine of the cluster"
+        raise ClusterError("this is the address of Ray's job server", where=address, mend=mend)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # unset, `auto` and `local`, which Ray resolves at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> Exception:
+    from his2lip.errors import ClusterError, first_line
+
+    said = f"the Ray cluster that RAY_ADDRESS names does not answer: {first_line(error)}"
+    return ClusterError(said, where=address, mend="unset RAY_ADDRESS to work on this machine")
 
 
 def quiet_ray() -> None:

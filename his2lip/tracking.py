@@ -40,7 +40,7 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str | None = None) -> Tracker:
-        """The store at `uri`, else at MLFLOW_TRACKING_URI, else `runs/mlflow.db` below this folder.
+        """The store that `store_uri` names, made where it is a file that is not there yet.
 
         Raises TrackingError, within seconds, for a store that cannot be reached.
         """
@@ -50,7 +50,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
-        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+        uri = store_uri(uri)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         mend = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
@@ -259,6 +259,11 @@ class Run:
         made = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         yield Run(self.tracker, made, self.experiment_id)
         self.client.set_terminated(made, "FINISHED")
+
+
+def store_uri(uri: str | None = None) -> str:
+    """The store at `uri`, else at MLFLOW_TRACKING_URI, else `runs/mlflow.db` below this folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -114,11 +114,14 @@ def _ray_token() -> Finding:
     if not path.exists():
         return Finding("Ray token", "none yet (Ray writes one at its first start)")
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        return Finding(
-            "Ray token", f"{path}, mode {mode:04o}", "note", f"others can read it: chmod 600 {path}"
-        )
-    return Finding("Ray token", str(path))
+    if not mode & 0o077:
+        return Finding("Ray token", str(path))
+    try:
+        path.chmod(0o600)  # Ray writes it with the default umask
+    except OSError:
+        mend = f"others can read it: chmod 600 {path}"
+        return Finding("Ray token", f"{path}, mode {mode:04o}", "note", mend)
+    return Finding("Ray token", f"{path}, now yours alone (others could read it)")
 
 
 def _weights() -> Finding:
@@ -133,8 +136,11 @@ def _weights() -> Finding:
 
 def _store() -> Finding:
     from his2lip.errors import TrackingError
-    from his2lip.tracking import Tracker
+    from his2lip.tracking import Tracker, sqlite_file, store_uri
 
+    file = sqlite_file(store_uri())
+    if file is not None and not file.exists():
+        return Finding("MLflow store", f"{store_uri()} (none yet; the first run makes it)")
     try:
         return Finding("MLflow store", Tracker.open().uri)
     except TrackingError as error:

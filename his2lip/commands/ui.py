@@ -12,9 +12,9 @@ from his2lip.errors import TrackingError
 
 def run_ui(*, port: int, store: str | None) -> int:
     """Serves the store until it is interrupted; the server's exit code."""
-    from his2lip.tracking import DEFAULT_STORE, sqlite_file
+    from his2lip.tracking import sqlite_file, store_uri
 
-    uri = store or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    uri = store_uri(store)
     if uri.startswith(("http://", "https://")):
         raise TrackingError(
             "this store is a server already", where=uri, mend="open that address in a browser"

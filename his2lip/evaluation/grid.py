@@ -12,7 +12,7 @@ from typing import Any
 from his2lip.config import validate
 from his2lip.data.cards import Card, load_card
 from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean
+from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.cells import CellFailure, CellPlan, CellResult, Scorer, run_cell
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
@@ -265,7 +265,6 @@ def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:
 
 def _failure(model: str, dataset: str, protocol: str, error: Exception) -> CellFailure:
     known = isinstance(error, His2lipError)
-    first, *_ = str(error).strip().splitlines() or [""]
-    reason = str(error) if known else f"{type(error).__name__}: {first}"
+    reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
     trace = "" if known else "".join(traceback.format_exception(error))
     return CellFailure(model=model, dataset=dataset, protocol=protocol, reason=reason, trace=trace)
