@@ -33,6 +33,7 @@ class Licence(Config):
     spdx: str | None = None
     attribution: bool | None = None
     commercial_use: bool | None = None
+    derivatives: bool | None = None  # may anything be made of it, such as a trained model?
     share_alike: bool | None = None
     note: str | None = None
 

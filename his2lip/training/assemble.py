@@ -10,6 +10,7 @@ from typing import Any
 from his2lip.config import digest, resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.terms import Terms, strictest, terms_of
 from his2lip.errors import DatasetError
 from his2lip.training.config import TrainConfig
 from his2lip.training.runs import code_version
@@ -77,6 +78,17 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
         "config": resolved(config),
         "code_version": code_version(),
     }
+
+
+def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
+    """Terms of use of what this run makes: its data's, and those of a checkpoint that it starts from."""
+    from his2lip.models.provenance import is_checkpoint, read_meta
+
+    known = [terms_of(shards.info)]
+    start = config.model.backbone
+    if is_checkpoint(start) and (before := read_meta(start).get("terms")) is not None:
+        known.append(Terms.from_json(before, where=start))
+    return strictest(known)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

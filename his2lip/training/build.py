@@ -14,6 +14,7 @@ from his2lip.errors import ConfigError
 from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.models import DualEncoder, ResumeState, load_model, save_checkpoint
 from his2lip.models.encoder import Precision
+from his2lip.training.assemble import terms_of_run
 from his2lip.training.config import LossConfig, TrainConfig
 from his2lip.training.loop import Save
 from his2lip.training.runs import RunDir, code_version
@@ -100,5 +101,6 @@ def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str
         "vocabularies": shards.info.vocabularies,
         "data_digest": shards.digest,
         "captions_digest": bank.digest,
+        "terms": terms_of_run(config, shards).to_json(),
         "code_version": code_version(),
     }

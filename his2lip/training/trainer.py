@@ -80,6 +80,8 @@ def train(
         notes.append(note)
         on_note(note)
 
+    for note in assemble.terms_of_run(config, shards).notes():
+        say(note)
     if config.data.captions != "templates":
         _say_coverage(config, shards, bank, say)
     with run.locked():

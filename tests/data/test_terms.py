@@ -1,0 +1,89 @@
+"""Terms of use: read from a card, joined to the strictest, kept through JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from training_data import write_small_shards
+
+from his2lip.data import info as info_file
+from his2lip.data.cards import list_cards, load_card
+from his2lip.data.shards import open_shards
+from his2lip.data.terms import Terms, strictest, terms_of
+from his2lip.errors import DatasetError
+from his2lip.models.provenance import FORMAT, META
+from his2lip.training.assemble import terms_of_run
+from his2lip.training.config import TrainConfig
+
+THREE = st.sampled_from([True, False, None])
+ANY = st.builds(
+    Terms,
+    datasets=st.dictionaries(st.sampled_from("abc"), st.just("CC"), min_size=1),
+    commercial=THREE,
+    derivatives=THREE,
+    share_alike=THREE,
+    attribution=st.lists(st.sampled_from("xyz"), unique=True).map(tuple),
+)
+
+
+def of(name: str, *, generated: bool = False) -> Terms:
+    return terms_of(info_file.summarise([], load_card(name), generated=generated))
+
+
+def test_a_ban_wins_over_the_unknown_and_the_unknown_over_a_leave() -> None:
+    free, unknown, banned = of("mihic"), of("mist"), of("ihc4bc")
+    assert strictest([free, free]).commercial is True
+    assert strictest([free, unknown]).commercial is None
+    joined = strictest([free, unknown, banned])
+    assert (joined.commercial, joined.derivatives, joined.share_alike) == (False, None, True)
+    assert joined.datasets == {"mihic": "CC BY 4.0", "mist": "unknown", "ihc4bc": "CC BY-NC-SA 4.0"}
+    assert len(joined.attribution) == 3
+
+
+@given(ANY, ANY)
+def test_joining_never_allows_what_one_of_them_does_not(a: Terms, b: Terms) -> None:
+    both = strictest([a, b])
+    for one in (a, b):
+        assert not (both.commercial and one.commercial is not True)
+        assert not (both.derivatives and one.derivatives is not True)
+        assert not (both.share_alike is False and one.share_alike is not False)
+        assert set(one.attribution) <= set(both.attribution)
+    assert strictest([a]) == strictest([a, a]) == a
+
+
+@given(ANY)
+def test_terms_are_the_same_after_json(one: Terms) -> None:
+    assert Terms.from_json(one.to_json(), where="here") == one
+
+
+@pytest.mark.parametrize("tree", [None, [], {}, {"attribution": [], "more": 1}])
+def test_terms_that_are_none_are_one_sentence(tree: object) -> None:
+    with pytest.raises(DatasetError, match="terms of use cannot be read"):
+        Terms.from_json(tree, where="here")
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_a_card_whose_terms_are_not_known_says_so(name: str) -> None:
+    found = of(name)
+    assert any("not known" in note for note in found.notes()) == (
+        None in (found.commercial, found.derivatives)
+    )
+
+
+def test_generated_pixels_have_no_terms() -> None:
+    assert of("ihc4bc", generated=True).notes() == []
+
+
+def test_a_run_that_starts_from_a_checkpoint_keeps_its_terms(tmp_path: Path) -> None:
+    before = of("ihc4bc")
+    (tmp_path / META).write_text(json.dumps({"format": FORMAT, "terms": before.to_json()}))
+    shards = open_shards(write_small_shards(tmp_path / "s", train=4, select=4))
+    data = {"shards": shards.uri}
+    config = TrainConfig.model_validate({"name": "x", "data": data, "model": {"backbone": str(tmp_path)}})
+    found = terms_of_run(config, shards)
+    assert set(found.datasets) == {"mihic-generated", "ihc4bc"}
+    assert (found.commercial, found.share_alike) == (False, True)
