@@ -9,24 +9,37 @@ import typer
 
 app = typer.Typer()
 
+Model = Annotated[str, typer.Option(help="A checkpoint, a backbone's name or an MLflow URI.")]
+
 
 @app.command()
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    model: Annotated[str, typer.Option(help="A checkpoint, a backbone's name or an MLflow URI.")],
+    model: Model,
     prompts: Annotated[str, typer.Option(help="A prompt set's name or file.")] = "tissue",
+    biomarker: Annotated[
+        str | None, typer.Option(help="What the lab stained for: says whether it is positive.")
+    ] = None,
+    guess_biomarker: Annotated[
+        bool, typer.Option("--guess-biomarker", help="Guess what it was stained for; marked as a guess.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the rows here as CSV too.")] = None,
 ) -> None:
-    """Say which tissue type each image shows, by cosine with the prompts, with margin and winning prompt."""
+    """Say which tissue type each image shows, and the staining of a biomarker that you name.
+
+    Answers come as the model compares (cosine, or dot product), with margin and winning prompt.
+    """
     from his2lip.commands.use import run_classify
 
-    run_classify(images, model=model, prompts=prompts, csv=csv)
+    run_classify(
+        images, model=model, prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker, csv=csv
+    )
 
 
 @app.command()
 def retrieve(
     query: Annotated[str, typer.Argument(help="An image file, or a sentence.")],
-    model: Annotated[str, typer.Option(help="A checkpoint, a backbone's name or an MLflow URI.")],
+    model: Model,
     index: Annotated[str, typer.Option(help="A folder or URI of shards to search in.")],
     top: Annotated[int, typer.Option(min=1, help="How many patches to return.")] = 10,
 ) -> None:

@@ -3,41 +3,89 @@
 from __future__ import annotations
 
 import csv as csv_format
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from his2lip.commands.console import say, table
 from his2lip.errors import ConfigError, ImageError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from his2lip.serving import Answer
+
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 _CACHE = "runs/cache"
+_SCORING = {"cosine": "cosine", "dot": "dot product"}
 
 
-def run_classify(images: Sequence[Path], *, model: str, prompts: str, csv: Path | None) -> None:
-    """One row an image; images that cannot be read are named at the end and stop no other."""
-    from his2lip.evaluation.prompts import PromptSet
+def run_classify(
+    images: Sequence[Path],
+    *,
+    model: str,
+    prompts: str,
+    biomarker: str | None,
+    guess_biomarker: bool,
+    csv: Path | None,
+) -> None:
+    """One row an image and question; images that cannot be read are named at the end and stop no other."""
     from his2lip.models import load_model
-    from his2lip.serving import Classifier
+    from his2lip.serving import Classifier, ask
 
     files = image_files(images)
-    classifier = Classifier(load_model(model), prompts=PromptSet.load(prompts))
-    rows: list[tuple[str, str, str, str, str]] = []
+    questions = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
+    classifier = Classifier(load_model(model), questions)
+    rows: list[dict[str, object]] = []
     unread: list[str] = []
-    for file in files:
-        try:
-            found = classifier.classify([file])[0]
-        except ImageError as error:
-            unread.append(str(error))
-            continue
-        rows.append((str(file), found.tissue, f"{found.cosine:.3f}", f"{found.margin:.3f}", found.prompt))
-    columns = ("image", "class", "cosine", "margin", "winning prompt")
-    table(columns, rows)
-    if csv is not None:
-        _write_csv(csv, columns, rows)
+    for start in range(0, len(files), classifier.batch_size):
+        readable: list[Path] = []
+        pixels = _readable(files[start : start + classifier.batch_size], readable, unread)
+        for answered, file in zip(classifier.read(pixels), readable, strict=True):
+            rows += [_row(str(file), q.title, answered[q.name]) for q in questions]
+    if rows:
+        show_answers(rows, scoring=classifier.model.similarity)
+    if rows and csv is not None:
+        columns = list(rows[0])
+        _write_csv(csv, columns, [[row[c] for c in columns] for row in rows])
     for line in unread:
         say(f"not read: {line}")
     if not rows:
         raise ImageError("none of these images could be read", mend="see the lines above")
+
+
+def show_answers(rows: Sequence[dict[str, object]], *, scoring: str) -> None:
+    """The rows as a table; a column that is empty everywhere is left out."""
+    heads = {"similarity": _SCORING[scoring], "prompt": "winning prompt"}
+    columns = [c for c in rows[0] if any(row[c] is not None for row in rows)]
+    shown = [[f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in columns)] for row in rows]
+    table([heads.get(c, c) for c in columns], shown)
+
+
+def _readable(files: Iterable[Path], readable: list[Path], unread: list[str]) -> Iterator[np.ndarray]:
+    """Pixels of the files that can be decoded, noted in `readable`; why others cannot goes to `unread`."""
+    from his2lip.serving.classify import load_pixels
+
+    for file in files:
+        try:
+            pixels = load_pixels(file)
+        except ImageError as error:
+            unread.append(str(error))
+            continue
+        readable.append(file)
+        yield pixels
+
+
+def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
+    return {
+        "image": image,
+        "question": question,
+        "answer": answer.label,
+        "similarity": answer.similarity,
+        "margin": answer.margin,
+        "probability": answer.probability,
+        "prompt": answer.prompt,
+    }
 
 
 def run_retrieve(query: str, *, model: str, index: str, top: int) -> None:
@@ -70,7 +118,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return list(files)
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv_format.writer(file)

@@ -1,21 +1,20 @@
-"""Classification of new images by a model and a prompt set."""
+"""Classification of new images: a model's answers to questions, each image encoded once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from his2lip import taxonomy
 from his2lip.data.images import decode
 from his2lip.errors import ImageError
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.views import View
-from his2lip.evaluation.zero_shot import score
+from his2lip.evaluation.zero_shot import Scores, score
+from his2lip.serving.questions import Question, ask
 
 if TYPE_CHECKING:
     from his2lip.models.encoder import DualEncoder
@@ -24,67 +23,110 @@ Picture = str | Path | bytes | np.ndarray  # a file, encoded bytes, or uint8 (H,
 
 
 @dataclass(frozen=True)
-class Classification:
-    """What one image shows: a class (of `tissue` prompts: a tissue type) and how clearly.
+class Answer:
+    """A class, and how clearly the image shows it.
 
-    cosine   to the class, -1 to 1; margin: how much more than to the next class; prompt: its closest sentence
+    similarity    to the class, by cosine or by dot product as the model compares; margin: over the next class
+    prompt        the closest sentence of the class
+    similarities  to every class, in the order of the prompt set
+    probability   of the class; None unless a temperature was fitted for this model and these prompts
     """
 
-    tissue: str
-    cosine: float
+    label: str
+    similarity: float
     margin: float
     prompt: str
+    similarities: dict[str, float]
+    probability: float | None = None
 
 
 class Classifier:
-    """One model with one prompt set, whose sentences are embedded once."""
+    """One model with its questions, whose sentences are embedded once."""
 
     def __init__(
         self,
         model: DualEncoder,
+        questions: Sequence[Question] | None = None,
         *,
-        prompts: str | PromptSet = "tissue",
-        biomarker: str | None = None,
         view: View | None = None,
         batch_size: int = 64,
     ) -> None:
-        """`biomarker` names the stain, where known, in every sentence.
-
-        Raises ConfigError for an unknown prompt set, TaxonomyError for an unknown biomarker.
-        """
-        chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
-        self._prompts = chosen if biomarker is None else _stained(chosen, taxonomy.biomarker(biomarker))
-        self._encoder, self._batch_size = ModelEncoder(model, view=view), batch_size
+        """`questions` as `ask` makes them; without, the tissue type. `view`: squashed whole, without."""
+        self.model = model
+        self.questions = tuple(ask() if questions is None else questions)
+        self.batch_size = batch_size
+        self._encoder = ModelEncoder(model, view=view)
         sentences = SentenceEncoder(model)
-        self._texts = [sentences.encode(list(lines)) for _, lines in self._prompts.sentences]
+        self._texts = {
+            q.name: [sentences.encode(list(lines)) for _, lines in q.prompts.sentences]
+            for q in self.questions
+        }
 
-    def classify(self, images: Sequence[Picture]) -> list[Classification]:
-        """One row an image, in order. Raises ImageError, naming the file, for one that cannot be decoded."""
-        size = self._batch_size
-        return [row for a in range(0, len(images), size) for row in self._batch(images[a : a + size])]
+    def classify(self, images: Sequence[Picture]) -> list[dict[str, Answer]]:
+        """Answers by question, one row an image, in order.
 
-    def _batch(self, images: Sequence[Picture]) -> list[Classification]:
-        own = [self._encoder.crops(load_pixels(image), None) for image in images]
+        Raises ImageError, naming the file, for an image that cannot be decoded.
+        """
+        size = self.batch_size
+        batches = (images[a : a + size] for a in range(0, len(images), size))
+        return [row for batch in batches for row in self.read(load_pixels(image) for image in batch)]
+
+    def read(self, pixels: Iterable[np.ndarray]) -> list[dict[str, Answer]]:
+        """Answers by question of images, uint8 (H, W, 3), all encoded together; none give no row."""
+        features, image = self.features(pixels)
+        if not len(image):
+            return []
+        scores = self.score(features, image)
+        columns = {q.name: list(answers(q, scores[q.name])) for q in self.questions}
+        return [{name: rows[i] for name, rows in columns.items()} for i in range(image[-1] + 1)]
+
+    def score(self, features: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Scores]:
+        """Scores by question of raw image features (N, D), as the model compares; `groups` as in `score`."""
+        return {
+            name: score(features, texts, scoring=self.model.similarity, groups=groups)
+            for name, texts in self._texts.items()
+        }
+
+    def features(self, pixels: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Raw features (N, D) of the crops of images, uint8 (H, W, 3), and int64 (N,), the image of each.
+
+        Of the images one at a time is looked at, and only its crops are kept.
+        """
+        own = [self._encoder.crops(image, None) for image in pixels]
+        if not own:
+            return np.zeros((0, self.model.dim), dtype=np.float32), np.zeros(0, dtype=np.int64)
         crops = np.concatenate(own)
-        slices = (crops[a : a + self._batch_size] for a in range(0, len(crops), self._batch_size))
-        features = np.concatenate([self._encoder.encode(part) for part in slices])
-        image = np.repeat(np.arange(len(own)), [len(c) for c in own])
-        found = score(features, self._texts, groups=image)
-        margins = found.margins()
-        return [
-            Classification(
-                tissue=self._prompts.classes[c],
-                cosine=float(found.scores[i, c]),
-                margin=float(margins[i]),
-                prompt=self._prompts.sentences[c][1][found.prompt[i]],
-            )
-            for i, c in enumerate(found.predicted.tolist())
-        ]
+        parts = (crops[a : a + self.batch_size] for a in range(0, len(crops), self.batch_size))
+        features = np.concatenate([self._encoder.encode(part) for part in parts])
+        return features, np.repeat(np.arange(len(own)), [len(c) for c in own])
 
 
-def classify(images: Sequence[Picture], model: DualEncoder, **options: Any) -> list[Classification]:
-    """One row an image, in order; `options` are those of `Classifier`, which serves more calls than one."""
-    return Classifier(model, **options).classify(images)
+def answers(question: Question, scores: Scores) -> Iterator[Answer]:
+    """One answer a unit of the scores."""
+    classes, margins = question.prompts.classes, scores.margins()
+    chances = None if question.temperature is None else softmax(scores.scores / question.temperature)
+    for i, c in enumerate(scores.predicted.tolist()):
+        yield Answer(
+            label=classes[c],
+            similarity=float(scores.scores[i, c]),
+            margin=float(margins[i]),
+            prompt=question.prompts.sentences[c][1][scores.prompt[i]],
+            similarities=dict(zip(classes, scores.scores[i].tolist(), strict=True)),
+            probability=None if chances is None else float(chances[i, c]),
+        )
+
+
+def classify(
+    images: Sequence[Picture], model: DualEncoder, questions: Sequence[Question] | None = None
+) -> list[dict[str, Answer]]:
+    """Answers by question, one row an image; a `Classifier` serves more calls than one."""
+    return Classifier(model, questions).classify(images)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 (N, C) of rows that sum to one."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def load_pixels(image: Picture) -> np.ndarray:
@@ -96,16 +138,14 @@ def load_pixels(image: Picture) -> np.ndarray:
     if isinstance(image, bytes):
         return decode(image)
     try:
-        return decode(Path(image).read_bytes())
+        return decode(read_image(image))
     except ImageError as error:
         raise ImageError(error.what, where=image, mend=error.mend) from None
+
+
+def read_image(path: str | Path) -> bytes:
+    """A file's bytes. Raises ImageError, naming it, where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"this image cannot be read: {error.strerror}", where=image) from None
-
-
-def _stained(prompts: PromptSet, biomarker: str) -> PromptSet:
-    """Every sentence with the stain's name behind it."""
-    named = (
-        (label, tuple(f"{s}, stained for {biomarker}" for s in lines)) for label, lines in prompts.sentences
-    )
-    return PromptSet(prompts.name, tuple(named))
+        raise ImageError(f"this image cannot be read: {error.strerror}", where=path) from None

@@ -1,0 +1,7 @@
+"""The file that MLflow copies into a logged model and runs to serve it: models from code, so no pickle."""
+
+from mlflow.models import set_model
+
+from his2lip.serving.pyfunc import ServedModel
+
+set_model(ServedModel())

@@ -1,0 +1,194 @@
+"""A logged checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from his2lip.data.images import encode_png
+from his2lip.models import load_model, save_checkpoint
+from his2lip.serving import ask, classify
+from his2lip.serving.pyfunc import MAX_BASE64, MAX_IMAGES, model_files
+
+Ask = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a logged model around a checkpoint, in a store of its own."""
+    folder = tmp_path_factory.mktemp("served")
+    checkpoint = save_checkpoint(folder / "best", load_model("tiny", seed=3), meta={"name": "served"})
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    experiment = mlflow.create_experiment("served", artifact_location=(folder / "artifacts").as_uri())
+    try:
+        with mlflow.start_run(experiment_id=experiment):
+            yield mlflow.pyfunc.log_model(name="served", **model_files(checkpoint)).model_uri
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
+
+
+@pytest.fixture(scope="module")
+def ask_server(logged: str) -> Iterator[Ask]:
+    """Posts to `mlflow models serve` on a free loopback port: (status, the JSON that came back)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = mlflow.artifacts.download_artifacts(logged)
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # The server starts `uvicorn` by name, as in an activated environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(command, env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}, **quiet)
+    try:
+        _await(port, process)
+        yield lambda body, **options: _post(port, body, **options)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # the server and the shell between
+        process.wait(timeout=30)
+
+
+def _await(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the server answers; it imports for some seconds first."""
+    until = monotonic() + 120
+    while monotonic() < until:
+        assert process.poll() is None, "the server ended by itself"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                return
+        except OSError:
+            sleep(0.2)
+    pytest.fail("the server did not come up")
+
+
+def _post(port: int, body: object, *, content_type: str = "application/json") -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", data=data, headers={"Content-Type": content_type}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as refused:
+        text = refused.read().decode()
+        return refused.code, json.loads(text) if text.startswith("{") else {"message": text}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG of a few bytes whose header promises `side` x `side` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_served_checkpoint_answers_as_it_does_at_home(
+    ask_server: Ask, logged: str, real_ihc: np.ndarray
+) -> None:
+    images = [encode_png(real_ihc[:256, :256]), encode_png(real_ihc[256:, 256:])]
+    body = {"inputs": {"image": [_base64(i) for i in images]}, "params": {"biomarker": "ki-67", "top": 2}}
+    status, answer = ask_server(body)
+    assert status == 200
+    # The same logged model by its name: his2lip reads the checkpoint in it.
+    wanted = classify(images, load_model(logged), ask(biomarker="Ki67"))
+    for served, home in zip(answer["predictions"], wanted, strict=True):
+        assert list(served) == ["tissue", "staining"]
+        for name, given in home.items():
+            assert (served[name]["label"], served[name]["prompt"]) == (given.label, given.prompt)
+            assert served[name]["similarity"] == pytest.approx(given.similarity, abs=1e-5)
+            assert served[name]["top"][0]["label"] == given.label
+            assert len(served[name]["top"]) == 2
+
+
+def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, real_ihc: np.ndarray) -> None:
+    image = _base64(encode_png(real_ihc[:128, :128]))
+    forms = [
+        {"inputs": {"image": [image]}},
+        {"inputs": [{"image": image}]},
+        {"instances": [{"image": image}]},
+        {"dataframe_records": [{"image": image}]},
+        {"dataframe_split": {"columns": ["image"], "data": [[image]]}},
+    ]
+    answers = [ask_server(form) for form in forms]
+    assert {status for status, _ in answers} == {200}
+    assert len({json.dumps(answer) for _, answer in answers}) == 1
+
+
+def test_a_logged_model_holds_tensors_and_text_and_no_pickle(logged: str) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(logged))
+    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py"}
+
+
+REFUSED = {
+    "oversized base64": ({"inputs": {"image": ["A" * (MAX_BASE64 + 4)]}}, "over the bound of 33,554,432"),
+    "a decompression bomb": ({"inputs": {"image": [_base64(_bomb(60_000))]}}, "decompression bomb"),
+    "not base64": ({"inputs": {"image": ["no base64!"]}}, "this is not base64 (image 0)"),
+    "not an image": ({"inputs": {"image": [_base64(b"hello")]}}, "this is not an image"),
+    "an empty image": ({"inputs": {"image": [""]}}, "the image is empty"),
+    "a broken second image": (
+        {"inputs": {"image": [_base64(encode_png(np.zeros((64, 64, 3), np.uint8))), "QUJD"]}},
+        "(image 1)",
+    ),
+    "a number": ({"dataframe_records": [{"image": 5}]}, "a string in base64, not int (image 0)"),
+    "nothing for an image": ({"dataframe_records": [{"image": None}]}, "not NoneType (image 0)"),
+    "a list for an image": ({"inputs": {"image": [["QUJD"]]}}, "a string in base64, not list"),
+    "an empty list": ({"inputs": {"image": []}}, "the request holds no image"),
+    "no records": ({"dataframe_records": []}, "missing inputs"),
+    "another column": ({"dataframe_records": [{"picture": "QUJD"}]}, "missing inputs"),
+    "too many": ({"inputs": {"image": ["QUJD"] * (MAX_IMAGES + 1)}}, "send at most 64"),
+    "an unknown biomarker": (
+        {"inputs": {"image": ["QUJD"]}, "params": {"biomarker": "Ki68"}},
+        "unknown biomarker 'Ki68'; did you mean 'Ki67'?",
+    ),
+    "an unknown prompt set": (
+        {"inputs": {"image": ["QUJD"]}, "params": {"prompts": "tisue"}},
+        "did you mean 'tissue'?",
+    ),
+    "a file of the server's": (
+        {"inputs": {"image": ["QUJD"]}, "params": {"prompts": "/etc/hosts.yaml"}},
+        "no prompt set is called",
+    ),
+    "no class": ({"inputs": {"image": ["QUJD"]}, "params": {"top": 0}}, "at least one class"),
+    "a word for a number": ({"inputs": {"image": ["QUJD"]}, "params": {"top": "x"}}, "top"),
+    "another body": ([1], "Received a list"),
+    "no JSON": (b"{", "valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_request_is_refused_with_a_sentence(ask_server: Ask, body: object, said: str) -> None:
+    status, answer = ask_server(body)
+    assert status == 400
+    assert said in answer["message"]
+    assert "Traceback" not in json.dumps(answer)
+
+
+def test_another_kind_of_body_is_415(ask_server: Ask) -> None:
+    status, answer = ask_server(b"\x89PNG", content_type="image/png")
+    assert status == 415
+    assert "application/json" in answer["message"]

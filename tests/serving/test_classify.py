@@ -1,0 +1,139 @@
+"""Real tiles answered by a model: tissue type, staining of a named biomarker, a marked guess."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from his2lip import taxonomy
+from his2lip.data.images import encode_png
+from his2lip.errors import ConfigError, ImageError, TaxonomyError
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.views import View
+from his2lip.models import DualEncoder
+from his2lip.serving import Classifier, ask, classify
+
+
+def _features(
+    model: DualEncoder, tiles: Sequence[np.ndarray], lines: Sequence[Sequence[str]], *, unit: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image features (N, D), and (C, D) means of each class's sentences, by the model's own methods."""
+    with torch.inference_mode():
+        images = torch.stack([model.preprocess(tile) for tile in tiles])
+        texts = torch.stack([model.encode_text(list(own), normalize=unit).mean(0) for own in lines])
+        return model.encode_image(images, normalize=unit), texts
+
+
+def test_real_tiles_are_answered_as_the_cosines_say(
+    real_tiles: Sequence[np.ndarray], model: DualEncoder
+) -> None:
+    rows = classify(real_tiles, model)
+    prompts = PromptSet.load("tissue")
+    images, texts = _features(model, real_tiles, [own for _, own in prompts.sentences], unit=True)
+    cosines = (images @ (texts / texts.norm(dim=1, keepdim=True)).T).numpy()
+    assert len(rows) == 16
+    for row, wanted in zip(rows, cosines, strict=True):
+        (answer,) = row.values()
+        assert answer.label == taxonomy.TISSUES[wanted.argmax()]
+        assert answer.prompt in prompts.of(answer.label)
+        assert list(answer.similarities) == list(taxonomy.TISSUES)
+        np.testing.assert_allclose(list(answer.similarities.values()), wanted, atol=1e-5)
+        assert answer.margin == pytest.approx(np.diff(np.sort(wanted))[-1], abs=1e-5)
+        assert answer.probability is None, "no temperature was fitted"
+
+
+def test_a_released_model_answers_by_its_dot_product(
+    real_tiles: Sequence[np.ndarray], model: DualEncoder
+) -> None:
+    released = copy.copy(model)
+    released.similarity = "dot"
+    images, texts = _features(
+        model, real_tiles, [own for _, own in PromptSet.load("tissue").sentences], unit=False
+    )
+    wanted = (images @ texts.T).max(dim=1).values.numpy()
+    found = [row["tissue"].similarity for row in classify(real_tiles, released)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert np.abs(np.array(found) - [r["tissue"].similarity for r in classify(real_tiles, model)]).max() > 0.1
+
+
+def test_each_image_is_encoded_once_for_all_questions(
+    real_tiles: Sequence[np.ndarray], model: DualEncoder
+) -> None:
+    seen: list[int] = []
+    hook = model.clip.visual.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    try:
+        classifier = Classifier(model, ask(biomarker="CD3", guess_biomarker=True), batch_size=5)
+        rows = classifier.classify(real_tiles)
+    finally:
+        hook.remove()
+    assert (sum(seen), max(seen)) == (16, 5)
+    assert [list(row) for row in rows] == [["tissue", "staining", "biomarker_guess"]] * 16
+
+
+def test_batches_files_and_tiles_give_the_same_answers(
+    model: DualEncoder, real_ihc: np.ndarray, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    file = tmp_path / "tile.png"
+    file.write_bytes(encode_png(real_tiles[0]))
+    whole = classify([file, file.read_bytes(), *real_tiles[:3]], model)
+    assert whole[0] == whole[1]
+    assert whole[0]["tissue"].similarity == pytest.approx(whole[2]["tissue"].similarity, abs=1e-6)
+    small = Classifier(model, batch_size=2).classify(real_tiles[:3])
+    for a, b in zip(whole[2:], small, strict=True):
+        assert a["tissue"].similarity == pytest.approx(b["tissue"].similarity, abs=1e-5)
+    tiled = Classifier(model, view=View(kind="tiles", size=128, max_tiles=16), batch_size=3)
+    (pooled,) = tiled.classify([real_ihc])
+    mean = np.mean([list(r["tissue"].similarities.values()) for r in classify(real_tiles, model)], axis=0)
+    np.testing.assert_allclose(list(pooled["tissue"].similarities.values()), mean, atol=1e-5)
+    assert classify([], model) == []
+
+
+@pytest.mark.parametrize(
+    ("spelt", "title", "classes", "said"),
+    [
+        ("ki-67", "Ki67 staining", ("positive", "negative"), "brown DAB staining"),
+        ("HER2-neu", "HER2 staining", ("negative", "positive"), "HER2-positive tumour"),
+        ("cyclin d1", "Cyclin-D1 staining", ("positive", "negative"), "Cyclin-D1-positive cells"),
+    ],
+)
+def test_a_named_biomarker_asks_for_its_staining(
+    spelt: str, title: str, classes: tuple[str, ...], said: str
+) -> None:
+    tissue, staining = ask(biomarker=spelt)
+    assert (tissue.title, staining.title, staining.prompts.classes) == ("tissue type", title, classes)
+    assert any(said in line for line in staining.prompts.of("positive"))
+    assert not any("{" in line for line in staining.prompts.all_sentences())
+
+
+def test_a_guess_is_another_question_and_says_that_it_is_one() -> None:
+    *_, guess = ask(guess_biomarker=True)
+    assert guess.title == "biomarker (a guess)"
+    assert guess.prompts.classes == taxonomy.BIOMARKERS
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (lambda t: t / "absent.png", r"cannot be read.*absent\.png"),
+        (lambda t: b"", "empty"),
+        (lambda t: np.zeros((4, 4), dtype=np.uint8), "pixels must be uint8"),
+        (lambda t: np.zeros((4, 4, 3)), "pixels must be uint8"),
+    ],
+)
+def test_an_image_that_cannot_be_used_gives_one_sentence(
+    model: DualEncoder, tmp_path: Path, picture: Callable[[Path], object], said: str
+) -> None:
+    with pytest.raises(ImageError, match=said):
+        classify([picture(tmp_path)], model)
+
+
+def test_a_misspelt_prompt_set_or_biomarker_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'tissue'"):
+        ask(prompts="tissues")
+    with pytest.raises(TaxonomyError, match="unknown biomarker 'Ki68'; did you mean 'Ki67'"):
+        ask(biomarker="Ki68")
