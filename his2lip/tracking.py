@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import TrackingError, first_line
+from his2lip.resources import sqlite_file, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 ARTIFACTS = "artifacts"  # folder beside a SQLite store's file
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
@@ -259,16 +259,6 @@ class Run:
         made = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         yield Run(self.tracker, made, self.experiment_id)
         self.client.set_terminated(made, "FINISHED")
-
-
-def store_uri(uri: str | None = None) -> str:
-    """The store at `uri`, else at MLFLOW_TRACKING_URI, else `runs/mlflow.db` below this folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None of any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 @contextlib.contextmanager

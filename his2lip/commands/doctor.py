@@ -136,7 +136,8 @@ def _weights() -> Finding:
 
 def _store() -> Finding:
     from his2lip.errors import TrackingError
-    from his2lip.tracking import Tracker, sqlite_file, store_uri
+    from his2lip.resources import sqlite_file, store_uri
+    from his2lip.tracking import Tracker
 
     file = sqlite_file(store_uri())
     if file is not None and not file.exists():

@@ -12,7 +12,7 @@ from his2lip.errors import TrackingError
 
 def run_ui(*, port: int, store: str | None) -> int:
     """Serves the store until it is interrupted; the server's exit code."""
-    from his2lip.tracking import sqlite_file, store_uri
+    from his2lip.resources import sqlite_file, store_uri
 
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from his2lip.models.checkpoint import OPEN_CLIP, is_checkpoint, load_checkpoint
 from his2lip.models.convert import from_transformers
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.registered import SCHEME, fetch_checkpoint
 from his2lip.models.tiny import TINY_CONFIG, TINY_PREPROCESS
 
 # open_clip's own names, then what hub repositories also use.
@@ -52,8 +54,9 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
         backbone = BACKBONES[name]
         assert backbone.source is not None
         return _fetched(backbone.source, precision, backbone)
-    if name.startswith("models:/"):
-        return load_checkpoint(_from_mlflow(name), precision=precision)
+    if name.startswith(SCHEME):
+        with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+            return load_checkpoint(fetch_checkpoint(name, scratch), precision=precision)
     if name.startswith("hf-hub:"):
         return _fetched(name, precision)
     folder = Path(name.removeprefix("local-dir:"))
@@ -200,18 +203,3 @@ def _absent(source: str, named: Backbone | None) -> ModelError:
 def _names(architecture: str) -> list[str]:
     """Names to suggest from: ours, and open_clip's when the name looks like one of theirs."""
     return [*BACKBONES, *open_clip.list_models()] if "-" in architecture else list(BACKBONES)
-
-
-def _from_mlflow(uri: str) -> Path:
-    """The checkpoint directory inside a registered MLflow model, fetched if it is remote."""
-    import mlflow
-
-    try:
-        root = Path(mlflow.artifacts.download_artifacts(uri))
-    except Exception as error:  # MLflow's own kinds, and those of the client under it
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"MLflow has no such model: {reason}", where=uri) from error
-    found = sorted(root.rglob("his2lip.json"), key=lambda path: len(path.parts))
-    if not found:
-        raise CheckpointError("this registered model carries no his2lip checkpoint", where=uri)
-    return found[0].parent
