@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,14 +61,19 @@ def terms_of(info: DatasetInfo) -> Terms:
     """The terms of a prepared dataset, from the card in its dataset.json. Generated pixels have none."""
     if info.generated:
         return Terms(datasets={f"{info.name}-generated": "none, generated"})
-    licence = validate(Licence, info.card.get("licence", {}), where=f"{info.name}, licence")
+    return terms_of_card(info.name, info.card)
+
+
+def terms_of_card(name: str, card: Mapping[str, Any]) -> Terms:
+    """The terms that a dataset's card states, whatever was made of the dataset."""
+    licence = validate(Licence, card.get("licence", {}), where=f"{name}, licence")
     cite = licence.attribution is not False
     return Terms(
-        datasets={info.name: licence.name},
+        datasets={name: licence.name},
         commercial=licence.commercial_use,
         derivatives=licence.derivatives,
         share_alike=licence.share_alike,
-        attribution=(str(info.card.get("citation") or info.name),) if cite else (),
+        attribution=(str(card.get("citation") or name),) if cite else (),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import open_clip
 import torch
 from torch import nn
 
-from his2lip.errors import CheckpointError, ModelError
-from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.errors import CheckpointError, ModelError, did_you_mean
+from his2lip.models.build import build_clip, build_tokenizer, load_weights
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.foreign import check_tensors, read_tensors
 from his2lip.models.hf_clip import INDEX_BUFFERS, open_clip_config, rules, to_open_clip
@@ -96,6 +97,26 @@ def from_released(
         preprocess=RELEASED_PREPROCESS,
         tokenizer=build_tokenizer(config, tokenizer_source),
         similarity="dot",
+    ).eval()
+
+
+def from_open_clip(file: str | Path, *, architecture: str) -> DualEncoder:
+    """A state dict as open_clip's training saves it (`epoch_N.pt`), of one of open_clip's architectures.
+
+    Preprocessing is open_clip's default at the architecture's size, as open_clip gives it to a bare file.
+    """
+    if architecture not in open_clip.list_models():
+        mend = did_you_mean(architecture, open_clip.list_models())
+        raise ModelError(f"open_clip has no architecture '{architecture}'", mend=mend)
+    config = open_clip.get_model_config(architecture)
+    clip = build_clip(config)
+    load_weights(clip, read_tensors(file), where=file)
+    return DualEncoder(
+        clip,
+        name=architecture,
+        config=config,
+        preprocess=Preprocess.from_open_clip({"size": config["vision_cfg"].get("image_size", 224)}),
+        tokenizer=build_tokenizer(config),
     ).eval()
 
 

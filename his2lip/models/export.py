@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,43 @@ from his2lip.models.preprocess import Preprocess
 _PIL_NUMBER = {"bilinear": 2, "bicubic": 3}
 
 
-def to_open_clip_folder(model: DualEncoder, folder: str | Path) -> Path:
-    """A checkpoint is one already: open_clip loads the folder as `local-dir:` (native towers without us)."""
-    return save_checkpoint(folder, model, meta={"exported": "open_clip"})
+def to_open_clip_folder(
+    model: DualEncoder, folder: str | Path, *, meta: Mapping[str, Any] | None = None
+) -> Path:
+    """A checkpoint is one already: open_clip loads the folder as `local-dir:` (native towers without us).
+
+    meta   the model's own provenance, which stays with it
+    """
+    return save_checkpoint(folder, model, meta=dict(meta or {}) | {"exported": "open_clip"})
 
 
-def to_transformers_folder(model: DualEncoder, folder: str | Path) -> Path:
+def to_transformers_folder(model: DualEncoder, folder: str | Path, *, conditions: Sequence[str] = ()) -> Path:
     """`CLIPModel.from_pretrained(folder)`: config.json, model.safetensors and preprocessor_config.json.
+
+    conditions   what its README.md says of terms of use, a line each
 
     Raises ModelError where transformers' CLIPModel is another network: towers that are not open_clip's own
     ViT and causal transformer, another tokenizer than CLIP's, or settings that CLIPModel has no name for. The
     tokenizer to use there is `openai/clip-vit-base-patch32`, whose ids are the same.
     """
     _require_clip_model(model)
+    processor = _processor(model.preprocess)
     from transformers import CLIPConfig, CLIPModel
 
     network = CLIPModel(CLIPConfig(**transformers_config(model.config)))
     network.load_state_dict(from_open_clip(model.clip.state_dict(), model.config))
     network.save_pretrained(folder)
     path = Path(folder) / "preprocessor_config.json"
-    path.write_text(json.dumps(_processor(model.preprocess), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+    (Path(folder) / "README.md").write_text(_card(model, conditions), encoding="utf-8")
     return Path(folder)
+
+
+def _card(model: DualEncoder, conditions: Sequence[str]) -> str:
+    """What transformers' files have no field for: how features compare, the weights' digest, the terms."""
+    lines = [f"# {model.name}", "", f"Written by his2lip; weights sha256 {model.tensor_digest()}.", ""]
+    lines += [f"Compare image and text features by {model.similarity}.", "", "## Terms of use", ""]
+    return "\n".join([*lines, *(f"- {line}" for line in conditions), ""])
 
 
 def _require_clip_model(model: DualEncoder) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.models.provenance import META, is_checkpoint, read_meta
-from his2lip.resources import store_uri, sqlite_file
+from his2lip.resources import sqlite_file, store_uri
 
 SCHEME = "models:/"
 CHECKPOINT = "checkpoint"  # the artifact's name inside the MLflow model
@@ -34,7 +34,7 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
 
 
 def meta_of(name: str) -> dict[str, Any]:
-    """`his2lip.json` of the checkpoint that a model's name stands for; empty for a model that is none of ours."""
+    """`his2lip.json` of the checkpoint that a model's name stands for; empty for one that is none of ours."""
     if name.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
@@ -50,7 +50,9 @@ def _scratch(folder: str | Path) -> tempfile.TemporaryDirectory[str]:
 def _download(uri: str, path: str, scratch: str) -> Path:
     """A file of the checkpoint inside a registered model, or all of it for an empty `path`."""
     if not _FORM.fullmatch(uri):
-        raise ModelError(f"'{uri}' names no registered model", mend="write models:/NAME@ALIAS or models:/NAME/3")
+        raise ModelError(
+            f"'{uri}' names no registered model", mend="write models:/NAME@ALIAS or models:/NAME/3"
+        )
     store = store_uri()
     file = sqlite_file(store)
     if file is not None and not file.is_file():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CAPTIONS = [
     "Brown nuclear staining of Ki67 in tumor cells.",
@@ -69,3 +72,15 @@ def wordpiece_folder(folder: Path) -> Path:
     BertTokenizerFast(vocab=ids).save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     return folder
+
+
+def hf_cache(root: Path, repository: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`files` as the Hugging Face cache at `root` holds a repository that was downloaded once."""
+    import huggingface_hub.constants
+
+    commit = "0" * 40
+    repo = root / ("models--" + repository.replace("/", "--"))
+    shutil.copytree(files, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))

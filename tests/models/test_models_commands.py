@@ -1,0 +1,249 @@
+"""`his2lip models convert, blend, export, show` through the command line: what they write, say and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from model_factory import CAPTIONS, hf_cache, native_config, wordpiece_folder
+from typer.testing import CliRunner
+
+from his2lip.cli import app
+from his2lip.data.terms import Terms
+from his2lip.errors import CheckpointError, ConfigError, His2lipError, ModelError
+from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.preprocess import Preprocess
+
+TERMS = Terms(datasets={"bci": "CC BY-NC 4.0"}, commercial=False, attribution=("Liu et al. 2022",))
+TRAINED = {
+    "config": {"model": {"backbone": "plip"}},
+    "data_digest": "d" * 64,
+    "terms": TERMS.to_json(),
+    "step": 9,
+}
+
+
+def his2lip(*arguments: object) -> str:
+    """What `his2lip ARGUMENTS` prints; raises what it raises."""
+    done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def small(seed: int) -> DualEncoder:
+    config = native_config()
+    return DualEncoder(
+        build_clip(config, seed=seed),
+        name=f"small-{seed}",
+        config=config,
+        preprocess=Preprocess(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),
+        tokenizer=build_tokenizer(config),
+    ).eval()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "base", small(1), meta={})
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "tuned", small(2), meta=TRAINED)
+
+
+def published_plip(folder: Path) -> Path:
+    """A small CLIPModel of transformers, with its image processor, as PLIP is published."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
+    vision = tower | {"image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    config = CLIPConfig(projection_dim=32, text_config=tower | {"eos_token_id": 2}, vision_config=vision)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def released_b32(path: Path, *, without: str | None = None) -> Path:
+    """A released state dict of full-size tensors, each one value spread out: a file of some kilobytes."""
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.device("meta"):
+        whole = CLIPModel(CLIPConfig()).state_dict()
+    shapes = {"logit_scale": torch.Size([])}
+    for side in ("text_encoder", "vision_encoder"):
+        shapes |= {f"{side}.model.{name}": tensor.shape for name, tensor in whole.items()}
+        shapes[f"{side}.projection_head.weight"] = torch.Size([512, 512])
+    state = {k: torch.tensor(0.001 * (i % 7)).expand(shape) for i, (k, shape) in enumerate(shapes.items())}
+    state.pop(without or "", None)
+    torch.save(state, path)
+    return path
+
+
+def test_plips_files_become_a_checkpoint_that_says_what_it_is(tmp_path: Path) -> None:
+    said = his2lip(
+        "models", "convert", published_plip(tmp_path / "hub"), "--from", "plip", "--out", tmp_path / "c"
+    )
+    meta = read_meta(tmp_path / "c")
+    assert meta["tensor_digest"] in said
+    assert str(tmp_path / "c") in said
+    assert "licence not stated by its authors" in said
+    assert meta["converted"]["from"] == "plip"
+    assert load_model(tmp_path / "c").name == "plip"
+
+
+def test_a_state_dict_of_open_clips_training_becomes_a_checkpoint(tmp_path: Path) -> None:
+    original = load_model("ViT-S-32-alt", seed=3)
+    state = {f"module.{k}": v for k, v in original.clip.state_dict().items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_3.pt")
+    arguments = ("models", "convert", tmp_path / "epoch_3.pt", "--from", "open_clip", "--out", tmp_path / "c")
+    his2lip(*arguments, "--backbone", "ViT-S-32-alt")
+    assert load_model(tmp_path / "c").tensor_digest() == original.tensor_digest()
+
+
+def test_a_released_model_is_converted_with_berts_ids_its_terms_and_its_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_cache(tmp_path / "cache", "bert-base-uncased", wordpiece_folder(tmp_path / "bert"), monkeypatch)
+    file, out = released_b32(tmp_path / "best.pt"), tmp_path / "c"
+    options = ("--from", "released", "--backbone", "plip", "--tokenizer", "bert")
+    said = his2lip("models", "convert", file, *options, "--out", out)
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    meta, model = read_meta(out), load_model(out)
+    assert "by dot" in said
+    assert "mihic" in said
+    assert (model.name, model.similarity) == ("his2plip", "dot")
+    assert meta["tokenizer"]["kind"] == "huggingface"
+    assert model.tokenize(CAPTIONS)[0, 0] == 2, "[CLS] of BERT's vocabulary, from the checkpoint itself"
+    assert meta["terms"]["datasets"].keys() == {"mihic"}
+
+
+class Malicious:
+    """Unpickling it would create a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.path,)
+
+
+def malicious(folder: Path) -> Path:
+    torch.save({"logit_scale": torch.zeros(()), "x": Malicious(str(folder / "ran"))}, folder / "best.pt")
+    return folder / "best.pt"
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "said"),
+    [
+        (malicious, ["--from", "released", "--backbone", "clip"], "more than tensors"),
+        (malicious, ["--from", "open_clip", "--backbone", "ViT-B-32"], "more than tensors"),
+        (
+            lambda f: released_b32(f / "a.pt", without="text_encoder.projection_head.weight"),
+            ["--from", "released", "--backbone", "clip"],
+            "lacks: text_encoder.projection_head.weight",
+        ),
+        (lambda f: released_b32(f / "a.pt"), ["--from", "released"], "add --backbone clip or plip"),
+        (lambda f: released_b32(f / "a.pt"), ["--from", "released", "--backbone", "RN50"], "clip or plip"),
+        (lambda f: released_b32(f / "a.pt"), ["--from", "open_clip"], "add --backbone"),
+        (
+            lambda f: released_b32(f / "a.pt"),
+            ["--from", "open_clip", "--backbone", "ViT-B-23"],
+            "did you mean 'ViT-B-32'",
+        ),
+        (lambda f: released_b32(f / "a.pt"), ["--from", "plip"], "no such folder"),
+        (published_plip, ["--from", "plip", "--backbone", "clip"], "leave --backbone out"),
+        (published_plip, ["--from", "transformers", "--tokenizer", "bert"], "leave it out"),
+        (published_plip, ["--from", "open_clip"], "has no open_clip_config.json"),
+        (lambda f: f / "absent.pt", ["--from", "released", "--backbone", "clip"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_sentence_and_leaves_nothing(
+    file: Callable[[Path], Path], options: list[str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(His2lipError, match=said) as caught:
+        his2lip("models", "convert", file(tmp_path), *options, "--out", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_blend_is_a_checkpoint_under_the_strictest_terms_of_both(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
+    said = his2lip("models", "blend", base, tuned, "--alpha", "0.25", "--out", tmp_path / "blend")
+    mixed, first, second = (load_model(f).clip.state_dict() for f in (tmp_path / "blend", base, tuned))
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, 0.75 * first[name] + 0.25 * second[name], atol=1e-6, rtol=1e-5)
+    meta = read_meta(tmp_path / "blend")
+    assert meta["blend"] == {
+        "alpha": 0.25,
+        "base": read_meta(base)["tensor_digest"],
+        "tuned": read_meta(tuned)["tensor_digest"],
+    }
+    assert meta["tensor_digest"] not in meta["blend"].values()
+    assert (meta["terms"], meta["data_digest"]) == (TRAINED["terms"], TRAINED["data_digest"])
+    assert "step" not in meta
+    assert "forbids commercial use" in said
+
+
+def test_a_blend_of_strangers_or_past_its_ends_is_refused(base: Path, tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not the same architecture"):
+        his2lip("models", "blend", "tiny", tuned, "--alpha", "0.5", "--out", tmp_path / "out")
+    with pytest.raises(ModelError, match=r"alpha is 1\.5"):
+        his2lip("models", "blend", base, tuned, "--alpha", "1.5", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["open_clip", "transformers"])
+def test_an_export_says_and_carries_the_terms_that_the_model_inherited(
+    format: str, tuned: Path, tmp_path: Path
+) -> None:
+    said = his2lip("models", "export", tuned, "--format", format, "--out", tmp_path / "out")
+    beside = "his2lip.json" if format == "open_clip" else "README.md"
+    written = (tmp_path / "out" / beside).read_text()
+    for where in (said, written):
+        assert "CC BY-NC 4.0" in where
+        assert "Liu et al. 2022" in where
+    assert "forbids commercial use" in said
+    assert "licence not stated by its authors" in said, "of PLIP, which it was tuned from"
+    assert load_model(tmp_path / "out").tensor_digest() == read_meta(tuned)["tensor_digest"]
+
+
+def test_an_exported_checkpoint_keeps_its_provenance(tuned: Path, tmp_path: Path) -> None:
+    his2lip("models", "export", tuned, "--out", tmp_path / "out")
+    assert read_meta(tmp_path / "out") == read_meta(tuned) | {"exported": "open_clip"}
+
+
+def test_what_stands_at_out_is_never_written_over(base: Path, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = json.dumps(read_meta(base))
+    for out in (base, tmp_path / "file"):
+        for command in (
+            ("export", tuned),
+            ("blend", base, tuned, "--alpha", 1),
+            ("convert", tuned, "--from", "open_clip"),
+        ):
+            with pytest.raises(ConfigError, match="stands here already"):
+                his2lip("models", *command, "--out", out)
+    assert json.dumps(read_meta(base)) == before
+
+
+def test_a_model_that_transformers_cannot_hold_is_not_exported_to_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="export it for open_clip"):
+        his2lip("models", "export", "tiny", "--format", "transformers", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_show_says_what_a_checkpoint_was_made_from_and_its_terms(tuned: Path, tmp_path: Path) -> None:
+    said = his2lip("models", "show", tuned)
+    assert read_meta(tuned)["tensor_digest"] in said
+    assert "forbids commercial use" in said
+    with pytest.raises(CheckpointError, match="no checkpoint of ours"):
+        his2lip("models", "show", "tiny")
