@@ -21,18 +21,26 @@ def data_list() -> None:
 @app.command("prepare")
 def data_prepare(
     card: Annotated[str, typer.Argument(help="A dataset card's name or file, or `captions`.")],
-    root: Annotated[Path, typer.Option(help="The folder as its authors publish it.")],
+    root: Annotated[
+        Path,
+        typer.Option(
+            help="The folder as its authors publish it, its archives as downloaded, or one archive."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Where the shards go: a folder or an object-store URI.")],
     view: Annotated[
         str | None,
         typer.Option(help="Derive patches: tiles(size=256), tiles(mpp=0.5, size=224)."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
+    unpack_to: Annotated[
+        Path | None, typer.Option(help="Where archives are unpacked; ROOT.unpacked where left out.")
+    ] = None,
 ) -> None:
     """Turn a published dataset (or caption corpus) into shards, quarantining what cannot be read."""
     from his2lip.commands.data import prepare_dataset
 
-    prepare_dataset(card, root, out, view=view, limit=limit)
+    prepare_dataset(card, root, out, view=view, limit=limit, unpack_to=unpack_to)
 
 
 @app.command("check")

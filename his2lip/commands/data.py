@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ def list_datasets() -> None:
     table(("card", "organ", "published size", "licence", "protocols"), rows)
 
 
-def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit: int | None) -> None:
+def prepare_dataset(
+    card: str, root: Path, out: str, *, view: str | None, limit: int | None, unpack_to: Path | None
+) -> None:
     """Published files into shards, or the caption corpus into a bank; what was left out is said."""
     if card == "captions":
         _prepare_captions(root, out)
@@ -38,7 +41,18 @@ def prepare_dataset(card: str, root: Path, out: str, *, view: str | None, limit:
         def progress(done: int, total: int) -> None:
             bar.update(f"{done:,} of {total:,} files")
 
-        report = prepare(load_card(card), root, out, view=view, limit=limit, progress=progress)
+        report = prepare(
+            load_card(card),
+            root,
+            out,
+            view=view,
+            limit=limit,
+            unpack_to=unpack_to,
+            progress=progress,
+            tell=bar.update,
+        )
+    if report.root != Path(os.path.abspath(root)):
+        say(f"unpacked in {report.root}; it may be removed")
     say_counts(report.info)
     say(f"{report.found:,} found, {report.read:,} read, {len(report.quarantined):,} quarantined")
     for reason, count in report.passed_over.items():

@@ -26,6 +26,7 @@ from his2lip.data.shard_writer import (
     write_file,
 )
 from his2lip.data.tiling import Tiling
+from his2lip.data.unpack import unpack
 from his2lip.errors import DatasetError
 
 Progress = Callable[[int, int], None]  # files done, files found
@@ -45,6 +46,7 @@ class PrepareReport:
     passed_over: dict[str, int]
     left_out: list[tuple[str, str]]
     info: DatasetInfo
+    root: Path  # what was read: the folder given, or the one that its archives were unpacked into
 
 
 def prepare(
@@ -54,12 +56,15 @@ def prepare(
     *,
     view: str | None = None,
     limit: int | None = None,
+    unpack_to: str | Path | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda text: None,
     part_bytes: int = PART_BYTES,
     row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> PrepareReport:
     """Reads the dataset under `root` as `card` says, and writes shards to `out`.
 
+    Archives under `root`, or `root` itself, are unpacked first (see `unpack`).
     `view` cuts derived patches (`Tiling.parse`); without it the published bytes are kept. `limit` takes that
     many files, spread over the dataset. Files come in a seeded order, so that classes are mixed in each row
     group. Parts run as Ray tasks where Ray is initialised, else one after another. A call that finds an
@@ -68,7 +73,8 @@ def prepare(
     """
     system, target = filesystem(out)
     refuse_existing(system, target)
-    reader = get_reader(card, root)
+    unpacked = unpack(root, unpack_to, tell=tell)
+    reader = get_reader(card, unpacked.root)
     tiling = Tiling.parse(view) if view else None
     listing = list_files(reader, limit)
     parts = deal(reader, listing.wanted, part_bytes)
@@ -76,12 +82,13 @@ def prepare(
     plan = digest([card.model_dump(mode="json"), str(tiling), row_group_bytes, [asdict(p) for p in parts]])
     journal = Journal(system, target, plan)
     results = _run(job, parts, journal, progress)
-    quarantined = sorted(listing.quarantined + [q for r in results for q in r.quarantined])
+    refused = unpacked.refused + listing.quarantined
+    quarantined = sorted(refused + [q for r in results for q in r.quarantined])
     left_out = sorted(entry for r in results for entry in r.left_out)
     written = [r.info for r in results if r.info is not None]
     if not written:
         reason = f", such as {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
-        found = len(listing.wanted) + len(listing.quarantined)
+        found = len(listing.wanted) + len(refused)
         raise DatasetError(f"none of {found} files could be read{reason}", where=root, mend="check --root")
     info = info_file.summarise(
         written,
@@ -94,12 +101,13 @@ def prepare(
     write_file(system, f"{target}/{INFO}", info_file.to_json(info))
     journal.remove()
     return PrepareReport(
-        found=len(listing.wanted) + len(listing.quarantined),
+        found=len(listing.wanted) + len(refused),
         read=sum(r.read for r in results),
         quarantined=quarantined,
         passed_over=dict(listing.passed_over),
         left_out=left_out,
         info=info,
+        root=unpacked.root,
     )
 
 
