@@ -10,36 +10,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from his2lip.config import validate
 from his2lip.data import images
 from his2lip.data.cards import Card
+from his2lip.data.image_stats import ImageStats
 from his2lip.data.info import NO_LABEL, DatasetInfo, content_digest, row_digest
+from his2lip.data.leaks import Leak, Sightings, difference_hash, may_recur
 from his2lip.data.schema import SCHEMA
 from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.stain_look import look_at
 from his2lip.errors import DatasetError, ImageError
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
-_HASH_SIDE = 16  # a difference hash of 16 x 16 bits tells neighbouring tiles apart
-_FLAT = 6.0  # standard deviation of grey levels below which patches (glass, plain stroma) all look alike
-_GROUPS = {"case": "case_id", "slide": "slide_id", "region": "region_id", "file": "file"}
+_BATCH = 64  # rows that are Python objects at once; one row group is in memory
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """`problems` should stop a benchmark; `warnings` are to be known. Each is one sentence."""
+    """`problems` should stop a benchmark; `warnings` are to be known. Each is one sentence.
+
+    `leaks` pairs what recurs between splits with whether that is a problem.
+    """
 
     info: DatasetInfo
+    images: ImageStats
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    leaks: list[tuple[Leak, bool]] = field(default_factory=list)
 
 
-def check(uri: str | Path, *, progress: Progress | None = None) -> CheckReport:
-    """Reads every row and image once. Raises DatasetError where there is no prepared dataset."""
+def check(uri: str | Path, *, samples: int = 0, progress: Progress | None = None) -> CheckReport:
+    """Reads every row and image once. Raises DatasetError where there is no prepared dataset.
+
+    `samples` is how many thumbnails of each class the report keeps.
+    """
     shards = open_shards(uri)
-    report = CheckReport(shards.info)
+    report = CheckReport(shards.info, ImageStats(samples=samples))
     card = validate(Card, shards.info.card, where=f"{uri}/dataset.json, card")
     seen = _Seen()
     try:
@@ -53,7 +61,8 @@ def check(uri: str | Path, *, progress: Progress | None = None) -> CheckReport:
     _compare_content(seen, report)
     if not shards.info.generated:
         _compare_published(card, report)
-    _find_leaks(card, seen, report)
+    _find_leaks(card, shards, seen, report)
+    report.warnings.extend(report.images.warnings())
     return report
 
 
@@ -63,51 +72,43 @@ class _Seen:
     def __init__(self) -> None:
         self.content = self.rows = 0
         self.counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self.splits_of: dict[str, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self.sightings = Sightings()
 
     def take(self, row: dict[str, Any], report: CheckReport) -> None:
-        image, split = row.pop("image"), row["split"]
+        image, label = row.pop("image"), row["label"] or NO_LABEL
         self.content = (self.content + row_digest(row)) % 2**256
         self.rows += 1
-        self.counts[split][row["label"] or NO_LABEL] += 1
-        if hashlib.sha256(image).hexdigest() != row["sha256"]:
-            report.problems.append(f"{row['patch_id']}: the image is not the one that was written")
-            return
-        try:
-            pixels = images.decode(image)
-        except ImageError as error:
-            report.problems.append(f"{row['patch_id']}: {error.what}")
-            return
-        if pixels.shape[:2] != (row["height"], row["width"]):
-            report.problems.append(f"{row['patch_id']}: the size in the row is not the image's")
-        row["file"] = row["patch_id"].partition("#")[0]
-        for kind, column in _GROUPS.items():
-            if row[column] is not None:
-                self._stands(kind, row[column].encode(), split)
-        self._stands("pixels", hashlib.blake2b(pixels.tobytes(), digest_size=16).digest(), split)
-        look = difference_hash(pixels)
-        if look is not None:
-            self._stands("look", look, split)
-
-    def _stands(self, kind: str, value: bytes, split: str) -> None:
-        self.splits_of[kind][value].add(split)
+        self.counts[row["split"]][label] += 1
+        values: dict[str, str | bytes | None] = {
+            kind: row[f"{kind}_id"] for kind in ("case", "slide", "region")
+        } | {"file": row["patch_id"].partition("#")[0]}
+        pixels = _pixels(image, row, report)
+        if pixels is not None:
+            values["pixels"] = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+            values["look"] = difference_hash(pixels)
+            names = {key: row[key] for key in ("patch_id", "split", "stain")}
+            report.images.add(pixels, look_at(pixels), label=label, **names)
+        self.sightings.take(row["split"], values)
 
 
-def difference_hash(pixels: np.ndarray) -> bytes | None:
-    """32 bytes that alike-looking images share; None for a flat one. uint8 (H, W, 3) in.
-
-    Bit = whether a cell of the grey thumbnail is brighter than its right neighbour (N. Krawetz's dHash).
-    """
-    grey = Image.fromarray(pixels).convert("L").resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
-    cells = np.asarray(grey, dtype=np.int16)
-    if cells.std() < _FLAT:
+def _pixels(image: bytes, row: dict[str, Any], report: CheckReport) -> np.ndarray | None:
+    """The image decoded, or None with a problem said."""
+    if hashlib.sha256(image).hexdigest() != row["sha256"]:
+        report.problems.append(f"{row['patch_id']}: the image is not the one that was written")
         return None
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+    try:
+        pixels = images.decode(image)
+    except ImageError as error:
+        report.problems.append(f"{row['patch_id']}: {error.what}")
+        return None
+    if pixels.shape[:2] != (row["height"], row["width"]):
+        report.problems.append(f"{row['patch_id']}: the size in the row is not the image's")
+    return pixels
 
 
 def _rows(shards: ShardSet) -> Iterator[dict[str, Any]]:
     for split in shards.splits:
-        for batch in shards.iter_rows(split, SCHEMA.names, batch_rows=64):
+        for batch in shards.iter_rows(split, SCHEMA.names, batch_rows=_BATCH):
             yield from batch.to_pylist()
 
 
@@ -140,34 +141,18 @@ def _compare_published(card: Card, report: CheckReport) -> None:
                 report.warnings.append(f"{split}, {label}: {n:,} patches here, {want:,} published")
 
 
-def _find_leaks(card: Card, seen: _Seen, report: CheckReport) -> None:
+def _find_leaks(card: Card, shards: ShardSet, seen: _Seen, report: CheckReport) -> None:
     """Values that stand in two splits. What the card says to recur, or cannot be told apart, is a warning."""
-    for kind, splits_of in seen.splits_of.items():
-        shared: dict[tuple[str, ...], int] = defaultdict(int)
-        for splits in splits_of.values():
-            if len(splits) > 1:
-                shared[tuple(sorted(splits))] += 1
-        for both, n in sorted(shared.items()):
-            if {card.roles.get(split) for split in both} == {"report"}:
-                continue
-            said = f"{n:,} {_NAMES[kind]} stand in {' and '.join(both)}"
-            expected = kind == "look" or _may_recur(card, both, kind)
-            (report.warnings if expected else report.problems).append(said)
+    for leak in seen.sightings.leaks():
+        if {card.roles.get(split) for split in leak.splits} == {"report"}:
+            continue
+        problem = leak.kind != "look" and not may_recur(card, leak)
+        report.leaks.append((leak, problem))
+        said = f"{leak}, such as {' and '.join(_patches(leak, shards))}"
+        (report.problems if problem else report.warnings).append(said)
 
 
-_NAMES = {
-    "case": "cases",
-    "slide": "slides",
-    "region": "regions",
-    "file": "files",
-    "pixels": "images, pixel for pixel,",
-    "look": "images that look alike",
-}
-_LADDER = ("case", "slide", "region", "file")
-
-
-def _may_recur(card: Card, splits: tuple[str, ...], kind: str) -> bool:
-    """Whether the card's grouping is finer than `kind`: a split by file lets slides recur."""
-    groups = [card.splits[s].groups for s in splits if s in card.splits]
-    finest = max((_LADDER.index(g) for g in groups if g), default=0)
-    return kind in _LADDER and _LADDER.index(kind) < finest
+def _patches(leak: Leak, shards: ShardSet) -> Iterator[str]:
+    """The patch id of the leak's example in each split."""
+    for split, row in zip(leak.splits, leak.rows, strict=True):
+        yield shards.table(split, ["patch_id"])["patch_id"][row].as_py()
