@@ -44,11 +44,16 @@ def data_prepare(
 
 
 @app.command("check")
-def data_check(uri: Annotated[str, typer.Argument(help="A folder or URI of shards.")]) -> None:
-    """Check shards: schema, digests, counts, splits; exit code 1 where something is wrong."""
-    from his2lip.commands.data import check_dataset
+def data_check(
+    what: Annotated[str, typer.Argument(help="A folder or URI of shards, or a card's name or file.")],
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page with pictures: FILE.html, or a folder for it.")
+    ] = None,
+) -> None:
+    """Check shards (content, counts, leaks, colours, stains) or a card; exit code 1 for any problem."""
+    from his2lip.commands.check import check_dataset
 
-    if not check_dataset(uri):
+    if not check_dataset(what, page=page):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`his2lip data`: cards, preparing, checking and generating datasets."""
+"""`his2lip data`: cards, preparing and generating datasets."""
 
 from __future__ import annotations
 
@@ -98,20 +98,6 @@ def _is_there(place: str, view: str) -> bool:
     if info.generated and info.view == view:
         return True
     raise DatasetError("another dataset stands here", where=place, mend="choose another --out")
-
-
-def check_dataset(uri: str) -> bool:
-    """Counts and problems of prepared shards; True where there is no problem."""
-    from his2lip.data.check import check
-
-    report = check(uri)
-    say_counts(report.info)
-    for line in report.warnings:
-        say(f"note: {line}")
-    for line in report.problems:
-        say(f"problem: {line}")
-    say("no problem found" if not report.problems else f"{len(report.problems)} problems")
-    return not report.problems
 
 
 def say_counts(info: DatasetInfo) -> None:

@@ -58,6 +58,11 @@ class GroupStats:
         return mean, max(self.grey_squared / max(self.images, 1) - mean * mean, 0.0) ** 0.5
 
     @property
+    def blank_percent(self) -> str:
+        """How many images show hardly any tissue, as people read it."""
+        return f"{100 * self.blank / max(self.images, 1):.1f}%"
+
+    @property
     def size(self) -> str:
         """`128 x 128 px`, or the smallest and the largest width and height."""
         return f"{_range(self.widths)} x {_range(self.heights)} px"

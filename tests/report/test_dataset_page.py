@@ -1,0 +1,81 @@
+"""The page of a checked dataset: all of it in one file, pictures bounded, every name escaped."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from his2lip.commands.check import check_dataset
+from his2lip.data.cards import Card
+from his2lip.data.images import decode, encode_png
+from his2lip.data.shards import Patch, ShardWriter
+from his2lip.errors import ConfigError
+
+EVIL = '<script>alert("x")</script>'
+SPLITS = {"train": {"role": "train", "groups": "case"}, "test": {"role": "report", "groups": "case"}}
+
+
+@pytest.fixture
+def shards(real_ihc: np.ndarray, tmp_path: Path) -> Path:
+    """Twenty real squares of two classes, one with a name that is a program; one case leaks."""
+    card = Card.model_validate(
+        {"name": "toy", "reader": "folder", "splits": SPLITS, "licence": {"name": EVIL}}
+    )
+    with ShardWriter(tmp_path / "toy", card=card) as writer:
+        for i in range(20):
+            y, x = divmod(i, 5)
+            pixels = real_ihc[96 * y : 96 * y + 96, 96 * x : 96 * x + 96]
+            writer.add(
+                Patch(
+                    patch_id=f"toy/{EVIL}{i}.png",
+                    image=encode_png(pixels),
+                    dataset="toy",
+                    split="test" if i % 5 == 0 else "train",
+                    case_id="leaking" if i in (0, 1) else f"case {i}",
+                    label=EVIL if i % 2 else "plain",
+                    stain="DAB",
+                    width=96,
+                    height=96,
+                )
+            )
+    return tmp_path / "toy"
+
+
+def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not check_dataset(str(shards), page=tmp_path / "pages"), "a case leaks"
+    assert "problem: 1 case stands in test and train" in capsys.readouterr().out
+    page = (tmp_path / "pages/toy.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page), "nothing is fetched"
+    pictures = [base64.b64decode(p) for p in re.findall(r"base64,([^\"]+)", page)]
+    assert len(pictures) == 12, "six of each class"
+    assert all(max(decode(p).shape) <= 96 for p in pictures)
+    assert "<td>cases</td>" in page
+    assert "<td>DAB</td><td>20</td>" in page
+
+
+def test_a_card_is_checked_by_name_and_has_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_dataset("mihic")
+    assert "no problem found" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="a card has no pictures"):
+        check_dataset("mihic", page=tmp_path / "x.html")
+
+
+def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = tmp_path / "mine.yaml"
+    card.write_text(
+        "name: mine\nreader: folder\nclasses: {x: [], y: []}\nsplits: {test: {role: report}}\n"
+        "protocols: {default: {split: test, label: label, classes: {x: [x], y: [y]}, prompts: staining, "
+        "basis: ours}}\n"
+    )
+    assert not check_dataset(str(card))
+    assert "problem: protocol default: " in capsys.readouterr().out, "the prompts have no class x"
