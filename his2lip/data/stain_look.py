@@ -11,7 +11,7 @@ from his2lip.data.tiling import tissue_mask
 
 LOOKS = ("DAB", "AEC", "haematoxylin", "H&E")
 
-SAMPLE = 128  # pixels a side that are looked at, at most; stains are sampled, not blurred together
+SAMPLE = 64  # pixels a side that are looked at, at most; stains are sampled, not blurred together
 LEAST_TISSUE = 0.05  # share of tissue below which an image is blank, and shows no stain
 # Absorbance (optical density) of a second stain that is surely there, and the share of tissue on which it
 # must outweigh haematoxylin: one cell of a patch.
