@@ -23,6 +23,9 @@ def classify(
     guess_biomarker: Annotated[
         bool, typer.Option("--guess-biomarker", help="Guess what it was stained for; marked as a guess.")
     ] = False,
+    calibration: Annotated[
+        list[Path] | None, typer.Option(help="What `calibrate` wrote: adds a probability. May be repeated.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the rows here as CSV too.")] = None,
 ) -> None:
     """Say which tissue type each image shows, and the staining of a biomarker that you name.
@@ -32,7 +35,36 @@ def classify(
     from his2lip.commands.use import run_classify
 
     run_classify(
-        images, model=model, prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker, csv=csv
+        images,
+        model=model,
+        prompts=prompts,
+        biomarker=biomarker,
+        guess_biomarker=guess_biomarker,
+        calibration=calibration or [],
+        csv=csv,
+    )
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a backbone's name or an MLflow URI.")],
+    shards: Annotated[str, typer.Option(help="A folder or URI of labelled shards.")],
+    split: Annotated[
+        str | None, typer.Option(help="A split whose role is select; else the one there is.")
+    ] = None,
+    prompts: Annotated[str, typer.Option(help="A prompt set's name or file.")] = "tissue",
+    biomarker: Annotated[str | None, typer.Option(help="Calibrate the staining of this one instead.")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="The column that holds the truth; by default tissue, or label for staining."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the temperature goes.")] = Path("calibration.json"),
+) -> None:
+    """Fit the temperature that turns similarities into probabilities, on a split kept for selection."""
+    from his2lip.commands.use import run_calibrate
+
+    run_calibrate(
+        model, shards=shards, split=split, prompts=prompts, biomarker=biomarker, label=label, out=out
     )
 
 

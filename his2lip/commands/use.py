@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from his2lip.commands.console import say, table
+from his2lip.commands.console import percent, say, table
 from his2lip.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ def run_classify(
     prompts: str,
     biomarker: str | None,
     guess_biomarker: bool,
+    calibration: Sequence[Path],
     csv: Path | None,
 ) -> None:
     """One row an image and question; images that cannot be read are named at the end and stop no other."""
     from his2lip.models import load_model
-    from his2lip.serving import Classifier, ask
+    from his2lip.serving import Classifier, ask, calibrated
 
     files = image_files(images)
-    questions = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
-    classifier = Classifier(load_model(model), questions)
+    asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
+    loaded = load_model(model)
+    questions = calibrated(asked, loaded, calibration)
+    classifier = Classifier(loaded, questions)
     rows: list[dict[str, object]] = []
     unread: list[str] = []
     for start in range(0, len(files), classifier.batch_size):
@@ -86,6 +89,34 @@ def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
         "probability": answer.probability,
         "prompt": answer.prompt,
     }
+
+
+def run_calibrate(
+    model: str,
+    *,
+    shards: str,
+    split: str | None,
+    prompts: str,
+    biomarker: str | None,
+    label: str | None,
+    out: Path,
+) -> None:
+    """Fits a temperature to the tissue type, or to the staining of `biomarker` where one is named."""
+    from his2lip.models import load_model
+    from his2lip.serving import ask, calibrate
+
+    question = ask(prompts=prompts, biomarker=biomarker)[-1]
+    column = label or ("tissue" if biomarker is None else "label")
+    found = calibrate(load_model(model), shards, question, label=column, cache=_CACHE, split=split)
+    say(f"temperature {found.temperature:.4g} for the {found.question}")
+    say(f"fitted on {found.n:,} patches of the split {found.split}")
+    rows = [
+        ("negative log likelihood, nats", f"{found.nll_before:.4f}", f"{found.nll_after:.4f}"),
+        ("expected calibration error, %", percent(found.ece_before), percent(found.ece_after)),
+    ]
+    table(("on these patches", "before (the model's own scale)", "after"), rows)
+    found.save(out)
+    say(f"written to {out}; his2lip classify IMAGE --model {model} --calibration {out}")
 
 
 def run_retrieve(query: str, *, model: str, index: str, top: int) -> None:

@@ -18,11 +18,15 @@ _NAMED = "marker_staining"
 
 @dataclass(frozen=True)
 class Question:
-    """A name for programs and one for people, prompts, and a temperature where one was fitted."""
+    """A name for programs and one for people, prompts, and a temperature where one was fitted.
+
+    `biomarker` is the canonical one that the question is about, None where it is about any.
+    """
 
     name: str
     title: str
     prompts: PromptSet
+    biomarker: str | None = None
     temperature: float | None = None
 
 
@@ -40,7 +44,7 @@ def ask(
     questions = [Question(TISSUE, "tissue type", chosen)]
     if biomarker is not None:
         name = taxonomy.biomarker(biomarker)
-        questions.append(Question(STAINING, f"{name} staining", _staining(name)))
+        questions.append(Question(STAINING, f"{name} staining", _staining(name), name))
     if guess_biomarker:
         questions.append(Question(GUESS, "biomarker (a guess)", PromptSet.load("biomarker")))
     return questions

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from his2lip.data.cards import Card
 from his2lip.data.images import encode_png
 from his2lip.data.prepare import prepare
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.shards import Patch, ShardSet, ShardWriter, open_shards
 from his2lip.models import DualEncoder, load_model
 
 
@@ -46,3 +47,22 @@ def real_tiles(real_ihc: np.ndarray) -> Sequence[np.ndarray]:
     """The image's 16 squares of 128 px, in reading order."""
     places = range(0, 512, 128)
     return [np.ascontiguousarray(real_ihc[y : y + 128, x : x + 128]) for y in places for x in places]
+
+
+@pytest.fixture
+def write_patches(tmp_path: Path) -> Callable[..., ShardSet]:
+    """write_patches(images, tissue=[…], …) -> shards; a column is one value or a list, the split `select`."""
+
+    def write(images: Sequence[np.ndarray], **columns: Any) -> ShardSet:
+        splits = {name: {"role": name} for name in ("train", "select", "report")}
+        card = Card.model_validate({"name": "real", "reader": "none", "splits": splits})
+        with ShardWriter(tmp_path / "real", card=card) as writer:
+            for number, image in enumerate(images):
+                own = {k: v[number] if isinstance(v, list) else v for k, v in columns.items()}
+                own = {"split": "select", "width": image.shape[1], "height": image.shape[0]} | own
+                writer.add(
+                    Patch(patch_id=f"real/{number}.png", image=encode_png(image), dataset="real", **own)
+                )
+        return open_shards(tmp_path / "real")
+
+    return write

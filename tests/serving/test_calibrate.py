@@ -1,0 +1,134 @@
+"""A temperature is the best one, is fitted on a split for selection alone, and goes stale with its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from his2lip.data.shards import ShardSet
+from his2lip.errors import ConfigError, DatasetError
+from his2lip.models import DualEncoder, load_model
+from his2lip.serving import Classifier, Question, ask, calibrate, calibrated, classify
+from his2lip.serving.calibrate import Calibration, calibration_error, fit_temperature, nll
+from his2lip.serving.classify import softmax
+
+Write = Callable[..., ShardSet]
+
+
+def _drawn(temperature: float, *, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, 4) like cosines, and labels drawn from their softmax at a temperature."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 0.1, (n, 4))
+    chances = softmax(scores / temperature)
+    return scores, np.array([rng.choice(4, p=p) for p in chances])
+
+
+@settings(max_examples=25, deadline=None)
+@given(temperature=st.floats(0.02, 0.5), seed=st.integers(0, 1000))
+def test_the_fitted_temperature_has_the_least_loss(temperature: float, seed: int) -> None:
+    scores, labels = _drawn(temperature, n=400, seed=seed)
+    try:
+        found = fit_temperature(scores, labels, where="drawn")
+    except DatasetError:  # so few labels at a high temperature may say nothing
+        assert temperature > 0.1
+        return
+    least = nll(softmax(scores / found), labels)
+    for factor in (0.5, 0.99, 1.01, 2):
+        assert least <= nll(softmax(scores / (found * factor)), labels) + 1e-12
+
+
+def test_the_temperature_that_labels_were_drawn_at_is_found_again() -> None:
+    scores, labels = _drawn(0.05, n=20_000, seed=1)
+    found = fit_temperature(scores, labels, where="drawn")
+    assert found == pytest.approx(0.05, rel=0.05)
+    assert calibration_error(softmax(scores / found), labels) < 0.02
+    assert calibration_error(softmax(scores / 0.005), labels) > 0.2, "over-confident"
+
+
+def test_calibration_error_is_guo_s() -> None:
+    chances = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    # bins: three of confidence 0.9, of which two are right; one of 0.6, which is right
+    assert calibration_error(chances, np.array([0, 0, 1, 0])) == pytest.approx((3 * (0.9 - 2 / 3) + 0.4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([1, 0, 1, 0], "say nothing of the labels"), ([0, 1, 0, 1], "every patch is classified right")],
+)
+def test_a_least_at_no_finite_temperature_is_refused(labels: list[int], said: str) -> None:
+    scores = np.array([[0.2, 0.1], [0.1, 0.2]] * 2)
+    with pytest.raises(DatasetError, match=said):
+        fit_temperature(scores, np.array(labels), where="here")
+
+
+@pytest.fixture
+def labelled(real_ihc: np.ndarray, model: DualEncoder, write_patches: Write) -> ShardSet:
+    """64 real tiles: three in four have the class that the model gives them, the others the next one."""
+    tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
+    right = [row["tissue"].label for row in classify(tiles, model)]
+    tissue = ["Tumor" if i % 4 == 0 and t != "Tumor" else t for i, t in enumerate(right)]
+    return write_patches(tiles, tissue=tissue, biomarker="CD3", split=["select"] * 60 + ["report"] * 4)
+
+
+def test_calibration_lowers_the_loss_and_gives_probabilities(
+    labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    (question,) = ask()
+    found = calibrate(model, labelled.uri, question, label="tissue", cache=str(tmp_path / "c"))
+    assert (found.split, found.n, found.question) == ("select", 60, "tissue type")
+    assert found.nll_after < found.nll_before
+    found.save(tmp_path / "calibration.json")
+    questions = calibrated(ask(guess_biomarker=True), model, [tmp_path / "calibration.json"])
+    for row in Classifier(model, questions).classify(real_tiles):
+        values = np.array(list(row["tissue"].similarities.values()))
+        assert row["tissue"].probability == pytest.approx(softmax(values[None] / found.temperature).max())
+        assert row["biomarker_guess"].probability is None, "nothing was fitted to this one"
+
+
+def test_a_temperature_is_never_fitted_on_reports(
+    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
+    (question,) = ask()
+    for split, said in (("report", "not be fitted on 'report', a report split"), ("tets", "'tets'")):
+        with pytest.raises(DatasetError, match=rf"{said}.*name a select split: select"):
+            calibrate(model, labelled.uri, question, label="tissue", cache=str(tmp_path), split=split)
+
+
+def test_only_patches_of_the_named_biomarker_count(
+    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
+    *_, question = ask(biomarker="CD8")
+    with pytest.raises(DatasetError, match="no patch of CD8 in 'select' has one of positive, negative"):
+        calibrate(model, labelled.uri, question, label="label", cache=str(tmp_path))
+
+
+def _calibration(model: DualEncoder, question: Question) -> Calibration:
+    from his2lip.serving.calibrate import similarity_digest
+
+    zeros = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.0)
+    return Calibration(
+        temperature=0.1, model=similarity_digest(model), prompts=question.prompts.digest,
+        question=question.title, data_digest="d", split="select", n=1, **zeros,
+    )  # fmt: skip
+
+
+def test_a_stale_or_broken_calibration_is_refused(model: DualEncoder, tmp_path: Path) -> None:
+    (tissue,), file = ask(), tmp_path / "calibration.json"
+    kept = _calibration(model, tissue)
+    kept.save(file)
+    assert calibrated([tissue], model, [file]) == [replace(tissue, temperature=0.1)]
+    with pytest.raises(ConfigError, match="fitted for another model"):
+        calibrated([tissue], load_model("tiny", seed=7), [file])
+    with pytest.raises(ConfigError, match=r"other prompts \(of the tissue type\)"):
+        calibrated([ask(guess_biomarker=True)[1]], model, [file])
+    for broken in ("{", "[]", json.dumps({"temperature": 1}), file.read_text().replace("0.1", "-1")):
+        file.write_text(broken)
+        with pytest.raises(ConfigError, match=r"calibration.*his2lip calibrate"):
+            calibrated([tissue], model, [file])
