@@ -111,9 +111,9 @@ def plain_state(clip: nn.Module) -> dict[str, torch.Tensor]:
         if not parametrize.is_parametrized(module):
             continue
         for name in module.parametrizations:
-            inner = f"{prefix}.parametrizations.{name}."
+            inner = f"{prefix}.parametrizations.{name}.".lstrip(".")
             state = {k: v for k, v in state.items() if not k.startswith(inner)}
-            state[f"{prefix}.{name}"] = getattr(module, name).detach()
+            state[f"{prefix}.{name}".lstrip(".")] = getattr(module, name).detach()
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.models import DualEncoder, ResumeState, load_model, save_checkpoint
+from his2lip.models.adapters import add_heads, add_lora
+from his2lip.models.convert import RELEASED_PREPROCESS
 from his2lip.models.encoder import Precision
+from his2lip.models.finetune import freeze, recompute_blocks
+from his2lip.models.image_size import set_image_size
 from his2lip.training.assemble import terms_of_run
 from his2lip.training.config import LossConfig, TrainConfig
 from his2lip.training.loop import Save
@@ -30,11 +35,30 @@ def prepare_process(config: TrainConfig, device: torch.device) -> None:
 def build_model(
     config: TrainConfig, device: torch.device, *, source: str | Path | None = None
 ) -> DualEncoder:
-    """The backbone that `config` names, or the checkpoint `source`, in the precision that suits `device`."""
+    """The backbone that `config` names, or the run's checkpoint `source`, with what `config` makes of it.
+
+    In the precision that suits `device`, and ready to learn: frozen parts, adapters and heads in place.
+    """
     precision = _precision(config.model.precision, device)
-    return load_model(
-        str(source or config.model.backbone), device=str(device), precision=precision, seed=config.seed
-    )
+    model = load_model(str(source or config.model.backbone), precision=precision, seed=config.seed)
+    if config.model.preprocessing == "released":
+        model.preprocess = replace(RELEASED_PREPROCESS, size=model.preprocess.size)
+    if config.model.image_size is not None:
+        set_image_size(model, config.model.image_size)
+    _choose_what_learns(model, config)
+    return model.to(device)
+
+
+def _choose_what_learns(model: DualEncoder, config: TrainConfig) -> None:
+    """The `finetune` section; heads come last, for they learn whatever else is frozen."""
+    chosen = config.finetune
+    freeze(model, image=chosen.freeze == "image", text=chosen.freeze == "text")
+    if chosen.lora is not None:
+        add_lora(model, rank=chosen.lora.rank, alpha=chosen.lora.alpha, seed=config.seed)
+    if chosen.projection == "released":
+        add_heads(model, seed=config.seed)
+    if chosen.gradient_checkpointing:
+        recompute_blocks(model)
 
 
 def _precision(asked: str, device: torch.device) -> Precision:
@@ -48,18 +72,11 @@ def _precision(asked: str, device: torch.device) -> Precision:
 
 def build_loss(config: LossConfig) -> WISELoss:
     """The WISE loss of design section 6, or the released code's arithmetic."""
-    weights = LossWeights(**resolved(config.weights))
     if config.variant == "released":
-        return WISELoss.released(weights=weights, terms=config.terms)
-    hard = config.terms == "hard"
-    kept = LossWeights(
-        image_text=weights.image_text,
-        image_image=weights.image_image if config.terms in ("full", "image_only") else 0.0,
-        text_text=weights.text_text if config.terms in ("full", "text_only") else 0.0,
-    )
+        return WISELoss.released(weights=LossWeights(**resolved(config.weights)), terms=config.terms)
     return WISELoss(
-        weights=kept,
-        similarity=None if hard else SimilarityWeights(**resolved(config.similarity)),
+        weights=LossWeights(**resolved(config.kept_weights())),
+        similarity=None if config.terms == "hard" else SimilarityWeights(**resolved(config.similarity)),
         tau=config.tau,
         kappa=config.kappa,
         normalize=config.normalize,

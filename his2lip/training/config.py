@@ -21,6 +21,29 @@ class ModelConfig(Config):
     backbone: str = "tiny"  # a name of `his2lip models list`, an open_clip name, or a checkpoint directory
     # bf16 is autocast around fp32 weights; auto takes it on GPUs that have it, and fp32 elsewhere.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    image_size: Count | None = (
+        None  # px of a side; position embeddings are interpolated; null is the native one
+    )
+    # native: the backbone's own mean, deviation and resizing. released: those of the paper's code (MIHIC's).
+    preprocessing: Literal["native", "released"] = "native"
+
+
+class LoraConfig(Config):
+    """Low-rank adapters: what learns in place of the matrices they go into; checkpoints hold them merged."""
+
+    rank: Count = 8
+    alpha: Positive | None = None  # they count alpha / rank times; null is the rank
+
+
+class FinetuneConfig(Config):
+    """What of the backbone learns, and how fast. The defaults are full fine-tuning."""
+
+    freeze: Literal["none", "image", "text"] = "none"  # a whole tower that stays as it is
+    lora: LoraConfig | None = None  # in the towers that are not frozen; all else but the logit scale is
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # rate of each block against the one above it
+    # released: the paper's code, a random D x D matrix after each tower, which learns and is then folded in.
+    projection: Literal["none", "released"] = "none"
+    gradient_checkpointing: bool = False  # less memory for a longer step; the gradient stays the same
 
 
 class DataConfig(Config):
@@ -74,6 +97,27 @@ class LossConfig(Config):
     kappa: Positive | Literal["scale"] = 1.0  # scale of the intramodal logits; "scale" ties it to the model's
     normalize: bool = True  # cosine logits; the released code leaves image-text logits unnormalised
 
+    @pydantic.model_validator(mode="after")
+    def _some_term_is_left(self) -> LossConfig:
+        if not any(resolved(self.kept_weights()).values()):
+            raise ValueError(f"terms: {self.terms} leaves no term with a weight above zero")
+        return self
+
+    @property
+    def scoring(self) -> Literal["cosine", "dot"]:
+        """How features are compared that this loss has trained."""
+        return "cosine" if self.variant == "wise" and self.normalize else "dot"
+
+    def kept_weights(self) -> WeightsConfig:
+        """The weights of the terms that `terms` keeps, the others zero."""
+        kept = {
+            "full": {"image_image", "text_text"},
+            "image_only": {"image_image"},
+            "text_only": {"text_text"},
+        }
+        left_out = {"image_image", "text_text"} - kept.get(self.terms, set())
+        return self.weights.model_copy(update=dict.fromkeys(left_out, 0.0))
+
 
 class OptimConfig(Config):
     """AdamW under a cosine with linear warm-up. The paper: lr 2e-5, decay 0.01, 1 % warm-up, clip 1."""
@@ -116,6 +160,7 @@ class TrainConfig(Config):
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -132,6 +177,10 @@ class TrainConfig(Config):
             raise ValueError(f"data.lanes ({lanes}) must be a multiple of workers.num ({num})")
         if self.checkpoint.select_by == "macro_f1" and self.data.select is None:
             raise ValueError("checkpoint.select_by=macro_f1 needs a data.select split")
+        weights, frozen = self.loss.kept_weights(), self.finetune.freeze
+        reaches = {"image": weights.text_text, "text": weights.image_image}.get(frozen, 1.0)
+        if not weights.image_text and not reaches:
+            raise ValueError(f"finetune.freeze={frozen} leaves no term of the loss anything to learn from")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -140,6 +189,7 @@ class TrainConfig(Config):
         for key in ("name", "storage", "workers", "log_every"):
             del tree[key]
         del tree["checkpoint"]["every_steps"]
+        del tree["finetune"]["gradient_checkpointing"]
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest, not their place
             del tree["data"][key]
         return tree

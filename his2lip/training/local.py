@@ -97,7 +97,7 @@ _SOURCES: _Latest[StreamSource] = _Latest()
 
 
 def _model_key(config: TrainConfig, device: torch.device) -> str:
-    return digest([resolved(config.model), config.seed, str(device)])
+    return digest([resolved(config.model), resolved(config.finetune), config.seed, str(device)])
 
 
 def _data_key(config: TrainConfig, shards: ShardSet, bank: CaptionBank, model: DualEncoder) -> str:

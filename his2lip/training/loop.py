@@ -13,7 +13,9 @@ from torch import nn
 from his2lip.data.batch import Batch
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss.wise import MAX_LOG_SCALE
-from his2lip.models.resume import ResumeState
+from his2lip.models.adapters import restore_unmerged, unmerged_state
+from his2lip.models.finetune import train_mode
+from his2lip.models.resume import ResumeState, optimizer_state, restore_optimizer
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -49,7 +51,8 @@ class Outcome:
 
 # Called by rank 0 alone: (model, what going on needs, latest metrics, whether this is the best so far).
 Save = Callable[["DualEncoder", ResumeState, dict[str, float], bool], None]
-# Called on every rank, with the same metrics; True ends the run early.
+# Called on every rank. All metrics are the same there, but for the validator's, which rank 0 alone has, and
+# the clock's. True ends the run early: every rank must answer alike.
 Report = Callable[[Progress], bool | None]
 # Zero-shot metrics of the model on the select split, such as {"macro_f1": 0.8}.
 Validate = Callable[["DualEncoder"], Mapping[str, float]]
@@ -77,16 +80,12 @@ def fit(
     """
     device = torch.device(device)
     model.to(device)
+    model.similarity = config.loss.scoring
     loss.to(device)
     _refuse_batch_norm(config, model)
-    optimizer = build_optimizer([model, loss], config.optim)
-    state = State()
-    if resume is not None:
-        optimizer.load_state_dict(resume.optimizer)
-        state = State.from_json(resume.extra["run"])
-        loss.load_state_dict({name: torch.tensor(value) for name, value in resume.extra["loss"].items()})
+    optimizer = build_optimizer(model, loss, config.optim, layer_decay=config.finetune.layer_decay)
     run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate)
-    return run.go(state, report)
+    return run.go(State() if resume is None else run.restore(resume), report)
 
 
 @dataclass
@@ -108,6 +107,16 @@ class _Run:
         self.epoch_steps = self.source.steps_per_epoch
         self.steps = self.config.optim.steps or self.config.optim.epochs * self.epoch_steps
         self.clock = Clock()
+        # What learns: the released hard loss has a scale of its own.
+        self.parts = nn.ModuleDict({"model": self.model, "loss": self.loss})
+
+    def restore(self, resume: ResumeState) -> State:
+        """Puts back what the model's own checkpoint lacks; CheckpointError where that does not fit."""
+        restore_unmerged(self.model, resume.model)
+        restore_optimizer(self.optimizer, self.parts, resume.optimizer)
+        own = {name: torch.tensor(value) for name, value in resume.extra["loss"].items()}
+        self.loss.load_state_dict(own)
+        return State.from_json(resume.extra["run"])
 
     def go(self, state: State, report: Report) -> Outcome:
         """From `state` to the last step; one report each `log_every` steps and one at each epoch's end."""
@@ -134,7 +143,7 @@ class _Run:
 
     def train_step(self, batch: Batch) -> LossOutput:
         """One step of AdamW on the global batch of which `batch` is this rank's share; the loss's output."""
-        self.model.train()
+        train_mode(self.model)
         outputs: list[LossOutput] = []
 
         def objective(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
@@ -151,8 +160,7 @@ class _Run:
             piece=self.config.optim.micro_batch,
             seed=(self.config.seed, batch.step, self.rank),
         )
-        # The loss's too: the released hard one learns a scale of its own.
-        parameters = [*self.model.parameters(), *self.loss.parameters()]
+        parameters = list(self.parts.parameters())
         average_gradients(parameters, world=self.world)
         if self.config.optim.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
@@ -198,10 +206,14 @@ class _Run:
     def write(self, state: State, metrics: dict[str, float], *, best: bool) -> None:
         """The schedule is a function of the step and the generators are seeded by it: neither has a state."""
         if self.save is not None and self.rank == 0:
-            # The released hard loss learns a scale of its own; a float32 scalar survives as a JSON number.
+            # A float32 scalar survives as a JSON number.
             of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
-            extra = {"run": state.to_json(), "loss": of_loss}
-            saved = ResumeState(step=state.step, optimizer=self.optimizer.state_dict(), extra=extra)
+            saved = ResumeState(
+                step=state.step,
+                optimizer=optimizer_state(self.optimizer, self.parts),
+                model=unmerged_state(self.model),
+                extra={"run": state.to_json(), "loss": of_loss},
+            )
             self.save(self.model, saved, metrics, best)
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:

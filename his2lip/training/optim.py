@@ -1,23 +1,24 @@
-"""AdamW without decay where it does harm, and the learning rate as a pure function of the step."""
+"""AdamW over what learns, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.finetune import parameter_groups
 from his2lip.training.config import OptimConfig
 
 
-def build_optimizer(modules: Sequence[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; vectors and scalars (norms, biases, logit scale) do not decay."""
-    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: DualEncoder, loss: nn.Module, config: OptimConfig, *, layer_decay: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW over all that learns in `model`, in its groups, and in `loss` (the released hard one's scale)."""
+    groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=layer_decay)
+    groups.append({"params": list(loss.parameters()), "lr_scale": 1.0, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -36,5 +37,6 @@ def warmup_steps(steps: int, config: OptimConfig) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """`rate` for the top of the towers; a group below learns at its own share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]

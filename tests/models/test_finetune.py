@@ -1,4 +1,4 @@
-"""Frozen towers stay, adapters train little and merge back, deeper layers learn faster."""
+"""Frozen towers stay, layers near the top learn faster, recomputed blocks keep less and change nothing."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_factory import CAPTIONS, native_config
+from model_factory import CAPTIONS, dual, hf_dual, native_config
 
 from his2lip.errors import ConfigError
-from his2lip.models import load_model, save_checkpoint
-from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models import load_model
+from his2lip.models.adapters import add_lora
 from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import add_lora, freeze, merge_lora, parameter_groups
-from his2lip.models.preprocess import Preprocess
-
-
-def dual() -> DualEncoder:
-    config = native_config()
-    preprocess = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    clip = build_clip(config, seed=1)
-    return DualEncoder(
-        clip, name="small", config=config, preprocess=preprocess, tokenizer=build_tokenizer(config)
-    )
-
+from his2lip.models.finetune import freeze, parameter_groups, recompute_blocks, train_mode
+from his2lip.models.towers import heights
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -52,10 +42,23 @@ def test_a_frozen_towers_features_stay_while_the_other_learns(tower: str) -> Non
     assert not torch.allclose(before[other], after[other])
 
 
+def test_frozen_parts_keep_their_batch_statistics_and_drop_nothing() -> None:
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 32}
+    model = dual(native_config() | {"vision_cfg": vision})
+    train_mode(model)
+    assert model.clip.visual.training
+    freeze(model, image=True)
+    train_mode(model)
+    before = model.clip.visual.bn1.running_mean.clone()
+    model.encode_image(IMAGES)
+    assert torch.equal(model.clip.visual.bn1.running_mean, before)
+    assert model.clip.transformer.training
+
+
 def test_layer_decay_slows_what_is_deep_below() -> None:
     model = dual()
-    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)
-    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    groups = parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
+    rate = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     rates = {name: rate[id(p)] for name, p in model.clip.named_parameters()}
     assert len(rate) == len(rates)
     wanted = {
@@ -75,54 +78,64 @@ def test_layer_decay_slows_what_is_deep_below() -> None:
     assert all(g["weight_decay"] == (0.1 if g["params"][0].ndim >= 2 else 0) for g in groups)
 
 
+def test_heights_of_a_biomedclip_type_count_patch_embeddings_as_the_bottom(tmp_path: Path) -> None:
+    found = heights(hf_dual(tmp_path).clip)
+    last = max(int(name.split(".")[3]) for name in found if name.startswith("visual.trunk.blocks."))
+    assert found["visual.trunk.patch_embed.proj.weight"] == last + 2
+    assert found[f"visual.trunk.blocks.{last}.mlp.fc1.weight"] == 1
+    assert found["text.transformer.embeddings.word_embeddings.weight"] == 3
+    assert found["visual.head.proj.weight"] == found["text.proj.0.weight"] == 0
+
+
 def test_without_layer_decay_all_learn_alike() -> None:
-    groups = parameter_groups(load_model("tiny"), lr=2.0, weight_decay=0.1)
-    assert {g["lr"] for g in groups} == {2.0}
+    groups = parameter_groups(load_model("tiny"), weight_decay=0.1)
+    assert {(g["lr_scale"], g["weight_decay"]) for g in groups} == {(1.0, 0.0), (1.0, 0.1)}
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
 def test_a_senseless_layer_decay_is_refused(decay: float) -> None:
     with pytest.raises(ConfigError, match="layer_decay"):
-        parameter_groups(dual(), lr=1.0, weight_decay=0.0, layer_decay=decay)
+        parameter_groups(dual(), weight_decay=0.0, layer_decay=decay)
 
 
-def test_adapters_change_nothing_at_first_train_little_and_merge_into_open_clips_names(
-    tmp_path: Path,
-) -> None:
-    model, plain = dual().eval(), dual().eval()
-    names = set(plain.clip.state_dict())
-    add_lora(model, rank=2)
-    for adapted, before in zip(features(model), features(plain), strict=True):
-        torch.testing.assert_close(adapted, before)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained < 0.02 * sum(p.numel() for p in plain.parameters())
+def step_with_dropout(model: DualEncoder) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes of all tensors that the forward keeps for the backward, and the gradient."""
+    kept: dict[int, int] = {}
 
-    train_a_step(model.train())
-    adapted = features(model.eval())
-    assert not torch.allclose(adapted[0], features(plain)[0])
-    saved = load_model(save_checkpoint(tmp_path / "checkpoint", model, meta={}))
-    digest = model.tensor_digest()
-    merge_lora(model)
-    assert model.tensor_digest() == saved.tensor_digest() == digest
-    assert set(model.clip.state_dict()) == names
-    for merged, before in zip(features(model), adapted, strict=True):
-        torch.testing.assert_close(merged, before)
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    train_mode(model)
+    images = torch.randn(6, 3, *model.preprocess.size)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        image, text = model(images, model.tokenize(CAPTIONS * 2))
+        value = image.pow(2).sum() + text.pow(2).sum()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    value.backward()
+    gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return sum(size for place, size in kept.items() if place not in weights), gradient
 
 
-def test_every_adapter_trains_the_output_projection_too() -> None:
-    model = dual()
-    add_lora(model, rank=2)
-    image, text = model(IMAGES, model.tokenize(CAPTIONS))
-    (image.pow(2).sum() + text.pow(2).sum()).backward()
-    adapters = [(n, p) for n, p in model.clip.named_parameters() if n.endswith(".b")]
-    assert len(adapters) == 4 * (2 + 2)
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in adapters)
+@pytest.mark.parametrize("kind", ["native", "biomedclip", "tiny", "lora"])
+def test_recomputed_blocks_keep_less_for_the_same_gradient(kind: str, tmp_path: Path) -> None:
+    def make() -> DualEncoder:
+        if kind == "tiny":
+            return load_model("tiny")
+        model = hf_dual(tmp_path) if kind == "biomedclip" else dual()
+        if kind == "lora":
+            add_lora(model, rank=2)
+            for name, p in model.named_parameters():
+                if name.endswith(".b"):
+                    torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+        return model
 
-
-def test_a_model_without_transformers_takes_no_adapters_and_a_rank_is_positive() -> None:
-    with pytest.raises(ConfigError, match="rank"):
-        add_lora(dual(), rank=0)
-    convolutional = dual()
-    convolutional.clip = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
-    with pytest.raises(ConfigError, match="no open_clip transformer"):
-        add_lora(convolutional, rank=2)
+    whole, wanted = step_with_dropout(make())
+    model = make()
+    recompute_blocks(model)
+    saving, found = step_with_dropout(model)
+    assert saving < 0.7 * whole
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name

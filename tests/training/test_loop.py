@@ -101,8 +101,7 @@ def test_without_the_optimizers_state_the_weights_differ(shards: str, tmp_path: 
     _, model = run(config, save=lambda m, r, *rest: write(m, r, *rest) if r.step == 10 else None)
     saved = load_resume(folder / "last")
     assert saved is not None
-    bare = {**saved.optimizer, "state": {}}
-    forgetful = type(saved)(step=saved.step, optimizer=bare, extra=saved.extra)
+    forgetful = type(saved)(step=saved.step, optimizer={}, extra=saved.extra)
     _, again = run(config, model=load_model(str(folder / "last")), resume=forgetful)
     assert again.tensor_digest() != model.tensor_digest()
 

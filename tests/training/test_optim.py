@@ -5,30 +5,36 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from his2lip.training.config import OptimConfig
-from his2lip.training.optim import build_optimizer, learning_rate, warmup_steps
+from his2lip.models import load_model
+from his2lip.models.finetune import freeze
+from his2lip.training.build import build_loss
+from his2lip.training.config import LossConfig, OptimConfig
+from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate, warmup_steps
 
 
-def test_norms_biases_and_the_logit_scale_do_not_decay() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    model.register_parameter("logit_scale", nn.Parameter(torch.tensor(2.6)))
-    decayed, spared = build_optimizer([model], OptimConfig(weight_decay=0.1)).param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert [p.shape for p in decayed["params"]] == [(4, 3)]
-    assert spared["weight_decay"] == 0.0
-    assert len(spared["params"]) == 4
+def test_norms_biases_and_scales_do_not_decay_and_what_is_frozen_is_left_out() -> None:
+    model, loss = load_model("tiny"), build_loss(LossConfig(variant="released", terms="hard"))
+    freeze(model, text=True)
+    groups = build_optimizer(model, loss, OptimConfig(weight_decay=0.1)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    names = {name: decay.get(id(p)) for name, p in model.clip.named_parameters()}
+    assert decay[id(loss.own_scale)] == names["logit_scale"] == 0.0
+    assert names["visual.head.proj.weight"] == 0.1
+    assert names["visual.trunk.bn1.bias"] == 0.0
+    assert names["token_embedding.weight"] is None
+    assert len(decay) == 2 + sum(name.startswith("visual.") for name in names)
 
 
-def test_frozen_parameters_are_left_out() -> None:
-    model = nn.Linear(3, 4)
-    model.weight.requires_grad_(False)
-    groups = build_optimizer([model], OptimConfig()).param_groups
-    assert [len(group["params"]) for group in groups] == [0, 1]
+def test_the_schedule_gives_each_group_its_share_of_the_rate() -> None:
+    optimizer = build_optimizer(load_model("tiny"), nn.Module(), OptimConfig(), layer_decay=0.5)
+    set_learning_rate(optimizer, 8.0)
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert {8.0, 4.0, 2.0} <= rates
+    assert all(group["lr"] == 8.0 * group["lr_scale"] for group in optimizer.param_groups)
 
 
 @given(steps=st.integers(1, 500), warmup=st.one_of(st.floats(0, 0.99), st.integers(1, 700)))

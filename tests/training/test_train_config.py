@@ -33,11 +33,26 @@ def test_papers_hyper_parameters_are_the_defaults() -> None:
         ("loss.weights={image_text: 0, image_image: 0, text_text: 0}", "at least one of the three weights"),
         ("name=a/b", "name"),
         ("optim.epochs=many", "valid integer"),
+        ("finetune.freeze=both", "'none', 'image' or 'text'"),
+        ("finetune.lora={rank: 0}", "greater than or equal to 1"),
+        ("finetune.lora={alpha: 0}", "greater than 0"),
+        ("finetune.layer_decay=1.5", "less than or equal to 1"),
+        ("model.image_size=0", "greater than or equal to 1"),
+        ("loss={terms: text_only, weights: {image_text: 0, text_text: 0}}", "text_only leaves no term"),
     ],
 )
 def test_bad_option_is_one_sentence(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load(TrainConfig, None, ["data.shards=somewhere", override])
+
+
+@pytest.mark.parametrize(("frozen", "term"), [("image", "image_image"), ("text", "text_text")])
+def test_a_frozen_tower_needs_a_term_that_reaches_the_other(frozen: str, term: str) -> None:
+    weights = {"image_text": 0, "image_image": 0, "text_text": 0, term: 1}
+    overrides = ["data.shards=s", f"finetune.freeze={frozen}", f"loss.weights={weights}"]
+    with pytest.raises(ConfigError, match=f"finetune.freeze={frozen} leaves no term"):
+        load(TrainConfig, None, overrides)
+    load(TrainConfig, None, [*overrides, "loss.weights.image_text=1"])
 
 
 def test_macro_f1_needs_a_select_split() -> None:
@@ -48,7 +63,8 @@ def test_macro_f1_needs_a_select_split() -> None:
 @pytest.mark.parametrize(
     "override",
     ["name=b", "storage=elsewhere", "workers.num=2", "log_every=1", "checkpoint.every_steps=7",
-     "data.loader=local", "data.shards=moved", "data.decode_threads=7"],
+     "data.loader=local", "data.shards=moved", "data.decode_threads=7",
+     "finetune.gradient_checkpointing=true"],
 )  # fmt: skip
 def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
     base = validate(TrainConfig, DATA)
@@ -58,7 +74,8 @@ def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "optim.lr=1e-3", "loss.tau=0.5", "data.batch_size=128", "data.lanes=4", "data.augment=false",
-     "model.backbone=clip", "checkpoint.select_by=macro_f1", "optim.micro_batch=8", "data.select=null"],
+     "model.backbone=clip", "checkpoint.select_by=macro_f1", "optim.micro_batch=8", "data.select=null",
+     "finetune.lora={}", "finetune.freeze=text", "finetune.layer_decay=0.9", "model.image_size=336"],
 )  # fmt: skip
 def test_what_decides_the_weights_makes_another_run(override: str) -> None:
     base = validate(TrainConfig, DATA)

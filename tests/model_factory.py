@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.preprocess import Preprocess
+
 CAPTIONS = [
     "Brown nuclear staining of Ki67 in tumor cells.",
     "stroma, no staining",
@@ -84,3 +88,21 @@ def hf_cache(root: Path, repository: str, files: Path, monkeypatch: pytest.Monke
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
+
+
+def dual(config: dict[str, Any] | None = None) -> DualEncoder:
+    """A small random model of `config`; CLIP's architecture by default. Always the same weights."""
+    config = config or native_config()
+    size = config["vision_cfg"].get("image_size", 224)
+    return DualEncoder(
+        build_clip(config, seed=1),
+        name="small",
+        config=config,
+        preprocess=Preprocess(size=(size, size), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        tokenizer=build_tokenizer(config),
+    )
+
+
+def hf_dual(folder: Path) -> DualEncoder:
+    """A small random model of BiomedCLIP's architecture, whose text side is written to `folder`."""
+    return dual(hf_config(wordpiece_folder(folder / "bert")))
