@@ -153,5 +153,5 @@ def plain_of(model: DualEncoder) -> dict[str, torch.Tensor]:
 def test_unmerged_state_of_another_way_of_fine_tuning_is_refused() -> None:
     model, adapted = dual(), dual()
     add_lora(adapted, rank=2)
-    with pytest.raises(CheckpointError, match=r"finetune section disagree on '.*in_proj"):
+    with pytest.raises(CheckpointError, match=r"finetune section disagree on '.*parametrizations"):
         restore_unmerged(model, unmerged_state(adapted))
