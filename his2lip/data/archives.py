@@ -157,9 +157,10 @@ def open_archive(path: Path) -> Iterator[Archive]:
         mend = "fetch it again, or unpack it by hand and give that folder as --root"
         raise DatasetError(said, where=path, mend=mend) from None
     except OSError as error:
-        mend = "make room, or name another place with --unpack-to" if error.errno == errno.ENOSPC else None
         raise DatasetError(
-            f"this archive cannot be unpacked: {first_line(error)}", where=path, mend=mend
+            f"this archive cannot be unpacked: {first_line(error)}",
+            where=path,
+            mend="make room, or name another place with --unpack-to" if error.errno == errno.ENOSPC else None,
         ) from None
 
 
