@@ -59,14 +59,21 @@ def data_check(
 
 @app.command("synthesize")
 def data_synthesize(
-    out: Annotated[str, typer.Option(help="Where the shards go, one folder a dataset.")],
+    out: Annotated[str, typer.Option(help="Where they go, one folder a dataset.")],
+    layout: Annotated[
+        bool, typer.Option("--layout", help="Write folders and files as published instead, for `prepare`.")
+    ] = False,
     datasets: Annotated[
         str | None, typer.Option(help="Comma-separated names; all ten where left out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The generator's seed.")] = 0,
     scale: Annotated[float, typer.Option(min=0.01, help="1 is the demo's size.")] = 1.0,
 ) -> None:
-    """Write generated IHC twins of the datasets as shards (they are marked as generated)."""
-    from his2lip.commands.data import synthesize
+    """Write generated IHC twins of the datasets as shards, or in their published layouts to rehearse on.
 
-    synthesize(out, datasets=datasets.split(",") if datasets else None, seed=seed, scale=scale)
+    Both are marked as generated, and so are shards that `prepare` makes of a rehearsal.
+    """
+    from his2lip.commands.data import rehearse, synthesize
+
+    write = rehearse if layout else synthesize
+    write(out, datasets=datasets.split(",") if datasets else None, seed=seed, scale=scale)

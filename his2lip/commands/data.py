@@ -87,6 +87,30 @@ def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: fl
     say(f"shards: {out} ({', '.join(names)}; generated, not real)")
 
 
+def rehearse(out: str, *, datasets: Sequence[str] | None, seed: int, scale: float) -> None:
+    """Published layouts with generated pixels, one folder a dataset, and how to go on with each."""
+    from his2lip.data.layouts import layout_names
+    from his2lip.data.synthetic.rehearsal import write_rehearsal
+
+    if "://" in out:
+        raise DatasetError("a layout is written into a folder of this machine", where=out)
+    names = list(datasets or layout_names())
+    with Progress("generated images") as bar:
+        drawn = 0
+
+        def progress(new: int) -> None:
+            nonlocal drawn
+            drawn += new
+            bar.update(f"{drawn:,}")
+
+        for name in names:
+            write_rehearsal(
+                name, Path(out, name), seed=seed, each=max(3, round(3 * scale)), progress=progress
+            )
+    say(f"layouts: {out} ({', '.join(names)}; generated, not real)")
+    say(f"rehearse: his2lip data prepare {names[0]} --root {Path(out, names[0])} --out DIR")
+
+
 def _is_there(place: str, view: str) -> bool:
     """Whether this very twin stands at `place`. Raises DatasetError where another dataset does."""
     from his2lip.data.shards import open_shards

@@ -27,6 +27,11 @@ def write_layout(name: str, root: Path, draw: Draw, *, each: int = 2) -> None:
     _LAYOUTS[name](root, draw, each)
 
 
+def layout_names() -> list[str]:
+    """Names of the cards whose layout can be written."""
+    return list(_LAYOUTS)
+
+
 def _save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     encode = encode_jpeg if path.suffix.lower() in (".jpg", ".jpeg") else encode_png
@@ -121,10 +126,12 @@ def _bcdata(root: Path, draw: Draw, each: int) -> None:
 def _anhir(root: Path, draw: Draw, each: int) -> None:
     """Two scales of each image, the stain a token of the name, an H&E section beside."""
     for lesion in range(1, each + 1):
-        for stain in ("CD31-3", "proSPC-4", "Ki67-7", "He"):
+        for stain in ("CD31-3", "proSPC-4", "Ki67-7", "Cc10-5", "He"):
             for scale, side in (("scale-5pc", 96), ("scale-25pc", 480)):
                 folder = root / f"lung-lesion_{lesion}" / scale
-                _save(folder / f"29-041-Izd2-w35-{stain}-les{lesion}.jpg", draw(side, None, stain[:-2]))
+                _save(
+                    folder / f"29-041-Izd2-w35-{stain}-les{lesion}.jpg", draw(side, None, stain[:-2] or None)
+                )
 
 
 def _acrobat(root: Path, draw: Draw, each: int) -> None:

@@ -93,7 +93,7 @@ def prepare(
     info = info_file.summarise(
         written,
         card,
-        generated=False,
+        generated=reader.generated,
         view=str(tiling or "published"),
         quarantined=quarantined,
         left_out=left_out,

@@ -18,6 +18,8 @@ from his2lip.errors import DatasetError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # Litter of operating systems and archivers, which nobody counts as part of a dataset.
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")
+# A file of this name says that the images beside it are not real (synthetic/rehearsal.py).
+GENERATED = "GENERATED-BY-HIS2LIP.txt"
 
 
 class PassedOver(DatasetError):
@@ -57,7 +59,10 @@ class LeftOut:
 
 
 class Reader:
-    """Reads one published layout. A subclass says what a path means, and at times how a file is cut."""
+    """Reads one published layout. A subclass says what a path means, and at times how a file is cut.
+
+    `generated` is whether `find` met images that are said to be generated.
+    """
 
     suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
 
@@ -66,14 +71,16 @@ class Reader:
             mend = "give the dataset's folder as --root"
             raise DatasetError("this folder does not exist", where=root, mend=mend)
         self.root, self.card = Path(os.path.abspath(root)), card  # "." has neither name nor parents
+        self.generated = False
 
     def find(self) -> Iterator[str]:
         """Paths of all files under the root, relative to it, without hidden files and litter."""
         for folder, folders, files in os.walk(self.root):
             folders[:] = sorted(f for f in folders if not _litter(f))
             below = os.path.relpath(folder, self.root)
+            self.generated |= GENERATED in files
             for name in sorted(files):
-                if not _litter(name):
+                if not _litter(name) and name != GENERATED:
                     yield name if below == "." else f"{below}/{name}".replace(os.sep, "/")
 
     def item(self, key: str) -> Item:

@@ -1,0 +1,54 @@
+"""A rehearsal is prepared as the real dataset would be, and never taken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from his2lip.data.cards import list_cards, load_card
+from his2lip.data.prepare import prepare
+from his2lip.data.readers.base import GENERATED
+from his2lip.data.shards import open_shards
+from his2lip.data.synthetic.rehearsal import write_rehearsal
+from his2lip.data.terms import terms_of
+from his2lip.errors import ConfigError, DatasetError
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_every_layout_can_be_rehearsed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    assert write_rehearsal(name, tmp_path / name)
+    report = prepare(load_card(name), tmp_path / name, tmp_path / "out")
+    assert report.quarantined == report.left_out == []
+    assert report.read == report.found > 0
+    assert {label for of_split in report.info.counts.values() for label in of_split} == set(
+        load_card(name).classes
+    )
+    assert report.info.roles == load_card(name).roles
+    info = open_shards(tmp_path / "out").info
+    assert info.generated
+    assert terms_of(info).datasets == {f"{name}-generated": "none, generated"}
+
+
+def test_any_folder_of_a_rehearsal_is_known_to_be_generated(tmp_path: Path) -> None:
+    write_rehearsal("mihic", tmp_path / "in")
+    for folder in (p for p in (tmp_path / "in").rglob("*") if any(q.suffix == ".png" for q in p.glob("*"))):
+        assert (folder / GENERATED).is_file()
+    (tmp_path / "in" / GENERATED).unlink()
+    report = prepare(load_card("mihic"), tmp_path / "in/MIHIC_dataset/dataset", tmp_path / "out")
+    assert report.info.generated
+
+
+def test_same_rehearsal_is_kept_and_another_refused(tmp_path: Path) -> None:
+    assert write_rehearsal("bcdata", tmp_path / "a/bcdata")
+    files = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*.png")}
+    assert not write_rehearsal("bcdata", tmp_path / "a/bcdata")
+    assert write_rehearsal("bcdata", tmp_path / "b/bcdata")
+    assert all(
+        (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == files[path] for path in files
+    )
+    with pytest.raises(DatasetError, match="something else stands here"):
+        write_rehearsal("bcdata", tmp_path / "a/bcdata", seed=1)
+    with pytest.raises(ConfigError, match="did you mean 'mihic'"):
+        write_rehearsal("mihik", tmp_path / "a/mihik")
