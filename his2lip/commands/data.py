@@ -144,7 +144,6 @@ def _prepare_captions(root: Path, out: str) -> None:
     if Path(out).is_dir():
         raise DatasetError("a caption bank is one file", where=out, mend="give a path such as captions.json")
     bank, report = CaptionBank.from_folder(root)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     bank.save(out)
     say(str(report))
     say(f"caption bank: {out}")

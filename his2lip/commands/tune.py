@@ -21,14 +21,15 @@ EXPERIMENT = "his2lip-tune"
 
 def run_tune(config_file: str, overrides: Sequence[str], *, fresh: bool = False) -> SweepResult:
     """Runs the trials that are still to run; the result holds all of them."""
-    from his2lip.training.assemble import open_data, terms_of_run
+    from his2lip.training.assemble import caption_notes, open_data, terms_of_run
     from his2lip.tuning import SweepConfig, run_sweep
     from his2lip.tuning.objective import training_objective
 
     config = load(SweepConfig, resources.find(config_file), overrides)
     tracker = Tracker.open()
     objective = training_objective(config, make_validator=validator)
-    for note in terms_of_run(*open_data(objective.base)[:2]).notes():
+    base, shards, bank = open_data(objective.base)
+    for note in (*terms_of_run(base, shards).notes(), *caption_notes(base, shards, bank)):
         say(note)
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()

@@ -13,30 +13,16 @@ from typing import Literal, get_args
 from his2lip import taxonomy
 from his2lip.config import digest
 from his2lip.data import caption_templates
+from his2lip.data.caption_corpus import CaptionReport, read_corpus
 from his2lip.data.caption_templates import Pair
-from his2lip.data.listing import printable
-from his2lip.errors import DatasetError, TaxonomyError
+from his2lip.data.schema import filesystem
+from his2lip.data.shard_writer import write_file
+from his2lip.errors import DatasetError
 
 Missing = Literal["drop", "template"]
+Lines = Mapping[Pair, tuple[str, ...]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionReport:
-    """What an import took and what it left out, with reasons. Files: read + left out = found."""
-
-    found: int  # caption files
-    read: int
-    captions: int
-    blank_lines: int
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    uncovered: list[tuple[str, str]] = field(default_factory=list)  # of the 84 pairs of MIHIC
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.captions:,} captions from {self.read} of {self.found} files; "
-            f"{self.blank_lines} blank lines left out; {len(self.uncovered)} of 84 pairs have no caption"
-        ]
-        return "\n".join(lines + [f"left out {path}: {reason}" for path, reason in self.left_out])
+ROLES = {"captions": "train", "held_out": "report"}  # the parts of a bank, and who may read each
 
 
 @dataclass(frozen=True)
@@ -44,10 +30,13 @@ class CaptionBank:
     """Captions by pair of canonical names. `missing` says what a pair without captions gets.
 
     `drop`: nothing, its patches are left out of training; `template`: a caption of our own templates.
+    `captions` are drawn in training; `held_out` never are, so that retrieval can be tested on them.
     """
 
-    captions: Mapping[Pair, tuple[str, ...]]
+    captions: Lines
     missing: Missing = "drop"
+    held_out: Lines = field(default_factory=dict)
+    report: CaptionReport | None = field(default=None, repr=False, compare=False)  # of an import just made
 
     @classmethod
     def templates(cls) -> CaptionBank:
@@ -60,67 +49,54 @@ class CaptionBank:
     ) -> tuple[CaptionBank, CaptionReport]:
         """The released corpus's layout: TISSUE/BIOMARKER.txt, one caption a line, UTF-8.
 
-        A file that is nested deeper, empty, not UTF-8 or of an unknown class is left out with its reason.
-        Raises DatasetError where the folder is missing or holds no caption at all.
+        Captions are drawn from the part to train on; the held-out part is split off by seed family. Raises
+        DatasetError where the folder is missing or holds no caption at all.
         """
-        root = Path(folder)
-        if not root.is_dir():
-            raise DatasetError("this folder of captions does not exist", where=root, mend="check the path")
-        found = sorted(root.rglob("*.txt"))
-        captions: dict[Pair, tuple[str, ...]] = {}
-        left_out, blank = [], 0
-        for path in found:
-            try:
-                pair = _pair_of(path, root)
-                lines = _lines(path)
-            except DatasetError as error:
-                left_out.append((printable(path.relative_to(root).as_posix()), printable(error.what)))
-                continue
-            kept = tuple(line for line in lines if line)
-            blank += len(lines) - len(kept)
-            captions[pair] = captions.get(pair, ()) + kept
-        if not captions:
-            raise DatasetError(
-                "no caption could be read here", where=root, mend="lay it out TISSUE/BIOMARKER.txt"
-            )
-        report = CaptionReport(
-            found=len(found),
-            read=len(found) - len(left_out),
-            captions=sum(map(len, captions.values())),
-            blank_lines=blank,
-            left_out=left_out,
-            uncovered=[p for p in mihic_pairs() if p not in captions],
-        )
-        return cls(captions, missing), report
+        split, report = read_corpus(Path(folder))
+        return cls(split.train, missing, split.held_out, report), report
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionBank:
         """A bank that `save` wrote. Raises DatasetError for anything else."""
+        system, place = filesystem(path)
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [((row["tissue"], row["biomarker"]), tuple(row["captions"])) for row in tree["bank"]]
-            _check_bank(rows, tree["missing"])
-            return cls(dict(rows), tree["missing"])
+            with system.open_input_stream(place) as source:
+                tree = json.loads(source.read())
+            parts = [
+                [((row["tissue"], row["biomarker"]), tuple(row.get(part, ()))) for row in tree["bank"]]
+                for part in ROLES
+            ]
+            for rows in parts:
+                _check_bank(rows, tree["missing"])
+            captions, held_out = ({pair: lines for pair, lines in rows if lines} for rows in parts)
+            return cls(captions, tree["missing"], held_out)
         except FileNotFoundError:
             raise DatasetError(
                 "this caption bank does not exist", where=path, mend="check the path"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DatasetError("this file is not a caption bank", where=path) from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the bank as JSON that people can read."""
+        """Writes the bank, both parts with their roles, as JSON that people can read; whole or not at all."""
         rows = [
-            {"tissue": t, "biomarker": b, "captions": list(lines)} for (t, b), lines in self.captions.items()
+            {"tissue": t, "biomarker": b}
+            | {part: list(lines[t, b]) for part, lines in self._parts().items() if (t, b) in lines}
+            for t, b in dict.fromkeys((*self.captions, *self.held_out))
         ]
-        tree = {"missing": self.missing, "bank": rows}
-        Path(path).write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        tree = {"missing": self.missing, "roles": ROLES, "bank": rows}
+        data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+        write_file(*filesystem(path), data)
 
     @property
     def digest(self) -> str:
         """Names every caption, its pair and the rule for missing ones, whatever the order of pairs."""
-        rows = sorted([t or "", b or "", list(lines)] for (t, b), lines in self.captions.items())
-        return digest({"missing": self.missing, "bank": rows})
+        parts = {
+            name: sorted([t or "", b or "", list(lines)] for (t, b), lines in part.items())
+            for name, part in self._parts().items()
+            if part or name == "captions"
+        }
+        return digest({"missing": self.missing, **parts})
 
     def covers(self, tissue: str | None, biomarker: str | None) -> bool:
         """Whether a patch of this pair gets a caption, by this bank or by its rule for missing ones."""
@@ -131,7 +107,7 @@ class CaptionBank:
 
         Raises DatasetError for a pair that the bank does not cover.
         """
-        lines = self.captions.get((tissue, biomarker)) or self._instead(tissue, biomarker)
+        lines = self.lines(tissue, biomarker)
         key = hashlib.blake2b(f"{seed}/{epoch}/{patch_id}".encode(), digest_size=8).digest()
         return lines[int.from_bytes(key, "big") % len(lines)]
 
@@ -142,13 +118,23 @@ class CaptionBank:
         unused = [pair for pair in self.captions if pair not in counts]
         return Coverage(sum(counts.values()), missing, unused, self.missing)
 
-    def _instead(self, tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
+    def lines(self, tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
+        """The captions that patches of this pair are given, in order.
+
+        Raises DatasetError for a pair that the bank does not cover.
+        """
+        own = self.captions.get((tissue, biomarker))
+        if own:
+            return own
         if self.missing == "template":
             return caption_templates.sentences(tissue, biomarker)
         raise DatasetError(
             f"there is no caption for tissue type {tissue} with biomarker {biomarker}",
             mend="set missing: template, or missing: drop to leave such patches out",
         )
+
+    def _parts(self) -> dict[str, Lines]:
+        return {"captions": self.captions, "held_out": self.held_out}
 
 
 @dataclass(frozen=True)
@@ -172,11 +158,6 @@ class Coverage:
         return said
 
 
-def mihic_pairs() -> list[tuple[str, str]]:
-    """The 84 pairs of tissue type and biomarker that MIHIC has."""
-    return [(t, b) for t in taxonomy.TISSUES for b in taxonomy.MIHIC_BIOMARKERS]
-
-
 def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
     """Raises ValueError unless all is as `save` writes it: canonical names, captions that say something."""
     for (tissue, biomarker), lines in rows:
@@ -185,35 +166,3 @@ def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
             raise ValueError(f"{tissue}, {biomarker}")
     if missing not in get_args(Missing):
         raise ValueError(missing)
-
-
-def _pair_of(path: Path, root: Path) -> Pair:
-    """The pair that a file's place means; DatasetError (its `what` is the reason) where it means none."""
-    parts = path.relative_to(root).parts
-    if len(parts) != 2:
-        raise DatasetError(_nested(path, root))
-    try:
-        return taxonomy.tissue(parts[0]), taxonomy.biomarker(path.stem)
-    except TaxonomyError as error:
-        raise DatasetError(error.what) from None
-
-
-def _nested(path: Path, root: Path) -> str:
-    twin = root / path.parent.name / path.name
-    if twin != path and twin.is_file():
-        same = "the same as" if twin.read_bytes() == path.read_bytes() else "another version of"
-        return f"nested, and {same} {twin.relative_to(root)}"
-    return "not at TISSUE/BIOMARKER.txt"
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise DatasetError(f"unreadable: {error.strerror}") from None
-    lines = [" ".join(line.split()) for line in text.removesuffix("\n").split("\n")]
-    if not any(lines):
-        raise DatasetError("empty: no caption in it")
-    return lines

@@ -18,6 +18,7 @@ from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
 from his2lip.data.feeder import Feeder, Recipe
 from his2lip.data.order import Bools, Ints, Plan, Reads
+from his2lip.data.row_captions import RowCaptions
 from his2lip.data.row_groups import Ahead, Rows, read_here
 from his2lip.data.shards import RowGroup, ShardSet, open_shards
 from his2lip.data.shelf import Shelf
@@ -26,6 +27,7 @@ from his2lip.runtime import usable_cpus
 from his2lip.taxonomy import BIOMARKERS, TISSUES
 
 Loader = Literal["ray", "local"]
+Sampling = Literal["epoch", "released"]
 
 # What eight lanes hold when they start, and two seconds of reading at 8,000 JPEG patches of 224 px a second.
 HEAD_BYTES = 384 << 20
@@ -41,6 +43,7 @@ class TrainStream:
     image_size   S: batches hold (B / world, 3, S, S)
     lanes, window, balance   see `order.Plan`
     augment      flips and quarter turns by (seed, epoch, patch_id)
+    sampling     "epoch": captions as the bank draws them; "released": one a patch (row_captions.py)
     stop_step    None ends with the epoch of `start_step`
     loader       "ray": Ray Data reads, this process decodes; "local": all of it in this process, no Ray
     decode_threads   by default as many as there are usable cores
@@ -63,6 +66,7 @@ class TrainStream:
         window: int = 2,
         balance: float = 0.0,
         augment: bool = True,
+        sampling: Sampling = "epoch",
         rank: int = 0,
         world: int = 1,
         start_step: int = 0,
@@ -90,7 +94,8 @@ class TrainStream:
             balance=balance,
         )
         self._lanes = self.plan.rank_lanes(rank, world)
-        self._recipe = Recipe(seed=seed, size=image_size, augment=augment, draw=bank.draw)
+        draw = bank.draw if sampling == "epoch" else self._by_row(split, bank).draw
+        self._recipe = Recipe(seed=seed, size=image_size, augment=augment, draw=draw)
         self._start, self._stop = start_step, stop_step
         self._loader, self._world, self._head_bytes = loader, world, head_bytes
         self._threads, self._prefetch = decode_threads or usable_cpus(), prefetch
@@ -142,6 +147,9 @@ class TrainStream:
     def reads(self, start: int, stop: int) -> list[RowGroup]:
         """The row groups that steps [start, stop) of this rank need, in the order in which they are read."""
         return self._row_groups(self.plan.reads(start, stop, self._lanes))
+
+    def _by_row(self, split: str, bank: CaptionBank) -> RowCaptions:
+        return RowCaptions(bank, self._shards.table(split, ["patch_id", "tissue", "biomarker"]))
 
     def _row_groups(self, reads: Reads) -> list[RowGroup]:
         return [self._groups[group] for group in reads.group.tolist()]

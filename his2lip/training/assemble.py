@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.config import digest, resolved
+from his2lip.data import row_captions
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.data.terms import Terms, strictest, terms_of
@@ -78,6 +79,21 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
         "config": resolved(config),
         "code_version": code_version(),
     }
+
+
+def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
+    """What a user should know of the captions before hours go into training on them.
+
+    What an import of a folder left out, how many patches have no captions of their own, and that the released
+    sampling is approximated. Our own templates leave nothing to say.
+    """
+    notes = [] if bank.report is None else [str(bank.report)]
+    if config.data.captions != "templates":
+        pairs = shards.table(config.data.split, ["tissue", "biomarker"]).to_pylist()
+        notes.append(str(bank.coverage((pair["tissue"], pair["biomarker"]) for pair in pairs)))
+    if config.data.sampling == "released":
+        notes.append(row_captions.NOTE)
+    return notes
 
 
 def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:

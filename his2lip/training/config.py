@@ -54,6 +54,8 @@ class DataConfig(Config):
     select: str | None = "select"  # likewise; validated after each epoch, null trains without validation
     captions: str = "templates"  # "templates", a saved caption bank, or a folder of TISSUE/BIOMARKER.txt
     missing: Literal["drop", "template"] = "template"  # patches whose classes have no captions in the bank
+    # A patch's caption: another draw each epoch, or one for all, by row as the released code has it.
+    sampling: Literal["epoch", "released"] = "epoch"
     batch_size: Count = 64  # pairs in one global batch, over all workers; the paper's code uses 32 a GPU
     lanes: Count = 8  # virtual readers; the number of workers divides it
     window: Count = 4  # row groups that are shuffled together within a lane

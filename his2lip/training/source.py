@@ -72,6 +72,7 @@ class StreamSource:
             window=data.window,
             balance=data.balance if training else 0.0,
             augment=data.augment and training,
+            sampling=data.sampling,
             rank=self._rank,
             world=self._world,
             loader=loader,

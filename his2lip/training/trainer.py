@@ -26,8 +26,6 @@ from his2lip.training.runs import RunDir, begin
 
 # What only the workers use is imported by them: open_clip alone costs the driver seconds.
 if TYPE_CHECKING:
-    from his2lip.data.captions import CaptionBank
-    from his2lip.data.shards import ShardSet
     from his2lip.training.loop import Validate
 
 _POLL_S = 0.2  # how often the driver fetches progress, and Ray's controller looks at its workers
@@ -80,10 +78,9 @@ def train(
         notes.append(note)
         on_note(note)
 
-    for note in assemble.terms_of_run(config, shards).notes():
+    terms = assemble.terms_of_run(config, shards).notes()
+    for note in (*terms, *assemble.caption_notes(config, shards, bank)):
         say(note)
-    if config.data.captions != "templates":
-        _say_coverage(config, shards, bank, say)
     with run.locked():
         state = begin(run, identity=made, fresh=fresh, say=say)
         finished_before = state["status"] == "finished"
@@ -92,16 +89,6 @@ def train(
             _run_on_ray(config, run, validator, on_report or (lambda _: None), say)
             run.write({**state, "status": "finished"})
     return _result(run, finished_before=finished_before, notes=notes)
-
-
-def _say_coverage(
-    config: TrainConfig, shards: ShardSet, bank: CaptionBank, say: Callable[[str], None]
-) -> None:
-    """How many patches have captions of their own, before hours go into training without them."""
-    pairs = shards.table(config.data.split, ["tissue", "biomarker"]).to_pylist()
-    coverage = bank.coverage((pair["tissue"], pair["biomarker"]) for pair in pairs)
-    if coverage.missing or coverage.unused:
-        say(str(coverage))
 
 
 def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainResult:

@@ -12,7 +12,7 @@ from training_data import write_small_shards
 from his2lip.config import validate
 from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
-from his2lip.training.assemble import open_data
+from his2lip.training.assemble import caption_notes, open_data
 from his2lip.training.config import TrainConfig
 from his2lip.training.source import Kept, StreamSource
 
@@ -93,3 +93,31 @@ def test_reading_that_stops_early_leaves_a_whole_memory(tmp_path: Path) -> None:
     next(iterator)
     del iterator
     assert [b.step for b in kept(0, 5)] == [0, 1, 2, 3, 4]
+
+
+def test_released_sampling_gives_a_patch_one_caption_for_all_epochs(shards: str) -> None:
+    def captions(sampling: str) -> dict[str, set[str]]:
+        drawn: dict[str, set[str]] = {}
+        for batch in source(shards, sampling=sampling).train(0, 18):  # three epochs
+            for patch_id, caption in zip(batch.patch_ids, batch.captions, strict=True):
+                drawn.setdefault(patch_id, set()).add(caption)
+        return drawn
+
+    assert {len(own) for own in captions("released").values()} == {1}
+    assert max(len(own) for own in captions("epoch").values()) > 1
+
+
+def test_captions_of_a_folder_are_reported_before_training_starts(shards: str, tmp_path: Path) -> None:
+    (tmp_path / "Alveoli").mkdir()
+    (tmp_path / "Alveoli/CD3.txt").write_text("Thin walls.\n\nOpen air spaces.\nOpen air spaces!\n")
+    (tmp_path / "Alveoli/CD20.txt").write_text("")
+    data = {"shards": shards, "captions": str(tmp_path), "sampling": "released"}
+    for missing, fate in (("drop", "left out"), ("template", "captioned by templates")):
+        imported, covered, sampling = caption_notes(
+            *open_data(validate(TrainConfig, {"data": data | {"missing": missing}}))
+        )
+        assert "1 blank lines left out, 1 repeated captions kept; 83 of 84 pairs have no caption" in imported
+        assert "left out Alveoli/CD20.txt: empty" in imported
+        assert f"100 patches, 87 of them without a caption of their pair ({fate})" in covered
+        assert "approximates" in sampling
+    assert caption_notes(*open_data(validate(TrainConfig, {"data": {"shards": shards}}))) == []
