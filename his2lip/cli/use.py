@@ -27,11 +27,32 @@ def classify(
         list[Path] | None, typer.Option(help="What `calibrate` wrote: adds a probability. May be repeated.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the rows here as CSV too.")] = None,
+    slide: Annotated[
+        bool, typer.Option("--slide", help="Tile every image, not only what OpenSlide opens beyond 3000 px.")
+    ] = False,
+    mpp: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Microns a pixel of a slide's tiles; the model's by default."),
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=8, help="Pixels a side of a tile; the model's by default.")
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(min=0.01, help="Microns a pixel of slides that do not say theirs.")
+    ] = None,
+    heat: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Also draw the similarity of a slide's tiles to this.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where heat maps and GeoJSON of slides go.")] = Path(
+        "runs/slides"
+    ),
 ) -> None:
-    """Say which tissue type each image shows, and the staining of a biomarker that you name.
+    """Say which tissue type each image or slide shows, and the staining of a biomarker that you name.
 
-    Answers come as the model compares (cosine, or dot product), with margin and winning prompt.
+    Answers come as the model compares (cosine, or dot product), with margin and winning prompt. A slide is
+    tiled at the scale that the model was trained at, and gets a heat map and tiles that QuPath reads.
     """
+    from his2lip.commands.slides import SlideOptions
     from his2lip.commands.use import run_classify
 
     run_classify(
@@ -41,6 +62,7 @@ def classify(
         biomarker=biomarker,
         guess_biomarker=guess_biomarker,
         calibration=calibration or [],
+        slides=SlideOptions(always=slide, mpp=mpp, tile=tile, slide_mpp=slide_mpp, heat=heat, out=out),
         csv=csv,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.commands.console import percent, say, table
+from his2lip.commands.slides import SlideOptions, read_slides, split_slides
 from his2lip.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from his2lip.serving import Answer
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}  # OpenSlide's
 _CACHE = "runs/cache"
 _SCORING = {"cosine": "cosine", "dot": "dot product"}
 
@@ -28,23 +30,27 @@ def run_classify(
     biomarker: str | None,
     guess_biomarker: bool,
     calibration: Sequence[Path],
+    slides: SlideOptions,
     csv: Path | None,
 ) -> None:
-    """One row an image and question; images that cannot be read are named at the end and stop no other."""
+    """One row an image or slide and question; those that cannot be read are named and stop no other."""
     from his2lip.models import load_model
     from his2lip.serving import Classifier, ask, calibrated
 
-    files = image_files(images)
+    patches, wholes = split_slides(image_files(images), slides)
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     loaded = load_model(model)
     questions = calibrated(asked, loaded, calibration)
     classifier = Classifier(loaded, questions)
     rows: list[dict[str, object]] = []
     unread: list[str] = []
-    for start in range(0, len(files), classifier.batch_size):
+    for start in range(0, len(patches), classifier.batch_size):
         readable: list[Path] = []
-        pixels = _readable(files[start : start + classifier.batch_size], readable, unread)
+        pixels = _readable(patches[start : start + classifier.batch_size], readable, unread)
         for answered, file in zip(classifier.read(pixels), readable, strict=True):
+            rows += [_row(str(file), q.title, answered[q.name]) for q in questions]
+    if wholes:
+        for file, answered in read_slides(wholes, classifier, slides, model=model, unread=unread):
             rows += [_row(str(file), q.title, answered[q.name]) for q in questions]
     if rows:
         show_answers(rows, scoring=classifier.model.similarity)
@@ -138,7 +144,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     files: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES | _SLIDES)
             files |= dict.fromkeys(inside)
         elif path.is_file():
             files[path] = None

@@ -109,12 +109,18 @@ def open_slide(path: Path, mpp: float | None = None) -> Iterator[PlainSlide | Py
 def slide_tiles(slide: Slide, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
     """Tiles of tissue at the tiling's scale; each region is read once. Raises ImageError without tissue."""
     side = tiling.side(slide.mpp)
-    if side > min(slide.width, slide.height):
-        raise ImageError(f"the slide is {slide.width} x {slide.height} px, smaller than a tile of {side} px")
     mpp = slide.mpp * side / tiling.size if slide.mpp else None
-    for x, y in choose(_tissue_share(slide, side), side, tiling, seed=seed):
+    for x, y in tile_places(slide, tiling, seed=seed):
         data = tiling.encode(slide.region(x, y, side, tiling.size))
         yield Tile(data, f"#{x}_{y}", tiling.size, tiling.size, x, y, mpp)
+
+
+def tile_places(slide: Slide, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
+    """Level-0 (x, y) of the tiles on tissue, `tiling.side` pixels wide. Raises ImageError without tissue."""
+    side = tiling.side(slide.mpp)
+    if side > min(slide.width, slide.height):
+        raise ImageError(f"the slide is {slide.width} x {slide.height} px, smaller than a tile of {side} px")
+    return choose(_tissue_share(slide, side), side, tiling, seed=seed)
 
 
 def around(slide: Slide, x: float, y: float, side: int, out: int) -> tuple[np.ndarray, int, int]:

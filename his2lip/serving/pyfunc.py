@@ -22,10 +22,10 @@ import his2lip
 from his2lip.data.images import decode
 from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
 from his2lip.evaluation.prompts import list_prompts
+from his2lip.models.registered import CHECKPOINT
 from his2lip.serving.classify import Answer, Classifier
 from his2lip.serving.questions import ask
 
-ARTIFACT = "checkpoint"  # the checkpoint directory's name among the model's artifacts
 MAX_IMAGES = 64  # in one request
 MAX_BASE64 = 32 << 20  # characters of one image: 24 MB of file; a patch of 3000 px has less
 
@@ -45,11 +45,12 @@ SIGNATURE = ModelSignature(
 def model_files(checkpoint: str | Path) -> dict[str, Any]:
     """What `mlflow.pyfunc.log_model` and `save_model` take to make a checkpoint directory a served model.
 
-    The checkpoint is copied as it is, so that `load_model("models:/…")` finds it in the same logged model.
+    The checkpoint is copied as it is: from a directory called `checkpoint`, where `load_model("models:/…")`
+    looks for it in the same registered model.
     """
     return {
         "python_model": str(Path(__file__).with_name("model_code.py")),
-        "artifacts": {ARTIFACT: str(checkpoint)},
+        "artifacts": {CHECKPOINT: str(checkpoint)},
         "signature": SIGNATURE,
         "pip_requirements": [f"his2lip=={his2lip.__version__}"],
     }
@@ -62,7 +63,7 @@ class ServedModel(PythonModel):
         """Loads the checkpoint among the artifacts; nothing is fetched."""
         from his2lip.models import load_model
 
-        model = load_model(context.artifacts[ARTIFACT])
+        model = load_model(context.artifacts[CHECKPOINT])
 
         @lru_cache(maxsize=32)
         def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:

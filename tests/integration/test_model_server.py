@@ -1,4 +1,4 @@
-"""A logged checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
+"""A registered checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ import pytest
 
 from his2lip.data.images import encode_png
 from his2lip.models import load_model, save_checkpoint
+from his2lip.models.registered import CHECKPOINT
 from his2lip.serving import ask, classify
 from his2lip.serving.pyfunc import MAX_BASE64, MAX_IMAGES, model_files
 
@@ -31,26 +32,28 @@ Ask = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a logged model around a checkpoint, in a store of its own."""
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a registered model around a checkpoint, in a store of its own."""
     folder = tmp_path_factory.mktemp("served")
-    checkpoint = save_checkpoint(folder / "best", load_model("tiny", seed=3), meta={"name": "served"})
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("served", artifact_location=(folder / "artifacts").as_uri())
-    try:
+    checkpoint = save_checkpoint(folder / CHECKPOINT, load_model("tiny", seed=3), meta={"name": "served"})
+    store = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        mlflow.set_tracking_uri(store)
+        experiment = mlflow.create_experiment("served", artifact_location=(folder / "artifacts").as_uri())
         with mlflow.start_run(experiment_id=experiment):
-            yield mlflow.pyfunc.log_model(name="served", **model_files(checkpoint)).model_uri
-    finally:
+            mlflow.pyfunc.log_model(name="served", registered_model_name="served", **model_files(checkpoint))
+        yield "models:/served/1"
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
 
 
 @pytest.fixture(scope="module")
-def ask_server(logged: str) -> Iterator[Ask]:
+def ask_server(registered: str) -> Iterator[Ask]:
     """Posts to `mlflow models serve` on a free loopback port: (status, the JSON that came back)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = mlflow.artifacts.download_artifacts(logged)
+    folder = mlflow.artifacts.download_artifacts(registered)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # The server starts `uvicorn` by name, as in an activated environment.
@@ -107,14 +110,14 @@ def _bomb(side: int) -> bytes:
 
 
 def test_a_served_checkpoint_answers_as_it_does_at_home(
-    ask_server: Ask, logged: str, real_ihc: np.ndarray
+    ask_server: Ask, registered: str, real_ihc: np.ndarray
 ) -> None:
     images = [encode_png(real_ihc[:256, :256]), encode_png(real_ihc[256:, 256:])]
     body = {"inputs": {"image": [_base64(i) for i in images]}, "params": {"biomarker": "ki-67", "top": 2}}
     status, answer = ask_server(body)
     assert status == 200
-    # The same logged model by its name: his2lip reads the checkpoint in it.
-    wanted = classify(images, load_model(logged), ask(biomarker="Ki67"))
+    # The same registered model by its name: his2lip reads the checkpoint in it.
+    wanted = classify(images, load_model(registered), ask(biomarker="Ki67"))
     for served, home in zip(answer["predictions"], wanted, strict=True):
         assert list(served) == ["tissue", "staining"]
         for name, given in home.items():
@@ -138,8 +141,8 @@ def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, re
     assert len({json.dumps(answer) for _, answer in answers}) == 1
 
 
-def test_a_logged_model_holds_tensors_and_text_and_no_pickle(logged: str) -> None:
-    folder = Path(mlflow.artifacts.download_artifacts(logged))
+def test_a_registered_model_holds_tensors_and_text_and_no_pickle(registered: str) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(registered))
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py"}
 

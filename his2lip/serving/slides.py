@@ -1,0 +1,157 @@
+"""Whole slides: tiles of tissue answered one by one in batches, and together by their mean embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from his2lip.data.slides import Slide, open_slide, tile_places
+from his2lip.data.tiling import Tiling
+from his2lip.errors import ConfigError
+from his2lip.evaluation.zero_shot import Scores
+from his2lip.serving.classify import Answer, Classifier, answers
+from his2lip.serving.questions import Question
+
+PATCH_SIDE = 3000  # pixels a side of the largest published patches; what OpenSlide opens beyond is a slide
+
+Progress = Callable[[int, int], None]  # tiles done, tiles to do
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideReading:
+    """What a slide's T tiles show.
+
+    width, height, mpp  of level 0 (pixels, microns a pixel); side: of a tile, level-0 pixels
+    places              int64 (T, 2), level-0 x and y of each tile's top left corner
+    tiles               by question, the scores of the T tiles
+    whole               by question, the slide's answer: that of the tiles' mean embedding
+    thumbnail           uint8 (h, w, 3), the slide at low power
+    """
+
+    width: int
+    height: int
+    mpp: float
+    side: int
+    places: np.ndarray
+    questions: tuple[Question, ...]
+    tiles: dict[str, Scores]
+    whole: dict[str, Answer]
+    thumbnail: np.ndarray
+
+    def shares(self, question: Question) -> dict[str, float]:
+        """The share of tiles of each class, a fraction."""
+        counts = np.bincount(self.tiles[question.name].predicted, minlength=len(question.prompts.classes))
+        return dict(zip(question.prompts.classes, (counts / len(self.places)).tolist(), strict=True))
+
+
+def is_slide(path: Path) -> bool:
+    """Whether OpenSlide opens it and it is larger than any patch."""
+    import openslide
+
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return max(slide.dimensions) > PATCH_SIDE
+    except openslide.OpenSlideError:
+        return False
+
+
+def read_slide(
+    path: Path,
+    classifier: Classifier,
+    *,
+    size: int,
+    mpp: float,
+    slide_mpp: float | None = None,
+    thumbnail: int = 1600,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> SlideReading:
+    """Answers of the tiles of tissue of `size` px at `mpp` microns a pixel, the field that the model knows.
+
+    slide_mpp  of level 0, where the file does not say its own
+    Of the tiles one batch of pixels is in memory, and the scores of all. Raises ConfigError where the slide's
+    scale is unknown, ImageError for a file that cannot be read or holds no tissue.
+    """
+    tiling = Tiling(kind="tiles", size=size, mpp=mpp)
+    with open_slide(path, slide_mpp) as slide:
+        if not slide.mpp:
+            said = "the slide does not say its microns a pixel"
+            raise ConfigError(said, where=path, mend="add --slide-mpp, such as 0.25 for a scan at 40x")
+        side = tiling.side(slide.mpp)
+        places = tile_places(slide, tiling, seed=path.name)
+        tiles, centre = _read_tiles(slide, places, classifier, side, size, threads, progress)
+        return SlideReading(
+            width=slide.width,
+            height=slide.height,
+            mpp=slide.mpp,
+            side=side,
+            places=np.array(places, dtype=np.int64),
+            questions=classifier.questions,
+            tiles=tiles,
+            whole=_whole(classifier, centre),
+            thumbnail=slide.overview(thumbnail),
+        )
+
+
+def _read_tiles(
+    slide: Slide,
+    places: list[tuple[int, int]],
+    classifier: Classifier,
+    side: int,
+    size: int,
+    threads: int,
+    progress: Progress | None,
+) -> tuple[dict[str, Scores], np.ndarray]:
+    """Scores of all tiles by question, and their mean embedding (1, D)."""
+    parts: list[dict[str, Scores]] = []
+    total, done = np.zeros(classifier.model.dim), 0
+    for pixels in _ahead(slide, places, side, size, batch=classifier.batch_size, threads=threads):
+        features, _ = classifier.features(pixels)
+        parts.append(classifier.score(features))
+        total += _comparable(features.astype(np.float64), classifier).sum(axis=0)
+        done += len(features)
+        if progress:
+            progress(done, len(places))
+    joined = {q.name: _joined([part[q.name] for part in parts]) for q in classifier.questions}
+    return joined, total[None] / done
+
+
+def _ahead(
+    slide: Slide, places: list[tuple[int, int]], side: int, size: int, *, batch: int, threads: int
+) -> Iterator[list[np.ndarray]]:
+    """Batches of tiles, uint8 (size, size, 3); the next one is read while one is in use."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: list[Future[np.ndarray]] = []
+        for start in range(0, len(places), batch):
+            coming = [pool.submit(slide.region, x, y, side, size) for x, y in places[start : start + batch]]
+            if waiting:
+                yield [tile.result() for tile in waiting]
+            waiting = coming
+        yield [tile.result() for tile in waiting]
+
+
+def _comparable(features: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """Unit vectors under cosine, so that every tile counts the same; under dot product as they are."""
+    if classifier.model.similarity == "dot":
+        return features
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    return Scores(
+        scores=np.concatenate([p.scores for p in parts]),
+        predicted=np.concatenate([p.predicted for p in parts]),
+        prompt=np.concatenate([p.prompt for p in parts]),
+        ties=sum(p.ties for p in parts),
+    )
+
+
+def _whole(classifier: Classifier, centre: np.ndarray) -> dict[str, Answer]:
+    """The answers of a mean embedding, without a probability: temperatures are fitted to single patches."""
+    scores = classifier.score(centre)
+    bare = [replace(question, temperature=None) for question in classifier.questions]
+    return {question.name: next(answers(question, scores[question.name])) for question in bare}

@@ -1,0 +1,211 @@
+"""Slides made of real pixels: every tile answered where it lies, together and in files that others read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from his2lip.commands.slides import SlideOptions
+from his2lip.commands.use import run_classify
+from his2lip.data.images import encode_png
+from his2lip.data.layouts import write_pyramid
+from his2lip.data.slides import PyramidSlide
+from his2lip.errors import ConfigError, ImageError
+from his2lip.models import DualEncoder
+from his2lip.serving import Classifier, ask, classify
+from his2lip.serving.geojson import write_geojson
+from his2lip.serving.heatmap import draw_classes, draw_similarity
+from his2lip.serving.palette import class_colours
+from his2lip.serving.slides import PATCH_SIDE, SlideReading, is_slide, read_slide
+
+PLACES = ((256, 128), (768, 128), (1536, 640))  # of the tissue on the glass, x and y, in multiples of a tile
+
+
+@pytest.fixture(scope="module")
+def pixels(real_ihc: np.ndarray) -> np.ndarray:
+    """Level 0: the real tissue three times on bare glass, uint8 (1280, 3200, 3)."""
+    glass = np.full((1280, 3200, 3), 243, np.uint8)
+    for x, y in PLACES:
+        glass[y : y + 512, x : x + 512] = real_ihc
+    return glass
+
+
+@pytest.fixture(scope="module")
+def slide(pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("slides") / "section.tiff"
+    write_pyramid(file, pixels, mpp=0.25)
+    return file
+
+
+@pytest.fixture(scope="module")
+def reading(slide: Path, model: DualEncoder) -> SlideReading:
+    return read_slide(slide, Classifier(model, ask(biomarker="CD3")), size=128, mpp=0.25)
+
+
+def test_tiles_lie_on_tissue_alone(reading: SlideReading) -> None:
+    wanted = {(x + i, y + j) for x, y in PLACES for i in range(0, 512, 128) for j in range(0, 512, 128)}
+    found = {tuple(place) for place in reading.places.tolist()}
+    assert found <= wanted
+    assert len(found) == len(reading.places) > 40
+    assert (reading.width, reading.height, reading.mpp, reading.side) == (3200, 1280, 0.25, 128)
+
+
+def test_every_tile_is_answered_as_the_level_0_pixels_at_its_place(
+    reading: SlideReading, pixels: np.ndarray, model: DualEncoder
+) -> None:
+    cut = [pixels[y : y + 128, x : x + 128] for x, y in reading.places]
+    wanted = [list(row["tissue"].similarities.values()) for row in classify(cut, model)]
+    np.testing.assert_allclose(reading.tiles["tissue"].scores, wanted, atol=1e-5)
+
+
+def test_coarser_tiles_are_read_at_their_scale(slide: Path, model: DualEncoder, pixels: np.ndarray) -> None:
+    coarse = read_slide(slide, Classifier(model), size=128, mpp=0.5)
+    assert coarse.side == 256
+    assert (coarse.places % 256 == 0).all()
+    whole = [
+        np.asarray(Image.fromarray(pixels[y : y + 256, x : x + 256][::2, ::2])) for x, y in coarse.places
+    ]
+    wanted = [list(row["tissue"].similarities.values()) for row in classify(whole, model)]
+    np.testing.assert_allclose(coarse.tiles["tissue"].scores, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_slide_is_answered_by_the_mean_embedding_of_its_tiles(
+    slide: Path, pixels: np.ndarray, model: DualEncoder, similarity: str
+) -> None:
+    compared = copy.copy(model)
+    compared.similarity = similarity  # type: ignore[assignment]
+    classifier = Classifier(compared, batch_size=7)
+    found = read_slide(slide, classifier, size=128, mpp=0.25)
+    features, _ = classifier.features(pixels[y : y + 128, x : x + 128] for x, y in found.places)
+    if similarity == "cosine":
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+    wanted = classifier.score(features.mean(axis=0, keepdims=True))["tissue"].scores[0]
+    answer = found.whole["tissue"]
+    np.testing.assert_allclose(list(answer.similarities.values()), wanted, atol=1e-5)
+    assert sum(found.shares(found.questions[0]).values()) == pytest.approx(1)
+
+
+def test_pixels_of_three_batches_at_most_are_in_memory(
+    slide: Path, model: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: set[int] = set()
+    most = 0
+    read = PyramidSlide.region
+
+    def counted(self: PyramidSlide, x: int, y: int, side: int, out: int) -> np.ndarray:
+        nonlocal most
+        tile = read(self, x, y, side, out)
+        alive.add(id(tile))
+        weakref.finalize(tile, alive.discard, id(tile))
+        most = max(most, len(alive))
+        return tile
+
+    monkeypatch.setattr(PyramidSlide, "region", counted)
+    found = read_slide(slide, Classifier(model, batch_size=5), size=128, mpp=0.25)
+    assert len(found.places) > 40
+    assert most <= 15, "one batch in use, one read, one under way"
+
+
+def test_geojson_has_each_tile_as_qupath_reads_it(reading: SlideReading, tmp_path: Path) -> None:
+    file = tmp_path / "tiles.geojson"
+    write_geojson(file, reading)
+    tree = json.loads(file.read_text())
+    assert tree["type"] == "FeatureCollection"
+    assert len(tree["features"]) == len(reading.places)
+    classes = reading.questions[0].prompts.classes
+    colours = class_colours(len(classes))
+    for i, feature in enumerate(tree["features"]):
+        assert (feature["type"], feature["geometry"]["type"]) == ("Feature", "Polygon")
+        (ring,) = feature["geometry"]["coordinates"]
+        x, y = reading.places[i].tolist()
+        assert ring == [[x, y], [x + 128, y], [x + 128, y + 128], [x, y + 128], [x, y]]
+        said = feature["properties"]
+        winner = int(reading.tiles["tissue"].predicted[i])
+        assert said["objectType"] == "tile"
+        assert said["classification"] == {"name": classes[winner], "color": list(colours[winner])}
+        assert said["metadata"]["CD3 staining"] in ("positive", "negative")
+        assert all(isinstance(v, float) and math.isfinite(v) for v in said["measurements"].values())
+        assert said["measurements"][f"tissue type: {classes[winner]}"] == pytest.approx(
+            float(reading.tiles["tissue"].scores[i, winner])
+        )
+
+
+def test_a_heat_map_colours_tiles_and_leaves_glass(reading: SlideReading) -> None:
+    question, scale = reading.questions[0], reading.thumbnail.shape[1] / reading.width
+    page = np.asarray(draw_classes(reading, question))
+    height = reading.thumbnail.shape[0]
+    assert page.shape[0] > height, "the legend stands below"
+    colours = np.array(class_colours(7))[reading.tiles["tissue"].predicted]
+    for (x, y), colour in zip((reading.places + 64) * scale, colours, strict=True):
+        row, column = int(y), int(x)
+        wanted = (reading.thumbnail[row, column].astype(float) + colour) / 2
+        np.testing.assert_allclose(page[row, column], wanted, atol=1)
+    assert (page[: int(100 * scale), : reading.thumbnail.shape[1]] == 243).all()
+    one = np.asarray(draw_similarity(reading, question, "Tumor"))
+    values = reading.tiles["tissue"].scores[:, question.prompts.classes.index("Tumor")]
+    x, y = ((reading.places[values.argmax()] + 64) * scale).astype(int)
+    np.testing.assert_allclose(one[y, x], (reading.thumbnail[y, x] + np.array([253.0, 231, 37])) / 2, atol=1)
+
+
+def test_what_openslide_opens_beyond_a_patch_is_a_slide(
+    slide: Path, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    assert is_slide(slide)
+    write_pyramid(tmp_path / "patch.tiff", real_ihc, mpp=0.25)
+    (tmp_path / "patch.png").write_bytes(encode_png(real_ihc))
+    (tmp_path / "broken.svs").write_bytes(b"II*\0")
+    assert not any(is_slide(tmp_path / name) for name in ("patch.tiff", "patch.png", "broken.svs", "absent"))
+    assert max(real_ihc.shape) < PATCH_SIDE
+
+
+def test_a_slide_without_scale_or_tissue_gives_one_sentence(
+    real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.png"
+    plain.write_bytes(encode_png(real_ihc))
+    with pytest.raises(ConfigError, match=r"does not say its microns a pixel \(.*plain\.png\).*--slide-mpp"):
+        read_slide(plain, Classifier(model), size=128, mpp=0.25)
+    assert len(read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25).places) > 12
+    with pytest.raises(ImageError, match="smaller than a tile of 1024 px"):
+        read_slide(plain, Classifier(model), size=128, mpp=2.0, slide_mpp=0.25)
+    plain.write_bytes(encode_png(np.full((512, 512, 3), 243, np.uint8)))
+    with pytest.raises(ImageError, match="no tissue"):
+        read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
+
+
+def _classify(images: list[Path], slides: SlideOptions, csv: Path) -> list[str]:
+    run_classify(
+        images, model="tiny", prompts="tissue", biomarker=None, guess_biomarker=False, calibration=[],
+        slides=slides, csv=csv,
+    )  # fmt: skip
+    return csv.read_text().splitlines()
+
+
+def test_classify_takes_slides_and_patches_together(
+    slide: Path, real_ihc: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch, csv = tmp_path / "patch.png", tmp_path / "rows.csv"
+    patch.write_bytes(encode_png(real_ihc))
+    options = SlideOptions(mpp=0.25, tile=128, heat="Tumor", out=tmp_path / "out")
+    lines = _classify([slide, patch], options, csv)
+    assert len(lines) == 3
+    assert {Path(line.split(",")[0]).name for line in lines[1:]} == {"section.tiff", "patch.png"}
+    names = {"section.tissue.png", "section.heat.png", "section.geojson"}
+    assert {p.name for p in options.out.iterdir()} == names
+    assert "tiles of 128 px at 0.25 µm a pixel" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="did you mean 'Tumor'"):
+        _classify([slide], SlideOptions(mpp=0.25, heat="Tumour"), csv)
+    with pytest.raises(ConfigError, match=r"at which scale it was trained.*\(tiny\); add --mpp"):
+        _classify([slide], SlideOptions(), csv)
+    twin = tmp_path / "section.png"
+    twin.write_bytes(patch.read_bytes())
+    with pytest.raises(ConfigError, match="two slides are called 'section'"):
+        _classify([slide, twin], SlideOptions(always=True, mpp=0.25), csv)
