@@ -60,6 +60,11 @@ class StainLook:
         return "AEC" if self.eosin >= _AEC_FROM else "DAB"
 
 
+def unmix(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (…, 3) RGB to optical densities (…, 3) of haematoxylin, eosin and DAB; some come out negative."""
+    return _DENSITY[pixels] @ _UNMIX
+
+
 def sampled(pixels: np.ndarray) -> np.ndarray:
     """Every k-th pixel of uint8 (H, W, 3), so that neither side exceeds `SAMPLE`; a view."""
     step = -(-max(pixels.shape[:2]) // SAMPLE)
@@ -72,8 +77,7 @@ def look_at(pixels: np.ndarray) -> StainLook:
     mask = tissue_mask(pixels)
     if mask.mean() < LEAST_TISSUE:
         return StainLook(float(mask.mean()), 0.0, 0.0)
-    amounts = _DENSITY[pixels[mask]] @ _UNMIX
-    haematoxylin, eosin, dab = amounts.T
+    haematoxylin, eosin, dab = unmix(pixels[mask]).T
     second = np.maximum(eosin, 0) + np.maximum(dab, 0)
     deposit = (second > _DEPOSIT) & (second > haematoxylin)
     both = (eosin[deposit] + dab[deposit]).sum()

@@ -1,4 +1,4 @@
-"""Baselines that need no model: chance, majority, mean colour, stained area."""
+"""Baselines that need no model: chance, majority, mean colour, stained area, a DAB threshold."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError, did_you_mean
 from his2lip.evaluation.cells import CellPlan
 from his2lip.evaluation.config import PREFIX
+from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.encoders import decoder_version
+from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
@@ -87,9 +88,9 @@ def baseline_kind(name: str) -> str:
 def applies(name: str, plan: CellPlan) -> str | None:
     """None where the baseline can score this plan, else the reason why it cannot."""
     kind = baseline_kind(name)
-    if kind == "mean-colour" and train_split(plan) is None:
+    if kind in ("mean-colour", "dab-threshold") and train_split(plan) is None:
         return "the dataset has no train split to fit on"
-    if kind == "stained-area" and _positive_class(plan.selection.classes) is None:
+    if kind in ("stained-area", "dab-threshold") and _positive_class(plan.selection.classes) is None:
         return "the classes are not positive against negative staining"
     return None
 
@@ -149,9 +150,30 @@ def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
         fitted = select(shards, plan.protocol, split=split)
         known = fitted.scored
         share = _colours(cache, shards, split, fitted)[known, 3]
-        threshold = _best_threshold(share, fitted.labels[known] == positive)
-    scores = np.stack([threshold - units, units - threshold], axis=1).astype(np.float32)
-    return _scores(scores if positive == 1 else scores[:, ::-1])
+        threshold = best_threshold(share, fitted.labels[known] == positive)
+    return _beyond(units - threshold, positive)
+
+
+def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
+    """Positive where one DAB feature exceeds a threshold (dab.py).
+
+    The threshold is fitted on the train split; which feature, on the select split where there is one.
+    """
+    positive, split = _positive_class(plan.selection.classes), train_split(plan)
+    if positive is None or split is None:
+        raise DatasetError("a DAB threshold needs positive and negative in a train split", where=plan.uri)
+    shards = open_shards(plan.uri)
+
+    def known(of: str) -> tuple[np.ndarray, np.ndarray]:
+        """(features, whether positive) of the split's labelled units."""
+        fitted = select(shards, plan.protocol, split=of)
+        features = _features(cache, DabEncoder(), shards, of, fitted)
+        return features[fitted.scored], fitted.labels[fitted.scored] == positive
+
+    held = [s for s, role in plan.roles.items() if role == "select" and s != plan.protocol.split]
+    rule = fit_rule(*known(split), select=known(held[0]) if held else None)
+    units = _features(cache, DabEncoder(), shards, plan.protocol.split, plan.selection)
+    return _beyond(units[:, rule.feature] - rule.threshold, positive)
 
 
 _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {
@@ -159,12 +181,20 @@ _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {
     "majority": majority,
     "mean-colour": mean_colour,
     "stained-area": stained_area,
+    "dab-threshold": dab_threshold,
 }
 
 
 def _colours(cache: EmbeddingCache, shards: ShardSet, split: str, selection: Selection) -> np.ndarray:
     """float32 (U, 4): the mean of the four numbers over each unit's rows."""
-    features = cache.embed(ColourEncoder(), shards, split, rows=selection.rows).features
+    return _features(cache, ColourEncoder(), shards, split, selection)
+
+
+def _features(
+    cache: EmbeddingCache, encoder: ImageEncoder, shards: ShardSet, split: str, selection: Selection
+) -> np.ndarray:
+    """float32 (U, F): the mean of an encoder's numbers over each unit's rows."""
+    features = cache.embed(encoder, shards, split, rows=selection.rows).features
     sums = np.zeros((len(selection.labels), features.shape[1]))
     np.add.at(sums, selection.unit, features)
     return (sums / np.bincount(selection.unit)[:, None]).astype(np.float32)
@@ -184,17 +214,6 @@ def _positive_class(classes: tuple[str, ...]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _best_threshold(share: np.ndarray, positive: np.ndarray) -> float:
-    """The cut between two neighbouring values of `share` (N,) with the best balanced accuracy."""
-    values, place = np.unique(share, return_inverse=True)
-    up = np.bincount(place, weights=positive, minlength=len(values))
-    down = np.bincount(place, weights=~positive, minlength=len(values))
-    # Cut k lies below value k: positives from k on are right, and so are negatives before it.
-    right = (up.sum() - np.cumsum(up) + up) / up.sum() + (np.cumsum(down) - down) / down.sum()
-    k = int(right.argmax())
-    return float(values[k] - 1e-6 if k == 0 else (values[k - 1] + values[k]) / 2)
-
-
 def _otsu(values: np.ndarray) -> float:
     from skimage.filters import threshold_otsu
 
@@ -203,6 +222,12 @@ def _otsu(values: np.ndarray) -> float:
 
 def _one_hot(predicted: np.ndarray, selection: Selection) -> Scores:
     return _scores(np.eye(len(selection.classes), dtype=np.float32)[predicted])
+
+
+def _beyond(margin: np.ndarray, positive: int) -> Scores:
+    """Scores of two classes by how far each unit (U,) is beyond the threshold of class number `positive`."""
+    scores = np.stack([-margin, margin], axis=1).astype(np.float32)
+    return _scores(scores if positive == 1 else scores[:, ::-1])
 
 
 def _scores(scores: np.ndarray) -> Scores:

@@ -30,7 +30,10 @@ class BenchmarkConfig(Config):
     datasets: list[str] | dict[str, str] = pydantic.Field(min_length=1)
     shards: str = "runs/shards"
     protocols: list[str] = ["default"]  # a dataset without one of them goes without
-    baselines: list[Literal["chance", "majority", "mean-colour", "stained-area"]] = ["chance", "majority"]
+    baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [
+        "chance",
+        "majority",
+    ]
     # Dataset, or dataset/protocol -> prompt set (a name or a file) in place of the one that the card names.
     prompts: dict[str, str] = {}
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from his2lip.data.cards import Protocol
 from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError
-from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, _best_threshold, applies
+from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, applies
 from his2lip.evaluation.cells import CellPlan, read_predictions, run_cell
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.prompts import PromptSet
@@ -111,20 +109,20 @@ def test_stained_area_tells_stained_from_unstained(
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
-        lambda rows: len({positive for _, positive in rows}) == 2
-    )
-)
-def test_the_threshold_has_the_best_balanced_accuracy_of_all(rows: list[tuple[int, bool]]) -> None:
-    share = np.array([value / 7 for value, _ in rows])
-    positive = np.array([p for _, p in rows])
-
-    def balanced(cut: float) -> float:
-        return float((share[positive] > cut).mean() + (share[~positive] <= cut).mean())
-
-    best = max(balanced(cut) for cut in (*np.unique(share), -1.0))
-    assert balanced(_best_threshold(share, positive)) == pytest.approx(best)
+def test_dab_threshold_tells_stained_from_unstained(write_shards: Write, cache: EmbeddingCache) -> None:
+    stained, plain = np.array([110, 70, 40]), np.array([170, 170, 210])
+    images = []
+    for i in range(36):
+        image = np.broadcast_to(plain, (40, 40, 3)).copy()
+        image[: 8 + i % 12 if i // 3 % 2 else i % 5] = stained
+        images.append(image.astype(np.uint8))
+    plan = plan_of(write_shards(images=images))
+    scores = BaselineScorer("baseline:dab-threshold", cache).score(plan)
+    np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
+    object.__setattr__(plan, "roles", {"test": "report"})
+    assert "no train split" in str(applies("baseline:dab-threshold", plan))
+    with pytest.raises(DatasetError, match="in a train split"):
+        BaselineScorer("baseline:dab-threshold", cache).score(plan)
 
 
 def test_a_baseline_says_where_it_does_not_apply(write_shards: Write, cache: EmbeddingCache) -> None:

@@ -1,0 +1,97 @@
+"""DAB features of an image, and the one threshold on one of them that tells positive from negative best."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from his2lip.config import digest
+from his2lip.data.stain_look import unmix
+from his2lip.data.tiling import tissue_mask
+from his2lip.evaluation.encoders import decoder_version
+
+# Optical densities of DAB at which IHC4BC calls a nucleus 1+, 2+ or 3+ (ER, PR: .06, .26, .46; Ki67: .12,
+# .35, .55). A pixel's are noisier than a nucleus's mean, so all are offered and the train split decides.
+LEVELS = (0.06, 0.12, 0.26, 0.35, 0.46, 0.55)
+FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
+SIDE = 512  # pixels a side that are looked at, at most; larger images are sampled, not blurred
+
+
+def dab_features(pixels: np.ndarray) -> np.ndarray:
+    """float32 (F,), `FEATURES` of uint8 (H, W, 3).
+
+    The shares of the tissue whose DAB density reaches each of `LEVELS`, the mean density over the tissue, and
+    over what reaches the first level. Zero where there is no tissue. Unmixed with the vectors of Ruifrok and
+    Johnston (2001).
+    """
+    step = -(-max(pixels.shape[:2]) // SIDE)
+    pixels = pixels[::step, ::step]
+    dab = unmix(pixels[tissue_mask(pixels)])[:, 2]
+    if not len(dab):
+        return np.zeros(len(FEATURES), dtype=np.float32)
+    stained = dab[dab >= LEVELS[0]]
+    shares = [float((dab >= level).mean()) for level in LEVELS]
+    means = [float(np.maximum(dab, 0).mean()), float(stained.mean()) if len(stained) else 0.0]
+    return np.array([*shares, *means], dtype=np.float32)
+
+
+class DabEncoder:
+    """`dab_features` in a model's place, so that the embedding cache reads each image once."""
+
+    key = digest(
+        {
+            "encoder": "dab",
+            "version": 1,
+            "levels": list(LEVELS),
+            "side": SIDE,
+            "decoder": decoder_version(),
+        }
+    )
+
+    def crop_key(self, mpp: float | None) -> str:
+        return ""
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        return dab_features(pixels)[None]
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        return crops
+
+
+class Rule(NamedTuple):
+    """Positive where feature number `feature` exceeds `threshold`."""
+
+    feature: int
+    threshold: float
+
+
+def fit_rule(
+    features: np.ndarray, positive: np.ndarray, select: tuple[np.ndarray, np.ndarray] | None = None
+) -> Rule:
+    """The best one-feature rule: each feature's threshold by `features` (N, F) and `positive` bool (N,).
+
+    Which feature is decided by `select`, other (features, positive), where given; then by the same rows.
+    """
+    rules = [Rule(f, best_threshold(features[:, f], positive)) for f in range(features.shape[1])]
+
+    def worth(rule: Rule) -> list[float]:
+        judged = [*([select] if select else []), (features, positive)]
+        return [_balanced(values[:, rule.feature] > rule.threshold, truth) for values, truth in judged]
+
+    return max(rules, key=worth)
+
+
+def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
+    """The cut between two neighbouring `values` (N,) with the best balanced accuracy; both classes needed."""
+    levels, place = np.unique(values, return_inverse=True)
+    up = np.bincount(place, weights=positive, minlength=len(levels))
+    down = np.bincount(place, weights=~positive, minlength=len(levels))
+    # Cut k lies below level k: positives from k on are right, and so are negatives before it.
+    right = (up.sum() - np.cumsum(up) + up) / up.sum() + (np.cumsum(down) - down) / down.sum()
+    k = int(right.argmax())
+    return float(levels[k] - 1e-6 if k == 0 else (levels[k - 1] + levels[k]) / 2)
+
+
+def _balanced(predicted: np.ndarray, positive: np.ndarray) -> float:
+    return float(predicted[positive].mean() + (~predicted[~positive]).mean()) / 2
