@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from his2lip.data.augment import Pixels, draw_turn
+from his2lip.data.augment import Augment, Draw, Pixels
 from his2lip.data.batch import Batch
 from his2lip.data.order import Plan
 from his2lip.data.pixels import decode_into
@@ -23,12 +23,13 @@ from his2lip.taxonomy import biomarker_id, tissue_id
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a row becomes a pair: `draw` gives its caption, `size` and `augment` its pixels."""
+    """How a row becomes a pair: `draw` gives its caption, all else its pixels."""
 
     seed: int
     size: int
-    augment: bool
-    draw: Callable[[int, int, str, str | None, str | None], str]
+    interpolation: str
+    augment: Augment
+    draw: Draw
 
 
 class Labels(NamedTuple):
@@ -124,9 +125,9 @@ def _fill(picks: list[Pick], images: Pixels, recipe: Recipe, epoch: int) -> Labe
     for (rows, row, copy), out in zip(picks, images, strict=True):
         patch_id, tissue, biomarker = rows.patch_ids[row], rows.tissues[row], rows.biomarkers[row]
         key = patch_id if copy == 0 else f"{patch_id}\n{copy}"
-        code = draw_turn(recipe.seed, epoch, key) if recipe.augment else 0
+        change = recipe.augment.draw(recipe.seed, epoch, key)
         try:
-            decode_into(rows.image(row), out, code=code)
+            decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
         except ImageError as error:
             where = f"{patch_id} in {rows.where}"
             raise DatasetError(error.what, where=where, mend="prepare the dataset again") from None

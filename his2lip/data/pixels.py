@@ -1,4 +1,4 @@
-"""From encoded bytes to a slot of a batch: decoded, brought to the model's input size, turned."""
+"""From encoded bytes to a slot of a batch: decoded, brought to the model's input size, augmented."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from his2lip.data.augment import Pixels, turn
+from his2lip.data.augment import AS_IS, Change, Pixels, turn
 from his2lip.data.images import decode
 
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _EXIF_WINDOW = 128 << 10  # bytes in which EXIF, which may turn an image, can begin (as in images.py)
 _local = threading.local()
 
 
-def decode_into(data: memoryview, out: Pixels, *, code: int = 0) -> None:
-    """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, turned by `code` (see augment.turn).
+def decode_into(
+    data: memoryview, out: Pixels, *, change: Change = AS_IS, interpolation: str = "bicubic"
+) -> None:
+    """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, changed as `change` says.
 
-    Another size is squashed to S x S by Pillow's bicubic filter with antialiasing, as CLIP's preprocessing
-    does; libjpeg's scaled decoding, which would change the pixels, is not used. Equal to `images.decode` and
-    those two steps, without copies where a JPEG has the size already. Raises ImageError as it does.
+    Another size is squashed to S x S by Pillow's filter with antialiasing, as CLIP's preprocessing does;
+    libjpeg's scaled decoding, which would change the pixels, is not used. Equal to `images.decode` and those
+    steps, without copies where a JPEG has the size already. Raises ImageError as it does.
     """
     size = len(out)
-    if not _is_plain_jpeg(data, size):
-        _put(_resized(decode(data), size), code, out)
-    elif code == 0:
+    plain = _is_plain_jpeg(data, size)
+    if plain and change == AS_IS:
         _decode_jpeg(data, out)
-    else:
-        turn(_decode_jpeg(data, _scratch(size)), code, out)
+        return
+    pixels = _decode_jpeg(data, _scratch(size)) if plain else decode(data)
+    pixels = _resized(pixels, size, change, interpolation)
+    turn(pixels if change.jitter is None else change.jitter(pixels), change.turn, out)
 
 
 def _is_plain_jpeg(data: memoryview, size: int) -> bool:
@@ -50,17 +54,15 @@ def _decode_jpeg(data: memoryview, out: Pixels) -> Pixels:
         return out
 
 
-def _resized(pixels: Pixels, size: int) -> Pixels:
-    if pixels.shape[:2] == (size, size):
+def _resized(pixels: Pixels, size: int, change: Change, interpolation: str) -> Pixels:
+    """The crop that `change` asks for, or all of the image, at size x size."""
+    if change.box is None and pixels.shape[:2] == (size, size):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _put(pixels: Pixels, code: int, out: Pixels) -> None:
-    if code:
-        turn(pixels, code, out)
-    else:
-        np.copyto(out, pixels)
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = change.box or (0.0, 0.0, 1.0, 1.0)
+    box = (left * width, top * height, right * width, bottom * height)
+    image = Image.fromarray(pixels).resize((size, size), _FILTERS[interpolation], box=box)
+    return np.asarray(image)
 
 
 def _scratch(size: int) -> Pixels:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from his2lip.data.augment import PRESETS, Augment, with_class_captions
 from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
 from his2lip.data.feeder import Feeder, Recipe
@@ -40,9 +41,11 @@ class TrainStream:
     split        any split but those of role `report`, which training may not read
     bank         draws captions by (seed, epoch, patch_id); patches that it does not cover sit out
     batch_size   B, the global batch over all ranks
-    image_size   S: batches hold (B / world, 3, S, S)
+    shrink       a split of fewer rows than that makes smaller batches, and is not refused
+    image_size   S: batches hold (B / world, 3, S, S), of other sizes by `interpolation`
     lanes, window, balance   see `order.Plan`
-    augment      flips and quarter turns by (seed, epoch, patch_id)
+    augment      what changes of a patch by (seed, epoch, patch_id); True: flips and quarter turns
+    caption_dropout  share of captions that give way to one of their classes alone, by the same key
     sampling     "epoch": captions as the bank draws them; "released": one a patch (row_captions.py)
     stop_step    None ends with the epoch of `start_step`
     loader       "ray": Ray Data reads, this process decodes; "local": all of it in this process, no Ray
@@ -61,11 +64,14 @@ class TrainStream:
         *,
         seed: int,
         batch_size: int,
+        shrink: bool = False,
         image_size: int,
         lanes: int = 8,
         window: int = 2,
         balance: float = 0.0,
-        augment: bool = True,
+        interpolation: str = "bicubic",
+        augment: Augment | bool = True,
+        caption_dropout: float = 0.0,
         sampling: Sampling = "epoch",
         rank: int = 0,
         world: int = 1,
@@ -83,6 +89,9 @@ class TrainStream:
         self._groups = self._shards.row_groups(split)
         cells, keep = _cells(self._shards, split, bank)
         sizes = [group.rows for group in self._groups]
+        if shrink:
+            rows = sum(sizes) if keep is None else int(keep.sum())
+            batch_size = max(min(batch_size, rows) // lanes, 1) * lanes
         self.plan = Plan(
             sizes,
             seed=seed,
@@ -95,7 +104,13 @@ class TrainStream:
         )
         self._lanes = self.plan.rank_lanes(rank, world)
         draw = bank.draw if sampling == "epoch" else self._by_row(split, bank).draw
-        self._recipe = Recipe(seed=seed, size=image_size, augment=augment, draw=draw)
+        self._recipe = Recipe(
+            seed=seed,
+            size=image_size,
+            interpolation=interpolation,
+            augment=PRESETS[augment] if isinstance(augment, bool) else augment,
+            draw=with_class_captions(draw, caption_dropout),
+        )
         self._start, self._stop = start_step, stop_step
         self._loader, self._world, self._head_bytes = loader, world, head_bytes
         self._threads, self._prefetch = decode_threads or usable_cpus(), prefetch

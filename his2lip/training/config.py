@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from his2lip.config import Config, resolved
+from his2lip.data.augment import Augment, Augmentation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -60,7 +61,10 @@ class DataConfig(Config):
     lanes: Count = 8  # virtual readers; the number of workers divides it
     window: Count = 4  # row groups that are shuffled together within a lane
     balance: Share = 0.0  # 0 samples (tissue, biomarker) cells as they are, 1 equally, between: to a power
-    augment: bool = True  # flips and quarter turns, keyed by (seed, epoch, patch)
+    # What changes of a patch, keyed by (seed, epoch, patch): true (flips and quarter turns), false, ihc (also
+    # crops and stain jitter), or {turns, crop, stain} of his2lip/data/augment.py.
+    augment: Augmentation = Augment()
+    caption_dropout: Share = 0.0  # share of captions that give way to their classes' names, likewise keyed
     loader: Literal["ray", "local"] = "ray"  # the same batches, by Ray Data or in this process
     decode_threads: Count = 2
 

@@ -46,7 +46,7 @@ def run_in_process(
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
-        lambda: StreamSource(config, bank, image_size=model.preprocess.size[0], keep=True),
+        lambda: StreamSource(config, bank, preprocess=model.preprocess, keep=True),
     )
 
     def each_epoch(progress: Progress) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from his2lip.data.batch import Batch
 from his2lip.data.stream import TrainStream
@@ -11,6 +11,7 @@ from his2lip.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from his2lip.data.captions import CaptionBank
+    from his2lip.models.preprocess import Preprocess
 
 Read = Callable[[int, int], Iterable[Batch]]  # the batches of steps start .. stop - 1
 
@@ -28,15 +29,15 @@ class StreamSource:
         config: TrainConfig,
         bank: CaptionBank,
         *,
-        image_size: int,
+        preprocess: Preprocess,
         rank: int = 0,
         world: int = 1,
         keep: bool = False,
     ) -> None:
-        self._config, self._bank, self._size = config, bank, image_size
+        self._config, self._bank = config, bank
+        self._preprocess = preprocess
         self._rank, self._world = rank, world
-        data = config.data
-        self._train = self._stream(data.split, batch_size=data.batch_size, loader=data.loader)
+        self._train = self._train_stream()
         self._kept_train = Kept(self._train.batches, limit=_KEEP_BYTES if keep else 0)
         self._select = self._select_stream()
         self._kept_select = Kept(self._select.batches, limit=_KEEP_BYTES) if self._select else None
@@ -59,34 +60,39 @@ class StreamSource:
         if self._select is not None:
             self._select.close()
 
-    def _stream(self, split: str, *, batch_size: int, loader: Literal["ray", "local"]) -> TrainStream:
-        data, training = self._config.data, split == self._config.data.split
+    def _train_stream(self) -> TrainStream:
+        data = self._config.data
+        return self._stream(
+            data.split,
+            loader=data.loader,
+            balance=data.balance,
+            augment=data.augment,
+            caption_dropout=data.caption_dropout,
+        )
+
+    def _select_stream(self) -> TrainStream | None:
+        """Read here, with no start-up of Ray Data at each epoch; a small split makes smaller batches."""
+        select = self._config.data.select
+        return None if select is None else self._stream(select, loader="local", augment=False, shrink=True)
+
+    def _stream(self, split: str, **options: Any) -> TrainStream:
+        data = self._config.data
         return TrainStream(
             data.shards,
             split,
             self._bank,
             seed=self._config.seed,
-            batch_size=batch_size,
-            image_size=self._size,
+            batch_size=data.batch_size,
+            image_size=self._preprocess.size[0],
+            interpolation=self._preprocess.interpolation,
             lanes=data.lanes,
             window=data.window,
-            balance=data.balance if training else 0.0,
-            augment=data.augment and training,
             sampling=data.sampling,
             rank=self._rank,
             world=self._world,
-            loader=loader,
             decode_threads=data.decode_threads,
+            **options,
         )
-
-    def _select_stream(self) -> TrainStream | None:
-        """Read here, with no start-up of Ray Data at each epoch; a small split makes smaller batches."""
-        data = self._config.data
-        if data.select is None:
-            return None
-        rows = self._stream(data.select, batch_size=data.lanes, loader="local").plan.rows_per_epoch
-        size = min(data.batch_size, rows) // data.lanes * data.lanes
-        return self._stream(data.select, batch_size=size, loader="local")
 
 
 class Kept:

@@ -218,7 +218,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
         config,
         model,
         build.build_loss(config.loss),
-        StreamSource(config, bank, image_size=model.preprocess.size[0], rank=rank, world=world),
+        StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world),
         report=report,
         save=build.checkpoint_writer(run, config, shards, bank),
         validate=job["validator"],

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from his2lip.data.augment import TURNS, draw_turn, turn
+from his2lip.data.augment import TURNS, Change, draw_turn, turn
 from his2lip.data.images import decode, encode_jpeg, encode_png
 from his2lip.data.pixels import decode_into
 from his2lip.errors import ImageError
@@ -19,7 +19,7 @@ from his2lip.errors import ImageError
 
 def filled(data: bytes, size: int, code: int = 0) -> np.ndarray:
     out = np.full((size, size, 3), 7, dtype=np.uint8)
-    decode_into(memoryview(data), out, code=code)
+    decode_into(memoryview(data), out, change=Change(code))
     return out
 
 

@@ -14,6 +14,7 @@ from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
 from his2lip.models import DualEncoder, load_model
 from his2lip.models.checkpoint import load_resume
+from his2lip.models.tiny import TINY_PREPROCESS
 from his2lip.training.assemble import open_data
 from his2lip.training.build import build_loss, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
@@ -52,7 +53,7 @@ def run(
     """Trains a tiny model, from the start unless `model` and `resume` come from a checkpoint."""
     model = model or load_model("tiny", seed=config.seed)
     _, _, bank = open_data(config)
-    source = StreamSource(config, bank, image_size=64)
+    source = StreamSource(config, bank, preprocess=TINY_PREPROCESS)
     options.setdefault("report", lambda progress: None)
     return fit(config, model, build_loss(config.loss), source, **options), model
 

@@ -65,7 +65,7 @@ def run(config: TrainConfig, folder: Path, *, source: Path | None = None) -> Dua
 
     model = build_model(config, CPU, source=source)
     resume = None if source is None else load_resume(source)
-    batches = StreamSource(config, bank, image_size=model.preprocess.size[0])
+    batches = StreamSource(config, bank, preprocess=model.preprocess)
     fit(
         config,
         model,

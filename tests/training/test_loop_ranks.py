@@ -11,6 +11,7 @@ from training_data import write_small_shards
 
 from his2lip.config import validate
 from his2lip.models import load_model
+from his2lip.models.tiny import TINY_PREPROCESS
 from his2lip.training.assemble import open_data
 from his2lip.training.build import build_loss
 from his2lip.training.config import TrainConfig
@@ -27,7 +28,7 @@ def own_scale(shards: str, rank: int = 0, world: int = 1) -> float:
     }
     config, _, bank = open_data(validate(TrainConfig, tree))
     model, loss = load_model("tiny", seed=0), build_loss(config.loss)
-    source = StreamSource(config, bank, image_size=64, rank=rank, world=world)
+    source = StreamSource(config, bank, preprocess=TINY_PREPROCESS, rank=rank, world=world)
     fit(config, model, loss, source, report=lambda progress: None, rank=rank, world=world)
     assert loss.own_scale is not None
     return loss.own_scale.item()

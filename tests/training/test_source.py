@@ -12,6 +12,7 @@ from training_data import write_small_shards
 from his2lip.config import validate
 from his2lip.data.batch import Batch
 from his2lip.data.captions import CaptionBank
+from his2lip.models.tiny import TINY_PREPROCESS
 from his2lip.training.assemble import caption_notes, open_data
 from his2lip.training.config import TrainConfig
 from his2lip.training.source import Kept, StreamSource
@@ -25,7 +26,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def source(shards: str, rank: int = 0, world: int = 1, **data: object) -> StreamSource:
     tree = {"data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local"} | data}
     config, _, _ = open_data(validate(TrainConfig, tree))
-    return StreamSource(config, CaptionBank.templates(), image_size=64, rank=rank, world=world)
+    return StreamSource(config, CaptionBank.templates(), preprocess=TINY_PREPROCESS, rank=rank, world=world)
 
 
 @pytest.mark.parametrize("part", ["train", "select"])
