@@ -25,6 +25,7 @@ ARTIFACTS = "artifacts"  # folder beside a SQLite store's file
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
+PATH = "his2lip.path"  # tag: what loads a logged model
 PARENT = "mlflow.parentRunId"
 # Else MLflow's UI guesses from the logged models that these are experiments with agents.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -174,13 +175,13 @@ class Run:
         """
         import mlflow
 
-        filters = f"tags.`{WEIGHTS}` = '{digest}' AND name = '{_model_name(name)}'"
+        filters = f"tags.`{WEIGHTS}` = '{digest}' AND name = '{model_name(name)}'"
         found = self.client.search_logged_models([self.experiment_id], filters, max_results=1)
         if found:
             return str(found[0].model_id)
-        tags = {WEIGHTS: digest} | ({"his2lip.path": path} if path else {})
+        tags = {WEIGHTS: digest} | ({PATH: path} if path else {})
         made = mlflow.create_external_model(
-            name=_model_name(name),
+            name=model_name(name),
             source_run_id=self.run_id,
             tags=tags,
             params={_name(key): str(value)[:500] for key, value in _flat(params or {})},
@@ -297,6 +298,6 @@ def _name(key: str) -> str:
     return re.sub(r"[^\w\-./ ]", "_", key)[:250]
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
     """What MLflow takes as a model's name; it refuses the signs that its URIs are made of."""
     return re.sub(r"[^\w\- ]", "-", name)[:250]

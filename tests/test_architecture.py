@@ -21,10 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"data", "evaluation"},
     "serving": {"data", "models", "evaluation"},
     "tracking": set(),
+    "registry": {"tracking"},
     "jobs": set(),
     "commands": {
         *("data", "models", "loss", "training", "tuning", "evaluation", "report", "serving"),
-        *("tracking", "jobs"),
+        *("tracking", "registry", "jobs"),
     },
     "cli": {"commands"},
     "__init__": {"models"},

@@ -1,4 +1,4 @@
-"""`his2lip models`: list, show, convert, blend, export."""
+"""`his2lip models`: list, show, convert, blend, export, promote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="Models: list, show, convert, blend, export.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, show, convert, blend, export, promote.", no_args_is_help=True)
 
 Model = Annotated[str, typer.Argument(help="A checkpoint's folder, a name or an MLflow URI.")]
 Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")]
@@ -15,8 +15,8 @@ Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist,
 
 @app.command("list")
 def models_list() -> None:
-    """List the backbones known by name: where their weights come from, and their licence."""
-    from his2lip.commands.models import list_models
+    """List models: known by name, in this machine's caches, and in MLflow with their scores."""
+    from his2lip.commands.catalogue import list_models
 
     list_models()
 
@@ -24,7 +24,7 @@ def models_list() -> None:
 @app.command("show")
 def models_show(model: Model) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.commands.models import show_model
+    from his2lip.commands.catalogue import show_model
 
     show_model(model)
 
@@ -82,3 +82,20 @@ def models_export(
     from his2lip.commands.models import export_model
 
     export_model(model, out, format=format)
+
+
+@app.command("promote")
+def models_promote(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
+    ],
+    alias: Annotated[str, typer.Option(help="The alias, such as champion.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="The registered name; the run's by default.")
+    ] = None,
+) -> None:
+    """Register a model in MLflow; models:/NAME@ALIAS then works wherever a model's name does."""
+    from his2lip.commands.promote import promote_model
+
+    promote_model(model, alias=alias, name=name)

@@ -43,6 +43,7 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
     from his2lip.evaluation.grid import run_grid
 
     tracker = Tracker.open()
+    config = _with_local_models(config)
     start_ray()
     total = len(config.models) * len(config.uris()) * len(config.protocols)
     with tracker.run(EXPERIMENT, config.name, resolved(config), tags={RUN_ID: digest(config)}) as run:
@@ -60,6 +61,14 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
         run.artifact(page)
     say_result(config, result, page)
     return result
+
+
+def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same benchmark for tasks that know no MLflow store; rows keep their names."""
+    from his2lip.models.registered import local_name
+
+    models = [m.model_copy(update={"path": local_name(m.path, config.storage)}) for m in config.models]
+    return config.model_copy(update={"models": models})
 
 
 def configure(

@@ -1,4 +1,4 @@
-"""`his2lip models`: what is known by name, what a checkpoint was made from, and checkpoints in and out."""
+"""`his2lip models convert, blend, export`: checkpoints in and out, with the terms that they inherit."""
 
 from __future__ import annotations
 
@@ -6,49 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from his2lip.commands.console import percent, say, table
+from his2lip.commands.console import say
 from his2lip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 Source = Literal["released", "plip", "transformers", "open_clip"]
-
-
-def list_models() -> None:
-    """One row a backbone; weights that need a download say from where."""
-    from his2lip.models import list_backbones
-
-    rows = [(b.name, b.what, b.licence, b.weights) for b in list_backbones()]
-    table(("name", "what it is", "licence of the weights", "weights"), rows)
-    say("Also: any open_clip architecture (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/NAME, local-dir:PATH,")
-    say("a checkpoint's folder (runs/train/NAME/best), and models:/NAME@ALIAS of MLflow.")
-
-
-def show_model(model: str) -> None:
-    """A checkpoint's provenance."""
-    from his2lip.models.inherited import conditions
-    from his2lip.models.registered import meta_of
-
-    meta = meta_of(model)
-    if not meta:
-        what = "this is no checkpoint of ours, so there is nothing to show"
-        raise CheckpointError(what, where=model, mend="his2lip models list says what is known of others")
-    keys = (
-        "name",
-        "step",
-        "tensor_digest",
-        "data_digest",
-        "similarity",
-        "converted",
-        "blend",
-        "code_version",
-    )
-    table(("", "value"), [(key, meta[key]) for key in keys if key in meta])
-    scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
-    for key, value in scores.items():
-        say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
-    say_conditions(conditions(model, meta))
 
 
 def convert_model(

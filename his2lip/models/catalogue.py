@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_HUB = "huggingface.co/"
 _COPY = "load it once with a connection, or type local-dir:PATH for a copy"
 
 
@@ -22,6 +23,11 @@ class Backbone:
     weights: str
     licence: str
     mend: str = _COPY
+
+    @property
+    def repository(self) -> str | None:
+        """The hub repository that the weights come from; None where they come from none."""
+        return self.weights.removeprefix(_HUB) if self.weights.startswith(_HUB) else None
 
 
 BACKBONES: dict[str, Backbone] = {

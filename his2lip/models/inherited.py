@@ -44,7 +44,15 @@ def conditions(name: str, meta: Meta) -> list[str]:
     return said or ["none are recorded with this model; its authors' hold"]
 
 
+def in_brief(name: str, meta: Meta) -> str:
+    """The same for a table's cell: the data's licences, whether they forbid commerce, the weights'."""
+    terms, backbone = inherited_terms(meta), BACKBONES.get(_began_as(name, meta))
+    data = [] if terms is None else [f"{dataset} {licence}" for dataset, licence in terms.datasets.items()]
+    banned = ["not for commercial use"] if terms is not None and terms.commercial is False else []
+    return "; ".join([*data, *banned, *([] if backbone is None else [f"weights {backbone.licence}"])])
+
+
 def _began_as(name: str, meta: Meta) -> str:
     """The model whose weights this one's began as: the backbone that it was tuned from, or itself."""
     tuned_from = meta.get("config", {}).get("model", {}).get("backbone")
-    return str(meta.get("began_as") or tuned_from or name)
+    return str(meta.get("began_as") or tuned_from or meta.get("name") or name)

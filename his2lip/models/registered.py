@@ -33,6 +33,16 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
     return place
 
 
+def local_name(name: str, storage: str) -> str:
+    """What other processes load: of a registered model a copy of its checkpoint in `storage`, else `name`.
+
+    Pins what an alias means now. A `storage` that is no folder leaves the fetching to each process.
+    """
+    if not name.startswith(SCHEME) or "://" in storage:
+        return name
+    return str(fetch_checkpoint(name, Path(storage).absolute() / "registered"))
+
+
 def meta_of(name: str) -> dict[str, Any]:
     """`his2lip.json` of the checkpoint that a model's name stands for; empty for one that is none of ours."""
     if name.startswith(SCHEME):

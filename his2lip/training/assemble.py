@@ -108,7 +108,9 @@ def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same run for a process that stands in another folder."""
+    """The same run for a process that stands in another folder, or knows no MLflow store."""
+    from his2lip.models.registered import local_name
+
     data = config.data.model_copy(
         update={
             "shards": _absolute(config.data.shards),
@@ -117,9 +119,10 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             else _absolute(config.data.captions),
         }
     )
-    model = config.model
-    if Path(model.backbone).exists():
-        model = model.model_copy(update={"backbone": str(Path(model.backbone).absolute())})
+    backbone = local_name(config.model.backbone, config.storage)
+    if Path(backbone).exists():
+        backbone = str(Path(backbone).absolute())
+    model = config.model.model_copy(update={"backbone": backbone})
     return config.model_copy(update={"data": data, "model": model, "storage": _absolute(config.storage)})
 
 

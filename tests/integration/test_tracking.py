@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,44 +17,9 @@ from his2lip.tracking import RUN_ID, WEIGHTS, Tracker
 SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow server` on a free loopback port over a fresh SQLite store, stopped at the end."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _await(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _await(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the server answers; it imports for some seconds first."""
-    import urllib.request
-    from time import monotonic, sleep
-
-    until = monotonic() + 120
-    while monotonic() < until:
-        assert process.poll() is None, "the server ended by itself"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except OSError:
-            sleep(0.2)
-    pytest.fail("the server did not come up")
-
-
 @pytest.fixture
-def tracker(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracker]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+def tracker(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tracker]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     yield Tracker.open()
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
 
@@ -65,7 +29,7 @@ def _checkpoint_meta() -> dict[str, object]:
 
 
 def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
-    tracker: Tracker, server: str, tmp_path: Path
+    tracker: Tracker, mlflow_server: str, tmp_path: Path
 ) -> None:
     config = {"optim": {"lr": 1e-3}, "name": "first"}
     with tracker.run("his2lip-train", "first", config, tags={RUN_ID: "train-1"}) as run:
@@ -75,7 +39,7 @@ def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
         model_id = run.checkpoint(tmp_path, "first", _checkpoint_meta())
         run.model_metrics(model_id, {"select/macro_f1": 0.8})
 
-    client = mlflow.MlflowClient(server)
+    client = mlflow.MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name("his2lip-train")
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"

@@ -1,0 +1,101 @@
+"""`his2lip models promote`: a model becomes a version in MLflow's registry, under an alias that loads it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from his2lip.commands.console import say
+from his2lip.commands.models import say_conditions
+from his2lip.errors import CheckpointError, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from his2lip.registry import Scored
+    from his2lip.tracking import Tracker
+
+_RUNS = Path("runs/train")  # where a run's name alone is looked for
+
+
+def promote_model(model: str, *, alias: str, name: str | None) -> None:
+    """Registers the model's files in MLflow under a name, and gives that version the alias."""
+    from his2lip.models.inherited import conditions, in_brief
+    from his2lip.models.provenance import read_meta
+    from his2lip.registry import promote
+    from his2lip.serving.pyfunc import model_files
+    from his2lip.tracking import Tracker, model_name
+
+    if name is not None and name != model_name(name):
+        what = f"MLflow takes no registered model of the name '{name}'"
+        raise ConfigError(what, mend=f"--as {model_name(name)}")
+    tracker = Tracker.open()
+    found, logged = _find(model, tracker)
+    name = name or model_name(_display(model, found))
+    with _staged(found) as folder:
+        meta = read_meta(folder)
+        if logged is not None and logged.weights != meta["tensor_digest"]:
+            what = f"the weights there are no longer the ones that were logged as '{model}'"
+            raise CheckpointError(
+                what, where=found, mend="promote by the checkpoint's path to take what is there"
+            )
+        said = conditions(found, meta)
+        promoted, before = promote(
+            tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
+            source=found, terms=in_brief(found, meta), description="\n\n".join(said),
+        )  # fmt: skip
+    say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
+    if before is not None and before != promoted.version:
+        say(f"  before     '{alias}' was version {before}")
+    say(f"  weights    sha256 {promoted.weights}")
+    say_conditions(said)
+    say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
+
+
+def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
+    """What loads the model that is meant: a checkpoint's path or run, a name in MLflow, or a model's name."""
+    from his2lip.models.catalogue import BACKBONES
+    from his2lip.models.provenance import is_checkpoint
+    from his2lip.registry import scored_models
+
+    for place in (Path(model), Path(model) / "best", _RUNS / model / "best"):
+        if is_checkpoint(place):
+            return str(place), None
+    if model in BACKBONES:
+        return model, None
+    logged = next((row for row in scored_models(tracker) if model in row.names), None)
+    if logged is None:
+        return model, None
+    if logged.path is None:
+        what = f"MLflow does not say where the weights of '{model}' are"
+        raise ModelError(what, mend="promote them by their path")
+    return logged.path, logged
+
+
+def _display(model: str, found: str) -> str:
+    """The name in the registry where none is asked for: the run's, the registered one, or the model's own."""
+    from his2lip.models.registered import SCHEME
+
+    parts = Path(found).absolute().parts
+    if Path(found).is_dir():
+        return parts[-2] if parts[-1] in ("best", "last", "checkpoint") else parts[-1]
+    return re.split("[@/]", model.removeprefix(SCHEME))[0] if model.startswith(SCHEME) else model
+
+
+@contextmanager
+def _staged(model: str) -> Iterator[Path]:
+    """The model's checkpoint in a folder of the name that MLflow keeps it under, without `resume`."""
+    from his2lip.models import load_model, save_checkpoint
+    from his2lip.models.provenance import is_checkpoint, settled
+    from his2lip.models.registered import CHECKPOINT, meta_of
+
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+        folder = Path(scratch) / CHECKPOINT
+        if is_checkpoint(model):
+            shutil.copytree(settled(Path(model)), folder, ignore=shutil.ignore_patterns("resume"))
+        else:
+            save_checkpoint(folder, load_model(model), meta=meta_of(model))
+        yield folder
