@@ -36,11 +36,19 @@ def data_prepare(
     unpack_to: Annotated[
         Path | None, typer.Option(help="Where archives are unpacked; ROOT.unpacked where left out.")
     ] = None,
+    pseudonymise: Annotated[
+        Path | None, typer.Option(help="Hash all names with the key in this file; needs --names.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Where the map of pseudonyms to names is kept, outside of --out.")
+    ] = None,
 ) -> None:
     """Turn a published dataset (or caption corpus) into shards, quarantining what cannot be read."""
     from his2lip.commands.data import prepare_dataset
 
-    prepare_dataset(card, root, out, view=view, limit=limit, unpack_to=unpack_to)
+    prepare_dataset(
+        card, root, out, view=view, limit=limit, unpack_to=unpack_to, key_file=pseudonymise, names=names
+    )
 
 
 @app.command("check")

@@ -27,7 +27,15 @@ def list_datasets() -> None:
 
 
 def prepare_dataset(
-    card: str, root: Path, out: str, *, view: str | None, limit: int | None, unpack_to: Path | None
+    card: str,
+    root: Path,
+    out: str,
+    *,
+    view: str | None,
+    limit: int | None,
+    unpack_to: Path | None,
+    key_file: Path | None,
+    names: Path | None,
 ) -> None:
     """Published files into shards, or the caption corpus into a bank; what was left out is said."""
     if card == "captions":
@@ -35,7 +43,11 @@ def prepare_dataset(
         return
     from his2lip.data.cards import load_card
     from his2lip.data.prepare import prepare
+    from his2lip.data.pseudonyms import NameMap
 
+    if (key_file is None) != (names is None):
+        raise DatasetError("a key and a map of names go together", mend="give --pseudonymise and --names")
+    map_of_names = NameMap.open(key_file, names, out=out) if key_file and names else None
     with Progress(card) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -48,6 +60,7 @@ def prepare_dataset(
             view=view,
             limit=limit,
             unpack_to=unpack_to,
+            names=map_of_names,
             progress=progress,
             tell=bar.update,
         )
@@ -63,6 +76,8 @@ def prepare_dataset(
         say(f"  quarantined {path}: {reason}")
     if len(report.quarantined) > 10:
         say(f"  … and {len(report.quarantined) - 10:,} more, listed in {out}/dataset.json")
+    if names is not None:
+        say(f"names and reasons: {names}; keep it and the key, and give neither away")
     say(f"shards: {out}")
 
 

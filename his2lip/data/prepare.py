@@ -15,6 +15,7 @@ from his2lip.data.cards import Card
 from his2lip.data.info import DatasetInfo
 from his2lip.data.journal import Journal, PartResult
 from his2lip.data.listing import Part, deal, list_files
+from his2lip.data.pseudonyms import Key, NameMap
 from his2lip.data.readers import LeftOut, Reader, get_reader
 from his2lip.data.schema import filesystem
 from his2lip.data.shard_writer import (
@@ -57,6 +58,7 @@ def prepare(
     view: str | None = None,
     limit: int | None = None,
     unpack_to: str | Path | None = None,
+    names: NameMap | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda text: None,
     part_bytes: int = PART_BYTES,
@@ -68,7 +70,8 @@ def prepare(
     `view` cuts derived patches (`Tiling.parse`); without it the published bytes are kept. `limit` takes that
     many files, spread over the dataset. Files come in a seeded order, so that classes are mixed in each row
     group. Parts run as Ray tasks where Ray is initialised, else one after another. A call that finds an
-    interrupted one of the same inputs goes on with it. Memory holds one row group and the list of names.
+    interrupted one of the same inputs goes on with it. With `names`, nothing under `out` holds a name of a
+    case, slide, region or file, and images hold nothing but pixels. Memory holds one row group and the list of names.
     Raises DatasetError where nothing can be read, or where `out` holds a finished dataset.
     """
     system, target = filesystem(out)
@@ -78,11 +81,16 @@ def prepare(
     tiling = Tiling.parse(view) if view else None
     listing = list_files(reader, limit)
     parts = deal(reader, listing.wanted, part_bytes)
-    job = _Job(reader, tiling, system, target, row_group_bytes)
-    plan = digest([card.model_dump(mode="json"), str(tiling), row_group_bytes, [asdict(p) for p in parts]])
-    journal = Journal(system, target, plan)
-    results = _run(job, parts, journal, progress)
     refused = unpacked.refused + listing.quarantined
+    key = None
+    if names is not None:
+        names.add_items(map(reader.item, listing.wanted))
+        refused, key = names.hide(refused), names.key
+    job = _Job(reader, tiling, system, target, row_group_bytes, key)
+    made_of = [card.model_dump(mode="json"), str(tiling), row_group_bytes, [asdict(p) for p in parts]]
+    plan = digest([*made_of, key.name("plan", "") if key else None])
+    journal = Journal(system, target, plan)
+    results = _run(job, parts, journal, progress, names)
     quarantined = sorted(refused + [q for r in results for q in r.quarantined])
     left_out = sorted(entry for r in results for entry in r.left_out)
     written = [r.info for r in results if r.info is not None]
@@ -120,6 +128,7 @@ class _Job:
     system: fs.FileSystem
     target: str
     row_group_bytes: int
+    key: Key | None
 
     def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
         """Reads the files of a part and writes it, whole or not at all; `each` is called after each file."""
@@ -157,7 +166,7 @@ class _Job:
                 if isinstance(patch, LeftOut):
                     left_out.append((patch.place, patch.reason))
                 else:
-                    writer.add(patch)
+                    writer.add(self.key.patch(patch) if self.key else patch)
                     took += 1
         except DatasetError as error:
             fault = error.what
@@ -166,7 +175,9 @@ class _Job:
         return took, left_out, fault
 
 
-def _run(job: _Job, parts: list[Part], journal: Journal, progress: Progress | None) -> list[PartResult]:
+def _run(
+    job: _Job, parts: list[Part], journal: Journal, progress: Progress | None, names: NameMap | None
+) -> list[PartResult]:
     """Results of all parts: those of an interrupted call from its journal, the others made now."""
     results = {part.name: journal.read(part) for part in parts}
     waiting = [part for part in parts if results[part.name] is None]
@@ -181,6 +192,10 @@ def _run(job: _Job, parts: list[Part], journal: Journal, progress: Progress | No
 
     step(0)
     for part, result in _on_ray(job, waiting, step) if ray_runs() else _here(job, waiting, step):
+        if names is not None:
+            result = replace(
+                result, quarantined=names.hide(result.quarantined), left_out=names.hide(result.left_out)
+            )
         journal.write(part, result)
         results[part.name] = result
     return [result for result in results.values() if result is not None]
