@@ -61,6 +61,7 @@ def prepare_dataset(
             limit=limit,
             unpack_to=unpack_to,
             names=map_of_names,
+            ray=True,
             progress=progress,
             tell=bar.update,
         )

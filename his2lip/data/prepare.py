@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyarrow import fs
 
-from his2lip.config import digest
 from his2lip.data import info as info_file
 from his2lip.data.cards import Card
 from his2lip.data.info import DatasetInfo
-from his2lip.data.journal import Journal, PartResult
+from his2lip.data.journal import FOLDER, Journal, PartResult
 from his2lip.data.listing import Part, deal, list_files
-from his2lip.data.pseudonyms import Key, NameMap
-from his2lip.data.readers import LeftOut, Reader, get_reader
-from his2lip.data.schema import filesystem
-from his2lip.data.shard_writer import (
-    INFO,
-    PART_BYTES,
-    ROW_GROUP_BYTES,
-    PartWriter,
-    refuse_existing,
-    write_file,
-)
+from his2lip.data.part_job import PartJob
+from his2lip.data.pseudonyms import NameMap
+from his2lip.data.readers import get_reader
+from his2lip.data.shard_writer import INFO, PART_BYTES, ROW_GROUP_BYTES, claim, write_file
 from his2lip.data.tiling import Tiling
 from his2lip.data.unpack import unpack
 from his2lip.errors import DatasetError
+from his2lip.runtime import start_ray
 
 Progress = Callable[[int, int], None]  # files done, files found
 
@@ -59,6 +53,7 @@ def prepare(
     limit: int | None = None,
     unpack_to: str | Path | None = None,
     names: NameMap | None = None,
+    ray: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda text: None,
     part_bytes: int = PART_BYTES,
@@ -66,117 +61,77 @@ def prepare(
 ) -> PrepareReport:
     """Reads the dataset under `root` as `card` says, and writes shards to `out`.
 
-    Archives under `root`, or `root` itself, are unpacked first (see `unpack`).
-    `view` cuts derived patches (`Tiling.parse`); without it the published bytes are kept. `limit` takes that
-    many files, spread over the dataset. Files come in a seeded order, so that classes are mixed in each row
-    group. Parts run as Ray tasks where Ray is initialised, else one after another. A call that finds an
-    interrupted one of the same inputs goes on with it. With `names`, nothing under `out` holds a name of a
-    case, slide, region or file, and images hold nothing but pixels. Memory holds one row group and the list of names.
-    Raises DatasetError where nothing can be read, or where `out` holds a finished dataset.
+    Archives under `root`, or `root` itself, are unpacked first (see `unpack`). `view` cuts derived patches
+    (`Tiling.parse`); without it the published bytes are kept. `limit` takes that many files, spread over the
+    dataset. Files come in a seeded order, so that classes are mixed in each row group. With `names`, nothing
+    under `out` holds a name of a case, slide, region or file, and images hold nothing but pixels.
+
+    Parts run as Ray tasks where Ray is initialised, else one after another; with `ray` it is started, or the
+    cluster of RAY_ADDRESS joined, where there is work to share. A call that finds an interrupted one of the
+    same inputs goes on with it. Memory holds one row group and the list of names.
+    Raises DatasetError where nothing can be read or written, or where `out` holds a finished dataset.
     """
-    system, target = filesystem(out)
-    refuse_existing(system, target)
+    system, target = claim(out)
     unpacked = unpack(root, unpack_to, tell=tell)
     reader = get_reader(card, unpacked.root)
-    tiling = Tiling.parse(view) if view else None
     listing = list_files(reader, limit)
-    parts = deal(reader, listing.wanted, part_bytes)
     refused = unpacked.refused + listing.quarantined
-    key = None
     if names is not None:
         names.add_items(map(reader.item, listing.wanted))
-        refused, key = names.hide(refused), names.key
-    job = _Job(reader, tiling, system, target, row_group_bytes, key)
-    made_of = [card.model_dump(mode="json"), str(tiling), row_group_bytes, [asdict(p) for p in parts]]
-    plan = digest([*made_of, key.name("plan", "") if key else None])
-    journal = Journal(system, target, plan)
-    results = _run(job, parts, journal, progress, names)
-    quarantined = sorted(refused + [q for r in results for q in r.quarantined])
-    left_out = sorted(entry for r in results for entry in r.left_out)
-    written = [r.info for r in results if r.info is not None]
-    if not written:
-        reason = f", such as {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
-        found = len(listing.wanted) + len(refused)
-        raise DatasetError(f"none of {found} files could be read{reason}", where=root, mend="check --root")
-    info = info_file.summarise(
-        written,
-        card,
-        generated=reader.generated,
-        view=str(tiling or "published"),
-        quarantined=quarantined,
-        left_out=left_out,
+        refused = names.hide(refused)
+    job = PartJob(
+        reader=reader,
+        tiling=Tiling.parse(view) if view else None,
+        key=names.key if names else None,
+        system=system,
+        target=target,
+        row_group_bytes=row_group_bytes,
     )
+    parts = deal(reader, listing.wanted, part_bytes)
+    journal = Journal(system, target, job.plan(parts))
+    results = _run(job, parts, journal, names, ray=ray, progress=progress)
+    info = _summary(job, results, refused, root)
     write_file(system, f"{target}/{INFO}", info_file.to_json(info))
     journal.remove()
     return PrepareReport(
         found=len(listing.wanted) + len(refused),
         read=sum(r.read for r in results),
-        quarantined=quarantined,
+        quarantined=info.quarantined,
         passed_over=dict(listing.passed_over),
-        left_out=left_out,
+        left_out=info.left_out,
         info=info,
         root=unpacked.root,
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """All that a task needs to write a part, wherever it runs."""
-
-    reader: Reader
-    tiling: Tiling | None
-    system: fs.FileSystem
-    target: str
-    row_group_bytes: int
-    key: Key | None
-
-    def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
-        """Reads the files of a part and writes it, whole or not at all; `each` is called after each file."""
-        read, quarantined, left_out = 0, [], []
-        writer = PartWriter(
-            self.system, self.target, part.name, part.split, row_group_bytes=self.row_group_bytes
-        )
-        try:
-            for key in part.keys:
-                took, parts_out, fault = self._take(key, part.split, writer)
-                left_out += parts_out
-                if took:
-                    read += 1
-                    left_out += [(key, fault)] if fault else []
-                else:
-                    reason = parts_out[-1][1] if parts_out else "it holds no patch"
-                    quarantined.append((key, fault or reason))
-                each()
-        except BaseException:
-            writer.discard()
-            raise
-        if not read:
-            writer.discard()
-        info = writer.close() if read else None
-        return PartResult(read=read, quarantined=quarantined, left_out=left_out, info=info)
-
-    def _take(
-        self, key: str, split: str, writer: PartWriter
-    ) -> tuple[int, list[tuple[str, str]], str | None]:
-        """Adds a file's patches; (how many, which parts of it gave none, what was wrong with the file)."""
-        took, left_out, fault = 0, [], None
-        try:
-            item = replace(self.reader.item(key), split=split)
-            for patch in self.reader.patches(item, self.tiling):
-                if isinstance(patch, LeftOut):
-                    left_out.append((patch.place, patch.reason))
-                else:
-                    writer.add(self.key.patch(patch) if self.key else patch)
-                    took += 1
-        except DatasetError as error:
-            fault = error.what
-        except Exception as error:  # one file, whatever is wrong with it, does not stop the others
-            fault = f"{type(error).__name__}: {error}"[:200]
-        return took, left_out, fault
+def _summary(
+    job: PartJob, results: list[PartResult], refused: list[tuple[str, str]], root: str | Path
+) -> DatasetInfo:
+    """dataset.json of what was written. Raises DatasetError where nothing was."""
+    quarantined = sorted(refused + [q for r in results for q in r.quarantined])
+    written = [r.info for r in results if r.info is not None]
+    if not written:
+        reason = f", such as {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
+        said = f"none of {len(quarantined)} files could be read{reason}"
+        raise DatasetError(said, where=root, mend="check --root")
+    return info_file.summarise(
+        written,
+        job.reader.card,
+        generated=job.reader.generated,
+        view=str(job.tiling or "published"),
+        quarantined=quarantined,
+        left_out=[entry for r in results for entry in r.left_out],
+    )
 
 
 def _run(
-    job: _Job, parts: list[Part], journal: Journal, progress: Progress | None, names: NameMap | None
+    job: PartJob,
+    parts: list[Part],
+    journal: Journal,
+    names: NameMap | None,
+    *,
+    ray: bool,
+    progress: Progress | None,
 ) -> list[PartResult]:
     """Results of all parts: those of an interrupted call from its journal, the others made now."""
     results = {part.name: journal.read(part) for part in parts}
@@ -191,6 +146,8 @@ def _run(
             progress(done, total)
 
     step(0)
+    if ray and _worth_sharing(waiting):
+        start_ray()
     for part, result in _on_ray(job, waiting, step) if ray_runs() else _here(job, waiting, step):
         if names is not None:
             result = replace(
@@ -201,12 +158,17 @@ def _run(
     return [result for result in results.values() if result is not None]
 
 
-def _here(job: _Job, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
+def _worth_sharing(parts: list[Part]) -> bool:
+    """Whether a cluster was named, or some split has several parts, beside which Ray's start is short."""
+    return bool(os.environ.get("RAY_ADDRESS")) or len(parts) > len({part.split for part in parts})
+
+
+def _here(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
     for part in parts:
         yield part, job.write(part, step)
 
 
-def _on_ray(job: _Job, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
+def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
     """One task a part; the files must be within reach of every node."""
     import ray
 
@@ -223,14 +185,23 @@ def _on_ray(job: _Job, parts: list[Part], step: Callable[..., None]) -> Iterator
                 return
             (ready,), _ = ray.wait(list(running), num_returns=1)
             part = running.pop(ready)
-            yield part, ray.get(ready)
+            try:
+                yield part, ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # one sentence, without the traceback of the task
             step(len(part.keys))
     finally:
         for task in running:
             ray.cancel(task)
 
 
-def _write(job: _Job, part: Part) -> PartResult:
+def _write(job: PartJob, part: Part) -> PartResult:
+    """Writes a part on a node of the cluster, which must see the same folders as the command does."""
+    local = isinstance(job.system, fs.LocalFileSystem)
+    for place in (job.reader.root, *([Path(job.target, FOLDER)] if local else [])):
+        if not place.is_dir():
+            mend = "keep files and shards on storage that all nodes share, or unset RAY_ADDRESS"
+            raise DatasetError("a node of the Ray cluster does not see this folder", where=place, mend=mend)
     return job.write(part)
 
 

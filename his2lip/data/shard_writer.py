@@ -15,7 +15,7 @@ from his2lip.data import info as info_file
 from his2lip.data.cards import Card
 from his2lip.data.info import NO_LABEL, DatasetInfo, PartInfo
 from his2lip.data.schema import DICTIONARIES, SCHEMA, WITHOUT_IMAGE, Patch, filesystem
-from his2lip.errors import DatasetError, did_you_mean
+from his2lip.errors import DatasetError, did_you_mean, first_line
 
 ROW_GROUP_BYTES = 24 << 20  # of images; 16 to 32 MB keeps a read long and a shuffle window small
 PART_BYTES = 256 << 20  # of images a file
@@ -111,8 +111,7 @@ class ShardWriter:
         row_group_bytes: int = ROW_GROUP_BYTES,
         part_bytes: int = PART_BYTES,
     ) -> None:
-        self._fs, self._root = filesystem(uri)
-        refuse_existing(self._fs, self._root)
+        self._fs, self._root = claim(uri)
         self.info: DatasetInfo | None = None
         self._card, self._generated, self._view = card, generated, view
         self._row_group_bytes, self._part_bytes = row_group_bytes, part_bytes
@@ -166,12 +165,25 @@ class ShardWriter:
                 part.discard()
 
 
-def refuse_existing(system: fs.FileSystem, root: str) -> None:
-    """Raises DatasetError where a finished dataset stands already."""
-    if system.get_file_info(f"{root}/{INFO}").type != fs.FileType.NotFound:
+def claim(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """Where a new dataset goes. Raises DatasetError where one stands, or where nothing can be written."""
+    system, root = filesystem(uri)
+    try:
+        existing = system.get_file_info(f"{root}/{INFO}").type != fs.FileType.NotFound
+        if not existing:
+            probe = f"{root}/.{uuid.uuid4().hex}.tmp"
+            write_file(system, probe, b"")
+            system.delete_file(probe)
+    except OSError as error:
+        said = f"nothing can be written here: {first_line(error)}"
+        raise DatasetError(
+            said, where=str(uri), mend="check path and rights, or choose another --out"
+        ) from None
+    if existing:
         raise DatasetError(
             "a prepared dataset stands here already", where=root, mend="remove it, or choose another --out"
         )
+    return system, root
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:

@@ -57,3 +57,11 @@ def test_dataset_is_prepared_checked_and_read_on_s3(
 def test_empty_place_on_s3_is_one_clear_error(bucket: str) -> None:
     with pytest.raises(DatasetError, match="no prepared dataset"):
         open_shards(bucket.format("nothing"))
+
+
+def test_bucket_that_is_not_there_is_one_clear_error(
+    bucket: str, tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    Cutter(real_ihc).write(tmp_path / "in/a/1.png")
+    with pytest.raises(DatasetError, match=r"nothing can be written here.*--out"):
+        prepare(MINE, tmp_path / "in", bucket.replace("s3://ihc", "s3://none").format("toy"))

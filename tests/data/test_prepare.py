@@ -18,6 +18,7 @@ from his2lip.data.images import decode, encode_png
 from his2lip.data.listing import carve
 from his2lip.data.prepare import PrepareReport, prepare
 from his2lip.data.readers import base
+from his2lip.data.shard_writer import ShardWriter
 from his2lip.data.shards import open_shards
 from his2lip.errors import ConfigError, DatasetError
 
@@ -335,3 +336,44 @@ def test_case_pattern_that_finds_no_case_is_one_clear_error(
     card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
     with pytest.raises(ConfigError, match=said):
         prepare(card, tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["/proc/none/x", "file.txt", "file.txt/x"])
+def test_place_that_cannot_be_written_is_one_clear_error(
+    tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("x")
+    Cutter(real_ihc).write(tmp_path / "in/a/1.png")
+    for write in (lambda: prepare(MINE, tmp_path / "in", place), lambda: ShardWriter(place, card=MINE)):
+        with pytest.raises(DatasetError, match=r"nothing can be written here.*--out"):
+            write()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_disk_that_fills_up_stops_a_prepare_and_quarantines_nothing(
+    tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("his2lip.data.shard_writer.PartWriter._flush", full)
+        with pytest.raises(DatasetError, match=r"cannot be written.*No space left.*goes on"):
+            prepare(MIHIC, root, out, row_group_bytes=20_000)
+    assert not list(out.rglob("*.parquet*"))
+    assert prepare(MIHIC, root, out, row_group_bytes=20_000).read == 66
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_node_that_does_not_see_the_files_is_said(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    root = mihic_tree(tmp_path / "in", real_ihc)
+
+    def gone(done: int, total: int) -> None:
+        if not done:
+            root.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(DatasetError, match=r"does not see this folder.*share"):
+        prepare(MIHIC, root, tmp_path / "out", progress=gone)
