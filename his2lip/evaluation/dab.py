@@ -11,9 +11,9 @@ from his2lip.data.stain_look import unmix
 from his2lip.data.tiling import tissue_mask
 from his2lip.evaluation.encoders import decoder_version
 
-# Optical densities of DAB at which IHC4BC calls a nucleus 1+, 2+ or 3+ (ER, PR: .06, .26, .46; Ki67: .12,
-# .35, .55). A pixel's are noisier than a nucleus's mean, so all are offered and the train split decides.
-LEVELS = (0.06, 0.12, 0.26, 0.35, 0.46, 0.55)
+# Optical densities of DAB at which IHC4BC calls a nucleus 2+ or 3+ (ER, PR: .26, .46; Ki67: .35, .55). Its
+# cuts for 1+ (.06, .12) are of whole nuclei: a pixel of counterstain alone unmixes to as much.
+LEVELS = (0.26, 0.35, 0.46, 0.55)
 FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
 SIDE = 512  # pixels a side that are looked at, at most; larger images are sampled, not blurred
 
@@ -71,13 +71,15 @@ def fit_rule(
 ) -> Rule:
     """The best one-feature rule: each feature's threshold by `features` (N, F) and `positive` bool (N,).
 
-    Which feature is decided by `select`, other (features, positive), where given; then by the same rows.
+    Which feature is decided by `select`, other (features, positive), where given; among equals by the same
+    rows; then by how far the classes lie apart, since on few rows many features are equal.
     """
     rules = [Rule(f, best_threshold(features[:, f], positive)) for f in range(features.shape[1])]
 
     def worth(rule: Rule) -> list[float]:
         judged = [*([select] if select else []), (features, positive)]
-        return [_balanced(values[:, rule.feature] > rule.threshold, truth) for values, truth in judged]
+        right = [_balanced(values[:, rule.feature] > rule.threshold, truth) for values, truth in judged]
+        return [*right, _apart(features[:, rule.feature], positive)]
 
     return max(rules, key=worth)
 
@@ -95,3 +97,10 @@ def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
 
 def _balanced(predicted: np.ndarray, positive: np.ndarray) -> float:
     return float(predicted[positive].mean() + (~predicted[~positive]).mean()) / 2
+
+
+def _apart(values: np.ndarray, positive: np.ndarray) -> float:
+    """How many standard deviations lie between the means of the two classes (d')."""
+    up, down = values[positive], values[~positive]
+    spread = float(np.sqrt((up.var() + down.var()) / 2))
+    return float(up.mean() - down.mean()) / (spread + 1e-6)

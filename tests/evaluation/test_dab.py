@@ -22,7 +22,7 @@ def mixed(dab: np.ndarray) -> np.ndarray:
     return (255 * transmit(amounts, np.stack([unit(HAEMATOXYLIN), unit(DAB)]))).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("density", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("density", [0.3, 0.4, 0.8])
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_features_are_the_share_and_the_density_that_were_stained(density: float, share: float) -> None:
     dab = np.zeros((64, 64))
@@ -83,3 +83,9 @@ def test_the_select_split_chooses_the_feature() -> None:
     assert fit_rule(train, positive).feature == 0
     rule = fit_rule(train, positive, select=(other, positive))
     assert (rule.feature, rule.threshold) == (1, 0.25)
+
+
+def test_among_equal_features_that_with_the_classes_furthest_apart_is_taken() -> None:
+    positive = np.array([False, False, True, True])
+    features = np.array([[0.0, 0.0], [0.9, 0.1], [1.0, 0.9], [2.0, 1.0]])
+    assert fit_rule(features, positive).feature == 1
