@@ -10,6 +10,7 @@ import torch
 
 from his2lip.config import resolved
 from his2lip.data.captions import CaptionBank
+from his2lip.data.scale import patch_scale
 from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
@@ -118,6 +119,7 @@ def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str
         "vocabularies": shards.info.vocabularies,
         "data_digest": shards.digest,
         "captions_digest": bank.digest,
+        "patch": patch_scale(shards, config.data.split),
         "terms": terms_of_run(config, shards).to_json(),
         "code_version": code_version(),
     }

@@ -92,7 +92,7 @@ def test_run_leaves_best_and_last_and_nothing_else(whole: TrainResult, config_fi
     assert TrainConfig.model_validate(meta["config"]).optim == named(config_file, "x").optim
     assert meta["vocabularies"]["tissue"][0] == "Alveoli"
     assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
-    assert {"data_digest", "captions_digest", "code_version", "step", "metrics"} <= meta.keys()
+    assert {"data_digest", "captions_digest", "patch", "code_version", "step", "metrics"} <= meta.keys()
     assert not (whole.best / "resume").exists()
 
 

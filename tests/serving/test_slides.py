@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from his2lip.commands.slides import SlideOptions
 from his2lip.commands.use import run_classify
 from his2lip.data.images import encode_png
 from his2lip.data.layouts import write_pyramid
+from his2lip.data.scale import patch_scale
+from his2lip.data.shards import ShardSet
 from his2lip.data.slides import PyramidSlide
 from his2lip.errors import ConfigError, ImageError
-from his2lip.models import DualEncoder
+from his2lip.models import DualEncoder, save_checkpoint
 from his2lip.serving import Classifier, ask, classify
 from his2lip.serving.geojson import write_geojson
 from his2lip.serving.heatmap import draw_classes, draw_similarity
@@ -181,9 +184,9 @@ def test_a_slide_without_scale_or_tissue_gives_one_sentence(
         read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
 
 
-def _classify(images: list[Path], slides: SlideOptions, csv: Path) -> list[str]:
+def _classify(images: list[Path], slides: SlideOptions, csv: Path, *, model: str = "tiny") -> list[str]:
     run_classify(
-        images, model="tiny", prompts="tissue", biomarker=None, guess_biomarker=False, calibration=[],
+        images, model=model, prompts="tissue", biomarker=None, guess_biomarker=False, calibration=[],
         slides=slides, csv=csv,
     )  # fmt: skip
     return csv.read_text().splitlines()
@@ -201,7 +204,7 @@ def test_classify_takes_slides_and_patches_together(
     names = {"section.tissue.png", "section.heat.png", "section.geojson"}
     assert {p.name for p in options.out.iterdir()} == names
     assert "tiles of 128 px at 0.25 µm a pixel" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="did you mean 'Tumor'"):
+    with pytest.raises(ConfigError, match="class 'Tumour'; did you mean 'Tumor'"):
         _classify([slide], SlideOptions(mpp=0.25, heat="Tumour"), csv)
     with pytest.raises(ConfigError, match=r"at which scale it was trained.*\(tiny\); add --mpp"):
         _classify([slide], SlideOptions(), csv)
@@ -209,3 +212,29 @@ def test_classify_takes_slides_and_patches_together(
     twin.write_bytes(patch.read_bytes())
     with pytest.raises(ConfigError, match="two slides are called 'section'"):
         _classify([slide, twin], SlideOptions(always=True, mpp=0.25), csv)
+
+
+def test_a_slide_is_tiled_at_the_scale_that_the_checkpoint_was_trained_at(
+    slide: Path,
+    model: DualEncoder,
+    real_tiles: Sequence[np.ndarray],
+    write_patches: Callable[..., ShardSet],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mpps = [0.5, 0.5, None, *[0.5] * 13]
+    known = patch_scale(write_patches(real_tiles, mpp=mpps), "select")
+    assert known == {"size": 128, "mpp": 0.5}
+    checkpoint = save_checkpoint(tmp_path / "trained", model, meta={"patch": known})
+    options = SlideOptions(out=tmp_path / "out")
+    _classify([slide], options, tmp_path / "rows.csv", model=str(checkpoint))
+    assert "tiles of 128 px at 0.5 µm a pixel" in capsys.readouterr().out
+    tree = json.loads((options.out / "section.geojson").read_text())
+    xs = [feature["geometry"]["coordinates"][0][0][0] for feature in tree["features"]]
+    assert all(x % 256 == 0 for x in xs), "0.25 µm a pixel at level 0"
+
+
+def test_patches_of_unknown_scale_leave_none(
+    real_tiles: Sequence[np.ndarray], write_patches: Callable[..., ShardSet]
+) -> None:
+    assert patch_scale(write_patches(real_tiles), "select") is None
