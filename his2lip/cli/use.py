@@ -96,6 +96,16 @@ def retrieve(
     model: Model,
     index: Annotated[str, typer.Option(help="A folder or URI of shards to search in.")],
     top: Annotated[int, typer.Option(min=1, help="How many patches to return.")] = 10,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Search in this split alone. May be repeated.")
+    ] = None,
+    tissue: Annotated[str | None, typer.Option(help="Only patches of this tissue type.")] = None,
+    biomarker: Annotated[str | None, typer.Option(help="Only patches of this biomarker.")] = None,
+    keep_query: Annotated[
+        bool, typer.Option("--keep-query", help="Also return patches that are the query image itself.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows here as CSV too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page of thumbnails, one HTML file.")] = None,
 ) -> None:
     """Find the patches most like an image or a sentence.
 
@@ -103,4 +113,15 @@ def retrieve(
     """
     from his2lip.commands.use import run_retrieve
 
-    run_retrieve(query, model=model, index=index, top=top)
+    run_retrieve(
+        query,
+        model=model,
+        index=index,
+        top=top,
+        splits=split or [],
+        tissue=tissue,
+        biomarker=biomarker,
+        keep_query=keep_query,
+        csv=csv,
+        page=page,
+    )

@@ -125,18 +125,46 @@ def run_calibrate(
     say(f"written to {out}; his2lip classify IMAGE --model {model} --calibration {out}")
 
 
-def run_retrieve(query: str, *, model: str, index: str, top: int) -> None:
+def run_retrieve(
+    query: str,
+    *,
+    model: str,
+    index: str,
+    top: int,
+    splits: Sequence[str],
+    tissue: str | None,
+    biomarker: str | None,
+    keep_query: bool,
+    csv: Path | None,
+    page: Path | None,
+) -> None:
     """The patches most like the query; what was embedded before is read from the cache."""
     from his2lip.models import load_model
-    from his2lip.serving import retrieve
+    from his2lip.serving import build_index
+    from his2lip.serving.gallery import write_page
+    from his2lip.serving.retrieve import names_image, query_image
 
     if Path(query).suffix.lower() in _IMAGES and not Path(query).is_file():
         raise ConfigError(
             "there is no such image file", where=query, mend="check the path, or write a sentence"
         )
-    matches = retrieve(query, load_model(model), index, cache=_CACHE, top=top)
-    rows = [(m.rank, m.patch_id, f"{m.similarity:.3f}", m.tissue, m.biomarker) for m in matches]
-    table(("rank", "patch", "cosine", "tissue type", "biomarker"), rows)
+    loaded = load_model(model)
+    opened = build_index(index, loaded, cache=_CACHE, splits=splits or None)
+    matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
+    rows = [(m.rank, m.patch_id, m.similarity, m.split, m.tissue, m.biomarker) for m in matches]
+    heads = ("rank", "patch", _SCORING[loaded.similarity], "split", "tissue type", "biomarker")
+    table(heads, [(rank, patch, f"{similarity:.3f}", *rest) for rank, patch, similarity, *rest in rows])
+    computed = opened.cache.counts.images
+    say(f"{len(opened.table):,} patches, of which {computed:,} images were embedded now")
+    if csv is not None:
+        _write_csv(csv, ("rank", "patch_id", "similarity", "split", "tissue", "biomarker"), rows)
+    if page is not None:
+        shown = query_image(query) if names_image(query) else query
+        said = (
+            f"{opened.shards.info.name}{' (generated)' if opened.shards.info.generated else ''}, by {model}"
+        )
+        write_page(page, matches, opened.images(matches), query=shown, said=said)
+        say(f"written to {page}")
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

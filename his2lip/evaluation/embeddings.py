@@ -149,7 +149,7 @@ def encode_rows(
 
     Reads only the row groups that hold one of the rows, one at a time. Nothing is cached.
     """
-    for batch in _decoded(encoder, _images(shards, split, rows), batch_size=batch_size, threads=threads):
+    for batch in _decoded(encoder, read_images(shards, split, rows), batch_size=batch_size, threads=threads):
         crops = np.concatenate([c for _, _, c in batch])
         encoded = np.concatenate([encoder.encode(part) for part in _slices(crops, batch_size)])
         start = 0
@@ -158,7 +158,7 @@ def encode_rows(
             start += len(own)
 
 
-def _images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple[int, dict]]:
+def read_images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple[int, dict]]:
     """(row, its patch_id, mpp, sha256 and image) for ascending rows of a split."""
     wanted = np.asarray(rows, dtype=np.int64)
     first = 0

@@ -123,6 +123,14 @@ def classify(
     return Classifier(model, questions).classify(images)
 
 
+def comparable(features: np.ndarray, model: DualEncoder) -> np.ndarray:
+    """Raw features (N, D) so that products of two compare as the model does: unit vectors under cosine."""
+    if model.similarity == "dot":
+        return features
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(length > 0, length, 1)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 (N, C) of rows that sum to one."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

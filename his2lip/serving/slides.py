@@ -13,7 +13,7 @@ from his2lip.data.slides import Slide, open_slide, tile_places
 from his2lip.data.tiling import Tiling
 from his2lip.errors import ConfigError
 from his2lip.evaluation.zero_shot import Scores
-from his2lip.serving.classify import Answer, Classifier, answers
+from his2lip.serving.classify import Answer, Classifier, answers, comparable
 from his2lip.serving.questions import Question
 
 PATCH_SIDE = 3000  # pixels a side of the largest published patches; what OpenSlide opens beyond is a slide
@@ -112,7 +112,7 @@ def _read_tiles(
     for pixels in _ahead(slide, places, side, size, batch=classifier.batch_size, threads=threads):
         features, _ = classifier.features(pixels)
         parts.append(classifier.score(features))
-        total += _comparable(features.astype(np.float64), classifier).sum(axis=0)
+        total += comparable(features.astype(np.float64), classifier.model).sum(axis=0)
         done += len(features)
         if progress:
             progress(done, len(places))
@@ -132,13 +132,6 @@ def _ahead(
                 yield [tile.result() for tile in waiting]
             waiting = coming
         yield [tile.result() for tile in waiting]
-
-
-def _comparable(features: np.ndarray, classifier: Classifier) -> np.ndarray:
-    """Unit vectors under cosine, so that every tile counts the same; under dot product as they are."""
-    if classifier.model.similarity == "dot":
-        return features
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def _joined(parts: list[Scores]) -> Scores:

@@ -2,42 +2,127 @@
 
 from __future__ import annotations
 
+import copy
+import csv as csv_format
+import io
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from his2lip.commands.use import run_retrieve
 from his2lip.data.images import encode_png
 from his2lip.data.shards import ShardSet
-from his2lip.errors import DatasetError, ImageError
-from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.encoders import ModelEncoder
+from his2lip.errors import ConfigError, DatasetError, ImageError, TaxonomyError
 from his2lip.models import DualEncoder
 from his2lip.serving import build_index, retrieve
 
-
-def test_real_tiles_are_embedded_once(shards: ShardSet, model: DualEncoder, tmp_path: Path) -> None:
-    cache = EmbeddingCache(str(tmp_path / "cache"))
-    found = cache.embed(ModelEncoder(model), shards, shards.splits[0])
-    assert found.features.shape == (16, model.dim)
-    assert cache.counts.images == 16
-    cache.embed(ModelEncoder(model), shards, shards.splits[0])
-    assert cache.counts.images == 16
+Write = Callable[..., ShardSet]
 
 
-def test_a_patch_finds_itself_first_and_a_sentence_finds_patches(
+@pytest.fixture
+def labelled(real_tiles: Sequence[np.ndarray], write_patches: Write) -> ShardSet:
+    """Twelve real tiles to train with, of which six are Tumor and every third is Ki67, and four others."""
+    return write_patches(
+        real_tiles,
+        split=["train"] * 12 + ["select"] * 4,
+        tissue=["Tumor" if i % 2 else "Stroma" for i in range(16)],
+        biomarker=["CD3" if i % 3 else "Ki67" for i in range(16)],
+    )
+
+
+def test_a_patch_finds_itself_first_where_the_query_is_kept(
     shards: ShardSet, model: DualEncoder, tmp_path: Path
 ) -> None:
-    cache = str(tmp_path / "cache")
+    index = build_index(shards.uri, model, cache=str(tmp_path / "cache"))
     table = shards.table(shards.splits[0], ["patch_id", "image"])
     for patch_id, image in zip(*(table[c].to_pylist()[:3] for c in ("patch_id", "image")), strict=True):
-        first, second, *_ = retrieve(image, model, shards.uri, cache=cache, top=4)
+        first, second, *_ = index.find(image, top=4, keep_query=True)
         assert (first.rank, first.patch_id) == (1, patch_id)
         assert first.similarity == pytest.approx(1, abs=1e-5)
         assert second.similarity < first.similarity
-    matches = retrieve("brown nuclei", model, shards.uri, cache=cache, top=100)
+        without = index.find(image, top=16)
+        assert len(without) == 15
+        assert patch_id not in {match.patch_id for match in without}
+        assert without[0].patch_id == second.patch_id
+
+
+def test_the_query_s_pixels_in_another_encoding_are_left_out_too(
+    labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    out = io.BytesIO()
+    Image.fromarray(real_tiles[5]).save(out, format="TIFF")
+    found = build_index(labelled.uri, model, cache=str(tmp_path)).find(out.getvalue(), top=16)
+    assert "real/5.png" not in {match.patch_id for match in found}
+    assert len(found) == 15
+
+
+def test_a_sentence_ranks_all_patches(shards: ShardSet, model: DualEncoder, tmp_path: Path) -> None:
+    matches = retrieve("brown nuclei", model, shards.uri, cache=str(tmp_path), top=100)
     assert [m.rank for m in matches] == list(range(1, 17))
     assert [m.similarity for m in matches] == sorted((m.similarity for m in matches), reverse=True)
+
+
+def test_a_released_model_ranks_by_dot_product(
+    labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    released = copy.copy(model)
+    released.similarity = "dot"
+    found = retrieve("stroma", released, labelled.uri, cache=str(tmp_path), top=16)
+    wanted = {}
+    for number, tile in enumerate(real_tiles):
+        image = model.encode_image(model.preprocess(tile)[None], normalize=False)
+        text = model.encode_text(["stroma"], normalize=False)
+        wanted[f"real/{number}.png"] = float((image @ text.T).detach())
+    assert [m.patch_id for m in found] == sorted(wanted, key=lambda key: -wanted[key])
+    assert [m.similarity for m in found] == pytest.approx(sorted(wanted.values(), reverse=True), rel=1e-4)
+
+
+def test_the_second_query_costs_no_image_forward(
+    labelled: ShardSet, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    hook = model.clip.visual.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    query = encode_png(real_ihc[40:168, 40:168])
+    try:
+        retrieve(query, model, labelled.uri, cache=str(tmp_path))
+        assert sum(seen) == 17
+        seen.clear()
+        retrieve(query, model, labelled.uri, cache=str(tmp_path), top=3)
+        retrieve("lymphocytes", model, labelled.uri, cache=str(tmp_path))
+    finally:
+        hook.remove()
+    assert seen == []
+
+
+def test_patches_are_narrowed_by_split_tissue_and_biomarker(
+    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
+    cache = str(tmp_path)
+    whole = build_index(labelled.uri, model, cache=cache)
+    found = whole.find("nuclei", top=16, tissue="tumor", biomarker="KI-67")
+    assert sorted(m.patch_id for m in found) == ["real/15.png", "real/3.png", "real/9.png"]
+    assert {(m.tissue, m.biomarker) for m in found} == {("Tumor", "Ki67")}
+    part = build_index(labelled.uri, model, cache=cache, splits=["select"])
+    assert {m.split for m in part.find("nuclei", top=16)} == {"select"}
+    with pytest.raises(DatasetError, match=r"no patch to search in is HER2.*its biomarkers are: CD3, Ki67"):
+        whole.find("nuclei", biomarker="HER2")
+    with pytest.raises(TaxonomyError, match="unknown biomarker 'Ki68'; did you mean 'Ki67'"):
+        whole.find("nuclei", biomarker="Ki68")
+    with pytest.raises(DatasetError, match=r"no split 'tran'.*did you mean 'train'"):
+        build_index(labelled.uri, model, cache=cache, splits=["tran"])
+
+
+def test_images_of_matches_are_those_of_their_rows(
+    labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    index = build_index(labelled.uri, model, cache=str(tmp_path))
+    found = index.find("nuclei", top=16)
+    for match, image in zip(found, index.images(found), strict=True):
+        assert image == encode_png(real_tiles[int(re.sub(r"\D", "", match.patch_id))])
 
 
 def test_a_query_may_be_pixels_bytes_or_a_file(
@@ -59,3 +144,24 @@ def test_a_query_may_be_pixels_bytes_or_a_file(
 def test_an_index_without_patches_is_refused(model: DualEncoder, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no prepared dataset"):
         retrieve("stroma", model, str(tmp_path / "nothing"), cache=str(tmp_path / "cache"))
+
+
+def test_the_command_writes_rows_and_a_page_that_stands_alone(
+    labelled: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page, csv = tmp_path / "page.html", tmp_path / "rows.csv"
+    options = {"model": "tiny", "index": labelled.uri, "top": 3, "splits": ["train"], "tissue": None}
+    options |= {"biomarker": None, "keep_query": False, "csv": csv, "page": page}
+    run_retrieve("<script>alert(1)</script> & nuclei", **options)
+    rows = list(csv_format.DictReader(csv.open()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    html = page.read_text()
+    assert html.count("<img ") == 3
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", html)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert all(row["patch_id"] in html for row in rows)
+    assert "12 images were embedded now" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no such image file"):
+        run_retrieve("absent.png", **options)
