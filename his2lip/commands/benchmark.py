@@ -16,7 +16,7 @@ from his2lip.runtime import start_ray
 from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
-    from his2lip.evaluation.config import BenchmarkConfig
+    from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
     from his2lip.evaluation.grid import GridResult
 
 EXPERIMENT = "his2lip-benchmark"
@@ -67,8 +67,13 @@ def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
     """The same benchmark for tasks that know no MLflow store; rows keep their names."""
     from his2lip.models.registered import local_name
 
-    models = [m.model_copy(update={"path": local_name(m.path, config.storage)}) for m in config.models]
-    return config.model_copy(update={"models": models})
+    def local(entry: ModelEntry) -> ModelEntry:
+        blend = entry.blend
+        if blend is not None:
+            blend = blend.model_copy(update={"base": local_name(blend.base, config.storage)})
+        return entry.model_copy(update={"path": local_name(entry.path, config.storage), "blend": blend})
+
+    return config.model_copy(update={"models": [local(entry) for entry in config.models]})
 
 
 def configure(
@@ -92,7 +97,7 @@ def configure(
 
 def record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
     """Each model as a logged model, each cell as its metrics on the dataset."""
-    paths = {entry.name: entry.path for entry in config.models}
+    paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
     written = run.children()
     for cell in (c for c in result.cells if c.cell not in written):
         run.cell(

@@ -99,6 +99,8 @@ class CellResult:
     macro_f1_hi: float | None = None
     published_accuracy: float | None = None
     published_f1: float | None = None
+    blend: str | None = None  # the sweep of alpha that the model is a point of
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,20 @@ from his2lip.config import Config
 PREFIX = "baseline:"  # of the names of baselines, which need no model
 
 
+class Blend(Config):
+    """A point between two models' weights (WiSE-FT): the row's own model at alpha 1, `base` at 0."""
+
+    sweep: str  # rows of one sweep are one curve
+    base: str  # what `load_model` takes
+    alpha: float = pydantic.Field(ge=0, le=1)
+
+
 class ModelEntry(Config):
     """One row of the leaderboard: the name it goes by, and what `load_model` takes."""
 
     name: str
     path: str
+    blend: Blend | None = None
     # Names of datasets that it was trained on; None asks the checkpoint.
     trained_on: list[str] | None = None
 
@@ -50,10 +59,8 @@ class BenchmarkConfig(Config):
     @pydantic.field_validator("models", mode="before")
     @classmethod
     def _short_forms(cls, entries: Any) -> Any:
-        """`clip` for {name: clip, path: clip}."""
-        if not isinstance(entries, list):
-            return entries
-        return [{"name": _display(e), "path": e} if isinstance(e, str) else e for e in entries]
+        """`clip` for {name: clip, path: clip}; {blend: [clip, RUN], alphas: [0, 0.5, 1]} for three rows."""
+        return [row for e in entries for row in _rows(e)] if isinstance(entries, list) else entries
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> BenchmarkConfig:
@@ -76,6 +83,23 @@ class BenchmarkConfig(Config):
         if isinstance(self.datasets, dict):
             return self.datasets
         return {name: f"{self.shards}/{name}" for name in self.datasets}
+
+
+def _rows(entry: Any) -> list[Any]:
+    """The rows that one entry of `models` stands for; what has neither form is left to be validated."""
+    if isinstance(entry, str):
+        return [{"name": _display(entry), "path": entry}]
+    if not isinstance(entry, dict) or "alphas" not in entry:
+        return [entry]
+    unknown = set(entry) - {"blend", "alphas", "name", "trained_on"}
+    pair, alphas = entry.get("blend"), entry["alphas"]
+    if unknown or not isinstance(pair, list) or len(pair) != 2 or not isinstance(alphas, list) or not alphas:
+        raise ValueError("a sweep of alpha is {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}")
+    base, tuned = pair
+    sweep = entry.get("name") or _display(str(tuned))
+    row = {"path": tuned} | {key: entry[key] for key in ("trained_on",) if key in entry}
+    blends = [{"sweep": sweep, "base": base, "alpha": alpha} for alpha in alphas]
+    return [row | {"name": f"{sweep} alpha={blend['alpha']}", "blend": blend} for blend in blends]
 
 
 def _display(path: str) -> str:

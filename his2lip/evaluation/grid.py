@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from his2lip.config import validate
 from his2lip.data.cards import Card, load_card
@@ -17,10 +17,13 @@ from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.cells import CellFailure, CellPlan, CellResult, Scorer, run_cell
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.leaderboard import with_published, write_leaderboard
+from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
+
+if TYPE_CHECKING:
+    from his2lip.models import DualEncoder
 
 Outcome = CellResult | CellFailure
 Cell = tuple[str, str, str]  # model, dataset, protocol
@@ -67,7 +70,7 @@ def run_grid(config: BenchmarkConfig, *, on_cell: Callable[[Outcome], None] | No
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     cells = [o for o in outcomes if isinstance(o, CellResult)]
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
-    cells = with_published(cells)
+    cells = with_published(with_blends(cells, config.models))
     failures = [o for o in outcomes if isinstance(o, CellFailure)]
     path = write_leaderboard(config.folder, cells, failures)
     return GridResult(cells, failures, path, counts)
@@ -133,16 +136,11 @@ def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
 def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> Scorer:
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
-    import torch
+    from his2lip.models.registered import meta_of
 
-    from his2lip.models import load_model, read_meta
-    from his2lip.models.checkpoint import is_checkpoint
-
-    torch.set_num_threads(config.task_threads)
-    device = "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
-    model = load_model(entry.path, device=device, precision=config.precision, seed=config.seed)
-    folder = entry.path.removeprefix("local-dir:")
-    meta = read_meta(folder) if is_checkpoint(folder) else {}
+    model = _load(entry, config)
+    # At alpha 0 nothing of the tuned model is left.
+    meta = meta_of(entry.blend.base if entry.blend and entry.blend.alpha == 0 else entry.path)
     digests = {meta["data_digest"]} if "data_digest" in meta else set()
     return ModelScorer(
         entry.name,
@@ -153,6 +151,22 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
         batch_size=config.batch_size,
         threads=config.task_threads,
     )
+
+
+def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
+    """The row's model, blended where it is a point between two."""
+    import torch
+
+    from his2lip.models import load_model
+    from his2lip.models.blend import blend
+
+    torch.set_num_threads(config.task_threads)
+    device = "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
+    model = load_model(entry.path, device=device, precision=config.precision, seed=config.seed)
+    if entry.blend is None:
+        return model
+    base = load_model(entry.blend.base, device=device, precision=config.precision, seed=config.seed)
+    return blend(base, model, alpha=entry.blend.alpha)
 
 
 def _on_ray(
@@ -223,7 +237,8 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
         return config.memory_gb * 2**30
     folder = Path(entry.path.removeprefix("local-dir:"))
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    return float(2 * weights + 2**30)
+    models = 1 if entry.blend is None else 3  # the two, and what lies between them
+    return float(2 * models * weights + 2**30)
 
 
 def _is_local() -> bool:

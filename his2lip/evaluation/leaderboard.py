@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from his2lip.data.shard_writer import write_file
 from his2lip.data.shards import filesystem
 from his2lip.evaluation.cells import CellFailure, CellResult, read_predictions
+from his2lip.evaluation.config import ModelEntry
 from his2lip.evaluation.published import plain, published
 
 PAPER = "paper"  # the protocol that published numbers stand beside
@@ -24,7 +25,7 @@ COLUMNS = (
     "macro_f1_hi", "balanced_accuracy", "published_accuracy", "published_f1", "weights_sha256",
     "prompts_sha256", "split_sha256",
     "images_sha256", "encoder", "in_domain", "generated", "split", "role", "basis", "ties", "apart",
-    "without_mpp", "quadratic_kappa", "cell",
+    "without_mpp", "quadratic_kappa", "cell", "blend", "alpha",
 )  # fmt: skip
 
 
@@ -54,6 +55,15 @@ def with_published(results: Iterable[CellResult]) -> list[CellResult]:
             result = dataclasses.replace(result, published_accuracy=row.accuracy, published_f1=row.macro_f1)
         filled.append(result)
     return filled
+
+
+def with_blends(results: Iterable[CellResult], entries: Iterable[ModelEntry]) -> list[CellResult]:
+    """`results`, with the sweep and the alpha of those whose model lies between two."""
+    blends = {entry.name: entry.blend for entry in entries if entry.blend is not None}
+    return [
+        dataclasses.replace(r, blend=b.sweep, alpha=b.alpha) if (b := blends.get(r.model)) else r
+        for r in results
+    ]
 
 
 def _all_predictions(results: Sequence[CellResult]) -> pa.Table:

@@ -36,6 +36,8 @@ class Row:
     macro_f1_hi: float | None = None
     published_accuracy: float | None = None
     published_f1: float | None = None
+    blend: str | None = None  # the sweep of alpha that the model is a point of
+    alpha: float | None = None
 
     @property
     def column(self) -> str:
@@ -162,4 +164,6 @@ def _row(line: dict[str, str]) -> Row:
         macro_f1_hi=optional("macro_f1_hi"),
         published_accuracy=optional("published_accuracy"),
         published_f1=optional("published_f1"),
+        blend=line.get("blend") or None,
+        alpha=optional("alpha"),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from his2lip.report.alpha import curve_csv, curve_plot, curve_points
 from his2lip.report.board import Board, PublishedRow, Row, published_rows, read_board
 from his2lip.report.comparable import NOT_COMPARABLE
 from his2lip.report.plots import heat_map, in_domain_against_zero_shot
@@ -50,12 +51,17 @@ document.querySelectorAll('th').forEach(th => th.addEventListener('click', () =>
 
 
 def write_pages(leaderboard: Path, out: Path) -> Path:
-    """Writes index.html, leaderboard.md and leaderboard.csv into `out`; the HTML page's path."""
+    """Writes index.html, leaderboard.md and leaderboard.csv into `out`, alpha.csv where alpha was swept.
+
+    Returns the HTML page's path.
+    """
     board = read_board(leaderboard)
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(html_page(board, published_rows()), encoding="utf-8")
     (out / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
+    if points := curve_points(board):
+        (out / "alpha.csv").write_text(curve_csv(points), encoding="utf-8")
     shutil.copyfile(leaderboard, out / "leaderboard.csv")
     return page
 
@@ -79,6 +85,8 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
     scatter = in_domain_against_zero_shot(board)
     if scatter is not None:
         plots.append(("Training distribution against zero-shot", scatter))
+    if points := curve_points(board):
+        plots.append(("Between frozen and tuned: alpha at each point", curve_plot(points)))
     warning = f'<p class="generated">{GENERATED}</p>' if board.generated else ""
     return "\n".join(
         [

@@ -1,0 +1,89 @@
+"""A benchmark that sweeps alpha between a model and its tuned self: a row an alpha, and the curve of all."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from his2lip.commands.report import write_report
+from his2lip.config import resolved, validate
+from his2lip.data.synthetic import write_twin
+from his2lip.errors import ConfigError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import run_grid
+from his2lip.models import load_model, read_meta, save_checkpoint
+
+ALPHAS = [0, 0.5, 1]
+
+
+def benchmark(*models: object, **settings: object) -> BenchmarkConfig:
+    return validate(BenchmarkConfig, {"models": list(models), "datasets": ["mihic"]} | settings)
+
+
+def test_every_alpha_is_a_row_and_the_curve_stands_with_the_benchmark(
+    ray_local: None, tmp_path: Path
+) -> None:
+    for name in ("mihic", "bci"):
+        write_twin(name, tmp_path / "shards" / name, scale="small")
+    tuned = save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={"data_digest": "another"})
+    config = benchmark(
+        {"blend": ["tiny", str(tuned)], "alphas": ALPHAS, "name": "mine"},
+        datasets=["mihic", "bci"], shards=f"{tmp_path}/shards", storage=f"{tmp_path}/runs",
+        cache=f"{tmp_path}/cache", baselines=[],
+    )  # fmt: skip
+    result = run_grid(config)
+
+    assert not result.failed
+    cells = {(c.model, c.dataset): c for c in result.cells}
+    assert {model for model, _ in cells} == {"mine alpha=0", "mine alpha=0.5", "mine alpha=1"}
+    weights = {a: cells[f"mine alpha={a}", "mihic"].weights_sha256 for a in ALPHAS}
+    assert weights[0] == load_model("tiny").tensor_digest()
+    assert weights[1] == read_meta(tuned)["tensor_digest"]
+    assert weights[0.5] not in (weights[0], weights[1])
+    in_domain = {a: cells[f"mine alpha={a}", "mihic"].in_domain for a in ALPHAS}
+    assert in_domain == {0: False, 0.5: True, 1: True}, "nothing of the tuned model is left at 0"
+
+    page = write_report(Path(config.folder))
+    assert "alpha at each point" in page.read_text()
+    with page.with_name("alpha.csv").open(newline="") as file:
+        curve = list(csv.DictReader(file))
+    assert [(row["sweep"], float(row["alpha"])) for row in curve] == [("mine", a) for a in ALPHAS]
+    for row, alpha in zip(curve, ALPHAS, strict=True):
+        assert float(row["in_domain_macro_f1"]) == cells[f"mine alpha={alpha}", "mihic"].macro_f1
+        assert float(row["out_of_domain_macro_f1"]) == cells[f"mine alpha={alpha}", "bci"].macro_f1
+
+    plain = benchmark({"name": "tuned", "path": str(tuned)}).models
+    again = run_grid(config.model_copy(update={"models": [*config.models, *plain]}))
+    assert (again.ran, again.counts.images) == (0, 0), "the same weights under another name: nothing is new"
+
+
+def test_a_sweep_of_alpha_is_written_in_one_line_and_reads_back_as_its_rows() -> None:
+    tree = {
+        "models": ["clip", {"blend": ["clip", "runs/train/first/best"], "alphas": [0.25]}],
+        "datasets": ["a"],
+    }
+    config = validate(BenchmarkConfig, tree)
+    clip, quarter = config.models
+    assert (clip.name, clip.blend) == ("clip", None)
+    assert (quarter.name, quarter.path) == ("first alpha=0.25", "runs/train/first/best")
+    assert quarter.blend is not None
+    assert (quarter.blend.sweep, quarter.blend.base, quarter.blend.alpha) == ("first", "clip", 0.25)
+    assert validate(BenchmarkConfig, resolved(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"blend": ["clip"], "alphas": [0.5]}, r"\{blend: \[BASE, TUNED\]"),
+        ({"blend": ["clip", "a"], "alphas": []}, r"\{blend: \[BASE, TUNED\]"),
+        ({"blend": ["clip", "a"], "alphas": 0.5}, r"\{blend: \[BASE, TUNED\]"),
+        ({"blend": ["clip", "a"], "alphas": [0.5], "path": "b"}, r"\{blend: \[BASE, TUNED\]"),
+        ({"blend": ["clip", "a"], "alphas": [1.5]}, "alpha"),
+        ({"blend": ["clip", "a"], "alphas": [0.5, 0.5]}, "two models are called"),
+    ],
+)
+def test_a_sweep_of_alpha_that_cannot_be_is_one_sentence(entry: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        benchmark(entry)
