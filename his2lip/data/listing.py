@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,12 +84,22 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
 def _item(reader: Reader, key: str) -> Item:
     if not _encodable(key):
         raise DatasetError("the name is not UTF-8")
+    if _is_special(reader.root / key):
+        raise DatasetError("not a file but a pipe, socket or device, which a reader would wait on for ever")
     try:
         return reader.item(key)
     except His2lipError:
         raise
     except Exception as error:  # one file, whatever is wrong with it, does not stop the others
         raise DatasetError(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something other than a file is here; readers say themselves what is missing."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _limited(reader: Reader, limit: int | None) -> Iterator[str]:

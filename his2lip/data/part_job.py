@@ -97,5 +97,7 @@ class PartJob:
                 yield self.key.patch(found) if self.key and isinstance(found, Patch) else found
         except DatasetError as error:
             yield _Fault(error.what)
+        except OSError as error:
+            yield _Fault(f"the file cannot be read: {error.strerror or first_line(error)}")
         except Exception as error:
             yield _Fault(f"{type(error).__name__}: {error}"[:200])

@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from layouts import bad_images
 
 from his2lip.data.cards import list_cards, load_card
 from his2lip.data.images import decode, encode_png
@@ -316,29 +315,6 @@ def test_truncated_slide_is_an_image_error(tmp_path: Path, real_ihc: np.ndarray)
     (tmp_path / "a.tiff").write_bytes(data[: len(data) // 3])
     with pytest.raises(ImageError), open_slide(tmp_path / "a.tiff") as slide:
         slide.region(0, 0, 512, 512)
-
-
-@pytest.mark.parametrize(
-    "name", ["bci", "mist", "hnscc", "her2-ihc-40x", "ihc4bc", "mihic", "anhir-lung", "bcdata"]
-)
-def test_two_hundred_bad_files_do_not_stop_a_prepare(read: Read, name: str, real_ihc: np.ndarray) -> None:
-    bad = list(bad_images(real_ihc[:64, :64]))
-    harmed = []
-
-    def harm(root: Path) -> None:
-        images = sorted(p for p in root.rglob("*") if p.suffix in (".png", ".jpg") and "HE" not in p.parts)
-        for path, (_, data, _) in zip(images[::2], bad * 2, strict=False):
-            path.write_bytes(data)
-            harmed.append(path.name)
-        for i, (_, data, _) in enumerate(bad):
-            (images[0].parent / f"extra_{i}.png").write_bytes(data)
-            harmed.append(f"extra_{i}.png")
-
-    report, rows = read(name, harm=harm)
-    assert len(harmed) >= 16
-    assert len(report.quarantined) >= 13
-    assert len(rows) > 0
-    assert all(reason for _, reason in report.quarantined)
 
 
 def test_pantumor_cells_that_two_files_name_are_read_once(read: Read) -> None:

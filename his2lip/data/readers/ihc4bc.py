@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
+from his2lip.data.cards import Card
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
@@ -32,14 +33,38 @@ class Nuclei(NamedTuple):
     dab: list[float]
 
 
+class Table(NamedTuple):
+    """A label table: the biomarker that its path names, and image name -> row."""
+
+    biomarker: str
+    rows: dict[str, Nuclei]
+
+
 class Ihc4bcReader(Reader):
     """Positive or negative by the fraction of stained nuclei; HER2 waits for its label format."""
 
+    def __init__(self, root: Path, card: Card) -> None:
+        super().__init__(root, card)
+        self._without_image: dict[str, list[str]] = {}  # label table -> names that `find` did not meet
+
     def find(self) -> Iterator[str]:
-        _ = self._tables  # one that cannot be read stops everything: without it no image has a label
-        yield from (key for key in super().find() if not key.lower().endswith(".csv"))
+        """Images, and label tables of which some rows have no image."""
+        tables = self._tables  # one that cannot be read stops everything: without it no image has a label
+        there: set[tuple[str, str]] = set()
+        for key in super().find():
+            if not key.lower().endswith(".csv"):
+                there.add((key.split("/")[-4:][0].casefold(), Path(key).stem))
+                yield key
+        for key, table in tables.items():
+            missing = [name for name in table.rows if (table.biomarker.casefold(), name) not in there]
+            if missing:
+                self._without_image[key] = missing
+                yield key
 
     def item(self, key: str) -> Item:
+        if key in self._without_image:
+            missing = self._without_image[key]
+            raise DatasetError(f"{len(missing):,} of its rows have no image here, such as {missing[0]}")
         parts = self.parts(key, 4)
         if "IHC" not in parts:
             raise PassedOver("an H&E twin")
@@ -47,7 +72,7 @@ class Ihc4bcReader(Reader):
         biomarker = taxonomy.biomarker(folder)
         if biomarker == "HER2":
             raise PassedOver("HER2, of which the label format is not known")
-        nuclei = self._tables.get(biomarker, {}).get(Path(file).stem)
+        nuclei = self._nuclei.get((biomarker, Path(file).stem))
         if nuclei is None:
             raise DatasetError("no label row names it")
         if nuclei.status == "d":
@@ -78,17 +103,24 @@ class Ihc4bcReader(Reader):
         return validate(Ihc4bcOptions, self.card.options, where=f"card {self.card.name}, options")
 
     @cached_property
-    def _tables(self) -> dict[str, dict[str, Nuclei]]:
-        """biomarker -> image name -> its row, of every CSV whose path names a biomarker."""
-        tables: dict[str, dict[str, Nuclei]] = {}
+    def _tables(self) -> dict[str, Table]:
+        """Every CSV whose path names a biomarker, by its path."""
+        tables = {}
         for path in sorted(self.root.rglob("*.csv")):
-            biomarker = taxonomy.find_biomarker(path.relative_to(self.root).as_posix(), _MARKERS)
+            key = path.relative_to(self.root).as_posix()
+            biomarker = taxonomy.find_biomarker(key, _MARKERS)
             if biomarker is not None:
                 try:
-                    tables.setdefault(biomarker, {}).update(_read(path))
+                    tables[key] = Table(biomarker, dict(_read(path)))
                 except (OSError, UnicodeDecodeError, csv.Error) as error:
                     raise DatasetError(f"this label table cannot be read: {error}", where=path) from None
         return tables
+
+    @cached_property
+    def _nuclei(self) -> dict[tuple[str, str], Nuclei]:
+        """(biomarker, image name) -> its row, of all tables."""
+        tables = self._tables.values()
+        return {(table.biomarker, name): row for table in tables for name, row in table.rows.items()}
 
 
 def _read(path: Path) -> Iterator[tuple[str, Nuclei]]:

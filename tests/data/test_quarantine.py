@@ -1,0 +1,306 @@
+"""Over 200 bad files of every kind through every reader: each stands in the report with its own reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from layouts import Cutter, bad_images
+
+from his2lip.data.cards import Card, load_card
+from his2lip.data.images import encode_jpeg, encode_png
+from his2lip.data.layouts import write_layout
+from his2lip.data.prepare import prepare
+
+CUTS = 110  # places at which a PNG and a JPEG break off
+SPLITS = {"train": {"role": "train"}, "test": {"role": "report"}}
+
+
+@dataclass
+class Layout:
+    """A published layout and what can be wrong in it.
+
+    `bad(i, suffix)` is where the i-th image with bad pixels goes; `tell(root, keys)` writes what the layout
+    needs to know of those. `faults(root)` makes the layout's own and gives path -> a word of the reason;
+    `twice` is an image of which a second copy elsewhere has the same patch id.
+    """
+
+    bad: Callable[[int, str], str]
+    suffix: str | None = None  # of every bad image, where the layout knows but one
+    tell: Callable[[Path, list[str]], object] = lambda root, keys: None
+    faults: Callable[[Path], dict[str, str]] = lambda root: {}
+    twice: str | None = None
+    outside: int = 0  # coordinates that lie outside of an image
+    dangling: str = "the file cannot be read: No such file"
+    options: dict = field(default_factory=dict)
+
+
+def touch(root: Path, name: str, data: bytes = b"x") -> str:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return name
+
+
+def named(reasons: dict[str, str]) -> Callable[[Path], dict[str, str]]:
+    """Files at places, or of names, that the layout does not have."""
+    return lambda root: {touch(root, name): word for name, word in reasons.items()}
+
+
+def ihc4bc_rows(root: Path, keys: list[str]) -> None:
+    with (root / "Labels/ER_labels.csv").open("a") as table:
+        table.writelines(f"{Path(key).stem},0,1,0.1\n" for key in keys)
+
+
+def ihc4bc_faults(root: Path) -> dict[str, str]:
+    with (root / "Labels/PR_labels.csv").open("a") as table:
+        table.write("gone_1,a,1,0.9\ngone_2,0,1,0.9\nempty,a,0,\n")
+    place = "Images/IHC/PR/Patient_0_1000/Subregion_5"
+    return {
+        touch(root, f"{place}/unknown.jpg"): "no label row names it",
+        touch(root, f"{place}/empty.jpg"): "no nucleus",
+        "Labels/PR_labels.csv": "2 of its rows have no image here, such as gone_1",
+        touch(root, "stray.jpg"): "not where this layout",
+    }
+
+
+def bcdata_points(root: Path, keys: list[str]) -> None:
+    for key in keys:
+        folder = root / Path(key.replace("/images/", "/annotations/")).parent / "positive"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_points(folder / f"{Path(key).stem}.h5", [(5, 5)])
+
+
+def write_points(path: Path, points: list[tuple[int, int]]) -> None:
+    with h5py.File(path, "w") as file:
+        file["coordinates"] = np.array(points, np.int64)
+
+
+def bcdata_faults(root: Path) -> dict[str, str]:
+    image = root / "BCData/images/train/0.png"
+    for name in ("bare", "broken", "shape"):
+        shutil.copy(image, image.with_name(f"{name}.png"))
+    touch(root, "BCData/annotations/train/negative/broken.h5", b"not h5")
+    with h5py.File(root / "BCData/annotations/train/negative/shape.h5", "w") as file:
+        file["coordinates"] = np.zeros((3, 3), np.int64)
+    write_points(root / "BCData/annotations/test/positive/0.h5", [(9999, 5), (100, 120), (-4, 3)])
+    return {
+        "BCData/images/train/bare.png": "an image without annotations",
+        "BCData/images/train/broken.png": "broken.h5 cannot be read",
+        "BCData/images/train/shape.png": "has shape (3, 3)",
+        touch(root, "BCData/annotations/train/positive/77.h5"): "an annotation without its image",
+        touch(root, "BCData/images/trian/1.png"): "none of the splits",
+    }
+
+
+def pantumor_boxes(root: Path, keys: list[str]) -> None:
+    rows = [f"{Path(key).name},1,1,20,20,TUMOR CELL" for key in (*keys, "gone.tiff")]
+    rows += ["HNSCC_0.tiff,9000,1,9020,20,TUMOR CELL", "HNSCC_0.tiff,-90,1,-70,20,TUMOR CELL"]
+    (root / "boxes.csv").write_text("\n".join(["filename,xmin,ymin,xmax,ymax,label", *rows]))
+
+
+def pantumor_faults(root: Path) -> dict[str, str]:
+    shutil.copy(root / "HNSCC_0.tiff", root / "bare.tiff")
+    return {"bare.tiff": "a slide without annotations", "gone.tiff": "annotations without their slide"}
+
+
+def manifest_rows(root: Path, keys: list[str]) -> None:
+    rows = [f"{path},train,,,x" for path in (*keys, "notes.txt", "gone.png")]
+    rows += ["../out.png,train,,,x", "b/1.png,nowhere,,,x", "b/2.png,train,CD999,,x", "b/3.png,train,,wide,x"]
+    rows += ["a/1.png,train,CD3,0.5,x", "a/1.png,train,CD3,0.5,again", "b/4.png,train,,,x,left over"]
+    (root / "manifest.csv").write_text("\n".join(["path,split,biomarker,mpp,label", *rows]))
+
+
+def manifest_faults(root: Path) -> dict[str, str]:
+    image = (root / "a/1.png").read_bytes()
+    for i in range(1, 5):
+        touch(root, f"b/{i}.png", image)
+    return {
+        "gone.png": "there is no such file",
+        "../out.png": "leads out of the root",
+        "b/1.png": "'nowhere' is not on the card",
+        "b/2.png": "CD999",
+        "b/3.png": "'wide' is not a number",
+        "b/4.png": "more cells",
+        "a/1.png": "another file has the same patch id",
+    }
+
+
+HER2 = "Patch-based-dataset/train_data_patch"
+MIHIC = "MIHIC_dataset/dataset/train/Tumor"
+LAYOUTS = {
+    "acrobat": Layout(
+        bad=lambda i, s: f"acrobat_train_pyramid_1_of_9/{900 + i}_ER_train{s}",
+        suffix=".tif",
+        faults=named({"x/1_ER.tif": "CASE_STAIN_SPLIT", "x/8_CD999_train.tif": "CD999"}),
+        twice="acrobat_train_pyramid_1_of_9/0_ER_train.tif",
+    ),
+    "anhir-lung": Layout(
+        bad=lambda i, s: f"lung-lesion_1/scale-25pc/30-{i:03d}-CD31-3-les1{s}",
+        faults=named(
+            {
+                "lung-lesion_1/scale-25pc/1-CD3-les1.png": "CD3 is not a class",
+                "lung-lesion_1/scale-25pc/1-les1.png": "no known biomarker",
+            }
+        ),
+    ),
+    "bcdata": Layout(
+        bad=lambda i, s: f"BCData/images/train/{900 + i}{s}",
+        suffix=".png",
+        tell=bcdata_points,
+        faults=bcdata_faults,
+        twice="BCData/images/train/0.png",
+        outside=2,
+    ),
+    "bci": Layout(
+        bad=lambda i, s: f"BCI_dataset/IHC/train/{900 + i:05d}_train_1+{s}",
+        faults=named(
+            {
+                "BCI_dataset/IHC/train/00009_train_4+.png": "NUMBER_SPLIT_SCORE",
+                "BCI_dataset/IF/train/00009_train_1+.png": "NUMBER_SPLIT_SCORE",
+                "BCI_dataset/IHC/trian/00009_train_1+.png": "none of the splits",
+                "stray.png": "not where this layout",
+            }
+        ),
+        twice="BCI_dataset/IHC/train/00000_train_0.png",
+    ),
+    "her2-ihc-40x": Layout(
+        bad=lambda i, s: f"{HER2}/class_1+/bad_{i}{s}",
+        faults=named(
+            {
+                f"{HER2}/class_4+/1.png": "'class_4+' is not a class",
+                "Patch-based-dataset/class_0/1/2.png": "class_SCORE",
+                "stray.png": "not where this layout",
+            }
+        ),
+        twice=f"{HER2}/class_0/train_0.png",
+    ),
+    "hnscc": Layout(
+        bad=lambda i, s: f"mIHC_Data/Case{900 + i}_T1_0_0_CD3{s}",
+        faults=named(
+            {
+                "mIHC_Data/Case1_X1_0_0_CD3.png": "CASE_REGION",
+                "mIHC_Data/Case1_T9_0_0_CD999.png": "CD999",
+                "stray.png": "not where this layout",
+            }
+        ),
+        twice="mIHC_Data/Case1_T1_0_0_CD3.png",
+    ),
+    "ihc4bc": Layout(
+        bad=lambda i, s: f"Images/IHC/ER/Patient_0_1000/Subregion_5/bad_{i}{s}",
+        tell=ihc4bc_rows,
+        faults=ihc4bc_faults,
+        twice="Images/IHC/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg",
+    ),
+    "mihic": Layout(
+        bad=lambda i, s: f"{MIHIC}/{900 + i:04d}-CD3-1-1{s}",
+        faults=named(
+            {
+                f"{MIHIC}/0009-CD999-1-1.png": "CD999",
+                f"{MIHIC}/nonsense.png": "CORE-STAIN-REGION-PATCH",
+                "MIHIC_dataset/dataset/train/Muscle/0009-CD3-1-1.png": "Muscle",
+                "MIHIC_dataset/dataset/trian/Tumor/0009-CD3-1-1.png": "none of the splits",
+                "stray.png": "not where this layout",
+            }
+        ),
+        twice=f"{MIHIC}/0000-D2-40-1-1.png",
+    ),
+    "mist": Layout(
+        bad=lambda i, s: f"ER/TrainValAB/trainB/9M_1_{i}{s}",
+        faults=named(
+            {
+                "ER/TrainValAB/trainB/one.png": "SLIDE_COLUMN_ROW",
+                "ER/TrainValAB/trainC/9M_1_1.png": "SLIDE_COLUMN_ROW",
+                "CD3/TrainValAB/trainB/9M_1_1.png": "'CD3' is not a class",
+                "stray.png": "not where this layout",
+            }
+        ),
+        twice="ER/TrainValAB/trainB/60M2100640_15_18.jpg",
+    ),
+    "pantumor": Layout(
+        bad=lambda i, s: f"bad_{i}{s}",
+        suffix=".tiff",
+        tell=pantumor_boxes,
+        faults=pantumor_faults,
+        twice="HNSCC_0.tiff",
+        outside=2,
+        dangling="annotations without their slide",
+    ),
+    "folder": Layout(
+        bad=lambda i, s: f"train/Tumor/{i}{s}",
+        faults=named({"stray.png": "not where this layout", "train/stray.png": "not in a folder of a class"}),
+    ),
+    "manifest": Layout(
+        bad=lambda i, s: f"bad/{i}{s}",
+        tell=manifest_rows,
+        faults=manifest_faults,
+        dangling="there is no such file",
+    ),
+}
+
+
+def broken_pixels(pixels: np.ndarray) -> Iterator[tuple[str, bytes, str]]:
+    """(suffix, bytes, a word of the reason): images of every bad kind, and two that break off everywhere."""
+    for name, data, reason in bad_images(pixels):
+        yield Path(name).suffix, data, reason
+    png, jpeg = encode_png(pixels), encode_jpeg(pixels)
+    for cut in np.linspace(60, len(png) * 0.9, CUTS, dtype=int):
+        yield ".png", png[:cut], "truncated or broken"
+    for cut in np.linspace(700, len(jpeg) * 0.9, CUTS, dtype=int):
+        yield ".jpg", jpeg[:cut], "truncated"
+
+
+def write_tree(name: str, root: Path, pixels: np.ndarray) -> Card:
+    """A small good dataset of the layout; its card."""
+    if name in ("folder", "manifest"):
+        Cutter(pixels).write(root / "a/1.png")
+        Cutter(pixels).write(root / "train/Tumor/good.png")
+        return Card.model_validate({"name": "mine", "reader": name, "splits": SPLITS})
+    wide = np.tile(pixels, (3, 3, 1))
+    write_layout(name, root, lambda side, *_: wide[:side, :side], each=1)
+    return load_card(name)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_bad_file_is_quarantined_with_its_reason(
+    tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    layout, root = LAYOUTS[name], tmp_path / "in"
+    card = write_tree(name, root, real_ihc)
+    want: dict[str, str] = {}
+    for i, (suffix, data, reason) in enumerate(broken_pixels(real_ihc[:64, :64])):
+        want[touch(root, layout.bad(i, layout.suffix or suffix), data)] = reason
+    images = list(want)
+    assert len(images) > 200
+    want |= layout.faults(root)
+    want[touch(root, "notes.txt")] = "not an image by its name (.txt)"
+    special, dangling = layout.bad(8000, layout.suffix or ".png"), layout.bad(8001, layout.suffix or ".png")
+    os.mkfifo(root / special)
+    want[special] = "a pipe, socket or device"
+    (root / dangling).symlink_to("nowhere")
+    want[dangling] = layout.dangling
+    images += [special, dangling]
+    if layout.twice:
+        images.append(touch(root, f"zz/{layout.twice}", (root / layout.twice).read_bytes()))
+        want[images[-1]] = "another file has the same patch id"
+    layout.tell(root, images)
+    (root / "empty/folder").mkdir(parents=True)
+    with open(os.fsencode(root) + b"/\xff.png", "wb") as odd:
+        odd.write(b"x")
+
+    report = prepare(card, root, tmp_path / "out")
+    said = dict(report.quarantined)
+    assert report.found == report.read + len(report.quarantined)
+    wrong = {key: said.get(key) for key, word in want.items() if word not in said.get(key, "")}
+    assert wrong == {}
+    beside = {key: reason for key, reason in said.items() if key not in want}
+    assert beside == ({} if name == "manifest" else {"\\udcff.png": "the name is not UTF-8"})
+    assert report.read > 0
+    assert sum("outside" in reason for _, reason in report.left_out) == layout.outside
