@@ -21,7 +21,8 @@ def list_datasets() -> None:
     rows = []
     for name in list_cards():
         card = load_card(name)
-        size = f"{card.published.images:,} {card.published.unit}s" if card.published.images else "unknown"
+        units = "patches" if card.published.unit == "patch" else f"{card.published.unit}s"
+        size = f"{card.published.images:,} {units}" if card.published.images else "unknown"
         rows.append((name, ", ".join(card.organ), size, card.licence.name, ", ".join(card.protocols)))
     table(("card", "organ", "published size", "licence", "protocols"), rows)
 

@@ -1,0 +1,85 @@
+"""docs/datasets.md does what it says: its walkthrough runs, and its facts are those of the cards."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from his2lip import resources
+from his2lip.data.cards import list_cards, load_card
+from his2lip.data.images import encode_png
+
+FENCED = re.compile(r"```(\w+)\n(.*?)```", flags=re.DOTALL)
+PAGE = (resources.root() / "docs/datasets.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next of its level."""
+    level = title.split()[0]
+    start = PAGE.index(f"\n{title}\n") + len(title) + 2
+    return re.split(rf"\n{level} ", PAGE[start:])[0]
+
+
+def write_biopsies(folder: Path, pixels: np.ndarray) -> None:
+    """Four squares of real tissue of each of ten patients, the brownest of them positive."""
+    squares = [pixels[y : y + 72, x : x + 72] for y in range(0, 434, 72) for x in range(0, 434, 72)]
+    brown = sorted(squares, key=lambda s: float(s[..., 2].mean()) - float(s[..., 0].mean()))
+    for label, first, own in (("positive", 1, brown[:20]), ("negative", 6, brown[-20:])):
+        (folder / label).mkdir(parents=True)
+        for i, square in enumerate(own):
+            (folder / label / f"P{first + i // 4:02d}_{i % 4 + 1}.png").write_bytes(encode_png(square))
+
+
+@pytest.mark.parametrize("skipped", ["his2lip benchmark", pytest.param(None, marks=pytest.mark.slow)])
+def test_the_walkthrough_of_ones_own_data_runs_as_it_is_written(
+    tmp_path: Path, real_ihc: np.ndarray, mlflow_store: str, skipped: str | None
+) -> None:
+    """The benchmark, which starts a Ray of its own, runs among the slow tests."""
+    text = section("## Your own data")
+    steps = [(kind, body) for kind, body in FENCED.findall(text) if kind in ("sh", "text")]
+    if skipped:
+        at = next(i for i, (_, body) in enumerate(steps) if body.startswith(skipped))
+        steps[at : at + 2] = []  # the command, and what one should see of it
+    write_biopsies(tmp_path / "biopsies", real_ihc)
+    his2lip = tmp_path / "bin/his2lip"
+    his2lip.parent.mkdir()
+    his2lip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m his2lip "$@"\n')
+    his2lip.chmod(0o755)
+    ran = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", *(body for kind, body in steps if kind == "sh")])],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PATH": f"{his2lip.parent}:{os.environ['PATH']}", "PYTHONPATH": str(resources.root())},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for line in (line for kind, body in steps if kind == "text" for line in body.splitlines()):
+        assert line in ran.stdout
+    assert "problem:" not in ran.stdout
+    assert (tmp_path / "biopsies.html").read_text().count("data:image/jpeg") == 12
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_what_the_page_says_of_a_dataset_is_what_its_card_says(name: str) -> None:
+    card, text = load_card(name), " ".join(section(f"### {name}").split())
+    assert str(card.source.record) in text
+    assert f"({card.source.access})" in text
+    assert f"**Terms**: {card.licence.name}" in text
+    assert f"his2lip data prepare {name} --root " in text
+    assert all(sentence in text for sentence in (*card.unknown, *card.differences))
+    for labels in card.published.counts.values():
+        assert all(f"{count:,}" in text for count in labels.values())
+    if card.mpp is not None:
+        assert f"{card.mpp} µm" in text
+
+
+def test_the_page_names_every_dataset_and_no_other() -> None:
+    assert sorted(re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE)) == list_cards()
