@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from his2lip import taxonomy
+from his2lip import resources, taxonomy
 from his2lip.errors import TaxonomyError
 from his2lip.taxonomy import BIOMARKERS, TISSUES
 
@@ -40,6 +42,55 @@ def test_biomarker_within_a_longer_word_is_not_that_biomarker(name: str, letter:
 @given(st.sampled_from(BIOMARKERS), st.integers(0, 4), st.sampled_from(["", "+"]))
 def test_every_spelling_of_a_biomarker_is_that_one(name: str, how: int, plus: str) -> None:
     assert taxonomy.biomarker(spelt(name, how) + plus) == name
+
+
+ALIASES = sorted(taxonomy._BIOMARKER_ALIASES)
+VARIANTS = (str, str.lower, str.upper, lambda s: s.replace("-", " "), lambda s: s.replace("-", "_"))
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_every_alias_is_its_own_biomarker_alone_and_in_a_file_name(alias: str) -> None:
+    name = taxonomy.biomarker(alias)
+    assert name in BIOMARKERS
+    for vary in VARIANTS:
+        assert taxonomy.biomarker(vary(alias)) == name
+        assert taxonomy.find_biomarker(f"0011_{vary(alias)}_3_12") == name
+
+
+@given(st.sampled_from([*BIOMARKERS, *ALIASES]), st.text("aBcdeHiKpRTx0139", min_size=1, max_size=2))
+def test_letters_before_a_name_make_another_word(spelling: str, letters: str) -> None:
+    """`TP53` is a spelling itself; of `xpan-cytokeratin` the second word still stands alone."""
+    allowed = {None, known(letters + spelling)} | ({known(spelling)} if "-" in spelling else set())
+    assert taxonomy.find_biomarker(letters + spelling) in allowed
+
+
+def known(spelling: str) -> str | None:
+    try:
+        return taxonomy.biomarker(spelling)
+    except TaxonomyError:
+        return None
+
+
+@given(st.sampled_from(BIOMARKERS), st.sampled_from(BIOMARKERS), SEPARATORS)
+def test_of_two_names_in_a_file_name_one_is_found_and_never_a_third(a: str, b: str, separator: str) -> None:
+    assert taxonomy.find_biomarker(f"0011{separator}{a}{separator}{b}{separator}2") in (a, b)
+
+
+def test_spellings_on_the_ten_cards_and_in_the_papers_table_are_known() -> None:
+    from his2lip.data.cards import list_cards, load_card
+
+    for card in map(load_card, list_cards()):
+        scored = [p for p in card.protocols.values() if p.label == "biomarker"]
+        named = {value for p in scored for values in p.classes.values() for value in values}
+        assert {taxonomy.biomarker(name) for name in named} == named, card.name
+        for name, spellings in card.classes.items() if scored and named <= set(card.classes) else ():
+            assert {taxonomy.find_biomarker(s) for s in (name, *spellings)} == {name}, card.name
+    table = resources.root() / "benchmarks/published/table1_datasets.csv"
+    with table.open(encoding="utf-8", newline="") as source:
+        rows = list(csv.DictReader(source))
+    listed = {name for row in rows for name in row["biomarkers"].split(";")} - {"H&E"}
+    assert len(listed) >= 20
+    assert {taxonomy.biomarker(name) for name in listed} <= set(BIOMARKERS)
 
 
 @pytest.mark.parametrize(
