@@ -155,7 +155,7 @@ def run_retrieve(
     heads = ("rank", "patch", _SCORING[loaded.similarity], "split", "tissue type", "biomarker")
     table(heads, [(rank, patch, f"{similarity:.3f}", *rest) for rank, patch, similarity, *rest in rows])
     computed = opened.cache.counts.images
-    say(f"{len(opened.table):,} patches, of which {computed:,} images were embedded now")
+    say(f"{len(opened.table):,} patches searched, {computed:,} images embedded now")
     if csv is not None:
         _write_csv(csv, ("rank", "patch_id", "similarity", "split", "tissue", "biomarker"), rows)
     if page is not None:

@@ -17,6 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from pandas import DataFrame  # MLflow's own form of a request, and its dependency
 
 import his2lip
 from his2lip.data.images import decode
@@ -72,9 +73,8 @@ class ServedModel(PythonModel):
 
         self._classifier = classifier
 
-    # Without a hint on its input: MLflow would take it for the signature, which it is told.
-    def predict(  # type: ignore[no-untyped-def]
-        self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
+    def predict(
+        self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
         """One mapping an image: question to label, similarity, margin, prompt and the `top` classes.
 
@@ -112,7 +112,7 @@ def _one_sentence() -> Iterator[None]:
         raise RefusedRequest(str(error)) from None
 
 
-def _column(model_input: Any) -> list[Any]:
+def _column(model_input: DataFrame) -> list[Any]:
     """The strings of the column `image`, 1 to MAX_IMAGES of them."""
     images = list(model_input["image"])
     if not images:

@@ -1,91 +1,59 @@
-"""A registered checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
+"""A promoted checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-import signal
-import socket
 import struct
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+from loopback import on_loopback
 
+from his2lip.commands.promote import promote_model
 from his2lip.data.images import encode_png
 from his2lip.models import load_model, save_checkpoint
-from his2lip.models.registered import CHECKPOINT
 from his2lip.serving import ask, classify
-from his2lip.serving.pyfunc import MAX_BASE64, MAX_IMAGES, model_files
+from his2lip.serving.pyfunc import MAX_BASE64, MAX_IMAGES
 
 Ask = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a registered model around a checkpoint, in a store of its own."""
+def promoted(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a checkpoint that `models promote` put into a server's registry."""
     folder = tmp_path_factory.mktemp("served")
-    checkpoint = save_checkpoint(folder / CHECKPOINT, load_model("tiny", seed=3), meta={"name": "served"})
-    store = f"sqlite:///{folder}/mlflow.db"
+    checkpoint = save_checkpoint(folder / "best", load_model("tiny", seed=3), meta={"name": "served"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store)
-        mlflow.set_tracking_uri(store)
-        experiment = mlflow.create_experiment("served", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
-            mlflow.pyfunc.log_model(name="served", registered_model_name="served", **model_files(checkpoint))
-        yield "models:/served/1"
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+        promote_model(str(checkpoint), alias="champion", name="served")
+        yield "models:/served@champion"
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
 
 
 @pytest.fixture(scope="module")
-def ask_server(registered: str) -> Iterator[Ask]:
+def ask_server(promoted: str) -> Iterator[Ask]:
     """Posts to `mlflow models serve` on a free loopback port: (status, the JSON that came back)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = mlflow.artifacts.download_artifacts(registered)
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", promoted, "--env-manager", "local"]
     # The server starts `uvicorn` by name, as in an activated environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    process = subprocess.Popen(command, env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}, **quiet)
-    try:
-        _await(port, process)
-        yield lambda body, **options: _post(port, body, **options)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)  # the server and the shell between
-        process.wait(timeout=30)
+    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
+    with on_loopback([*command, "--workers", "1"], env=environment) as url:
+        yield lambda body, **options: _post(url, body, **options)
 
 
-def _await(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the server answers; it imports for some seconds first."""
-    until = monotonic() + 120
-    while monotonic() < until:
-        assert process.poll() is None, "the server ended by itself"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
-                return
-        except OSError:
-            sleep(0.2)
-    pytest.fail("the server did not come up")
-
-
-def _post(port: int, body: object, *, content_type: str = "application/json") -> tuple[int, Any]:
+def _post(url: str, body: object, *, content_type: str = "application/json") -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    asked = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations", data=data, headers={"Content-Type": content_type}
-    )
+    asked = urllib.request.Request(f"{url}/invocations", data=data, headers={"Content-Type": content_type})
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
@@ -110,14 +78,14 @@ def _bomb(side: int) -> bytes:
 
 
 def test_a_served_checkpoint_answers_as_it_does_at_home(
-    ask_server: Ask, registered: str, real_ihc: np.ndarray
+    ask_server: Ask, promoted: str, real_ihc: np.ndarray
 ) -> None:
     images = [encode_png(real_ihc[:256, :256]), encode_png(real_ihc[256:, 256:])]
     body = {"inputs": {"image": [_base64(i) for i in images]}, "params": {"biomarker": "ki-67", "top": 2}}
     status, answer = ask_server(body)
     assert status == 200
-    # The same registered model by its name: his2lip reads the checkpoint in it.
-    wanted = classify(images, load_model(registered), ask(biomarker="Ki67"))
+    # The same model by its alias: his2lip reads the checkpoint in it.
+    wanted = classify(images, load_model(promoted), ask(biomarker="Ki67"))
     for served, home in zip(answer["predictions"], wanted, strict=True):
         assert list(served) == ["tissue", "staining"]
         for name, given in home.items():
@@ -141,8 +109,8 @@ def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, re
     assert len({json.dumps(answer) for _, answer in answers}) == 1
 
 
-def test_a_registered_model_holds_tensors_and_text_and_no_pickle(registered: str) -> None:
-    folder = Path(mlflow.artifacts.download_artifacts(registered))
+def test_a_promoted_model_holds_tensors_and_text_and_no_pickle(promoted: str) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(promoted))
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py"}
 

@@ -162,6 +162,6 @@ def test_the_command_writes_rows_and_a_page_that_stands_alone(
     assert "<script" not in html
     assert "&lt;script&gt;" in html
     assert all(row["patch_id"] in html for row in rows)
-    assert "12 images were embedded now" in capsys.readouterr().out
+    assert "12 patches searched, 12 images embedded now" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="no such image file"):
         run_retrieve("absent.png", **options)
