@@ -44,6 +44,7 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
 
     tracker = Tracker.open()
     config = _with_local_models(config)
+    _say_licences(config)
     start_ray()
     total = len(config.models) * len(config.uris()) * len(config.protocols)
     with tracker.run(EXPERIMENT, config.name, resolved(config), tags={RUN_ID: digest(config)}) as run:
@@ -61,6 +62,16 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
         run.artifact(page)
     say_result(config, result, page)
     return result
+
+
+def _say_licences(config: BenchmarkConfig) -> None:
+    """Names the licence of every model whose weights are not for any use."""
+    from his2lip.models.catalogue import BACKBONES
+
+    named = {m.path: BACKBONES[m.path] for m in config.models if m.path in BACKBONES}
+    for backbone in named.values():
+        if backbone.commercial is False:
+            say(f"{backbone.name}: licence {backbone.licence} ({backbone.weights})")
 
 
 def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:

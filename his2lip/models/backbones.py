@@ -38,9 +38,9 @@ def load_model(
 ) -> DualEncoder:
     """A model by name, in evaluation mode on `device`.
 
-    name   tiny, clip, plip, biomedclip; an open_clip architecture, with a pretrained tag or random by `seed`
-           (`ViT-B-16:laion2b_s34b_b88k`, `ViT-S-16`); hf-hub:ORG/NAME; local-dir:PATH; one of our checkpoint
-           directories, or a folder as open_clip or transformers saves a CLIP; models:/NAME@ALIAS of MLflow
+    name   tiny, clip, plip, biomedclip, musk, conch; an open_clip architecture, with a pretrained tag or
+           random by `seed` (`ViT-B-16:laion2b_s34b_b88k`, `ViT-S-16`); hf-hub:ORG/NAME; local-dir:PATH; a
+           checkpoint's folder, or one as open_clip or transformers saves a CLIP; models:/NAME@ALIAS of MLflow
     Raises ModelError for an unknown name or weights that are not here, CheckpointError for broken ones.
     """
     model = _resolve(str(name), precision, seed)
@@ -111,6 +111,7 @@ def _fetched(source: str, precision: Precision, named: Backbone | None = None) -
     loaders: dict[str, Callable[[str, str, Precision], DualEncoder]] = {
         "hf-hub": _from_hub,
         "transformers": _from_transformers_hub,
+        "package": _from_package,
     }
     if kind not in loaders:
         _check_tag(kind, identifier)
@@ -155,6 +156,17 @@ def _from_transformers_hub(repository: str, name: str, precision: Precision) -> 
 
     folder = snapshot_download(repository, allow_patterns=_HUB_FILES)
     return from_transformers(folder, name=name, precision=precision)
+
+
+def _from_package(repository: str, name: str, precision: Precision) -> DualEncoder:
+    """A model that runs in its authors' package, with the weight file of their hub repository."""
+    from huggingface_hub import hf_hub_download
+
+    from his2lip.models.packages import WEIGHT_FILES, from_package, require_package
+
+    require_package(name)
+    weights = hf_hub_download(repository, WEIGHT_FILES[name])
+    return from_package(name, weights=weights, precision=precision)
 
 
 def _hub_layout(

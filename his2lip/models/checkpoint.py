@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import his2lip
-from his2lip.errors import CheckpointError
+from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.build import HF_TEXT_FOLDER, build_clip, build_tokenizer, clip_vocabulary, load_weights
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
@@ -49,8 +49,12 @@ def save_checkpoint(
     """Writes `model` into `folder`, all of it or nothing; a checkpoint that stands there is replaced.
 
     `meta` is what the run knows (resolved config, label vocabularies, data digest, step, metrics), JSON-able;
-    tensor digest, tokenizer and code version are added here. Returns the folder.
+    tensor digest, tokenizer and code version are added here. Returns the folder. Raises ModelError for a
+    model that only its authors' package can build.
     """
+    if "package" in model.config:
+        what = f"'{model.name}' runs in its authors' package, so that no checkpoint can hold it"
+        raise ModelError(what, mend="use it frozen, by its name")
     state = _own_storage(plain_state(model.clip))
     with _replacing(Path(folder)) as new:
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})

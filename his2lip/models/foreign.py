@@ -41,15 +41,15 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def check_tensors(
-    found: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]], *, where: str | Path
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...] | None], *, where: str | Path
 ) -> None:
-    """Refuses, by name, tensors that are missing, unknown or of another shape than `wanted` says."""
+    """Refuses, by name, tensors that are missing, unknown or of another shape than `wanted` (None: any)."""
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
     shapes = [
         f"{name} is {tuple(found[name].shape)}, not {shape}"
         for name, shape in wanted.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+        if shape is not None and name in found and tuple(found[name].shape) != tuple(shape)
     ]
     problems = {"lacks": missing, "has unknown tensors": extra, "has misshapen tensors": shapes}
     for problem, names in problems.items():

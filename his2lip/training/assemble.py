@@ -12,7 +12,8 @@ from his2lip.data import row_captions
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.data.terms import Terms, strictest, terms_of
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
+from his2lip.models.catalogue import BACKBONES
 from his2lip.training.config import TrainConfig
 from his2lip.training.runs import code_version
 
@@ -20,8 +21,15 @@ from his2lip.training.runs import code_version
 def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
     """The shards and captions of a run, and its config with splits by name where it had their roles.
 
-    Raises DatasetError where something is missing or cannot be read.
+    Raises DatasetError where something is missing or cannot be read, ConfigError for a model that only its
+    authors' package runs.
     """
+    named = BACKBONES.get(config.model.backbone)
+    if named is not None and named.frozen:
+        what = f"'{named.name}' runs in its authors' package, as a frozen baseline"
+        raise ConfigError(
+            what, where="model.backbone", mend="choose clip, plip, biomedclip or an open_clip name"
+        )
     shards = open_shards(config.data.shards)
     split = _split(shards, config.data.split, key="split")
     select = None if config.data.select is None else _split(shards, config.data.select, key="select")

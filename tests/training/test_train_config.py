@@ -80,3 +80,10 @@ def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
 def test_what_decides_the_weights_makes_another_run(override: str) -> None:
     base = validate(TrainConfig, DATA)
     assert load(TrainConfig, None, ["data.shards=somewhere", override]).identity() != base.identity()
+
+
+def test_a_model_that_only_its_authors_package_runs_is_not_trained() -> None:
+    from his2lip.training.assemble import open_data
+
+    with pytest.raises(ConfigError, match=r"'musk' runs in its authors' package.*choose clip"):
+        open_data(load(TrainConfig, None, ["data.shards=s", "model.backbone=musk"]))
