@@ -25,6 +25,7 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
         return _check_card(what)
     from his2lip.data.check import check
     from his2lip.data.image_stats import SAMPLES
+    from his2lip.data.terms import terms_of
 
     with Progress("check") as bar:
 
@@ -40,7 +41,7 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
         file = page if page.suffix == ".html" else page / f"{report.info.name}.html"
         write_page(report, file)
         say(f"page: {file}")
-    return _say_findings(report.problems, report.warnings)
+    return _say_findings(report.problems, [*report.warnings, *terms_of(report.info).notes()])
 
 
 def _is_card(what: str) -> bool:

@@ -12,6 +12,7 @@ from his2lip.data.cards import Card, Protocol
 from his2lip.data.readers import READERS
 from his2lip.data.schema import WITHOUT_IMAGE
 from his2lip.data.stain_look import LOOKS
+from his2lip.data.terms import terms_of_card
 from his2lip.errors import ConfigError, did_you_mean
 
 _SCORES = ("0", "1+", "2+", "3+")
@@ -107,10 +108,7 @@ def _counts(card: Card) -> Iterator[str]:
 
 def _to_know(card: Card) -> Iterator[str]:
     """What a user should know before trusting figures, or sharing them."""
-    if card.licence.name == "unknown":
-        yield "the licence is unknown: ask the authors before you share or sell what comes of it"
-    elif card.licence.commercial_use is False:
-        yield f"the licence ({card.licence.name}) forbids commercial use"
+    yield from terms_of_card(card.name, card.model_dump(mode="json")).notes()
     if not card.citation:
         yield "no citation is given"
     if card.mpp is None:

@@ -69,5 +69,5 @@ def test_card_that_cannot_be_prepared_right_is_a_problem(more: dict[str, Any], s
 
 def test_what_is_unknown_is_said() -> None:
     warnings = " ".join(check_card(Card.model_validate(CARD)).warnings)
-    for word in ("licence is unknown", "no citation", "microns a pixel", "cannot be benchmarked"):
+    for word in ("commercial use", "no citation", "microns a pixel", "cannot be benchmarked"):
         assert word in warnings
