@@ -45,10 +45,11 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
 
 
 def _is_card(what: str) -> bool:
-    """Whether a card is meant: a YAML file, or a card's name where no folder has it."""
+    """Whether a card is meant: a YAML file, or a card's name where no shards lie in a folder of that name."""
     from his2lip.data.cards import list_cards
+    from his2lip.data.shard_writer import INFO
 
-    return what.endswith((".yaml", ".yml")) or (what in list_cards() and not Path(what).is_dir())
+    return what.endswith((".yaml", ".yml")) or (what in list_cards() and not (Path(what) / INFO).is_file())
 
 
 def _check_card(name: str) -> bool:

@@ -12,6 +12,7 @@ from his2lip.data.image_stats import NO_STAIN
 from his2lip.data.info import DatasetInfo
 from his2lip.data.leaks import KINDS
 from his2lip.data.stain_look import LOOKS
+from his2lip.data.terms import terms_of
 
 _LINES = 100  # problems, warnings and quarantined files that are shown; how many more there are is said
 _STYLE = """
@@ -19,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e3e3e3 }
-th:first-child, td:first-child, td.text { text-align: left }
+th:first-child, td:first-child, .text { text-align: left }
 .bar { display: inline-block; height: .8em; background: #6b8fb5; vertical-align: baseline }
 .problem { color: #a00 } .generated { background: #fff4d6; border-left: 4px solid #e0a800; padding: .6em 1em }
 .note { color: #555; max-width: 70em }
@@ -46,7 +47,7 @@ def _parts(report: CheckReport) -> Iterator[str]:
     yield f"<style>{_STYLE}</style><h1>{title}</h1>"
     if info.generated:
         yield '<p class="generated">Generated patches, not real ones: they rehearse the dataset.</p>'
-    licence = info.card["licence"]["name"]
+    licence = ", ".join(terms_of(info).datasets.values())
     said = f"{info.rows:,} images, view {info.view}, licence {licence}, digest {info.digest[:12]}."
     yield f"<p>{_e(said)}</p>"
     yield "<h2>Findings</h2>" + _findings(report)
@@ -75,9 +76,10 @@ def _counts(info: DatasetInfo) -> str:
     rows = []
     for split, labels in info.counts.items():
         role = info.roles.get(split, "")
+        name = split if split == role else f"{split} ({role})"
         for label, n in labels.items():
             bar = f'<span class="bar" style="width:{max(300 * n / most, 1):.0f}px"></span>'
-            rows.append((_e(f"{split} ({role})"), _e(label), f"{n:,}", bar))
+            rows.append((_e(name), _e(label), f"{n:,}", bar))
     return _table(("split", "class", "images", ""), rows, text=(1, 3))
 
 
@@ -134,14 +136,14 @@ def _stains(report: CheckReport) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[int] = ()) -> str:
     """Cells are HTML already; columns of `text` stand left."""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="text">{c}</td>' if i in text else f"<td>{c}</td>" for i, c in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        kinds = (' class="text"' if i in text else "" for i in range(len(cells)))
+        drawn = "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{drawn}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table><thead>{line(list(map(_e, head)), 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def _list(lines: Sequence[str], *, kind: str = "") -> str:

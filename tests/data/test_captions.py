@@ -171,7 +171,13 @@ def test_digest_sees_every_change_but_the_order_of_pairs() -> None:
 
 def test_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
     good = {"tissue": "Tumor", "biomarker": "CD3", "captions": ["Brown T cells."]}
-    bad = [{"tissue": "Tumour"}, {"biomarker": "CD999"}, {"captions": [""]}, {"captions": [3]}, {"held_out": [""]}]
+    bad = [
+        {"tissue": "Tumour"},
+        {"biomarker": "CD999"},
+        {"captions": [""]},
+        {"captions": [3]},
+        {"held_out": [""]},
+    ]
     trees = [{"a": 1}, {"missing": "never", "bank": [good]}]
     trees += [{"missing": "drop", "bank": [good | change]} for change in bad]
     for tree in trees:
