@@ -11,7 +11,8 @@ from his2lip.commands.console import Progress, percent, say
 from his2lip.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
-    from his2lip.serving import Answer, Classifier
+    from his2lip.serving import Classifier
+    from his2lip.serving.classify import Answer
     from his2lip.serving.questions import Question
     from his2lip.serving.slides import SlideReading
 
@@ -33,11 +34,12 @@ def split_slides(files: Sequence[Path], options: SlideOptions) -> tuple[list[Pat
     from his2lip.serving.slides import is_slide
 
     slides = [file for file in files if options.always or is_slide(file)]
+    whole = set(slides)
     stems = [slide.stem for slide in slides]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
         raise ConfigError(f"two slides are called '{twice}'", mend="classify them into two folders (--out)")
-    return [file for file in files if file not in set(slides)], slides
+    return [file for file in files if file not in whole], slides
 
 
 def read_slides(

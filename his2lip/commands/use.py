@@ -14,7 +14,7 @@ from his2lip.errors import ConfigError, ImageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from his2lip.serving import Answer
+    from his2lip.serving.classify import Answer
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 _SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}  # OpenSlide's
@@ -34,12 +34,11 @@ def run_classify(
     csv: Path | None,
 ) -> None:
     """One row an image or slide and question; those that cannot be read are named and stop no other."""
-    from his2lip.models import load_model
-    from his2lip.serving import Classifier, ask, calibrated
+    from his2lip.serving import Classifier, ask, calibrated, load_for_use
 
     patches, wholes = split_slides(image_files(images), slides)
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
-    loaded = load_model(model)
+    loaded = load_for_use(model)
     questions = calibrated(asked, loaded, calibration)
     classifier = Classifier(loaded, questions)
     rows: list[dict[str, object]] = []
@@ -108,12 +107,11 @@ def run_calibrate(
     out: Path,
 ) -> None:
     """Fits a temperature to the tissue type, or to the staining of `biomarker` where one is named."""
-    from his2lip.models import load_model
-    from his2lip.serving import ask, calibrate
+    from his2lip.serving import ask, calibrate, load_for_use
 
     question = ask(prompts=prompts, biomarker=biomarker)[-1]
     column = label or ("tissue" if biomarker is None else "label")
-    found = calibrate(load_model(model), shards, question, label=column, cache=_CACHE, split=split)
+    found = calibrate(load_for_use(model), shards, question, label=column, cache=_CACHE, split=split)
     say(f"temperature {found.temperature:.4g} for the {found.question}")
     say(f"fitted on {found.n:,} patches of the split {found.split}")
     rows = [
@@ -139,8 +137,7 @@ def run_retrieve(
     page: Path | None,
 ) -> None:
     """The patches most like the query; what was embedded before is read from the cache."""
-    from his2lip.models import load_model
-    from his2lip.serving import build_index
+    from his2lip.serving import build_index, load_for_use
     from his2lip.serving.gallery import write_page
     from his2lip.serving.retrieve import names_image, query_image
 
@@ -148,7 +145,7 @@ def run_retrieve(
         raise ConfigError(
             "there is no such image file", where=query, mend="check the path, or write a sentence"
         )
-    loaded = load_model(model)
+    loaded = load_for_use(model)
     opened = build_index(index, loaded, cache=_CACHE, splits=splits or None)
     matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
     rows = [(m.rank, m.patch_id, m.similarity, m.split, m.tissue, m.biomarker) for m in matches]

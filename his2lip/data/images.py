@@ -162,7 +162,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(
             f"the image is {width} x {height} px, over the bound of {max_pixels / 1e6:.0f} million pixels: "
             "a slide, or a decompression bomb",
-            mend="tile a slide (prepare --view 'tiles(…)')",
+            mend="tile a slide (prepare --view 'tiles(…)', classify --slide)",
         )
 
 

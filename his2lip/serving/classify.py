@@ -81,7 +81,7 @@ class Classifier:
         return [{name: rows[i] for name, rows in columns.items()} for i in range(image[-1] + 1)]
 
     def score(self, features: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Scores]:
-        """Scores by question of raw image features (N, D), as the model compares; `groups` as in `score`."""
+        """Scores by question of raw features (N, D), as the model compares; a group's rows are one unit."""
         return {
             name: score(features, texts, scoring=self.model.similarity, groups=groups)
             for name, texts in self._texts.items()
@@ -92,13 +92,18 @@ class Classifier:
 
         Of the images one at a time is looked at, and only its crops are kept.
         """
-        own = [self._encoder.crops(image, None) for image in pixels]
-        if not own:
-            return np.zeros((0, self.model.dim), dtype=np.float32), np.zeros(0, dtype=np.int64)
-        crops = np.concatenate(own)
+        own = [self.crops(image) for image in pixels]
+        image = np.repeat(np.arange(len(own)), [len(crops) for crops in own])
+        return self.encode(np.concatenate(own)) if own else np.zeros((0, self.model.dim), np.float32), image
+
+    def crops(self, pixels: np.ndarray) -> np.ndarray:
+        """What the model gets to see of an image, uint8 (T, 3, h, w); runs on several threads at once."""
+        return self._encoder.crops(pixels, None)
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        """Raw features, float32 (N, D), of N >= 1 crops."""
         parts = (crops[a : a + self.batch_size] for a in range(0, len(crops), self.batch_size))
-        features = np.concatenate([self._encoder.encode(part) for part in parts])
-        return features, np.repeat(np.arange(len(own)), [len(c) for c in own])
+        return np.concatenate([self._encoder.encode(part) for part in parts])
 
 
 def answers(question: Question, scores: Scores) -> Iterator[Answer]:
@@ -135,6 +140,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """float64 (N, C) of rows that sum to one."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def load_for_use(name: str) -> DualEncoder:
+    """A model by its name, on this machine's GPU where it has one."""
+    import torch
+
+    from his2lip.models import load_model
+
+    return load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_pixels(image: Picture) -> np.ndarray:

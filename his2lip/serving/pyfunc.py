@@ -24,7 +24,7 @@ from his2lip.data.images import decode
 from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
 from his2lip.evaluation.prompts import list_prompts
 from his2lip.models.registered import CHECKPOINT
-from his2lip.serving.classify import Answer, Classifier
+from his2lip.serving.classify import Answer, Classifier, load_for_use
 from his2lip.serving.questions import ask
 
 MAX_IMAGES = 64  # in one request
@@ -62,9 +62,7 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads the checkpoint among the artifacts; nothing is fetched."""
-        from his2lip.models import load_model
-
-        model = load_model(context.artifacts[CHECKPOINT])
+        model = load_for_use(context.artifacts[CHECKPOINT])
 
         @lru_cache(maxsize=32)
         def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:

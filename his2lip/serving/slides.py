@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def read_slide(
     """Answers of the tiles of tissue of `size` px at `mpp` microns a pixel, the field that the model knows.
 
     slide_mpp  of level 0, where the file does not say its own
-    Of the tiles one batch of pixels is in memory, and the scores of all. Raises ConfigError where the slide's
-    scale is unknown, ImageError for a file that cannot be read or holds no tissue.
+    Of the tiles a few batches of pixels are in memory, and the scores of all. Raises ConfigError where the
+    slide's scale is unknown, ImageError for a file that cannot be read or holds no tissue.
     """
     tiling = Tiling(kind="tiles", size=size, mpp=mpp)
     with open_slide(path, slide_mpp) as slide:
@@ -109,29 +110,35 @@ def _read_tiles(
     """Scores of all tiles by question, and their mean embedding (1, D)."""
     parts: list[dict[str, Scores]] = []
     total, done = np.zeros(classifier.model.dim), 0
-    for pixels in _ahead(slide, places, side, size, batch=classifier.batch_size, threads=threads):
-        features, _ = classifier.features(pixels)
-        parts.append(classifier.score(features))
-        total += comparable(features.astype(np.float64), classifier.model).sum(axis=0)
-        done += len(features)
-        if progress:
-            progress(done, len(places))
+
+    def read(place: tuple[int, int]) -> np.ndarray:
+        return classifier.crops(slide.region(*place, side, size))
+
+    # Closed here, so that no thread reads on in a slide that is closed after an error or Ctrl-C.
+    with closing(_ahead(read, places, batch=classifier.batch_size, threads=threads)) as batches:
+        for crops in batches:
+            features = classifier.encode(crops)
+            parts.append(classifier.score(features))
+            total += comparable(features.astype(np.float64), classifier.model).sum(axis=0)
+            done += len(features)
+            if progress:
+                progress(done, len(places))
     joined = {q.name: _joined([part[q.name] for part in parts]) for q in classifier.questions}
     return joined, total[None] / done
 
 
 def _ahead(
-    slide: Slide, places: list[tuple[int, int]], side: int, size: int, *, batch: int, threads: int
-) -> Iterator[list[np.ndarray]]:
-    """Batches of tiles, uint8 (size, size, 3); the next one is read while one is in use."""
+    read: Callable[[tuple[int, int]], np.ndarray], places: list[tuple[int, int]], *, batch: int, threads: int
+) -> Generator[np.ndarray, None, None]:
+    """Batches of crops, uint8 (B, 3, h, w); the next one is read on threads while one is in use."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: list[Future[np.ndarray]] = []
         for start in range(0, len(places), batch):
-            coming = [pool.submit(slide.region, x, y, side, size) for x, y in places[start : start + batch]]
+            coming = [pool.submit(read, place) for place in places[start : start + batch]]
             if waiting:
-                yield [tile.result() for tile in waiting]
+                yield np.concatenate([tile.result() for tile in waiting])
             waiting = coming
-        yield [tile.result() for tile in waiting]
+        yield np.concatenate([tile.result() for tile in waiting])
 
 
 def _joined(parts: list[Scores]) -> Scores:

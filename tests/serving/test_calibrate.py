@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.models import DualEncoder, load_model
-from his2lip.serving import Classifier, Question, ask, calibrate, calibrated, classify
+from his2lip.serving import Classifier, ask, calibrate, calibrated, classify
 from his2lip.serving.calibrate import Calibration, calibration_error, fit_temperature, nll
 from his2lip.serving.classify import softmax
+from his2lip.serving.questions import Question
 
 Write = Callable[..., ShardSet]
 
