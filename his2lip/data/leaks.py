@@ -121,22 +121,24 @@ def _alike(looks: dict[str, np.ndarray]) -> Iterator[Leak]:
     row = np.concatenate([np.arange(len(looks[s])) for s in splits])
     known = hashes.any(axis=1)
     hashes, split, row = hashes[known], split[known], row[known]
-    a, b = _close_pairs(hashes, split)
-    for one, other in sorted(set(zip(split[a].tolist(), split[b].tolist(), strict=True))):
-        pair = (split[a] == one) & (split[b] == other)
-        count = min(len(np.unique(a[pair])), len(np.unique(b[pair])))
-        example = int(pair.argmax())
-        rows = (int(row[a[example]]), int(row[b[example]]))
+    alike = np.zeros((len(hashes), len(splits)), dtype=bool)  # whether an image has its like in a split
+    example: dict[tuple[int, int], tuple[int, int]] = {}
+    for a, b in _close_pairs(hashes, split):
+        alike[a, split[b]] = alike[b, split[a]] = True
+        codes, first = np.unique(split[a] * len(splits) + split[b], return_index=True)
+        for code, at in zip(codes.tolist(), first.tolist(), strict=True):
+            example.setdefault(divmod(code, len(splits)), (int(row[a[at]]), int(row[b[at]])))
+    for (one, other), rows in sorted(example.items()):
+        count = min(int(alike[split == one, other].sum()), int(alike[split == other, one].sum()))
         yield Leak("look", (splits[one], splits[other]), count, rows)
 
 
-def _close_pairs(hashes: np.ndarray, split: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _close_pairs(hashes: np.ndarray, split: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places (a, b) of uint64 (N, 4) hashes of two splits, split[a] < split[b], at most ALIKE bits apart.
 
     Two hashes that differ in 15 bits or fewer are equal in one of their 16 bands of 16 bits at least, so only
-    those that share a band are compared: neighbours, once they are sorted by it.
+    those that share a band are compared: neighbours, once they are sorted by it. A pair may come repeatedly.
     """
-    found: list[np.ndarray] = [np.zeros((2, 0), dtype=np.int64)]
     for band in hashes.view(np.uint16).T:
         order = np.argsort(band, kind="stable")
         at = np.arange(len(order))
@@ -145,11 +147,9 @@ def _close_pairs(hashes: np.ndarray, split: np.ndarray) -> tuple[np.ndarray, np.
             at = at[band[order[at]] == band[order[at + distance]]]
             if not len(at):
                 break
-            pairs = np.stack([order[at], order[at + distance]])
-            pairs = pairs[:, split[pairs[0]] != split[pairs[1]]]
-            bits = np.bitwise_count(hashes[pairs[0]] ^ hashes[pairs[1]]).sum(axis=1)
-            found.append(pairs[:, bits <= ALIKE])
-    pairs = np.unique(np.concatenate(found, axis=1), axis=1)
-    swapped = split[pairs[0]] > split[pairs[1]]
-    pairs[:, swapped] = pairs[::-1, swapped]
-    return pairs[0], pairs[1]
+            a, b = order[at], order[at + distance]
+            a, b = np.where(split[a] < split[b], a, b), np.where(split[a] < split[b], b, a)
+            apart = split[a] != split[b]
+            a, b = a[apart], b[apart]
+            close = np.bitwise_count(hashes[a] ^ hashes[b]).sum(axis=1) <= ALIKE
+            yield a[close], b[close]
