@@ -130,6 +130,15 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence_and_exit_code_2() -> 
     assert "Traceback" in _main_that_raises("PermissionError(13, 'Denied', '/runs')", "--debug").stderr
 
 
+def test_a_benchmark_that_could_not_keep_its_results_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = his2lip("benchmark", "zero_shot.yaml", f"storage={tmp_path}/file", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path}/file" in done.stderr
+    assert "set storage to a place of yours" in done.stderr
+
+
 def test_an_error_of_ours_keeps_its_traceback_and_ends_with_1() -> None:
     done = _main_that_raises("KeyError('ours')")
     assert done.returncode == 1

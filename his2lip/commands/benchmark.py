@@ -40,8 +40,11 @@ def run_benchmark(
 def run_configured(config: BenchmarkConfig) -> GridResult:
     """Runs the grid and records it; failed cells are said, not raised."""
     from his2lip.commands.report import write_report
+    from his2lip.data.shard_writer import check_writable
     from his2lip.evaluation.grid import run_grid
 
+    check_writable(config.folder, mend="set storage to a place of yours")
+    check_writable(config.cache, mend="set cache to a place of yours")
     tracker = Tracker.open()
     config = _with_local_models(config)
     _say_licences(config)

@@ -168,22 +168,34 @@ class ShardWriter:
 def claim(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """Where a new dataset goes. Raises DatasetError where one stands, or where nothing can be written."""
     system, root = filesystem(uri)
-    try:
-        existing = system.get_file_info(f"{root}/{INFO}").type != fs.FileType.NotFound
-        if not existing:
-            probe = f"{root}/.{uuid.uuid4().hex}.tmp"
-            write_file(system, probe, b"")
-            system.delete_file(probe)
-    except OSError as error:
-        said = f"nothing can be written here: {first_line(error)}"
-        raise DatasetError(
-            said, where=str(uri), mend="check path and rights, or choose another --out"
-        ) from None
-    if existing:
+    if _stands(system, f"{root}/{INFO}", where=uri):
         raise DatasetError(
             "a prepared dataset stands here already", where=root, mend="remove it, or choose another --out"
         )
+    check_writable(uri, mend="check path and rights, or choose another --out")
     return system, root
+
+
+def check_writable(uri: str | Path, *, mend: str) -> None:
+    """Writes and removes a small file below `uri`. Raises DatasetError where that cannot be done."""
+    system, root = filesystem(uri)
+    probe = f"{root}/.{uuid.uuid4().hex}.tmp"
+    try:
+        write_file(system, probe, b"")
+        system.delete_file(probe)
+    except OSError as error:
+        raise _no_place(error, where=uri, mend=mend) from None
+
+
+def _stands(system: fs.FileSystem, path: str, *, where: str | Path) -> bool:
+    try:
+        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+    except OSError as error:
+        raise _no_place(error, where=where, mend="check path and rights, or choose another --out") from None
+
+
+def _no_place(error: OSError, *, where: str | Path, mend: str) -> DatasetError:
+    return DatasetError(f"nothing can be written here: {first_line(error)}", where=str(where), mend=mend)
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:
