@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence_and_exit_code_2() -> 
 
 def test_a_benchmark_that_could_not_keep_its_results_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    done = his2lip("benchmark", "zero_shot.yaml", f"storage={tmp_path}/file", cwd=tmp_path)
+    done = his2lip("benchmark", "benchmarks/zero_shot.yaml", f"storage={tmp_path}/file", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{tmp_path}/file" in done.stderr
