@@ -9,7 +9,7 @@ import pytest
 from loopback import on_loopback
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow server` on a free loopback port over a fresh SQLite store, stopped at the end."""
     folder = tmp_path_factory.mktemp("mlflow")
