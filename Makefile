@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(VENV)/bin/his2lip demo
 
+# Two at once, a file's tests in one process: they share its Ray and its servers.
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(PY) -m pytest -m slow
