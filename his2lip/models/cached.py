@@ -1,4 +1,4 @@
-"""Which published weights are on this machine: a look into the Hugging Face and open_clip caches, offline."""
+"""Which published weights are on this machine: a look into the Hugging Face cache, offline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from his2lip.models.catalogue import BACKBONES
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_CLIP_CACHE = "~/.cache/clip"  # where open_clip puts what it fetches by URL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class Cached:
 
 
 def cached_models() -> list[Cached]:
-    """Two-tower models in the caches under the names that load them; the named backbones are left out."""
+    """Two-tower models in the cache under the names that load them; the named backbones are left out."""
     named = {backbone.repository for backbone in BACKBONES.values()}
     found, unnamed = [], set()
     for repository, folder in _snapshots().items():
@@ -34,8 +33,7 @@ def cached_models() -> list[Cached]:
             found.append(Cached(name=f"local-dir:{folder}", repository=repository))
         else:
             unnamed.add(repository)
-    files = {path.name for path in Path(_CLIP_CACHE).expanduser().glob("*") if path.suffix in _WEIGHTS}
-    return found + (_tags_of(unnamed, files) if unnamed or files else [])
+    return found + (_tags_of(unnamed) if unnamed else [])
 
 
 def cached_backbones() -> set[str]:
@@ -68,16 +66,13 @@ def _is_clip_model(folder: Path) -> bool:
     return isinstance(tree, dict) and tree.get("model_type") == "clip"
 
 
-def _tags_of(repositories: set[str], files: set[str]) -> list[Cached]:
+def _tags_of(repositories: set[str]) -> list[Cached]:
     """Those that are one of open_clip's pretrained tags, ARCH:TAG; importing its table takes seconds."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 
     found: dict[str, Cached] = {}
     for architecture, tag in list_pretrained():
-        config = get_pretrained_cfg(architecture, tag)
-        repository, url = config.get("hf_hub", "").rpartition("/")[0], config.get("url", "")
+        repository = get_pretrained_cfg(architecture, tag).get("hf_hub", "").rpartition("/")[0]
         if repository in repositories:
             found.setdefault(repository, Cached(name=f"{architecture}:{tag}", repository=repository))
-        elif url.rpartition("/")[2] in files:
-            found.setdefault(url, Cached(name=f"{architecture}:{tag}", repository=url))
     return list(found.values())

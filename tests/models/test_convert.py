@@ -98,6 +98,21 @@ def test_plips_preprocessing_is_its_own_processors(tmp_path: Path, real_ihc: np.
     torch.testing.assert_close(ours, theirs["pixel_values"][0], atol=1e-5, rtol=0)
 
 
+def test_plips_captions_have_transformers_ids() -> None:
+    """transformers' tokenizer, from the vocabulary and merges that PLIP publishes (they are OpenAI's)."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    simple = SimpleTokenizer()
+    vocabulary = {k: i for k, i in simple.encoder.items() if "_of_text" not in k}
+    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    theirs = CLIPTokenizer(vocab=vocabulary, merges=list(simple.bpe_ranks))
+    odd = ["HER2 3+,  0.5 µm/px; naïve", "3,3'-diaminobenzidine (DAB), ×40: isn't\tdense!"]
+    for caption in [*CAPTIONS, *odd]:
+        ids = theirs(caption)["input_ids"]
+        assert simple([caption])[0, : len(ids)].tolist() == ids
+
+
 def test_a_published_pickle_of_tensors_is_read_too_with_its_index_buffers(tmp_path: Path) -> None:
     original = hf_model(**SMALL)
     folder = published(tmp_path, original)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_a_layout_with_wrong_or_missing_weights_is_refused(tmp_path: Path) -> No
     weights.unlink()
     with pytest.raises(CheckpointError, match="no weights"):
         load_model(f"local-dir:{folder}")
+
+
+def test_a_layout_whose_weights_are_a_program_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder = published(tmp_path / "hub", native_config())
+    torch.save({"visual.proj": Malicious()}, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        load_model(f"local-dir:{folder}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_layout_without_a_model_configuration_is_refused(tmp_path: Path) -> None:
