@@ -71,13 +71,11 @@ def _download(uri: str, path: str, scratch: str) -> Path:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    # An alias is looked up in MLflow's current store, whichever one the call below is given.
+    mlflow.set_tracking_uri(store)
     inside = f"{uri}/{_INSIDE}/{path}".rstrip("/")
     try:
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                inside, dst_path=scratch, tracking_uri=store, registry_uri=store
-            )
-        )
+        return Path(mlflow.artifacts.download_artifacts(inside, dst_path=scratch))
     except mlflow.exceptions.MlflowException as error:
         raise ModelError(f"MLflow has no such model: {first_line(error)}", where=uri, mend=_MEND) from error
     except OSError:

@@ -166,6 +166,23 @@ def test_without_a_store_a_registered_model_makes_none(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_registered_model_is_looked_up_in_the_store_that_commands_use_by_default(
+    sqlite_uri: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
+    monkeypatch.chdir(tmp_path)
+    best = checkpoint("default")
+    his2lip("models", "promote", best, "--alias", "champion")
+    (tmp_path / "runs/mlflow.db").symlink_to(sqlite_uri.removeprefix("sqlite:///"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # as a process that has asked nothing yet
+    try:
+        assert load_model("models:/default@champion").tensor_digest() == read_meta(best)["tensor_digest"]
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    assert not (tmp_path / "mlflow.db").exists(), "MLflow's own default store"
+
+
 def test_the_list_is_one_table_of_known_cached_logged_and_registered_models(
     store: None, checkpoint: Callable[..., Path]
 ) -> None:
