@@ -1,4 +1,4 @@
-"""`his2lip classify` and `his2lip retrieve`: a chosen model on images."""
+"""`his2lip classify`, `calibrate` and `retrieve`: a chosen model on images."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.commands.console import Progress, percent, say
-from his2lip.errors import ConfigError, ImageError
+from his2lip.errors import ConfigError, ImageError, did_you_mean
 
 if TYPE_CHECKING:
     from his2lip.serving import Classifier
@@ -88,8 +88,6 @@ def _heated(questions: Sequence[Question], label: str | None) -> Question | None
     """The question that has the class whose similarity is drawn."""
     if label is None:
         return None
-    from his2lip.errors import did_you_mean
-
     known = {name: question for question in questions for name in question.prompts.classes}
     if label not in known:
         raise ConfigError(f"no question has a class '{label}'", mend=did_you_mean(label, known))

@@ -1,4 +1,4 @@
-"""`his2lip classify` and `his2lip retrieve`: a chosen model on new images."""
+"""`his2lip classify`, `calibrate` and `retrieve`: a chosen model on new images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from his2lip.serving.classify import Answer
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
-_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}  # OpenSlide's
+_SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")  # OpenSlide's
 _CACHE = "runs/cache"
 _SCORING = {"cosine": "cosine", "dot": "dot product"}
 
@@ -141,7 +140,7 @@ def run_retrieve(
     from his2lip.serving.gallery import write_page
     from his2lip.serving.retrieve import names_image, query_image
 
-    if Path(query).suffix.lower() in _IMAGES and not Path(query).is_file():
+    if names_image(query) and not Path(query).is_file():
         raise ConfigError(
             "there is no such image file", where=query, mend="check the path, or write a sentence"
         )
@@ -166,11 +165,12 @@ def run_retrieve(
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files given, and the image files inside the folders given, in order, each once."""
-    files: dict[Path, None] = {}
+    from his2lip.serving.classify import IMAGE_FILES
+
+    wanted, files = {*IMAGE_FILES, *_SLIDE_FILES}, dict[Path, None]()
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _IMAGES | _SLIDES)
-            files |= dict.fromkeys(inside)
+            files |= dict.fromkeys(sorted(p for p in path.rglob("*") if p.suffix.lower() in wanted))
         elif path.is_file():
             files[path] = None
         else:

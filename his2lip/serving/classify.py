@@ -19,6 +19,8 @@ from his2lip.serving.questions import Question, ask
 if TYPE_CHECKING:
     from his2lip.models.encoder import DualEncoder
 
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
 Picture = str | Path | bytes | np.ndarray  # a file, encoded bytes, or uint8 (H, W, 3) RGB
 
 

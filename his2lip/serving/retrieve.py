@@ -17,14 +17,13 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation.embeddings import EmbeddingCache, read_images
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.serving.classify import comparable, load_pixels, read_image
+from his2lip.serving.classify import IMAGE_FILES, comparable, load_pixels, read_image
 
 if TYPE_CHECKING:
     from his2lip.models.encoder import DualEncoder
 
 Query = str | Path | bytes | np.ndarray  # a sentence, or an image: a file, encoded bytes, uint8 (H, W, 3)
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _SAME = 1e-4  # of the largest feature: the same pixels differ by less in another batch, others by more
 _COLUMNS = ["patch_id", "split", "tissue", "biomarker"]
 
@@ -153,7 +152,7 @@ def retrieve(query: Query, model: DualEncoder, index: str, *, cache: str, top: i
 def names_image(query: str) -> bool:
     """A sentence may be too long for a file's name, and a misspelt image must not be taken for a sentence."""
     try:
-        return query.lower().endswith(_IMAGES) or Path(query).is_file()
+        return query.lower().endswith(IMAGE_FILES) or Path(query).is_file()
     except (OSError, ValueError):
         return False
 
