@@ -12,7 +12,7 @@ from his2lip.models.provenance import META
 Meta = Mapping[str, Any]  # a checkpoint's his2lip.json; empty for a model that is none of ours
 
 # What of a checkpoint's provenance still holds when its weights are changed without training.
-_LASTING = ("config", "vocabularies", "data_digest", "captions_digest", "began_as")
+_LASTING = ("config", "vocabularies", "data_digest", "captions_digest", "patch", "began_as")
 
 
 def inherited_terms(*metas: Meta) -> Terms | None:

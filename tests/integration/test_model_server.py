@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, re
         {"dataframe_split": {"columns": ["image"], "data": [[image]]}},
     ]
     answers = [ask_server(form) for form in forms]
+    assert {status for status, _ in answers} == {200}
+    assert len({json.dumps(answer) for _, answer in answers}) == 1
+
+
+def test_requests_at_once_get_the_answers_of_one(ask_server: Ask, real_ihc: np.ndarray) -> None:
+    body = {"inputs": {"image": [_base64(encode_png(real_ihc[:128, :128]))]}, "params": {"biomarker": "CD8"}}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask_server, [body] * 8))
     assert {status for status, _ in answers} == {200}
     assert len({json.dumps(answer) for _, answer in answers}) == 1
 

@@ -103,11 +103,19 @@ def test_a_temperature_is_never_fitted_on_reports(
 
 
 def test_only_patches_of_the_named_biomarker_count(
-    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+    real_ihc: np.ndarray, model: DualEncoder, write_patches: Write, tmp_path: Path
 ) -> None:
-    *_, question = ask(biomarker="CD8")
-    with pytest.raises(DatasetError, match="no patch of CD8 in 'select' has one of positive, negative"):
-        calibrate(model, labelled.uri, question, label="label", cache=str(tmp_path))
+    tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
+    *_, question = ask(biomarker="CD3")
+    found = [row["staining"].label for row in Classifier(model, [question]).classify(tiles)]
+    other = {"positive": "negative", "negative": "positive"}
+    label = [other[f] if i % 8 == 0 else f for i, f in enumerate(found)]
+    shards = write_patches(tiles, label=label, biomarker=["CD3" if i % 2 == 0 else "CD8" for i in range(64)])
+    fitted = calibrate(model, shards.uri, question, label="label", cache=str(tmp_path))
+    assert (fitted.n, fitted.question) == (32, "CD3 staining")
+    *_, absent = ask(biomarker="CD20")
+    with pytest.raises(DatasetError, match="no patch of CD20 in 'select' has one of positive, negative"):
+        calibrate(model, shards.uri, absent, label="label", cache=str(tmp_path))
 
 
 def _calibration(model: DualEncoder, question: Question) -> Calibration:
