@@ -137,3 +137,13 @@ def test_a_misspelt_prompt_set_or_biomarker_names_the_nearest() -> None:
         ask(prompts="tissues")
     with pytest.raises(TaxonomyError, match="unknown biomarker 'Ki68'; did you mean 'Ki67'"):
         ask(biomarker="Ki68")
+
+
+def test_prompts_with_room_for_a_name_want_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'marker_staining' wants the name of a biomarker; add --biomarker"
+    ):
+        ask(prompts="marker_staining")
+    first, _ = ask(prompts="marker_staining", biomarker="sma")
+    assert all("{" not in line for line in first.prompts.all_sentences())
+    assert "SMA-positive cells" in first.prompts.of("positive")[0]
