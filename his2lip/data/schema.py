@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
@@ -71,6 +72,8 @@ class Patch:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        if self.mpp is not None:  # as its column will hold it: digests are of what is read back
+            object.__setattr__(self, "mpp", float(np.float32(self.mpp)))
         if not self.sha256:
             object.__setattr__(self, "sha256", hashlib.sha256(self.image).hexdigest())
 

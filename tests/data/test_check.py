@@ -47,6 +47,13 @@ def test_sound_dataset_has_no_problem(tmp_path: Path, patches: list[Patch]) -> N
     assert report.problems == report.warnings == []
 
 
+def test_a_scale_that_a_column_cannot_hold_exactly_is_no_problem(
+    tmp_path: Path, patches: list[Patch]
+) -> None:
+    report = check(write(tmp_path / "a", [replace(p, mpp=0.2264) for p in patches]))
+    assert report.problems == []
+
+
 def test_case_in_two_splits_is_a_problem(tmp_path: Path, patches: list[Patch], real_ihc: np.ndarray) -> None:
     leak = patch(99, real_ihc[400:464, 400:464], split="test", case_id="case1")
     report = check(write(tmp_path / "a", [*patches, leak]))
