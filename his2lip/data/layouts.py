@@ -41,11 +41,11 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 def _mihic(root: Path, draw: Draw, each: int) -> None:
     """Mixed case and a space in folders; stains that hold the separator."""
     folders = ("alveoli", "background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
-    for split in ("train", "val", "test"):
+    for first, split in enumerate(("train", "val", "test")):
         for i, folder in enumerate(folders):
             for n in range(each):
                 stain = ("CD3", "CD34", "D2-40", "cyclin-D1")[(i + n) % 4]
-                file = f"{n:04d}-{stain}-1-{n + 1}.png"
+                file = f"{first * each + n:04d}-{stain}-1-{n + 1}.png"
                 _save(root / "MIHIC_dataset/dataset" / split / folder / file, draw(128, folder, stain))
 
 

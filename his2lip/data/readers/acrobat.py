@@ -41,7 +41,7 @@ class AcrobatReader(Reader):
             key=key,
             name=file,
             split=self.official_split(match["split"], {"val": "validation"}),
-            case_id=match["case"],
+            case_id=f"{match['split']}-{match['case']}",  # numbers may start anew in each published part
             slide_id=file.rpartition(".")[0],
             biomarker=biomarker,
             label=biomarker,

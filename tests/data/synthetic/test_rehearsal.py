@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from his2lip.data.cards import list_cards, load_card
+from his2lip.data.check import check
 from his2lip.data.prepare import prepare
 from his2lip.data.readers.base import GENERATED
 from his2lip.data.shards import open_shards
@@ -29,6 +30,7 @@ def test_every_layout_can_be_rehearsed(tmp_path: Path, name: str, monkeypatch: p
     info = open_shards(tmp_path / "out").info
     assert info.generated
     assert terms_of(info).datasets == {f"{name}-generated": "none, generated"}
+    assert check(tmp_path / "out").problems == []
 
 
 def test_any_folder_of_a_rehearsal_is_known_to_be_generated(tmp_path: Path) -> None:
