@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,9 +71,17 @@ class ClusterError(His2lipError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first, for a sentence of ours; its type where it says nothing."""
+    """What a library's error says first, for a sentence of ours; its type where it says nothing.
+
+    An error's number is left out, and Arrow's second naming of what the system said.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(". ")
+    said = re.sub(r"^\[Errno \d+\] (.*?)(?:\. Detail: \[errno \d+\] (.*))?$", _reason, lines[0])
+    return said[:200].rstrip(". ")
+
+
+def _reason(match: re.Match[str]) -> str:
+    return match[1] if match[2] is None else f"{match[1]} ({match[2].lower()})"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

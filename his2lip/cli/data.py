@@ -84,4 +84,5 @@ def data_synthesize(
     from his2lip.commands.data import rehearse, synthesize
 
     write = rehearse if layout else synthesize
-    write(out, datasets=datasets.split(",") if datasets else None, seed=seed, scale=scale)
+    names = [name.strip() for name in (datasets or "").split(",") if name.strip()]
+    write(out, datasets=names or None, seed=seed, scale=scale)

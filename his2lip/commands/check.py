@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from his2lip.commands.console import Progress, say, table
 from his2lip.commands.data import say_counts
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, DatasetError, first_line
 
 if TYPE_CHECKING:
     from his2lip.data.image_stats import ImageStats
@@ -27,6 +27,7 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
     from his2lip.data.image_stats import SAMPLES
     from his2lip.data.terms import terms_of
 
+    file = None if page is None else _page_file(page, what)
     with Progress("check") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -35,13 +36,26 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
         report = check(what, samples=SAMPLES if page else 0, progress=progress)
     say_counts(report.info)
     _say_images(report.images)
-    if page is not None:
+    if file is not None:
         from his2lip.report.dataset_page import write_page
 
-        file = page if page.suffix == ".html" else page / f"{report.info.name}.html"
         write_page(report, file)
         say(f"page: {file}")
     return _say_findings(report.problems, [*report.warnings, *terms_of(report.info).notes()])
+
+
+def _page_file(page: Path, uri: str) -> Path:
+    """The file that a page goes to. Raises DatasetError, before hours of reading, where it cannot."""
+    from his2lip.data.shards import open_shards
+
+    file = page if page.suffix == ".html" else page / f"{open_shards(uri).info.name}.html"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        said = f"the page cannot be written: {first_line(error)}"
+        raise DatasetError(said, where="--page", mend="give a file such as page.html, or a folder") from None
+    return file
 
 
 def _is_card(what: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.commands.console import Progress, say, table
-from his2lip.errors import DatasetError
+from his2lip.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     from his2lip.data.info import DatasetInfo
@@ -40,7 +40,9 @@ def prepare_dataset(
 ) -> None:
     """Published files into shards, or the caption corpus into a bank; what was left out is said."""
     if card == "captions":
-        _prepare_captions(root, out)
+        given = {"--view": view, "--limit": limit, "--unpack-to": unpack_to}
+        given |= {"--pseudonymise": key_file, "--names": names}
+        _prepare_captions(root, out, unused=[option for option, value in given.items() if value is not None])
         return
     from his2lip.data.cards import load_card
     from his2lip.data.prepare import prepare
@@ -155,12 +157,17 @@ def say_counts(info: DatasetInfo) -> None:
         table((title, "role", "all"), [(row[0], row[1], row[-1]) for row in rows])
 
 
-def _prepare_captions(root: Path, out: str) -> None:
+def _prepare_captions(root: Path, out: str, *, unused: Sequence[str]) -> None:
     from his2lip.data.captions import CaptionBank
 
+    if unused:
+        raise DatasetError("captions are no images, and do not take this option", where=unused[0])
     if Path(out).is_dir():
         raise DatasetError("a caption bank is one file", where=out, mend="give a path such as captions.json")
     bank, report = CaptionBank.from_folder(root)
-    bank.save(out)
+    try:
+        bank.save(out)
+    except OSError as error:
+        raise DatasetError(f"nothing can be written here: {first_line(error)}", where=out) from None
     say(str(report))
     say(f"caption bank: {out}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -16,6 +17,15 @@ PROMPTS = "benchmarks/prompts"
 
 Role = Literal["train", "select", "report"]
 Grouping = Literal["case", "slide", "region", "file"]
+
+
+def _plain(name: str) -> str:
+    if re.fullmatch(r"\w[\w.-]*", name) is None:  # a folder of shards has it: no path leads out of --out
+        raise ValueError("a split's name is made of letters, digits, '.', '-' and '_'")
+    return name
+
+
+SplitName = Annotated[str, pydantic.AfterValidator(_plain)]
 
 
 class Source(Config):
@@ -85,8 +95,8 @@ class Protocol(Config):
     unit: Literal["patch", "image", "slide"] = "patch"
     pool_by: str | None = None
     view: Literal["squash", "centre", "tiles"] = "squash"
-    tile_mpp: float | None = None  # microns a pixel of the tiles; None: the training data's
-    max_tiles: int | None = None
+    tile_mpp: pydantic.PositiveFloat | None = None  # microns a pixel of the tiles; None: the training data's
+    max_tiles: pydantic.PositiveInt | None = None
     pooling: Literal["mean_embedding", "mean_logit", "max"] = "mean_embedding"
     scoring: Literal["cosine", "dot"] = "cosine"
     preprocessing: Literal["native", "released"] = "native"
@@ -111,7 +121,7 @@ class Card(Config):
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     reader: str
-    splits: dict[str, Split]
+    splits: dict[SplitName, Split]
     title: str = ""
     options: dict[str, Any] = {}  # the reader's own
     source: Source = Source()
@@ -119,8 +129,8 @@ class Card(Config):
     citation: str = ""
     organ: list[str] = []
     scanner: str | None = None
-    magnification: float | None = None
-    mpp: float | None = None  # microns a pixel; None where unknown
+    magnification: pydantic.PositiveFloat | None = None
+    mpp: pydantic.PositiveFloat | None = None  # microns a pixel; None where unknown
     mpp_basis: Literal["published", "inferred", "unknown"] = "unknown"
     stain: str | None = None  # of all images, unless the reader knows better
     published: Published = Published()

@@ -30,6 +30,8 @@ class CardReport:
 def check_card(card: Card) -> CardReport:
     """Checks what can be checked without the dataset's files (its prompts apart, which evaluation reads)."""
     problems = [*_reader(card), *_classes(card)]
+    if card.stain is not None and card.stain not in LOOKS:
+        problems.append(f"no image is stained '{card.stain}'; {did_you_mean(card.stain, LOOKS)}")
     for name, protocol in card.protocols.items():
         problems += [f"protocol {name}: {said}" for said in _protocol(card, protocol)]
     return CardReport(card, problems + list(_counts(card)), list(_to_know(card)))

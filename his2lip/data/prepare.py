@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,8 +112,10 @@ def _summary(
     quarantined = sorted(refused + [q for r in results for q in r.quarantined])
     written = [r.info for r in results if r.info is not None]
     if not written:
-        reason = f", such as {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
-        said = f"none of {len(quarantined)} files could be read{reason}"
+        said = f"none of {len(quarantined):,} files could be read"
+        if quarantined:  # the commonest reason: a stray file's own would lead astray
+            most, _ = Counter(why for _, why in quarantined).most_common(1)[0]
+            said += f", such as {next(place for place, why in quarantined if why == most)}: {most}"
         raise DatasetError(said, where=root, mend="check --root")
     return info_file.summarise(
         written,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pydantic
 from PIL import Image
 
 from his2lip.config import Config, validate
@@ -30,10 +31,10 @@ class Tiling(Config):
     """
 
     kind: Literal["squash", "centre", "tiles"]
-    size: int = 224
-    mpp: float | None = None
-    max_tiles: int | None = None
-    tissue: float = 0.25
+    size: int = pydantic.Field(default=224, ge=images.MIN_SIDE, le=8192)
+    mpp: pydantic.PositiveFloat | None = None
+    max_tiles: pydantic.PositiveInt | None = None
+    tissue: float = pydantic.Field(default=0.25, ge=0, le=1)
     codec: Literal["png", "jpeg"] = "png"
 
     @classmethod

@@ -115,6 +115,18 @@ def test_protocol_on_an_undeclared_split_is_refused() -> None:
         Card(name="mine", reader="folder", splits=TEST_ONLY, protocols={"default": protocol})
 
 
+@pytest.mark.parametrize("split", ["../train", "a/b", ".hidden", ""])
+def test_split_whose_folder_would_lie_elsewhere_is_refused(split: str) -> None:
+    with pytest.raises(ValueError, match="a split's name is made of letters"):
+        Card(name="mine", reader="folder", splits={split: Split(role="report")})
+
+
+@pytest.mark.parametrize("scale", [{"mpp": 0}, {"mpp": -0.5}, {"magnification": 0}])
+def test_scale_of_nothing_is_refused(scale: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        Card.model_validate({"name": "mine", "reader": "folder", "splits": TEST_ONLY} | scale)
+
+
 def test_carving_into_an_undeclared_split_is_refused() -> None:
     carve = Carve(source="test", into="nowhere", fraction=0.5, by="case")
     with pytest.raises(ValueError, match="nowhere"):

@@ -20,7 +20,7 @@ from his2lip.data.prepare import PrepareReport, prepare
 from his2lip.data.readers import base
 from his2lip.data.shard_writer import ShardWriter
 from his2lip.data.shards import open_shards
-from his2lip.errors import ConfigError, DatasetError
+from his2lip.errors import DatasetError
 
 MIHIC = load_card("mihic")
 FOLDERS = {"train": 12, "val": 4, "test": 6}
@@ -184,69 +184,6 @@ def test_empty_folder_and_missing_folder_are_one_clear_error(tmp_path: Path) -> 
     assert not (tmp_path / "out/dataset.json").exists()
 
 
-def test_folder_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
-    cut = Cutter(real_ihc)
-    for split in ("train", "test"):
-        for folder in ("lymphoid", "epithelium"):
-            for case in "ab":
-                cut.write(tmp_path / f"in/{split}/{folder}/case-{case}/1.jpg")
-    card = Card.model_validate(
-        {
-            "name": "mine",
-            "reader": "folder",
-            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
-            "options": {"biomarker": "Ki-67", "case_pattern": "case-(.)"},
-        }
-    )
-    report = prepare(card, tmp_path / "in", tmp_path / "out")
-    assert report.info.counts == {s: {"epithelium": 2, "lymphoid": 2} for s in ("train", "test")}
-    row = rows(tmp_path / "out")["mine/train/lymphoid/case-b/1.jpg"]
-    assert (row["case_id"], row["biomarker"], row["label"]) == ("b", "Ki67", "lymphoid")
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray, kind: str) -> None:
-    import pandas as pd
-
-    cut = Cutter(real_ihc)
-    for name in ("a.png", "b/c.png", "d.png"):
-        cut.write(tmp_path / "in" / name)
-    table = pd.DataFrame(
-        {
-            "path": ["a.png", "b/c.png", "gone.png", "../x.png", "a.png", "d.png"],
-            "split": ["train", "test", "train", "train", "train", "nowhere"],
-            "tissue": ["tumour", "", "", "", "", ""],
-            "mpp": ["0.5", "", "", "", "", ""],
-            "label": ["x", "y", "", "", "", ""],
-        }
-    )
-    if kind == "csv":
-        table.to_csv(tmp_path / "in/m.csv", index=False)
-    else:
-        table.to_parquet(tmp_path / "in/m.parquet")
-    card = Card.model_validate(
-        {
-            "name": "mine",
-            "reader": "manifest",
-            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
-            "options": {"manifest": f"m.{kind}"},
-        }
-    )
-    report = prepare(card, tmp_path / "in", tmp_path / "out")
-    assert adds_up(report)
-    assert (report.found, report.read) == (6, 2)
-    row = rows(tmp_path / "out")["mine/a.png"]
-    assert (row["tissue"], row["label"], row["split"]) == ("Tumor", "x", "train")
-    assert row["mpp"] == pytest.approx(0.5)
-
-
-def test_manifest_with_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.csv").write_text("path,biomarkr\na.png,CD3\n")
-    card = Card.model_validate({"name": "mine", "reader": "manifest", "splits": {"test": {"role": "report"}}})
-    with pytest.raises(DatasetError, match="did you mean 'biomarker'"):
-        prepare(card, tmp_path, tmp_path / "out")
-
-
 LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")
 NAMES = [f"29-041-Izd2-w35-{stain}-les{i}" for stain in ("CD31-3", "proSPC-4", "He") for i in (1, 3)]
 
@@ -312,30 +249,6 @@ def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path, real_ihc: np
     peak(10)
     small, large = peak(100), peak(600)
     assert large < small + (1 << 20)
-
-
-OWN = {"name": "mine", "splits": {"test": {"role": "report"}}}
-
-
-def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
-    cut = Cutter(real_ihc)
-    for name in ("a.png", "b.png"):
-        cut.write(tmp_path / "in" / name)
-    (tmp_path / "in/manifest.csv").write_text("label,path\nx,a.png\ny,b.png,left,over\nz\n")
-    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
-    assert adds_up(report)
-    assert (report.found, report.read) == (3, 1)
-    assert dict(report.quarantined)["b.png"] == "its row has more cells than the table has columns"
-
-
-@pytest.mark.parametrize(("pattern", "said"), [("case-(", "regular expression"), ("case", "one group")])
-def test_case_pattern_that_finds_no_case_is_one_clear_error(
-    tmp_path: Path, real_ihc: np.ndarray, pattern: str, said: str
-) -> None:
-    Cutter(real_ihc).write(tmp_path / "in/a/1.png")
-    card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
-    with pytest.raises(ConfigError, match=said):
-        prepare(card, tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize("place", ["/proc/none/x", "file.txt", "file.txt/x"])

@@ -75,6 +75,14 @@ def test_view_is_read_back_from_its_own_words() -> None:
         Tiling.parse("tiles(")
 
 
+@pytest.mark.parametrize(
+    "text", ["tiles(size=0)", "tiles(mpp=-1)", "tiles(max_tiles=0)", "squash(size=99999)"]
+)
+def test_view_that_would_cut_nothing_or_for_ever_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="input should be"):
+        Tiling.parse(text)
+
+
 def _tiles(pixels: np.ndarray, *, mpp: float, size: int, at: float) -> tuple[list, Tiling]:
     tiling = Tiling(kind="tiles", size=size, mpp=at)
     return list(tiles_of(encode_png(pixels), mpp, tiling, seed="a")), tiling

@@ -13,7 +13,7 @@ from his2lip.commands.check import check_dataset
 from his2lip.data.cards import Card
 from his2lip.data.images import decode, encode_png
 from his2lip.data.shards import Patch, ShardWriter
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, DatasetError
 
 EVIL = '<script>alert("x")</script>'
 SPLITS = {"train": {"role": "train", "groups": "case"}, "test": {"role": "report", "groups": "case"}}
@@ -68,6 +68,18 @@ def test_a_card_is_checked_by_name_and_has_no_page(
     assert "no problem found" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="a card has no pictures"):
         check_dataset("mihic", page=tmp_path / "x.html")
+
+
+@pytest.mark.parametrize("page", ["file/x.html", "file/x", "folder.html"])
+def test_page_that_cannot_be_written_is_one_sentence_before_any_reading(
+    tmp_path: Path, shards: Path, page: str
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "folder.html").mkdir()
+    for part in shards.rglob("*.parquet"):
+        part.write_bytes(b"nothing is read")
+    with pytest.raises(DatasetError, match="the page cannot be written"):
+        check_dataset(str(shards), page=tmp_path / page)
 
 
 def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import pydantic
+
 from his2lip import taxonomy
 from his2lip.config import Config, validate
+from his2lip.data.images import MIN_SIDE
 from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
 from his2lip.data.schema import Patch
 from his2lip.data.slides import open_slide, slide_tiles
@@ -19,9 +22,9 @@ _NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|v
 class AcrobatOptions(Config):
     """Tiles that are cut where `--view` names none, since a slide is never a patch."""
 
-    tile_px: int = 224
-    tile_mpp: float = 0.92
-    max_tiles: int | None = 64
+    tile_px: int = pydantic.Field(default=224, ge=MIN_SIDE)
+    tile_mpp: pydantic.PositiveFloat = 0.92
+    max_tiles: pydantic.PositiveInt | None = 64
 
 
 class AcrobatReader(Reader):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pydantic
 
 from his2lip.config import Config, validate
 from his2lip.data import images
@@ -24,8 +25,8 @@ _LEAST_TISSUE = 0.5  # of a patch without cells, so that bare glass is no class 
 class BcdataOptions(Config):
     """Side of a patch in pixels, and how many of each class an image gives at most, by a seeded choice."""
 
-    field_px: int = 64
-    per_image: int | None = 40
+    field_px: int = pydantic.Field(default=64, ge=images.MIN_SIDE)
+    per_image: pydantic.PositiveInt | None = 40
 
 
 class Point(NamedTuple):

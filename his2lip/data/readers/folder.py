@@ -10,7 +10,7 @@ import pydantic
 from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.readers.base import Item, Reader
-from his2lip.errors import DatasetError
+from his2lip.errors import DatasetError, TaxonomyError
 
 
 class FolderOptions(Config):
@@ -23,6 +23,15 @@ class FolderOptions(Config):
     tissue: str | None = None
     biomarker: str | None = None
     case_pattern: str | None = None
+
+    @pydantic.field_validator("tissue", "biomarker")
+    @classmethod
+    def _is_known(cls, name: str | None, field: pydantic.ValidationInfo) -> str | None:
+        known = {"tissue": taxonomy.tissue, "biomarker": taxonomy.biomarker}[str(field.field_name)]
+        try:
+            return known(name) if name else None
+        except TaxonomyError as error:
+            raise ValueError(f"{error.what} ({error.mend})") from None
 
     @pydantic.field_validator("case_pattern")
     @classmethod

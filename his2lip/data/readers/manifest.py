@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -74,9 +75,9 @@ class ManifestReader(Reader):
             ) from None
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
             raise DatasetError(f"the manifest cannot be read: {error}", where=path) from None
-        unknown = [name for name in (rows[0] if rows else {}) if name not in _COLUMNS]
+        unknown = [name for name in (rows[0] if rows else {}) if name is not None and name not in _COLUMNS]
         if unknown:
-            mend = did_you_mean(str(unknown[0]), _COLUMNS)
+            mend = did_you_mean(unknown[0], _COLUMNS)
             raise DatasetError(f"unknown column '{unknown[0]}'", where=path, mend=mend)
         if not rows or "path" not in rows[0]:
             raise DatasetError("the manifest has no rows, or no column 'path'", where=path)
@@ -95,6 +96,9 @@ def _parquet(path: Path) -> list[dict[str, str]]:
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text) if text else None
+        number = float(text) if text else None
     except ValueError:
-        raise DatasetError(f"'{text}' is not a number of microns a pixel") from None
+        number = math.nan
+    if number is None or 0 < number < math.inf:
+        return number
+    raise DatasetError(f"'{text}' is not a number of microns a pixel")

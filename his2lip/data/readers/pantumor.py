@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
+import pydantic
+
 from his2lip.config import Config, validate
 from his2lip.data import images
 from his2lip.data.readers.base import Item, LeftOut, Reader
@@ -25,8 +27,8 @@ _UNKNOWN_SCALE_PX = 128  # side of a patch where neither slide nor card says mic
 class PantumorOptions(Config):
     """Side of a patch around a cell in microns, and how many cells of a class a slide gives at most."""
 
-    field_um: float = 29.0
-    max_cells: int | None = 2000
+    field_um: pydantic.PositiveFloat = 29.0
+    max_cells: pydantic.PositiveInt | None = 2000
 
 
 class PantumorReader(Reader):
