@@ -91,9 +91,16 @@ def find_biomarker(text: str, among: Iterable[str] | None = None) -> str | None:
     `29-041-Izd2-w35-proSPC-4-les1` gives proSPC, `0011-CD34-1-1` CD34, `x-CD3-4-1` CD3, `x-D2-40-1` D2-40.
     `among` narrows the search to some canonical names. None where none stands there.
     """
+    return partition_biomarker(text, among)[1]
+
+
+def partition_biomarker(text: str, among: Iterable[str] | None = None) -> tuple[str, str | None, str]:
+    """What stands before the biomarker that `find_biomarker` finds, its canonical name, and what follows."""
     wanted = set(BIOMARKERS if among is None else among)
-    found = (name for pattern, name in _BIOMARKER_PATTERNS if name in wanted and pattern.search(text))
-    return next(found, None)
+    for pattern, canonical in _BIOMARKER_PATTERNS:
+        if canonical in wanted and (match := pattern.search(text)):
+            return text[: match.start()], canonical, text[match.end() :]
+    return text, None, ""
 
 
 def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, known: tuple[str, ...]) -> str:

@@ -29,6 +29,15 @@ def test_biomarker_in_a_file_name_is_found_and_no_other(
     assert taxonomy.find_biomarker(text) == name
 
 
+@given(st.sampled_from(BIOMARKERS), st.integers(0, 4), st.lists(WORDS), st.lists(WORDS), SEPARATORS)
+def test_what_stands_around_a_biomarker_is_the_rest_of_the_name(
+    name: str, how: int, before: list[str], after: list[str], separator: str
+) -> None:
+    head, found, tail = taxonomy.partition_biomarker(separator.join([*before, spelt(name, how), *after]))
+    assert found == name
+    assert (head.strip(separator), tail.strip(separator)) == (separator.join(before), separator.join(after))
+
+
 @given(st.lists(WORDS), SEPARATORS)
 def test_name_without_a_biomarker_has_none(words: list[str], separator: str) -> None:
     assert taxonomy.find_biomarker(separator.join(words)) is None

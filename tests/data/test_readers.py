@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from his2lip.data.cards import list_cards, load_card
-from his2lip.data.images import decode, encode_png
+from his2lip.data.images import decode, encode_jpeg, encode_png
 from his2lip.data.layouts import write_layout, write_pyramid
 from his2lip.data.prepare import PrepareReport, prepare
 from his2lip.data.readers.cells import read_cells
@@ -39,16 +39,18 @@ def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Rea
     """Prepares the layout of a card as it was written, harmed by `harm(root)` first; rows by patch id."""
     monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
 
-    def one(name: str, *, harm: Callable[[Path], object] = lambda root: None, **options: object):
-        root = tmp_path / name
+    def one(
+        name: str, *, harm: Callable[[Path], object] = lambda root: None, into: str = "", **options: object
+    ):
+        root = tmp_path / f"{name}{into}"
         root.mkdir()
         write_layout(name, root, draw)
         harm(root)
         card = load_card(name)
         card = card.model_copy(update={"options": card.options | options})
-        report = prepare(card, root, tmp_path / f"out-{name}")
+        report = prepare(card, root, tmp_path / f"out-{root.name}")
         assert report.read + len(report.quarantined) == report.found
-        shards = open_shards(tmp_path / f"out-{name}")
+        shards = open_shards(tmp_path / f"out-{root.name}")
         tables = [shards.table(split).to_pandas() for split in shards.splits]
         return report, pd.concat(tables).set_index("patch_id")
 
@@ -136,6 +138,18 @@ def test_ihc4bc_thresholds_are_of_the_biomarker(read: Read, biomarker: str, labe
     assert set(rows.loc[rows["biomarker"] == biomarker, "label"]) == {label}
 
 
+def test_ihc4bc_copies_of_both_sizes_are_read_with_the_same_labels(read: Read, real_ihc: np.ndarray) -> None:
+    def resize(root: Path) -> None:
+        for path in (root / "Images").rglob("*.jpg"):
+            path.write_bytes(encode_jpeg(np.tile(decode(path.read_bytes()), (2, 2, 1))[:300, :300]))
+
+    _, compressed = read("ihc4bc")
+    _, full = read("ihc4bc", harm=resize, into="full")
+    assert set(compressed["width"]) == {256}
+    assert set(full["width"]) == set(full["height"]) == {300}
+    assert compressed[["label", "split", "case_id"]].equals(full[["label", "split", "case_id"]])
+
+
 def test_ihc4bc_image_without_a_label_row_is_quarantined(read: Read) -> None:
     report, _ = read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").unlink())
     assert {reason for _, reason in report.quarantined} == {"no label row names it"}
@@ -145,13 +159,11 @@ def test_ihc4bc_image_without_a_label_row_is_quarantined(read: Read) -> None:
 def test_bcdata_patches_are_centred_on_points(read: Read, tmp_path: Path) -> None:
     _, rows = read("bcdata")
     image = decode((tmp_path / "bcdata/BCData/images/test/0.png").read_bytes())
-    stored = {}
-    for batch in open_shards(tmp_path / "out-bcdata").iter_rows("test", ["patch_id", "image"]):
-        stored |= {row["patch_id"]: decode(row["image"]) for row in batch.to_pylist()}
+    patches = stored("bcdata", tmp_path)
     name = "bcdata/images/test/0.png#positive-100_120"
     assert (rows.loc[name, "x"], rows.loc[name, "y"], rows.loc[name, "label"]) == (68, 88, "positive")
-    assert (stored[name] == image[88:152, 68:132]).all()
-    border = stored["bcdata/images/test/0.png#positive-5_9"]
+    assert (patches[name] == image[88:152, 68:132]).all()
+    border = patches["bcdata/images/test/0.png#positive-5_9"]
     padded = np.pad(image, ((64, 64), (64, 64), (0, 0)), mode="reflect")
     assert (border == padded[9 + 32 : 9 + 96, 5 + 32 : 5 + 96]).all()
 
@@ -210,6 +222,17 @@ def test_anhir_reads_its_sets_at_the_largest_scale(read: Read) -> None:
     assert (row["case_id"], row["region_id"]) == ("29-041-Izd2-w35", "29-041-Izd2-w35-les1")
 
 
+@pytest.mark.parametrize("spelling", ["Ki67", "KI-67", "ki_67", "MIB-1", "CKi67"])
+def test_anhir_case_is_the_same_however_the_stain_is_spelt(read: Read, spelling: str) -> None:
+    def respell(root: Path) -> None:
+        for path in root.rglob("*Ki67-7*"):
+            path.rename(path.with_name(path.name.replace("Ki67-7", f"{spelling}-7")))
+
+    _, rows = read("anhir-lung", harm=respell)
+    assert set(rows.loc[rows["biomarker"] == "Ki67", "case_id"]) == {"29-041-Izd2-w35"}
+    assert rows.groupby("region_id").size().tolist() == [4, 4]
+
+
 def test_acrobat_slides_are_tiled_on_tissue_alone(read: Read) -> None:
     report, rows = read("acrobat", max_tiles=None)
     assert set(rows["biomarker"]) == {"ER", "PR", "HER2", "Ki67"}
@@ -233,6 +256,44 @@ def test_pantumor_patches_are_centred_on_cells_in_microns(read: Read, tmp_path: 
     row = rows.loc["pantumor/HNSCC_0.tiff#cell-1"]
     assert (row["label"], row["region_id"], row["width"]) == ("other cell", "HNSCC", 116)  # 29 µm at 0.25
     assert (row["x"], row["y"]) == (150 - 58, 160 - 58)
+
+
+@pytest.mark.parametrize(("most", "each"), [(1, 2), (2, 4), (None, 6)])
+def test_pantumor_classes_are_kept_or_capped_as_the_card_says(
+    read: Read, most: int | None, each: int
+) -> None:
+    report, _ = read("pantumor", max_cells=most)  # two slides, three cells of a class on each
+    assert report.info.counts["test"] == {"immune cell": each, "other cell": each, "tumour cell": each}
+
+
+@pytest.mark.parametrize(("most", "want"), [(1, (6, 6)), (2, (12, 12)), (None, (18, 12))])
+def test_bcdata_classes_are_kept_or_capped_as_the_card_says(
+    read: Read, most: int | None, want: tuple[int, int]
+) -> None:
+    _, rows = read("bcdata", per_image=most)  # six images, three positive points and two negative on each
+    counts = rows["label"].value_counts()
+    assert (counts["positive"], counts["negative"]) == want
+    assert counts["none"] == 6 * most if most else counts["none"] > 12
+
+
+def test_pantumor_cell_at_the_border_is_completed_by_reflection(read: Read, tmp_path: Path) -> None:
+    def add(root: Path) -> None:
+        (root / "edge.csv").write_text(
+            "filename,xmin,ymin,xmax,ymax,label\nHNSCC_0.tiff,0,1014,10,1024,TUMOR CELL\n"
+        )
+
+    _, rows = read("pantumor", harm=add)
+    with open_slide(tmp_path / "pantumor/HNSCC_0.tiff") as slide:
+        padded = np.pad(slide.region(0, 0, 1024, 1024), ((58, 58), (58, 58), (0, 0)), mode="reflect")
+    row = rows.loc["pantumor/HNSCC_0.tiff#cell-0.1"]
+    assert (row["x"], row["y"]) == (5 - 58, 1019 - 58)
+    assert (stored("pantumor", tmp_path)[row.name] == padded[1019 : 1019 + 116, 5 : 5 + 116]).all()
+
+
+def stored(name: str, tmp_path: Path) -> dict[str, np.ndarray]:
+    """Decoded pixels of the test split by patch id."""
+    batches = open_shards(tmp_path / f"out-{name}").iter_rows("test", ["patch_id", "image"])
+    return {row["patch_id"]: decode(row["image"]) for batch in batches for row in batch.to_pylist()}
 
 
 def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:

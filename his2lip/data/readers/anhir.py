@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
+from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
@@ -34,10 +35,12 @@ class AnhirReader(Reader):
         stem = parts[-1].rpartition(".")[0]
         if _HE.search(stem):
             raise PassedOver("an H&E twin")
-        biomarker = self.stain_in(stem)
+        before, biomarker, _ = taxonomy.partition_biomarker(stem)
+        if biomarker is None:
+            raise DatasetError("no known biomarker stands in the name")
         if biomarker not in self.card.classes:
             raise DatasetError(f"the stain {biomarker} is not a class of the card")
-        case = re.split(re.escape(biomarker), stem, maxsplit=1, flags=re.IGNORECASE)[0].strip("-_ ")
+        case = before.strip("-_ ")
         region = _REGION.search(stem)
         return Item(
             key=key,

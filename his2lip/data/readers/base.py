@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from his2lip import taxonomy
 from his2lip.data import images
 from his2lip.data.cards import Card
 from his2lip.data.schema import Patch
@@ -130,13 +129,6 @@ class Reader:
         if split not in self.card.splits:
             raise DatasetError(f"the folder '{folder}' is none of the splits {', '.join(self.card.splits)}")
         return split
-
-    def stain_in(self, text: str, among: Iterable[str] | None = None) -> str:
-        """The biomarker that stands in a file's name."""
-        found = taxonomy.find_biomarker(text, among)
-        if found is None:
-            raise DatasetError("no known biomarker stands in the name")
-        return found
 
 
 _COPIED = (
