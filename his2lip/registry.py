@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "his2lip-models"  # where promoted models are logged
 TERMS = "his2lip.terms"  # tag: the conditions under which a promoted model is used
+IDENTITY = "his2lip.checkpoint"  # tag: digest of a checkpoint's his2lip.json
 MODEL_TYPE = "dual-encoder"
 _MOST = 500  # logged models that are read, the latest first
 
@@ -90,15 +91,17 @@ def promote(
     name: str,
     alias: str,
     weights: str,
+    identity: str,
     source: str,
     terms: str,
     description: str,
 ) -> tuple[Promoted, int | None]:
-    """Gives the alias to the version of `name` with these weights, logging it where it is not there yet.
+    """Gives the alias to the version of `name` with this checkpoint, logging it where it is not there yet.
 
-    files   what `mlflow.pyfunc.log_model` takes of a model's files
-    source  what they were made from
-    terms   of use in brief, for a table; `description` says them whole
+    files     what `mlflow.pyfunc.log_model` takes of a model's files
+    identity  digest of all that the checkpoint says of itself: equal weights can be two models
+    source    what they were made from
+    terms     of use in brief, for a table; `description` says them whole
     Returns the version, and the one that had the alias before. Raises TrackingError where MLflow refuses.
     """
     from mlflow.exceptions import MlflowException
@@ -108,16 +111,19 @@ def promote(
         before = next(
             (m.aliases.get(alias) for m in client.search_registered_models(f"name = '{name}'")), None
         )
-        known = [p for p in _versions(tracker, name) if p.weights == weights]
+        versions = client.search_model_versions(f"name = '{name}'")
+        known = [v for v in versions if v.tags.get(IDENTITY) == identity]
         if known:
-            version = known[0].version
+            version = int(known[0].version)
         else:
-            tags = {WEIGHTS: weights, TERMS: terms}
+            tags = {WEIGHTS: weights, IDENTITY: identity, TERMS: terms}
             version = _register(tracker, files, name, source, tags, description)
         client.set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
         said = f"MLflow did not take the model: {first_line(error)}"
-        raise TrackingError(said, where=tracker.uri, mend="mend the --as name or the store") from error
+        raise TrackingError(
+            said, where=tracker.uri, mend="choose another --alias or --as, or mend the store"
+        ) from error
     promoted = Promoted(name=name, version=version, aliases=[alias], weights=weights, terms=terms)
     return promoted, None if before is None else int(before)
 
@@ -170,10 +176,6 @@ def _carry_scores(run: Run, model_id: str, weights: str) -> None:
         for (key, name, digest), m in scores.items()
     ]
     run.client.log_batch(run.run_id, metrics=copies[:BATCH])
-
-
-def _versions(tracker: Tracker, name: str) -> list[Promoted]:
-    return [_promoted(v, []) for v in tracker.client.search_model_versions(f"name = '{name}'")]
 
 
 def _promoted(version: Any, aliases: Sequence[str]) -> Promoted:

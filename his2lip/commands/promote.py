@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from his2lip.commands.console import say
 from his2lip.commands.models import say_conditions
+from his2lip.config import digest
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def promote_model(model: str, *, alias: str, name: str | None) -> None:
         said = conditions(found, meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
-            source=found, terms=in_brief(found, meta), description="\n\n".join(said),
+            identity=digest(meta), source=found, terms=in_brief(found, meta), description="\n\n".join(said),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:
@@ -71,7 +72,8 @@ def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
         return model, None
     if logged.path is None:
         what = f"MLflow does not say where the weights of '{model}' are"
-        raise ModelError(what, mend="promote them by their path")
+        mend = "promote them by their path (his2lip models blend writes a point of a sweep)"
+        raise ModelError(what, mend=mend)
     return logged.path, logged
 
 

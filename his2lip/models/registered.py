@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.models.provenance import META, is_checkpoint, read_meta
 from his2lip.resources import sqlite_file, store_uri
@@ -20,13 +21,13 @@ _MEND = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names anothe
 
 
 def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
-    """A copy of the checkpoint that `uri` names, inside `folder`, named by its weights; made once.
+    """A copy of the checkpoint that `uri` names, inside `folder`, named by what it says of itself.
 
     Raises ModelError where MLflow has no such model, CheckpointError where it is none of ours.
     """
     with _scratch(folder) as scratch:
-        digest = read_meta(_download(uri, META, scratch).parent)["tensor_digest"]
-    place = Path(folder) / str(digest)[:16]
+        identity = digest(read_meta(_download(uri, META, scratch).parent))
+    place = Path(folder) / identity[:16]
     if not is_checkpoint(place):
         with _scratch(folder) as scratch:
             os.rename(_download(uri, "", scratch), place)

@@ -19,6 +19,7 @@ from his2lip.data.synthetic import write_twin
 from his2lip.data.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.registered import local_name
 from his2lip.tracking import Tracker
 from his2lip.training.assemble import identity, open_data, terms_of_run, with_absolute_paths
 from his2lip.training.config import TrainConfig
@@ -132,6 +133,19 @@ def test_a_model_is_promoted_by_its_runs_name_its_name_on_the_leaderboard_or_its
     save_checkpoint(best, load_model("tiny", seed=9), meta={})
     with pytest.raises(CheckpointError, match="no longer the ones that were logged as 'my favourite'"):
         his2lip("models", "promote", "my favourite", "--alias", "champion")
+
+
+def test_equal_weights_under_another_similarity_are_another_version(
+    sqlite: None, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    by_dot = load_model("tiny", seed=1)
+    by_dot.similarity = "dot"
+    his2lip("models", "promote", checkpoint("cosine"), "--alias", "one", "--as", "twice")
+    dot = save_checkpoint(tmp_path / "dot", by_dot, meta={})
+    his2lip("models", "promote", dot, "--alias", "two", "--as", "twice")
+    for alias, similarity in (("one", "cosine"), ("two", "dot")):
+        copied = local_name(f"models:/twice@{alias}", str(tmp_path / "runs"))
+        assert load_model(copied).similarity == similarity
 
 
 def test_what_cannot_be_promoted_is_one_sentence(sqlite: None, checkpoint: Callable[..., Path]) -> None:
