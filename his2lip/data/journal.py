@@ -11,6 +11,7 @@ from pyarrow import fs
 from his2lip.data.info import PartInfo
 from his2lip.data.listing import Part
 from his2lip.data.shard_writer import write_file
+from his2lip.errors import DatasetError
 
 FOLDER = "_progress"
 
@@ -26,13 +27,20 @@ class PartResult:
 
 
 class Journal:
-    """Files under `target`/_progress, a result each; those of another plan are removed with their parts."""
+    """Files under `target`/_progress, a result each; those of another plan are removed with their parts.
 
-    def __init__(self, system: fs.FileSystem, target: str, plan: str) -> None:
+    Raises DatasetError where another dataset is unfinished there: hours of work may be in it.
+    """
+
+    def __init__(self, system: fs.FileSystem, target: str, *, dataset: str, plan: str) -> None:
         self._fs, self._target, self._folder = system, target, f"{target}/{FOLDER}"
-        if self._load("plan") != plan:
+        ours, theirs = {"dataset": dataset, "plan": plan}, self._load("plan")
+        if isinstance(theirs, dict) and theirs.get("dataset", dataset) != dataset:
+            mend = "finish it, remove that folder, or choose another --out"
+            raise DatasetError(f"an unfinished {theirs['dataset']} stands here", where=target, mend=mend)
+        if theirs != ours:
             self._remove_old()
-            self._store("plan", plan)
+            self._store("plan", ours)
 
     def read(self, part: Part) -> PartResult | None:
         """The result of a part that was finished before, or None."""

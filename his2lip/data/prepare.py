@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pyarrow import fs
 
 from his2lip.data import info as info_file
 from his2lip.data.cards import Card
+from his2lip.data.hold import held
 from his2lip.data.info import DatasetInfo
 from his2lip.data.journal import FOLDER, Journal, PartResult
 from his2lip.data.listing import Part, deal, list_files
@@ -70,39 +72,54 @@ def prepare(
     Parts run as Ray tasks where Ray is initialised, else one after another; with `ray` it is started, or the
     cluster of RAY_ADDRESS joined, where there is work to share. A call that finds an interrupted one of the
     same inputs goes on with it. Memory holds one row group and the list of names.
-    Raises DatasetError where nothing can be read or written, or where `out` holds a finished dataset.
+    Raises DatasetError where nothing can be read or written, or where `out` holds a finished dataset, another
+    unfinished one, or one that is being written.
     """
+    with _claimed(out) as (system, target):
+        unpacked = unpack(root, unpack_to, tell=tell)
+        reader = get_reader(card, unpacked.root)
+        listing = list_files(reader, limit)
+        refused = unpacked.refused + listing.quarantined
+        if names is not None:
+            names.add_items(map(reader.item, listing.wanted))
+            refused = names.hide(refused)
+        job = PartJob(
+            reader=reader,
+            tiling=Tiling.parse(view) if view else None,
+            key=names.key if names else None,
+            system=system,
+            target=target,
+            row_group_bytes=row_group_bytes,
+        )
+        parts = deal(reader, listing.wanted, part_bytes)
+        journal = Journal(system, target, dataset=card.name, plan=job.plan(parts))
+        results = _run(job, parts, journal, names, ray=ray, progress=progress)
+        info = _summary(job, results, refused, root)
+        write_file(system, f"{target}/{INFO}", info_file.to_json(info))
+        journal.remove()
+        return PrepareReport(
+            found=len(listing.wanted) + len(refused),
+            read=sum(r.read for r in results),
+            quarantined=info.quarantined,
+            passed_over=dict(listing.passed_over),
+            left_out=info.left_out,
+            info=info,
+            root=unpacked.root,
+        )
+
+
+@contextmanager
+def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
+    """Where the dataset goes; on this machine's disks nobody else writes there meanwhile."""
     system, target = claim(out)
-    unpacked = unpack(root, unpack_to, tell=tell)
-    reader = get_reader(card, unpacked.root)
-    listing = list_files(reader, limit)
-    refused = unpacked.refused + listing.quarantined
-    if names is not None:
-        names.add_items(map(reader.item, listing.wanted))
-        refused = names.hide(refused)
-    job = PartJob(
-        reader=reader,
-        tiling=Tiling.parse(view) if view else None,
-        key=names.key if names else None,
-        system=system,
-        target=target,
-        row_group_bytes=row_group_bytes,
-    )
-    parts = deal(reader, listing.wanted, part_bytes)
-    journal = Journal(system, target, job.plan(parts))
-    results = _run(job, parts, journal, names, ray=ray, progress=progress)
-    info = _summary(job, results, refused, root)
-    write_file(system, f"{target}/{INFO}", info_file.to_json(info))
-    journal.remove()
-    return PrepareReport(
-        found=len(listing.wanted) + len(refused),
-        read=sum(r.read for r in results),
-        quarantined=info.quarantined,
-        passed_over=dict(listing.passed_over),
-        left_out=info.left_out,
-        info=info,
-        root=unpacked.root,
-    )
+    if not isinstance(system, fs.LocalFileSystem):
+        yield system, target
+        return
+    lock = Path(target, ".lock")
+    with held(lock, doing="preparing a dataset"):
+        claim(out)  # whoever held it until now may have finished
+        yield system, target
+        lock.unlink()
 
 
 def _summary(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,12 +23,14 @@ from his2lip.data.archives import (
     open_archive,
     stem,
 )
+from his2lip.data.hold import held
 from his2lip.data.listing import printable
 from his2lip.errors import DatasetError, first_line
 
 DEPTH = 4  # archives within archives
 RESERVE = 256 << 20  # bytes that stay free on the disk
 _SAMPLE = 16  # files of an archive that are looked for, to see whether it was unpacked by hand
+_SUFFIX = ".unpacked"  # of the folder that a root is unpacked into
 _BUILDING, _JOURNAL, _LOCK = ".building", ".unpacked.json", ".lock"
 
 Tell = Callable[[str], None]
@@ -53,7 +54,7 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
     broken, encrypted, a bomb, nested too deeply, or that the disk has no room for.
     """
     root = Path(os.path.abspath(root))
-    work = Path(os.path.abspath(to or f"{root}.unpacked"))
+    work = Path(os.path.abspath(to or f"{root}{_SUFFIX}"))
     if work == root:
         raise DatasetError("archives are unpacked elsewhere than beside themselves", where=root)
     base, keys, plain = _listed(root, work)
@@ -75,7 +76,11 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
 
 
 def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
-    """(folder, archives under it that were not unpacked by hand, its other files), without hidden ones."""
+    """(folder, archives under it that were not unpacked by hand, its other files), without hidden ones.
+
+    What a command unpacked before, of one archive that still stands beside it, is left aside: it would be
+    read twice.
+    """
     if root.is_file():
         if not named_as_archive(root.name):
             raise DatasetError("this is neither a folder nor an archive", where=root)
@@ -83,13 +88,20 @@ def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
     archives: list[Path] = []
     plain: list[Path] = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and Path(folder, f) != work)
+        below = (Path(folder, name) for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [path.name for path in below if path != work and not _is_unpacked(path)]
         for name in sorted(files):
             path = Path(folder, name)
             if not name.startswith("."):
                 (archives if named_as_archive(name) else plain).append(path)
     keys = [p.relative_to(root).as_posix() for p in archives if not (is_archive(p) and _unpacked_by_hand(p))]
     return root, keys, [p.relative_to(root).as_posix() for p in plain]
+
+
+def _is_unpacked(folder: Path) -> bool:
+    """Whether this is what `unpack` made of the archive beside it."""
+    archive = folder.with_name(folder.name.removesuffix(_SUFFIX))
+    return (folder / _JOURNAL).is_file() and archive != folder and archive.is_file()
 
 
 def _unpacked_by_hand(path: Path) -> bool:
@@ -241,15 +253,11 @@ def _locked(work: Path) -> Iterator[None]:
     """Makes the work folder and holds it. Raises DatasetError where that cannot be, or another does."""
     try:
         (work / _BUILDING).mkdir(parents=True, exist_ok=True)
-        lock = (work / _LOCK).open("w")
+        (work / _LOCK).touch()
     except OSError as error:
         mend = "name a place for it with --unpack-to"
         raise DatasetError(
             f"nothing can be unpacked here: {first_line(error)}", where=work, mend=mend
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DatasetError("another command is unpacking here", where=work, mend="wait for it") from None
+    with held(work / _LOCK, doing="unpacking"):
         yield

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from layouts import Cutter
 
-from his2lip.data.cards import Card
+from his2lip.data.cards import Card, load_card
 from his2lip.data.prepare import PrepareReport, prepare
 from his2lip.data.shards import open_shards
 from his2lip.errors import ConfigError, DatasetError
@@ -133,3 +133,33 @@ def test_case_pattern_that_finds_no_case_is_one_clear_error(
     card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
     with pytest.raises(ConfigError, match=said):
         prepare(card, tmp_path / "in", tmp_path / "out")
+
+
+LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")
+NAMES = [f"29-041-Izd2-w35-{stain}-les{i}" for stain in ("CD31-3", "proSPC-4", "He") for i in (1, 3)]
+
+
+def test_anhir_is_tiled_and_split_by_lesion(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    for name in NAMES:
+        path = tmp_path / f"in/lung-lesion_1/scale-25pc/{name}.jpg"
+        Cutter(real_ihc, 480).write(path)
+        Cutter(real_ihc, 96).write(tmp_path / f"in/lung-lesion_1/scale-5pc/{name}.jpg")
+    report = prepare(LESIONS, tmp_path / "in", tmp_path / "out", view="tiles(size=96)")
+    assert (report.found, report.read) == (4, 4)
+    assert report.passed_over == {"an H&E twin": 2, "the same image at a smaller scale": 6}
+    assert set(report.info.counts) == {"train", "test"}
+    shards = open_shards(tmp_path / "out")
+    regions = {split: set(shards.table(split)["region_id"].to_pylist()) for split in shards.splits}
+    assert not regions["train"] & regions["test"]
+    assert set(report.info.counts["test"]) == {"CD31", "proSPC"}
+    row = next(iter(rows(tmp_path / "out").values()))
+    assert row["patch_id"].endswith(f"#{row['x']}_{row['y']}")
+
+
+def test_real_anhir_lesions_are_tiled_and_split_by_lesion(tmp_path: Path, shared: Path) -> None:
+    root = shared / "real_ihc/anhir_cima_lung-lesion"
+    report = prepare(LESIONS, root, tmp_path / "out", view="tiles(size=224)")
+    assert (report.found, report.read, report.passed_over) == (4, 4, {"an H&E twin": 1})
+    for split in ("train", "test"):
+        assert min(report.info.counts[split][stain] for stain in ("CD31", "proSPC")) >= 8
+    assert {row["case_id"] for row in rows(tmp_path / "out").values()} == {"29-041-Izd2-w35"}

@@ -167,6 +167,30 @@ def test_leftovers_of_another_prepare_are_not_taken_over(tmp_path: Path, real_ih
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.parquet")) == sorted(report.info.parts)
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_two_datasets_do_not_meet_in_one_place(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
+    Cutter(real_ihc).write(tmp_path / "mine/a/1.png")
+    refusals = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(DatasetError) as refusal:
+            prepare(MIHIC, root, out)
+        refusals.append(str(refusal.value))
+        if done >= 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(MIHIC, root, out, part_bytes=60_000, progress=meanwhile)
+    assert refusals
+    assert all("another command is preparing a dataset here" in said for said in refusals)
+    with pytest.raises(DatasetError, match="an unfinished mihic stands here"):
+        prepare(MINE, tmp_path / "mine", out)
+    report = prepare(MIHIC, root, out, part_bytes=60_000)
+    assert report.info.digest == prepare(MIHIC, root, tmp_path / "whole").info.digest
+    assert {p.name for p in out.iterdir()} == {"dataset.json", "train", "val", "test"}
+
+
 def stop_after(files: int) -> Callable[[int, int], None]:
     def step(done: int, total: int) -> None:
         if done >= files:
@@ -182,36 +206,6 @@ def test_empty_folder_and_missing_folder_are_one_clear_error(tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="does not exist"):
         prepare(MIHIC, tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
-
-
-LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")
-NAMES = [f"29-041-Izd2-w35-{stain}-les{i}" for stain in ("CD31-3", "proSPC-4", "He") for i in (1, 3)]
-
-
-def test_anhir_is_tiled_and_split_by_lesion(tmp_path: Path, real_ihc: np.ndarray) -> None:
-    for name in NAMES:
-        path = tmp_path / f"in/lung-lesion_1/scale-25pc/{name}.jpg"
-        Cutter(real_ihc, 480).write(path)
-        Cutter(real_ihc, 96).write(tmp_path / f"in/lung-lesion_1/scale-5pc/{name}.jpg")
-    report = prepare(LESIONS, tmp_path / "in", tmp_path / "out", view="tiles(size=96)")
-    assert (report.found, report.read) == (4, 4)
-    assert report.passed_over == {"an H&E twin": 2, "the same image at a smaller scale": 6}
-    assert set(report.info.counts) == {"train", "test"}
-    shards = open_shards(tmp_path / "out")
-    regions = {split: set(shards.table(split)["region_id"].to_pylist()) for split in shards.splits}
-    assert not regions["train"] & regions["test"]
-    assert set(report.info.counts["test"]) == {"CD31", "proSPC"}
-    row = next(iter(rows(tmp_path / "out").values()))
-    assert row["patch_id"].endswith(f"#{row['x']}_{row['y']}")
-
-
-def test_real_anhir_lesions_are_tiled_and_split_by_lesion(tmp_path: Path, shared: Path) -> None:
-    root = shared / "real_ihc/anhir_cima_lung-lesion"
-    report = prepare(LESIONS, root, tmp_path / "out", view="tiles(size=224)")
-    assert (report.found, report.read, report.passed_over) == (4, 4, {"an H&E twin": 1})
-    for split in ("train", "test"):
-        assert min(report.info.counts[split][stain] for stain in ("CD31", "proSPC")) >= 8
-    assert {row["case_id"] for row in rows(tmp_path / "out").values()} == {"29-041-Izd2-w35"}
 
 
 MINE = Card(name="mine", reader="folder", splits={"test": Split(role="report")})

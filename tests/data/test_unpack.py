@@ -95,6 +95,14 @@ def test_nested_archives_are_unpacked_and_plain_files_stand_beside_them(tmp_path
     }
 
 
+def test_what_an_archive_of_the_folder_was_unpacked_into_is_not_read_twice(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "in/a.zip", FILES)
+    unpack(archive)
+    assert tree(unpack(tmp_path / "in").root) == {f"a/{path}": data for path, data in FILES.items()}
+    archive.unlink()
+    assert unpack(tmp_path / "in").root == tmp_path / "in", "now it is all that there is"
+
+
 def test_nothing_is_unpacked_twice_unless_it_was_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
