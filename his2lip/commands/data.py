@@ -100,7 +100,8 @@ def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: fl
             bar.update(f"{count:,}")
 
         for name in names:
-            place = f"{out.rstrip('/')}/{name}"
+            base, mark, query = out.partition("?") if "://" in out else (out, "", "")
+            place = f"{base.rstrip('/')}/{name}{mark}{query}"
             if not _is_there(place, twin_view(seed, scale)):
                 write_twin(name, place, seed=seed, scale=scale, mapper=mapper, progress=progress)
     say(f"shards: {out} ({', '.join(names)}; generated, not real)")

@@ -11,6 +11,7 @@ import pytest
 from layouts import Cutter
 from moto.server import ThreadedMotoServer
 
+from his2lip.commands.data import synthesize
 from his2lip.data.cards import Card, Split
 from his2lip.data.check import check
 from his2lip.data.prepare import prepare
@@ -52,6 +53,11 @@ def test_dataset_is_prepared_checked_and_read_on_s3(
     assert check(uri).problems == []
     with pytest.raises(DatasetError, match="stands here already"):
         prepare(MINE, tmp_path / "in", uri)
+
+
+def test_generated_twins_are_written_to_s3_a_folder_each(bucket: str) -> None:
+    synthesize(bucket.format("twins"), datasets=["bcdata"], seed=0, scale=0.05)
+    assert open_shards(bucket.format("twins/bcdata")).info.generated
 
 
 def test_empty_place_on_s3_is_one_clear_error(bucket: str) -> None:
