@@ -84,8 +84,8 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
 def _item(reader: Reader, key: str) -> Item:
     if not _encodable(key):
         raise DatasetError("the name is not UTF-8")
-    if _is_special(reader.root / key):
-        raise DatasetError("not a file but a pipe, socket or device, which a reader would wait on for ever")
+    if (special := _special(reader.root / key)) is not None:
+        raise DatasetError(special)
     try:
         return reader.item(key)
     except His2lipError:
@@ -94,12 +94,16 @@ def _item(reader: Reader, key: str) -> Item:
         raise DatasetError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _is_special(path: Path) -> bool:
-    """Whether something other than a file is here; readers say themselves what is missing."""
+def _special(path: Path) -> str | None:
+    """What is here in place of a file; readers say themselves what is missing."""
     try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except OSError:
-        return False
+        return None
+    if stat.S_ISDIR(mode):
+        return "a folder that is a link, or may not be listed: nothing in it is read"
+    regular = stat.S_ISREG(mode)
+    return None if regular else "a pipe, socket or device, which a reader would wait on for ever"
 
 
 def _limited(reader: Reader, limit: int | None) -> Iterator[str]:

@@ -90,7 +90,8 @@ def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
     for folder, folders, files in os.walk(root):
         below = (Path(folder, name) for name in sorted(folders) if not name.startswith("."))
         folders[:] = [path.name for path in below if path != work and not _is_unpacked(path)]
-        for name in sorted(files):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted(files + links):
             path = Path(folder, name)
             if not name.startswith("."):
                 (archives if named_as_archive(name) else plain).append(path)

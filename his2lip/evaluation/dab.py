@@ -9,6 +9,7 @@ import numpy as np
 from his2lip.config import digest
 from his2lip.data.stain_look import unmix
 from his2lip.data.tiling import tissue_mask
+from his2lip.errors import DatasetError
 from his2lip.evaluation.encoders import decoder_version
 
 # Optical densities of DAB at which IHC4BC calls a nucleus 2+ or 3+ (ER, PR: .26, .46; Ki67: .35, .55). Its
@@ -85,7 +86,12 @@ def fit_rule(
 
 
 def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
-    """The cut between two neighbouring `values` (N,) with the best balanced accuracy; both classes needed."""
+    """The cut between two neighbouring `values` (N,) with the best balanced accuracy.
+
+    Raises DatasetError where `positive` shows one class alone.
+    """
+    if positive.all() or not positive.any():
+        raise DatasetError("a threshold needs positive and negative images to be fitted on")
     levels, place = np.unique(values, return_inverse=True)
     up = np.bincount(place, weights=positive, minlength=len(levels))
     down = np.bincount(place, weights=~positive, minlength=len(levels))
@@ -96,7 +102,9 @@ def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _balanced(predicted: np.ndarray, positive: np.ndarray) -> float:
-    return float(predicted[positive].mean() + (~predicted[~positive]).mean()) / 2
+    """Mean recall of the classes that are there: a small select split may hold one alone."""
+    right = predicted == positive
+    return float(np.mean([right[of].mean() for of in (positive, ~positive) if of.any()]))
 
 
 def _apart(values: np.ndarray, positive: np.ndarray) -> float:

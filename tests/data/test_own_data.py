@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,27 @@ def test_case_pattern_that_finds_no_case_is_one_clear_error(
     card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
     with pytest.raises(ConfigError, match=said):
         prepare(card, tmp_path / "in", tmp_path / "out")
+
+
+def test_folder_that_is_a_link_is_quarantined_not_lost(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    Cutter(real_ihc).write(tmp_path / "in/a/1.png")
+    Cutter(real_ihc).write(tmp_path / "elsewhere/2.png")
+    (tmp_path / "in/b").symlink_to(tmp_path / "elsewhere")
+    report = prepare(Card.model_validate(OWN | {"reader": "folder"}), tmp_path / "in", tmp_path / "out")
+    assert (report.found, report.read) == (2, 1)
+    assert report.quarantined == [
+        ("b", "a folder that is a link, or may not be listed: nothing in it is read")
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_folder_that_may_not_be_listed_is_quarantined_not_lost(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    for name in ("a", "b"):
+        Cutter(real_ihc).write(tmp_path / "in" / name / "1.png")
+    (tmp_path / "in/b").chmod(0)
+    report = prepare(Card.model_validate(OWN | {"reader": "folder"}), tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in/b").chmod(0o700)
+    assert [place for place, _ in report.quarantined] == ["b"]
 
 
 LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")

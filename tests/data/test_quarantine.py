@@ -55,7 +55,7 @@ def named(reasons: dict[str, str]) -> Callable[[Path], dict[str, str]]:
 
 def ihc4bc_rows(root: Path, keys: list[str]) -> None:
     with (root / "Labels/ER_labels.csv").open("a") as table:
-        table.writelines(f"{Path(key).stem},0,1,0.1\n" for key in keys)
+        table.writelines(f"{Path(key).stem},0,1,0.1\n" for key in keys if "/bad_" in key)
 
 
 def ihc4bc_faults(root: Path) -> dict[str, str]:

@@ -303,10 +303,12 @@ def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
             "gone.tiff,1,1,20,20,TUMOR CELL\n"
             "HNSCC_0.tiff,9000,1,9020,20,TUMOR CELL\n"
             "HNSCC_0.tiff,100,100,120,120,FUNGUS\n"
+            "HNSCC_0.tiff,100,100,120,120,TUMOR CELL\n"  # where only a cell of no known class lies
         )
         write_pyramid(root / "bare.tiff", np.full((300, 300, 3), 200, np.uint8), mpp=0.25)
 
-    report, _ = read("pantumor", harm=harm)
+    report, rows = read("pantumor", harm=harm)
+    assert len(rows) == 18 + 1
     assert dict(report.quarantined) == {
         "gone.tiff": "annotations without their slide",
         "bare.tiff": "a slide without annotations",
@@ -393,6 +395,18 @@ def test_pantumor_cells_that_two_files_name_are_read_once(read: Read) -> None:
 def test_ihc4bc_table_that_is_not_utf8_is_one_clear_error(read: Read) -> None:
     with pytest.raises(DatasetError, match=r"label table cannot be read.*PR_labels\.csv"):
         read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").write_bytes(b"n\xe9,a,1,0.2\n"))
+
+
+def test_ihc4bc_image_that_two_rows_label_otherwise_is_quarantined(read: Read) -> None:
+    def contradict(root: Path) -> None:
+        rows = ["0_1000_11_1_2,a,4,0.7 0.6 0.01 0.02", "1_1001_11_1_2,d,0"]  # the same again, and another
+        (root / "Labels/more_ER_labels.csv").write_text("\n".join(rows))
+
+    report, rows = read("ihc4bc", harm=contradict)
+    ((place, reason),) = report.quarantined
+    assert place == "Images/IHC/ER/Patient_1_1001/Subregion_5/1_1001_11_1_2.jpg"
+    assert reason == "two label rows name it, and they differ"
+    assert rows["label"]["ihc4bc/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg"] == "positive"
 
 
 def test_ihc4bc_optical_densities_without_a_leading_zero_are_fractions(read: Read) -> None:

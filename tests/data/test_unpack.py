@@ -86,6 +86,7 @@ def test_nested_archives_are_unpacked_and_plain_files_stand_beside_them(tmp_path
     middle = tarred(tmp_path / "middle.tar.gz", {"inner.zip": inner, "m.txt": b"m"}).read_bytes()
     zipped(tmp_path / "in/deep/outer.zip", {"middle.tar.gz": middle, "o.txt": b"o"})
     (tmp_path / "in/readme.txt").write_bytes(b"read me")
+    (tmp_path / "in/linked").symlink_to(tmp_path)
     found = tree(unpack(tmp_path / "in", tmp_path / "work").root)
     within = {f"deep/outer/middle/inner/{path}": data for path, data in FILES.items()}
     assert found == within | {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from his2lip.data.shards import open_shards
 from his2lip.data.synthetic.stains import DAB, HAEMATOXYLIN, transmit, unit
 from his2lip.data.synthetic.twins import write_twin
+from his2lip.errors import DatasetError
 from his2lip.evaluation.dab import FEATURES, LEVELS, DabEncoder, best_threshold, dab_features, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
 
@@ -83,6 +84,15 @@ def test_the_select_split_chooses_the_feature() -> None:
     assert fit_rule(train, positive).feature == 0
     rule = fit_rule(train, positive, select=(other, positive))
     assert (rule.feature, rule.threshold) == (1, 0.25)
+
+
+def test_a_select_split_of_one_class_still_chooses_and_a_train_split_of_one_is_refused() -> None:
+    positive = np.array([False, False, True, True])
+    train = np.array([[0, 0], [0, 0], [1, 1], [1, 0.5]], dtype=float)
+    only = np.array([[0, 1], [1, 1]], dtype=float), np.array([True, True])
+    assert fit_rule(train, positive, select=only).feature == 1
+    with pytest.raises(DatasetError, match="positive and negative images"):
+        fit_rule(train, np.ones(4, dtype=bool))
 
 
 def test_among_equal_features_that_with_the_classes_furthest_apart_is_taken() -> None:

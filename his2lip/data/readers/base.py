@@ -73,14 +73,21 @@ class Reader:
         self.generated = False
 
     def find(self) -> Iterator[str]:
-        """Paths of all files under the root, relative to it, without hidden files and litter."""
-        for folder, folders, files in os.walk(self.root):
+        """Paths of all files under the root, relative to it, without hidden files and litter.
+
+        Folders that are links, or that may not be listed, stand among them, so that they are quarantined.
+        """
+        closed: list[OSError] = []
+        for folder, folders, files in os.walk(self.root, onerror=closed.append):
             folders[:] = sorted(f for f in folders if not _litter(f))
-            below = os.path.relpath(folder, self.root)
             self.generated |= GENERATED in files
-            for name in sorted(files):
+            for name in sorted(files) + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
                 if not _litter(name) and name != GENERATED:
-                    yield name if below == "." else f"{below}/{name}".replace(os.sep, "/")
+                    yield self._key(os.path.join(folder, name))
+        yield from (self._key(error.filename) for error in closed)
+
+    def _key(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
 
     def item(self, key: str) -> Item:
         """What a file's place says. Raises DatasetError (with the reason), or PassedOver."""

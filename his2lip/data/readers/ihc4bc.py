@@ -16,6 +16,7 @@ from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_UNSURE = "?"  # in place of a status, where rows contradict each other
 _MARKERS = ("ER", "PR", "Ki67", "HER2")
 
 
@@ -75,6 +76,8 @@ class Ihc4bcReader(Reader):
         nuclei = self._nuclei.get((biomarker, Path(file).stem))
         if nuclei is None:
             raise DatasetError("no label row names it")
+        if nuclei.status == _UNSURE:
+            raise DatasetError("two label rows name it, and they differ")
         if nuclei.status == "d":
             raise PassedOver("discarded by the authors (status d)")
         return Item(
@@ -111,7 +114,7 @@ class Ihc4bcReader(Reader):
             biomarker = taxonomy.find_biomarker(key, _MARKERS)
             if biomarker is not None:
                 try:
-                    tables[key] = Table(biomarker, dict(_read(path)))
+                    tables[key] = Table(biomarker, _rows(path))
                 except (OSError, UnicodeDecodeError, csv.Error) as error:
                     raise DatasetError(f"this label table cannot be read: {error}", where=path) from None
         return tables
@@ -119,8 +122,24 @@ class Ihc4bcReader(Reader):
     @cached_property
     def _nuclei(self) -> dict[tuple[str, str], Nuclei]:
         """(biomarker, image name) -> its row, of all tables."""
-        tables = self._tables.values()
-        return {(table.biomarker, name): row for table in tables for name, row in table.rows.items()}
+        rows: dict[tuple[str, str], Nuclei] = {}
+        for table in self._tables.values():
+            for name, row in table.rows.items():
+                rows[table.biomarker, name] = _agreed(rows.get((table.biomarker, name)), row)
+        return rows
+
+
+def _rows(path: Path) -> dict[str, Nuclei]:
+    """Image name -> its row in one table."""
+    rows: dict[str, Nuclei] = {}
+    for name, row in _read(path):
+        rows[name] = _agreed(rows.get(name), row)
+    return rows
+
+
+def _agreed(known: Nuclei | None, row: Nuclei) -> Nuclei:
+    """The row, unless another of the same name says otherwise: then neither counts."""
+    return row if known in (None, row) else Nuclei(_UNSURE, [])
 
 
 def _read(path: Path) -> Iterator[tuple[str, Nuclei]]:

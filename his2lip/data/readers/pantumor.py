@@ -70,8 +70,8 @@ class PantumorReader(Reader):
                 reason = self._reason(cell, slide.width, slide.height)
                 if reason is None and (cell.x, cell.y) in seen:
                     reason = "two cells lie here"
-                seen.add((cell.x, cell.y))
                 if reason is None:
+                    seen.add((cell.x, cell.y))
                     kept.setdefault(self.card.label(cell.label), []).append(cell)
                 else:
                     yield LeftOut(f"{item.name}#{cell.key}", reason)
