@@ -121,7 +121,8 @@ def _compare_content(seen: _Seen, report: CheckReport) -> None:
         report.problems.append("the digest of the rows is not the one in dataset.json")
     if info.quarantined:
         path, reason = info.quarantined[0]
-        said = f"{len(info.quarantined)} files were quarantined, such as {path}: {reason}"
+        n = len(info.quarantined)
+        said = f"{n:,} {'file was' if n == 1 else 'files were'} quarantined, such as {path}: {reason}"
         report.warnings.append(said)
 
 

@@ -88,6 +88,7 @@ def test_nested_archives_are_unpacked_and_plain_files_stand_beside_them(tmp_path
     (tmp_path / "in/readme.txt").write_bytes(b"read me")
     (tmp_path / "in/linked").symlink_to(tmp_path)
     found = tree(unpack(tmp_path / "in", tmp_path / "work").root)
+    assert (tmp_path / "work/linked").is_symlink(), "a reader will say that it is not followed"
     within = {f"deep/outer/middle/inner/{path}": data for path, data in FILES.items()}
     assert found == within | {
         "deep/outer/middle/m.txt": b"m",
