@@ -8,10 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from his2lip.models.build import build_clip, build_tokenizer
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
+
+PREPROCESS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+BIOMEDCLIP = {
+    "embed_dim": 512,
+    "vision_cfg": {
+        "timm_model_name": "vit_base_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
+    "text_cfg": {
+        "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 256,
+    },
+}
 
 CAPTIONS = [
     "Brown nuclear staining of Ki67 in tumor cells.",
@@ -106,3 +126,29 @@ def dual(config: dict[str, Any] | None = None) -> DualEncoder:
 def hf_dual(folder: Path) -> DualEncoder:
     """A small random model of BiomedCLIP's architecture, whose text side is written to `folder`."""
     return dual(hf_config(wordpiece_folder(folder / "bert")))
+
+
+def hf_model(seed: int = 0, **config: object) -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(seed)
+    return CLIPModel(CLIPConfig(**config)).eval()
+
+
+def published_plip(folder: Path, model: nn.Module) -> Path:
+    """`model` as PLIP is published: transformers' own files, with its image processor's settings."""
+    from transformers import CLIPImageProcessor
+
+    model.save_pretrained(folder)
+    size = model.config.vision_config.image_size
+    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def published_open_clip(folder: Path, config: dict, *, seed: int = 0) -> Path:
+    """As its authors put it on the hub: open_clip_config.json, a pickle of tensors, tokenizer files."""
+    folder.mkdir(exist_ok=True)
+    tree = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    torch.save(build_clip(config, seed=seed).state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_factory import CAPTIONS, wordpiece_folder
+from model_factory import CAPTIONS, hf_model, published_plip, wordpiece_folder
 from safetensors.torch import save_file
 from torch import nn
 
@@ -40,23 +40,6 @@ SMALL = {
 }
 
 
-def hf_model(seed: int = 0, **config: object) -> nn.Module:
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(seed)
-    return CLIPModel(CLIPConfig(**config)).eval()
-
-
-def published(folder: Path, model: nn.Module) -> Path:
-    """`model` as PLIP is published: transformers' own files, with its image processor's settings."""
-    from transformers import CLIPImageProcessor
-
-    model.save_pretrained(folder)
-    size = model.config.vision_config.image_size
-    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size).save_pretrained(folder)
-    return folder
-
-
 def transformers_features(model: nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple:
     with torch.no_grad():
         image = model.get_image_features(pixel_values=pixels).pooler_output
@@ -77,7 +60,7 @@ def test_plips_format_gives_transformers_embeddings(
     config: dict, tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
     original = hf_model(**config)
-    model = from_transformers(published(tmp_path, original), name="plip")
+    model = from_transformers(published_plip(tmp_path, original), name="plip")
     pixels = model.preprocess(real_ihc)[None]
     tokens = model.tokenizer.tokenizer(CAPTIONS, context_length=77)
     image, text = transformers_features(original, pixels, tokens)
@@ -90,7 +73,7 @@ def test_plips_preprocessing_is_its_own_processors(tmp_path: Path, real_ihc: np.
     from PIL import Image
     from transformers import CLIPImageProcessorPil
 
-    folder = published(tmp_path, hf_model(**SMALL))
+    folder = published_plip(tmp_path, hf_model(**SMALL))
     ours = from_transformers(folder, name="plip").preprocess(real_ihc[:300])
     theirs = CLIPImageProcessorPil.from_pretrained(folder)(
         Image.fromarray(real_ihc[:300]), return_tensors="pt"
@@ -115,7 +98,7 @@ def test_plips_captions_have_transformers_ids() -> None:
 
 def test_a_published_pickle_of_tensors_is_read_too_with_its_index_buffers(tmp_path: Path) -> None:
     original = hf_model(**SMALL)
-    folder = published(tmp_path, original)
+    folder = published_plip(tmp_path, original)
     (folder / "model.safetensors").unlink()
     state = original.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     torch.save(state, folder / "pytorch_model.bin")

@@ -10,39 +10,19 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
+from model_factory import (
+    BIOMEDCLIP,
+    CAPTIONS,
+    hf_config,
+    native_config,
+    published_open_clip,
+    wordpiece_folder,
+)
 from PIL import Image
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models import load_model, save_checkpoint
 from his2lip.models.build import build_clip
-
-PREPROCESS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
-BIOMEDCLIP = {
-    "embed_dim": 512,
-    "vision_cfg": {
-        "timm_model_name": "vit_base_patch16_224",
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "linear",
-    },
-    "text_cfg": {
-        "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-        "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-        "hf_proj_type": "mlp",
-        "hf_pooler_type": "cls_last_hidden_state_pooler",
-        "context_length": 256,
-    },
-}
-
-
-def published(folder: Path, config: dict, *, seed: int = 0) -> Path:
-    """As its authors put it on the hub: open_clip_config.json, a pickle of tensors, tokenizer files."""
-    folder.mkdir(exist_ok=True)
-    tree = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(tree))
-    torch.save(build_clip(config, seed=seed).state_dict(), folder / "open_clip_pytorch_model.bin")
-    return folder
 
 
 def assert_as_open_clip_loads_it(folder: Path, image: np.ndarray) -> None:
@@ -62,11 +42,11 @@ def assert_as_open_clip_loads_it(folder: Path, image: np.ndarray) -> None:
 
 def test_biomedclips_layout_small_is_as_open_clip_loads_it(tmp_path: Path, real_ihc: np.ndarray) -> None:
     folder = wordpiece_folder(tmp_path / "hub")
-    assert_as_open_clip_loads_it(published(folder, hf_config(folder)), real_ihc)
+    assert_as_open_clip_loads_it(published_open_clip(folder, hf_config(folder)), real_ihc)
 
 
 def test_a_native_layout_is_as_open_clip_loads_it(tmp_path: Path, real_ihc: np.ndarray) -> None:
-    assert_as_open_clip_loads_it(published(tmp_path / "hub", native_config()), real_ihc)
+    assert_as_open_clip_loads_it(published_open_clip(tmp_path / "hub", native_config()), real_ihc)
 
 
 def test_biomedclips_text_tower_is_built_offline_from_the_configuration_that_we_carry() -> None:
@@ -87,7 +67,7 @@ def test_biomedclips_text_tower_is_built_offline_from_the_configuration_that_we_
 def test_biomedclip_at_full_size_loads_offline_and_comes_back_from_a_checkpoint(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
-    folder = published(wordpiece_folder(tmp_path / "hub"), BIOMEDCLIP)
+    folder = published_open_clip(wordpiece_folder(tmp_path / "hub"), BIOMEDCLIP)
     (folder / "config.json").unlink()
     model = load_model(f"local-dir:{folder}")
     pixels = model.preprocess(real_ihc)[None]
@@ -107,7 +87,7 @@ def test_biomedclip_at_full_size_loads_offline_and_comes_back_from_a_checkpoint(
 
 
 def test_a_layout_with_wrong_or_missing_weights_is_refused(tmp_path: Path) -> None:
-    folder = published(tmp_path / "hub", native_config())
+    folder = published_open_clip(tmp_path / "hub", native_config())
     weights = folder / "open_clip_pytorch_model.bin"
     state = torch.load(weights, weights_only=True)
     torch.save({k: v for k, v in state.items() if k != "visual.proj"}, weights)
@@ -132,7 +112,7 @@ def test_a_layout_whose_weights_are_a_program_is_refused_and_does_not_run(tmp_pa
 
 
 def test_a_layout_without_a_model_configuration_is_refused(tmp_path: Path) -> None:
-    folder = published(tmp_path / "hub", native_config())
+    folder = published_open_clip(tmp_path / "hub", native_config())
     (folder / "open_clip_config.json").write_text('{"preprocess_cfg": {}}')
     with pytest.raises(CheckpointError, match="model_cfg"):
         load_model(f"local-dir:{folder}")
@@ -150,7 +130,7 @@ def test_a_tokenizer_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     config = hf_config(folder)
     config["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     with pytest.raises(ModelError, match="does not run"):
-        load_model(f"local-dir:{published(folder, config)}")
+        load_model(f"local-dir:{published_open_clip(folder, config)}")
     config["text_cfg"].pop("tokenizer_kwargs")
-    load_model(f"local-dir:{published(folder, config)}")  # by transformers' own tokenizer for a BERT
+    load_model(f"local-dir:{published_open_clip(folder, config)}")  # by transformers' own for a BERT
     assert not mark.exists()
