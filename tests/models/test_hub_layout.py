@@ -103,7 +103,7 @@ def test_a_layout_whose_weights_are_a_program_is_refused_and_does_not_run(tmp_pa
         def __reduce__(self) -> tuple:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    folder = published(tmp_path / "hub", native_config())
+    folder = published_open_clip(tmp_path / "hub", native_config())
     torch.save({"visual.proj": Malicious()}, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         load_model(f"local-dir:{folder}")
