@@ -112,8 +112,8 @@ def rehearse(out: str, *, datasets: Sequence[str] | None, seed: int, scale: floa
     from his2lip.data.layouts import layout_names
     from his2lip.data.synthetic.rehearsal import write_rehearsal
 
-    if "://" in out:
-        raise DatasetError("a layout is written into a folder of this machine", where=out)
+    if "://" in out or not out:
+        raise DatasetError("a layout is written into a folder of this machine", where=f"--out '{out}'")
     names = list(datasets or layout_names())
     with Progress("generated images") as bar:
         drawn = 0

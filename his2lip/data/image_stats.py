@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from his2lip.data.images import encode_jpeg
-from his2lip.data.stain_look import StainLook, sampled
+from his2lip.data.stain_look import LOOKS, StainLook, sampled
 
 SAMPLES = 6  # pictures kept of each class
 _CLASSES = 100  # classes of which pictures are kept, at most
@@ -99,6 +99,9 @@ class ImageStats:
     def warnings(self) -> Iterator[str]:
         """What the stain check finds against the `stain` column, a sentence each."""
         for said, looks in sorted(self.stains.items()):
+            if said not in (*LOOKS, NO_STAIN):
+                known = ", ".join(LOOKS)
+                yield f"{sum(looks.values()):,} images are said to be stained '{said}', none of {known}"
             judged = sum(n for look, n in looks.items() if look is not None)
             against = {look: n for look, n in looks.items() if look in _AGAINST.get(said, {})}
             for look, n in sorted(against.items(), key=lambda one: str(one[0])):

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pydantic
+
 from his2lip import taxonomy
 from his2lip.data.cards import Card, Role
 from his2lip.errors import DatasetError
@@ -111,7 +113,12 @@ def from_json(data: bytes, *, where: str) -> DatasetInfo:
     refuse_version(version, where=where)
     try:
         pairs = {key: [(path, why) for path, why in tree[key]] for key in ("quarantined", "left_out")}
-        return DatasetInfo(**(tree | pairs))
+        info = DatasetInfo(**(tree | pairs))  # which refuses keys that it does not know
+        return pydantic.TypeAdapter(DatasetInfo).validate_python(vars(info))
+    except pydantic.ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        said = f"dataset.json is broken: {key} is not what it should be"
+        raise DatasetError(said, where=where, mend="prepare the dataset again") from None
     except (TypeError, KeyError, ValueError) as error:
         raise DatasetError(f"dataset.json is broken: {error}", where=where) from None
 

@@ -82,8 +82,13 @@ assert {f.name for f in fields(Patch)} == set(SCHEMA.names)
 
 
 def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system behind a local path or a URI (s3, gs, or any fsspec scheme), and the path on it."""
+    """The file system behind a local path or a URI (s3, gs, or any fsspec scheme), and the path on it.
+
+    Raises DatasetError for an empty one, an unknown scheme, or a store that does not answer.
+    """
     text = str(uri)
+    if not text:
+        raise DatasetError("no place is named", mend="give a folder or an address, and check shell variables")
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())
     try:

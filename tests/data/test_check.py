@@ -92,6 +92,11 @@ def test_stain_column_that_the_pixels_deny_is_a_warning(tmp_path: Path, patches:
     assert warning.endswith("images that should be haematoxylin look like DAB")
 
 
+def test_stain_of_no_known_name_is_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
+    report = check(write(tmp_path / "s", [replace(patch, stain="brown") for patch in patches]))
+    assert any("stained 'brown', none of DAB, AEC" in said for said in report.warnings)
+
+
 def test_changed_image_is_found(tmp_path: Path, patches: list[Patch]) -> None:
     path = write(tmp_path / "a", patches) / "test/part-00000.parquet"
     table = pq.read_table(path)
@@ -133,7 +138,22 @@ def test_carved_split_counts_with_its_source(tmp_path: Path, patches: list[Patch
     assert check(uri).warnings == []
 
 
+def test_dataset_json_of_another_shape_is_one_clear_error(tmp_path: Path, patches: list[Patch]) -> None:
+    file = write(tmp_path / "s", patches) / "dataset.json"
+    tree = json.loads(file.read_text())
+    for key, value, said in (
+        ("counts", [1], "counts is not"),
+        ("odd", 1, "odd"),
+        ("parts", {"a": "b"}, "parts"),
+    ):
+        file.write_text(json.dumps(tree | {key: value}))
+        with pytest.raises(DatasetError, match=f"dataset.json is broken.*{said}"):
+            check(tmp_path / "s")
+
+
 def test_nothing_prepared_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no place is named"):
+        check("")
     with pytest.raises(DatasetError, match="no prepared dataset"):
         check(tmp_path)
     (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 1}))

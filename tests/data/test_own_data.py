@@ -107,6 +107,17 @@ def test_first_row_of_a_manifest_may_have_too_many_cells_too(tmp_path: Path, rea
     assert (report.found, report.read) == (2, 1)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_manifest_as_a_spreadsheet_writes_it_is_read(
+    tmp_path: Path, real_ihc: np.ndarray, delimiter: str
+) -> None:
+    Cutter(real_ihc).write(tmp_path / "in/a,b.png")
+    (tmp_path / "in/manifest.csv").write_text(delimiter.join(["path", "case_id\na,b.png", "P1\n"]))
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert report.read == 1
+    assert rows(tmp_path / "out")["mine/a,b.png"]["case_id"] == "P1"
+
+
 @pytest.mark.parametrize("mpp", ["nan", "inf", "-0.5", "0", "half"])
 def test_manifest_row_whose_scale_is_no_scale_is_quarantined(
     tmp_path: Path, real_ihc: np.ndarray, mpp: str

@@ -1,4 +1,4 @@
-"""Your own images, a table: CSV or Parquet with a column `path` and columns of the shard schema."""
+"""Your own images, a table: CSV (, ; or tabs) or Parquet with a column `path` and columns of shards."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class ManifestReader(Reader):
 
 def _csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as source:
-        return list(csv.DictReader(source))
+        header = source.readline()
+        source.seek(0)
+        return list(csv.DictReader(source, delimiter=max(",;\t", key=header.count)))
 
 
 def _parquet(path: Path) -> list[dict[str, str]]:
