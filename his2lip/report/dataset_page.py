@@ -64,10 +64,12 @@ def _parts(report: CheckReport) -> Iterator[str]:
 
 
 def _findings(report: CheckReport) -> str:
-    if not report.problems and not report.warnings:
+    """Problems and notes, as the command prints them: the terms of use are among the notes."""
+    notes = [*report.warnings, *terms_of(report.info).notes()]
+    if not report.problems and not notes:
         return "<p>Nothing was found.</p>"
-    problems, warnings = _list(report.problems, kind="problem"), _list(report.warnings)
-    return f"<p>{len(report.problems):,} problems, {len(report.warnings):,} notes.</p>{problems}{warnings}"
+    said = f"Problems: {len(report.problems):,}. Notes: {len(notes):,}."
+    return f"<p>{said}</p>{_list(report.problems, kind='problem')}{_list(notes)}"
 
 
 def _counts(info: DatasetInfo) -> str:

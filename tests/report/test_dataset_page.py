@@ -58,6 +58,7 @@ def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
     assert len(pictures) == 12, "six of each class"
     assert all(max(decode(p).shape) <= 96 for p in pictures)
     assert "<td>cases</td>" in page
+    assert '<li class="">whether commercial use' in page, "the terms stand beside the findings"
     assert "<td>DAB</td><td>20</td>" in page
 
 
