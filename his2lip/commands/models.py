@@ -42,7 +42,7 @@ def blend_models(base: str, tuned: str, out: Path, *, alpha: float) -> None:
     _save(
         out,
         blend(first, second, alpha=alpha),
-        blended_meta(meta_of(base), meta_of(tuned)) | {"blend": made_of},
+        blended_meta(base, meta_of(base), tuned, meta_of(tuned)) | {"blend": made_of},
     )
 
 

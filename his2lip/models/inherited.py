@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from his2lip.data.terms import Terms, strictest
-from his2lip.models.catalogue import BACKBONES
+from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.provenance import META
 
 Meta = Mapping[str, Any]  # a checkpoint's his2lip.json; empty for a model that is none of ours
 
 # What of a checkpoint's provenance still holds when its weights are changed without training.
-_LASTING = ("config", "vocabularies", "data_digest", "captions_digest", "patch", "began_as")
+_LASTING = ("config", "vocabularies", "data_digest", "captions_digest", "patch")
 
 
 def inherited_terms(*metas: Meta) -> Terms | None:
@@ -21,11 +21,19 @@ def inherited_terms(*metas: Meta) -> Terms | None:
     return strictest(known) if known else None
 
 
-def blended_meta(base: Meta, tuned: Meta) -> dict[str, Any]:
+def blended_meta(base: str, of_base: Meta, tuned: str, of_tuned: Meta) -> dict[str, Any]:
     """What a blend says of itself: trained as `tuned` was, under the strictest terms of both."""
-    kept = {key: tuned[key] for key in _LASTING if key in tuned}
-    terms = inherited_terms(base, tuned)
+    kept: dict[str, Any] = {key: of_tuned[key] for key in _LASTING if key in of_tuned}
+    kept["began_as"] = list(dict.fromkeys([*began_as(base, of_base), *began_as(tuned, of_tuned)]))
+    terms = inherited_terms(of_base, of_tuned)
     return kept | ({} if terms is None else {"terms": terms.to_json()})
+
+
+def began_as(name: str, meta: Meta) -> list[str]:
+    """The models whose weights those of `name` began as, through any number of checkpoints; else itself."""
+    tuned_from = meta.get("config", {}).get("model", {}).get("backbone")
+    known = meta.get("began_as") or tuned_from or meta.get("name") or name
+    return [known] if isinstance(known, str) else list(known)
 
 
 def conditions(name: str, meta: Meta) -> list[str]:
@@ -38,21 +46,23 @@ def conditions(name: str, meta: Meta) -> list[str]:
         said += [f"to be credited: {'; '.join(terms.attribution)}"] if terms.attribution else []
     elif "data_digest" in meta:
         said.append("trained on a dataset whose terms were not recorded")
-    backbone = BACKBONES.get(_began_as(name, meta))
-    if backbone is not None:
+    for backbone in _backbones(name, meta):
         said.append(f"its weights began as '{backbone.name}', licence {backbone.licence}")
     return said or ["none are recorded with this model; its authors' hold"]
 
 
 def in_brief(name: str, meta: Meta) -> str:
     """The same for a table's cell: the data's licences, whether they forbid commerce, the weights'."""
-    terms, backbone = inherited_terms(meta), BACKBONES.get(_began_as(name, meta))
+    terms, weights = inherited_terms(meta), [f"weights {b.licence}" for b in _backbones(name, meta)]
     data = [] if terms is None else [f"{dataset} {licence}" for dataset, licence in terms.datasets.items()]
     banned = ["not for commercial use"] if terms is not None and terms.commercial is False else []
-    return "; ".join([*data, *banned, *([] if backbone is None else [f"weights {backbone.licence}"])])
+    return "; ".join([*data, *banned, *weights])
 
 
-def _began_as(name: str, meta: Meta) -> str:
-    """The model whose weights this one's began as: the backbone that it was tuned from, or itself."""
-    tuned_from = meta.get("config", {}).get("model", {}).get("backbone")
-    return str(meta.get("began_as") or tuned_from or meta.get("name") or name)
+def _backbones(name: str, meta: Meta) -> Iterator[Backbone]:
+    """The models of a known licence that this one began as, by their own names or where they load from."""
+    origins = began_as(name, meta)
+    for backbone in BACKBONES.values():
+        hub = f"hf-hub:{backbone.repository}"
+        if {backbone.name, backbone.source, hub} & set(origins):
+            yield backbone

@@ -20,6 +20,8 @@ from his2lip.models.convert import RELEASED_PREPROCESS
 from his2lip.models.encoder import Precision
 from his2lip.models.finetune import freeze, recompute_blocks
 from his2lip.models.image_size import set_image_size
+from his2lip.models.inherited import began_as
+from his2lip.models.registered import meta_of
 from his2lip.training.assemble import terms_of_run
 from his2lip.training.config import LossConfig, TrainConfig
 from his2lip.training.loop import Save
@@ -114,6 +116,7 @@ def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: 
 
 def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
     """What his2lip.json says of the run itself."""
+    start = config.model.backbone
     return {
         "config": resolved(config),
         "vocabularies": shards.info.vocabularies,
@@ -121,5 +124,6 @@ def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str
         "captions_digest": bank.digest,
         "patch": patch_scale(shards, config.data.split),
         "terms": terms_of_run(config, shards).to_json(),
+        "began_as": began_as(start, meta_of(start)),
         "code_version": code_version(),
     }

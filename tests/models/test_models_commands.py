@@ -193,6 +193,17 @@ def test_a_blend_is_a_checkpoint_under_the_strictest_terms_of_both(
     assert "forbids commercial use" in said
 
 
+def test_a_blend_names_the_licences_of_both_models(base: Path, tuned: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other", small(1), meta={"began_as": ["clip"]})
+    said = his2lip("models", "blend", other, tuned, "--alpha", "0.25", "--out", tmp_path / "blend")
+    assert "its weights began as 'clip', licence MIT" in said
+    assert "its weights began as 'plip', licence not stated by its authors" in said
+    again = his2lip(
+        "models", "blend", tmp_path / "blend", base, "--alpha", "0.5", "--out", tmp_path / "again"
+    )
+    assert "licence not stated by its authors" in again
+
+
 def test_a_blend_of_strangers_or_past_its_ends_is_refused(base: Path, tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not the same architecture"):
         his2lip("models", "blend", "tiny", tuned, "--alpha", "0.5", "--out", tmp_path / "out")

@@ -13,9 +13,10 @@ from training_data import write_small_shards
 from his2lip.config import validate
 from his2lip.models import DualEncoder, load_model, read_meta, save_checkpoint
 from his2lip.models.adapters import merge
-from his2lip.models.checkpoint import load_resume
+from his2lip.models.checkpoint import ResumeState, load_resume
+from his2lip.models.inherited import conditions
 from his2lip.training.assemble import open_data
-from his2lip.training.build import build_loss, build_model, checkpoint_writer, prepare_process
+from his2lip.training.build import best_writer, build_loss, build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.runs import RunDir
@@ -161,3 +162,12 @@ def test_another_image_size_and_the_released_preprocessing_go_into_the_checkpoin
     assert saved.preprocess.mean[0] == 0.7424657
     again = run(config, tmp_path / "again", source=tmp_path / "at-3")
     assert again.tensor_digest() == wanted.tensor_digest()
+
+
+def test_the_licence_of_the_first_weights_lasts_through_a_checkpoint(shards: str, tmp_path: Path) -> None:
+    start = save_checkpoint(tmp_path / "converted", dual(), meta={"began_as": ["plip"]})
+    config = make(shards, str(start), {})
+    save = best_writer(RunDir(tmp_path / "run"), config, *open_data(config)[1:])
+    save(dual(), ResumeState(step=1, optimizer={}), {}, True)
+    said = conditions("tuned", read_meta(tmp_path / "run" / "best"))
+    assert "its weights began as 'plip', licence not stated by its authors" in said
