@@ -127,6 +127,8 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_130() -> None:
 def test_a_place_that_cannot_be_written_to_is_one_sentence_and_exit_code_2() -> None:
     done = _main_that_raises("PermissionError(13, 'Permission denied', '/runs')")
     assert (done.returncode, done.stderr) == (2, "his2lip: permission denied (/runs).\n")
+    done = _main_that_raises("IsADirectoryError(21, 'Is a directory', '/runs')")
+    assert (done.returncode, done.stderr) == (2, "his2lip: is a directory (/runs).\n")
     assert "Traceback" in _main_that_raises("PermissionError(13, 'Denied', '/runs')", "--debug").stderr
 
 

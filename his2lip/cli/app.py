@@ -26,7 +26,7 @@ app.add_typer(use.app)
 app.add_typer(machine.app)
 
 # Errors of the system that say of a place that it cannot be written to: the user's to mend.
-_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _show_version(asked: bool) -> None:

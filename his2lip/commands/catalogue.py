@@ -38,17 +38,7 @@ def show_model(model: str) -> None:
     if not meta:
         what = "this is no checkpoint of ours, so there is nothing to show"
         raise CheckpointError(what, where=model, mend="his2lip models list says what is known of others")
-    keys = (
-        "name",
-        "step",
-        "tensor_digest",
-        "data_digest",
-        "similarity",
-        "converted",
-        "blend",
-        "code_version",
-    )
-    table(("", "value"), [(key, meta[key]) for key in keys if key in meta])
+    table(("", "value"), [(key, meta[key]) for key in _SHOWN if key in meta])
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
         say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")

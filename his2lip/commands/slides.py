@@ -47,7 +47,6 @@ def read_slides(
 ) -> list[tuple[Path, dict[str, Answer]]]:
     """The answers of each slide; what is wrong with one that cannot be read goes to `unread`."""
     size, mpp = _field(model, classifier, options)
-    _heated(classifier.questions, options.heat)
     rows = []
     for path in slides:
         try:
@@ -84,7 +83,7 @@ def _field(model: str, classifier: Classifier, options: SlideOptions) -> tuple[i
     return options.tile or trained.get("size") or classifier.model.preprocess.size[0], mpp
 
 
-def _heated(questions: Sequence[Question], label: str | None) -> Question | None:
+def heated(questions: Sequence[Question], label: str | None) -> Question | None:
     """The question that has the class whose similarity is drawn."""
     if label is None:
         return None
@@ -107,10 +106,10 @@ def _write(stem: str, reading: SlideReading, options: SlideOptions) -> None:
         place = options.out / f"{stem}.{question.name}.png"
         draw_classes(reading, question).save(place)
         say(f"  {place}")
-    heated = _heated(reading.questions, options.heat)
-    if heated is not None and options.heat is not None:
+    chosen = heated(reading.questions, options.heat)
+    if chosen is not None and options.heat is not None:
         place = options.out / f"{stem}.heat.png"
-        draw_similarity(reading, heated, options.heat).save(place)
+        draw_similarity(reading, chosen, options.heat).save(place)
         say(f"  {place}")
     write_geojson(options.out / f"{stem}.geojson", reading)
     say(f"  {options.out / f'{stem}.geojson'} (drag it onto the slide in QuPath)")

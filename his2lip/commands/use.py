@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.commands.console import percent, say, table
-from his2lip.commands.slides import SlideOptions, read_slides, split_slides
+from his2lip.commands.slides import SlideOptions, heated, read_slides, split_slides
 from his2lip.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run_classify(
 
     patches, wholes = split_slides(image_files(images), slides)
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
+    heated(asked, slides.heat)  # a slip shows before the model is loaded
     loaded = load_for_use(model)
     questions = calibrated(asked, loaded, calibration)
     classifier = Classifier(loaded, questions)
@@ -144,6 +145,8 @@ def run_retrieve(
         raise ConfigError(
             "there is no such image file", where=query, mend="check the path, or write a sentence"
         )
+    if not query.strip():
+        raise ConfigError("the query is empty", mend="write a sentence, or name an image file")
     loaded = load_for_use(model)
     opened = build_index(index, loaded, cache=_CACHE, splits=splits or None)
     matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)

@@ -165,3 +165,5 @@ def test_the_command_writes_rows_and_a_page_that_stands_alone(
     assert "12 patches searched, 12 images embedded now" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="no such image file"):
         run_retrieve("absent.png", **options)
+    with pytest.raises(ConfigError, match="the query is empty"):
+        run_retrieve(" ", **options)

@@ -204,7 +204,7 @@ def test_classify_takes_slides_and_patches_together(
     assert {p.name for p in options.out.iterdir()} == names
     assert "tiles of 128 px at 0.25 µm a pixel" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="class 'Tumour'; did you mean 'Tumor'"):
-        _classify([slide], SlideOptions(mpp=0.25, heat="Tumour"), csv)
+        _classify([patch], SlideOptions(heat="Tumour"), csv)
     with pytest.raises(ConfigError, match=r"at which scale it was trained.*\(tiny\); add --mpp"):
         _classify([slide], SlideOptions(), csv)
     twin = tmp_path / "section.png"
