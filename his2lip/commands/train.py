@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from his2lip import resources
 from his2lip.commands.console import Progress, percent, say
-from his2lip.config import load, resolved
+from his2lip.config import digest, load, resolved
 from his2lip.runtime import quiet_ray, start_ray
 from his2lip.tracking import RUN_ID, Run, Tracker
 
@@ -33,7 +33,7 @@ def run_train(config_file: str, overrides: Sequence[str], *, fresh: bool = False
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
-    tags = {RUN_ID: run_id}
+    tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
     with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with Progress(config.name) as bar:
@@ -67,8 +67,6 @@ def record(run: Run, config: TrainConfig, result: TrainResult) -> None:
 
 def say_result(config: TrainConfig, result: TrainResult) -> None:
     """Where the checkpoints are, and how the best one did."""
-    if result.finished_before:
-        say(f"{config.name} was finished before; nothing was run (--fresh starts anew)")
     f1 = result.metrics.get("select/macro_f1")
     score = f", macro F1 on select {percent(f1)}" if f1 is not None else ""
     say(f"best checkpoint: {result.best} (of {result.steps} steps{score})")

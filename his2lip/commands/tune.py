@@ -100,8 +100,11 @@ def say_result(config: SweepConfig, result: SweepResult) -> None:
             for r in rows[:12]
         ],
     )
+    again = {row.retry_of: row.number for row in result.trials}
     for row in (r for r in result.trials if r.state == "error"):
-        say(f"trial {row.number} raised an error: {row.note}; the same command runs it again")
+        later = again.get(row.number)
+        fate = "the same command runs it again" if later is None else f"tried again as trial {later}"
+        say(f"trial {row.number} raised an error: {row.note}; {fate}")
     say(f"plots: {result.directory / 'plots' / 'sweep.html'}")
     checkpoint = best_checkpoint(result)
     if checkpoint is not None:

@@ -13,7 +13,9 @@ from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.data.terms import Terms, strictest, terms_of
 from his2lip.errors import ConfigError, DatasetError
+from his2lip.models import read_meta
 from his2lip.models.catalogue import BACKBONES
+from his2lip.models.provenance import is_checkpoint
 from his2lip.training.config import TrainConfig
 from his2lip.training.runs import code_version
 
@@ -76,10 +78,7 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
         "data": shards.digest,
         "captions": bank.digest,
     }
-    if (Path(config.model.backbone) / "his2lip.json").is_file():
-        from his2lip.models.checkpoint import read_meta
-
-        # The weights count, not where they are.
+    if is_checkpoint(config.model.backbone):  # the weights count, not where they are
         made_of["config"]["model"]["backbone"] = read_meta(config.model.backbone)["tensor_digest"]
     return {
         "id": digest(made_of),
@@ -106,8 +105,6 @@ def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> l
 
 def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
     """Terms of use of what this run makes: its data's, and those of a checkpoint that it starts from."""
-    from his2lip.models.provenance import is_checkpoint, read_meta
-
     known = [terms_of(shards.info)]
     start = config.model.backbone
     if is_checkpoint(start) and (before := read_meta(start).get("terms")) is not None:

@@ -86,6 +86,13 @@ class RunDir:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def refuse_object_store(storage: str) -> None:
+    """Raises RunError where runs and sweeps were to be kept in an object store."""
+    if "://" in storage:
+        what, mend = "runs are kept in a folder so far", "give a path that all nodes share"
+        raise RunError(what, where=storage, mend=mend)
+
+
 def begin(
     run: RunDir, *, identity: Mapping[str, Any], fresh: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def begin(
             mend="give this run another name (name=…), or start anew with --fresh",
         )
     if state["status"] == "finished":
-        say(f"run '{run.path.name}' is finished already: nothing to do")
+        say(f"run '{run.path.name}' was finished before; nothing was run (--fresh starts anew)")
         return state
     run.sweep()
     if state["code_version"] != identity["code_version"]:

@@ -22,7 +22,7 @@ from his2lip.training import assemble
 from his2lip.training.config import TrainConfig
 from his2lip.training.mailbox import Failures, Mailbox
 from his2lip.training.progress import Progress, State
-from his2lip.training.runs import RunDir, begin
+from his2lip.training.runs import RunDir, begin, refuse_object_store
 
 # What only the workers use is imported by them: open_clip alone costs the driver seconds.
 if TYPE_CHECKING:
@@ -50,23 +50,21 @@ def train(
     config: TrainConfig,
     *,
     validator: Validate | None = None,
-    on_report: Callable[[Progress], None] | None = None,
+    on_report: Callable[[Progress], bool | None] | None = None,
     on_note: Callable[[str], None] = _log.warning,
     fresh: bool = False,
 ) -> TrainResult:
     """Trains under storage/train/NAME with Ray Train, going on where an earlier command was stopped.
 
     validator  picklable; gives zero-shot metrics on the select split, in rank 0's process
-    on_report  called here, in the driver's thread, with each report of progress in order
+    on_report  called here, in the driver's thread, with each report of progress in order; True at the end of
+               an epoch ends the run there, unfinished
     on_note    called here with sentences that the user should see, such as a worker that died
     fresh      forgets an earlier run of this name
     Raises His2lipError for what the user can mend, ray.train's TrainingFailedError for what broke.
     """
+    refuse_object_store(config.storage)
     config = assemble.with_absolute_paths(config)
-    if "://" in config.storage:
-        raise RunError(
-            "runs are kept in a folder so far", where=config.storage, mend="give a path that all nodes share"
-        )
     if config.checkpoint.select_by == "macro_f1" and validator is None:
         raise RunError("checkpoint.select_by=macro_f1 needs a zero-shot validator", where=config.name)
     config, shards, bank = assemble.open_data(config)
@@ -86,8 +84,8 @@ def train(
         finished_before = state["status"] == "finished"
         if not finished_before:
             start_ray()
-            _run_on_ray(config, run, validator, on_report or (lambda _: None), say)
-            run.write({**state, "status": "finished"})
+            if not _run_on_ray(config, run, validator, on_report or (lambda _: None), say):
+                run.write({**state, "status": "finished"})
     return _result(run, finished_before=finished_before, notes=notes)
 
 
@@ -115,10 +113,13 @@ def _run_on_ray(
     config: TrainConfig,
     run: RunDir,
     validator: Validate | None,
-    on_report: Callable[[Progress], None],
+    on_report: Callable[[Progress], bool | None],
     say: Callable[[str], None],
-) -> None:
-    """Runs TorchTrainer in a thread, so that progress and notes are told in the caller's own."""
+) -> bool:
+    """Runs TorchTrainer in a thread, so that progress and notes are told in the caller's own.
+
+    Returns whether `on_report` has ended the run.
+    """
     # Read by Ray Train when it starts: how often it polls, and that workers stay in the driver's folder.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -139,17 +140,18 @@ def _run_on_ray(
         ),
     )
     failure: list[BaseException] = []
+    stopped = False
     thread = threading.Thread(target=_catch, args=(trainer.fit, failure), name="ray-train", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(timeout=_POLL_S)
-            _deliver(mailbox, on_report, say)
-        _deliver(mailbox, on_report, say)
+            stopped |= _deliver(mailbox, on_report, say, wait_s=_POLL_S)
+        stopped |= _deliver(mailbox, on_report, say, wait_s=0)
     finally:
         ray.kill(mailbox)  # workers that are still at work then stop at their next epoch
     if failure:
         raise _in_our_words(failure[0])
+    return stopped
 
 
 def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
@@ -159,9 +161,20 @@ def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
         failure.append(error)
 
 
-def _deliver(mailbox: Any, on_report: Callable[[Progress], None], say: Callable[[str], None]) -> None:
-    for item in ray.get(mailbox.take.remote()):
-        say(item) if isinstance(item, str) else on_report(item)
+def _deliver(
+    mailbox: Any, on_report: Callable[[Progress], bool | None], say: Callable[[str], None], *, wait_s: float
+) -> bool:
+    """Tells what is in the mailbox, and the workers what comes of it: whether the run is to end."""
+    ended = False
+    for item in ray.get(mailbox.take.remote(wait_s)):
+        if isinstance(item, str):
+            say(item)
+            continue
+        stop = bool(on_report(item)) and item.kind == "epoch"
+        if item.kind == "epoch":
+            mailbox.answer.remote(item.step, stop)
+        ended |= stop
+    return ended
 
 
 def _in_our_words(error: BaseException) -> BaseException:
@@ -207,12 +220,15 @@ def _work(sent: Mapping[str, bytes]) -> None:
     saved = load_resume(last)
     model = build.build_model(config, device, source=last if saved else None)
 
-    def report(progress: Progress) -> None:
-        posted = job["mailbox"].post.remote(progress) if rank == 0 else None
-        if progress.kind == "epoch":
-            _wait_for(posted)  # the last report must be there before the run is over
-            # A barrier, Ray's own record, and what TuneReportCallback hears.
-            ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
+    def report(progress: Progress) -> bool:
+        if rank == 0:
+            job["mailbox"].post.remote(progress)
+        if progress.kind == "step":
+            return False
+        stop = _answer(job["mailbox"].stops.remote(progress.step))
+        # A barrier, Ray's own record, and what TuneReportCallback hears.
+        ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
+        return stop
 
     fit(
         config,
@@ -229,8 +245,8 @@ def _work(sent: Mapping[str, bytes]) -> None:
     )
 
 
-def _wait_for(posted: ray.ObjectRef | None) -> None:
+def _answer(stop: ray.ObjectRef) -> bool:
     try:
-        ray.get([posted] if posted else [])
+        return bool(ray.get(stop))
     except ray.exceptions.RayActorError:
         raise RunError("the command that began this run is gone", mend="give it again to go on") from None

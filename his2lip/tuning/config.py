@@ -55,7 +55,7 @@ class SweepConfig(Config):
     # Of each trial. auto shares out the GPUs that are there; say 1 on a cluster that starts with none.
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     storage: str = "runs"
-    study: str | None = None  # the study's database (SQLAlchemy URL) where `storage` is not a local folder
+    study: str | None = None  # the study's database (SQLAlchemy URL), by default a file under `storage`
 
     @pydantic.field_validator("train", mode="before")
     @classmethod
@@ -77,11 +77,6 @@ class SweepConfig(Config):
             raise ValueError("a point stands twice in points")
         if len(self.points) > self.trials:
             raise ValueError(f"{len(self.points)} points are to be run, but only {self.trials} trials")
-        if "://" in self.storage and self.study is None:
-            raise ValueError(
-                "storage is an object store, which cannot hold the study's database: set study to an "
-                "SQLAlchemy URL, such as sqlite:////home/ray/study.db on the head node, or a server's"
-            )
         return self
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +57,7 @@ class TrainingObjective:
 
         try:
             run_in_process(
-                config, report=report, validate=self.validator, folder=report.folder, device=_device()
+                config, report=report, validate=self.validator, folder=report.folder, device=_device(config)
             )
         finally:
             # A trial is not gone on with, and its optimizer's state is twice the size of its model.
@@ -68,22 +67,16 @@ class TrainingObjective:
         """On Ray Train's workers, which this process drives: 15 to 20 s for each trial, before it trains."""
         from his2lip.training.trainer import train
 
-        def on_report(progress: Progress) -> None:
-            if progress.kind == "epoch" and report(progress.metrics):
-                raise _Stopped
+        def on_report(progress: Progress) -> bool:
+            return progress.kind == "epoch" and report(progress.metrics)
 
         run = config.model_copy(update={"name": "run", "storage": str(report.folder)})
-        with suppress(_Stopped):
-            train(run, validator=self.validator, on_report=on_report)
+        train(run, validator=self.validator, on_report=on_report)
         made = report.folder / "train"
         best = made / run.name / "best"
         if best.is_dir():
             best.rename(report.folder / best.name)
         shutil.rmtree(made, ignore_errors=True)
-
-
-class _Stopped(Exception):
-    """The sweep ended this trial early."""
 
 
 def training_objective(
@@ -95,7 +88,9 @@ def training_objective(
     refuses, and for a split that a sweep must not choose by; DatasetError where the data cannot be read.
     """
     from his2lip.training.assemble import identity, open_data, with_absolute_paths
+    from his2lip.training.runs import refuse_object_store
 
+    refuse_object_store(config.storage)
     config.check_keys(dotted_keys(TrainConfig))
     base, shards, bank = open_data(with_absolute_paths(_base(config)))
     config.check_role(shards.info.roles, where=shards.uri)
@@ -135,8 +130,13 @@ def _base(config: SweepConfig) -> TrainConfig:
     return validate(TrainConfig, tree, where=f"sweep {config.name}, key train")
 
 
-def _device() -> str:
-    """The GPU that Ray lent to this trial, if any."""
-    import torch
+def _device(config: TrainConfig) -> str:
+    """The GPU that Ray lent to this trial, if any and if it may use one; whatever else the machine has."""
+    import ray
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    lent = ray.get_gpu_ids() if ray.is_initialized() else []
+    if config.workers.use_gpu is True and not lent:
+        raise ConfigError(
+            "workers.use_gpu is true, but this trial was lent no GPU", where=config.name, mend="set gpus=1"
+        )
+    return "cuda" if lent and config.workers.use_gpu else "cpu"

@@ -37,6 +37,7 @@ class TrialRow:
     reports: int = 0
     seconds: float | None = None
     note: str | None = None  # why it failed, or what it raised
+    retry_of: int | None = None  # the number of the trial that this one is another attempt at
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,6 +124,7 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         reports=attrs.get("reports", 0),
         seconds=attrs.get("seconds"),
         note=attrs.get("failed") or attrs.get("error"),
+        retry_of=attrs.get("retry_of"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.config import dump_yaml
 from his2lip.errors import RunError
+from his2lip.training.runs import refuse_object_store
 from his2lip.tuning.bridge import Objective
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.quiet import quiet_optuna, tune_settings
@@ -59,9 +60,9 @@ class SweepResult:
 
 
 def sweep_directory(config: SweepConfig) -> Path:
-    """Where the sweep's study, trials' checkpoints and plots are on this machine."""
-    root = Path("runs") if "://" in config.storage else Path(config.storage)
-    return (root / "tune" / config.name).resolve()
+    """Where the sweep's study, trials' checkpoints and plots are. Raises RunError for an object store."""
+    refuse_object_store(config.storage)
+    return (Path(config.storage) / "tune" / config.name).resolve()
 
 
 def run_sweep(
@@ -183,13 +184,14 @@ def _tuner(
 def _resources(config: SweepConfig) -> dict[str, float]:
     """A GPU or a share of one, but no CPU: two trials would starve what they start themselves (Ray Data).
 
-    A trial that drives workers of its own leaves the GPUs to them. Tune refuses an empty request, hence the
-    one byte of memory.
+    A trial that drives workers of its own leaves the GPUs to them; one that may not use a GPU takes none.
+    Tune refuses an empty request, hence the one byte of memory.
     """
     import ray
 
-    drives = config.train.get("workers", {}).get("num", 1) > 1
-    here = 0.0 if drives else ray.cluster_resources().get("GPU", 0)
+    workers = config.train.get("workers", {})
+    lends = workers.get("num", 1) == 1 and workers.get("use_gpu", "auto") is not False
+    here = ray.cluster_resources().get("GPU", 0) if lends else 0.0
     gpus = min(1.0, here / config.max_concurrent) if config.gpus == "auto" else config.gpus
     return {"cpu": 0, "gpu": gpus} if gpus else {"cpu": 0, "memory": 1}
 

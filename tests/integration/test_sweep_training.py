@@ -9,11 +9,12 @@ import pytest
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models import load_model
 from his2lip.training import TrainConfig
 from his2lip.tuning import SweepConfig, run_sweep
+from his2lip.tuning.bridge import Bridge
 from his2lip.tuning.objective import TrainingObjective, training_objective
 
 
@@ -118,6 +119,18 @@ def test_what_is_wrong_shows_before_the_first_trial(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         objective(tree, **changes)
+
+
+def test_a_sweep_in_an_object_store_is_refused_as_training_refuses_it(tree: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"runs are kept in a folder so far \(s3://bucket/runs\)"):
+        objective(tree, storage="s3://bucket/runs")
+
+
+def test_a_trial_uses_a_gpu_only_where_ray_lent_it_one(tree: dict[str, Any]) -> None:
+    tree["train"]["workers"] = {"use_gpu": True}
+    made = objective(tree)
+    with pytest.raises(ConfigError, match=r"was lent no GPU.*set gpus=1"):
+        made({"loss.tau": 1.0}, Bridge(made, {}))
 
 
 def test_a_loss_that_is_not_finite_any_more_is_a_failed_trial_and_not_a_mistake(

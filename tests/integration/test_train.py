@@ -177,9 +177,24 @@ def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) ->
     again = train(named(config_file, "whole", "workers.num=2"), on_report=pytest.fail, on_note=notes.append)
     assert again.finished_before
     assert not whole.finished_before
-    assert "finished already" in notes[0]
+    assert "was finished before" in notes[0]
     assert (again.metrics, again.steps) == (whole.metrics, whole.steps)
     assert (whole.last / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_run_that_the_driver_ends_early_stops_its_workers_and_goes_on_later(config_file: Path) -> None:
+    told: list[Progress] = []
+
+    def on_report(progress: Progress) -> bool:
+        told.append(progress)
+        return progress.kind == "epoch"
+
+    early = train(named(config_file, "early", "workers.num=2"), on_report=on_report)
+    assert early.steps == told[-1].step == EPOCH
+    steps: list[int] = []
+    later = train(named(config_file, "early"), on_report=lambda progress: steps.append(progress.step))
+    assert min(steps) > EPOCH
+    assert (later.steps, later.finished_before) == (STEPS, False)
 
 
 def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:

@@ -47,7 +47,7 @@ def test_finished_run_says_so(run: RunDir) -> None:
     run.write({**state, "status": "finished"})
     state, said = start(run, made(version="2"))
     assert state["status"] == "finished"
-    assert "finished already" in said[0]
+    assert "was finished before; nothing was run" in said[0]
 
 
 def test_other_code_goes_on_and_says_so(run: RunDir) -> None:
