@@ -53,7 +53,8 @@ class SelectValidator:
         images = np.concatenate([features for _, features in stream])
         sentences = SentenceEncoder(model)
         texts = [sentences.encode(list(lines)) for _, lines in prompts.sentences]
-        found = summarise(labels, score(images, texts).predicted, classes)
+        predicted = score(images, texts, scoring=model.similarity).predicted
+        found = summarise(labels, predicted, classes)
         return {"macro_f1": found.macro_f1, "accuracy": found.accuracy}
 
     def _split(self, shards: ShardSet) -> str:

@@ -132,12 +132,14 @@ def _clip_config(folder: Path) -> dict[str, Any]:
 
 
 def _preprocess(folder: Path, size: int) -> Preprocess:
-    """What the folder's image processor does: shortest edge, centre crop, its own mean and deviation."""
+    """What the folder's image processor does: shortest edge and centre crop, or a squash to a fixed size."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return Preprocess.from_open_clip({"size": size})
     tree = read_json(path)
     config = {"size": size, "interpolation": _RESAMPLE.get(tree.get("resample", 3), "bicubic")}
+    if not tree.get("do_center_crop", True) and "height" in tree.get("size", {}):
+        config["resize_mode"] = "squash"
     return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from his2lip.models import load_model
 Write = Callable[..., ShardSet]
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_it_travels_by_pickle_and_answers_what_scoring_answers(
-    write_shards: Write, tmp_path_factory: pytest.TempPathFactory
+    write_shards: Write, tmp_path_factory: pytest.TempPathFactory, similarity: Literal["cosine", "dot"]
 ) -> None:
     torch.set_num_threads(2)
-    shards, model = write_shards(), load_model("tiny")
+    shards, model = write_shards(), load_model("tiny", seed=1)  # cosine and dot product differ here
+    model.similarity = similarity
     found = pickle.loads(pickle.dumps(SelectValidator(shards.uri)))(model)
     cache = EmbeddingCache(str(tmp_path_factory.mktemp("cache")))
     embedded = cache.embed(ModelEncoder(model), shards, "select")
@@ -35,7 +38,7 @@ def test_it_travels_by_pickle_and_answers_what_scoring_answers(
         SentenceEncoder(model).encode(list(s)) for _, s in PromptSet.load("tissue").narrow(classes).sentences
     ]
     labels = np.array([classes.index(t) for t in embedded.table["tissue"].to_pylist()])
-    wanted = summarise(labels, score(embedded.features, texts).predicted, classes)
+    wanted = summarise(labels, score(embedded.features, texts, scoring=similarity).predicted, classes)
     assert found == {"macro_f1": wanted.macro_f1, "accuracy": wanted.accuracy}
 
 

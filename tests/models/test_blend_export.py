@@ -97,10 +97,12 @@ def test_an_exported_clip_model_gives_the_same_features_in_transformers(
         torch.testing.assert_close(model.encode_text(CAPTIONS, normalize=False), text, atol=1e-5, rtol=0)
 
 
-def test_an_export_to_transformers_comes_back_the_same(tmp_path: Path) -> None:
-    again = from_transformers(to_transformers_folder(TUNED, tmp_path), name="again")
-    assert again.tensor_digest() == TUNED.tensor_digest()
-    assert again.preprocess == TUNED.preprocess
+@pytest.mark.parametrize("squash", [False, True])
+def test_an_export_to_transformers_comes_back_the_same(squash: bool, tmp_path: Path) -> None:
+    model = dual(2, squash=squash)
+    again = from_transformers(to_transformers_folder(model, tmp_path), name="again")
+    assert again.tensor_digest() == model.tensor_digest()
+    assert again.preprocess == model.preprocess
 
 
 def test_an_export_to_open_clip_is_what_open_clip_loads(tmp_path: Path) -> None:
