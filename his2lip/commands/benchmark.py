@@ -139,4 +139,8 @@ def say_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
         say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
     say(f"{result.ran} cells scored now, {len(result.cells) - result.ran} were finished; "
         f"{result.counts.images} images embedded")  # fmt: skip
+    if any(model.blend is not None for model in config.models):
+        curve = page.with_name("alpha.csv")
+        mend = "none: it takes a dataset that the tuned model was trained on, and one that it was not"
+        say(f"curve over alpha: {curve if curve.is_file() else mend}")
     say(f"leaderboard: {page}")

@@ -24,7 +24,7 @@ from his2lip.data.readers import get_reader
 from his2lip.data.shard_writer import INFO, PART_BYTES, ROW_GROUP_BYTES, claim, write_file
 from his2lip.data.tiling import Tiling
 from his2lip.data.unpack import unpack
-from his2lip.errors import DatasetError
+from his2lip.errors import ClusterError, DatasetError
 from his2lip.runtime import start_ray
 
 Progress = Callable[[int, int], None]  # files done, files found
@@ -209,6 +209,10 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
                 yield part, ray.get(ready)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # one sentence, without the traceback of the task
+            except ray.exceptions.RayError as error:
+                said = f"the process that wrote {part.name} died again and again ({type(error).__name__})"
+                mend = "if memory ran out, give it more; the same command then goes on"
+                raise ClusterError(said, where=job.target, mend=mend) from None
             step(len(part.keys))
     finally:
         for task in running:

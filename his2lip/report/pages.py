@@ -60,8 +60,11 @@ def write_pages(leaderboard: Path, out: Path) -> Path:
     page = out / "index.html"
     page.write_text(html_page(board, published_rows()), encoding="utf-8")
     (out / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
+    curve = out / "alpha.csv"
     if points := curve_points(board):
-        (out / "alpha.csv").write_text(curve_csv(points), encoding="utf-8")
+        curve.write_text(curve_csv(points), encoding="utf-8")
+    else:
+        curve.unlink(missing_ok=True)  # an earlier call's
     shutil.copyfile(leaderboard, out / "leaderboard.csv")
     return page
 

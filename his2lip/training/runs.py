@@ -99,11 +99,15 @@ def begin(
     """The state to go on from: a new one, an unfinished one, or a finished one (its `status` says so).
 
     `identity` holds `id`, what it is the digest of (`made_of`), and the code version. Wants `run.locked()`.
-    Raises RunError where the name is in use by a run that is made of something else.
+    Raises RunError where the name is in use by a run that is made of something else and has saved anything:
+    one that was refused, or stopped before its first checkpoint, leaves nothing to lose.
     """
     if fresh:
         run.clear()
     state = run.read()
+    if state is not None and state["id"] != identity["id"] and not (run.best.exists() or run.last.exists()):
+        run.clear()
+        state = None
     if state is None:
         state = {**identity, "status": "running"}
         run.write(state)

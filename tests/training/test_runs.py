@@ -62,9 +62,17 @@ def test_name_in_use_by_other_inputs_is_refused_and_the_difference_named(
     run: RunDir, other: dict, named: str
 ) -> None:
     start(run, made())
+    run.last.mkdir()
     with pytest.raises(RunError, match=rf"other {named}.*--fresh"):
         start(run, other)
     assert run.read()["id"] == made()["id"]
+
+
+def test_name_of_a_run_that_saved_nothing_is_free(run: RunDir) -> None:
+    start(run, made())
+    state, said = start(run, made(lr=2.0))
+    assert (state["id"], said) == (made(lr=2.0)["id"], [])
+    assert run.read()["id"] == made(lr=2.0)["id"]
 
 
 def test_fresh_forgets_all_that_stood_there(run: RunDir) -> None:
