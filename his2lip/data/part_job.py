@@ -99,5 +99,5 @@ class PartJob:
             yield _Fault(error.what)
         except OSError as error:
             yield _Fault(f"the file cannot be read: {error.strerror or first_line(error)}")
-        except Exception as error:
+        except Exception as error:  # whatever a format's library raises is this one file's fault
             yield _Fault(f"{type(error).__name__}: {error}"[:200])

@@ -89,7 +89,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
         try:
             shards = open_shards(uri)
             card = _card(shards)
-        except Exception as error:
+        except Exception as error:  # here and below: kept as the cells' failure, and stops no others
             broken = True
             failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
             continue

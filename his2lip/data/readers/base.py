@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class LeftOut:
     reason: str
 
 
-class Reader:
+class Reader(ABC):
     """Reads one published layout. A subclass says what a path means, and at times how a file is cut.
 
     `generated` is whether `find` met images that are said to be generated.
@@ -89,9 +90,9 @@ class Reader:
     def _key(self, path: str) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
+    @abstractmethod
     def item(self, key: str) -> Item:
         """What a file's place says. Raises DatasetError (with the reason), or PassedOver."""
-        raise NotImplementedError
 
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         """The patches of a file: the file itself as published, or what `tiling` cuts from it."""

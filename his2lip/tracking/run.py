@@ -1,13 +1,10 @@
-"""MLflow, for drivers only: runs that go on, checkpoints as logged models, and their scores on datasets."""
+"""One MLflow run: its parameters, curves, checkpoints as logged models, and their scores on datasets."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import logging
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,116 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.errors import TrackingError, first_line
-from his2lip.resources import sqlite_file, store_uri
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ARTIFACTS = "artifacts"  # folder beside a SQLite store's file
+    from his2lip.tracking.store import Tracker
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
 PARENT = "mlflow.parentRunId"
-# Else MLflow's UI guesses from the logged models that these are experiments with agents.
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
 BATCH = 500  # metrics in one request; MLflow takes 1,000
-
-
-@dataclass(frozen=True)
-class Tracker:
-    """One MLflow store, reached and ready."""
-
-    uri: str
-    client: MlflowClient
-
-    @classmethod
-    def open(cls, uri: str | None = None) -> Tracker:
-        """The store that `store_uri` names, made where it is a file that is not there yet.
-
-        Raises TrackingError, within seconds, for a store that cannot be reached.
-        """
-        # A store that is away should be said at once; MLflow would go on trying for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
-
-        uri = store_uri(uri)
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        mend = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
-        try:
-            with _one_at_a_time(uri):
-                mlflow.set_tracking_uri(uri)
-                client = mlflow.MlflowClient(uri)
-                client.search_experiments(max_results=1)
-        except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
-            said = f"the MLflow store cannot be used: {first_line(error)}"
-            raise TrackingError(said, where=uri, mend=mend) from error
-        return cls(uri, client)
-
-    @contextlib.contextmanager
-    def run(
-        self,
-        experiment: str,
-        name: str,
-        config: Mapping[str, Any],
-        *,
-        tags: Mapping[str, str] | None = None,
-        fresh: bool = False,
-    ) -> Iterator[Run]:
-        """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
-
-        With a `his2lip.run_id` tag, the latest run of that id in this experiment is gone on with, unless
-        `fresh`. Raises TrackingError where the store is lost on the way.
-        """
-        from mlflow.exceptions import MlflowException
-
-        experiment_id = self._experiment(experiment)
-        tags = dict(tags or {})
-        known = self._find(experiment_id, tags[RUN_ID]) if RUN_ID in tags and not fresh else None
-        if known is None:
-            known = self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-            run = Run(self, known, experiment_id)
-            run.params(config)
-            self.client.log_text(known, json.dumps(config, indent=1, ensure_ascii=False), "config.json")
-        else:
-            self.client.update_run(known, status="RUNNING")
-            run = Run(self, known, experiment_id)
-        try:
-            yield run
-            self.client.set_terminated(known, "FINISHED")
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            with contextlib.suppress(MlflowException):  # the store itself may be what failed
-                self.client.set_terminated(known, status)
-            if isinstance(error, MlflowException):
-                said = f"the MLflow store was lost: {first_line(error)}"
-                raise TrackingError(said, where=self.uri, mend="the same command goes on") from error
-            raise
-
-    def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        file = sqlite_file(self.uri)
-        place = (file.absolute().parent / ARTIFACTS / name).as_uri() if file else None
-        try:
-            return str(self.client.create_experiment(name, artifact_location=place, tags=_KIND))
-        except Exception:  # another process made it between the two calls
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return str(found.experiment_id)
-
-    def _find(self, experiment_id: str, run_id: str) -> str | None:
-        filters = f"tags.`{RUN_ID}` = '{run_id}'"
-        found = self.client.search_runs(
-            [experiment_id], filters, max_results=1, order_by=["attributes.start_time DESC"]
-        )
-        return str(found[0].info.run_id) if found else None
 
 
 @dataclass(frozen=True)
@@ -260,19 +157,6 @@ class Run:
         made = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         yield Run(self.tracker, made, self.experiment_id)
         self.client.set_terminated(made, "FINISHED")
-
-
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Keeps processes apart while a SQLite store is made: eight at once on a fresh file make seven fail."""
-    file = sqlite_file(uri)
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _metrics(values: Mapping[str, float], step: int, extra: Mapping[str, Any] | None = None) -> Sequence[Any]:
