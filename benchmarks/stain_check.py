@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from his2lip.data.images import decode
-from his2lip.data.shards import open_shards
-from his2lip.data.stain_look import LOOKS, look_at
-from his2lip.data.synthetic.stains import AEC, DAB, EOSIN, HAEMATOXYLIN, tilt, transmit
-from his2lip.data.synthetic.twins import write_twin
+from his2lip.data.images.codec import decode
+from his2lip.data.images.stain_detection import LOOKS, look_at
+from his2lip.data.images.stain_vectors import AEC, DAB, EOSIN, HAEMATOXYLIN, tilt, transmit
+from his2lip.data.shards.reader import open_shards
+from his2lip.synthetic.twins import write_twin
 
 TILE = 256  # pixels a side of the real images' tiles
 TWINS = ("mihic", "hnscc", "bcdata", "ihc4bc", "mist")

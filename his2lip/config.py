@@ -53,8 +53,8 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         siblings = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        mend = did_you_mean(str(path), siblings) if siblings else "check the path"
-        raise ConfigError("this configuration file does not exist", where=path, mend=mend) from None
+        fix = did_you_mean(str(path), siblings) if siblings else "check the path"
+        raise ConfigError("this configuration file does not exist", where=path, fix=fix) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"this configuration file cannot be read: {error}", where=path) from None
     try:
@@ -63,7 +63,7 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "syntax error"
-        raise ConfigError(f"this is not valid YAML: {problem}", where=line, mend="mend that line") from None
+        raise ConfigError(f"this is not valid YAML: {problem}", where=line, fix="fix that line") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -94,7 +94,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     """Sets one `a.b=value` in a nested mapping, making the mappings on the way."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
-        raise ConfigError("an override is written key=value", where=override, mend="such as optim.lr=1e-4")
+        raise ConfigError("an override is written key=value", where=override, fix="such as optim.lr=1e-4")
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
@@ -108,7 +108,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             child = tree[parent] = {}
         if not isinstance(child, dict):
             said = f"'{parent}' is {child!r:.60} and has no keys to override"
-            raise ConfigError(said, where=override, mend=f"write a mapping for {parent} in the file")
+            raise ConfigError(said, where=override, fix=f"write a mapping for {parent} in the file")
         tree = child
     tree[last] = value
 
@@ -129,10 +129,10 @@ def _explain(kind: type[Config], error: pydantic.ValidationError, where: str | P
     place = f"{where}, key {key}" if where is not None else f"key {key}"
     if first["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
-        mend = did_you_mean(path[-1], known) if known else None
-        return ConfigError(f"unknown key '{path[-1]}'", where=place, mend=mend)
+        fix = did_you_mean(path[-1], known) if known else None
+        return ConfigError(f"unknown key '{path[-1]}'", where=place, fix=fix)
     if first["type"] == "missing":
-        return ConfigError(f"the key '{key}' is missing", where=where or kind.__name__, mend=f"add {key}: …")
+        return ConfigError(f"the key '{key}' is missing", where=where or kind.__name__, fix=f"add {key}: …")
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return ConfigError(f"{message}, got {first['input']!r:.80}", where=place)

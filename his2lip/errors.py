@@ -1,4 +1,4 @@
-"""The errors that a user's mistake raises: one sentence each, saying what, where, and how to mend it."""
+"""The errors that a user's mistake raises: one sentence each, saying what, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 
 class His2lipError(Exception):
-    """Base of all errors that are the user's to mend; the command line prints it and exits with 2.
+    """Base of all errors that are the user's to fix; the command line prints it and exits with 2.
 
-    `what` says what is wrong, `where` names the file, field or address, `mend` says what to do next.
+    `what` says what is wrong, `where` names the file, field or address, `fix` says what to do next.
     """
 
-    def __init__(self, what: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, where, mend
+    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
         place = f" ({where})" if where is not None else ""
-        tail = f"; {mend}" if mend else ""
+        tail = f"; {fix}" if fix else ""
         sentence = f"{what}{place}{tail}"
         super().__init__(sentence if sentence.endswith(("?", "…")) else f"{sentence}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the three parts when the error crosses a process boundary (Ray pickles exceptions)."""
-        return _rebuild, (type(self), self.what, self.where, self.mend)
+        return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
-def _rebuild(kind: type[His2lipError], what: str, where: str | Path | None, mend: str | None) -> His2lipError:
-    return kind(what, where=where, mend=mend)
+def _rebuild(kind: type[His2lipError], what: str, where: str | Path | None, fix: str | None) -> His2lipError:
+    return kind(what, where=where, fix=fix)
 
 
 class ConfigError(His2lipError):

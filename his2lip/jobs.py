@@ -162,13 +162,13 @@ def _in_our_words(address: str) -> Iterator[None]:
         raise ClusterError(
             "this cluster wants a token that this machine does not have",
             where=address,
-            mend="copy the cluster's ~/.ray/auth_token here, with mode 0600",
+            fix="copy the cluster's ~/.ray/auth_token here, with mode 0600",
         ) from None
     except (ConnectionError, requests.RequestException, aiohttp.ClientError):
         raise ClusterError(
             "no Ray cluster answers at this address",
             where=address,
-            mend="is it up, and its dashboard's port forwarded (ray dashboard cluster.yaml)?",
+            fix="is it up, and its dashboard's port forwarded (ray dashboard cluster.yaml)?",
         ) from None
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"the cluster refused the job: {first_line(error)}", where=address) from None
@@ -179,7 +179,7 @@ def _dashboard(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ClusterError("this is not the address of a Ray dashboard", where=address, mend=_EXAMPLE)
+        raise ClusterError("this is not the address of a Ray dashboard", where=address, fix=_EXAMPLE)
     return url.rstrip("/")
 
 
@@ -188,6 +188,6 @@ def _checkout() -> Path:
     here, root = Path.cwd(), resources.root()
     if (root / "pyproject.toml").exists() and here != root:
         raise ClusterError(
-            "a job is submitted from the checkout, which travels with it", where=here, mend=f"cd {root}"
+            "a job is submitted from the checkout, which travels with it", where=here, fix=f"cd {root}"
         )
     return here

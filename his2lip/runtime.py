@@ -63,8 +63,8 @@ def _check_address(address: str) -> None:
     if address.startswith(("http://", "https://")):
         from his2lip.errors import ClusterError
 
-        mend = "give it as --address, or set RAY_ADDRESS to HOST:6379 on a machine of the cluster"
-        raise ClusterError("this is the address of Ray's job server", where=address, mend=mend)
+        fix = "give it as --address, or set RAY_ADDRESS to HOST:6379 on a machine of the cluster"
+        raise ClusterError("this is the address of Ray's job server", where=address, fix=fix)
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():  # unset, `auto` and `local`, which Ray resolves at once
         return
@@ -78,7 +78,7 @@ def _no_answer(address: str, error: Exception) -> Exception:
     from his2lip.errors import ClusterError, first_line
 
     said = f"the Ray cluster that RAY_ADDRESS names does not answer: {first_line(error)}"
-    return ClusterError(said, where=address, mend="unset RAY_ADDRESS to work on this machine")
+    return ClusterError(said, where=address, fix="unset RAY_ADDRESS to work on this machine")
 
 
 def quiet_ray() -> None:

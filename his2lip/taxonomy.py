@@ -108,7 +108,7 @@ def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, kn
     for pattern, canonical in patterns:
         if pattern.fullmatch(spelt):
             return canonical
-    raise TaxonomyError(f"unknown {kind} '{name}'", mend=did_you_mean(name, known))
+    raise TaxonomyError(f"unknown {kind} '{name}'", fix=did_you_mean(name, known))
 
 
 def tissue_id(name: str | None) -> int:

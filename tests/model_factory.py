@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.architecture import build_clip, build_tokenizer
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
 

@@ -156,7 +156,7 @@ def test_the_ui_of_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["README.md", "docs/cluster.md", "tune/README.md", "tune/train_tiny.yaml", "tune/loss_weights.yaml"],
+    ["README.md", "docs/cluster.md", "tune/README.md", "train/train_tiny.yaml", "tune/loss_weights.yaml"],
 )
 def test_options_in_the_pages_are_options_of_the_commands(text: str) -> None:
     root = typer.main.get_command(app)

@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 CORE = [
-    "his2lip.data.batch",
-    "his2lip.data.order",
+    "his2lip.data.stream.batch",
+    "his2lip.data.stream.order",
     "his2lip.evaluation.metrics",
     "his2lip.evaluation.zero_shot",
     "his2lip.loss",
-    "his2lip.models.backbones",
+    "his2lip.models.load",
     "his2lip.training.loop",
 ]
 

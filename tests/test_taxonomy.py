@@ -86,7 +86,7 @@ def test_of_two_names_in_a_file_name_one_is_found_and_never_a_third(a: str, b: s
 
 
 def test_spellings_on_the_ten_cards_and_in_the_papers_table_are_known() -> None:
-    from his2lip.data.cards import list_cards, load_card
+    from his2lip.data.cards.card import list_cards, load_card
 
     for card in map(load_card, list_cards()):
         scored = [p for p in card.protocols.values() if p.label == "biomarker"]

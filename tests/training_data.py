@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from his2lip.data.cards import load_card
-from his2lip.data.schema import Patch
-from his2lip.data.shard_writer import ShardWriter
+from his2lip.data.cards.card import load_card
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 

@@ -30,11 +30,12 @@ import torch
 from _pairs import Program, arguments, compare, write
 from skimage.data import immunohistochemistry
 
-from his2lip.data.captions import CaptionBank
-from his2lip.data.cards import Card
-from his2lip.data.images import encode_jpeg
-from his2lip.data.shards import ROW_GROUP_BYTES, Patch, ShardWriter
-from his2lip.data.stream import HEAD_BYTES, TrainStream
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_jpeg
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ROW_GROUP_BYTES, ShardWriter
+from his2lip.data.stream.train_stream import HEAD_BYTES, TrainStream
 from his2lip.runtime import start_ray, usable_cpus
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
@@ -198,7 +199,7 @@ def epochs_side(args: Any) -> dict[str, float]:
 
 def _ray_share(args: Any) -> float:
     """The share of an epoch's row groups that came through Ray."""
-    from his2lip.data.ray_reads import head_reads
+    from his2lip.data.stream.ray_reader import head_reads
 
     with _stream(args) as stream:
         groups = stream.reads(0, stream.steps_per_epoch)

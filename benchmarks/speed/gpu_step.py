@@ -25,8 +25,9 @@ from open_clip_train.train import train_one_epoch
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import captions
 
-from his2lip.loss import WISELoss
-from his2lip.models import DualEncoder, load_model
+from his2lip.loss.wise import WISELoss
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 LEAST_SPEEDUP, LEAST_SHARE = 1.2, 0.4
 

@@ -17,7 +17,8 @@ from typing import Any
 from _pairs import Program, arguments, compare, write
 
 from his2lip.runtime import start_ray
-from his2lip.tuning import SweepConfig, run_sweep
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.sweep import run_sweep
 
 LIMIT_S = 1.5
 REPORTS = 3

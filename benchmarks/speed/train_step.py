@@ -18,8 +18,9 @@ import torch
 from _pairs import Program, arguments, compare, write
 from torch.utils.flop_counter import FlopCounterMode
 
-from his2lip.loss import LossWeights, WISELoss
-from his2lip.models import DualEncoder, load_model
+from his2lip.loss.wise import LossWeights, WISELoss
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 LEAST_SPEEDUP, LEAST_SHARE = 2.5, 0.9
 

@@ -13,7 +13,7 @@ import torch
 from _pairs import Program, arguments, compare, write
 from torch.nn import functional
 
-from his2lip.loss import WISELoss
+from his2lip.loss.wise import WISELoss
 
 TIME_LIMIT, MEMORY_LIMIT = 1.2, 0.10
 

@@ -25,7 +25,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(use.app)
 app.add_typer(machine.app)
 
-# Errors of the system that say of a place that it cannot be written to: the user's to mend.
+# Errors of the system that say of a place that it cannot be written to: the user's to fix.
 _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 

@@ -16,8 +16,7 @@ from his2lip.runtime import start_ray
 from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
-    from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
-    from his2lip.evaluation.grid import GridResult
+    from his2lip.evaluation import BenchmarkConfig, GridResult, ModelEntry
 
 EXPERIMENT = "his2lip-benchmark"
 
@@ -40,11 +39,11 @@ def run_benchmark(
 def run_configured(config: BenchmarkConfig) -> GridResult:
     """Runs the grid and records it; failed cells are said, not raised."""
     from his2lip.commands.report import write_report
-    from his2lip.data.shard_writer import check_writable
-    from his2lip.evaluation.grid import run_grid
+    from his2lip.evaluation import run_grid
+    from his2lip.files import check_writable
 
-    check_writable(config.folder, mend="set storage to a place of yours")
-    check_writable(config.cache, mend="set cache to a place of yours")
+    check_writable(config.folder, fix="set storage to a place of yours")
+    check_writable(config.cache, fix="set cache to a place of yours")
     tracker = Tracker.open()
     config = _with_local_models(config)
     _say_licences(config)
@@ -69,7 +68,7 @@ def run_configured(config: BenchmarkConfig) -> GridResult:
 
 def _say_licences(config: BenchmarkConfig) -> None:
     """Names the licence of every model whose weights are not for any use."""
-    from his2lip.models.catalogue import BACKBONES
+    from his2lip.models import BACKBONES
 
     named = {m.path: BACKBONES[m.path] for m in config.models if m.path in BACKBONES}
     for backbone in named.values():
@@ -79,7 +78,7 @@ def _say_licences(config: BenchmarkConfig) -> None:
 
 def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
     """The same benchmark for tasks that know no MLflow store; rows keep their names."""
-    from his2lip.models.registered import local_name
+    from his2lip.models import local_name
 
     def local(entry: ModelEntry) -> ModelEntry:
         blend = entry.blend
@@ -94,7 +93,7 @@ def configure(
     config_file: str, overrides: Sequence[str], *, models: list[str] | None, datasets: list[str] | None
 ) -> BenchmarkConfig:
     """The benchmark's configuration; `models` takes the place of the file's, `datasets` narrows it."""
-    from his2lip.evaluation.config import BenchmarkConfig
+    from his2lip.evaluation import BenchmarkConfig
 
     chosen = list(overrides)
     if models is not None:
@@ -105,7 +104,7 @@ def configure(
     known = config.uris()
     for name in datasets:
         if name not in known:
-            raise ConfigError(f"the benchmark has no dataset '{name}'", mend=did_you_mean(name, known))
+            raise ConfigError(f"the benchmark has no dataset '{name}'", fix=did_you_mean(name, known))
     return config.model_copy(update={"datasets": {name: known[name] for name in datasets}})
 
 
@@ -141,6 +140,6 @@ def say_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
         f"{result.counts.images} images embedded")  # fmt: skip
     if any(model.blend is not None for model in config.models):
         curve = page.with_name("alpha.csv")
-        mend = "none: it takes a dataset that the tuned model was trained on, and one that it was not"
-        say(f"curve over alpha: {curve if curve.is_file() else mend}")
+        fix = "none: it takes a dataset that the tuned model was trained on, and one that it was not"
+        say(f"curve over alpha: {curve if curve.is_file() else fix}")
     say(f"leaderboard: {page}")

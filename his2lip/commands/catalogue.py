@@ -12,7 +12,7 @@ from his2lip.errors import CheckpointError, TrackingError
 from his2lip.resources import sqlite_file, store_uri
 
 if TYPE_CHECKING:
-    from his2lip.registry import Promoted, Scored
+    from his2lip.tracking import Promoted, Scored
 
 _SHOWN = ("name", "step", "tensor_digest", "data_digest", "similarity", "converted", "blend", "code_version")
 Row = tuple[str, str, str, str, str]
@@ -31,13 +31,12 @@ def list_models() -> None:
 
 def show_model(model: str) -> None:
     """A checkpoint's provenance."""
-    from his2lip.models.inherited import conditions
-    from his2lip.models.registered import meta_of
+    from his2lip.models import conditions, meta_of
 
     meta = meta_of(model)
     if not meta:
         what = "this is no checkpoint of ours, so there is nothing to show"
-        raise CheckpointError(what, where=model, mend="his2lip models list says what is known of others")
+        raise CheckpointError(what, where=model, fix="his2lip models list says what is known of others")
     table(("", "value"), [(key, meta[key]) for key in _SHOWN if key in meta])
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
@@ -50,8 +49,7 @@ def _in_mlflow() -> tuple[list[Scored], list[Promoted], str | None]:
     file = sqlite_file(store_uri())
     if file is not None and not file.is_file():
         return [], [], None
-    from his2lip.registry import promoted_models, scored_models
-    from his2lip.tracking import Tracker
+    from his2lip.tracking import Tracker, promoted_models, scored_models
 
     try:
         tracker = Tracker.open()
@@ -61,8 +59,7 @@ def _in_mlflow() -> tuple[list[Scored], list[Promoted], str | None]:
 
 
 def _known_rows(scored: list[Scored]) -> Iterator[Row]:
-    from his2lip.models import list_backbones
-    from his2lip.models.cached import cached_backbones
+    from his2lip.models import cached_backbones, list_backbones
 
     here = cached_backbones()
     scores = {row.path: row.scores for row in reversed(scored)}
@@ -72,7 +69,7 @@ def _known_rows(scored: list[Scored]) -> Iterator[Row]:
 
 
 def _cached_rows() -> Iterator[Row]:
-    from his2lip.models.cached import cached_models
+    from his2lip.models import cached_models
 
     for cached in cached_models():
         yield cached.name, "in the cache", f"{cached.repository} (here)", "its authors' own", ""
@@ -80,9 +77,7 @@ def _cached_rows() -> Iterator[Row]:
 
 def _mlflow_rows(scored: list[Scored], promoted: list[Promoted]) -> Iterator[Row]:
     """Registered models first, then logged ones that are not registered and have no name of their own."""
-    from his2lip.models.catalogue import BACKBONES
-    from his2lip.models.inherited import in_brief
-    from his2lip.models.provenance import is_checkpoint, read_meta
+    from his2lip.models import BACKBONES, in_brief, is_checkpoint, read_meta
 
     scores = {row.weights: row.scores for row in scored}
     registered = {row.weights for row in promoted}

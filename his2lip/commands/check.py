@@ -11,7 +11,7 @@ from his2lip.commands.data import say_counts
 from his2lip.errors import ConfigError, DatasetError, first_line
 
 if TYPE_CHECKING:
-    from his2lip.data.image_stats import ImageStats
+    from his2lip.data.check import ImageStats
 
 _SHOWN = 50  # notes, and problems, that a check prints
 _GROUPS = 40  # splits x classes of which a check prints statistics
@@ -21,11 +21,10 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
     """Checks prepared shards, or a card by its name or file; True where there is no problem."""
     if _is_card(what):
         if page is not None:
-            raise ConfigError("a card has no pictures", where="--page", mend="give the URI of its shards")
+            raise ConfigError("a card has no pictures", where="--page", fix="give the URI of its shards")
         return _check_card(what)
-    from his2lip.data.check import check
-    from his2lip.data.image_stats import SAMPLES
-    from his2lip.data.terms import terms_of
+    from his2lip.data.cards import terms_of
+    from his2lip.data.check import SAMPLES, check
 
     file = None if page is None else _page_file(page, what)
     with Progress("check") as bar:
@@ -37,7 +36,7 @@ def check_dataset(what: str, *, page: Path | None = None) -> bool:
     say_counts(report.info)
     _say_images(report.images)
     if file is not None:
-        from his2lip.report.dataset_page import write_page
+        from his2lip.report import write_page
 
         write_page(report, file)
         say(f"page: {file}")
@@ -54,22 +53,22 @@ def _page_file(page: Path, uri: str) -> Path:
         file.open("a").close()
     except OSError as error:
         said = f"the page cannot be written: {first_line(error)}"
-        raise DatasetError(said, where="--page", mend="give a file such as page.html, or a folder") from None
+        raise DatasetError(said, where="--page", fix="give a file such as page.html, or a folder") from None
     return file
 
 
 def _is_card(what: str) -> bool:
     """Whether a card is meant: a YAML file, or a card's name where no shards lie in a folder of that name."""
     from his2lip.data.cards import list_cards
-    from his2lip.data.shard_writer import INFO
+    from his2lip.data.shards import INFO
 
     return what.endswith((".yaml", ".yml")) or (what in list_cards() and not (Path(what) / INFO).is_file())
 
 
 def _check_card(name: str) -> bool:
     from his2lip.data.cards import load_card
-    from his2lip.data.check_card import check_card
-    from his2lip.evaluation.prompts import PromptSet
+    from his2lip.data.check import check_card
+    from his2lip.evaluation import PromptSet
 
     card = load_card(name)
     report = check_card(card)
@@ -98,7 +97,7 @@ def _say_findings(problems: Sequence[str], warnings: Sequence[str]) -> bool:
 
 def _say_images(images: ImageStats) -> None:
     """Size, colour, brightness and blank share by split and class, and what the stains look like."""
-    from his2lip.data.stain_look import LOOKS
+    from his2lip.data.images import LOOKS
 
     groups = sorted(images.groups.items())
     rows = [

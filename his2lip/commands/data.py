@@ -11,7 +11,7 @@ from his2lip.commands.console import Progress, say, table
 from his2lip.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
-    from his2lip.data.info import DatasetInfo
+    from his2lip.data.shards import DatasetInfo
 
 
 def list_datasets() -> None:
@@ -45,11 +45,10 @@ def prepare_dataset(
         _prepare_captions(root, out, unused=[option for option, value in given.items() if value is not None])
         return
     from his2lip.data.cards import load_card
-    from his2lip.data.prepare import prepare
-    from his2lip.data.pseudonyms import NameMap
+    from his2lip.data.prepare import NameMap, prepare
 
     if (key_file is None) != (names is None):
-        raise DatasetError("a key and a map of names go together", mend="give --pseudonymise and --names")
+        raise DatasetError("a key and a map of names go together", fix="give --pseudonymise and --names")
     map_of_names = NameMap.open(key_file, names, out=out) if key_file and names else None
     with Progress(card) as bar:
 
@@ -87,8 +86,8 @@ def prepare_dataset(
 
 def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: float) -> None:
     """Generated twins, one folder a dataset; those that are there already, equal, are kept."""
-    from his2lip.data.synthetic.twins import process_mapper, twin_names, twin_view, write_twin
     from his2lip.runtime import usable_cpus
+    from his2lip.synthetic import process_mapper, twin_names, twin_view, write_twin
 
     names = list(datasets or twin_names())
     with process_mapper(usable_cpus()) as mapper, Progress("generated patches") as bar:
@@ -109,8 +108,7 @@ def synthesize(out: str, *, datasets: Sequence[str] | None, seed: int, scale: fl
 
 def rehearse(out: str, *, datasets: Sequence[str] | None, seed: int, scale: float) -> None:
     """Published layouts with generated pixels, one folder a dataset, and how to go on with each."""
-    from his2lip.data.layouts import layout_names
-    from his2lip.data.synthetic.rehearsal import write_rehearsal
+    from his2lip.synthetic import layout_names, write_rehearsal
 
     if "://" in out or not out:
         raise DatasetError("a layout is written into a folder of this machine", where=f"--out '{out}'")
@@ -141,7 +139,7 @@ def _is_there(place: str, view: str) -> bool:
         return False
     if info.generated and info.view == view:
         return True
-    raise DatasetError("another dataset stands here", where=place, mend="choose another --out")
+    raise DatasetError("another dataset stands here", where=place, fix="choose another --out")
 
 
 def say_counts(info: DatasetInfo) -> None:
@@ -164,7 +162,7 @@ def _prepare_captions(root: Path, out: str, *, unused: Sequence[str]) -> None:
     if unused:
         raise DatasetError("captions are no images, and do not take this option", where=unused[0])
     if Path(out).is_dir():
-        raise DatasetError("a caption bank is one file", where=out, mend="give a path such as captions.json")
+        raise DatasetError("a caption bank is one file", where=out, fix="give a path such as captions.json")
     bank, report = CaptionBank.from_folder(root)
     try:
         bank.save(out)

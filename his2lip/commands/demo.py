@@ -9,7 +9,7 @@ import typer
 
 from his2lip.commands.console import heading, percent, say, table
 
-TRAIN, SWEEP, GRID = "tune/demo_train.yaml", "tune/demo_sweep.yaml", "benchmarks/demo.yaml"
+TRAIN, SWEEP, GRID = "train/demo_train.yaml", "tune/demo_sweep.yaml", "benchmarks/demo.yaml"
 COLOUR = "baseline:mean-colour"
 LEARNT, COLOUR_BELOW = 0.80, 0.50  # macro F1 on held-out cases that the demo has to show
 

@@ -23,7 +23,7 @@ class Finding:
     what: str
     found: str
     state: str = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 def run_doctor() -> bool:
@@ -31,8 +31,8 @@ def run_doctor() -> bool:
     findings = list(examine())
     table(["", "what", "found"], [(f.state, f.what, f.found) for f in findings])
     for finding in findings:
-        if finding.mend:
-            say(f"{finding.what}: {finding.mend}")
+        if finding.fix:
+            say(f"{finding.what}: {finding.fix}")
     broken = sum(f.state == "missing" for f in findings)
     say("Nothing is missing." if not broken else f"Missing: {broken}; see the lines above.")
     return not broken
@@ -64,11 +64,11 @@ def _package(name: str) -> Finding:
         return Finding(name, "not installed", "missing", "make install")
 
 
-def _native(module: str, purpose: str, mend: str) -> Finding:
+def _native(module: str, purpose: str, fix: str) -> Finding:
     try:
         __import__(module)
     except Exception as error:  # a broken shared library raises anything from OSError to ImportError
-        return Finding(module, f"{type(error).__name__}: {error}", "missing", f"{purpose}: {mend}")
+        return Finding(module, f"{type(error).__name__}: {error}", "missing", f"{purpose}: {fix}")
     return Finding(module, purpose)
 
 
@@ -119,8 +119,8 @@ def _ray_token() -> Finding:
     try:
         path.chmod(0o600)  # Ray writes it with the default umask
     except OSError:
-        mend = f"others can read it: chmod 600 {path}"
-        return Finding("Ray token", f"{path}, mode {mode:04o}", "note", mend)
+        fix = f"others can read it: chmod 600 {path}"
+        return Finding("Ray token", f"{path}, mode {mode:04o}", "note", fix)
     return Finding("Ray token", f"{path}, now yours alone (others could read it)")
 
 

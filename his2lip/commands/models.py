@@ -21,7 +21,7 @@ def convert_model(
     """Writes the checkpoint and says what it holds."""
     require_new(out)
     if tokenizer == "bert" and source != "released":
-        raise ConfigError("--tokenizer is for released files; others bring their own", mend="leave it out")
+        raise ConfigError("--tokenizer is for released files; others bring their own", fix="leave it out")
     model, made_of = (
         _released(file, backbone, tokenizer) if source == "released" else _foreign(file, source, backbone)
     )
@@ -31,10 +31,7 @@ def convert_model(
 
 def blend_models(base: str, tuned: str, out: Path, *, alpha: float) -> None:
     """Writes the checkpoint between two models and says what it holds."""
-    from his2lip.models import load_model
-    from his2lip.models.blend import blend
-    from his2lip.models.inherited import blended_meta
-    from his2lip.models.registered import meta_of
+    from his2lip.models import blend, blended_meta, load_model, meta_of
 
     require_new(out)
     first, second = load_model(base), load_model(tuned)
@@ -48,10 +45,7 @@ def blend_models(base: str, tuned: str, out: Path, *, alpha: float) -> None:
 
 def export_model(name: str, out: Path, *, format: Literal["open_clip", "transformers"]) -> None:
     """Writes the model for another tool; its terms of use are said, and stand beside it."""
-    from his2lip.models import load_model
-    from his2lip.models.export import to_open_clip_folder, to_transformers_folder
-    from his2lip.models.inherited import conditions
-    from his2lip.models.registered import meta_of
+    from his2lip.models import conditions, load_model, meta_of, to_open_clip_folder, to_transformers_folder
 
     require_new(out)
     model, meta = load_model(name), meta_of(name)
@@ -70,7 +64,7 @@ def export_model(name: str, out: Path, *, format: Literal["open_clip", "transfor
 def require_new(out: Path) -> None:
     """Refuses a place where something stands already."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ConfigError("something stands here already", where=out, mend="name another --out, or remove it")
+        raise ConfigError("something stands here already", where=out, fix="name another --out, or remove it")
 
 
 def say_written(model: DualEncoder, out: Path) -> None:
@@ -91,13 +85,12 @@ def _released(
     file: Path, backbone: str | None, tokenizer: Literal["clip", "bert"]
 ) -> tuple[DualEncoder, dict[str, Any]]:
     """The authors' fine-tuned model: trained on MIHIC, from CLIP or PLIP."""
-    from his2lip.data.cards import load_card
-    from his2lip.data.terms import terms_of_card
-    from his2lip.models.convert import from_released
+    from his2lip.data.cards import load_card, terms_of_card
+    from his2lip.models import from_released
 
     if backbone not in ("clip", "plip"):
         raise ConfigError(
-            "a released file does not say what it was tuned from", mend="add --backbone clip or plip"
+            "a released file does not say what it was tuned from", fix="add --backbone clip or plip"
         )
     model = from_released(file, backbone=backbone, tokenizer=tokenizer)  # type: ignore[arg-type]
     terms = terms_of_card("mihic", load_card("mihic").model_dump(mode="json"))
@@ -106,24 +99,23 @@ def _released(
 
 def _foreign(file: Path, source: Source, backbone: str | None) -> tuple[DualEncoder, dict[str, Any]]:
     """A transformers CLIPModel, open_clip's hub layout, or a state dict of open_clip's training."""
-    from his2lip.models import load_model
-    from his2lip.models.convert import from_open_clip, from_transformers
+    from his2lip.models import from_open_clip, from_transformers, load_model
 
     if source == "open_clip" and not file.is_dir():
         if backbone is None:
             raise ConfigError(
-                "a state dict does not say its architecture", mend="add --backbone ViT-B-32, or such"
+                "a state dict does not say its architecture", fix="add --backbone ViT-B-32, or such"
             )
         return from_open_clip(file, architecture=backbone), {}
     if backbone is not None:
-        raise ConfigError("a folder says what it holds", mend="leave --backbone out")
+        raise ConfigError("a folder says what it holds", fix="leave --backbone out")
     if not file.is_dir():
         raise CheckpointError(
-            "there is no such folder", where=file, mend="give the folder that holds the weights"
+            "there is no such folder", where=file, fix="give the folder that holds the weights"
         )
     if source == "open_clip" and not (file / "open_clip_config.json").is_file():
         what = "this folder has no open_clip_config.json"
-        raise CheckpointError(what, where=file, mend="--from transformers reads a CLIPModel's folder")
+        raise CheckpointError(what, where=file, fix="--from transformers reads a CLIPModel's folder")
     if source == "open_clip":
         model = load_model(f"local-dir:{file}")
         model.name = file.name
@@ -133,14 +125,13 @@ def _foreign(file: Path, source: Source, backbone: str | None) -> tuple[DualEnco
 
 
 def _digest(file: Path) -> str:
-    from his2lip.models.foreign import file_digest
+    from his2lip.models import file_digest
 
     return file_digest(file)
 
 
 def _save(out: Path, model: DualEncoder, meta: dict[str, Any]) -> None:
-    from his2lip.models import save_checkpoint
-    from his2lip.models.inherited import conditions
+    from his2lip.models import conditions, save_checkpoint
 
     save_checkpoint(out, model, meta=meta)
     say_written(model, out)

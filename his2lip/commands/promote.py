@@ -16,23 +16,20 @@ from his2lip.config import digest
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from his2lip.registry import Scored
-    from his2lip.tracking import Tracker
+    from his2lip.tracking import Scored, Tracker
 
 _RUNS = Path("runs/train")  # where a run's name alone is looked for
 
 
 def promote_model(model: str, *, alias: str, name: str | None) -> None:
     """Registers the model's files in MLflow under a name, and gives that version the alias."""
-    from his2lip.models.inherited import conditions, in_brief
-    from his2lip.models.provenance import read_meta
-    from his2lip.registry import promote
-    from his2lip.serving.pyfunc import model_files
-    from his2lip.tracking import Tracker, model_name
+    from his2lip.models import conditions, in_brief, read_meta
+    from his2lip.serving import model_files
+    from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
         what = f"MLflow takes no registered model of the name '{name}'"
-        raise ConfigError(what, mend=f"--as {model_name(name)}")
+        raise ConfigError(what, fix=f"--as {model_name(name)}")
     tracker = Tracker.open()
     found, logged = _find(model, tracker)
     name = name or model_name(_display(model, found))
@@ -41,7 +38,7 @@ def promote_model(model: str, *, alias: str, name: str | None) -> None:
         if logged is not None and logged.weights != meta["tensor_digest"]:
             what = f"the weights there are no longer the ones that were logged as '{model}'"
             raise CheckpointError(
-                what, where=found, mend="promote by the checkpoint's path to take what is there"
+                what, where=found, fix="promote by the checkpoint's path to take what is there"
             )
         said = conditions(found, meta)
         promoted, before = promote(
@@ -58,9 +55,8 @@ def promote_model(model: str, *, alias: str, name: str | None) -> None:
 
 def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
     """What loads the model that is meant: a checkpoint's path or run, a name in MLflow, or a model's name."""
-    from his2lip.models.catalogue import BACKBONES
-    from his2lip.models.provenance import is_checkpoint
-    from his2lip.registry import scored_models
+    from his2lip.models import BACKBONES, is_checkpoint
+    from his2lip.tracking import scored_models
 
     for place in (Path(model), Path(model) / "best", _RUNS / model / "best"):
         if is_checkpoint(place):
@@ -72,14 +68,14 @@ def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
         return model, None
     if logged.path is None:
         what = f"MLflow does not say where the weights of '{model}' are"
-        mend = "promote them by their path (his2lip models blend writes a point of a sweep)"
-        raise ModelError(what, mend=mend)
+        fix = "promote them by their path (his2lip models blend writes a point of a sweep)"
+        raise ModelError(what, fix=fix)
     return logged.path, logged
 
 
 def _display(model: str, found: str) -> str:
     """The name in the registry where none is asked for: the run's, the registered one, or the model's own."""
-    from his2lip.models.registered import SCHEME
+    from his2lip.models import SCHEME
 
     parts = Path(found).absolute().parts
     if Path(found).is_dir():
@@ -90,9 +86,7 @@ def _display(model: str, found: str) -> str:
 @contextmanager
 def _staged(model: str) -> Iterator[Path]:
     """The model's checkpoint in a folder of the name that MLflow keeps it under, without `resume`."""
-    from his2lip.models import load_model, save_checkpoint
-    from his2lip.models.provenance import is_checkpoint, settled
-    from his2lip.models.registered import CHECKPOINT, meta_of
+    from his2lip.models import CHECKPOINT, is_checkpoint, load_model, meta_of, save_checkpoint, settled
 
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
         folder = Path(scratch) / CHECKPOINT

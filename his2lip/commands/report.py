@@ -22,6 +22,6 @@ def write_report(benchmark: Path, out: Path | None = None) -> Path:
         raise ConfigError(
             "no benchmark has been run here (there is no leaderboard.csv)",
             where=benchmark,
-            mend="his2lip benchmark benchmarks/zero_shot.yaml",
+            fix="his2lip benchmark benchmarks/zero_shot.yaml",
         )
     return write_pages(board, out or benchmark / "report")

@@ -11,10 +11,7 @@ from his2lip.commands.console import Progress, percent, say
 from his2lip.errors import ConfigError, ImageError, did_you_mean
 
 if TYPE_CHECKING:
-    from his2lip.serving import Classifier
-    from his2lip.serving.classify import Answer
-    from his2lip.serving.questions import Question
-    from his2lip.serving.slides import SlideReading
+    from his2lip.serving import Answer, Classifier, Question, SlideReading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +28,14 @@ class SlideOptions:
 
 def split_slides(files: Sequence[Path], options: SlideOptions) -> tuple[list[Path], list[Path]]:
     """(patches, slides). Raises ConfigError for two slides whose outputs would have one name."""
-    from his2lip.serving.slides import is_slide
+    from his2lip.serving import is_slide
 
     slides = [file for file in files if options.always or is_slide(file)]
     whole = set(slides)
     stems = [slide.stem for slide in slides]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise ConfigError(f"two slides are called '{twice}'", mend="classify them into two folders (--out)")
+        raise ConfigError(f"two slides are called '{twice}'", fix="classify them into two folders (--out)")
     return [file for file in files if file not in whole], slides
 
 
@@ -61,7 +58,7 @@ def read_slides(
 
 
 def _read(path: Path, classifier: Classifier, size: int, mpp: float, slide_mpp: float | None) -> SlideReading:
-    from his2lip.serving.slides import read_slide
+    from his2lip.serving import read_slide
 
     with Progress(path.name) as bar:
 
@@ -73,13 +70,13 @@ def _read(path: Path, classifier: Classifier, size: int, mpp: float, slide_mpp: 
 
 def _field(model: str, classifier: Classifier, options: SlideOptions) -> tuple[int, float]:
     """(pixels, microns a pixel) of a tile: as asked, else as the checkpoint says that it was trained."""
-    from his2lip.models.registered import meta_of
+    from his2lip.models import meta_of
 
     trained = meta_of(model).get("patch") or {}
     mpp = options.mpp or trained.get("mpp")
     if mpp is None:
         said = "the model does not say at which scale it was trained, which slides are tiled at"
-        raise ConfigError(said, where=model, mend="add --mpp and --tile (MIHIC's: --mpp 0.2264 --tile 128)")
+        raise ConfigError(said, where=model, fix="add --mpp and --tile (MIHIC's: --mpp 0.2264 --tile 128)")
     return options.tile or trained.get("size") or classifier.model.preprocess.size[0], mpp
 
 
@@ -89,14 +86,13 @@ def heated(questions: Sequence[Question], label: str | None) -> Question | None:
         return None
     known = {name: question for question in questions for name in question.prompts.classes}
     if label not in known:
-        raise ConfigError(f"no question has a class '{label}'", mend=did_you_mean(label, known))
+        raise ConfigError(f"no question has a class '{label}'", fix=did_you_mean(label, known))
     return known[label]
 
 
 def _write(stem: str, reading: SlideReading, options: SlideOptions) -> None:
     """A picture a question, one of the class asked for, and the tiles for QuPath."""
-    from his2lip.serving.geojson import write_geojson
-    from his2lip.serving.heatmap import draw_classes, draw_similarity
+    from his2lip.serving import draw_classes, draw_similarity, write_geojson
 
     options.out.mkdir(parents=True, exist_ok=True)
     for question in reading.questions:

@@ -12,19 +12,16 @@ from his2lip.runtime import quiet_ray, start_ray
 from his2lip.tracking import RUN_ID, Run, Tracker
 
 if TYPE_CHECKING:
-    from his2lip.evaluation.validation import SelectValidator
-    from his2lip.training.config import TrainConfig
-    from his2lip.training.progress import Progress as Report
-    from his2lip.training.trainer import TrainResult
+    from his2lip.evaluation import SelectValidator
+    from his2lip.training import Progress as Report
+    from his2lip.training import TrainConfig, TrainResult
 
 EXPERIMENT = "his2lip-train"
 
 
 def run_train(config_file: str, overrides: Sequence[str], *, fresh: bool = False) -> TrainResult:
     """Trains, or goes on, or says that the run is finished; the result says where the checkpoints are."""
-    from his2lip.training.assemble import identity, open_data, with_absolute_paths
-    from his2lip.training.config import TrainConfig
-    from his2lip.training.trainer import train
+    from his2lip.training import TrainConfig, identity, open_data, train, with_absolute_paths
 
     asked = load(TrainConfig, resources.find(config_file), overrides)
     tracker = Tracker.open()
@@ -52,7 +49,7 @@ def validator(config: TrainConfig) -> SelectValidator | None:
     """Zero-shot metrics on the select split; handed in from here, for training imports no evaluation."""
     if config.data.select is None:
         return None
-    from his2lip.evaluation.validation import SelectValidator
+    from his2lip.evaluation import SelectValidator
 
     return SelectValidator(config.data.shards, split=config.data.select, threads=config.data.decode_threads)
 

@@ -21,9 +21,8 @@ EXPERIMENT = "his2lip-tune"
 
 def run_tune(config_file: str, overrides: Sequence[str], *, fresh: bool = False) -> SweepResult:
     """Runs the trials that are still to run; the result holds all of them."""
-    from his2lip.training.assemble import caption_notes, open_data, terms_of_run
-    from his2lip.tuning import SweepConfig, run_sweep
-    from his2lip.tuning.objective import training_objective
+    from his2lip.training import caption_notes, open_data, terms_of_run
+    from his2lip.tuning import SweepConfig, run_sweep, training_objective
 
     config = load(SweepConfig, resources.find(config_file), overrides)
     tracker = Tracker.open()
@@ -50,8 +49,7 @@ def record(run: Run, config: SweepConfig, result: SweepResult) -> None:
     """Every ended trial as a run below the sweep's, the best checkpoint as a logged model, and the plots."""
     from his2lip.errors import RunError
     from his2lip.models import read_meta
-    from his2lip.tuning.plots import importances, save_plots
-    from his2lip.tuning.study import DONE
+    from his2lip.tuning import DONE, importances, save_plots
 
     written = run.children()
     for row in result.trials:

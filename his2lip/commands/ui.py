@@ -16,13 +16,11 @@ def run_ui(*, port: int, store: str | None) -> int:
 
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):
-        raise TrackingError(
-            "this store is a server already", where=uri, mend="open that address in a browser"
-        )
+        raise TrackingError("this store is a server already", where=uri, fix="open that address in a browser")
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
-        mend = "his2lip train, tune or benchmark makes one; or name another with --store"
-        raise TrackingError("there is no MLflow store here", where=uri, mend=mend)
+        fix = "his2lip train, tune or benchmark makes one; or name another with --store"
+        raise TrackingError("there is no MLflow store here", where=uri, fix=fix)
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
     say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

@@ -14,7 +14,7 @@ from his2lip.errors import ConfigError, ImageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from his2lip.serving.classify import Answer
+    from his2lip.serving import Answer
 
 _SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")  # OpenSlide's
 _CACHE = "runs/cache"
@@ -59,7 +59,7 @@ def run_classify(
     for line in unread:
         say(f"not read: {line}")
     if not rows:
-        raise ImageError("none of these images could be read", mend="see the lines above")
+        raise ImageError("none of these images could be read", fix="see the lines above")
 
 
 def show_answers(rows: Sequence[dict[str, object]], *, scoring: str) -> None:
@@ -72,7 +72,7 @@ def show_answers(rows: Sequence[dict[str, object]], *, scoring: str) -> None:
 
 def _readable(files: Iterable[Path], readable: list[Path], unread: list[str]) -> Iterator[np.ndarray]:
     """Pixels of the files that can be decoded, noted in `readable`; why others cannot goes to `unread`."""
-    from his2lip.serving.classify import load_pixels
+    from his2lip.serving import load_pixels
 
     for file in files:
         try:
@@ -137,16 +137,14 @@ def run_retrieve(
     page: Path | None,
 ) -> None:
     """The patches most like the query; what was embedded before is read from the cache."""
-    from his2lip.serving import build_index, load_for_use
-    from his2lip.serving.gallery import write_page
-    from his2lip.serving.retrieve import names_image, query_image
+    from his2lip.serving import build_index, load_for_use, names_image, query_image, write_page
 
     if names_image(query) and not Path(query).is_file():
         raise ConfigError(
-            "there is no such image file", where=query, mend="check the path, or write a sentence"
+            "there is no such image file", where=query, fix="check the path, or write a sentence"
         )
     if not query.strip():
-        raise ConfigError("the query is empty", mend="write a sentence, or name an image file")
+        raise ConfigError("the query is empty", fix="write a sentence, or name an image file")
     loaded = load_for_use(model)
     opened = build_index(index, loaded, cache=_CACHE, splits=splits or None)
     matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
@@ -168,7 +166,7 @@ def run_retrieve(
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files given, and the image files inside the folders given, in order, each once."""
-    from his2lip.serving.classify import IMAGE_FILES
+    from his2lip.serving import IMAGE_FILES
 
     wanted, files = {*IMAGE_FILES, *_SLIDE_FILES}, dict[Path, None]()
     for path in paths:
@@ -177,7 +175,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files[path] = None
         else:
-            raise ConfigError("there is no such file or folder", where=path, mend="check the path")
+            raise ConfigError("there is no such file or folder", where=path, fix="check the path")
     if not files:
         raise ConfigError("there is no image here", where=", ".join(map(str, paths)))
     return list(files)

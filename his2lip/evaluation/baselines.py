@@ -10,11 +10,11 @@ import numpy as np
 from his2lip.config import digest
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError, did_you_mean
-from his2lip.evaluation.cells import CellPlan
 from his2lip.evaluation.config import PREFIX
 from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ImageEncoder, decoder_version
+from his2lip.evaluation.grid_cell import CellPlan
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
@@ -81,7 +81,7 @@ def baseline_kind(name: str) -> str:
     """`baseline:majority` -> `majority`. Raises DatasetError for an unknown one."""
     kind = name.removeprefix(PREFIX)
     if kind not in _KINDS:
-        raise DatasetError(f"unknown baseline '{kind}'", mend=did_you_mean(kind, _KINDS))
+        raise DatasetError(f"unknown baseline '{kind}'", fix=did_you_mean(kind, _KINDS))
     return kind
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from his2lip.config import digest
-from his2lip.data.stain_look import unmix
-from his2lip.data.tiling import tissue_mask
+from his2lip.data.images import tissue_mask, unmix
 from his2lip.errors import DatasetError
 from his2lip.evaluation.encoders import decoder_version
 

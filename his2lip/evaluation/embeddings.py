@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # images done, images to do
 
 _BATCH = 64  # crops that go through a tower at once
 _PART_IMAGES = 2048  # images a part of the cache: what an interruption can lose
-_MEND = "prepare the dataset again"
+_FIX = "prepare the dataset again"
 
 
 @dataclass
@@ -198,13 +198,11 @@ def _decoded(
 def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
     """The crops of one row, after the check that its bytes are those that its sha256 names."""
     if hashlib.sha256(patch["image"]).hexdigest() != patch["sha256"]:
-        raise DatasetError(
-            "an image's bytes are not those of its sha256", where=patch["patch_id"], mend=_MEND
-        )
+        raise DatasetError("an image's bytes are not those of its sha256", where=patch["patch_id"], fix=_FIX)
     try:
         pixels = decode(patch["image"])
     except DatasetError as error:
-        raise DatasetError(error.what, where=patch["patch_id"], mend=_MEND) from None
+        raise DatasetError(error.what, where=patch["patch_id"], fix=_FIX) from None
     return encoder.crops(pixels, patch["mpp"])
 
 

@@ -14,7 +14,7 @@ from his2lip.config import digest
 from his2lip.evaluation.views import View
 
 if TYPE_CHECKING:
-    from his2lip.models.encoder import DualEncoder
+    from his2lip.models import DualEncoder
 
 # Mean and standard deviation of MIHIC's training patches, RGB in [0, 1]: the released code's normalisation.
 RELEASED_MEAN = (0.7424657, 0.7176911, 0.7305417)

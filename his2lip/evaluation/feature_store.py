@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from his2lip.data.shard_writer import write_file
-from his2lip.data.shards import filesystem
+from his2lip.files import filesystem, write_file
 
 _SUFFIX = ".parquet"
 

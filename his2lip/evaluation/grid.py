@@ -14,9 +14,9 @@ from his2lip.data.cards import Card, load_card
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
-from his2lip.evaluation.cells import CellFailure, CellPlan, CellResult, Scorer, run_cell
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
+from his2lip.evaluation.grid_cell import CellFailure, CellPlan, CellResult, Scorer, run_cell
 from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
@@ -101,8 +101,8 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
                 failed += [_failure(m.name, dataset, name, error) for m in config.models]
     unknown = [p for p in config.protocols if p not in offered]
     if unknown and not broken:
-        mend = did_you_mean(unknown[0], offered)
-        raise ConfigError(f"none of the datasets has a protocol '{unknown[0]}'", mend=mend)
+        fix = did_you_mean(unknown[0], offered)
+        raise ConfigError(f"none of the datasets has a protocol '{unknown[0]}'", fix=fix)
     return plans, failed
 
 
@@ -136,7 +136,7 @@ def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
 def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> Scorer:
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
-    from his2lip.models.registered import meta_of
+    from his2lip.models import meta_of
 
     model = _load(entry, config)
     # At alpha 0 nothing of the tuned model is left.
@@ -157,8 +157,7 @@ def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
     """The row's model, blended where it is a point between two."""
     import torch
 
-    from his2lip.models import load_model
-    from his2lip.models.blend import blend
+    from his2lip.models import blend, load_model
 
     torch.set_num_threads(config.task_threads)
     device = "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
@@ -192,7 +191,7 @@ def _on_ray(
             del waiting[stream]
         except ray.exceptions.RayError as error:  # the task's process died, and so did its second one
             dead = RunError(
-                f"the process that scored it died twice ({type(error).__name__})", mend=_MORE_MEMORY
+                f"the process that scored it died twice ({type(error).__name__})", fix=_MORE_MEMORY
             )
             yield from ((_failed(e, p, dead), Counts()) for e, p in waiting.pop(stream).values())
         else:
@@ -214,7 +213,7 @@ def _gpus(config: BenchmarkConfig) -> float:
     if config.gpus == "auto":
         return 1.0 if have >= 1 else 0.0
     if config.gpus > have and _is_local():
-        raise RunError(f"gpus is {config.gpus:g}, and this machine has {have:g}", mend="set gpus=auto")
+        raise RunError(f"gpus is {config.gpus:g}, and this machine has {have:g}", fix="set gpus=auto")
     return config.gpus
 
 

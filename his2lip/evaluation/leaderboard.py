@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from his2lip.data.shard_writer import write_file
-from his2lip.data.shards import filesystem
-from his2lip.evaluation.cells import CellFailure, CellResult, read_predictions
 from his2lip.evaluation.config import ModelEntry
-from his2lip.evaluation.published import plain, published
+from his2lip.evaluation.grid_cell import CellFailure, CellResult, read_predictions
+from his2lip.evaluation.published_table import plain, published
+from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the protocol that published numbers stand beside
 

@@ -78,7 +78,7 @@ class PromptSet:
             if known == label:
                 return lines
         raise ConfigError(
-            f"the prompt set '{self.name}' has no class '{label}'", mend=did_you_mean(label, self.classes)
+            f"the prompt set '{self.name}' has no class '{label}'", fix=did_you_mean(label, self.classes)
         )
 
     def narrow(self, classes: Iterable[str]) -> PromptSet:
@@ -102,5 +102,5 @@ def _find(name: str) -> Path:
         return resources.find(name)
     path = resources.root() / PROMPTS_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no prompt set is called '{name}'", mend=did_you_mean(name, list_prompts()))
+        raise ConfigError(f"no prompt set is called '{name}'", fix=did_you_mean(name, list_prompts()))
     return path

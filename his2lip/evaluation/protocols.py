@@ -60,7 +60,7 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
     rows, numbers = _labelled(table, protocol)
     if not len(rows):
         raise DatasetError(
-            "no row of this split fits the protocol", where=where, mend=_labels_seen(table, protocol)
+            "no row of this split fits the protocol", where=where, fix=_labels_seen(table, protocol)
         )
     table = table.take(pa.array(rows))
     unit_ids, unit, first = _units(table, protocol)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.data.shards import open_shards
-from his2lip.evaluation.cells import CellPlan
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
+from his2lip.evaluation.grid_cell import CellPlan
 from his2lip.evaluation.protocols import view_of
 from his2lip.evaluation.zero_shot import Scores, score
 
 if TYPE_CHECKING:
-    from his2lip.models.encoder import DualEncoder
+    from his2lip.models import DualEncoder
 
 
 class ModelScorer:

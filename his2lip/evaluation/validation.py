@@ -17,7 +17,7 @@ from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
-    from his2lip.models.encoder import DualEncoder
+    from his2lip.models import DualEncoder
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class SelectValidator:
     def _split(self, shards: ShardSet) -> str:
         role = shards.info.roles.get(self.split)
         selects = [s for s in shards.splits if shards.info.roles.get(s) == "select"]
-        mend = f"take a select split: {', '.join(selects) or 'this dataset has none'}"
+        fix = f"take a select split: {', '.join(selects) or 'this dataset has none'}"
         if role is None:
-            raise DatasetError(f"no split '{self.split}' here", where=self.shards, mend=mend)
+            raise DatasetError(f"no split '{self.split}' here", where=self.shards, fix=fix)
         if role == "report":
             said = f"the split '{self.split}' is for reports: a model must not be chosen on it"
-            raise DatasetError(said, where=self.shards, mend=mend)
+            raise DatasetError(said, where=self.shards, fix=fix)
         return self.split
 
     def _labelled(self, shards: ShardSet, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

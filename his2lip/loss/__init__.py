@@ -1,6 +1,6 @@
 """WISE: the weighted inter- and intramodal soft-embedding contrastive loss."""
 
 from his2lip.loss.targets import SimilarityWeights
-from his2lip.loss.wise import LossOutput, LossWeights, WISELoss
+from his2lip.loss.wise import MAX_LOG_SCALE, LossOutput, LossWeights, WISELoss
 
-__all__ = ["LossOutput", "LossWeights", "SimilarityWeights", "WISELoss"]
+__all__ = ["MAX_LOG_SCALE", "LossOutput", "LossWeights", "SimilarityWeights", "WISELoss"]

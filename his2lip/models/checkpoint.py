@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,102 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import his2lip
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models.build import HF_TEXT_FOLDER, build_clip, build_tokenizer, clip_vocabulary, load_weights
+from his2lip.models.architecture import (
+    HF_TEXT_FOLDER,
+    build_clip,
+    build_tokenizer,
+    clip_vocabulary,
+    load_weights,
+)
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import FORMAT, META, former, is_checkpoint, read_json, read_meta, settled
-from his2lip.models.resume import ResumeState, load_resume, save_resume
+
+_OPTIMIZER, _MODEL, _STATE = "optimizer.safetensors", "model.safetensors", "state.json"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeState:
+    """The state of a run after `step` steps.
+
+    optimizer  for each parameter by its name, what the optimizer keeps of it (`optimizer_state`)
+    model      what the checkpoint holds folded into other tensors (`adapters.unmerged_state`)
+    extra      whatever else the loop keeps, JSON-able
+
+    The learning rate and every random number are functions of the step, so schedule and generators have no
+    state to keep.
+    """
+
+    step: int
+    optimizer: dict[str, Tensors]
+    model: Tensors = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_resume(folder: Path, state: ResumeState) -> None:
+    """Writes `optimizer.safetensors`, `model.safetensors` and `state.json` into a new `folder`."""
+    folder.mkdir(parents=True)
+    moments = {f"{name}/{slot}": t for name, slots in state.optimizer.items() for slot, t in slots.items()}
+    for file, tensors in ((_OPTIMIZER, moments), (_MODEL, state.model)):
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / file)
+    tree = {"step": state.step, "extra": state.extra}
+    (folder / _STATE).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def load_resume(folder: str | Path) -> ResumeState | None:
+    """The state in `folder`/resume, or None where it carries none. Raises CheckpointError if broken."""
+    folder = Path(folder) / "resume"
+    if not folder.is_dir():
+        return None
+    try:
+        optimizer: dict[str, Tensors] = {}
+        for key, tensor in load_file(folder / _OPTIMIZER).items():
+            name, _, slot = key.rpartition("/")
+            optimizer.setdefault(name, {})[slot] = tensor
+        tree = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        return ResumeState(
+            step=tree["step"], extra=tree["extra"], optimizer=optimizer, model=load_file(folder / _MODEL)
+        )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise broken_state(str(error), folder) from None
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensors]:
+    """What `optimizer` keeps of each parameter of `module`, by the parameter's name there."""
+    return {name: dict(optimizer.state[p]) for name, p in module.named_parameters() if p in optimizer.state}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, module: nn.Module, saved: Mapping[str, Tensors]
+) -> None:
+    """The inverse of `optimizer_state`; a parameter that has had no gradient has no state.
+
+    Raises CheckpointError for a name that is not trained here, or tensors of another shape.
+    """
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    known = {name: p for name, p in module.named_parameters() if p in trained}
+    for name, slots in saved.items():
+        if name not in known:
+            raise broken_state(f"it is of another model, which has '{name}'")
+        if any(t.ndim and t.shape != known[name].shape for t in slots.values()):
+            raise broken_state(f"its tensors for '{name}' have another shape")
+    names = {p: name for name, p in known.items()}
+    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    state = {number: saved[name] for number, name in enumerate(order) if name in saved}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def broken_state(why: str, where: Path | None = None) -> CheckpointError:
+    """The one sentence for a state that a run cannot go on from."""
+    fix = "take an earlier checkpoint, or start anew with --fresh"
+    return CheckpointError(f"the state to go on from cannot be read: {why}", where=where, fix=fix)
+
 
 __all__ = [
     "ResumeState",
@@ -54,7 +143,7 @@ def save_checkpoint(
     """
     if "package" in model.config:
         what = f"'{model.name}' runs in its authors' package, so that no checkpoint can hold it"
-        raise ModelError(what, mend="use it frozen, by its name")
+        raise ModelError(what, fix="use it frozen, by its name")
     state = _own_storage(plain_state(model.clip))
     with _replacing(Path(folder)) as new:
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
@@ -78,7 +167,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
         raise CheckpointError(
             f"the weights are not the ones that {META} was written for",
             where=folder / WEIGHTS,
-            mend="copy the whole checkpoint directory again",
+            fix="copy the whole checkpoint directory again",
         )
     _check_vocabulary(folder, meta)
     model = DualEncoder(
@@ -178,8 +267,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise CheckpointError("this checkpoint has no weights", where=path) from None
     except (SafetensorError, OSError) as error:
-        mend = "copy the checkpoint again"
-        raise CheckpointError(f"the weights cannot be read: {error}", where=path, mend=mend) from None
+        fix = "copy the checkpoint again"
+        raise CheckpointError(f"the weights cannot be read: {error}", where=path, fix=fix) from None
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ def to_open_clip(theirs: Mapping[str, torch.Tensor], config: Mapping[str, Any]) 
     return state
 
 
-def from_open_clip(ours: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def to_transformers(ours: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """transformers' state dict from open_clip's: the inverse of `to_open_clip`."""
     state: dict[str, torch.Tensor] = {}
     for rule in rules(config):

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from his2lip.errors import ModelError
-from his2lip.models.encoder import DualEncoder, Precision
-from his2lip.models.foreign import check_tensors, read_tensors
+from his2lip.models.encoder import CaptionTokenizer, DualEncoder, Precision
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.text import CaptionTokenizer
+from his2lip.models.weights import check_tensors, read_tensors
 
 # MUSK's README and demo: 384 px, timm's Inception constants, 100 tokens of its own sentencepiece model.
 _MUSK = "musk_large_patch16_384"
@@ -122,7 +121,7 @@ class _MuskTokenizer:
         sentencepiece = _module("sentencepiece")
         if not file.is_file():
             what = "the installed package has no tokenizer.spm"
-            raise ModelError(what, where=file, mend="install it from its clone: pip install -e MUSK")
+            raise ModelError(what, where=file, fix="install it from its clone: pip install -e MUSK")
         self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
 
     def __call__(self, captions: Sequence[str], *, context_length: int) -> torch.Tensor:
@@ -193,7 +192,7 @@ def _module(name: str) -> Any:
     except ImportError as error:
         missing = f" (no module '{error.name}')" if error.name else ""
         what = f"the package '{package}' that its authors publish is not installed{missing}"
-        raise ModelError(what, mend=_INSTALL[package]) from error
+        raise ModelError(what, fix=_INSTALL[package]) from error
 
 
 def _version(name: str) -> str:

@@ -17,7 +17,7 @@ SCHEME = "models:/"
 CHECKPOINT = "checkpoint"  # the artifact's name inside the MLflow model
 _INSIDE = f"artifacts/{CHECKPOINT}"  # where MLflow puts an artifact of that name
 _FORM = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)")
-_MEND = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another store"
+_FIX = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another store"
 
 
 def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
@@ -62,12 +62,12 @@ def _download(uri: str, path: str, scratch: str) -> Path:
     """A file of the checkpoint inside a registered model, or all of it for an empty `path`."""
     if not _FORM.fullmatch(uri):
         raise ModelError(
-            f"'{uri}' names no registered model", mend="write models:/NAME@ALIAS or models:/NAME/3"
+            f"'{uri}' names no registered model", fix="write models:/NAME@ALIAS or models:/NAME/3"
         )
     store = store_uri()
     file = sqlite_file(store)
     if file is not None and not file.is_file():
-        raise ModelError(f"'{uri}' is in MLflow, and there is no MLflow store here", where=store, mend=_MEND)
+        raise ModelError(f"'{uri}' is in MLflow, and there is no MLflow store here", where=store, fix=_FIX)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
@@ -78,6 +78,6 @@ def _download(uri: str, path: str, scratch: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(inside, dst_path=scratch))
     except mlflow.exceptions.MlflowException as error:
-        raise ModelError(f"MLflow has no such model: {first_line(error)}", where=uri, mend=_MEND) from error
+        raise ModelError(f"MLflow has no such model: {first_line(error)}", where=uri, fix=_FIX) from error
     except OSError:
         raise CheckpointError("this registered model carries no his2lip checkpoint", where=uri) from None

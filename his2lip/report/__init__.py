@@ -1,7 +1,6 @@
 """Report: the leaderboard as pages, and whether a published figure can be compared with."""
 
-from his2lip.report.board import Board, published_rows, read_board
-from his2lip.report.comparable import comparable, macro_f1_bounds
-from his2lip.report.pages import write_pages
+import lazy_loader
 
-__all__ = ["Board", "comparable", "macro_f1_bounds", "published_rows", "read_board", "write_pages"]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
 from his2lip.errors import ConfigError
-from his2lip.evaluation.published import plain, published
-from his2lip.report.comparable import comparable
+from his2lip.evaluation import plain, published
+from his2lip.report.comparability import comparable
 
 BASELINE = "baseline:"
 

@@ -7,12 +7,10 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from his2lip.data.check import CheckReport
-from his2lip.data.image_stats import NO_STAIN
-from his2lip.data.info import DatasetInfo
-from his2lip.data.leaks import KINDS
-from his2lip.data.stain_look import LOOKS
-from his2lip.data.terms import terms_of
+from his2lip.data.cards import terms_of
+from his2lip.data.check import KINDS, NO_STAIN, CheckReport
+from his2lip.data.images import LOOKS
+from his2lip.data.shards import DatasetInfo
 
 _LINES = 100  # problems, warnings and quarantined files that are shown; how many more there are is said
 _STYLE = """

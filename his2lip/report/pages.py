@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from his2lip.report.alpha import curve_csv, curve_plot, curve_points
 from his2lip.report.board import Board, PublishedRow, Row, published_rows, read_board
-from his2lip.report.comparable import NOT_COMPARABLE
+from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import heat_map, in_domain_against_zero_shot
 
 if TYPE_CHECKING:

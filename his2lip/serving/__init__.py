@@ -1,17 +1,6 @@
 """Serving: a chosen model on new images."""
 
-from his2lip.serving.calibrate import calibrate, calibrated
-from his2lip.serving.classify import Classifier, classify, load_for_use
-from his2lip.serving.questions import ask
-from his2lip.serving.retrieve import build_index, retrieve
+import lazy_loader
 
-__all__ = [
-    "Classifier",
-    "ask",
-    "build_index",
-    "calibrate",
-    "calibrated",
-    "classify",
-    "load_for_use",
-    "retrieve",
-]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

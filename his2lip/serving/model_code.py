@@ -2,6 +2,6 @@
 
 from mlflow.models import set_model
 
-from his2lip.serving.pyfunc import ServedModel
+from his2lip.serving.mlflow_model import ServedModel
 
 set_model(ServedModel())

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from his2lip.data.slides import Slide, open_slide, tile_places
-from his2lip.data.tiling import Tiling
+from his2lip.data.images import Slide, Tiling, open_slide, tile_places
 from his2lip.errors import ConfigError
-from his2lip.evaluation.zero_shot import Scores
-from his2lip.serving.classify import Answer, Classifier, answers, comparable
-from his2lip.serving.questions import Question
+from his2lip.evaluation import Scores
+from his2lip.serving.classifier import Answer, Classifier, Question, answers, comparable
 
 PATCH_SIDE = 3000  # pixels a side of the largest published patches; what OpenSlide opens beyond is a slide
 
@@ -81,7 +79,7 @@ def read_slide(
     with open_slide(path, slide_mpp) as slide:
         if not slide.mpp:
             said = "the slide does not say its microns a pixel"
-            raise ConfigError(said, where=path, mend="add --slide-mpp, such as 0.25 for a scan at 40x")
+            raise ConfigError(said, where=path, fix="add --slide-mpp, such as 0.25 for a scan at 40x")
         side = tiling.side(slide.mpp)
         places = tile_places(slide, tiling, seed=path.name)
         tiles, centre = _read_tiles(slide, places, classifier, side, size, threads, progress)

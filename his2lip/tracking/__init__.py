@@ -1,6 +1,6 @@
 """MLflow, for drivers only: runs that go on, checkpoints as logged models, and their scores on datasets."""
 
-from his2lip.tracking.run import BATCH, PATH, RUN_ID, WEIGHTS, Run, model_name
-from his2lip.tracking.store import Tracker
+import lazy_loader
 
-__all__ = ["BATCH", "PATH", "RUN_ID", "WEIGHTS", "Run", "Tracker", "model_name"]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from his2lip.tracking.store import Tracker
-
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
@@ -28,13 +26,9 @@ BATCH = 500  # metrics in one request; MLflow takes 1,000
 class Run:
     """One MLflow run, open."""
 
-    tracker: Tracker
+    client: MlflowClient
     run_id: str
     experiment_id: str
-
-    @property
-    def client(self) -> MlflowClient:
-        return self.tracker.client
 
     def params(self, config: Mapping[str, Any]) -> None:
         """The configuration's leaves as parameters, `optim.lr` and the like; long values are cut."""
@@ -155,7 +149,7 @@ class Run:
     def _child(self, child_id: str, name: str) -> Iterator[Run]:
         tags = {PARENT: self.run_id, RUN_ID: child_id}
         made = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
-        yield Run(self.tracker, made, self.experiment_id)
+        yield Run(self.client, made, self.experiment_id)
         self.client.set_terminated(made, "FINISHED")
 
 

@@ -45,7 +45,7 @@ class Tracker:
         uri = store_uri(uri)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        mend = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
+        fix = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
         try:
             with _one_at_a_time(uri):
                 mlflow.set_tracking_uri(uri)
@@ -53,7 +53,7 @@ class Tracker:
                 client.search_experiments(max_results=1)
         except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
             said = f"the MLflow store cannot be used: {first_line(error)}"
-            raise TrackingError(said, where=uri, mend=mend) from error
+            raise TrackingError(said, where=uri, fix=fix) from error
         return cls(uri, client)
 
     @contextlib.contextmanager
@@ -78,12 +78,12 @@ class Tracker:
         known = self._find(experiment_id, tags[RUN_ID]) if RUN_ID in tags and not fresh else None
         if known is None:
             known = self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-            run = Run(self, known, experiment_id)
+            run = Run(self.client, known, experiment_id)
             run.params(config)
             self.client.log_text(known, json.dumps(config, indent=1, ensure_ascii=False), "config.json")
         else:
             self.client.update_run(known, status="RUNNING")
-            run = Run(self, known, experiment_id)
+            run = Run(self.client, known, experiment_id)
         try:
             yield run
             self.client.set_terminated(known, "FINISHED")
@@ -93,7 +93,7 @@ class Tracker:
                 self.client.set_terminated(known, status)
             if isinstance(error, MlflowException):
                 said = f"the MLflow store was lost: {first_line(error)}"
-                raise TrackingError(said, where=self.uri, mend="the same command goes on") from error
+                raise TrackingError(said, where=self.uri, fix="the same command goes on") from error
             raise
 
     def _experiment(self, name: str) -> str:

@@ -1,5 +1,6 @@
 """Training: its configuration, the plain loop, and Ray Train around it."""
 
-from his2lip.training.config import TrainConfig
+import lazy_loader
 
-__all__ = ["TrainConfig"]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

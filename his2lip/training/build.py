@@ -10,22 +10,28 @@ import torch
 
 from his2lip.config import resolved
 from his2lip.data.captions import CaptionBank
-from his2lip.data.scale import patch_scale
-from his2lip.data.shards import ShardSet
+from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.errors import ConfigError
 from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
-from his2lip.models import DualEncoder, ResumeState, load_model, save_checkpoint
-from his2lip.models.adapters import add_heads, add_lora
-from his2lip.models.convert import RELEASED_PREPROCESS
-from his2lip.models.encoder import Precision
-from his2lip.models.finetune import freeze, recompute_blocks
-from his2lip.models.image_size import set_image_size
-from his2lip.models.inherited import began_as
-from his2lip.models.registered import meta_of
-from his2lip.training.assemble import terms_of_run
+from his2lip.models import (
+    RELEASED_PREPROCESS,
+    DualEncoder,
+    Precision,
+    ResumeState,
+    add_heads,
+    add_lora,
+    began_as,
+    freeze,
+    load_model,
+    meta_of,
+    recompute_blocks,
+    save_checkpoint,
+    set_image_size,
+)
 from his2lip.training.config import LossConfig, TrainConfig
 from his2lip.training.loop import Save
-from his2lip.training.runs import RunDir, code_version
+from his2lip.training.run_directory import RunDir, code_version
+from his2lip.training.run_inputs import terms_of_run
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:
@@ -69,7 +75,7 @@ def _precision(asked: str, device: torch.device) -> Precision:
     if asked == "auto":
         return "bf16" if has_bf16 else "fp32"
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError("this GPU has no bf16", where="model.precision", mend="set it to auto or fp32")
+        raise ConfigError("this GPU has no bf16", where="model.precision", fix="set it to auto or fp32")
     return "bf16" if asked == "bf16" else "fp32"
 
 

@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from his2lip.config import Config, resolved
-from his2lip.data.augment import Augment, Augmentation
+from his2lip.data.stream import Augment, Augmentation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -62,7 +62,7 @@ class DataConfig(Config):
     window: Count = 4  # row groups that are shuffled together within a lane
     balance: Share = 0.0  # 0 samples (tissue, biomarker) cells as they are, 1 equally, between: to a power
     # What changes of a patch, keyed by (seed, epoch, patch): true (flips and quarter turns), false, ihc (also
-    # crops and stain jitter), or {turns, crop, stain} of his2lip/data/augment.py.
+    # crops and stain jitter), or {turns, crop, stain} of his2lip/data/stream/augment.py.
     augment: Augmentation = Augment()
     caption_dropout: Share = 0.0  # share of captions that give way to their classes' names, likewise keyed
     loader: Literal["ray", "local"] = "ray"  # the same batches, by Ray Data or in this process

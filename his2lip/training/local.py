@@ -12,12 +12,12 @@ from his2lip.config import digest, resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet
 from his2lip.models import DualEncoder
-from his2lip.training.assemble import open_data
 from his2lip.training.build import best_writer, build_loss, build_model, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
 from his2lip.training.progress import Progress
-from his2lip.training.runs import RunDir
+from his2lip.training.run_directory import RunDir
+from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
 
 T = TypeVar("T")

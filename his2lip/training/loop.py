@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
-from his2lip.data.batch import Batch
+from his2lip.data.stream import Batch
 from his2lip.errors import ConfigError, DivergedError
-from his2lip.loss.wise import MAX_LOG_SCALE
-from his2lip.models.adapters import restore_unmerged, unmerged_state
-from his2lip.models.finetune import train_mode
-from his2lip.models.resume import ResumeState, optimizer_state, restore_optimizer
+from his2lip.loss import MAX_LOG_SCALE
+from his2lip.models import (
+    ResumeState,
+    optimizer_state,
+    restore_optimizer,
+    restore_unmerged,
+    train_mode,
+    unmerged_state,
+)
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
 from his2lip.training.progress import Clock, Progress, State
 
 if TYPE_CHECKING:
-    from his2lip.loss.wise import LossOutput, WISELoss
-    from his2lip.models.encoder import DualEncoder
+    from his2lip.loss import LossOutput, WISELoss
+    from his2lip.models import DualEncoder
 
 
 class Source(Protocol):
@@ -248,7 +253,7 @@ class _Run:
             raise DivergedError(
                 f"the loss is not finite any more at step {step}",
                 where=self.config.name,
-                mend="lower optim.lr, and begin anew with --fresh or another name",
+                fix="lower optim.lr, and begin anew with --fresh or another name",
             )
         weights = self.loss.weights
         excess = (
@@ -277,5 +282,5 @@ def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:
         raise ConfigError(
             "this backbone has batch normalisation: pieces of a batch cannot give the whole one's gradient",
             where="optim.micro_batch",
-            mend="leave optim.micro_batch out, or choose a ViT backbone",
+            fix="leave optim.micro_batch out, or choose a ViT backbone",
         )

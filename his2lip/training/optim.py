@@ -7,8 +7,7 @@ import math
 import torch
 from torch import nn
 
-from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import parameter_groups
+from his2lip.models import DualEncoder, parameter_groups
 from his2lip.training.config import OptimConfig
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from his2lip.data.batch import Batch
+    from his2lip.data.stream import Batch
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from his2lip.data.batch import Batch
-from his2lip.data.stream import TrainStream
+from his2lip.data.stream import Batch, TrainStream
 from his2lip.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from his2lip.data.captions import CaptionBank
-    from his2lip.models.preprocess import Preprocess
+    from his2lip.models import Preprocess
 
 Read = Callable[[int, int], Iterable[Batch]]  # the batches of steps start .. stop - 1
 

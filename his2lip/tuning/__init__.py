@@ -1,7 +1,6 @@
 """Sweeps over training configurations: Ray Tune runs the trials, Optuna chooses and keeps them."""
 
-from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import TrialRow
-from his2lip.tuning.sweep import SweepResult, run_sweep
+import lazy_loader
 
-__all__ = ["SweepConfig", "SweepResult", "TrialRow", "run_sweep"]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

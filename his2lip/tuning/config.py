@@ -99,8 +99,8 @@ class SweepConfig(Config):
             return
         role = roles.get(self.split)
         what = f"a sweep cannot choose by the {role} split" if role else "there is no split"
-        mend = f"set split to one of: {', '.join(selectable)}" if selectable else "carve a select split first"
-        raise ConfigError(f"{what} '{self.split}'", where=where, mend=mend)
+        fix = f"set split to one of: {', '.join(selectable)}" if selectable else "carve a select split first"
+        raise ConfigError(f"{what} '{self.split}'", where=where, fix=fix)
 
     def identity(self) -> dict[str, Any]:
         """What all trials share, besides what they train. Trials and points can be added; this stays."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, DivergedError
-from his2lip.training.config import TrainConfig
-from his2lip.tuning.bridge import Report
+from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, apply, corners, dotted_keys
+from his2lip.tuning.trial import Report
 
 if TYPE_CHECKING:
-    from his2lip.models.encoder import DualEncoder
-    from his2lip.training.progress import Progress
+    from his2lip.models import DualEncoder
+    from his2lip.training import Progress
 
     Validator = Callable[[DualEncoder], Mapping[str, float]]
 
@@ -52,8 +52,7 @@ class TrainingObjective:
 
     def _in_process(self, config: TrainConfig, report: Report) -> None:
         """Here, where an earlier trial has left its decoded patches and its untrained model."""
-        from his2lip.training.local import run_in_process
-        from his2lip.training.runs import RunDir
+        from his2lip.training import RunDir, run_in_process
 
         try:
             run_in_process(
@@ -65,7 +64,7 @@ class TrainingObjective:
 
     def _on_workers(self, config: TrainConfig, report: Report) -> None:
         """On Ray Train's workers, which this process drives: 15 to 20 s for each trial, before it trains."""
-        from his2lip.training.trainer import train
+        from his2lip.training import train
 
         def on_report(progress: Progress) -> bool:
             return progress.kind == "epoch" and report(progress.metrics)
@@ -87,8 +86,7 @@ def training_objective(
     Raises ConfigError for a key that training does not have, for a point or an end of a range that it
     refuses, and for a split that a sweep must not choose by; DatasetError where the data cannot be read.
     """
-    from his2lip.training.assemble import identity, open_data, with_absolute_paths
-    from his2lip.training.runs import refuse_object_store
+    from his2lip.training import identity, open_data, refuse_object_store, with_absolute_paths
 
     refuse_object_store(config.storage)
     config.check_keys(dotted_keys(TrainConfig))
@@ -114,7 +112,7 @@ def _base(config: SweepConfig) -> TrainConfig:
         raise ConfigError(
             f"'{config.metric}' means another thing at each value of {varied[0]}",
             where=config.name,
-            mend="set metric to select/macro_f1",
+            fix="set metric to select/macro_f1",
         )
     if config.mode != ("min" if by_loss else "max"):
         raise ConfigError(f"mode {config.mode} would choose the worst {config.metric}", where=config.name)
@@ -137,6 +135,6 @@ def _device(config: TrainConfig) -> str:
     lent = ray.get_gpu_ids() if ray.is_initialized() else []
     if config.workers.use_gpu is True and not lent:
         raise ConfigError(
-            "workers.use_gpu is true, but this trial was lent no GPU", where=config.name, mend="set gpus=1"
+            "workers.use_gpu is true, but this trial was lent no GPU", where=config.name, fix="set gpus=1"
         )
     return "cuda" if lent and config.workers.use_gpu else "cpu"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
-from his2lip.tuning.quiet import quiet_optuna
+from his2lip.tuning.library_settings import quiet_optuna
 from his2lip.tuning.study import to_row
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
         raise RunError(
             f"plots need two finished trials, and this sweep has {len(usable)}",
             where=directory,
-            mend="the same command goes on with it",
+            fix="the same command goes on with it",
         )
     folder = directory / PLOTS
     folder.mkdir(parents=True, exist_ok=True)

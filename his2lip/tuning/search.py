@@ -13,8 +13,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from his2lip.config import digest
 from his2lip.errors import His2lipError
-from his2lip.tuning.actor import VALUE
 from his2lip.tuning.study import TrialRow, to_row
+from his2lip.tuning.trial import VALUE
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -136,7 +136,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str], *, where: str) -> None
     known = list(known)
     for key in keys:
         if key not in known:
-            raise ConfigError(f"unknown key '{key}'", where=where, mend=did_you_mean(key, known))
+            raise ConfigError(f"unknown key '{key}'", where=where, fix=did_you_mean(key, known))
 
 
 def dotted_keys(kind: type[pydantic.BaseModel], prefix: str = "") -> list[str]:

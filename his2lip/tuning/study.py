@@ -54,7 +54,7 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
         storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # SQLAlchemy's own family, or the import of a driver
         said = f"the study's database cannot be opened: {first_line(error)}"
-        raise RunError(said, where=url, mend="check study=URL") from None
+        raise RunError(said, where=url, fix="check study=URL") from None
     direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
         study_name=config.name, storage=storage, direction=direction, load_if_exists=True
@@ -67,7 +67,7 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
         raise RunError(
             f"the sweep '{config.name}' was begun with another {_first_difference(known, identity)}",
             where=url,
-            mend="give this one another name, or start anew with --fresh",
+            fix="give this one another name, or start anew with --fresh",
         )
     study.set_user_attr("sweep", resolved(config))
     return study

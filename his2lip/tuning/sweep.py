@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.config import dump_yaml
 from his2lip.errors import RunError
-from his2lip.training.runs import refuse_object_store
-from his2lip.tuning.bridge import Objective
+from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.quiet import quiet_optuna, tune_settings
+from his2lip.tuning.library_settings import quiet_optuna, tune_settings
 from his2lip.tuning.study import DONE, TrialRow, best_rows, open_study, rows, take_up
+from his2lip.tuning.trial import Objective
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -111,8 +111,8 @@ def _run(
     on_trial: Callable[[TrialRow], None],
 ) -> None:
     """Runs `count` trials; their results are in the study."""
-    from his2lip.tuning.actor import VALUE
     from his2lip.tuning.search import PlacedTPE, StudySearch
+    from his2lip.tuning.trial import VALUE
 
     def end(row: TrialRow) -> None:
         keep_best(directory, rows(study), mode=config.mode, keep=config.keep)
@@ -146,8 +146,8 @@ def _tuner(
 ) -> Tuner:
     from ray import tune
 
-    from his2lip.tuning.actor import TrialActor
     from his2lip.tuning.search import TrialRecords
+    from his2lip.tuning.trial import TrialActor
 
     actor = tune.with_parameters(
         TrialActor,
@@ -199,8 +199,8 @@ def _resources(config: SweepConfig) -> dict[str, float]:
 def _scheduler(config: SweepConfig) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    from his2lip.tuning.actor import VALUE
     from his2lip.tuning.search import NewestFirst
+    from his2lip.tuning.trial import VALUE
 
     class Plain(NewestFirst, FIFOScheduler):
         pass
@@ -259,6 +259,6 @@ def _only_one(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
-                "this sweep is being run by another process", where=directory, mend="wait for it, or stop it"
+                "this sweep is being run by another process", where=directory, fix="wait for it, or stop it"
             ) from None
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from his2lip.data.images import encode_jpeg, encode_png
+from his2lip.data.images.codec import encode_jpeg, encode_png
 
 
 class Cutter:

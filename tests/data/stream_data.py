@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from his2lip.data.captions import CaptionBank
-from his2lip.data.cards import Card
-from his2lip.data.images import encode_jpeg, encode_png
-from his2lip.data.shards import Patch, ShardWriter
-from his2lip.data.stream import TrainStream
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_jpeg, encode_png
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
+from his2lip.data.stream.train_stream import TrainStream
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 

@@ -14,7 +14,9 @@ from stream_data import stream, write_patches
 from torchvision.transforms.functional import adjust_hue
 
 from his2lip.config import Config, validate
-from his2lip.data.augment import (
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.images.codec import encode_png
+from his2lip.data.stream.augment import (
     _HED,
     PRESETS,
     Augment,
@@ -25,9 +27,7 @@ from his2lip.data.augment import (
     draw_turn,
     with_class_captions,
 )
-from his2lip.data.captions import CaptionBank
-from his2lip.data.images import encode_png
-from his2lip.data.pixels import decode_into
+from his2lip.data.stream.decode import decode_into
 from his2lip.errors import ConfigError
 
 STRONGEST = Augment(stain=0.1)

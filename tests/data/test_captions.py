@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.commands.data import prepare_dataset
-from his2lip.data.caption_corpus import mihic_pairs
-from his2lip.data.captions import CaptionBank
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.corpus import mihic_pairs
 from his2lip.errors import DatasetError
 from his2lip.taxonomy import BIOMARKERS, TISSUES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from his2lip.data.cards import Card, Carve, Protocol, Split, list_cards, load_card
+from his2lip.data.cards.card import Card, Carve, Protocol, Split, list_cards, load_card
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.taxonomy import BIOMARKERS, TISSUES

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from his2lip.data.cards import Card
-from his2lip.data.check import check
-from his2lip.data.images import decode, encode_jpeg, encode_png
-from his2lip.data.shards import Patch, ShardWriter
+from his2lip.data.cards.card import Card
+from his2lip.data.check.dataset import check
+from his2lip.data.images.codec import decode, encode_jpeg, encode_png
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
 
 CARD = {"name": "toy", "reader": "folder"}

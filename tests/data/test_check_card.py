@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from his2lip.data.cards import Card, list_cards, load_card
-from his2lip.data.check_card import check_card
+from his2lip.data.cards.card import Card, list_cards, load_card
+from his2lip.data.check.card import check_card
 
 PROTOCOL = {"split": "test", "label": "label", "classes": {"a": ["a"], "b": ["b"]}, "prompts": "staining"}
 CARD: dict[str, Any] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from his2lip.data.image_stats import ImageStats
-from his2lip.data.images import decode
-from his2lip.data.stain_look import look_at
+from his2lip.data.check.image_stats import ImageStats
+from his2lip.data.images.codec import decode
+from his2lip.data.images.stain_detection import look_at
 
 
 def gather(pictures: list[np.ndarray], *, samples: int = 0, order: list[int] | None = None) -> ImageStats:

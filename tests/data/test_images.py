@@ -9,7 +9,7 @@ import pytest
 from layouts import bad_images, encoded
 from PIL import Image, ImageOps
 
-from his2lip.data.images import decode, encode_png, probe
+from his2lip.data.images.codec import decode, encode_png, probe
 from his2lip.errors import ImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from his2lip.data.images import decode, encode_jpeg
-from his2lip.data.leaks import ALIKE, Leak, Sightings, difference_hash
+from his2lip.data.check.leaks import ALIKE, Leak, Sightings, difference_hash
+from his2lip.data.images.codec import decode, encode_jpeg
 
 SPLITS = st.sampled_from(["train", "select", "test"])
 SQUARES = [(y, x) for y in range(0, 384, 96) for x in range(0, 384, 96)]

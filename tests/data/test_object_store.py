@@ -12,10 +12,10 @@ from layouts import Cutter
 from moto.server import ThreadedMotoServer
 
 from his2lip.commands.data import synthesize
-from his2lip.data.cards import Card, Split
-from his2lip.data.check import check
-from his2lip.data.prepare import prepare
-from his2lip.data.shards import open_shards
+from his2lip.data.cards.card import Card, Split
+from his2lip.data.check.dataset import check
+from his2lip.data.prepare.dataset import prepare
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError
 
 MINE = Card(name="mine", reader="folder", splits={"test": Split(role="report")})
@@ -39,7 +39,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_dataset_is_prepared_checked_and_read_on_s3(
     bucket: str, tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     cut = Cutter(real_ihc)
     for i in range(12):
         cut.write(tmp_path / f"in/{'ab'[i % 2]}/{i}.png")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.data.order import Plan
+from his2lip.data.stream.order import Plan
 from his2lip.errors import ConfigError, DatasetError
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from layouts import Cutter
 
-from his2lip.data.cards import Card, load_card
-from his2lip.data.prepare import PrepareReport, prepare
-from his2lip.data.shards import open_shards
+from his2lip.data.cards.card import Card, load_card
+from his2lip.data.prepare.dataset import PrepareReport, prepare
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import ConfigError, DatasetError
 
 OWN: dict[str, Any] = {"name": "mine", "splits": {"test": {"role": "report"}}}

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import Cutter, bad_images
 
-from his2lip.data.cards import Card, Carve, Split, load_card
-from his2lip.data.images import decode, encode_png
-from his2lip.data.listing import carve
-from his2lip.data.prepare import PrepareReport, prepare
+from his2lip.data.cards.card import Card, Carve, Split, load_card
+from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.prepare.dataset import PrepareReport, prepare
+from his2lip.data.prepare.listing import carve
 from his2lip.data.readers import base
-from his2lip.data.shard_writer import ShardWriter
-from his2lip.data.shards import open_shards
+from his2lip.data.shards.reader import open_shards
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
 
 MIHIC = load_card("mihic")
@@ -121,7 +121,7 @@ def test_limit_takes_a_share_of_every_class(tmp_path: Path, real_ihc: np.ndarray
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain path, though another test of this session may have started Ray."""
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -150,7 +150,7 @@ def test_interrupted_prepare_goes_on_where_it_stopped(
     assert not list(out.rglob("*.tmp"))
     read: list[str] = []
     decoded = decode
-    monkeypatch.setattr(base.images, "decode", lambda data: read.append("x") or decoded(data))
+    monkeypatch.setattr(base, "decode", lambda data: read.append("x") or decoded(data))
     report = prepare(MIHIC, root, out, part_bytes=60_000)
     assert len(read) < 40
     assert report.read == 66
@@ -267,7 +267,7 @@ def test_disk_that_fills_up_stops_a_prepare_and_quarantines_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("his2lip.data.shard_writer.PartWriter._flush", full)
+        patch.setattr("his2lip.data.shards.writer.PartWriter._flush", full)
         with pytest.raises(DatasetError, match=r"cannot be written.*No space left.*goes on"):
             prepare(MIHIC, root, out, row_group_bytes=20_000)
     assert not list(out.rglob("*.parquet*"))

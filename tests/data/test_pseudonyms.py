@@ -13,14 +13,13 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from his2lip.data.cards import Card, load_card
-from his2lip.data.check import check
-from his2lip.data.images import decode, encode_jpeg, encode_png
-from his2lip.data.metadata import without_metadata
-from his2lip.data.prepare import prepare
-from his2lip.data.pseudonyms import Key, NameMap
-from his2lip.data.shards import open_shards
-from his2lip.data.slides import open_slide
+from his2lip.data.cards.card import Card, load_card
+from his2lip.data.check.dataset import check
+from his2lip.data.images.codec import decode, encode_jpeg, encode_png
+from his2lip.data.images.slides import open_slide
+from his2lip.data.prepare.dataset import prepare
+from his2lip.data.prepare.privacy import Key, NameMap, without_metadata
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError
 
 SECRETS = ["ROSALIND", "Franklin", "19200725"]
@@ -43,7 +42,7 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
 
 
 def named_images(root: Path, pixels: np.ndarray) -> Path:

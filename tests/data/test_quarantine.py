@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from layouts import Cutter, bad_images
 
-from his2lip.data.cards import Card, load_card
-from his2lip.data.images import encode_jpeg, encode_png
-from his2lip.data.layouts import write_layout
-from his2lip.data.prepare import prepare
+from his2lip.data.cards.card import Card, load_card
+from his2lip.data.images.codec import encode_jpeg, encode_png
+from his2lip.data.prepare.dataset import prepare
+from his2lip.synthetic.layouts import write_layout
 
 CUTS = 110  # places at which a PNG and a JPEG break off
 SPLITS = {"train": {"role": "train"}, "test": {"role": "report"}}
@@ -271,7 +271,7 @@ def write_tree(name: str, root: Path, pixels: np.ndarray) -> Card:
 def test_every_bad_file_is_quarantined_with_its_reason(
     tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     layout, root = LAYOUTS[name], tmp_path / "in"
     card = write_tree(name, root, real_ihc)
     want: dict[str, str] = {}

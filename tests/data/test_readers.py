@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from his2lip.data.cards import list_cards, load_card
-from his2lip.data.images import decode, encode_jpeg, encode_png
-from his2lip.data.layouts import write_layout, write_pyramid
-from his2lip.data.prepare import PrepareReport, prepare
+from his2lip.data.cards.card import list_cards, load_card
+from his2lip.data.images.codec import decode, encode_jpeg, encode_png
+from his2lip.data.images.slides import PlainSlide, around, open_slide
+from his2lip.data.prepare.dataset import PrepareReport, prepare
 from his2lip.data.readers.cells import read_cells
-from his2lip.data.shards import open_shards
-from his2lip.data.slides import PlainSlide, around, open_slide
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError, ImageError
+from his2lip.synthetic.layouts import write_layout, write_pyramid
 
 Read = Callable[..., tuple[PrepareReport, pd.DataFrame]]
 
@@ -37,7 +37,7 @@ def draw(real_ihc: np.ndarray) -> Callable[..., np.ndarray]:
 @pytest.fixture
 def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Read:
     """Prepares the layout of a card as it was written, harmed by `harm(root)` first; rows by patch id."""
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
 
     def one(
         name: str, *, harm: Callable[[Path], object] = lambda root: None, into: str = "", **options: object

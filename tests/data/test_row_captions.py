@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from his2lip.data.captions import CaptionBank
-from his2lip.data.row_captions import RowCaptions
+from his2lip.data.captions.bank import CaptionBank, RowCaptions
 from his2lip.errors import DatasetError
 
 BANK = CaptionBank({("Tumor", "CD3"): ("a", "b", "c"), ("Stroma", "CD3"): ("d", "e")})

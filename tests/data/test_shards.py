@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from his2lip.data.cards import Card, Split
-from his2lip.data.images import encode_png
-from his2lip.data.shards import SCHEMA, Patch, ShardSet, ShardWriter, open_shards
+from his2lip.data.cards.card import Card, Split
+from his2lip.data.images.codec import encode_png
+from his2lip.data.shards.reader import ShardSet, open_shards
+from his2lip.data.shards.schema import SCHEMA, Patch
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
 
 CARD = Card(name="toy", reader="folder", splits={"train": Split(role="train"), "test": Split(role="report")})

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from his2lip.data.images import decode
-from his2lip.data.stain_look import look_at
-from his2lip.data.synthetic.stains import AEC, DAB, EOSIN, HAEMATOXYLIN, transmit, unit
+from his2lip.data.images.codec import decode
+from his2lip.data.images.stain_detection import look_at
+from his2lip.data.images.stain_vectors import AEC, DAB, EOSIN, HAEMATOXYLIN, transmit, unit
 
 SECOND = {"DAB": DAB, "AEC": AEC, "H&E": EOSIN}
 
@@ -67,7 +67,9 @@ def test_a_few_brown_pixels_are_not_lost_to_sampling(amounts: np.ndarray) -> Non
 def test_real_haematoxylin_and_eosin_is_never_taken_for_ihc_nor_ihc_for_it(shared: Path) -> None:
     folder = shared / "real_ihc"
     he, ihc = [], []
-    for path in sorted((*folder.rglob("*.jpg"), *folder.rglob("0.png"))):
+    for path in sorted(
+        (*folder.glob("anhir*/*.jpg"), *folder.glob("flagship/*.jpg"), *folder.glob("BCData_sample/**/0.png"))
+    ):
         (he if "-He-" in path.name else ihc).extend(tiles(decode(path.read_bytes()), 256))
     assert counted(he) == {"H&E": len(he)}
     seen = counted(ihc)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from stream_data import stream, write_patches
 
-from his2lip.data.augment import draw_turn, turn
-from his2lip.data.batch import Batch
-from his2lip.data.captions import CaptionBank
-from his2lip.data.images import decode
-from his2lip.data.shards import open_shards
-from his2lip.data.stream import TrainStream
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.images.codec import decode
+from his2lip.data.shards.reader import open_shards
+from his2lip.data.stream.augment import draw_turn, turn
+from his2lip.data.stream.batch import Batch
+from his2lip.data.stream.train_stream import TrainStream
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.taxonomy import biomarker_id, tissue_id
 

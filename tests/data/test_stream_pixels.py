@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from his2lip.data.augment import TURNS, Change, draw_turn, turn
-from his2lip.data.images import decode, encode_jpeg, encode_png
-from his2lip.data.pixels import decode_into
+from his2lip.data.images.codec import decode, encode_jpeg, encode_png
+from his2lip.data.stream.augment import TURNS, Change, draw_turn, turn
+from his2lip.data.stream.decode import decode_into
 from his2lip.errors import ImageError
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from his2lip.data.order import Plan
-from his2lip.data.row_groups import Ahead, Rows, unpack
-from his2lip.data.shelf import Shelf
+from his2lip.data.stream.order import Plan
+from his2lip.data.stream.row_groups import Ahead, Rows, Shelf, unpack
 
 
 def table(images: list[bytes]) -> pa.Table:

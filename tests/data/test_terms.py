@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_data import write_small_shards
 
-from his2lip.data import info as info_file
-from his2lip.data.cards import list_cards, load_card
-from his2lip.data.shards import open_shards
-from his2lip.data.terms import Terms, strictest, terms_of
+from his2lip.data.cards.card import list_cards, load_card
+from his2lip.data.cards.terms import Terms, strictest, terms_of
+from his2lip.data.shards import info as info_file
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError
 from his2lip.models.provenance import FORMAT, META
-from his2lip.training.assemble import terms_of_run
 from his2lip.training.config import TrainConfig
+from his2lip.training.run_inputs import terms_of_run
 
 THREE = st.sampled_from([True, False, None])
 ANY = st.builds(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from his2lip.data.images import decode, encode_png
-from his2lip.data.tiling import Tiling, tiles_of, tissue_mask
+from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.images.tiling import Tiling, tiles_of, tissue_mask
 from his2lip.errors import ConfigError, ImageError
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from layouts import Cutter
 
-from his2lip.data import archives
-from his2lip.data.cards import load_card
-from his2lip.data.layouts import write_layout
-from his2lip.data.prepare import prepare
-from his2lip.data.unpack import unpack
+from his2lip.data.cards.card import load_card
+from his2lip.data.prepare import archives
+from his2lip.data.prepare.archives import unpack
+from his2lip.data.prepare.dataset import prepare
 from his2lip.errors import DatasetError
+from his2lip.synthetic.layouts import write_layout
 
 FILES = {"a/1.txt": b"one", "a/2.txt": b"two", "b.txt": b"three"}
 
@@ -293,7 +293,7 @@ def test_disk_without_room_is_said_before_anything_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zipped(tmp_path / "in/x.zip", FILES)
-    monkeypatch.setattr("his2lip.data.unpack.RESERVE", 1 << 60)
+    monkeypatch.setattr("his2lip.data.prepare.archives.RESERVE", 1 << 60)
     with pytest.raises(DatasetError, match=r"it takes .* GB are free .*--unpack-to"):
         unpack(tmp_path / "in")
 
@@ -311,7 +311,7 @@ def test_place_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> N
 def test_dataset_prepared_from_its_archives_is_the_one_prepared_from_its_files(
     tmp_path: Path, real_ihc: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     write_layout(
         name, tmp_path / "plain", lambda side, *_: np.tile(real_ihc, (2, 2, 1))[:side, :side], each=1
     )

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from his2lip.data.cards import Card
-from his2lip.data.images import encode_png
-from his2lip.data.shards import Patch, ShardSet, ShardWriter, open_shards
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_png
+from his2lip.data.shards.reader import ShardSet, open_shards
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
 
 SPLITS = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"role": "report"}}
 

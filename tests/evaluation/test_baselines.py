@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from his2lip.data.cards import Protocol
-from his2lip.data.shards import ShardSet
+from his2lip.data.cards.card import Protocol
+from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, applies
-from his2lip.evaluation.cells import CellPlan, read_predictions, run_cell
 from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.grid_cell import CellPlan, read_predictions, run_cell
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from his2lip.data.shards import open_shards
-from his2lip.data.synthetic.stains import DAB, HAEMATOXYLIN, transmit, unit
-from his2lip.data.synthetic.twins import write_twin
+from his2lip.data.images.stain_vectors import DAB, HAEMATOXYLIN, transmit, unit
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation.dab import FEATURES, LEVELS, DabEncoder, best_threshold, dab_features, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.synthetic.twins import write_twin
 
 
 def mixed(dab: np.ndarray) -> np.ndarray:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from his2lip.data.images import decode, encode_png
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.errors import DatasetError, ModelError
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.views import View
-from his2lip.models import DualEncoder, load_model
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 Write = Callable[..., ShardSet]
 

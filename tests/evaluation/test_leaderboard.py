@@ -12,8 +12,8 @@ import pytest
 from his2lip import resources
 from his2lip.config import load, validate
 from his2lip.errors import ConfigError
-from his2lip.evaluation.cells import CellFailure, CellResult
 from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid_cell import CellFailure, CellResult
 from his2lip.evaluation.leaderboard import COLUMNS, with_published, write_leaderboard
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from his2lip.data.cards import Protocol, list_cards, load_card
-from his2lip.data.shards import ShardSet
+from his2lip.data.cards.card import Protocol, list_cards, load_card
+from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import plan_cells

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from his2lip.data.shards import ShardSet
+from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
@@ -18,7 +18,7 @@ from his2lip.evaluation.metrics import summarise
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.evaluation.zero_shot import score
-from his2lip.models import load_model
+from his2lip.models.load import load_model
 
 Write = Callable[..., ShardSet]
 

@@ -32,31 +32,32 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
 from his2lip.config import digest, validate
-from his2lip.data.augment import PRESETS, with_class_captions
-from his2lip.data.captions import CaptionBank
-from his2lip.data.cards import Card, load_card
-from his2lip.data.images import encode_png
-from his2lip.data.layouts import layout_names, write_layout
-from his2lip.data.order import Plan
-from his2lip.data.prepare import prepare
-from his2lip.data.row_captions import RowCaptions
-from his2lip.data.shards import ShardSet, open_shards
-from his2lip.data.synthetic import twin_names, write_twin
+from his2lip.data.captions.bank import CaptionBank, RowCaptions
+from his2lip.data.cards.card import Card, load_card
+from his2lip.data.images.codec import encode_png
+from his2lip.data.prepare.dataset import prepare
+from his2lip.data.shards.reader import ShardSet, open_shards
+from his2lip.data.stream.augment import PRESETS, with_class_captions
+from his2lip.data.stream.order import Plan
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid import GridResult, run_grid
 from his2lip.evaluation.protocols import view_of
-from his2lip.models import DualEncoder, ResumeState, load_model, read_meta
-from his2lip.models.checkpoint import load_resume
-from his2lip.serving import ask, calibrate, calibrated
-from his2lip.serving.questions import Question
-from his2lip.training.assemble import identity, open_data
+from his2lip.models.checkpoint import ResumeState, load_resume
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
+from his2lip.models.provenance import read_meta
+from his2lip.serving.calibration import calibrate, calibrated
+from his2lip.serving.classifier import Question, ask
+from his2lip.synthetic.layouts import layout_names, write_layout
+from his2lip.synthetic.twins import twin_names, write_twin
 from his2lip.training.build import build_loss, build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.progress import Progress
-from his2lip.training.runs import RunDir
+from his2lip.training.run_directory import RunDir
+from his2lip.training.run_inputs import identity, open_data
 from his2lip.training.source import StreamSource
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import training_objective

@@ -9,11 +9,13 @@ import pytest
 
 from his2lip.commands.report import write_report
 from his2lip.config import resolved, validate
-from his2lip.data.synthetic import write_twin
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import run_grid
-from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
+from his2lip.models.provenance import read_meta
+from his2lip.synthetic.twins import write_twin
 
 ALPHAS = [0, 0.5, 1]
 

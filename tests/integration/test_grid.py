@@ -15,14 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from his2lip.config import validate
-from his2lip.data.cards import Card
-from his2lip.data.images import encode_png
-from his2lip.data.shards import Patch, ShardWriter
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_png
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import GridResult, run_grid
 from his2lip.evaluation.leaderboard import COLUMNS
-from his2lip.models import load_model, save_checkpoint
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
 
 TISSUE = {
     "split": "test",

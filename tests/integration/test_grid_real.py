@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from his2lip.config import validate
-from his2lip.data.cards import load_card
-from his2lip.data.prepare import prepare
+from his2lip.data.cards.card import load_card
+from his2lip.data.prepare.dataset import prepare
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import run_grid
 

@@ -21,10 +21,11 @@ import pytest
 from loopback import on_loopback
 
 from his2lip.commands.promote import promote_model
-from his2lip.data.images import encode_png
-from his2lip.models import load_model, save_checkpoint
-from his2lip.serving import ask, classify
-from his2lip.serving.pyfunc import MAX_BASE64, MAX_IMAGES
+from his2lip.data.images.codec import encode_png
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
+from his2lip.serving.classifier import ask, classify
+from his2lip.serving.mlflow_model import MAX_BASE64, MAX_IMAGES
 
 Ask = Callable[..., tuple[int, Any]]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from his2lip import resources
-from his2lip.data.cards import list_cards, load_card
-from his2lip.data.images import encode_png
+from his2lip.data.cards.card import list_cards, load_card
+from his2lip.data.images.codec import encode_png
 
 FENCED = re.compile(r"```(\w+)\n(.*?)```", flags=re.DOTALL)
 PAGE = (resources.root() / "docs/datasets.md").read_text(encoding="utf-8")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from his2lip.data.cards import load_card
-from his2lip.data.layouts import write_layout
-from his2lip.data.prepare import prepare
-from his2lip.data.shards import open_shards
+from his2lip.data.cards.card import load_card
+from his2lip.data.prepare.dataset import prepare
+from his2lip.data.shards.reader import open_shards
+from his2lip.synthetic.layouts import write_layout
 
 # The reader notes the node that it reads on; being of __main__, it travels to the workers by value.
 _SCRIPT = """

@@ -15,14 +15,17 @@ from typer.testing import CliRunner
 from his2lip.cli import app
 from his2lip.commands.benchmark import configure, run_configured
 from his2lip.config import validate
-from his2lip.data.synthetic import write_twin
-from his2lip.data.terms import Terms
+from his2lip.data.cards.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
-from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
+from his2lip.models.provenance import read_meta
 from his2lip.models.registered import local_name
-from his2lip.tracking import Tracker
-from his2lip.training.assemble import identity, open_data, terms_of_run, with_absolute_paths
+from his2lip.synthetic.twins import write_twin
+from his2lip.tracking.registry import promoted_models
+from his2lip.tracking.store import Tracker
 from his2lip.training.config import TrainConfig
+from his2lip.training.run_inputs import identity, open_data, terms_of_run, with_absolute_paths
 
 TERMS = Terms(datasets={"bci": "CC BY-NC 4.0"}, commercial=False, attribution=("Liu et al. 2022",))
 
@@ -118,6 +121,10 @@ def test_promoting_again_moves_the_alias_and_keeps_one_version_of_the_same_weigh
     his2lip("models", "promote", one, "--alias", "best", "--as", "moves")
     assert len(Tracker.open().client.search_model_versions("name = 'moves'")) == 2
     assert load_model("models:/moves@best").tensor_digest() == read_meta(one)["tensor_digest"]
+    tracker = Tracker.open()
+    tracker.client.update_model_version("moves", "1", description="edited after version 2 was made")
+    listed = [(p.version, p.aliases) for p in promoted_models(tracker) if p.name == "moves"]
+    assert listed == [(2, []), (1, ["best"])]
 
 
 def test_a_model_is_promoted_by_its_runs_name_its_name_on_the_leaderboard_or_its_own(

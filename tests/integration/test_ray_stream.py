@@ -14,11 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))  # stream_data, shared with its tests
 from stream_data import OPTIONS, stream, write_patches
 
-from his2lip.data.batch import Batch
-from his2lip.data.captions import CaptionBank
-from his2lip.data.ray_reads import _PACE_S, _Pace, read_by_ray
-from his2lip.data.shards import open_shards
-from his2lip.data.stream import TrainStream
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.shards.reader import open_shards
+from his2lip.data.stream.batch import Batch
+from his2lip.data.stream.ray_reader import _PACE_S, _Pace, read_by_ray
+from his2lip.data.stream.train_stream import TrainStream
 from his2lip.errors import DatasetError
 
 

@@ -13,9 +13,11 @@ from ray import cloudpickle
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
-from his2lip.tuning import SweepConfig, SweepResult, TrialRow, run_sweep
-from his2lip.tuning.bridge import Objective, Report
+from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.plots import save_plots
+from his2lip.tuning.study import TrialRow
+from his2lip.tuning.sweep import SweepResult, run_sweep
+from his2lip.tuning.trial import Objective, Report
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

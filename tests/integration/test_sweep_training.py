@@ -11,11 +11,12 @@ from training_data import write_small_shards
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.validation import SelectValidator
-from his2lip.models import load_model
-from his2lip.training import TrainConfig
-from his2lip.tuning import SweepConfig, run_sweep
-from his2lip.tuning.bridge import Bridge
+from his2lip.models.load import load_model
+from his2lip.training.config import TrainConfig
+from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import TrainingObjective, training_objective
+from his2lip.tuning.sweep import run_sweep
+from his2lip.tuning.trial import Bridge
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import mlflow
 import pytest
 
 from his2lip.errors import TrackingError
-from his2lip.tracking import RUN_ID, WEIGHTS, Tracker
+from his2lip.tracking.run import RUN_ID, WEIGHTS
+from his2lip.tracking.store import Tracker
 
 SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
 

@@ -21,11 +21,12 @@ from training_data import write_small_shards
 
 from his2lip.config import dump_yaml, load
 from his2lip.errors import DatasetError, RunError
-from his2lip.models import DualEncoder, read_meta
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.provenance import read_meta
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import Progress
-from his2lip.training.trainer import TrainResult, train
+from his2lip.training.ray_train import TrainResult, train
 
 # The workers have no path to this module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -145,7 +146,7 @@ def test_killed_driver_ends_as_the_uninterrupted_one(whole: TrainResult, config_
         "from his2lip.config import load\n"
         "from his2lip.runtime import start_ray\n"
         "from his2lip.training.config import TrainConfig\n"
-        "from his2lip.training.trainer import train\n"
+        "from his2lip.training.ray_train import train\n"
         "if __name__ == '__main__':\n"
         "    start_ray(num_cpus=2, object_store_memory=200 << 20)\n"
         "    config = load(TrainConfig, sys.argv[1], ['name=driver'])\n"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.loss.linear import unit_rows
+from his2lip.loss.targets import SimilarityWeights
+from his2lip.loss.wise import LossWeights, WISELoss
 
 TOLERANCE = 1e-6  # relative, in float64
 

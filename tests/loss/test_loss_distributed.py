@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from his2lip.loss import SimilarityWeights, WISELoss
+from his2lip.loss.targets import SimilarityWeights
+from his2lip.loss.wise import WISELoss
 
 N, D, TOLERANCE = 26, 5, 1e-6
 CASES = {

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.loss import SimilarityWeights
-from his2lip.loss.targets import ClassTargets, similarity
+from his2lip.loss.targets import ClassTargets, SimilarityWeights, similarity
 
 WEIGHTS = SimilarityWeights()
 

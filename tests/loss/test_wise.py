@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from his2lip.loss import LossOutput, LossWeights, SimilarityWeights, WISELoss
+from his2lip.loss.targets import SimilarityWeights
+from his2lip.loss.wise import LossOutput, LossWeights, WISELoss
 
 TERMS = ("image_text", "image_image", "text_text")
 

@@ -9,10 +9,10 @@ import torch
 from model_factory import CAPTIONS, dual, hf_dual, native_config
 
 from his2lip.errors import CheckpointError, ConfigError
-from his2lip.models import load_model, save_checkpoint
-from his2lip.models.adapters import add_heads, add_lora, merge, restore_unmerged, unmerged_state
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import freeze
+from his2lip.models.finetune import add_heads, add_lora, freeze, merge, restore_unmerged, unmerged_state
+from his2lip.models.load import load_model
 
 
 def features(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from his2lip.errors import ModelError
-from his2lip.models import list_backbones, load_model
+from his2lip.models.catalogue import list_backbones
 from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +88,4 @@ def test_a_model_that_cannot_be_loaded_gives_one_sentence_that_says_what_to_do(n
 
 def test_every_backbone_says_what_it_is_where_from_and_under_which_licence() -> None:
     for backbone in list_backbones():
-        assert all((backbone.what, backbone.weights, backbone.licence, backbone.mend)), backbone.name
+        assert all((backbone.what, backbone.weights, backbone.licence, backbone.fix)), backbone.name

@@ -14,12 +14,11 @@ from model_factory import CAPTIONS, native_config, wordpiece_folder
 from PIL import Image
 
 from his2lip.errors import ModelError
-from his2lip.models import load_model
-from his2lip.models.blend import blend
-from his2lip.models.build import build_clip, build_tokenizer
-from his2lip.models.convert import from_transformers
+from his2lip.models.architecture import build_clip, build_tokenizer
 from his2lip.models.encoder import DualEncoder
-from his2lip.models.export import to_open_clip_folder, to_transformers_folder
+from his2lip.models.exchange import from_transformers, to_open_clip_folder, to_transformers_folder
+from his2lip.models.interpolation import blend
+from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
 
 

@@ -10,7 +10,7 @@ from model_factory import hf_cache
 from typer.testing import CliRunner
 
 from his2lip.cli import app
-from his2lip.models.cached import cached_backbones, cached_models
+from his2lip.models.catalogue import cached_backbones, cached_models
 
 
 @pytest.fixture(autouse=True)

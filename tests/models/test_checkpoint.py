@@ -15,13 +15,18 @@ from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
 
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models import load_model, read_meta, save_checkpoint
-from his2lip.models.build import build_clip, build_tokenizer
-from his2lip.models.checkpoint import ResumeState, load_resume
+from his2lip.models.architecture import build_clip, build_tokenizer
+from his2lip.models.checkpoint import (
+    ResumeState,
+    load_resume,
+    optimizer_state,
+    restore_optimizer,
+    save_checkpoint,
+)
 from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import former, settled
-from his2lip.models.resume import optimizer_state, restore_optimizer
+from his2lip.models.provenance import former, read_meta, settled
 
 
 def dual(config: dict, *, size: int = 32, tokenizer: Path | None = None, seed: int = 1) -> DualEncoder:

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models import load_model, save_checkpoint
-from his2lip.models.convert import CLIP_B32, RELEASED_PREPROCESS, from_released, from_transformers
-from his2lip.models.foreign import read_tensors
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.exchange import CLIP_B32, RELEASED_PREPROCESS, from_released, from_transformers
 from his2lip.models.hf_clip import open_clip_config
+from his2lip.models.load import load_model
+from his2lip.models.weights import read_tensors
 
 SMALL = {
     "projection_dim": 32,

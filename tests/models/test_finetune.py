@@ -9,11 +9,9 @@ import torch
 from model_factory import CAPTIONS, dual, hf_dual, native_config
 
 from his2lip.errors import ConfigError
-from his2lip.models import load_model
-from his2lip.models.adapters import add_lora
-from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import freeze, parameter_groups, recompute_blocks, train_mode
-from his2lip.models.towers import heights
+from his2lip.models.encoder import DualEncoder, heights
+from his2lip.models.finetune import add_lora, freeze, parameter_groups, recompute_blocks, train_mode
+from his2lip.models.load import load_model
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -21,8 +21,9 @@ from model_factory import (
 from PIL import Image
 
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models import load_model, save_checkpoint
-from his2lip.models.build import build_clip
+from his2lip.models.architecture import build_clip
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
 
 
 def assert_as_open_clip_loads_it(folder: Path, image: np.ndarray) -> None:

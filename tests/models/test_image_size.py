@@ -12,8 +12,9 @@ import torch
 from model_factory import dual, native_config
 
 from his2lip.errors import ConfigError
-from his2lip.models import load_model, save_checkpoint
-from his2lip.models.image_size import set_image_size
+from his2lip.models.architecture import set_image_size
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
 
 _OPEN_CLIP_ALONE = """
 import sys, torch, open_clip

@@ -13,12 +13,14 @@ from model_factory import CAPTIONS, hf_cache, native_config, wordpiece_folder
 from typer.testing import CliRunner
 
 from his2lip.cli import app
-from his2lip.data.terms import Terms
+from his2lip.data.cards.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, His2lipError, ModelError
-from his2lip.models import load_model, read_meta, save_checkpoint
-from his2lip.models.build import build_clip, build_tokenizer
+from his2lip.models.architecture import build_clip, build_tokenizer
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import read_meta
 
 TERMS = Terms(datasets={"bci": "CC BY-NC 4.0"}, commercial=False, attribution=("Liu et al. 2022",))
 TRAINED = {

@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models import DualEncoder, load_model, save_checkpoint
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 MUSK = """
     import torch

@@ -22,7 +22,7 @@ def step_module(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def test_the_released_arithmetic_has_our_gradients_and_the_flops_that_the_design_counts(step_module) -> None:
-    from his2lip.models import load_model
+    from his2lip.models.load import load_model
 
     model = load_model("ViT-S-32-alt")
     gradients, counted = [], []

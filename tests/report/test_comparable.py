@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from his2lip.report import comparable, macro_f1_bounds, published_rows
+from his2lip.report.board import published_rows
+from his2lip.report.comparability import comparable, macro_f1_bounds
 
 
 def test_no_table_of_two_classes_leaves_the_bounds_and_both_are_reached() -> None:

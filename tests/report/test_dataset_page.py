@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from his2lip.commands.check import check_dataset
-from his2lip.data.cards import Card
-from his2lip.data.images import decode, encode_png
-from his2lip.data.shards import Patch, ShardWriter
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, DatasetError
 
 EVIL = '<script>alert("x")</script>'

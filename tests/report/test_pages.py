@@ -9,7 +9,8 @@ import pytest
 
 from his2lip.errors import ConfigError
 from his2lip.evaluation.leaderboard import COLUMNS
-from his2lip.report import read_board, write_pages
+from his2lip.report.board import read_board
+from his2lip.report.pages import write_pages
 
 EVIL = "<script>alert('x')</script>|"
 

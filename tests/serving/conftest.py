@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from his2lip.data.cards import Card
-from his2lip.data.images import encode_png
-from his2lip.data.prepare import prepare
-from his2lip.data.shards import Patch, ShardSet, ShardWriter, open_shards
-from his2lip.models import DualEncoder, load_model
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_png
+from his2lip.data.prepare.dataset import prepare
+from his2lip.data.shards.reader import ShardSet, open_shards
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.data.shards import ShardSet
+from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError
-from his2lip.models import DualEncoder, load_model
-from his2lip.serving import Classifier, ask, calibrate, calibrated, classify
-from his2lip.serving.calibrate import Calibration, calibration_error, fit_temperature, nll
-from his2lip.serving.classify import softmax
-from his2lip.serving.questions import Question
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
+from his2lip.serving.calibration import (
+    Calibration,
+    calibrate,
+    calibrated,
+    calibration_error,
+    fit_temperature,
+    nll,
+)
+from his2lip.serving.classifier import Classifier, Question, ask, classify, softmax
 
 Write = Callable[..., ShardSet]
 
@@ -119,7 +125,7 @@ def test_only_patches_of_the_named_biomarker_count(
 
 
 def _calibration(model: DualEncoder, question: Question) -> Calibration:
-    from his2lip.serving.calibrate import similarity_digest
+    from his2lip.serving.calibration import similarity_digest
 
     zeros = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.0)
     return Calibration(

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from his2lip import taxonomy
-from his2lip.data.images import encode_png
+from his2lip.data.images.codec import encode_png
 from his2lip.errors import ConfigError, ImageError, TaxonomyError
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.views import View
-from his2lip.models import DualEncoder
-from his2lip.serving import Classifier, ask, classify
+from his2lip.models.encoder import DualEncoder
+from his2lip.serving.classifier import Classifier, ask, classify
 
 
 def _features(

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from his2lip.commands.use import run_retrieve
-from his2lip.data.images import encode_png
-from his2lip.data.shards import ShardSet
+from his2lip.data.images.codec import encode_png
+from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError, ImageError, TaxonomyError
-from his2lip.models import DualEncoder
-from his2lip.serving import build_index, retrieve
+from his2lip.models.encoder import DualEncoder
+from his2lip.serving.retrieval import build_index, retrieve
 
 Write = Callable[..., ShardSet]
 

@@ -15,17 +15,16 @@ from PIL import Image
 
 from his2lip.commands.slides import SlideOptions
 from his2lip.commands.use import run_classify
-from his2lip.data.images import encode_png
-from his2lip.data.layouts import write_pyramid
-from his2lip.data.scale import patch_scale
-from his2lip.data.shards import ShardSet
+from his2lip.data.images.codec import encode_png
+from his2lip.data.shards.reader import ShardSet
+from his2lip.data.shards.scale import patch_scale
 from his2lip.errors import ConfigError, ImageError
-from his2lip.models import DualEncoder, save_checkpoint
-from his2lip.serving import Classifier, ask, classify
-from his2lip.serving.geojson import write_geojson
-from his2lip.serving.heatmap import draw_classes, draw_similarity
-from his2lip.serving.palette import class_colours
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.encoder import DualEncoder
+from his2lip.serving.classifier import Classifier, ask, classify
+from his2lip.serving.slide_maps import class_colours, draw_classes, draw_similarity, write_geojson
 from his2lip.serving.slides import PATCH_SIDE, SlideReading, is_slide, read_slide
+from his2lip.synthetic.layouts import write_pyramid
 
 PLACES = ((256, 128), (768, 128), (1536, 640))  # of the tissue on the glass, x and y, in multiples of a tile
 

@@ -12,15 +12,16 @@ from training_data import write_small_shards
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
-from his2lip.models import DualEncoder, load_model
+from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.models.checkpoint import load_resume
-from his2lip.models.tiny import TINY_PREPROCESS
-from his2lip.training.assemble import open_data
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.load import load_model
 from his2lip.training.build import build_loss, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, fit
 from his2lip.training.progress import Progress
-from his2lip.training.runs import RunDir
+from his2lip.training.run_directory import RunDir
+from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
 
 

@@ -11,15 +11,16 @@ from model_factory import dual
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.models import DualEncoder, load_model, read_meta, save_checkpoint
-from his2lip.models.adapters import merge
-from his2lip.models.checkpoint import ResumeState, load_resume
-from his2lip.models.inherited import conditions
-from his2lip.training.assemble import open_data
+from his2lip.models.checkpoint import ResumeState, load_resume, save_checkpoint
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.finetune import merge
+from his2lip.models.load import load_model
+from his2lip.models.provenance import conditions, read_meta
 from his2lip.training.build import best_writer, build_loss, build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
-from his2lip.training.runs import RunDir
+from his2lip.training.run_directory import RunDir
+from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
 
 CPU = torch.device("cpu")

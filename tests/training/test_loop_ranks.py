@@ -10,12 +10,12 @@ import torch.multiprocessing as mp
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.models import load_model
-from his2lip.models.tiny import TINY_PREPROCESS
-from his2lip.training.assemble import open_data
+from his2lip.models.architecture import TINY_PREPROCESS
+from his2lip.models.load import load_model
 from his2lip.training.build import build_loss
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
+from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
 
 

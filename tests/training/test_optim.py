@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from his2lip.models import load_model
 from his2lip.models.finetune import freeze
+from his2lip.models.load import load_model
 from his2lip.training.build import build_loss
 from his2lip.training.config import LossConfig, OptimConfig
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate, warmup_steps

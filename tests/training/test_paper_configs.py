@@ -13,9 +13,10 @@ from model_factory import BIOMEDCLIP, hf_model, published_open_clip, published_p
 
 from his2lip import resources
 from his2lip.config import load
-from his2lip.data import caption_templates
-from his2lip.models import load_model, read_meta
-from his2lip.models.convert import RELEASED_PREPROCESS
+from his2lip.data.captions import templates as caption_templates
+from his2lip.models.exchange import RELEASED_PREPROCESS
+from his2lip.models.load import load_model
+from his2lip.models.provenance import read_meta
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 from his2lip.training.config import TrainConfig
 
@@ -24,7 +25,7 @@ RUNS = {"his2clip": "clip", "his2plip": "plip", "his2biomedclip": "biomedclip"}
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_papers_run_has_the_released_hyper_parameters(name: str) -> None:
-    config = load(TrainConfig, resources.find(f"tune/{name}.yaml"))
+    config = load(TrainConfig, resources.find(f"train/{name}.yaml"))
     assert (config.name, config.model.backbone) == (name, RUNS[name])
     optim, loss = config.optim, config.loss
     assert (optim.lr, optim.weight_decay, optim.warmup, optim.grad_clip) == (2e-5, 0.01, 0.01, 1.0)
@@ -36,7 +37,7 @@ def test_a_papers_run_has_the_released_hyper_parameters(name: str) -> None:
 
 
 def test_the_three_runs_differ_by_their_backbone_alone() -> None:
-    trees = [load(TrainConfig, resources.find(f"tune/{name}.yaml")).model_dump() for name in RUNS]
+    trees = [load(TrainConfig, resources.find(f"train/{name}.yaml")).model_dump() for name in RUNS]
     for tree in trees:
         del tree["name"], tree["model"]["backbone"]
     assert trees[0] == trees[1] == trees[2]
@@ -83,7 +84,7 @@ def random_weights(name: str, folder: Path) -> str:
 def test_a_papers_run_starts_and_trains_on_mihics_layout(name: str, mihic: Path, tmp_path: Path) -> None:
     said = his2lip(
         mihic,
-        *("train", f"tune/{name}.yaml", f"storage={tmp_path}", "data.captions=captions.json"),
+        *("train", f"train/{name}.yaml", f"storage={tmp_path}", "data.captions=captions.json"),
         f"model.backbone={random_weights(name, tmp_path)}",
         *("data.batch_size=8", "optim.steps=2", "log_every=1", "workers.threads=2"),
     )

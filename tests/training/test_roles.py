@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from training_data import write_small_shards
 
-from his2lip.data.cards import load_card
-from his2lip.data.shard_writer import ShardWriter
-from his2lip.data.shards import open_shards
+from his2lip.data.cards.card import load_card
+from his2lip.data.shards.reader import open_shards
+from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
-from his2lip.training.assemble import open_data
 from his2lip.training.config import TrainConfig
+from his2lip.training.run_inputs import open_data
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import RunError
-from his2lip.training.runs import RunDir, begin, code_version
+from his2lip.training.run_directory import RunDir, begin, code_version
 
 
 def made(lr: float = 1.0, data: str = "d", version: str = "1") -> dict:
@@ -101,7 +101,7 @@ def test_broken_state_is_one_sentence(run: RunDir, text: str) -> None:
 
 def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
     holder = (
-        "import sys, pathlib; from his2lip.training.runs import RunDir\n"
+        "import sys, pathlib; from his2lip.training.run_directory import RunDir\n"
         "with RunDir(pathlib.Path(sys.argv[1])).locked():\n"
         "    print('locked', flush=True); sys.stdin.read()\n"
     )

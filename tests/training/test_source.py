@@ -10,11 +10,11 @@ import torch
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.data.batch import Batch
-from his2lip.data.captions import CaptionBank
-from his2lip.models.tiny import TINY_PREPROCESS
-from his2lip.training.assemble import caption_notes, open_data
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.stream.batch import Batch
+from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.training.config import TrainConfig
+from his2lip.training.run_inputs import caption_notes, open_data
 from his2lip.training.source import Kept, StreamSource
 
 

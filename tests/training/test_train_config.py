@@ -13,7 +13,7 @@ DATA = {"data": {"shards": "somewhere"}}
 
 
 def test_example_configuration_loads_and_survives_a_round_trip(tmp_path) -> None:
-    config = load(TrainConfig, resources.find("tune/train_tiny.yaml"))
+    config = load(TrainConfig, resources.find("train/train_tiny.yaml"))
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
     assert load(TrainConfig, tmp_path / "again.yaml") == config
 
@@ -83,7 +83,7 @@ def test_what_decides_the_weights_makes_another_run(override: str) -> None:
 
 
 def test_a_model_that_only_its_authors_package_runs_is_not_trained() -> None:
-    from his2lip.training.assemble import open_data
+    from his2lip.training.run_inputs import open_data
 
     with pytest.raises(ConfigError, match=r"'musk' runs in its authors' package.*choose clip"):
         open_data(load(TrainConfig, None, ["data.shards=s", "model.backbone=musk"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from his2lip.tuning.bridge import Bridge, Ended, Report, Reported
+from his2lip.tuning.trial import Bridge, Ended, Report, Reported
 
 
 def test_an_objective_stands_still_between_two_questions() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from his2lip.config import validate
 from his2lip.errors import RunError
-from his2lip.tuning import SweepConfig
+from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import best_rows, open_study, rows, take_up
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}

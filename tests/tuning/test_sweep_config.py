@@ -9,8 +9,8 @@ import pytest
 
 from his2lip.config import dump_yaml, load, validate
 from his2lip.errors import ConfigError
-from his2lip.training import TrainConfig
-from his2lip.tuning import SweepConfig
+from his2lip.training.config import TrainConfig
+from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import dotted_keys
 
 TREE: dict[str, Any] = {

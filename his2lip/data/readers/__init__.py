@@ -6,10 +6,10 @@ import importlib
 from pathlib import Path
 
 from his2lip.data.cards import Card
-from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
+from his2lip.data.readers.base import GENERATED, Item, LeftOut, PassedOver, Reader
 from his2lip.errors import DatasetError, did_you_mean
 
-__all__ = ["Item", "LeftOut", "PassedOver", "Reader", "get_reader"]
+__all__ = ["GENERATED", "READERS", "Item", "LeftOut", "PassedOver", "Reader", "get_reader"]
 
 # Reader name -> class, in the module of that name; imported when asked for.
 READERS = {
@@ -31,8 +31,8 @@ READERS = {
 def get_reader(card: Card, root: str | Path) -> Reader:
     """The reader that a card names, on the dataset's folder. Raises DatasetError for an unknown one."""
     if card.reader not in READERS:
-        mend = did_you_mean(card.reader, READERS)
-        raise DatasetError(f"no reader is named '{card.reader}'", where=f"card {card.name}", mend=mend)
+        fix = did_you_mean(card.reader, READERS)
+        raise DatasetError(f"no reader is named '{card.reader}'", where=f"card {card.name}", fix=fix)
     module = importlib.import_module(f"his2lip.data.readers.{card.reader}")
     kind: type[Reader] = getattr(module, READERS[card.reader])
     return kind(Path(root), card)

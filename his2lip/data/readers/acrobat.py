@@ -9,11 +9,9 @@ import pydantic
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
-from his2lip.data.images import MIN_SIDE
+from his2lip.data.images import MIN_SIDE, Tiling, open_slide, slide_tiles
 from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
-from his2lip.data.schema import Patch
-from his2lip.data.slides import open_slide, slide_tiles
-from his2lip.data.tiling import Tiling
+from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|validation|test)\.tiff?")

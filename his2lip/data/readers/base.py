@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from his2lip.data import images
 from his2lip.data.cards import Card
-from his2lip.data.schema import Patch
-from his2lip.data.tiling import Tile, Tiling, tiles_of
+from his2lip.data.images import Tile, Tiling, decode, tiles_of
+from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -68,8 +67,8 @@ class Reader(ABC):
 
     def __init__(self, root: Path, card: Card) -> None:
         if not root.is_dir():
-            mend = "give the dataset's folder as --root"
-            raise DatasetError("this folder does not exist", where=root, mend=mend)
+            fix = "give the dataset's folder as --root"
+            raise DatasetError("this folder does not exist", where=root, fix=fix)
         self.root, self.card = Path(os.path.abspath(root)), card  # "." has neither name nor parents
         self.generated = False
 
@@ -98,7 +97,7 @@ class Reader(ABC):
         """The patches of a file: the file itself as published, or what `tiling` cuts from it."""
         data = (self.root / item.key).read_bytes()
         if tiling is None:
-            pixels = images.decode(data)  # whole, since a header does not show a truncated file
+            pixels = decode(data)  # whole, since a header does not show a truncated file
             yield self.patch(item, data, width=pixels.shape[1], height=pixels.shape[0])
         else:
             for tile in tiles_of(data, item.mpp, tiling, seed=item.name):

@@ -11,11 +11,9 @@ import numpy as np
 import pydantic
 
 from his2lip.config import Config, validate
-from his2lip.data import images
+from his2lip.data.images import MIN_SIDE, PlainSlide, Tiling, around, decode, encode_png, tissue_mask
 from his2lip.data.readers.base import Item, LeftOut, Reader
-from his2lip.data.schema import Patch
-from his2lip.data.slides import PlainSlide, around
-from his2lip.data.tiling import Tiling, tissue_mask
+from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _KINDS = ("positive", "negative")
@@ -25,7 +23,7 @@ _LEAST_TISSUE = 0.5  # of a patch without cells, so that bare glass is no class 
 class BcdataOptions(Config):
     """Side of a patch in pixels, and how many of each class an image gives at most, by a seeded choice."""
 
-    field_px: int = pydantic.Field(default=64, ge=images.MIN_SIDE)
+    field_px: int = pydantic.Field(default=64, ge=MIN_SIDE)
     per_image: pydantic.PositiveInt | None = 40
 
 
@@ -65,7 +63,7 @@ class BcdataReader(Reader):
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         options = validate(BcdataOptions, self.card.options, where=f"card {self.card.name}, options")
         side, most = options.field_px, options.per_image
-        slide = PlainSlide(images.decode((self.root / item.key).read_bytes()), item.mpp)
+        slide = PlainSlide(decode((self.root / item.key).read_bytes()), item.mpp)
         points = self._points(item.key)
         seen: set[tuple[float, float]] = set()
         inside: list[Point] = []
@@ -84,7 +82,7 @@ class BcdataReader(Reader):
         for x, y, label in chosen:
             pixels, left, top = around(slide, x, y, side, side)
             at = {"x": left, "y": top, "width": side, "height": side, "label": label}
-            yield self.patch(item, images.encode_png(pixels), f"#{label}-{x:g}_{y:g}", **at)
+            yield self.patch(item, encode_png(pixels), f"#{label}-{x:g}_{y:g}", **at)
 
     def _annotations(self, key: str) -> list[Path]:
         """The h5 files of an image: annotations/{split}/{positive,negative}/N.h5."""

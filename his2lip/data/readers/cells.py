@@ -53,7 +53,7 @@ def read_cells(path: Path) -> dict[str, list[Cell]]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error, sqlite3.Error) as error:
         said = f"these annotations cannot be read ({type(error).__name__}: {error})"
         raise DatasetError(
-            said, where=path, mend="COCO JSON, a CSV of boxes or a SlideRunner database"
+            said, where=path, fix="COCO JSON, a CSV of boxes or a SlideRunner database"
         ) from None
 
 

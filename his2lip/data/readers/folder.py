@@ -31,7 +31,7 @@ class FolderOptions(Config):
         try:
             return known(name) if name else None
         except TaxonomyError as error:
-            raise ValueError(f"{error.what} ({error.mend})") from None
+            raise ValueError(f"{error.what} ({error.fix})") from None
 
     @pydantic.field_validator("case_pattern")
     @classmethod

@@ -71,14 +71,14 @@ class ManifestReader(Reader):
             rows = _parquet(path) if path.suffix == ".parquet" else _csv(path)
         except FileNotFoundError:
             raise DatasetError(
-                "the manifest does not exist", where=path, mend="set options.manifest"
+                "the manifest does not exist", where=path, fix="set options.manifest"
             ) from None
         except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
             raise DatasetError(f"the manifest cannot be read: {error}", where=path) from None
         unknown = [name for name in (rows[0] if rows else {}) if name is not None and name not in _COLUMNS]
         if unknown:
-            mend = did_you_mean(unknown[0], _COLUMNS)
-            raise DatasetError(f"unknown column '{unknown[0]}'", where=path, mend=mend)
+            fix = did_you_mean(unknown[0], _COLUMNS)
+            raise DatasetError(f"unknown column '{unknown[0]}'", where=path, fix=fix)
         if not rows or "path" not in rows[0]:
             raise DatasetError("the manifest has no rows, or no column 'path'", where=path)
         return rows

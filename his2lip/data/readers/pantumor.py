@@ -12,12 +12,10 @@ from pathlib import PurePosixPath
 import pydantic
 
 from his2lip.config import Config, validate
-from his2lip.data import images
+from his2lip.data.images import Tiling, around, encode_png, open_slide
 from his2lip.data.readers.base import Item, LeftOut, Reader
 from his2lip.data.readers.cells import ANNOTATIONS, Cell, read_cells
-from his2lip.data.schema import Patch
-from his2lip.data.slides import around, open_slide
-from his2lip.data.tiling import Tiling
+from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _INDICATION = re.compile(r"(?<![A-Za-z])(HNSCC|NSCLC|TNBC|GC)(?![A-Za-z])", re.IGNORECASE)
@@ -79,7 +77,7 @@ class PantumorReader(Reader):
                 for cell in _some(cells, options.max_cells, item.name):
                     pixels, left, top = around(slide, cell.x, cell.y, side, side)
                     place = {"x": left, "y": top, "width": side, "height": side, "mpp": slide.mpp}
-                    yield self.patch(item, images.encode_png(pixels), f"#{cell.key}", label=label, **place)
+                    yield self.patch(item, encode_png(pixels), f"#{cell.key}", label=label, **place)
 
     def _reason(self, cell: Cell, width: int, height: int) -> str | None:
         """Why a cell gives no patch, or None."""

@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from his2lip.data.synthetic.rows import pixels
-from his2lip.data.synthetic.twins import twin_rows
+from his2lip.synthetic.rows import pixels
+from his2lip.synthetic.twins import twin_rows
 
 
 @pytest.fixture(scope="module")

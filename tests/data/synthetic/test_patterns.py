@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from his2lip.data.synthetic.biomarkers import HER2_READINGS, PROGRAMMES, Reading, chromogen
-from his2lip.data.synthetic.cases import Biology, keyed_rng
-from his2lip.data.synthetic.cells import NAMES
-from his2lip.data.synthetic.grid import Grid
-from his2lip.data.synthetic.scene import Scene
-from his2lip.data.synthetic.tissues import build
+from his2lip.synthetic.biomarkers import HER2_READINGS, PROGRAMMES, Reading, chromogen
+from his2lip.synthetic.cases import Biology, keyed_rng
+from his2lip.synthetic.cells import NAMES
+from his2lip.synthetic.grid import Grid
+from his2lip.synthetic.scene import Scene
+from his2lip.synthetic.tissues import build
 from his2lip.taxonomy import BIOMARKERS, MIHIC_BIOMARKERS, TISSUES
 
 GRID = Grid(128, 0.4531)

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from his2lip.data.cards import list_cards, load_card
-from his2lip.data.check import check
-from his2lip.data.prepare import prepare
+from his2lip.data.cards.card import list_cards, load_card
+from his2lip.data.cards.terms import terms_of
+from his2lip.data.check.dataset import check
+from his2lip.data.prepare.dataset import prepare
 from his2lip.data.readers.base import GENERATED
-from his2lip.data.shards import open_shards
-from his2lip.data.synthetic.rehearsal import write_rehearsal
-from his2lip.data.terms import terms_of
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import ConfigError, DatasetError
+from his2lip.synthetic.rehearsal import write_rehearsal
 
 
 @pytest.mark.parametrize("name", list_cards())
 def test_every_layout_can_be_rehearsed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.ray_runs", lambda: False)
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     assert write_rehearsal(name, tmp_path / name)
     report = prepare(load_card(name), tmp_path / name, tmp_path / "out")
     assert report.quarantined == report.left_out == []

@@ -9,13 +9,13 @@ import pytest
 from skimage.color import separate_stains
 from skimage.color.colorconv import hax_from_rgb, hdx_from_rgb, rgb_from_hax, rgb_from_hdx, rgb_from_hed
 
-from his2lip.data.synthetic import stains
-from his2lip.data.synthetic.biomarkers import chromogen
-from his2lip.data.synthetic.cases import NOMINAL_BIOLOGY, Biology, keyed_rng
-from his2lip.data.synthetic.grid import Grid
-from his2lip.data.synthetic.patch import Spec, render, stain
-from his2lip.data.synthetic.scanners import PLAIN
-from his2lip.data.synthetic.tissues import build
+from his2lip.data.images import stain_vectors as stains
+from his2lip.synthetic.biomarkers import chromogen
+from his2lip.synthetic.cases import NOMINAL_BIOLOGY, Biology, keyed_rng
+from his2lip.synthetic.grid import Grid
+from his2lip.synthetic.patch import Spec, render, stain
+from his2lip.synthetic.scanners import PLAIN
+from his2lip.synthetic.tissues import build
 
 GRID = Grid(96, 0.4531)
 HALF = Biology(positive={"Ki67": 0.5, "P53": 0.5, "Cyclin-D1": 0.5, "CDK4": 0.5})

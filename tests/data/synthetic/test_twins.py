@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from his2lip.data.cards import load_card
-from his2lip.data.images import decode
-from his2lip.data.shards import open_shards
-from his2lip.data.synthetic.rows import draw
-from his2lip.data.synthetic.twins import process_mapper, twin_names, twin_patches, twin_rows, write_twin
+from his2lip.data.cards.card import load_card
+from his2lip.data.images.codec import decode
+from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError
+from his2lip.synthetic.rows import draw
+from his2lip.synthetic.twins import process_mapper, twin_names, twin_patches, twin_rows, write_twin
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 TINY = 0.05
@@ -106,14 +106,14 @@ def test_mihic_twin_covers_the_84_pairs_in_every_split_under_published_names() -
 
 
 def test_other_scanners_see_the_same_glass_differently() -> None:
-    from his2lip.data.synthetic.scanners import SCANNERS
+    from his2lip.synthetic.scanners import SCANNERS
 
     assert len({SCANNERS[name].white for name in twin_names()}) == 10
 
 
 @pytest.mark.parametrize("name", ["bci", "mist"])
 def test_haematoxylin_and_eosin_twin_shows_the_same_field(name: str) -> None:
-    from his2lip.data.synthetic.rows import pixels
+    from his2lip.synthetic.rows import pixels
 
     beside = {row.patch_id: row for row in twin_rows(name, scale=TINY, he=True) if row.stain == "H&E"}
     row = twin_rows(name, scale=TINY)[0]
@@ -135,8 +135,8 @@ def test_unknown_twins_and_scales_are_refused(name: str, scale: str | float) -> 
 
 
 def test_columns_are_filled_as_the_reader_of_the_real_dataset_fills_them(tmp_path: Path) -> None:
-    from his2lip.data.layouts import write_layout
-    from his2lip.data.prepare import prepare
+    from his2lip.data.prepare.dataset import prepare
+    from his2lip.synthetic.layouts import write_layout
 
     def draw(side: int, tissue: str | None, marker: str | None) -> np.ndarray:
         return np.random.default_rng(side).integers(60, 200, (side, side, 3)).astype(np.uint8)

@@ -1,0 +1,227 @@
+"""Seed families of captions, and a caption corpus split by them into a part to train on and one held out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from his2lip import taxonomy
+from his2lip.data.captions.templates import Pair
+from his2lip.errors import DatasetError, TaxonomyError
+from his2lip.files import printable
+
+HELD_OUT = 0.2  # share of a pair's families that training never sees
+_NEAR = 0.8  # shared words over all words (Jaccard) from which two captions of a pair are one said twice
+
+Blocks = Mapping[Pair, Sequence[Sequence[str]]]
+Lines = dict[Pair, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class FamilySplit:
+    """Captions by pair, in their order: what training draws from, and what it never sees."""
+
+    train: Lines
+    held_out: Lines
+    families: int
+    families_held_out: int
+
+
+def split_by_family(blocks: Blocks, *, share: float = HELD_OUT, seed: int = 0) -> FamilySplit:
+    """Holds out whole families: of each pair about `share` of them, one at least where it has two.
+
+    `blocks` holds each pair's captions as its file has them between blank lines. The released corpus writes a
+    pathologist's sentence and the rewordings of it as one block, so a block is a family; in a file without
+    blank lines each caption starts as its own. Families that share a sentence, or within a pair nearly one,
+    are the same. One that stands in several pairs is trained on: it cannot tell their biomarkers apart.
+    """
+    captions = [(pair, text) for pair, own in blocks.items() for block in own for text in block]
+    family = _families(blocks, captions)
+    pairs_of: dict[int, set[Pair]] = defaultdict(set)
+    of_pair: dict[Pair, dict[int, str]] = defaultdict(dict)  # family -> its first sentence
+    for (pair, text), number in zip(captions, family, strict=True):
+        pairs_of[number].add(pair)
+        of_pair[pair].setdefault(number, text)
+    held: set[int] = set()
+    for found in of_pair.values():
+        own = sorted((n for n in found if len(pairs_of[n]) == 1), key=lambda n: _rank(seed, found[n]))
+        count = min(max(round(share * len(found)), 1), len(found) - 1)
+        held.update(own[:count])
+    parts: tuple[dict[Pair, list[str]], ...] = (defaultdict(list), defaultdict(list))
+    for (pair, text), number in zip(captions, family, strict=True):
+        parts[number in held][pair].append(text)
+    train, held_out = ({pair: tuple(lines) for pair, lines in part.items()} for part in parts)
+    return FamilySplit(train, held_out, len(pairs_of), len(held))
+
+
+def _families(blocks: Blocks, captions: Sequence[tuple[Pair, str]]) -> list[int]:
+    """The family of each caption, by number."""
+    joined = _Joined(len(captions))
+    first = 0
+    for own in blocks.values():
+        start = first
+        for block in own:
+            if len(own) > 1:
+                joined.join(range(first, first + len(block)))
+            first += len(block)
+        _join_near(joined, captions, start, first)
+    said: dict[str, int] = {}
+    for i, (_, text) in enumerate(captions):
+        joined.join((i, said.setdefault(plain(text), i)))
+    return [joined.root(i) for i in range(len(captions))]
+
+
+def _join_near(joined: _Joined, captions: Sequence[tuple[Pair, str]], start: int, stop: int) -> None:
+    """Joins captions start .. stop - 1, all of one pair, that share nearly all of their words."""
+    words = [set(plain(text).split()) for _, text in captions[start:stop]]
+    for i, one in enumerate(words):
+        for j in range(i):
+            other = words[j]
+            if min(len(one), len(other)) < _NEAR * max(len(one), len(other)):
+                continue
+            if len(one & other) >= _NEAR * len(one | other):
+                joined.join((start + i, start + j))
+
+
+def plain(text: str) -> str:
+    """What two spellings of one sentence have in common: its words, in lower case."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _rank(seed: int, text: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{plain(text)}".encode(), digest_size=16).digest()
+
+
+class _Joined:
+    """Numbers 0 .. n - 1 joined into sets (union-find); a set's smallest number is its root."""
+
+    def __init__(self, n: int) -> None:
+        self._above = list(range(n))
+
+    def root(self, i: int) -> int:
+        while self._above[i] != i:
+            self._above[i] = self._above[self._above[i]]
+            i = self._above[i]
+        return i
+
+    def join(self, numbers: Sequence[int]) -> None:
+        roots = [self.root(i) for i in numbers]
+        for root in roots:
+            self._above[root] = min(roots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionReport:
+    """What an import took and what it left out, with reasons. Files: read + left out = found."""
+
+    found: int  # caption files
+    read: int
+    captions: int
+    blank_lines: int
+    repeated: int  # captions that their pair has already; they are kept, and drawn more often
+    families: int
+    families_held_out: int
+    held_out: int  # captions, of families that training never sees
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    uncovered: list[tuple[str, str]] = field(default_factory=list)  # of the 84 pairs of MIHIC
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.captions:,} captions from {self.read} of {self.found} files; "
+            f"{self.blank_lines} blank lines left out, {self.repeated} repeated captions kept; "
+            f"{len(self.uncovered)} of {len(mihic_pairs())} pairs have no caption",
+            f"{self.held_out:,} captions ({self.families_held_out} of {self.families} seed families) are "
+            f"held out for retrieval; training draws from the other {self.captions - self.held_out:,}",
+        ]
+        return "\n".join(lines + [f"left out {path}: {reason}" for path, reason in self.left_out])
+
+
+def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
+    """Captions by pair of canonical names, split by seed family, and what was left out.
+
+    A file that is nested deeper, empty, not UTF-8 or of an unknown class is left out with its reason.
+    Raises DatasetError where the folder is missing or holds no caption at all.
+    """
+    if not root.is_dir():
+        raise DatasetError("this folder of captions does not exist", where=root, fix="check the path")
+    found = sorted(root.rglob("*.txt"))
+    blocks: dict[Pair, list[list[str]]] = {}
+    left_out, blank = [], 0
+    for path in found:
+        try:
+            pair = _pair_of(path, root)
+            lines = _lines(path)
+        except DatasetError as error:
+            left_out.append((printable(path.relative_to(root).as_posix()), printable(error.what)))
+            continue
+        blank += lines.count("")
+        blocks.setdefault(pair, []).extend(_blocks(lines))
+    if not blocks:
+        raise DatasetError("no caption could be read here", where=root, fix="lay it out TISSUE/BIOMARKER.txt")
+    split = split_by_family(blocks)
+    captions = [(pair, text) for pair, own in blocks.items() for block in own for text in block]
+    report = CaptionReport(
+        found=len(found),
+        read=len(found) - len(left_out),
+        captions=len(captions),
+        blank_lines=blank,
+        repeated=len(captions) - len({(pair, plain(text)) for pair, text in captions}),
+        families=split.families,
+        families_held_out=split.families_held_out,
+        held_out=sum(map(len, split.held_out.values())),
+        left_out=left_out,
+        uncovered=[p for p in mihic_pairs() if p not in blocks],
+    )
+    return split, report
+
+
+def mihic_pairs() -> list[tuple[str, str]]:
+    """The 84 pairs of tissue type and biomarker that MIHIC has."""
+    return [(t, b) for t in taxonomy.TISSUES for b in taxonomy.MIHIC_BIOMARKERS]
+
+
+def _blocks(lines: list[str]) -> list[list[str]]:
+    """Lines between blank ones."""
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        if line:
+            blocks[-1].append(line)
+        elif blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+def _pair_of(path: Path, root: Path) -> Pair:
+    """The pair that a file's place means; DatasetError (its `what` is the reason) where it means none."""
+    parts = path.relative_to(root).parts
+    if len(parts) != 2:
+        raise DatasetError(_nested(path, root))
+    try:
+        return taxonomy.tissue(parts[0]), taxonomy.biomarker(path.stem)
+    except TaxonomyError as error:
+        raise DatasetError(error.what) from None
+
+
+def _nested(path: Path, root: Path) -> str:
+    twin = root / path.parent.name / path.name
+    if twin != path and twin.is_file():
+        same = "the same as" if twin.read_bytes() == path.read_bytes() else "another version of"
+        return f"nested, and {same} {twin.relative_to(root)}"
+    return "not at TISSUE/BIOMARKER.txt"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise DatasetError(f"unreadable: {error.strerror}") from None
+    lines = [" ".join(line.split()) for line in text.removesuffix("\n").split("\n")]
+    if not any(lines):
+        raise DatasetError("empty: no caption in it")
+    return lines

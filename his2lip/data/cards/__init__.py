@@ -1,0 +1,17 @@
+"""Dataset cards, and the terms of use that they state."""
+
+from his2lip.data.cards.card import Card, Carve, Protocol, Role, list_cards, load_card
+from his2lip.data.cards.terms import Terms, strictest, terms_of, terms_of_card
+
+__all__ = [
+    "Card",
+    "Carve",
+    "Protocol",
+    "Role",
+    "Terms",
+    "list_cards",
+    "load_card",
+    "strictest",
+    "terms_of",
+    "terms_of_card",
+]

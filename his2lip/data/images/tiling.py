@@ -1,0 +1,138 @@
+"""Derived patches: an image squashed, cropped, or cut into tiles of tissue at a given size and scale."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+from PIL import Image
+
+from his2lip.config import Config, validate
+from his2lip.data.images import codec as images
+from his2lip.errors import ConfigError, ImageError
+
+MAX_PIXELS = 600_000_000  # of an image that is tiled: 1.8 GB while it is cut
+# Optical density (mean over channels) from which a pixel is tissue; glass scatters below 0.03.
+TISSUE_DENSITY = 0.06
+
+
+class Tiling(Config):
+    """What `prepare --view` cuts from each image.
+
+    squash  the whole image at `size` x `size`
+    centre  its largest centred square at `size` x `size`
+    tiles   a grid of squares of `size` px at `mpp` microns a pixel (at the image's own scale, where either is
+            unknown), those with at least `tissue` of their area on tissue, `max_tiles` at most by a seed
+    """
+
+    kind: Literal["squash", "centre", "tiles"]
+    size: int = pydantic.Field(default=224, ge=images.MIN_SIDE, le=8192)
+    mpp: pydantic.PositiveFloat | None = None
+    max_tiles: pydantic.PositiveInt | None = None
+    tissue: float = pydantic.Field(default=0.25, ge=0, le=1)
+    codec: Literal["png", "jpeg"] = "png"
+
+    @classmethod
+    def parse(cls, text: str) -> Tiling:
+        """`squash`, `centre`, `tiles` or `tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)`."""
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+        if match is None:
+            raise ConfigError(f"'{text}' is not a view", fix="write squash, centre or tiles(size=224)")
+        options: dict[str, Any] = {"kind": match[1]}
+        for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+            name, _, value = part.partition("=")
+            options[name.strip()] = value.strip()
+        return validate(cls, options, where=f"view '{text}'")
+
+    def __str__(self) -> str:
+        options = [f"{k}={v}" for k, v in self.model_dump(exclude={"kind"}, exclude_none=True).items()]
+        return f"{self.kind}({', '.join(options)})"
+
+    def side(self, mpp: float | None) -> int:
+        """Side of a tile in pixels of an image at `mpp`."""
+        return self.size if not (self.mpp and mpp) else max(1, round(self.size * self.mpp / mpp))
+
+    def encode(self, pixels: np.ndarray) -> bytes:
+        return images.encode_png(pixels) if self.codec == "png" else images.encode_jpeg(pixels)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Encoded pixels cut at (x, y) of the image; `suffix` makes its patch id; `mpp` after resizing."""
+
+    image: bytes
+    suffix: str
+    width: int
+    height: int
+    x: int
+    y: int
+    mpp: float | None
+
+
+def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
+    """Cuts an encoded image. Raises ImageError for an image that cannot be used or that holds no tissue."""
+    pixels = images.decode(data, max_pixels=MAX_PIXELS)
+    height, width = pixels.shape[:2]
+    if tiling.kind == "squash":
+        yield _tile(pixels, 0, 0, None, tiling, "")
+        return
+    if tiling.kind == "centre":
+        side = min(height, width)
+        x, y = (width - side) // 2, (height - side) // 2
+        yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, "")
+        return
+    side = tiling.side(mpp)
+    if side > min(height, width):
+        raise ImageError(f"the image is {width} x {height} px, smaller than one tile of {side} px")
+    share = tissue_share(pixels, side)
+    for x, y in choose(share, side, tiling, seed=seed):
+        yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, f"#{x}_{y}")
+
+
+def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
+    """float (rows, columns): the share of tissue in each tile of a grid over uint8 (H, W, 3)."""
+    step = max(1, side // 64)  # some 64 x 64 pixels of a tile tell enough
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    share = np.zeros((rows, columns))
+    for r, c in np.ndindex(rows, columns):
+        tile = pixels[r * side : (r + 1) * side : step, c * side : (c + 1) * side : step]
+        share[r, c] = tissue_mask(tile).mean()
+    return share
+
+
+def tissue_mask(pixels: np.ndarray) -> np.ndarray:
+    """bool (H, W): stained tissue, neither glass (too bright) nor pen (too pure a colour for a stain)."""
+    values = pixels.astype(np.float32)
+    density = -np.log10((values + 1) / 256).mean(-1)
+    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
+    pen = (green > red + 25) & (green > blue + 10)  # no stain is green
+    pen |= (blue > red + 90) & (blue > green + 60)  # nor as pure a blue as a felt pen
+    pen |= values.max(-1) < 40  # black ink, coverslip edges
+    return (density > TISSUE_DENSITY) & ~pen
+
+
+def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
+    """(x, y) of the tiles to cut, in reading order. Raises ImageError where none holds tissue enough."""
+    rows, columns = np.nonzero(share >= tiling.tissue)
+    places = [(int(c) * side, int(r) * side) for r, c in zip(rows, columns, strict=True)]
+    if not places:
+        raise ImageError("no tissue was found in it")
+    if tiling.max_tiles is None or len(places) <= tiling.max_tiles:
+        return places
+    kept = sorted(places, key=lambda p: hashlib.blake2b(f"{seed}#{p[0]}_{p[1]}".encode()).digest())
+    return sorted(kept[: tiling.max_tiles], key=lambda p: (p[1], p[0]))
+
+
+def _tile(pixels: np.ndarray, x: int, y: int, mpp: float | None, tiling: Tiling, suffix: str) -> Tile:
+    side = pixels.shape[1]
+    if pixels.shape[:2] != (tiling.size, tiling.size):
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        pixels = np.asarray(image.resize((tiling.size, tiling.size), Image.Resampling.BICUBIC))
+    scaled = mpp * side / tiling.size if mpp else None
+    data = tiling.encode(np.ascontiguousarray(pixels))
+    return Tile(data, suffix, tiling.size, tiling.size, x, y, scaled)

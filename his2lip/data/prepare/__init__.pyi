@@ -1,0 +1,2 @@
+from .dataset import prepare as prepare
+from .privacy import NameMap as NameMap

@@ -1,0 +1,231 @@
+"""prepare: from a dataset as its authors publish it to shards, in parts that are written once and whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyarrow import fs
+
+from his2lip.data.cards import Card
+from his2lip.data.images import Tiling
+from his2lip.data.prepare.archives import unpack
+from his2lip.data.prepare.listing import Part, deal, list_files
+from his2lip.data.prepare.parts import FOLDER, Journal, PartJob, PartResult
+from his2lip.data.prepare.privacy import NameMap
+from his2lip.data.readers import get_reader
+from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
+from his2lip.errors import ClusterError, DatasetError
+from his2lip.files import held, write_file
+from his2lip.runtime import start_ray
+
+Progress = Callable[[int, int], None]  # files done, files found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareReport:
+    """What became of each file: `read + len(quarantined) == found`.
+
+    `passed_over` counts whole files that the layout does not want, by reason; `left_out` are parts of files
+    that gave no patch.
+    """
+
+    found: int
+    read: int
+    quarantined: list[tuple[str, str]]
+    passed_over: dict[str, int]
+    left_out: list[tuple[str, str]]
+    info: DatasetInfo
+    root: Path  # what was read: the folder given, or the one that its archives were unpacked into
+
+
+def prepare(
+    card: Card,
+    root: str | Path,
+    out: str | Path,
+    *,
+    view: str | None = None,
+    limit: int | None = None,
+    unpack_to: str | Path | None = None,
+    names: NameMap | None = None,
+    ray: bool = False,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    part_bytes: int = PART_BYTES,
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> PrepareReport:
+    """Reads the dataset under `root` as `card` says, and writes shards to `out`.
+
+    Archives under `root`, or `root` itself, are unpacked first (see `unpack`). `view` cuts derived patches
+    (`Tiling.parse`); without it the published bytes are kept. `limit` takes that many files, spread over the
+    dataset. Files come in a seeded order, so that classes are mixed in each row group. With `names`, nothing
+    under `out` holds a name of a case, slide, region or file, and images hold nothing but pixels.
+
+    Parts run as Ray tasks where Ray is initialised, else one after another; with `ray` it is started, or the
+    cluster of RAY_ADDRESS joined, where there is work to share. A call that finds an interrupted one of the
+    same inputs goes on with it. Memory holds one row group and the list of names.
+    Raises DatasetError where nothing can be read or written, or where `out` holds a finished dataset, another
+    unfinished one, or one that is being written.
+    """
+    with _claimed(out) as (system, target):
+        unpacked = unpack(root, unpack_to, tell=tell)
+        reader = get_reader(card, unpacked.root)
+        listing = list_files(reader, limit)
+        refused = unpacked.refused + listing.quarantined
+        if names is not None:
+            names.add_items(map(reader.item, listing.wanted))
+            refused = names.hide(refused)
+        job = PartJob(
+            reader=reader,
+            tiling=Tiling.parse(view) if view else None,
+            key=names.key if names else None,
+            system=system,
+            target=target,
+            row_group_bytes=row_group_bytes,
+        )
+        parts = deal(reader, listing.wanted, part_bytes)
+        journal = Journal(system, target, dataset=card.name, plan=job.plan(parts))
+        results = _run(job, parts, journal, names, ray=ray, progress=progress)
+        info = _summary(job, results, refused, root)
+        write_file(system, f"{target}/{INFO}", to_json(info))
+        journal.remove()
+        return PrepareReport(
+            found=len(listing.wanted) + len(refused),
+            read=sum(r.read for r in results),
+            quarantined=info.quarantined,
+            passed_over=dict(listing.passed_over),
+            left_out=info.left_out,
+            info=info,
+            root=unpacked.root,
+        )
+
+
+@contextmanager
+def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
+    """Where the dataset goes; on this machine's disks nobody else writes there meanwhile."""
+    system, target = claim(out)
+    if not isinstance(system, fs.LocalFileSystem):
+        yield system, target
+        return
+    lock = Path(target, ".lock")
+    with held(lock, doing="preparing a dataset"):
+        claim(out)  # whoever held it until now may have finished
+        yield system, target
+        lock.unlink()
+
+
+def _summary(
+    job: PartJob, results: list[PartResult], refused: list[tuple[str, str]], root: str | Path
+) -> DatasetInfo:
+    """dataset.json of what was written. Raises DatasetError where nothing was."""
+    quarantined = sorted(refused + [q for r in results for q in r.quarantined])
+    written = [r.info for r in results if r.info is not None]
+    if not written:
+        said = f"none of {len(quarantined):,} files could be read"
+        if quarantined:  # the commonest reason: a stray file's own would lead astray
+            most, _ = Counter(why for _, why in quarantined).most_common(1)[0]
+            said += f", such as {next(place for place, why in quarantined if why == most)}: {most}"
+        raise DatasetError(said, where=root, fix="check --root")
+    return summarise(
+        written,
+        job.reader.card,
+        generated=job.reader.generated,
+        view=str(job.tiling or "published"),
+        quarantined=quarantined,
+        left_out=[entry for r in results for entry in r.left_out],
+    )
+
+
+def _run(
+    job: PartJob,
+    parts: list[Part],
+    journal: Journal,
+    names: NameMap | None,
+    *,
+    ray: bool,
+    progress: Progress | None,
+) -> list[PartResult]:
+    """Results of all parts: those of an interrupted call from its journal, the others made now."""
+    results = {part.name: journal.read(part) for part in parts}
+    waiting = [part for part in parts if results[part.name] is None]
+    total = sum(len(part.keys) for part in parts)
+    done = total - sum(len(part.keys) for part in waiting)
+
+    def step(files: int = 1) -> None:
+        nonlocal done
+        done += files
+        if progress is not None:
+            progress(done, total)
+
+    step(0)
+    if ray and _worth_sharing(waiting):
+        start_ray()
+    for part, result in _on_ray(job, waiting, step) if ray_runs() else _here(job, waiting, step):
+        if names is not None:
+            result = replace(
+                result, quarantined=names.hide(result.quarantined), left_out=names.hide(result.left_out)
+            )
+        journal.write(part, result)
+        results[part.name] = result
+    return [result for result in results.values() if result is not None]
+
+
+def _worth_sharing(parts: list[Part]) -> bool:
+    """Whether a cluster was named, or some split has several parts, beside which Ray's start is short."""
+    return bool(os.environ.get("RAY_ADDRESS")) or len(parts) > len({part.split for part in parts})
+
+
+def _here(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
+    for part in parts:
+        yield part, job.write(part, step)
+
+
+def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
+    """One task a part; the files must be within reach of every node."""
+    import ray
+
+    write = ray.remote(max_retries=2)(_write)
+    where = ray.put(job)
+    waiting = iter(parts)
+    running: dict[ray.ObjectRef, Part] = {}
+    slots = int(ray.cluster_resources().get("CPU", 1)) + 1
+    try:
+        while True:
+            while len(running) < slots and (part := next(waiting, None)) is not None:
+                running[write.remote(where, part)] = part
+            if not running:
+                return
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            part = running.pop(ready)
+            try:
+                yield part, ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # one sentence, without the traceback of the task
+            except ray.exceptions.RayError as error:
+                said = f"the process that wrote {part.name} died again and again ({type(error).__name__})"
+                fix = "if memory ran out, give it more; the same command then goes on"
+                raise ClusterError(said, where=job.target, fix=fix) from None
+            step(len(part.keys))
+    finally:
+        for task in running:
+            ray.cancel(task)
+
+
+def _write(job: PartJob, part: Part) -> PartResult:
+    """Writes a part on a node of the cluster, which must see the same folders as the command does."""
+    local = isinstance(job.system, fs.LocalFileSystem)
+    for place in (job.reader.root, *([Path(job.target, FOLDER)] if local else [])):
+        if not place.is_dir():
+            fix = "keep files and shards on storage that all nodes share, or unset RAY_ADDRESS"
+            raise DatasetError("a node of the Ray cluster does not see this folder", where=place, fix=fix)
+    return job.write(part)
+
+
+def ray_runs() -> bool:
+    """Whether this process has started or joined Ray."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()

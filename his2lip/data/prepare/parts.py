@@ -1,0 +1,171 @@
+"""The journal of an unfinished prepare: results of its finished parts, so that the same command goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pyarrow import fs
+
+from his2lip.config import digest
+from his2lip.data.images import Tiling
+from his2lip.data.prepare.listing import Part
+from his2lip.data.prepare.privacy import Key
+from his2lip.data.readers import LeftOut, Reader
+from his2lip.data.shards import PartInfo, PartWriter, Patch
+from his2lip.errors import DatasetError, first_line
+from his2lip.files import write_file
+
+FOLDER = "_progress"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """What a part gave; `info` is None where no file of it could be read."""
+
+    read: int
+    quarantined: list[tuple[str, str]]
+    left_out: list[tuple[str, str]]
+    info: PartInfo | None
+
+
+class Journal:
+    """Files under `target`/_progress, a result each; those of another plan are removed with their parts.
+
+    Raises DatasetError where another dataset is unfinished there: hours of work may be in it.
+    """
+
+    def __init__(self, system: fs.FileSystem, target: str, *, dataset: str, plan: str) -> None:
+        self._fs, self._target, self._folder = system, target, f"{target}/{FOLDER}"
+        ours, theirs = {"dataset": dataset, "plan": plan}, self._load("plan")
+        if isinstance(theirs, dict) and theirs.get("dataset", dataset) != dataset:
+            fix = "finish it, remove that folder, or choose another --out"
+            raise DatasetError(f"an unfinished {theirs['dataset']} stands here", where=target, fix=fix)
+        if theirs != ours:
+            self._remove_old()
+            self._store("plan", ours)
+
+    def read(self, part: Part) -> PartResult | None:
+        """The result of a part that was finished before, or None."""
+        tree = self._load(_name(part.name))
+        if tree is None:
+            return None
+        info = PartInfo(**tree["info"]) if tree["info"] else None
+        pairs = {key: [(place, why) for place, why in tree[key]] for key in ("quarantined", "left_out")}
+        return PartResult(read=tree["read"], info=info, **pairs)
+
+    def write(self, part: Part, result: PartResult) -> None:
+        self._store(_name(part.name), asdict(result))
+
+    def remove(self) -> None:
+        self._fs.delete_dir(self._folder)
+
+    def _remove_old(self) -> None:
+        selector = fs.FileSelector(self._folder, allow_not_found=True)
+        for entry in self._fs.get_file_info(selector):
+            tree = self._load(entry.base_name.removesuffix(".json"))
+            path = (tree.get("info") or {}).get("path") if isinstance(tree, dict) else None
+            if path and self._fs.get_file_info(f"{self._target}/{path}").type == fs.FileType.File:
+                self._fs.delete_file(f"{self._target}/{path}")
+            self._fs.delete_file(entry.path)
+
+    def _load(self, name: str) -> Any:
+        try:
+            with self._fs.open_input_stream(f"{self._folder}/{name}.json") as source:
+                return json.loads(source.read())
+        except (OSError, ValueError):
+            return None
+
+    def _store(self, name: str, tree: Any) -> None:
+        write_file(self._fs, f"{self._folder}/{name}.json", json.dumps(tree).encode())
+
+
+def _name(part: str) -> str:
+    return part.replace("/", "-").removesuffix(".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What was wrong with a file; it comes after the patches that it gave before."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartJob:
+    """All that a task needs to write a part, wherever it runs. With `key`, names are hashed on the way."""
+
+    reader: Reader
+    tiling: Tiling | None
+    key: Key | None
+    system: fs.FileSystem
+    target: str
+    row_group_bytes: int
+
+    def plan(self, parts: list[Part]) -> str:
+        """The digest of all that decides what the parts will hold."""
+        card, key = self.reader.card.model_dump(mode="json"), self.key.name("plan", "") if self.key else None
+        return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
+
+    def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
+        """Reads the files of a part and writes it, whole or not at all; `each` is called after each file.
+
+        Raises DatasetError where it cannot be written; files that cannot be read are quarantined.
+        """
+        writer = None
+        try:
+            writer = PartWriter(
+                self.system, self.target, part.name, part.split, row_group_bytes=self.row_group_bytes
+            )
+            result = self._fill(writer, part, each)
+            if not result.read:
+                writer.discard()
+                return result
+            return replace(result, info=writer.close())
+        except BaseException as error:
+            if writer is not None:
+                with suppress(OSError):  # a full disk may not even take the end of the file
+                    writer.discard()
+            if isinstance(error, OSError):
+                said = f"the shards cannot be written: {first_line(error)}"
+                fix = "fix that; the same command then goes on"
+                raise DatasetError(said, where=self.target, fix=fix) from None
+            raise
+
+    def _fill(self, writer: PartWriter, part: Part, each: Callable[[], None]) -> PartResult:
+        read, quarantined, left_out = 0, [], []
+        for key in part.keys:
+            took, parts_out, fault = 0, [], None
+            for found in self._read(key, part.split):
+                if isinstance(found, Patch):
+                    writer.add(found)
+                    took += 1
+                elif isinstance(found, LeftOut):
+                    parts_out.append((found.place, found.reason))
+                else:
+                    fault = found.reason
+            left_out += parts_out
+            if took:
+                read += 1
+                left_out += [(key, fault)] if fault else []
+            else:
+                reason = parts_out[-1][1] if parts_out else "it holds no patch"
+                quarantined.append((key, fault or reason))
+            each()
+        return PartResult(read=read, quarantined=quarantined, left_out=left_out, info=None)
+
+    def _read(self, key: str, split: str) -> Iterator[Patch | LeftOut | _Fault]:
+        """What a file gives. Whatever is wrong with it does not stop the others."""
+        try:
+            item = replace(self.reader.item(key), split=split)
+            for found in self.reader.patches(item, self.tiling):
+                yield self.key.patch(found) if self.key and isinstance(found, Patch) else found
+        except DatasetError as error:
+            yield _Fault(error.what)
+        except OSError as error:
+            yield _Fault(f"the file cannot be read: {error.strerror or first_line(error)}")
+        except Exception as error:  # whatever a format's library raises is this one file's fault
+            yield _Fault(f"{type(error).__name__}: {error}"[:200])

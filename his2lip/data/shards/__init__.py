@@ -1,0 +1,41 @@
+"""Shards: the schema, dataset.json, the writer and the reader."""
+
+from his2lip.data.shards.info import (
+    NO_LABEL,
+    DatasetInfo,
+    PartInfo,
+    content_digest,
+    id_key,
+    row_digest,
+    summarise,
+    to_json,
+)
+from his2lip.data.shards.reader import RowGroup, ShardSet, open_shards, read_row_group
+from his2lip.data.shards.scale import patch_scale
+from his2lip.data.shards.schema import SCHEMA, WITHOUT_IMAGE, Patch
+from his2lip.data.shards.writer import INFO, PART_BYTES, ROW_GROUP_BYTES, PartWriter, ShardWriter, claim
+
+__all__ = [
+    "INFO",
+    "NO_LABEL",
+    "PART_BYTES",
+    "ROW_GROUP_BYTES",
+    "SCHEMA",
+    "WITHOUT_IMAGE",
+    "DatasetInfo",
+    "PartInfo",
+    "PartWriter",
+    "Patch",
+    "RowGroup",
+    "ShardSet",
+    "ShardWriter",
+    "claim",
+    "content_digest",
+    "id_key",
+    "open_shards",
+    "patch_scale",
+    "read_row_group",
+    "row_digest",
+    "summarise",
+    "to_json",
+]

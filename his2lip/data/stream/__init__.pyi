@@ -1,0 +1,4 @@
+from .augment import Augment as Augment
+from .augment import Augmentation as Augmentation
+from .batch import Batch as Batch
+from .train_stream import TrainStream as TrainStream

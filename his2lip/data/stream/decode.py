@@ -1,0 +1,73 @@
+"""From encoded bytes to a slot of a batch: decoded, brought to the model's input size, augmented."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from his2lip.data.images import decode
+from his2lip.data.stream.augment import AS_IS, Change, Pixels, turn
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_EXIF_WINDOW = 128 << 10  # bytes in which EXIF, which may turn an image, can begin (as in images.py)
+_local = threading.local()
+
+
+def decode_into(
+    data: memoryview, out: Pixels, *, change: Change = AS_IS, interpolation: str = "bicubic"
+) -> None:
+    """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, changed as `change` says.
+
+    Another size is squashed to S x S by Pillow's filter with antialiasing, as CLIP's preprocessing does;
+    libjpeg's scaled decoding, which would change the pixels, is not used. Equal to `images.decode` and those
+    steps, without copies where a JPEG has the size already. Raises ImageError as it does.
+    """
+    size = len(out)
+    plain = _is_plain_jpeg(data, size)
+    if plain and change == AS_IS:
+        _decode_jpeg(data, out)
+        return
+    pixels = _decode_jpeg(data, _scratch(size)) if plain else decode(data)
+    pixels = _resized(pixels, size, change, interpolation)
+    turn(pixels if change.jitter is None else change.jitter(pixels), change.turn, out)
+
+
+def _is_plain_jpeg(data: memoryview, size: int) -> bool:
+    """Whether `data` is a size x size JPEG that needs nothing but decoding; unsure is no."""
+    if data[:3] != b"\xff\xd8\xff" or b"Exif\x00" in bytes(data[:_EXIF_WINDOW]):
+        return False
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return height == width == size and colours in ("YCbCr", "Gray", "RGB")
+
+
+def _decode_jpeg(data: memoryview, out: Pixels) -> Pixels:
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+    except ValueError:
+        np.copyto(out, decode(data))  # raises the ImageError that says why
+        return out
+
+
+def _resized(pixels: Pixels, size: int, change: Change, interpolation: str) -> Pixels:
+    """The crop that `change` asks for, or all of the image, at size x size."""
+    if change.box is None and pixels.shape[:2] == (size, size):
+        return pixels
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = change.box or (0.0, 0.0, 1.0, 1.0)
+    box = (left * width, top * height, right * width, bottom * height)
+    image = Image.fromarray(pixels).resize((size, size), _FILTERS[interpolation], box=box)
+    return np.asarray(image)
+
+
+def _scratch(size: int) -> Pixels:
+    """One image's worth of memory for each thread."""
+    held: Pixels | None = getattr(_local, "pixels", None)
+    if held is None or len(held) != size:
+        held = _local.pixels = np.empty((size, size, 3), dtype=np.uint8)
+    return held

@@ -1,0 +1,167 @@
+"""Row groups through Ray Data: one ordered stream of encoded bytes over all epochs, decoded by this process.
+
+Ray's tasks only read; what they read passes through the object store once and is copied into this process, so
+that the store holds a few row groups in transit and the lanes' windows live in the heap of the rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from pyarrow import fs
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
+
+from his2lip.data.shards import RowGroup
+from his2lip.data.stream.row_groups import Ahead, Rows, place, read_here, read_tables, unpack
+from his2lip.runtime import quiet_ray, start_ray
+
+_READS = (
+    64  # row groups of one task: a task costs milliseconds, and one that dies is read again from its start
+)
+_AHEAD = 4  # row groups that wait in this process, so that lanes which need one at the same time do not
+_PACE_S = 0.02
+_STORE_SHARE = 0.3  # of the node's object store, for all its ranks together
+_BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block,
+_BLOCKS = 6  # unless the store is too small to hold as many blocks at once,
+_LEAST_BLOCK = 1 << 20  # bytes, below which handling costs more than it saves
+
+
+class _RowGroups(Datasource):
+    """Row groups in a given order, read by few long tasks that hand them out as they go."""
+
+    def __init__(self, system: fs.FileSystem, groups: Sequence[RowGroup]) -> None:
+        super().__init__()
+        self._system, self._groups = system, groups
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(group.bytes for group in self._groups)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        starts = range(0, len(self._groups), _READS)
+        return [self._task(self._groups[start : start + _READS]) for start in starts]
+
+    def _task(self, groups: Sequence[RowGroup]) -> ReadTask:
+        rows, size = sum(group.rows for group in groups), sum(group.bytes for group in groups)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=None, exec_stats=None)
+        return ReadTask(functools.partial(_read, self._system, groups), metadata)
+
+
+class _Pace:
+    """Lets Ray's scheduling loop, a thread of this process, turn fifty times a second and no faster.
+
+    Without it the loop spins whenever tasks have blocks ready that it may not take yet, which is always where
+    the model is slower than the reading: it then takes a core, and the GIL from the decoding threads.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def on_execution_step(self, executor: object) -> None:
+        now = time.monotonic()
+        time.sleep(max(0.0, self._next - now))
+        self._next = max(now, self._next) + _PACE_S
+
+    def before_execution_starts(self, executor: object) -> None: ...
+
+    def after_execution_succeeds(self, executor: object) -> None: ...
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
+
+
+def read_by_ray(
+    system: fs.FileSystem, groups: Sequence[RowGroup], *, head_bytes: int, ranks: int
+) -> Generator[Rows, None, None]:
+    """Reads row groups in turn by Ray Data; closing the iterator ends the tasks.
+
+    Ray's reading processes need a second or more to start. Meanwhile this process reads the first row groups
+    itself, so that the first batch does not wait for them.
+
+    head_bytes  how much this process reads itself
+    ranks       how many streams share the node's object store at most
+    """
+    head = head_reads(groups, head_bytes)
+    if len(groups) <= head:
+        yield from read_here(system, groups)
+        return
+    start_ray()
+    rows = Ahead(_through_ray(system, groups[head:], ranks), _AHEAD)
+    try:
+        yield from read_here(system, groups[:head])
+        yield from rows
+    finally:
+        rows.close()
+
+
+def head_reads(groups: Sequence[RowGroup], head_bytes: int) -> int:
+    """How many of the first row groups hold no more than `head_bytes` together."""
+    sizes = itertools.accumulate(group.bytes for group in groups)
+    return sum(1 for _ in itertools.takewhile(lambda size: size <= head_bytes, sizes))
+
+
+def _through_ray(
+    system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int
+) -> Generator[Rows, None, None]:
+    dataset = _dataset(system, groups, ranks)
+    blocks = iter(dataset.iter_batches(batch_size=None, batch_format=None))
+    try:
+        yield from _regrouped(blocks, groups)
+    except RayTaskError as error:
+        raise error.cause from None  # one sentence, without the traceback of the task
+    finally:
+        blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
+
+
+def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> ray.data.Dataset:
+    quiet_ray()
+    # Ray Data warns, once a process, that its progress bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    here = ray.get_runtime_context().get_node_id()
+    dataset = ray.data.read_datasource(
+        _RowGroups(system, groups),
+        num_cpus=0,  # reading waits more than it works, and must not starve where the ranks hold all CPUs
+        concurrency=1,  # one process reads faster than many cores decode, and takes seconds of CPU to start
+        override_num_blocks=-(-len(groups) // _READS),
+        # Bytes are read on the rank's node, so that none pass from node to node.
+        label_selector={"ray.io/node-id": here},
+        fallback_strategy=[{"label_selector": {}}],
+    )
+    store = _store_bytes(here) * _STORE_SHARE / ranks
+    whole = _BLOCK_SHARE * max(group.bytes for group in groups)
+    context, options = dataset.context, dataset.context.execution_options
+    context.target_max_block_size = max(_LEAST_BLOCK, int(min(whole, store / _BLOCKS)))
+    context.custom_execution_callback_classes = [_Pace]
+    options.preserve_order = True
+    options.resource_limits = options.resource_limits.copy(object_store_memory=store)
+    return dataset
+
+
+def _store_bytes(node: str) -> float:
+    """The size of a node's object store."""
+    return next(n["Resources"]["object_store_memory"] for n in ray.nodes() if n["NodeID"] == node)
+
+
+def _read(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterable[pa.Table]:
+    return read_tables(system, groups)
+
+
+def _regrouped(tables: Iterator[pa.Table], groups: Sequence[RowGroup]) -> Iterator[Rows]:
+    """Row groups again, out of the blocks that Ray made of them, which may hold more or less."""
+    rest = None
+    for group in groups:
+        parts, missing = [], group.rows
+        while missing:
+            table = next(tables) if rest is None else rest
+            parts.append(table.slice(0, missing))
+            rest = table.slice(missing) if len(table) > missing else None
+            missing -= len(parts[-1])
+        yield unpack(pa.concat_tables(parts), place(group), copy=True)

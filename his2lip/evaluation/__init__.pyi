@@ -1,0 +1,16 @@
+from .config import BenchmarkConfig as BenchmarkConfig
+from .config import ModelEntry as ModelEntry
+from .embeddings import EmbeddingCache as EmbeddingCache
+from .embeddings import read_images as read_images
+from .encoders import ModelEncoder as ModelEncoder
+from .encoders import SentenceEncoder as SentenceEncoder
+from .grid import GridResult as GridResult
+from .grid import run_grid as run_grid
+from .prompts import PromptSet as PromptSet
+from .prompts import list_prompts as list_prompts
+from .published_table import plain as plain
+from .published_table import published as published
+from .validation import SelectValidator as SelectValidator
+from .views import View as View
+from .zero_shot import Scores as Scores
+from .zero_shot import score as score

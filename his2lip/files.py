@@ -1,0 +1,99 @@
+"""Files: the file system behind a path or URI, atomic writes, a writability check, locks, printable paths."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from his2lip.errors import DatasetError, first_line
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # file systems that know none
+
+
+@contextmanager
+def held(lock: Path, *, doing: str) -> Iterator[None]:
+    """Holds the file `lock`, made where it is absent, until the block or this process ends.
+
+    A file system without locks is worked on without. Raises DatasetError where another command holds it, and
+    OSError where the file cannot be made.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = f"another command is {doing} here"
+            raise DatasetError(said, where=lock.parent, fix="wait for it") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
+def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
+    """The file system behind a local path or a URI (s3, gs, or any fsspec scheme), and the path on it.
+
+    Raises DatasetError for an empty one, an unknown scheme, or a store that does not answer.
+    """
+    text = str(uri)
+    if not text:
+        raise DatasetError("no place is named", fix="give a folder or an address, and check shell variables")
+    if "://" not in text:
+        return fs.LocalFileSystem(), str(Path(text).absolute())
+    try:
+        return fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    except OSError as error:
+        said = f"this store cannot be reached: {first_line(error)}"
+        raise DatasetError(said, where=text, fix="check bucket, network and rights") from None
+    scheme, _, path = text.partition("://")
+    try:
+        import fsspec
+
+        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), path.rstrip("/")
+    except (ImportError, ValueError) as error:
+        raise DatasetError(f"this address cannot be used: {error}", where=text) from None
+
+
+def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:
+    """Writes under another name, then renames: a reader sees the whole file or none."""
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
+    with system.open_output_stream(waiting) as out:
+        out.write(data)
+    system.move(waiting, path)
+
+
+def check_writable(uri: str | Path, *, fix: str) -> None:
+    """Writes and removes a small file below `uri`. Raises DatasetError where that cannot be done."""
+    system, root = filesystem(uri)
+    probe = f"{root}/.{uuid.uuid4().hex}.tmp"
+    try:
+        write_file(system, probe, b"")
+        system.delete_file(probe)
+    except OSError as error:
+        raise not_writable(error, where=uri, fix=fix) from None
+
+
+def not_writable(error: OSError, *, where: str | Path, fix: str) -> DatasetError:
+    return DatasetError(f"nothing can be written here: {first_line(error)}", where=str(where), fix=fix)
+
+
+def printable(key: str) -> str:
+    """A path that can be written down: bytes that are not UTF-8 are shown escaped."""
+    return key.encode("utf-8", "backslashreplace").decode() if not is_utf8(key) else key
+
+
+def is_utf8(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,217 @@
+"""A model by name, wherever it is: drawn from a seed, with open_clip, on the hub, in a folder, in MLflow."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.factory import load_checkpoint as load_open_clip_weights
+
+from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean
+from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip, build_tokenizer
+from his2lip.models.catalogue import BACKBONES, Backbone
+from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
+from his2lip.models.encoder import DualEncoder, Precision
+from his2lip.models.exchange import from_transformers
+from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import is_checkpoint
+from his2lip.models.registered import SCHEME, fetch_checkpoint
+
+# open_clip's own names, then what hub repositories also use.
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_HUB_FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
+
+
+def load_model(
+    name: str | Path, *, device: str = "cpu", precision: Precision = "fp32", seed: int = 0
+) -> DualEncoder:
+    """A model by name, in evaluation mode on `device`.
+
+    name   tiny, clip, plip, biomedclip, musk, conch; an open_clip architecture, with a pretrained tag or
+           random by `seed` (`ViT-B-16:laion2b_s34b_b88k`, `ViT-S-16`); hf-hub:ORG/NAME; local-dir:PATH; a
+           checkpoint's folder, or one as open_clip or transformers saves a CLIP; models:/NAME@ALIAS of MLflow
+    Raises ModelError for an unknown name or weights that are not here, CheckpointError for broken ones.
+    """
+    model = _resolve(str(name), precision, seed)
+    return model.to(device).eval()
+
+
+def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
+    if name == "tiny":
+        return _random(name, TINY_CONFIG, TINY_PREPROCESS, precision, seed)
+    if name in BACKBONES:
+        backbone = BACKBONES[name]
+        assert backbone.source is not None
+        return _fetched(backbone.source, precision, backbone)
+    if name.startswith(SCHEME):
+        with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+            return load_checkpoint(fetch_checkpoint(name, scratch), precision=precision)
+    if name.startswith("hf-hub:"):
+        return _fetched(name, precision)
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") or folder.is_dir() or is_checkpoint(folder):
+        return _from_folder(folder, precision)
+    architecture, _, tag = name.partition(":")
+    if architecture not in open_clip.list_models():
+        raise ModelError(f"unknown model '{name}'", fix=did_you_mean(architecture, _names(architecture)))
+    if tag:
+        return _fetched(name, precision)
+    config = open_clip.get_model_config(architecture)
+    size = config["vision_cfg"].get("image_size", 224)
+    return _random(name, config, Preprocess.from_open_clip({"size": size}), precision, seed)
+
+
+def _random(
+    name: str, config: dict[str, Any], preprocess: Preprocess, precision: Precision, seed: int
+) -> DualEncoder:
+    """`config` with weights drawn from `seed`."""
+    return DualEncoder(
+        build_clip(config, seed=seed),
+        name=name,
+        config=config,
+        preprocess=preprocess,
+        tokenizer=build_tokenizer(config),
+        precision=precision,
+    )
+
+
+def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
+    """One of our checkpoints, or a folder as open_clip's hub layout or transformers has it."""
+    if is_checkpoint(folder):
+        return load_checkpoint(folder, precision=precision)
+    if not folder.is_dir():
+        raise CheckpointError("this directory does not exist", where=folder)
+    if (folder / OPEN_CLIP).is_file():
+        weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
+        if weights is None:
+            raise CheckpointError("this directory has no weights", where=folder, fix=f"add {_WEIGHTS[0]}")
+        name = f"local-dir:{folder}"
+        return _hub_layout(folder / OPEN_CLIP, weights, name=name, tokenizer=folder, precision=precision)
+    if (folder / "config.json").is_file():
+        return from_transformers(folder, name=str(folder), precision=precision)
+    what = f"this is not a checkpoint: it has neither {OPEN_CLIP} nor config.json"
+    raise CheckpointError(what, where=folder)
+
+
+def _fetched(source: str, precision: Precision, named: Backbone | None = None) -> DualEncoder:
+    """Weights that come from the hub or its cache; without them, one sentence says what to do."""
+    name = named.name if named else source
+    kind, _, identifier = source.partition(":")
+    loaders: dict[str, Callable[[str, str, Precision], DualEncoder]] = {
+        "hf-hub": _from_hub,
+        "transformers": _from_transformers_hub,
+        "package": _from_package,
+    }
+    if kind not in loaders:
+        _check_tag(kind, identifier)
+    try:
+        return loaders.get(kind, _pretrained)(identifier if kind in loaders else source, name, precision)
+    except His2lipError:
+        raise
+    except Exception as error:  # open_clip, the hub client and the file system each raise their own
+        raise _absent(source, named) from error
+
+
+def _pretrained(source: str, name: str, precision: Precision) -> DualEncoder:
+    """An open_clip architecture with one of its pretrained tags."""
+    architecture, _, tag = source.partition(":")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = open_clip.create_model(architecture, pretrained=tag, pretrained_text=False)
+    config = open_clip.get_model_config(architecture)
+    return DualEncoder(
+        clip,
+        name=name,
+        config=config,
+        preprocess=Preprocess.from_open_clip(clip.visual.preprocess_cfg),
+        tokenizer=build_tokenizer(config),
+        precision=precision,
+    )
+
+
+def _from_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
+    """A hub repository in open_clip's layout; its weights under whichever name they have."""
+    from huggingface_hub import hf_hub_download
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    config = Path(hf_hub_download(repository, OPEN_CLIP))
+    weights = Path(download_pretrained_from_hf(repository))
+    return _hub_layout(config, weights, name=name, tokenizer=None, precision=precision)
+
+
+def _from_transformers_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
+    """A hub repository that holds a transformers CLIPModel."""
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(repository, allow_patterns=_HUB_FILES)
+    return from_transformers(folder, name=name, precision=precision)
+
+
+def _from_package(repository: str, name: str, precision: Precision) -> DualEncoder:
+    """A model that runs in its authors' package, with the weight file of their hub repository."""
+    from huggingface_hub import hf_hub_download
+
+    from his2lip.models.packages import WEIGHT_FILES, from_package, require_package
+
+    require_package(name)
+    weights = hf_hub_download(repository, WEIGHT_FILES[name])
+    return from_package(name, weights=weights, precision=precision)
+
+
+def _hub_layout(
+    config_file: Path, weights: Path, *, name: str, tokenizer: Path | None, precision: Precision
+) -> DualEncoder:
+    """open_clip's hub layout; a Hugging Face text tower's configuration may be one that we carry."""
+    try:
+        tree = json.loads(config_file.read_text(encoding="utf-8"))
+        config = tree["model_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{OPEN_CLIP} cannot be used: {error!r}", where=config_file) from None
+    clip = build_clip(config)
+    try:
+        load_open_clip_weights(clip, str(weights), strict=True, weights_only=True)
+    except Exception as error:  # torch, safetensors and pickle each raise their own
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the weights do not fit or cannot be read: {reason}", where=weights) from None
+    size = {"size": config["vision_cfg"].get("image_size", 224)}
+    return DualEncoder(
+        clip,
+        name=name,
+        config=config,
+        preprocess=Preprocess.from_open_clip(tree.get("preprocess_cfg", {}) | size),
+        tokenizer=build_tokenizer(config, tokenizer),
+        precision=precision,
+    )
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in known:
+        fix = did_you_mean(tag, known) if known else "it has none; leave the tag out for random weights"
+        raise ModelError(f"'{architecture}' has no pretrained weights '{tag}'", fix=fix)
+
+
+def _absent(source: str, named: Backbone | None) -> ModelError:
+    """One sentence for weights that could not be had: where they come from, the licence, what to type."""
+    if named is not None:
+        origin = f"{named.weights}, licence {named.licence}"
+        what = f"the weights of '{named.name}' ({origin}) are not on this machine"
+        return ModelError(what, fix=named.fix)
+    fix = "load it once with a connection (`hf auth login` first if gated), or type local-dir:PATH"
+    return ModelError(f"the weights of '{source}' are not here and could not be fetched", fix=fix)
+
+
+def _names(architecture: str) -> list[str]:
+    """Names to suggest from: ours, and open_clip's when the name looks like one of theirs."""
+    return [*BACKBONES, *open_clip.list_models()] if "-" in architecture else list(BACKBONES)

@@ -1,0 +1,163 @@
+"""A checkpoint as an MLflow model: base64 images in, answers out, one sentence for what cannot be used."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from pandas import DataFrame  # MLflow's own form of a request, and its dependency
+
+import his2lip
+from his2lip.data.images import decode
+from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
+from his2lip.evaluation import list_prompts
+from his2lip.models import CHECKPOINT
+from his2lip.serving.classifier import Answer, Classifier, ask, load_for_use
+
+MAX_IMAGES = 64  # in one request
+MAX_BASE64 = 32 << 20  # characters of one image: 24 MB of file; a patch of 3000 px has less
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("string", "image")]),
+    params=ParamSchema(
+        [
+            ParamSpec("prompts", "string", "tissue"),  # the name of a set that his2lip carries
+            ParamSpec("biomarker", "string", ""),  # what the lab stained for: asks for its staining
+            ParamSpec("guess_biomarker", "boolean", False),
+            ParamSpec("top", "integer", 3),  # classes to return of each question
+        ]
+    ),
+)
+
+
+def model_files(checkpoint: str | Path) -> dict[str, Any]:
+    """What `mlflow.pyfunc.log_model` and `save_model` take to make a checkpoint directory a served model.
+
+    The checkpoint is copied as it is: from a directory called `checkpoint`, where `load_model("models:/…")`
+    looks for it in the same registered model.
+    """
+    return {
+        "python_model": str(Path(__file__).with_name("model_code.py")),
+        "artifacts": {CHECKPOINT: str(checkpoint)},
+        "signature": SIGNATURE,
+        "pip_requirements": [f"his2lip=={his2lip.__version__}"],
+    }
+
+
+class ServedModel(PythonModel):
+    """Answers requests with a column `image` of base64 strings; the signature's params say what is asked."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the checkpoint among the artifacts; nothing is fetched."""
+        model = load_for_use(context.artifacts[CHECKPOINT])
+
+        @lru_cache(maxsize=32)
+        def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:
+            asked = ask(prompts=prompts, biomarker=biomarker or None, guess_biomarker=guess_biomarker)
+            return Classifier(model, asked)
+
+        self._classifier = classifier
+
+    def predict(
+        self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """One mapping an image: question to label, similarity, margin, prompt and the `top` classes.
+
+        Raises MlflowException, which the server answers as 400 with one sentence, for a request that cannot
+        be used.
+        """
+        options = {spec.name: spec.default for spec in SIGNATURE.params} | (params or {})
+        with _one_sentence():
+            images = [_decoded(text, row) for row, text in enumerate(_column(model_input))]
+            _check_options(options)
+            classifier = self._classifier(
+                options["prompts"], options["biomarker"], bool(options["guess_biomarker"])
+            )
+            rows = classifier.read(_pixels(images))
+        return [{name: _plain(a, int(options["top"])) for name, a in row.items()} for row in rows]
+
+
+class RefusedRequest(MlflowException):
+    """A request that cannot be used; the answer is the sentence alone, without the request in it."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+        self.sentence = sentence
+
+    def serialize_as_json(self) -> str:
+        """MLflow's server puts the whole request before the message, images and all; this leaves it out."""
+        return json.dumps({"error_code": self.error_code, "message": self.sentence})
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    try:
+        yield
+    except His2lipError as error:
+        raise RefusedRequest(str(error)) from None
+
+
+def _column(model_input: DataFrame) -> list[Any]:
+    """The strings of the column `image`, 1 to MAX_IMAGES of them."""
+    images = list(model_input["image"])
+    if not images:
+        raise ImageError("the request holds no image", fix='send {"inputs": {"image": [BASE64, …]}}')
+    if len(images) > MAX_IMAGES:
+        raise ImageError(f"the request holds {len(images)} images", fix=f"send at most {MAX_IMAGES} at once")
+    return images
+
+
+def _decoded(text: Any, row: int) -> bytes:
+    """An image file's bytes."""
+    where = f"image {row}"
+    if not isinstance(text, str):
+        raise ImageError(f"an image is a string in base64, not {type(text).__name__}", where=where)
+    if len(text) > MAX_BASE64:
+        said = f"the image is {len(text):,} characters of base64, over the bound of {MAX_BASE64:,}"
+        raise ImageError(said, where=where, fix="send a patch, not a slide")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("this is not base64", where=where, fix="encode the file's bytes") from None
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Only carried prompt sets: a request must not make the server read a file of its choice."""
+    known = list_prompts()
+    if options["prompts"] not in known:
+        said = f"no prompt set is called '{options['prompts']}'"
+        raise ConfigError(said, fix=did_you_mean(options["prompts"], known))
+    if int(options["top"]) < 1:
+        raise ConfigError("at least one class is returned", where="top", fix="leave it out or set it to 1")
+
+
+def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
+    """One image at a time. Raises ImageError that says which one cannot be used."""
+    for number, image in enumerate(images):
+        try:
+            yield decode(image)
+        except ImageError as error:
+            raise ImageError(error.what, where=f"image {number}", fix=error.fix) from None
+
+
+def _plain(answer: Answer, top: int) -> dict[str, Any]:
+    best = sorted(answer.similarities.items(), key=lambda item: -item[1])[:top]
+    return {
+        "label": answer.label,
+        "similarity": answer.similarity,
+        "margin": answer.margin,
+        "prompt": answer.prompt,
+        "top": [{"label": label, "similarity": similarity} for label, similarity in best],
+    }

@@ -1,0 +1,194 @@
+"""Writes small trees in the published layouts, for tests and for rehearsals before a download."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from his2lip.data.images import encode_jpeg, encode_png
+from his2lip.errors import DatasetError, did_you_mean
+
+# (side in pixels, tissue type or None, biomarker or None) -> uint8 (side, side, 3): pixels for one image.
+Draw = Callable[[int, str | None, str | None], np.ndarray]
+
+
+def write_layout(name: str, root: Path, draw: Draw, *, each: int = 2) -> None:
+    """Writes the layout of the card `name` under `root`, with `each` images a class; quirks included.
+
+    Raises DatasetError for a name without a layout.
+    """
+    if name not in _LAYOUTS:
+        raise DatasetError(f"no layout is known for '{name}'", fix=did_you_mean(name, _LAYOUTS))
+    _LAYOUTS[name](root, draw, each)
+
+
+def layout_names() -> list[str]:
+    """Names of the cards whose layout can be written."""
+    return list(_LAYOUTS)
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encode = encode_jpeg if path.suffix.lower() in (".jpg", ".jpeg") else encode_png
+    path.write_bytes(encode(pixels))
+
+
+def _mihic(root: Path, draw: Draw, each: int) -> None:
+    """Mixed case and a space in folders; stains that hold the separator."""
+    folders = ("alveoli", "background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
+    for first, split in enumerate(("train", "val", "test")):
+        for i, folder in enumerate(folders):
+            for n in range(each):
+                stain = ("CD3", "CD34", "D2-40", "cyclin-D1")[(i + n) % 4]
+                file = f"{first * each + n:04d}-{stain}-1-{n + 1}.png"
+                _save(root / "MIHIC_dataset/dataset" / split / folder / file, draw(128, folder, stain))
+
+
+def _bci(root: Path, draw: Draw, each: int) -> None:
+    """The score in the name, an H&E twin beside each image."""
+    for split in ("train", "test"):
+        for i, score in enumerate(("0", "1+", "2+", "3+")):
+            for n in range(each):
+                file = f"{i * each + n:05d}_{split}_{score}.png"
+                _save(root / "BCI_dataset/IHC" / split / file, draw(256, None, "HER2"))
+                _save(root / "BCI_dataset/HE" / split / file, draw(256, None, None))
+
+
+def _mist(root: Path, draw: Draw, each: int) -> None:
+    """A is H&E, B is IHC; the first field of a name is the slide."""
+    for stain in ("HER2", "Ki67", "ER", "PR"):
+        for split in ("train", "val"):
+            for n in range(each):
+                file = f"{60 + n}M21006{40 + n}_15_{18 + n}.jpg"
+                _save(root / stain / "TrainValAB" / f"{split}B" / file, draw(256, None, stain))
+                _save(root / stain / "TrainValAB" / f"{split}A" / file, draw(256, None, None))
+
+
+def _her2_ihc_40x(root: Path, draw: Draw, each: int) -> None:
+    """Both of the authors' splits, of which a card asks for one."""
+    for base, partition in (("Patch-based-dataset", "patch"), ("WSI-based-dataset", "wsi")):
+        for split in ("train", "test"):
+            for label in ("class_0", "class_1+", "class_2+", "class_3+"):
+                for n in range(each):
+                    folder = root / base / f"{split}_data_{partition}" / label
+                    _save(folder / f"{split}_{n}.png", draw(256, None, "HER2"))
+
+
+def _hnscc(root: Path, draw: Draw, each: int) -> None:
+    """Two layouts side by side; PCK and PanCK; the counterstain alone as Hematoxylin."""
+    for n in range(1, each + 1):
+        for letter in "TMS":
+            for stain in ("Hematoxylin", "CD3", "CD8", "FoxP3", "PCK" if n % 2 else "PanCK"):
+                pixels = draw(256, None, None if stain == "Hematoxylin" else stain)
+                field = f"{letter}{n}_0_0_{stain}.png"
+                if n % 2:
+                    _save(root / f"mIHC_Data/Case{n}_{field}", pixels)
+                else:
+                    _save(root / f"Case{n}/mIHC_Data_{field}", pixels)
+
+
+def _ihc4bc(root: Path, draw: Draw, each: int) -> None:
+    """`Her2` in the folder, statuses a, 0 and d, tables of nuclei a biomarker."""
+    for stain in ("ER", "Her2", "Ki67", "PR"):
+        rows = [["name", "status", "nuclei", "mean DAB"]]
+        for n in range(4 * each):
+            patient, name = f"Patient_{n}_{1000 + n}", f"{n}_{1000 + n}_11_1_2"
+            _save(root / f"Images/IHC/{stain}/{patient}/Subregion_5/{name}.jpg", draw(256, None, stain))
+            status = "a0da"[n % 4]
+            dab = [0.7, 0.6, 0.01, 0.02] if n % 4 == 0 else [0.01] * 4
+            rows.append([name, status, "4", " ".join(map(str, dab))])
+        table = root / f"Labels/{stain}_labels.csv"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with table.open("w", newline="") as out:
+            csv.writer(out).writerows(rows)
+
+
+def _bcdata(root: Path, draw: Draw, each: int) -> None:
+    """Points (x, y) in h5 under `coordinates`, int64 (M, 2), a file for each kind."""
+    import h5py
+
+    points = {"positive": [(100, 120), (5, 9), (300, 310)], "negative": [(200, 40), (330, 100)]}
+    for split in ("train", "validation", "test"):
+        for n in range(each):
+            _save(root / f"BCData/images/{split}/{n}.png", draw(384, None, "Ki67"))
+            for kind, places in points.items():
+                path = root / f"BCData/annotations/{split}/{kind}/{n}.h5"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with h5py.File(path, "w") as file:
+                    file["coordinates"] = np.array(places, np.int64)
+
+
+def _anhir(root: Path, draw: Draw, each: int) -> None:
+    """Two scales of each image, the stain a token of the name, an H&E section beside."""
+    for lesion in range(1, each + 1):
+        for stain in ("CD31-3", "proSPC-4", "Ki67-7", "Cc10-5", "He"):
+            for scale, side in (("scale-5pc", 96), ("scale-25pc", 480)):
+                folder = root / f"lung-lesion_{lesion}" / scale
+                _save(
+                    folder / f"29-041-Izd2-w35-{stain}-les{lesion}.jpg", draw(side, None, stain[:-2] or None)
+                )
+
+
+def _acrobat(root: Path, draw: Draw, each: int) -> None:
+    """Pyramidal TIFF, `.tif` and `.tiff`, an H&E section of each case; tissue on the left of bare glass."""
+    for n in range(each):
+        for stain in ("HE", "ER", "PGR", "HER2", "KI67"):
+            for split, folder, suffix in (
+                ("train", "acrobat_train_pyramid_1_of_9", "tif"),
+                ("val", "acrobat_validation_pyramid_1_of_1", "tiff"),
+            ):
+                pixels = np.full((672, 1008, 3), 244, np.uint8)
+                pixels[:, :672] = draw(672, None, None if stain == "HE" else stain)
+                path = root / folder / f"{n}_{stain}_{split}.{suffix}"
+                write_pyramid(path, pixels, mpp=0.92)
+
+
+def _pantumor(root: Path, draw: Draw, each: int) -> None:
+    """Slides of two indications, cells as COCO boxes."""
+    names = ("IMMUNE CELL", "NON-TUMOR CELL", "TUMOR CELL")
+    pictures: list[dict] = []
+    boxes: list[dict] = []
+    for n in range(each):
+        file = f"{('HNSCC', 'NSCLC')[n % 2]}_{n}.tiff"
+        write_pyramid(root / file, draw(1024, None, "CD3"), mpp=0.25)
+        pictures.append({"id": n, "file_name": file})
+        for i in range(9):
+            box = [40 + 100 * i, 60 + 90 * i, 20, 20]
+            boxes.append({"id": len(boxes), "image_id": n, "category_id": i % 3, "bbox": box})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    tree = {"images": pictures, "annotations": boxes, "categories": categories}
+    (root / "annotations.json").write_text(json.dumps(tree))
+
+
+def write_pyramid(path: Path, pixels: np.ndarray, *, mpp: float) -> None:
+    """uint8 (H, W, 3) as a tiled, pyramidal TIFF of three levels, as scanners write them."""
+    import tifffile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib"}
+    options["compressionargs"] = {"level": 1}
+    with tifffile.TiffWriter(path) as out:
+        for step in (1, 2, 4):
+            per_cm = 10_000 / (mpp * step)
+            kind: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+            kind["subfiletype"] = int(step > 1)
+            out.write(np.ascontiguousarray(pixels[::step, ::step]), **options, **kind)
+
+
+_LAYOUTS: dict[str, Callable[[Path, Draw, int], None]] = {
+    "acrobat": _acrobat,
+    "anhir-lung": _anhir,
+    "bcdata": _bcdata,
+    "bci": _bci,
+    "her2-ihc-40x": _her2_ihc_40x,
+    "hnscc": _hnscc,
+    "ihc4bc": _ihc4bc,
+    "mihic": _mihic,
+    "mist": _mist,
+    "pantumor": _pantumor,
+}

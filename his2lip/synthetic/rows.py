@@ -1,0 +1,92 @@
+"""One row of a twin before it is drawn: what the patch shows, and what the shard will say of it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from his2lip.synthetic.biomarkers import Reading
+from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
+from his2lip.synthetic.patch import Spec, Stain, render
+from his2lip.synthetic.scanners import SCANNERS
+from his2lip.synthetic.tissues import build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A patch to be drawn. `columns` are those of the shard schema, as the real dataset's reader fills them.
+
+    What is drawn hangs on (seed, dataset, case), (…, slide), (…, field) and (…, patch id) alone, so rows can
+    be drawn in any order, by any number of processes. Rows of one `field` show one piece of tissue.
+    """
+
+    seed: int
+    dataset: str
+    split: str
+    case: str  # the generated patient, also where the real dataset names none
+    slide: str  # one section, stained in one run
+    field: str
+    patch_id: str
+    shows: str  # tissue type of the scene
+    marker: str | None
+    stain: Stain
+    size: int
+    mpp: float
+    format: Literal["png", "jpeg"]
+    columns: dict[str, Any]
+    reading: Reading | None = None
+    centre: str | None = None
+    biology: tuple[tuple[str, Any], ...] = ()  # fields of Biology that the dataset's label decides
+
+    def spec(self) -> Spec:
+        """The patch's full description."""
+        biology = _biology(self.seed, self.dataset, self.case)
+        return Spec(
+            tissue=self.shows,
+            biomarker=self.marker,
+            stain=self.stain,
+            size=self.size,
+            mpp=self.mpp,
+            biology=replace(biology, **dict(self.biology)),
+            staining=_staining(self.seed, self.dataset, self.case, self.slide),
+            scanner=SCANNERS[self.dataset],
+            reading=self.reading,
+            centre=self.centre,
+        )
+
+
+@lru_cache(maxsize=256)
+def _biology(*key: str | int) -> Biology:
+    return draw_biology(keyed_rng(*key))
+
+
+@lru_cache(maxsize=256)
+def _staining(*key: str | int) -> Staining:
+    return draw_staining(keyed_rng(*key))
+
+
+def pixels(row: Row) -> NDArray[np.uint8]:
+    """The row's image, uint8 (size, size, 3) RGB."""
+    spec = row.spec()
+    place = keyed_rng(row.seed, row.dataset, row.case, row.field)
+    scene = build(spec.tissue, spec.grid, place, spec.biology, centre=spec.centre)
+    return render(spec, keyed_rng(row.seed, row.dataset, row.case, row.patch_id), scene=scene)
+
+
+def draw(row: Row) -> bytes:
+    """The row's image as the real dataset publishes it: PNG or JPEG bytes."""
+    image = pixels(row)
+    if row.format == "jpeg":
+        import simplejpeg
+
+        return simplejpeg.encode_jpeg(image, quality=90, colorsubsampling="420")
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,284 @@
+"""The plans of the ten twins: which rows each has, as the real dataset's files and labels would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from his2lip import taxonomy
+from his2lip.synthetic.biomarkers import HER2_READINGS, Reading
+from his2lip.synthetic.cases import keyed_rng
+from his2lip.synthetic.rows import Row
+
+FIELD_UM = 29.0  # side of a MIHIC patch: 128 px at 0.2264 um
+HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # as the cards have them
+DETAIL, REGION = 64, 128  # pixels a side of cell-sized and of larger patches
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all rows of one twin share, and how many it has: `scale` 1 is the demo's."""
+
+    name: str
+    seed: int
+    scale: float
+
+    def count(self, base: int) -> int:
+        """`base` scaled, at least 1."""
+        return max(1, round(base * self.scale))
+
+    def row(self, split: str, case: str, slide: str, path: str, **rest: Any) -> Row:
+        """A row with this twin's usual values: DAB, 64 px over 29 um, PNG, a field of its own."""
+        defaults: dict[str, Any] = {
+            "marker": None, "stain": "DAB", "size": DETAIL, "mpp": FIELD_UM / DETAIL, "format": "png",
+            "field": path, "columns": {},
+        }  # fmt: skip
+        return Row(
+            seed=self.seed, dataset=self.name, split=split, case=case, slide=slide,
+            patch_id=f"{self.name}/{path}", **(defaults | rest),
+        )  # fmt: skip
+
+
+def _mihic(plan: Plan) -> Iterator[Row]:
+    """One patch of every (tissue type, biomarker) from every case; one slide a case and biomarker."""
+    first = 0
+    for split, cases in (("train", 28), ("val", 3), ("test", 6)):
+        for case in range(first, first := first + plan.count(cases)):
+            for tissue, marker in product(taxonomy.TISSUES, taxonomy.MIHIC_BIOMARKERS):
+                columns: dict[str, Any] = {"tissue": tissue, "label": tissue, "biomarker": marker}
+                slide, region = f"{case:04d}-{marker}", taxonomy.tissue_id(tissue)
+                columns |= {"case_id": f"{case:04d}", "slide_id": slide, "region_id": f"{slide}-{region}"}
+                columns |= {"mpp": FIELD_UM / DETAIL}
+                yield plan.row(
+                    split, f"{case:04d}", marker, f"{split}/{tissue}/{slide}-{region}-1.png",
+                    shows=tissue, marker=marker, columns=columns,
+                )  # fmt: skip
+
+
+# (tissue of the scene, kind of the cell in the middle) for each annotated class.
+_PANTUMOR_CELLS = {
+    "tumour cell": (("Tumor", "tumour"),),
+    "immune cell": (("Immune cells", "T"), ("Tumor", "T")),
+    "other cell": (("Stroma", "fibroblast"), ("Stroma", "endothelium"), ("Immune cells", "B")),
+}
+
+
+def _pantumor(plan: Plan) -> Iterator[Row]:
+    """CD3; a patch around each annotated cell; region_id holds the tumour indication."""
+    for organ, number in product(("HNSCC", "NSCLC", "TNBC", "GC"), range(plan.count(3))):
+        slide = f"{organ}_{number:02d}"
+        for (label, cells), k in product(_PANTUMOR_CELLS.items(), range(4)):
+            shows, kind = cells[k % len(cells)]
+            columns: dict[str, Any] = {
+                "label": label,
+                "biomarker": "CD3",
+                "slide_id": slide,
+                "region_id": organ,
+            }
+            columns |= {"mpp": FIELD_UM / DETAIL}
+            yield plan.row(
+                "test", slide, slide, f"{slide}.svs#{label.split()[0]}{k}",
+                shows=shows, marker="CD3", centre=kind, columns=columns,
+                reading=Reading(centre=True) if label == "immune cell" else None,
+            )  # fmt: skip
+
+
+def _bcdata(plan: Plan) -> Iterator[Row]:
+    """Ki67; patches around positive and negative points, and of tissue without points; no patients named."""
+    number = 0
+    for split, images in (("train", 8), ("validation", 4), ("test", 16)):
+        for image in range(number, number := number + plan.count(images)):
+            for label, k in product(("positive", "negative", "none"), range(2)):
+                shows = ("Stroma", "Immune cells")[k] if label == "none" else "Tumor"
+                yield plan.row(
+                    split, f"image{image}", "Ki67", f"images/{split}/{image}.png#{label}-{k}", shows=shows,
+                    marker="Ki67", centre=None if label == "none" else "tumour",
+                    reading=None if label == "none" else Reading(centre=label == "positive"),
+                    columns={"label": label, "biomarker": "Ki67", "slide_id": f"{split}/{image}"},
+                )  # fmt: skip
+
+
+_HNSCC_REGIONS: dict[str, tuple[str, str, tuple[tuple[str, Any], ...]]] = {
+    "core": ("T", "Tumor", (("cohesion", 0.99), ("infiltrate", 0.02), ("glands", 0.0))),
+    "margin": ("M", "Tumor", (("cohesion", 0.5), ("infiltrate", 0.12), ("glands", 0.0))),
+    "stroma": ("S", "Stroma", ()),
+}
+_HNSCC_STAINS = ("Hematoxylin", "CD3", "CD8", "FoxP3", "PanCK")
+
+
+def _hnscc(plan: Plan) -> Iterator[Row]:
+    """Red AEC on serial stains of one field, beside the counterstain alone; eight patients."""
+    for case, (label, (letter, shows, biology)) in product(range(plan.count(8)), _HNSCC_REGIONS.items()):
+        for name in _HNSCC_STAINS:
+            marker = None if name == "Hematoxylin" else taxonomy.biomarker(name)
+            place = f"Case{case + 1}_{letter}1_0_0"
+            stain = "haematoxylin" if marker is None else "AEC"
+            columns: dict[str, Any] = {"label": label, "biomarker": marker, "mpp": HNSCC_MPP}
+            columns |= {"case_id": f"Case{case + 1}", "region_id": place}
+            yield plan.row(
+                "test", f"Case{case + 1}", name, f"{place}_{name}.png", shows=shows, marker=marker,
+                stain=stain, size=REGION, mpp=HNSCC_MPP, field=place, biology=biology, columns=columns,
+            )  # fmt: skip
+
+
+# Fractions of stained nuclei, clear of the thresholds (1 % for ER and PR, 20 % for Ki67).
+_IHC4BC_SHARES = {
+    "ER": {"negative": (0.0, 0.0), "positive": (0.15, 0.98)},
+    "PR": {"negative": (0.0, 0.0), "positive": (0.15, 0.9)},
+    "Ki67": {"negative": (0.02, 0.10), "positive": (0.32, 0.85)},
+}
+
+
+def _ihc4bc(plan: Plan) -> Iterator[Row]:
+    """Positive and negative by the fraction of stained nuclei."""
+    case = 0
+    for split, cases in (("train", 6), ("select", 3), ("test", 12)):
+        for number in range(case, case := case + max(2, plan.count(cases))):
+            patient = f"Patient_{number}_{1009 + number}"
+            for (marker, shares), k in product(_IHC4BC_SHARES.items(), range(2)):
+                label = ("negative", "positive")[(number + (marker != "Ki67")) % 2]
+                path = f"{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_0_0_0.jpg"
+                share = float(keyed_rng(plan.seed, path).uniform(*shares[label]))
+                columns: dict[str, Any] = {"label": label, "biomarker": marker, "case_id": patient}
+                columns |= {
+                    "slide_id": f"{patient}/{marker}",
+                    "region_id": f"{patient}/{marker}/Subregion_{k}",
+                }
+                yield plan.row(
+                    split, patient, marker, path, shows="Tumor", marker=marker, size=REGION, format="jpeg",
+                    reading=Reading(share=share), columns=columns,
+                )  # fmt: skip
+
+
+def _her2(plan: Plan) -> Iterator[Row]:
+    """HER2 0 to 3+; the files do not name a slide."""
+    number = 0
+    for split, folder, each in (("train", "train", 10), ("select", "train", 5), ("test", "test", 24)):
+        for score, k in product(HER2_READINGS, range(plan.count(each))):
+            path = f"{folder}_data_patch/class_{score}/{number:05d}.png"
+            number += 1
+            yield plan.row(
+                split, f"{split}{k}", score, path, shows="Tumor", marker="HER2", size=REGION,
+                mpp=FIELD_UM / REGION, reading=HER2_READINGS[score], biology=(("cohesion", 0.95),),
+                columns={"label": score, "score": score, "biomarker": "HER2"},
+            )  # fmt: skip
+
+
+_BREAST = ("HER2", "Ki67", "ER", "PR")
+
+
+def _bci(plan: Plan) -> Iterator[Row]:
+    """HER2 with an H&E twin of each field."""
+    number = 0
+    for split, folder, each in (("train", "train", 6), ("select", "train", 3), ("test", "test", 16)):
+        for score, k in product(HER2_READINGS, range(plan.count(each))):
+            name, number = f"{folder}/{number:05d}_{folder}_{score}.png", number + 1
+            usual = {
+                "shows": "Tumor", "marker": "HER2", "reading": HER2_READINGS[score], "size": REGION,
+                "field": name,
+            }  # fmt: skip
+            columns: dict[str, Any] = {
+                "score": score,
+                "label": score,
+                "biomarker": "HER2",
+                "twin_id": f"bci/HE/{name}",
+            }
+            yield plan.row(split, f"{split}{k}", score, f"IHC/{name}", columns=columns, **usual)
+            yield plan.row(split, f"{split}{k}", f"{score} H&E", f"HE/{name}", stain="H&E", **usual)
+
+
+def _mist(plan: Plan) -> Iterator[Row]:
+    """Four biomarkers, each IHC field (B) with its H&E (A)."""
+    number = 0
+    for split, folder, slides in (("train", "train", 5), ("select", "train", 3), ("val", "val", 12)):
+        for slide, marker in product(range(number, number := number + plan.count(slides)), _BREAST):
+            case, name = f"67M21{slide:05d}", f"67M21{slide:05d}_15_{taxonomy.biomarker_id(marker)}.jpg"
+            twin = f"{marker}/{folder}A/{name}"
+            usual = {
+                "shows": "Tumor", "marker": marker, "reading": _breast_reading(plan, marker, name),
+                "size": REGION, "mpp": MIST_MPP, "field": name, "format": "jpeg",
+            }  # fmt: skip
+            columns: dict[str, Any] = {
+                "biomarker": marker,
+                "label": marker,
+                "slide_id": case,
+                "mpp": MIST_MPP,
+            }
+            columns |= {"twin_id": f"mist/{twin}"}
+            yield plan.row(split, case, marker, f"{marker}/{folder}B/{name}", columns=columns, **usual)
+            yield plan.row(split, case, f"{marker} H&E", twin, stain="H&E", **usual)
+
+
+def _breast_reading(plan: Plan, marker: str, key: str) -> Reading:
+    """A tumour that stains, mostly: so that the biomarker can be told from the image."""
+    rng = keyed_rng(plan.seed, plan.name, "reading", marker, key)
+    if marker == "HER2":
+        return HER2_READINGS[str(rng.choice(["1+", "2+", "3+"], p=[0.2, 0.3, 0.5]))]
+    low, high, strength = {"Ki67": (0.1, 0.5, 1.1), "ER": (0.7, 1.0, 1.0), "PR": (0.3, 0.8, 0.8)}[marker]
+    return Reading(share=float(rng.uniform(low, high)), strength=strength)
+
+
+def _anhir(plan: Plan) -> Iterator[Row]:
+    """Lesions and lobes of lung at low power; one image a stain. Microns a pixel are not said."""
+    for number in range(plan.count(16)):
+        part, region, shows = (("lung-lesion", "les1", "Tumor"), ("lung-lobes", "lob1", "Alveoli"))[
+            number % 2
+        ]
+        animal = f"29-{number:03d}-Izd2-w35"
+        for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5", "He"):
+            marker, slide = taxonomy.find_biomarker(token), f"{animal}-{token}-{region}"
+            columns: dict[str, Any] = {
+                "biomarker": marker,
+                "label": marker,
+                "case_id": animal,
+                "slide_id": slide,
+            }
+            columns |= {"region_id": f"{animal}-{region}"}
+            yield plan.row(
+                "test", animal, token, f"{part}_{number // 2 + 1}/scale-100pc/{slide}.jpg", shows=shows,
+                marker=marker, stain="DAB" if marker else "H&E", size=REGION, mpp=0.65, format="jpeg",
+                field=animal, biology=(("cohesion", 0.85), ("size", 0.9)), columns=columns,
+            )  # fmt: skip
+
+
+_ACROBAT_SPLITS = (
+    ("train", "train", 3), ("select", "train", 2), ("test", "train", 6), ("validation", "val", 2)
+)  # fmt: skip
+
+
+def _acrobat(plan: Plan) -> Iterator[Row]:
+    """Tiles of slides at 10x: four stains and H&E of each case."""
+    number = 0
+    for split, folder, cases in _ACROBAT_SPLITS:
+        for case in range(number, number := number + plan.count(cases)):
+            for token, tile in product(("KI67", "ER", "PGR", "HER2", "HE"), range(2)):
+                marker, slide = taxonomy.find_biomarker(token), f"{case}_{token}_{folder}"
+                columns: dict[str, Any] = {
+                    "biomarker": marker,
+                    "label": marker,
+                    "case_id": str(case),
+                    "slide_id": slide,
+                }
+                columns |= {"mpp": ACROBAT_MPP, "x": 0, "y": REGION * tile}
+                yield plan.row(
+                    split, str(case), token, f"{slide}.tif#0-{REGION * tile}", shows="Tumor", marker=marker,
+                    stain="DAB" if marker else "H&E", size=REGION, mpp=ACROBAT_MPP, field=f"{case}/{tile}",
+                    reading=_breast_reading(plan, marker, str(case)) if marker else None,
+                    biology=(("cohesion", 0.7),), columns=columns,
+                )  # fmt: skip
+
+
+PLANS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    "mihic": _mihic,
+    "pantumor": _pantumor,
+    "bcdata": _bcdata,
+    "hnscc": _hnscc,
+    "ihc4bc": _ihc4bc,
+    "her2-ihc-40x": _her2,
+    "bci": _bci,
+    "mist": _mist,
+    "anhir-lung": _anhir,
+    "acrobat": _acrobat,
+}

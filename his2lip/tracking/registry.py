@@ -1,0 +1,213 @@
+"""What MLflow holds of models, for drivers only: scores from all experiments, and its registry."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from his2lip.errors import TrackingError, first_line
+from his2lip.tracking.run import BATCH, PATH, WEIGHTS, Run
+from his2lip.tracking.store import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+EXPERIMENT = "his2lip-models"  # where promoted models are logged
+TERMS = "his2lip.terms"  # tag: the conditions under which a promoted model is used
+IDENTITY = "his2lip.checkpoint"  # tag: digest of a checkpoint's his2lip.json
+MODEL_TYPE = "dual-encoder"
+_MOST = 500  # logged models that are read, the latest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One set of weights as MLflow knows it: the names it was logged under, latest first, and macro F1."""
+
+    names: Sequence[str]
+    path: str | None
+    weights: str
+    experiment: str
+    scores: Mapping[str, float]  # by dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promoted:
+    """One version of a registered model; `aliases` are the names by which it is asked for."""
+
+    name: str
+    version: int
+    aliases: Sequence[str]
+    weights: str | None
+    terms: str | None
+
+    @property
+    def uri(self) -> str:
+        """What `load_model` takes."""
+        return (
+            f"models:/{self.name}@{self.aliases[0]}"
+            if self.aliases
+            else f"models:/{self.name}/{self.version}"
+        )
+
+
+def scored_models(tracker: Tracker) -> list[Scored]:
+    """Every set of weights that a command of ours logged, the latest first, with all its scores together."""
+    names = {e.experiment_id: e.name for e in tracker.client.search_experiments()}
+    found: dict[str, Scored] = {}
+    for model in _logged(tracker.client, list(names)):
+        weights = model.tags[WEIGHTS]
+        latest = found.get(weights) or Scored(
+            names=[], path=None, weights=weights, experiment=names[model.experiment_id], scores={}
+        )
+        found[weights] = replace(
+            latest,
+            names=[*latest.names, model.name],
+            path=latest.path or model.tags.get(PATH),
+            scores=_macro_f1(model) | dict(latest.scores),
+        )
+    return list(found.values())
+
+
+def promoted_models(tracker: Tracker) -> list[Promoted]:
+    """The registered versions of ours that have an alias, and the latest of each name."""
+    rows: list[Promoted] = []
+    for model in tracker.client.search_registered_models():
+        aliases: dict[int, list[str]] = {}
+        for alias, version in model.aliases.items():
+            aliases.setdefault(int(version), []).append(alias)
+        for version in tracker.client.search_model_versions(f"name = '{model.name}'"):
+            mine, latest = aliases.get(int(version.version), []), not rows or rows[-1].name != model.name
+            if WEIGHTS in version.tags and (mine or latest):
+                rows.append(_promoted(version, mine))
+    return rows
+
+
+def promote(
+    tracker: Tracker,
+    files: Mapping[str, Any],
+    *,
+    name: str,
+    alias: str,
+    weights: str,
+    identity: str,
+    source: str,
+    terms: str,
+    description: str,
+) -> tuple[Promoted, int | None]:
+    """Gives the alias to the version of `name` with this checkpoint, logging it where it is not there yet.
+
+    files     what `mlflow.pyfunc.log_model` takes of a model's files
+    identity  digest of all that the checkpoint says of itself: equal weights can be two models
+    source    what they were made from
+    terms     of use in brief, for a table; `description` says them whole
+    Returns the version, and the one that had the alias before. Raises TrackingError where MLflow refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = tracker.client
+    try:
+        before = next(
+            (m.aliases.get(alias) for m in client.search_registered_models(f"name = '{name}'")), None
+        )
+        versions = client.search_model_versions(f"name = '{name}'")
+        known = [v for v in versions if v.tags.get(IDENTITY) == identity]
+        if known:
+            version = int(known[0].version)
+        else:
+            tags = {WEIGHTS: weights, IDENTITY: identity, TERMS: terms}
+            version = _register(tracker, files, name, source, tags, description)
+        client.set_registered_model_alias(name, alias, str(version))
+    except MlflowException as error:
+        said = f"MLflow did not take the model: {first_line(error)}"
+        raise TrackingError(
+            said, where=tracker.uri, fix="choose another --alias or --as, or repair the store"
+        ) from error
+    promoted = Promoted(name=name, version=version, aliases=[alias], weights=weights, terms=terms)
+    return promoted, None if before is None else int(before)
+
+
+def _register(
+    tracker: Tracker,
+    files: Mapping[str, Any],
+    name: str,
+    source: str,
+    tags: dict[str, str],
+    description: str,
+) -> int:
+    """Logs the files as a model, with the scores that these weights have, and makes it a version."""
+    import mlflow
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client = tracker.client
+    with tracker.run(EXPERIMENT, name, {"model": source}) as run:
+        with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an example and type hints that a signature makes needless
+            made = mlflow.pyfunc.log_model(name=name, tags=tags, model_type=MODEL_TYPE, **files)
+        _carry_scores(run, made.model_id, tags[WEIGHTS])
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="Promoted by his2lip models promote.")
+        version = client.create_model_version(
+            name,
+            made.model_uri,
+            run_id=run.run_id,
+            tags=tags,
+            description=description,
+            model_id=made.model_id,
+        )
+    return int(version.version)
+
+
+def _carry_scores(run: Run, model_id: str, weights: str) -> None:
+    """Gives a logged model the scores on datasets that its weights have under other names."""
+    from mlflow.entities import Metric
+
+    experiments = [e.experiment_id for e in run.client.search_experiments()]
+    same = [m for m in _logged(run.client, experiments) if m.tags[WEIGHTS] == weights]
+    scores = {
+        (m.key, m.dataset_name, m.dataset_digest): m
+        for model in same
+        for m in model.metrics or []
+        if m.dataset_name
+    }
+    copies = [
+        Metric(key, m.value, m.timestamp, m.step, model_id=model_id, dataset_name=name, dataset_digest=digest)
+        for (key, name, digest), m in scores.items()
+    ]
+    run.client.log_batch(run.run_id, metrics=copies[:BATCH])
+
+
+def _promoted(version: Any, aliases: Sequence[str]) -> Promoted:
+    return Promoted(
+        name=version.name,
+        version=int(version.version),
+        aliases=sorted(aliases),
+        weights=version.tags.get(WEIGHTS),
+        terms=version.tags.get(TERMS),
+    )
+
+
+def _logged(client: MlflowClient, experiments: list[str]) -> Iterator[LoggedModel]:
+    """Logged models of ours, the latest first."""
+    newest = [{"field_name": "creation_timestamp", "ascending": False}]
+    token, read = None, 0
+    while read < _MOST:
+        page = client.search_logged_models(experiments, order_by=newest, max_results=100, page_token=token)
+        yield from (model for model in page if WEIGHTS in model.tags)
+        token, read = page.token, read + len(page)
+        if not token:
+            return
+
+
+def _macro_f1(model: LoggedModel) -> dict[str, float]:
+    """Macro F1 by dataset, `select` for the split that it was chosen on."""
+    scores = {}
+    for metric in model.metrics or []:
+        if metric.key == "macro_f1" and metric.dataset_name:
+            scores[metric.dataset_name] = float(metric.value)
+        elif metric.key == "select/macro_f1":
+            scores["select"] = float(metric.value)
+    return scores
