@@ -9,25 +9,39 @@ from pathlib import Path
 
 
 class His2lipError(Exception):
-    """Base of all errors that are the user's to fix; the command line prints it and exits with 2.
+    """Base of all errors that the user can fix; the command line prints the sentence and exits with 2.
 
-    `what` says what is wrong, `where` names the file, field or address, `fix` says what to do next.
+    what   the fault, in words
+    where  the file, address or config file that has it
+    key    the name at fault, for programs and tests: a config key, an option, a column, a split, a class
+    fix    what to do next
+
+    `key` is not part of the sentence: `what` names it in words.
     """
 
-    def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None) -> None:
-        self.what, self.where, self.fix = what, where, fix
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        key: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.key, self.fix = what, where, key, fix
         place = f" ({where})" if where is not None else ""
         tail = f"; {fix}" if fix else ""
         sentence = f"{what}{place}{tail}"
         super().__init__(sentence if sentence.endswith(("?", "…")) else f"{sentence}.")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keeps the three parts when the error crosses a process boundary (Ray pickles exceptions)."""
-        return _rebuild, (type(self), self.what, self.where, self.fix)
+        """Keeps all parts when the error crosses a process boundary (Ray pickles exceptions)."""
+        return _rebuild, (type(self), self.what, self.where, self.key, self.fix)
 
 
-def _rebuild(kind: type[His2lipError], what: str, where: str | Path | None, fix: str | None) -> His2lipError:
-    return kind(what, where=where, fix=fix)
+def _rebuild(
+    kind: type[His2lipError], what: str, where: str | Path | None, key: str | None, fix: str | None
+) -> His2lipError:
+    return kind(what, where=where, key=key, fix=fix)
 
 
 class ConfigError(His2lipError):
