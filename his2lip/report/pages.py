@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from his2lip.report.alpha import curve_csv, curve_plot, curve_points
+from his2lip.report.alpha import curve_csv, curve_points
 from his2lip.report.board import Board, PublishedRow, Row, published_rows, read_board
 from his2lip.report.comparability import NOT_COMPARABLE
-from his2lip.report.plots import heat_map, in_domain_against_zero_shot
+from his2lip.report.plots import draw_plots
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,12 +84,6 @@ def markdown(board: Board) -> str:
 
 def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
     """The whole page; every name in it is escaped."""
-    plots = [("Models by datasets", heat_map(board))]
-    scatter = in_domain_against_zero_shot(board)
-    if scatter is not None:
-        plots.append(("Training distribution against zero-shot", scatter))
-    if points := curve_points(board):
-        plots.append(("Between frozen and tuned: alpha at each point", curve_plot(points)))
     warning = f'<p class="generated">{GENERATED}</p>' if board.generated else ""
     return "\n".join(
         [
@@ -100,7 +94,7 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
             f'<p class="note">{html.escape(_domain_note(board))} '
             "Click a head to sort; "
             "hold the pointer over a figure for its n, interval and published value.</p>",
-            *_drawn(plots),
+            *_drawn(draw_plots(board)),
             "<h2>The paper's Table 2: accuracy / macro F1, %</h2>" + _published_table(published),
             f'<p class="note">Marked figures: {NOT_COMPARABLE}. The paper publishes no n; compare by '
             "difference, with the <i>paper</i> protocol on the real datasets alone.</p>",

@@ -1,10 +1,12 @@
-"""The leaderboard's plots, by plotly: every figure at once, and models at home against zero-shot."""
+"""The leaderboard's plots, by plotly. `PLOTS` lists those that the page shows."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from his2lip.report.alpha import curve_plot, curve_points
 from his2lip.report.board import Board
 
 if TYPE_CHECKING:
@@ -60,6 +62,26 @@ def in_domain_against_zero_shot(board: Board) -> Figure | None:
         height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
     )  # fmt: skip
     return figure
+
+
+def frozen_to_tuned(board: Board) -> Figure | None:
+    """The curve of each sweep of alpha; None where no alpha was swept."""
+    points = curve_points(board)
+    return curve_plot(points) if points else None
+
+
+# Title on the page -> a function of the board; it returns None where the board has nothing to draw.
+PLOTS: dict[str, Callable[[Board], Figure | None]] = {
+    "Models by datasets": heat_map,
+    "Training distribution against zero-shot": in_domain_against_zero_shot,
+    "Between frozen and tuned: alpha at each point": frozen_to_tuned,
+}
+
+
+def draw_plots(board: Board) -> list[tuple[str, Figure]]:
+    """(title, figure) of every plot that the board has data for, in the order of `PLOTS`."""
+    figures = [(title, draw(board)) for title, draw in PLOTS.items()]
+    return [(title, figure) for title, figure in figures if figure is not None]
 
 
 def _label(name: str) -> str:
