@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from his2lip.config import digest
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.shards import ShardSet, open_shards, splits_with_role
 from his2lip.errors import DatasetError, did_you_mean
 from his2lip.evaluation.config import PREFIX
 from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
@@ -97,7 +97,7 @@ def applies(name: str, plan: CellPlan) -> str | None:
 
 def train_split(plan: CellPlan) -> str | None:
     """The dataset's train split, where it has one that is not the split scored."""
-    names = [s for s, role in plan.roles.items() if role == "train" and s != plan.protocol.split]
+    names = splits_with_role(plan.roles, "train", besides=plan.protocol.split)
     return names[0] if names else None
 
 
@@ -170,8 +170,8 @@ def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
         features = _features(cache, DabEncoder(), shards, of, fitted)
         return features[fitted.scored], fitted.labels[fitted.scored] == positive
 
-    held = [s for s, role in plan.roles.items() if role == "select" and s != plan.protocol.split]
-    rule = fit_rule(*known(split), select=known(held[0]) if held else None)
+    selects = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
+    rule = fit_rule(*known(split), select=known(selects[0]) if selects else None)
     units = _features(cache, DabEncoder(), shards, plan.protocol.split, plan.selection)
     return _beyond(units[:, rule.feature] - rule.threshold, positive)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip.data.cards import Protocol
-from his2lip.data.shards import ShardSet
+from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
 from his2lip.errors import DatasetError
 from his2lip.evaluation.views import View
 
@@ -57,7 +57,7 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
     split = split or protocol.split
     table = shards.table(split)
     where = f"{shards.uri}, split {split}"
-    rows, numbers = _labelled(table, protocol)
+    rows, numbers = labelled_rows(table, protocol.label, _class_numbers(protocol), where=protocol.where)
     if not len(rows):
         raise DatasetError(
             "no row of this split fits the protocol", where=where, fix=_labels_seen(table, protocol)
@@ -94,26 +94,10 @@ def view_of(protocol: Protocol) -> View:
     )
 
 
-def _labelled(table: pa.Table, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers that are scored or reported apart, and their class numbers."""
-    number: dict[str | None, int] = {
-        value: c for c, values in enumerate(protocol.classes.values()) for value in values
-    }
-    number |= {value: APART for values in protocol.apart.values() for value in values}
-    values = _label_values(table, protocol)
-    kept = np.array([v in number for v in values], dtype=bool)
-    for column, allowed in protocol.where.items():
-        kept &= np.array([v in allowed for v in _column(table, column)], dtype=bool)
-    rows = np.flatnonzero(kept)
-    return rows, np.array([number[values[r]] for r in rows], dtype=np.int64)
-
-
-def _label_values(table: pa.Table, protocol: Protocol) -> list[str | None]:
-    """The column that labels come from; `pair` is tissue type and biomarker, where both are known."""
-    if protocol.label != "pair":
-        return _column(table, protocol.label)
-    both = zip(_column(table, "tissue"), _column(table, "biomarker"), strict=True)
-    return [None if None in pair else f"{pair[0]} {pair[1]}" for pair in both]
+def _class_numbers(protocol: Protocol) -> dict[str, int]:
+    """Label -> class number; APART for labels that are predicted but not scored."""
+    numbers = {value: c for c, values in enumerate(protocol.classes.values()) for value in values}
+    return numbers | {value: APART for values in protocol.apart.values() for value in values}
 
 
 def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -124,7 +108,7 @@ def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, 
     ids = table["patch_id"].to_pylist()
     if protocol.unit != "patch":
         column = protocol.pool_by or ("slide_id" if protocol.unit == "slide" else None)
-        pooled = _column(table, column) if column else [i.partition("#")[0] for i in ids]
+        pooled = column_values(table, column) if column else [i.partition("#")[0] for i in ids]
         ids = [own if value is None else str(value) for own, value in zip(ids, pooled, strict=True)]
     place: dict[str, int] = {}
     unit = np.array([place.setdefault(i, len(place)) for i in ids], dtype=np.int64)
@@ -132,14 +116,8 @@ def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, 
 
 
 def _of_units(table: pa.Table, column: str, first: np.ndarray) -> list:
-    values = _column(table, column)
+    values = column_values(table, column)
     return [values[i] for i in first]
-
-
-def _column(table: pa.Table, name: str) -> list:
-    if name not in table.column_names:
-        raise DatasetError(f"the protocol names the column '{name}', which shards do not have")
-    return table[name].to_pylist()
 
 
 def _columns(table: pa.Table, *names: str) -> Iterable[tuple[str, ...]]:
@@ -147,7 +125,7 @@ def _columns(table: pa.Table, *names: str) -> Iterable[tuple[str, ...]]:
 
 
 def _labels_seen(table: pa.Table, protocol: Protocol) -> str:
-    seen = sorted({str(v) for v in _label_values(table, protocol)})
+    seen = sorted({str(v) for v in label_values(table, protocol.label)})
     wanted = sorted(v for values in protocol.classes.values() for v in values)
     return f"its {protocol.label} values are {', '.join(seen[:8]) or 'none'}; wanted: {', '.join(wanted[:8])}"
 

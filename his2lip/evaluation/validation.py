@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from his2lip import taxonomy
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.shards import LEARNING_ROLES, ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import DatasetError
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
@@ -39,7 +39,7 @@ class SelectValidator:
     def __call__(self, model: DualEncoder) -> dict[str, float]:
         """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses nothing."""
         shards = open_shards(self.shards)
-        split = self._split(shards)
+        split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
         rows, labels, classes = self._labelled(shards, split)
         prompts = PromptSet.load(self.prompts or self.label).narrow(classes)
         stream = encode_rows(
@@ -57,24 +57,14 @@ class SelectValidator:
         found = summarise(labels, predicted, classes)
         return {"macro_f1": found.macro_f1, "accuracy": found.accuracy}
 
-    def _split(self, shards: ShardSet) -> str:
-        role = shards.info.roles.get(self.split)
-        selects = [s for s in shards.splits if shards.info.roles.get(s) == "select"]
-        fix = f"take a select split: {', '.join(selects) or 'this dataset has none'}"
-        if role is None:
-            raise DatasetError(f"no split '{self.split}' here", where=self.shards, fix=fix)
-        if role == "report":
-            said = f"the split '{self.split}' is for reports: a model must not be chosen on it"
-            raise DatasetError(said, where=self.shards, fix=fix)
-        return self.split
-
     def _labelled(self, shards: ShardSet, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Row numbers with a label, their class numbers, and the classes."""
-        values = shards.table(split, [self.label])[self.label].to_pylist()
+        table = shards.table(split, [self.label])
+        present = set(table[self.label].to_pylist())
         order = taxonomy.TISSUES if self.label == "tissue" else taxonomy.BIOMARKERS
-        classes = [name for name in order if name in set(values)]
+        classes = [name for name in order if name in present]
         if len(classes) < 2:
             said = f"the split '{split}' holds {len(classes)} classes of {self.label}; validation needs two"
             raise DatasetError(said, where=self.shards)
-        rows = np.array([row for row, value in enumerate(values) if value is not None], dtype=np.int64)
-        return rows, np.array([classes.index(values[row]) for row in rows], dtype=np.int64), classes
+        numbers = {name: number for number, name in enumerate(classes)}
+        return *labelled_rows(table, self.label, numbers), classes

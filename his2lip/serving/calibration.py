@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.config import digest
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder
 from his2lip.serving.classifier import Classifier, Question, softmax
@@ -72,7 +72,7 @@ def calibrate(
     where no temperature can be fitted.
     """
     opened = open_shards(shards)
-    split = _select_split(opened, split)
+    split = resolve_split(opened, split or "select", roles=("select",), key="--split")
     rows, labels = _labelled(opened, split, question, label)
     embedded = EmbeddingCache(cache).embed(ModelEncoder(model), opened, split, rows=rows)
     scores = Classifier(model, [question]).score(embedded.features)[question.name].scores
@@ -167,33 +167,17 @@ def similarity_digest(model: DualEncoder) -> str:
     )
 
 
-def _select_split(shards: ShardSet, name: str | None) -> str:
-    roles = shards.info.roles
-    selects = [split for split in shards.splits if roles.get(split) == "select"]
-    fix = f"name a select split: {', '.join(selects) or 'this dataset has none'}"
-    if name is None:
-        if len(selects) != 1:
-            raise DatasetError(f"{len(selects)} splits are for selection here", where=shards.uri, fix=fix)
-        return selects[0]
-    if name not in selects:
-        said = f"a temperature may not be fitted on '{name}'" + (
-            f", a {roles[name]} split" if name in roles else ""
-        )
-        raise DatasetError(said, where=shards.uri, fix=fix)
-    return name
-
-
 def _labelled(shards: ShardSet, split: str, question: Question, label: str) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers whose label is a class of the question, and whose biomarker is the one that it names."""
     classes, asked = question.prompts.classes, question.biomarker
-    table = shards.table(split, list(dict.fromkeys([label, "biomarker"])))
-    values = [
-        value if asked in (None, biomarker) else None
-        for value, biomarker in zip(table[label].to_pylist(), table["biomarker"].to_pylist(), strict=True)
-    ]
-    rows = np.array([row for row, value in enumerate(values) if value in classes], dtype=np.int64)
+    rows, labels = labelled_rows(
+        shards.table(split, list(dict.fromkeys([label, "biomarker"]))),
+        label,
+        {name: number for number, name in enumerate(classes)},
+        where={"biomarker": [asked]} if asked else {},
+    )
     if not len(rows):
         of = f" of {asked}" if asked else ""
         said = f"no patch{of} in '{split}' has one of {', '.join(classes)} in its column '{label}'"
-        raise DatasetError(said, where=shards.uri, fix="name another column with --label")
-    return rows, np.array([classes.index(values[row]) for row in rows], dtype=np.int64)
+        raise DatasetError(said, where=shards.uri, key="--label", fix="name another column with --label")
+    return rows, labels

@@ -10,8 +10,8 @@ from typing import Any
 from his2lip.config import digest, resolved
 from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
-from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, DatasetError
+from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
+from his2lip.errors import ConfigError
 from his2lip.models import BACKBONES, is_checkpoint, read_meta
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import code_version
@@ -30,30 +30,12 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
             what, where="model.backbone", fix="choose clip, plip, biomedclip or an open_clip name"
         )
     shards = open_shards(config.data.shards)
-    split = _split(shards, config.data.split, key="split")
-    select = None if config.data.select is None else _split(shards, config.data.select, key="select")
+    split = resolve_split(shards, config.data.split, roles=LEARNING_ROLES, key="data.split")
+    select = config.data.select
+    if select is not None:
+        select = resolve_split(shards, select, roles=LEARNING_ROLES, key="data.select", or_else="null")
     data = config.data.model_copy(update={"split": split, "select": select})
     return config.model_copy(update={"data": data}), shards, _captions(config)
-
-
-def _split(shards: ShardSet, name: str, *, key: str) -> str:
-    """The split of this name, or else the one whose role has this name."""
-    roles = shards.info.roles
-    of_role = [split for split in shards.splits if roles.get(split) == name]
-    allowed = [split for split in shards.splits if roles.get(split) != "report"]
-    fix = f"set data.{key} to one of {', '.join(allowed)}"
-    if name in shards.splits or len(of_role) == 1:
-        found = name if name in shards.splits else of_role[0]
-        if found in allowed:
-            return found
-        raise DatasetError(
-            f"the split '{found}' is for reporting: training may not read it", where=shards.uri, fix=fix
-        )
-    raise DatasetError(
-        f"these shards have no split '{name}', nor one split of that role",
-        where=shards.uri,
-        fix=f"{fix}, or to null" if key == "select" else fix,
-    )
 
 
 def _captions(config: TrainConfig) -> CaptionBank:

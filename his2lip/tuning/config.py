@@ -11,7 +11,6 @@ from pydantic import Field
 
 from his2lip import resources
 from his2lip.config import Config, read_yaml, resolved
-from his2lip.errors import ConfigError
 from his2lip.tuning.space import Dimension, Scalar, check_dimension, check_keys, check_point
 
 # Values that stand for a trial without a finite one: far below (above) any metric in use, yet finite.
@@ -87,20 +86,6 @@ class SweepConfig(Config):
     def check_keys(self, known: Iterable[str]) -> None:
         """Raises ConfigError where the space varies a key that the training configuration does not have."""
         check_keys(self.space, known, where=f"sweep {self.name}, key space")
-
-    def check_role(self, roles: Mapping[str, str], *, where: str) -> None:
-        """Raises ConfigError unless the objective's split has the role `select` in `roles` {split: role}.
-
-        `select` may name the one split of that role. A sweep that chose by a `report` split would report what
-        it was fitted to (design section 8, Roles).
-        """
-        selectable = sorted(split for split, role in roles.items() if role == "select")
-        if self.split in selectable or (self.split == "select" not in roles and len(selectable) == 1):
-            return
-        role = roles.get(self.split)
-        what = f"a sweep cannot choose by the {role} split" if role else "there is no split"
-        fix = f"set split to one of: {', '.join(selectable)}" if selectable else "carve a select split first"
-        raise ConfigError(f"{what} '{self.split}'", where=where, fix=fix)
 
     def identity(self) -> dict[str, Any]:
         """What all trials share, besides what they train. Trials and points can be added; this stays."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import validate
+from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
@@ -90,8 +91,9 @@ def training_objective(
 
     refuse_object_store(config.storage)
     config.check_keys(dotted_keys(TrainConfig))
-    base, shards, bank = open_data(with_absolute_paths(_base(config)))
-    config.check_role(shards.info.roles, where=shards.uri)
+    base = with_absolute_paths(_base(config))
+    resolve_split(open_shards(base.data.shards), config.split, roles=("select",), key="split")
+    base, shards, bank = open_data(base)
     made_of = identity(base, shards, bank)["made_of"]
     inputs = {"train": made_of["config"], "data": made_of["data"], "captions": made_of["captions"]}
     objective = TrainingObjective(base, make_validator(base), inputs)

@@ -90,8 +90,9 @@ def test_an_empty_selection_says_which_labels_are_there(write_shards: Write) -> 
         DatasetError, match=r"split test\); its tissue values are Stroma, Tumor; wanted: N, Y"
     ):
         select(write_shards(), protocol(classes={"yes": ["Y"], "no": ["N"]}))
-    with pytest.raises(DatasetError, match="the column 'organ', which shards do not have"):
+    with pytest.raises(DatasetError) as refused:
         select(write_shards("b"), protocol(where={"organ": ["lung"]}))
+    assert refused.value.key == "organ"
 
 
 def test_the_view_takes_the_training_field_where_the_protocol_is_silent() -> None:

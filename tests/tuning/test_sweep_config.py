@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_data import write_small_shards
 
 from his2lip.config import dump_yaml, load, validate
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.objective import training_objective
 from his2lip.tuning.space import dotted_keys
 
 TREE: dict[str, Any] = {
@@ -69,20 +71,15 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(changes: dict[str, Any], 
     assert "\n" not in str(refused.value)
 
 
-def test_only_a_select_split_may_choose() -> None:
-    roles = {"train": "train", "val": "select", "test": "report"}
-    sweep(split="val").check_role(roles, where="x")
-    sweep(split="select").check_role(roles, where="x")  # the one split of that role
-    with pytest.raises(
-        ConfigError, match=r"cannot choose by the report split 'test'.*set split to one of: val"
-    ):
-        sweep(split="test").check_role(roles, where="x")
-    with pytest.raises(ConfigError, match="cannot choose by the train split"):
-        sweep(split="train").check_role(roles, where="x")
-    with pytest.raises(ConfigError, match="there is no split 'vla'"):
-        sweep(split="vla").check_role(roles, where="x")
-    with pytest.raises(ConfigError, match="cannot choose by the report split 'select'"):
-        sweep(split="select").check_role({"select": "report", "val": "select"}, where="x")
+def test_only_a_select_split_may_choose(tmp_path: Path) -> None:
+    shards = write_small_shards(tmp_path / "shards", train=16, select=16)
+    for split in ("val", "select"):  # by name, and as the only split of that role
+        config = sweep(train={"data": {"shards": shards}}, split=split)
+        assert training_objective(config).base.data.select == "val"
+    for split in ("train", "vla"):
+        with pytest.raises(DatasetError) as refused:
+            training_objective(sweep(train={"data": {"shards": shards}}, split=split))
+        assert (refused.value.key, refused.value.where) == ("split", shards)
 
 
 def test_more_trials_and_points_are_the_same_sweep_and_another_space_is_not() -> None:

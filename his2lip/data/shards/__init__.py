@@ -10,14 +10,18 @@ from his2lip.data.shards.info import (
     summarise,
     to_json,
 )
+from his2lip.data.shards.labels import PAIR, column_values, label_values, labelled_rows
 from his2lip.data.shards.reader import RowGroup, ShardSet, open_shards, read_row_group
 from his2lip.data.shards.scale import patch_scale
 from his2lip.data.shards.schema import SCHEMA, WITHOUT_IMAGE, Patch
+from his2lip.data.shards.splits import LEARNING_ROLES, resolve_split, splits_with_role
 from his2lip.data.shards.writer import INFO, PART_BYTES, ROW_GROUP_BYTES, PartWriter, ShardWriter, claim
 
 __all__ = [
     "INFO",
+    "LEARNING_ROLES",
     "NO_LABEL",
+    "PAIR",
     "PART_BYTES",
     "ROW_GROUP_BYTES",
     "SCHEMA",
@@ -30,12 +34,17 @@ __all__ = [
     "ShardSet",
     "ShardWriter",
     "claim",
+    "column_values",
     "content_digest",
     "id_key",
+    "label_values",
+    "labelled_rows",
     "open_shards",
     "patch_scale",
     "read_row_group",
+    "resolve_split",
     "row_digest",
+    "splits_with_role",
     "summarise",
     "to_json",
 ]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from his2lip.data.captions import CaptionBank, RowCaptions
-from his2lip.data.shards import RowGroup, ShardSet, open_shards
+from his2lip.data.shards import LEARNING_ROLES, RowGroup, ShardSet, open_shards, resolve_split
 from his2lip.data.stream.augment import PRESETS, Augment, Draw, Pixels, with_class_captions
 from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.decode import decode_into
@@ -215,7 +215,7 @@ class TrainStream:
         if loader not in ("ray", "local"):
             raise ConfigError(f"unknown loader '{loader}'", fix="ray and local are known")
         self._shards = open_shards(shards_uri)
-        _refuse_report(self._shards, split)
+        split = resolve_split(self._shards, split, roles=LEARNING_ROLES, key="split")
         self._groups = self._shards.row_groups(split)
         cells, keep = _cells(self._shards, split, bank)
         sizes = [group.rows for group in self._groups]
@@ -305,13 +305,6 @@ class TrainStream:
         from his2lip.data.stream.ray_reader import read_by_ray
 
         return read_by_ray(self._shards.filesystem, groups, head_bytes=self._head_bytes, ranks=self._world)
-
-
-def _refuse_report(shards: ShardSet, split: str) -> None:
-    if shards.info.roles.get(split) == "report":
-        what = f"the split '{split}' is for reporting: training may not read it"
-        others = [name for name in shards.splits if shards.info.roles.get(name) != "report"]
-        raise DatasetError(what, where=shards.uri, fix=f"use {' or '.join(others)}" if others else None)
 
 
 def _cells(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
