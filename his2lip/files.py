@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
-from his2lip.errors import DatasetError, first_line
+from his2lip.errors import DatasetError, His2lipError, first_line
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # file systems that know none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
 
 @contextmanager
-def held(lock: Path, *, doing: str) -> Iterator[None]:
-    """Holds the file `lock`, made where it is absent, until the block or this process ends.
+def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
+    """Runs the block while this process has the file `lock`, created with its folder where it is missing.
 
-    A file system without locks is worked on without. Raises DatasetError where another command holds it, and
-    OSError where the file cannot be made.
+    The system releases the lock when the process ends, also when it is killed. Where another process has it,
+    `busy` is raised; without `busy`, this call waits. On a file system without locks the block runs unlocked.
+    Raises OSError where the file cannot be created.
     """
-    with lock.open("w") as file:
+    from filelock import FileLock, Timeout
+
+    file = FileLock(lock, timeout=-1 if busy is None else 0, fallback_to_soft=False)
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = f"another command is {doing} here"
-            raise DatasetError(said, where=lock.parent, fix="wait for it") from None
+            stack.enter_context(file)
+        except Timeout:
+            assert busy is not None
+            raise busy from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import TrackingError, first_line
+from his2lip.files import locked
 from his2lip.resources import sqlite_file, store_uri
 from his2lip.tracking.run import RUN_ID, Run
 
@@ -126,6 +126,5 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         yield
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file.with_suffix(".lock")):
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import his2lip
 from his2lip.errors import RunError
+from his2lip.files import locked
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -59,15 +59,12 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Keeps a second command out; the lock goes with its process, however that ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    "another command is at work on this run",
-                    where=self.path,
-                    fix="wait for it, or give this run another name",
-                ) from None
+        busy = RunError(
+            "another command is at work on this run",
+            where=self.path,
+            fix="wait for it, or give this run another name",
+        )
+        with locked(self.path / _LOCK, busy=busy):
             yield
 
     def clear(self) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.config import dump_yaml
 from his2lip.errors import RunError
+from his2lip.files import locked
 from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import quiet_optuna, tune_settings
@@ -89,7 +88,10 @@ def run_sweep(
     directory = sweep_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     url = config.study or f"sqlite:///{directory}/study.db"
-    with _only_one(directory), quiet_optuna(), tune_settings():
+    busy = RunError(
+        "this sweep is being run by another process", where=directory, fix="wait for it, or stop it"
+    )
+    with locked(directory / "lock", busy=busy), quiet_optuna(), tune_settings():
         if fresh:
             _forget(config, directory, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
@@ -249,16 +251,3 @@ def _forget(config: SweepConfig, directory: Path, url: str) -> None:
         optuna.delete_study(study_name=config.name, storage=url)
     for entry in (TRIALS, "plots"):
         shutil.rmtree(directory / entry, ignore_errors=True)
-
-
-@contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Holds the sweep's lock, which the system takes back from a process that dies."""
-    with open(directory / "lock", "w", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                "this sweep is being run by another process", where=directory, fix="wait for it, or stop it"
-            ) from None
-        yield

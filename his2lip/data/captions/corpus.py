@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,31 +60,35 @@ def split_by_family(blocks: Blocks, *, share: float = HELD_OUT, seed: int = 0) -
 
 def _families(blocks: Blocks, captions: Sequence[tuple[Pair, str]]) -> list[int]:
     """The family of each caption, by number."""
-    joined = _Joined(len(captions))
+    from scipy.cluster.hierarchy import DisjointSet  # here: it takes 0.3 s to import
+
+    families = DisjointSet(range(len(captions)))
     first = 0
     for own in blocks.values():
         start = first
         for block in own:
             if len(own) > 1:
-                joined.join(range(first, first + len(block)))
+                for number in range(first + 1, first + len(block)):
+                    families.merge(first, number)
             first += len(block)
-        _join_near(joined, captions, start, first)
-    said: dict[str, int] = {}
-    for i, (_, text) in enumerate(captions):
-        joined.join((i, said.setdefault(plain(text), i)))
-    return [joined.root(i) for i in range(len(captions))]
+        for one, other in _near(captions[start:first]):
+            families.merge(start + one, start + other)
+    seen: dict[str, int] = {}
+    for number, (_, text) in enumerate(captions):
+        families.merge(number, seen.setdefault(plain(text), number))
+    return [families[number] for number in range(len(captions))]
 
 
-def _join_near(joined: _Joined, captions: Sequence[tuple[Pair, str]], start: int, stop: int) -> None:
-    """Joins captions start .. stop - 1, all of one pair, that share nearly all of their words."""
-    words = [set(plain(text).split()) for _, text in captions[start:stop]]
+def _near(captions: Sequence[tuple[Pair, str]]) -> Iterator[tuple[int, int]]:
+    """The places of any two captions, all of one pair, that share nearly all of their words."""
+    words = [set(plain(text).split()) for _, text in captions]
     for i, one in enumerate(words):
         for j in range(i):
             other = words[j]
             if min(len(one), len(other)) < _NEAR * max(len(one), len(other)):
                 continue
             if len(one & other) >= _NEAR * len(one | other):
-                joined.join((start + i, start + j))
+                yield i, j
 
 
 def plain(text: str) -> str:
@@ -94,24 +98,6 @@ def plain(text: str) -> str:
 
 def _rank(seed: int, text: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{plain(text)}".encode(), digest_size=16).digest()
-
-
-class _Joined:
-    """Numbers 0 .. n - 1 joined into sets (union-find); a set's smallest number is its root."""
-
-    def __init__(self, n: int) -> None:
-        self._above = list(range(n))
-
-    def root(self, i: int) -> int:
-        while self._above[i] != i:
-            self._above[i] = self._above[self._above[i]]
-            i = self._above[i]
-        return i
-
-    def join(self, numbers: Sequence[int]) -> None:
-        roots = [self.root(i) for i in numbers]
-        for root in roots:
-            self._above[root] = min(roots)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from his2lip.errors import DatasetError, first_line
-from his2lip.files import held, printable
+from his2lip.files import locked, printable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 RATIO = 200  # of what is unpacked to the archive's own size: images hardly shrink, tables tenfold
@@ -225,7 +225,7 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
     base, keys, plain = _listed(root, work)
     if not keys:
         return Unpacked(root=root, refused=[])
-    with _locked(work):
+    with _claimed(work):
         job = _Job(work, tell)
         refused: list[tuple[str, str]] = []
         for key in keys:
@@ -415,8 +415,8 @@ def _within(name: str, key: str) -> bool:
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Makes the work folder and holds it. Raises DatasetError where that cannot be, or another does."""
+def _claimed(work: Path) -> Iterator[None]:
+    """Makes the work folder and locks it. Raises DatasetError where it cannot, or another command has it."""
     try:
         (work / _BUILDING).mkdir(parents=True, exist_ok=True)
         (work / _LOCK).touch()
@@ -425,5 +425,6 @@ def _locked(work: Path) -> Iterator[None]:
         raise DatasetError(
             f"nothing can be unpacked here: {first_line(error)}", where=work, fix=fix
         ) from None
-    with held(work / _LOCK, doing="unpacking"):
+    busy = DatasetError("another command is unpacking here", where=work, fix="wait for it")
+    with locked(work / _LOCK, busy=busy):
         yield

@@ -21,7 +21,7 @@ from his2lip.data.prepare.privacy import NameMap
 from his2lip.data.readers import get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
-from his2lip.files import held, write_file
+from his2lip.files import locked, write_file
 from his2lip.runtime import start_ray
 
 Progress = Callable[[int, int], None]  # files done, files found
@@ -113,8 +113,9 @@ def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
         yield system, target
         return
     lock = Path(target, ".lock")
-    with held(lock, doing="preparing a dataset"):
-        claim(out)  # whoever held it until now may have finished
+    busy = DatasetError("another command is preparing a dataset here", where=lock.parent, fix="wait for it")
+    with locked(lock, busy=busy):
+        claim(out)  # the command that had the lock before may have finished the dataset
         yield system, target
         lock.unlink()
 

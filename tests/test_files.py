@@ -1,0 +1,83 @@
+"""The file layer: a lock that one process has at a time."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from his2lip.errors import RunError
+from his2lip.files import locked
+
+HOLDER = """
+import pathlib, sys
+from his2lip.files import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_process(lock: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the lock, until it is killed or the block ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_of_another_process_raises_the_callers_error_and_ends_when_that_process_is_killed(tmp_path):
+    lock, busy = tmp_path / "lock", RunError("busy")
+    with another_process(lock) as process:
+        with pytest.raises(RunError) as refused, locked(lock, busy=busy):
+            pytest.fail("two processes have the lock")
+        assert refused.value is busy
+        process.kill()
+        process.wait()
+        with locked(lock, busy=busy):
+            assert lock.exists()
+
+
+def test_without_an_error_the_call_waits_until_the_lock_is_free(tmp_path):
+    lock, entered = tmp_path / "lock", []
+    with another_process(lock) as process:
+        waiter = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(lock)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiter.wait(timeout=1)
+        process.kill()
+        entered.append(waiter.communicate(timeout=30)[0])
+    assert entered == [b"locked\n"]
+    assert waiter.returncode == 0
+
+
+def test_a_lock_is_free_again_after_the_block_also_when_it_raises(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock", busy=RunError("busy")):
+            1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_unlocked(tmp_path, monkeypatch, number):
+    def no_locks(handle: int, flags: int) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    ran = []
+    with locked(tmp_path / "lock", busy=RunError("busy")):
+        ran.append(True)
+    assert ran
+
+
+def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), locked(tmp_path / "file" / "lock"):
+        pytest.fail("the block ran")
