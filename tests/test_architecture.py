@@ -26,16 +26,15 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"data", "models", "evaluation"},
     "tracking": set(),
     "jobs": set(),
-    "commands": {
+    "cli": {
         *("data", "synthetic", "models", "loss", "training", "tuning", "evaluation", "report", "serving"),
         *("tracking", "jobs"),
     },
-    "cli": {"commands"},
     "__init__": {"models"},
     "__main__": {"cli"},
 }  # fmt: skip
 # Packages without public names of their own: their packages, or the command line.
-WITHOUT_FACADE = {"his2lip", "his2lip.data", "his2lip.cli", "his2lip.commands"}
+WITHOUT_FACADE = {"his2lip", "his2lip.data", "his2lip.cli"}
 
 MODULES = {
     ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p

@@ -86,7 +86,7 @@ def test_an_unreachable_mlflow_store_is_said_before_any_work(tmp_path: Path) -> 
 
 
 def test_address_is_taken_out_of_the_command_that_is_submitted() -> None:
-    from his2lip.commands.remote import without_address
+    from his2lip.cli.jobs import without_address
 
     given = [
         "benchmark",
@@ -110,9 +110,9 @@ def test_version_needs_no_command() -> None:
 def _main_that_raises(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line with a `data list` that ends in `error`."""
     script = (
-        "import sys, his2lip.cli, his2lip.commands.data as data\n"
+        "import sys, his2lip.cli, his2lip.data.cards as cards\n"
         f"def fail(): raise {error}\n"
-        f"data.list_datasets = fail; sys.argv = {['his2lip', *arguments, 'data', 'list']!r}\n"
+        f"cards.list_cards = fail; sys.argv = {['his2lip', *arguments, 'data', 'list']!r}\n"
         "his2lip.cli.main()"
     )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -121,7 +121,7 @@ def _main_that_raises(error: str, *arguments: str) -> subprocess.CompletedProces
 def test_ctrl_c_says_how_to_go_on_and_ends_with_130() -> None:
     done = _main_that_raises("KeyboardInterrupt")
     assert done.returncode == 130
-    assert done.stderr == "Stopped; the same command goes on from here.\n"
+    assert done.stderr == "Stopped; the same command resumes from here.\n"
 
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence_and_exit_code_2() -> None:
@@ -138,7 +138,7 @@ def test_a_benchmark_that_could_not_keep_its_results_is_refused_before_any_work(
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{tmp_path}/file" in done.stderr
-    assert "set storage to a place of yours" in done.stderr
+    assert "set storage to a folder that you can write to" in done.stderr
 
 
 def test_an_error_of_ours_keeps_its_traceback_and_ends_with_1() -> None:

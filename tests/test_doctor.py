@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from his2lip.commands.doctor import examine
+from his2lip.cli.doctor import examine
 
 
 def test_a_healthy_machine_gets_0_and_nothing_is_made(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_token_that_others_can_read_is_made_private(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     found = next(f for f in examine() if f.what == "Ray token")
     assert found.state == "ok"
-    assert "yours alone" in found.found
+    assert "readable only by you" in found.found
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 

@@ -1,4 +1,4 @@
-"""The command line: options and help only; each command's work is imported when it is asked for."""
+"""The command line: one file per command group; a command imports what it needs when it runs."""
 
 from his2lip.cli.app import app, main
 

@@ -1,4 +1,4 @@
-"""The `his2lip` command as a whole: its groups, its version, and one sentence for a user's mistake."""
+"""The `his2lip` command as a whole: its groups, its version, exit codes, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from his2lip.cli import data, machine, models, runs, use
+from his2lip.cli import (
+    benchmark,
+    check,
+    classify,
+    convert,
+    data,
+    demo,
+    doctor,
+    models,
+    promote,
+    retrieve,
+    train,
+    tune,
+    ui,
+)
 from his2lip.runtime import share_cores
 
 app = typer.Typer(
@@ -19,13 +33,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(runs.app)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
-app.add_typer(use.app)
-app.add_typer(machine.app)
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(tune.tune)
+app.command()(benchmark.benchmark)
+app.command()(benchmark.report)
 
-# Errors of the system that say of a place that it cannot be written to: the user's to fix.
+_data = typer.Typer(help="Datasets: list, prepare, check, synthesize.", no_args_is_help=True)
+_data.command("list")(data.list_datasets)
+_data.command("prepare")(data.prepare_dataset)
+_data.command("check")(check.check_dataset)
+_data.command("synthesize")(data.synthesize)
+app.add_typer(_data, name="data")
+
+_models = typer.Typer(help="Models: list, show, convert, blend, export, promote.", no_args_is_help=True)
+_models.command("list")(models.list_models)
+_models.command("show")(models.show_model)
+_models.command("convert")(convert.convert_model)
+_models.command("blend")(convert.blend_models)
+_models.command("export")(convert.export_model)
+_models.command("promote")(promote.promote_model)
+app.add_typer(_models, name="models")
+
+app.command()(classify.classify)
+app.command()(classify.calibrate)
+app.command()(retrieve.retrieve)
+app.command()(doctor.doctor)
+app.command()(ui.ui)
+
+# System errors about a place that cannot be written to, which the user can fix.
 _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -44,31 +80,31 @@ def _options(
     ] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Options before the command; `--debug` is read from the arguments by `main`."""
+    """Options before the command; `main` reads `--debug` from the arguments."""
 
 
 def main() -> None:
-    """Entry point: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     share_cores()
     try:
         app()
     except SystemExit as end:
         if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            typer.echo("Stopped; the same command goes on from here.", err=True)
+            typer.echo("Stopped; the same command resumes from here.", err=True)
         raise
     except Exception as error:
         from his2lip.errors import His2lipError
 
         if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
-            said = f"{(error.strerror or 'this place cannot be used').lower()} ({error.filename})."
+            sentence = f"{(error.strerror or 'this place cannot be used').lower()} ({error.filename})."
         elif isinstance(error, His2lipError):
-            said = str(error)
+            sentence = str(error)
         else:
             raise
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"his2lip: {said}", err=True)
+        typer.echo(f"his2lip: {sentence}", err=True)
         sys.exit(2)

@@ -1,88 +1,206 @@
-"""`his2lip data`: list, prepare, check, synthesize."""
+"""`his2lip data list, prepare, synthesize`: dataset cards, and shards from published or generated images."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Datasets: list, prepare, check, synthesize.", no_args_is_help=True)
+from his2lip.cli.console import ProgressBar, say, table
+from his2lip.cli.options import split_names
+from his2lip.errors import DatasetError, first_line
+
+if TYPE_CHECKING:
+    from his2lip.data.prepare import PrepareReport
+    from his2lip.data.shards import DatasetInfo
+
+_SHOWN = 10  # quarantined files that are printed; all of them are in dataset.json
 
 
-@app.command("list")
-def data_list() -> None:
-    """List the dataset cards: what each holds, its licence, and its protocols."""
-    from his2lip.commands.data import list_datasets
+def list_datasets() -> None:
+    """List the dataset cards: content, licence and protocols of each."""
+    from his2lip.data.cards import list_cards, load_card
 
-    list_datasets()
+    rows = []
+    for name in list_cards():
+        card = load_card(name)
+        units = "patches" if card.published.unit == "patch" else f"{card.published.unit}s"
+        size = f"{card.published.images:,} {units}" if card.published.images else "unknown"
+        rows.append((name, ", ".join(card.organ), size, card.licence.name, ", ".join(card.protocols)))
+    table(("card", "organ", "published size", "licence", "protocols"), rows)
 
 
-@app.command("prepare")
-def data_prepare(
+def prepare_dataset(
     card: Annotated[str, typer.Argument(help="A dataset card's name or file, or `captions`.")],
     root: Annotated[
         Path,
-        typer.Option(
-            help="The folder as its authors publish it, its archives as downloaded, or one archive."
-        ),
+        typer.Option(help="The published dataset: its folder, a folder of its archives, or one archive."),
     ],
     out: Annotated[str, typer.Option(help="Where the shards go: a folder or an object-store URI.")],
     view: Annotated[
         str | None,
-        typer.Option(help="Derive patches: tiles(size=256), tiles(mpp=0.5, size=224)."),
+        typer.Option(help="Derive patches, such as tiles(size=256) or tiles(mpp=0.5, size=224)."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this number of images.")] = None,
     unpack_to: Annotated[
-        Path | None, typer.Option(help="Where archives are unpacked; ROOT.unpacked where left out.")
+        Path | None, typer.Option(help="Where archives are unpacked. Default: ROOT.unpacked.")
     ] = None,
     pseudonymise: Annotated[
-        Path | None, typer.Option(help="Hash all names with the key in this file; needs --names.")
+        Path | None,
+        typer.Option(metavar="KEY", help="Hash all names with the key in this file; needs --names."),
     ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="Where the map of pseudonyms to names is kept, outside of --out.")
+        Path | None,
+        typer.Option(help="The file that maps pseudonyms to names; it must be outside of --out."),
     ] = None,
 ) -> None:
-    """Turn a published dataset (or caption corpus) into shards, quarantining what cannot be read."""
-    from his2lip.commands.data import prepare_dataset
+    """Turn a published dataset (or caption corpus) into shards; unreadable files are quarantined."""
+    if card == "captions":
+        given = {"--view": view, "--limit": limit, "--unpack-to": unpack_to}
+        given |= {"--pseudonymise": pseudonymise, "--names": names}
+        _prepare_captions(root, out, unused=[option for option, value in given.items() if value is not None])
+        return
+    from his2lip.data.cards import load_card
+    from his2lip.data.prepare import NameMap, prepare
 
-    prepare_dataset(
-        card, root, out, view=view, limit=limit, unpack_to=unpack_to, key_file=pseudonymise, names=names
-    )
+    if (pseudonymise is None) != (names is None):
+        what = "a key and a map of names must be given together"
+        key = "--names" if names is None else "--pseudonymise"
+        raise DatasetError(what, key=key, fix="give --pseudonymise and --names")
+    map_of_names = NameMap.open(pseudonymise, names, out=out) if pseudonymise and names else None
+    with ProgressBar(card) as bar:
+        report = prepare(
+            load_card(card),
+            root,
+            out,
+            view=view,
+            limit=limit,
+            unpack_to=unpack_to,
+            names=map_of_names,
+            ray=True,
+            progress=bar.counter("files"),
+            tell=bar.update,
+        )
+    if report.root != Path(os.path.abspath(root)):
+        say(f"unpacked in {report.root}; it may be removed")
+    show_counts(report.info)
+    _show_left_out(report, out)
+    if names is not None:
+        say(f"names and reasons: {names}; keep it and the key, and give neither away")
+    say(f"shards: {out}")
 
 
-@app.command("check")
-def data_check(
-    what: Annotated[str, typer.Argument(help="A folder or URI of shards, or a card's name or file.")],
-    page: Annotated[
-        Path | None, typer.Option(help="Write a page with pictures: FILE.html, or a folder for it.")
-    ] = None,
-) -> None:
-    """Check shards (content, counts, leaks, colours, stains) or a card; exit code 1 for any problem."""
-    from his2lip.commands.check import check_dataset
-
-    if not check_dataset(what, page=page):
-        raise typer.Exit(1)
-
-
-@app.command("synthesize")
-def data_synthesize(
-    out: Annotated[str, typer.Option(help="Where they go, one folder a dataset.")],
+def synthesize(
+    out: Annotated[str, typer.Option(help="Where the datasets go, one folder per dataset.")],
     layout: Annotated[
-        bool, typer.Option("--layout", help="Write folders and files as published instead, for `prepare`.")
+        bool,
+        typer.Option("--layout", help="Write the published folders and files, as input of `prepare`."),
     ] = False,
-    datasets: Annotated[
-        str | None, typer.Option(help="Comma-separated names; all ten where left out.")
-    ] = None,
+    datasets: Annotated[str | None, typer.Option(help="Comma-separated names. Default: all ten.")] = None,
     seed: Annotated[int, typer.Option(help="The generator's seed.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.01, help="1 is the demo's size.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=0.01, help="Size relative to the demo's.")] = 1.0,
 ) -> None:
-    """Write generated IHC twins of the datasets as shards, or in their published layouts to rehearse on.
+    """Write generated IHC twins of the datasets as shards, or in their published layouts.
 
-    Both are marked as generated, and so are shards that `prepare` makes of a rehearsal.
+    Both are marked as generated, and so are shards that `prepare` makes from a rehearsal layout.
     """
-    from his2lip.commands.data import rehearse, synthesize
+    write = write_layouts if layout else write_twins
+    write(out, datasets=split_names(datasets), seed=seed, scale=scale)
 
-    write = rehearse if layout else synthesize
-    names = [name.strip() for name in (datasets or "").split(",") if name.strip()]
-    write(out, datasets=names or None, seed=seed, scale=scale)
+
+def write_twins(
+    out: str, *, datasets: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0
+) -> None:
+    """Writes generated twins as shards, one folder per dataset; equal ones that exist are kept."""
+    from his2lip.runtime import usable_cpus
+    from his2lip.synthetic import process_mapper, twin_names, twin_view, write_twin
+
+    names = list(datasets or twin_names())
+    with process_mapper(usable_cpus()) as mapper, ProgressBar("generated patches") as bar:
+        progress = bar.adder()
+        for name in names:
+            base, mark, query = out.partition("?") if "://" in out else (out, "", "")
+            place = f"{base.rstrip('/')}/{name}{mark}{query}"
+            if not _exists(place, twin_view(seed, scale)):
+                write_twin(name, place, seed=seed, scale=scale, mapper=mapper, progress=progress)
+    say(f"shards: {out} ({', '.join(names)}; generated, not real)")
+
+
+def write_layouts(
+    out: str, *, datasets: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0
+) -> None:
+    """Writes generated images in the published layouts, one folder per dataset."""
+    from his2lip.synthetic import layout_names, write_rehearsal
+
+    if "://" in out or not out:
+        what = "a layout can only be written to a folder of this machine"
+        raise DatasetError(what, where=f"--out '{out}'", key="--out", fix="give a folder")
+    names = list(datasets or layout_names())
+    with ProgressBar("generated images") as bar:
+        progress, each = bar.adder(), max(3, round(3 * scale))
+        for name in names:
+            write_rehearsal(name, Path(out, name), seed=seed, each=each, progress=progress)
+    say(f"layouts: {out} ({', '.join(names)}; generated, not real)")
+    say(f"rehearse: his2lip data prepare {names[0]} --root {Path(out, names[0])} --out DIR")
+
+
+def show_counts(info: DatasetInfo) -> None:
+    """Prints the number of patches by split and label."""
+    labels = sorted({label for counts in info.counts.values() for label in counts})
+    rows = [
+        (split, info.roles.get(split, ""), *(counts.get(label, 0) for label in labels), sum(counts.values()))
+        for split, counts in info.counts.items()
+    ]
+    title = f"{info.name}{' (generated)' if info.generated else ''}"
+    if len(labels) <= 8:
+        table((title, "role", *labels, "all"), rows)
+    else:
+        table((title, "role", "all"), [(row[0], row[1], row[-1]) for row in rows])
+
+
+def _show_left_out(report: PrepareReport, out: str) -> None:
+    """Prints how many files were found, read, quarantined and passed over, with reasons."""
+    say(f"{report.found:,} found, {report.read:,} read, {len(report.quarantined):,} quarantined")
+    for reason, count in report.passed_over.items():
+        say(f"  passed over {count:,}: {reason}")
+    if report.left_out:
+        say(f"  parts of files left out: {len(report.left_out):,}, such as {': '.join(report.left_out[0])}")
+    for path, reason in report.quarantined[:_SHOWN]:
+        say(f"  quarantined {path}: {reason}")
+    if len(report.quarantined) > _SHOWN:
+        say(f"  … and {len(report.quarantined) - _SHOWN:,} more, listed in {out}/dataset.json")
+
+
+def _exists(place: str, view: str) -> bool:
+    """Whether this same twin is at `place`. Raises DatasetError where another dataset is."""
+    from his2lip.data.shards import open_shards
+
+    try:
+        info = open_shards(place).info
+    except DatasetError:
+        return False
+    if info.generated and info.view == view:
+        return True
+    raise DatasetError("another dataset is here", where=place, key="--out", fix="choose another --out")
+
+
+def _prepare_captions(root: Path, out: str, *, unused: Sequence[str]) -> None:
+    from his2lip.data.captions import CaptionBank
+
+    if unused:
+        what = "this option is for images, and captions do not have it"
+        raise DatasetError(what, where=unused[0], key=unused[0], fix="leave it out")
+    if Path(out).is_dir():
+        fix = "give a path such as captions.json"
+        raise DatasetError("a caption bank is one file, not a folder", where=out, key="--out", fix=fix)
+    bank, report = CaptionBank.from_folder(root)
+    try:
+        bank.save(out)
+    except OSError as error:
+        what = f"nothing can be written here: {first_line(error)}"
+        raise DatasetError(what, where=out, key="--out") from None
+    say(str(report))
+    say(f"caption bank: {out}")

@@ -1,101 +1,116 @@
-"""`his2lip models`: list, show, convert, blend, export, promote."""
+"""`his2lip models list, show`: models that are known, on this machine and in MLflow."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Models: list, show, convert, blend, export, promote.", no_args_is_help=True)
+from his2lip.cli.console import percent, say, table
+from his2lip.cli.options import MODEL_HELP
+from his2lip.errors import CheckpointError, TrackingError
 
-Model = Annotated[str, typer.Argument(help="A checkpoint's folder, a name or an MLflow URI.")]
-Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")]
+if TYPE_CHECKING:
+    from his2lip.tracking import Promoted, Scored
+
+_SHOWN = ("name", "step", "tensor_digest", "data_digest", "similarity", "converted", "blend", "code_version")
+TableRow = tuple[str, str, str, str, str]
 
 
-@app.command("list")
-def models_list() -> None:
+def list_models() -> None:
     """List models: known by name, in this machine's caches, and in MLflow with their scores."""
-    from his2lip.commands.catalogue import list_models
+    scored, promoted, trouble = _in_mlflow()
+    columns = ("model", "what it is", "weights", "licence, terms", "macro F1, percent")
+    table(columns, [*_known_rows(scored), *_cached_rows(), *_mlflow_rows(scored, promoted)])
+    say("Commands accept the names in the first column as a model, and also an open_clip architecture with")
+    say("its tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/NAME, local-dir:PATH and a checkpoint's folder.")
+    if trouble:
+        say(trouble)
 
-    list_models()
 
-
-@app.command("show")
-def models_show(model: Model) -> None:
+def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.commands.catalogue import show_model
+    from his2lip.models import conditions, meta_of
 
-    show_model(model)
-
-
-@app.command("convert")
-def models_convert(
-    file: Annotated[Path, typer.Argument(help="The file or folder as its authors publish it.")],
-    out: Out,
-    source: Annotated[
-        Literal["released", "plip", "transformers", "open_clip"],
-        typer.Option(
-            "--from",
-            help="released: one state dict of the HIS2LIP authors' training code. plip, transformers: a "
-            "CLIPModel's folder. open_clip: a hub layout's folder, or a state dict of its training.",
-        ),
-    ],
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="released: clip or plip. open_clip's state dict: its architecture."),
-    ] = None,
-    tokenizer: Annotated[
-        Literal["clip", "bert"],
-        typer.Option(help="Whose ids a released text tower was trained on (bert: bert-base-uncased)."),
-    ] = "clip",
-) -> None:
-    """Turn weights that others publish into a checkpoint; pickled programs are refused, not run."""
-    from his2lip.commands.models import convert_model
-
-    convert_model(file, out, source=source, backbone=backbone, tokenizer=tokenizer)
+    meta = meta_of(model)
+    if not meta:
+        what = "this is not a checkpoint of his2lip, so its provenance is unknown"
+        raise CheckpointError(
+            what, where=model, fix="his2lip models list shows what is known of other models"
+        )
+    table(("", "value"), [(key, meta[key]) for key in _SHOWN if key in meta])
+    scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
+    for key, value in scores.items():
+        say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
+    show_terms(conditions(model, meta))
 
 
-@app.command("blend")
-def models_blend(
-    base: Annotated[str, typer.Argument(help="The model that the other was tuned from.")],
-    tuned: Annotated[str, typer.Argument(help="The fine-tuned model.")],
-    alpha: Annotated[float, typer.Option(help="0 is BASE, 1 is TUNED.")],
-    out: Out,
-) -> None:
-    """Interpolate the weights of a model and its fine-tuned self (WiSE-FT, Wortsman et al. 2022)."""
-    from his2lip.commands.models import blend_models
-
-    blend_models(base, tuned, out, alpha=alpha)
+def show_terms(terms: Sequence[str]) -> None:
+    """Prints the terms of use, one per line."""
+    for i, term in enumerate(terms):
+        say(f"  {'' if i else 'terms':<10} {term}")
 
 
-@app.command("export")
-def models_export(
-    model: Model,
-    out: Out,
-    format: Annotated[
-        Literal["open_clip", "transformers"],
-        typer.Option(help="open_clip: any model, as local-dir:. transformers: CLIPModel, B/32's kin alone."),
-    ] = "open_clip",
-) -> None:
-    """Write a model for another tool, and say the terms of use that it inherited."""
-    from his2lip.commands.models import export_model
+def _in_mlflow() -> tuple[list[Scored], list[Promoted], str | None]:
+    """What the store holds, if there is one, and a sentence where it cannot be read."""
+    from his2lip.resources import sqlite_file, store_uri
 
-    export_model(model, out, format=format)
+    file = sqlite_file(store_uri())
+    if file is not None and not file.is_file():
+        return [], [], None
+    from his2lip.tracking import Tracker, promoted_models, scored_models
+
+    try:
+        tracker = Tracker.open()
+        return scored_models(tracker), promoted_models(tracker), None
+    except TrackingError as error:
+        return [], [], f"Models in MLflow are not listed: {error}"
 
 
-@app.command("promote")
-def models_promote(
-    model: Annotated[
-        str,
-        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
-    ],
-    alias: Annotated[str, typer.Option(help="The alias, such as champion.")],
-    name: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="The registered name; the run's by default.")
-    ] = None,
-) -> None:
-    """Register a model in MLflow; models:/NAME@ALIAS then works wherever a model's name does."""
-    from his2lip.commands.promote import promote_model
+def _known_rows(scored: list[Scored]) -> Iterator[TableRow]:
+    from his2lip.models import cached_backbones, list_backbones
 
-    promote_model(model, alias=alias, name=name)
+    here = cached_backbones()
+    scores = {row.path: row.scores for row in reversed(scored)}
+    for b in list_backbones():
+        place = f"{b.weights}{'' if b.repository is None else ' (here)' if b.name in here else ' (not here)'}"
+        yield b.name, b.what, place, b.licence, _scores(scores.get(b.name, {}))
+
+
+def _cached_rows() -> Iterator[TableRow]:
+    from his2lip.models import cached_models
+
+    for cached in cached_models():
+        yield cached.name, "in the cache", f"{cached.repository} (here)", "its authors' own", ""
+
+
+def _mlflow_rows(scored: list[Scored], promoted: list[Promoted]) -> Iterator[TableRow]:
+    """Registered models first, then logged ones that are not registered and have no name of their own."""
+    from his2lip.models import BACKBONES, in_brief, is_checkpoint, read_meta
+
+    scores = {row.weights: row.scores for row in scored}
+    registered = {row.weights for row in promoted}
+    for row in promoted:
+        what = ", ".join([f"version {row.version} of {row.name}", *row.aliases])
+        yield row.uri, what, "MLflow's registry", row.terms or "", _scores(scores.get(row.weights or "", {}))
+    for logged in scored:
+        path = logged.path
+        if path is None or path in BACKBONES or logged.weights in registered:
+            continue
+        here, what = is_checkpoint(path), f"{logged.names[0]}, logged by {logged.experiment}"
+        terms = in_brief(path, read_meta(path)) if here else ""
+        yield _short(path), what, "(here)" if here else "(not here)", terms, _scores(logged.scores)
+
+
+def _short(path: str) -> str:
+    """The path relative to the current folder where it lies below it."""
+    place = Path(path)
+    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else path
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    """The score on each dataset, `select` first."""
+    ordered = sorted(scores.items(), key=lambda item: item[0] != "select")
+    return ", ".join(f"{name} {percent(value)}" for name, value in ordered)

@@ -1,31 +1,46 @@
-"""Arguments and options that several commands take, and what they turn into."""
+"""Arguments and options that several commands share, and the CSV files that they write."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from his2lip.cli.console import say
+
+MODEL_HELP = "A checkpoint's folder, a model's name, or an MLflow URI (models:/NAME@ALIAS)."
 ConfigFile = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, yours or one the project carries.")
+    str, typer.Argument(metavar="CONFIG", help="A YAML file: your own, or one that his2lip carries.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=value]...", help="Settings that win over the file's.")
+    list[str] | None,
+    typer.Argument(metavar="[a.b=value]...", help="Settings that replace those of the file."),
 ]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Run as a job on a Ray cluster, such as http://127.0.0.1:8265."),
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start from the beginning, even if a run of this name exists.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where a run of this name exists.")]
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
+CsvFile = Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")]
+Cache = Annotated[str, typer.Option(help="Folder or URI of cached embeddings.")]
+CACHE = "runs/cache"  # default of `--cache`, and of a benchmark's `cache`
+SIMILARITIES = {"cosine": "cosine", "dot": "dot product"}  # titles of the column, by how a model compares
 
 
 def split_names(names: str | None) -> list[str] | None:
-    return [n.strip() for n in names.split(",") if n.strip()] if names else None
+    """Comma-separated names as a list; None where no name is given."""
+    found = [name.strip() for name in (names or "").split(",") if name.strip()]
+    return found or None
 
 
-def submit(address: str) -> None:
-    """Sends this very command, less `--address`, to a cluster, and ends with its exit code."""
-    from his2lip.commands.remote import submit_command
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file (UTF-8) and prints its path."""
+    import csv
 
-    raise typer.Exit(submit_command(address, sys.argv[1:]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    say(f"written to {path}")

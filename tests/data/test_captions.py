@@ -6,13 +6,12 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.commands.data import prepare_dataset
+from his2lip.cli.data import prepare_dataset
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.captions.corpus import mihic_pairs
 from his2lip.errors import DatasetError
@@ -95,11 +94,13 @@ def test_bank_that_cannot_be_written_and_options_for_images_are_one_sentence(tmp
     (tmp_path / "in/Tumor").mkdir(parents=True)
     (tmp_path / "in/Tumor/CD3.txt").write_text("T cells among tumour nests.\n")
     (tmp_path / "file").write_text("not a folder")
-    unset: dict[str, Any] = dict.fromkeys(("view", "limit", "unpack_to", "key_file", "names"))
-    with pytest.raises(DatasetError, match=r"written here: Cannot create .* \(file exists\)"):
-        prepare_dataset("captions", tmp_path / "in", str(tmp_path / "file/bank.json"), **unset)
-    with pytest.raises(DatasetError, match="--limit"):
-        prepare_dataset("captions", tmp_path / "in", str(tmp_path / "bank.json"), **unset | {"limit": 3})
+    bank = tmp_path / "file/bank.json"
+    with pytest.raises(DatasetError) as refused:
+        prepare_dataset("captions", tmp_path / "in", str(bank))
+    assert (refused.value.where, refused.value.key) == (str(bank), "--out")
+    with pytest.raises(DatasetError) as refused:
+        prepare_dataset("captions", tmp_path / "in", str(tmp_path / "bank.json"), limit=3)
+    assert refused.value.key == "--limit"
 
 
 def test_templates_cover_every_pair_with_varied_sentences() -> None:

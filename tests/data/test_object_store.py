@@ -11,7 +11,7 @@ import pytest
 from layouts import Cutter
 from moto.server import ThreadedMotoServer
 
-from his2lip.commands.data import synthesize
+from his2lip.cli.data import write_twins
 from his2lip.data.cards.card import Card, Split
 from his2lip.data.check.dataset import check
 from his2lip.data.prepare.dataset import prepare
@@ -56,7 +56,7 @@ def test_dataset_is_prepared_checked_and_read_on_s3(
 
 
 def test_generated_twins_are_written_to_s3_a_folder_each(bucket: str) -> None:
-    synthesize(bucket.format("twins"), datasets=["bcdata"], seed=0, scale=0.05)
+    write_twins(bucket.format("twins"), datasets=["bcdata"], seed=0, scale=0.05)
     assert open_shards(bucket.format("twins/bcdata")).info.generated
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from his2lip.commands.report import write_report
+from his2lip.cli.benchmark import write_report
 from his2lip.config import resolved, validate
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig

@@ -13,10 +13,11 @@ from training_data import write_small_shards
 from typer.testing import CliRunner
 
 from his2lip.cli import app
-from his2lip.commands.benchmark import configure, run_configured
-from his2lip.config import validate
+from his2lip.cli.benchmark import run_benchmark
+from his2lip.config import load, validate
 from his2lip.data.cards.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
+from his2lip.evaluation import BenchmarkConfig
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
@@ -267,7 +268,7 @@ def test_a_benchmark_scores_a_registered_model_under_its_name(
         f"{{models: ['models:/scored@champion'], datasets: [mihic], shards: {tmp_path}/shards, "
         f"storage: {tmp_path}/runs, cache: {tmp_path}/cache, baselines: []}}"
     )
-    result = run_configured(configure("b.yaml", [], models=None, datasets=None))
+    result = run_benchmark(load(BenchmarkConfig, "b.yaml"))
     assert not result.failed
     (cell,) = result.cells
     assert (cell.model, cell.weights_sha256) == ("models:/scored@champion", read_meta(best)["tensor_digest"])

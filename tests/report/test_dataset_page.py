@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
-from his2lip.commands.check import check_dataset
+from his2lip.cli.check import check_dataset
 from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.shards.schema import Patch
@@ -49,7 +50,8 @@ def shards(real_ihc: np.ndarray, tmp_path: Path) -> Path:
 def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not check_dataset(str(shards), page=tmp_path / "pages"), "a case leaks"
+    with pytest.raises(typer.Exit):  # a case leaks
+        check_dataset(str(shards), page=tmp_path / "pages")
     assert "problem: 1 case stands in test and train" in capsys.readouterr().out
     page = (tmp_path / "pages/toy.html").read_text()
     assert "<script" not in page
@@ -66,10 +68,11 @@ def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
 def test_a_card_is_checked_by_name_and_has_no_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_dataset("mihic")
+    check_dataset("mihic")
     assert "no problem found" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="a card has no pictures"):
+    with pytest.raises(ConfigError) as refused:
         check_dataset("mihic", page=tmp_path / "x.html")
+    assert refused.value.key == "--page"
 
 
 @pytest.mark.parametrize("page", ["file/x.html", "file/x", "folder.html"])
@@ -80,8 +83,9 @@ def test_page_that_cannot_be_written_is_one_sentence_before_any_reading(
     (tmp_path / "folder.html").mkdir()
     for part in shards.rglob("*.parquet"):
         part.write_bytes(b"nothing is read")
-    with pytest.raises(DatasetError, match="the page cannot be written"):
+    with pytest.raises(DatasetError) as refused:
         check_dataset(str(shards), page=tmp_path / page)
+    assert refused.value.key == "--page"
 
 
 def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,5 +95,6 @@ def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.Captu
         "protocols: {default: {split: test, label: label, classes: {x: [x], y: [y]}, prompts: staining, "
         "basis: ours}}\n"
     )
-    assert not check_dataset(str(card))
+    with pytest.raises(typer.Exit):
+        check_dataset(str(card))
     assert "problem: protocol default: " in capsys.readouterr().out, "the prompts have no class x"

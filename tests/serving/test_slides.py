@@ -8,13 +8,13 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from his2lip.commands.slides import SlideOptions
-from his2lip.commands.use import run_classify
+from his2lip.cli.classify import classify as classify_command
 from his2lip.data.images.codec import encode_png
 from his2lip.data.shards.reader import ShardSet
 from his2lip.data.shards.scale import patch_scale
@@ -182,11 +182,8 @@ def test_a_slide_without_scale_or_tissue_gives_one_sentence(
         read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
 
 
-def _classify(images: list[Path], slides: SlideOptions, csv: Path, *, model: str = "tiny") -> list[str]:
-    run_classify(
-        images, model=model, prompts="tissue", biomarker=None, guess_biomarker=False, calibration=[],
-        slides=slides, csv=csv,
-    )  # fmt: skip
+def _classify(images: list[Path], csv: Path, *, model: str = "tiny", **options: Any) -> list[str]:
+    classify_command(images, model=model, csv=csv, **options)
     return csv.read_text().splitlines()
 
 
@@ -195,21 +192,24 @@ def test_classify_takes_slides_and_patches_together(
 ) -> None:
     patch, csv = tmp_path / "patch.png", tmp_path / "rows.csv"
     patch.write_bytes(encode_png(real_ihc))
-    options = SlideOptions(mpp=0.25, tile=128, heat="Tumor", out=tmp_path / "out")
-    lines = _classify([slide, patch], options, csv)
+    out = tmp_path / "out"
+    lines = _classify([slide, patch], csv, mpp=0.25, tile=128, heat="Tumor", out=out)
     assert len(lines) == 3
     assert {Path(line.split(",")[0]).name for line in lines[1:]} == {"section.tiff", "patch.png"}
     names = {"section.tissue.png", "section.heat.png", "section.geojson"}
-    assert {p.name for p in options.out.iterdir()} == names
-    assert "tiles of 128 px at 0.25 µm a pixel" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="class 'Tumour'; did you mean 'Tumor'"):
-        _classify([patch], SlideOptions(heat="Tumour"), csv)
-    with pytest.raises(ConfigError, match=r"at which scale it was trained.*\(tiny\); add --mpp"):
-        _classify([slide], SlideOptions(), csv)
+    assert {p.name for p in out.iterdir()} == names
+    assert "tiles of 128 px at 0.25 µm per pixel" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="'Tumor'") as refused:
+        _classify([patch], csv, heat="Tumour")
+    assert refused.value.key == "--heat"
+    with pytest.raises(ConfigError) as refused:
+        _classify([slide], csv)
+    assert (refused.value.where, refused.value.key) == ("tiny", "--mpp")
     twin = tmp_path / "section.png"
     twin.write_bytes(patch.read_bytes())
-    with pytest.raises(ConfigError, match="two slides are called 'section'"):
-        _classify([slide, twin], SlideOptions(always=True, mpp=0.25), csv)
+    with pytest.raises(ConfigError) as refused:
+        _classify([slide, twin], csv, slide=True, mpp=0.25)
+    assert refused.value.key == "section"
 
 
 def test_a_slide_is_tiled_at_the_scale_that_the_checkpoint_was_trained_at(
@@ -224,10 +224,9 @@ def test_a_slide_is_tiled_at_the_scale_that_the_checkpoint_was_trained_at(
     known = patch_scale(write_patches(real_tiles, mpp=mpps), "select")
     assert known == {"size": 128, "mpp": 0.5}
     checkpoint = save_checkpoint(tmp_path / "trained", model, meta={"patch": known})
-    options = SlideOptions(out=tmp_path / "out")
-    _classify([slide], options, tmp_path / "rows.csv", model=str(checkpoint))
-    assert "tiles of 128 px at 0.5 µm a pixel" in capsys.readouterr().out
-    tree = json.loads((options.out / "section.geojson").read_text())
+    _classify([slide], tmp_path / "rows.csv", model=str(checkpoint), out=tmp_path / "out")
+    assert "tiles of 128 px at 0.5 µm per pixel" in capsys.readouterr().out
+    tree = json.loads((tmp_path / "out/section.geojson").read_text())
     xs = [feature["geometry"]["coordinates"][0][0][0] for feature in tree["features"]]
     assert all(x % 256 == 0 for x in xs), "0.25 µm a pixel at level 0"
 

@@ -1,4 +1,4 @@
-"""`his2lip models promote`: a model becomes a version in MLflow's registry, under an alias that loads it."""
+"""`his2lip models promote`: registers a model in MLflow under an alias that loads it."""
 
 from __future__ import annotations
 
@@ -8,53 +8,63 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from his2lip.commands.console import say
-from his2lip.commands.models import say_conditions
-from his2lip.config import digest
+import typer
+
+from his2lip.cli.console import say
+from his2lip.cli.models import show_terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 
 if TYPE_CHECKING:
     from his2lip.tracking import Scored, Tracker
 
-_RUNS = Path("runs/train")  # where a run's name alone is looked for
+_RUNS = Path("runs/train")  # where the name of a run is looked for
 
 
-def promote_model(model: str, *, alias: str, name: str | None) -> None:
-    """Registers the model's files in MLflow under a name, and gives that version the alias."""
+def promote_model(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
+    ],
+    alias: Annotated[str, typer.Option(help="The alias, such as champion.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
+    ] = None,
+) -> None:
+    """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model."""
+    from his2lip.config import digest
     from his2lip.models import conditions, in_brief, read_meta
     from his2lip.serving import model_files
     from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
-        what = f"MLflow takes no registered model of the name '{name}'"
-        raise ConfigError(what, fix=f"--as {model_name(name)}")
+        what = f"MLflow does not accept '{name}' as the name of a registered model"
+        raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
     tracker = Tracker.open()
     found, logged = _find(model, tracker)
-    name = name or model_name(_display(model, found))
+    name = name or model_name(_default_name(model, found))
     with _staged(found) as folder:
         meta = read_meta(folder)
         if logged is not None and logged.weights != meta["tensor_digest"]:
-            what = f"the weights there are no longer the ones that were logged as '{model}'"
-            raise CheckpointError(
-                what, where=found, fix="promote by the checkpoint's path to take what is there"
-            )
-        said = conditions(found, meta)
+            what = f"the weights here are not those that were logged as '{model}'"
+            fix = "to promote the present weights, give the checkpoint's path"
+            raise CheckpointError(what, where=found, key=model, fix=fix)
+        terms = conditions(found, meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
-            identity=digest(meta), source=found, terms=in_brief(found, meta), description="\n\n".join(said),
+            identity=digest(meta), source=found, terms=in_brief(found, meta), description="\n\n".join(terms),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:
         say(f"  before     '{alias}' was version {before}")
     say(f"  weights    sha256 {promoted.weights}")
-    say_conditions(said)
+    show_terms(terms)
     say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
 
 
 def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
-    """What loads the model that is meant: a checkpoint's path or run, a name in MLflow, or a model's name."""
+    """The path or name that loads the model, and its record in MLflow where it was found by a logged name."""
     from his2lip.models import BACKBONES, is_checkpoint
     from his2lip.tracking import scored_models
 
@@ -67,14 +77,14 @@ def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
     if logged is None:
         return model, None
     if logged.path is None:
-        what = f"MLflow does not say where the weights of '{model}' are"
+        what = f"MLflow does not record where the weights of '{model}' are"
         fix = "promote them by their path (his2lip models blend writes a point of a sweep)"
-        raise ModelError(what, fix=fix)
+        raise ModelError(what, key=model, fix=fix)
     return logged.path, logged
 
 
-def _display(model: str, found: str) -> str:
-    """The name in the registry where none is asked for: the run's, the registered one, or the model's own."""
+def _default_name(model: str, found: str) -> str:
+    """The registered name where none is given: the run's, the one already registered, or the model's own."""
     from his2lip.models import SCHEME
 
     parts = Path(found).absolute().parts
@@ -85,7 +95,7 @@ def _display(model: str, found: str) -> str:
 
 @contextmanager
 def _staged(model: str) -> Iterator[Path]:
-    """The model's checkpoint in a folder of the name that MLflow keeps it under, without `resume`."""
+    """The model's checkpoint without `resume`, in a temporary folder with the name that MLflow stores."""
     from his2lip.models import CHECKPOINT, is_checkpoint, load_model, meta_of, save_checkpoint, settled
 
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:

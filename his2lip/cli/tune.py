@@ -1,30 +1,43 @@
-"""`his2lip tune`: a sweep on Ray Tune and Optuna, with its trials in MLflow and its plots stored."""
+"""`his2lip tune`: a sweep on Ray Tune and Optuna; its trials go to MLflow and its plots to files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from his2lip import resources
-from his2lip.commands.console import Progress, percent, say, table
-from his2lip.commands.train import validator
-from his2lip.config import digest, load, resolved
-from his2lip.runtime import start_ray
-from his2lip.tracking import RUN_ID, Run, Tracker
+from his2lip.cli.console import ProgressBar, percent, say, table
+from his2lip.cli.jobs import Address, submit_if_asked
+from his2lip.cli.options import ConfigFile, Fresh, Overrides
+from his2lip.cli.train import validator
 
 if TYPE_CHECKING:
+    from his2lip.tracking import Run
     from his2lip.tuning import SweepConfig, SweepResult, TrialRow
 
 EXPERIMENT = "his2lip-tune"
+_SHOWN = 12  # trials in the table at the end, best first
 
 
-def run_tune(config_file: str, overrides: Sequence[str], *, fresh: bool = False) -> SweepResult:
-    """Runs the trials that are still to run; the result holds all of them."""
+def tune(
+    config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
+) -> None:
+    """Sweep the loss weights; the same command resumes a stopped sweep."""
+    submit_if_asked(address)
+    from his2lip import resources
+    from his2lip.config import load
+    from his2lip.tuning import SweepConfig
+
+    run_tune(load(SweepConfig, resources.find(config), overrides or []), fresh=fresh)
+
+
+def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
+    """Runs the trials that remain, and records all of them in MLflow; the result holds all trials."""
+    from his2lip.config import digest, resolved
+    from his2lip.runtime import start_ray
+    from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import caption_notes, open_data, terms_of_run
-    from his2lip.tuning import SweepConfig, run_sweep, training_objective
+    from his2lip.tuning import run_sweep, training_objective
 
-    config = load(SweepConfig, resources.find(config_file), overrides)
     tracker = Tracker.open()
     objective = training_objective(config, make_validator=validator)
     base, shards, bank = open_data(objective.base)
@@ -34,18 +47,27 @@ def run_tune(config_file: str, overrides: Sequence[str], *, fresh: bool = False)
     start_ray()
     tags = {RUN_ID: run_id}
     with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
-        with Progress(config.name) as bar:
+        with ProgressBar(config.name) as bar:
 
             def on_trial(row: TrialRow) -> None:
-                bar.update(_line(config, row))
+                score = _score(config, row.value)
+                bar.update(f"trial {row.number} of {config.trials} {row.state}, {config.metric} {score}")
 
             result = run_sweep(config, objective, on_trial=on_trial, inputs=objective.inputs, fresh=fresh)
-        record(run, config, result)
-    say_result(config, result)
+        _record(run, config, result)
+    _show_result(config, result)
     return result
 
 
-def record(run: Run, config: SweepConfig, result: SweepResult) -> None:
+def best_checkpoint(result: SweepResult) -> Path | None:
+    """The checkpoint of the best trial, chosen on the select split; None where no trial wrote one."""
+    if result.best is None:
+        return None
+    place = result.directory / "trials" / str(result.best.number) / "best"
+    return place if place.is_dir() else None
+
+
+def _record(run: Run, config: SweepConfig, result: SweepResult) -> None:
     """Every ended trial as a run below the sweep's, the best checkpoint as a logged model, and the plots."""
     from his2lip.errors import RunError
     from his2lip.models import read_meta
@@ -73,45 +95,31 @@ def record(run: Run, config: SweepConfig, result: SweepResult) -> None:
         run.artifact(result.directory / "plots", "plots")
 
 
-def best_checkpoint(result: SweepResult) -> Path | None:
-    """The checkpoint of the best trial, chosen on the select split; None where no trial came to one."""
-    if result.best is None:
-        return None
-    place = result.directory / "trials" / str(result.best.number) / "best"
-    return place if place.is_dir() else None
-
-
-def say_result(config: SweepConfig, result: SweepResult) -> None:
-    """All trials with a value, best first, and where plots and checkpoint are."""
+def _show_result(config: SweepConfig, result: SweepResult) -> None:
+    """The best trials, the trials that raised an error, and where plots and checkpoint are."""
     if result.finished_before:
-        say(f"{config.name} was finished before; nothing was run (ask for more: trials=N)")
+        say(f"{config.name} was finished before; nothing was run (add trials with trials=N)")
     keys = list(config.space)
     rows = sorted(
         (row for row in result.trials if row.value is not None),
         key=lambda row: (row.value or 0.0) * (-1 if config.mode == "max" else 1),
     )
-    short = [key.rpartition(".")[2] for key in keys]
     table(
-        ("trial", "state", *short, config.metric),
+        ("trial", "state", *(key.rpartition(".")[2] for key in keys), config.metric),
         [
             (r.number, r.state, *(_value(r.params.get(key)) for key in keys), _score(config, r.value))
-            for r in rows[:12]
+            for r in rows[:_SHOWN]
         ],
     )
-    again = {row.retry_of: row.number for row in result.trials}
+    retries = {row.retry_of: row.number for row in result.trials}
     for row in (r for r in result.trials if r.state == "error"):
-        later = again.get(row.number)
-        fate = "the same command runs it again" if later is None else f"tried again as trial {later}"
-        say(f"trial {row.number} raised an error: {row.note}; {fate}")
+        retry = retries.get(row.number)
+        outcome = "the same command runs it again" if retry is None else f"repeated as trial {retry}"
+        say(f"trial {row.number} raised an error: {row.note}; {outcome}")
     say(f"plots: {result.directory / 'plots' / 'sweep.html'}")
     checkpoint = best_checkpoint(result)
     if checkpoint is not None:
         say(f"best checkpoint: {checkpoint}")
-
-
-def _line(config: SweepConfig, row: TrialRow) -> str:
-    score = _score(config, row.value)
-    return f"trial {row.number} of {config.trials} {row.state}, {config.metric} {score}"
 
 
 def _score(config: SweepConfig, value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`his2lip doctor`: what this machine has, what is missing, and what to type about it."""
+"""`his2lip doctor`: what this machine has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from his2lip.commands.console import say, table
+import typer
+
+from his2lip.cli.console import say, table
 
 _PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")
 
@@ -26,8 +28,8 @@ class Finding:
     fix: str = ""
 
 
-def run_doctor() -> bool:
-    """Prints every finding; True where nothing is missing."""
+def doctor() -> None:
+    """Report what this machine has, what is missing, and how to fix it."""
     findings = list(examine())
     table(["", "what", "found"], [(f.state, f.what, f.found) for f in findings])
     for finding in findings:
@@ -35,7 +37,8 @@ def run_doctor() -> bool:
             say(f"{finding.what}: {finding.fix}")
     broken = sum(f.state == "missing" for f in findings)
     say("Nothing is missing." if not broken else f"Missing: {broken}; see the lines above.")
-    return not broken
+    if broken:
+        raise typer.Exit(1)
 
 
 def examine() -> Iterator[Finding]:
@@ -78,7 +81,7 @@ def _cores() -> Finding:
     cpus = usable_cpus()
     if cpus >= 2:
         return Finding("CPU cores", str(cpus))
-    return Finding("CPU cores", "1", "note", "training and reading share one core; two are wanted")
+    return Finding("CPU cores", "1", "note", "training and reading share one core; two are recommended")
 
 
 def _gpu() -> Finding:
@@ -121,7 +124,7 @@ def _ray_token() -> Finding:
     except OSError:
         fix = f"others can read it: chmod 600 {path}"
         return Finding("Ray token", f"{path}, mode {mode:04o}", "note", fix)
-    return Finding("Ray token", f"{path}, now yours alone (others could read it)")
+    return Finding("Ray token", f"{path}, now readable only by you (others could read it)")
 
 
 def _weights() -> Finding:

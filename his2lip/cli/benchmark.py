@@ -1,0 +1,178 @@
+"""`his2lip benchmark` and `report`: every model on every dataset, in MLflow and on the leaderboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from his2lip.cli.console import ProgressBar, percent, say, table
+from his2lip.cli.jobs import Address, submit_if_asked
+from his2lip.cli.options import ConfigFile, Overrides, split_names
+from his2lip.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from his2lip.evaluation import BenchmarkConfig, GridResult, ModelEntry
+    from his2lip.tracking import Run
+
+EXPERIMENT = "his2lip-benchmark"
+
+
+def benchmark(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    models: Annotated[
+        str | None, typer.Option(help="Comma-separated models that replace those of the file.")
+    ] = None,
+    datasets: Annotated[
+        str | None, typer.Option(help="Comma-separated datasets, a subset of those of the file.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Score every model on every dataset; grid cells that are finished are not scored again.
+
+    The exit code is 1 where a grid cell failed; all others are scored first.
+    """
+    submit_if_asked(address)
+    from his2lip import resources
+    from his2lip.config import load
+    from his2lip.evaluation import BenchmarkConfig
+
+    chosen = list(overrides or [])
+    replaced = split_names(models)
+    if replaced is not None:
+        chosen.append(f"models={replaced}")
+    asked = load(BenchmarkConfig, resources.find(config), chosen)
+    if run_benchmark(_narrowed(asked, split_names(datasets))).failed:
+        raise typer.Exit(1)
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="BENCHMARK", help="The folder of a benchmark, below its storage.")
+    ] = Path("runs/benchmark/zero-shot"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the pages. Default: `report` in the benchmark's folder.")
+    ] = None,
+) -> None:
+    """Write the leaderboard as HTML, CSV and Markdown."""
+    say(f"leaderboard: {write_report(folder, out)}")
+
+
+def run_benchmark(config: BenchmarkConfig) -> GridResult:
+    """Runs the grid, records it in MLflow and writes its pages; failed cells are printed, not raised."""
+    from his2lip.config import digest, resolved
+    from his2lip.evaluation import run_grid
+    from his2lip.files import check_writable
+    from his2lip.runtime import start_ray
+    from his2lip.tracking import RUN_ID, Tracker
+
+    check_writable(config.folder, fix="set storage to a folder that you can write to")
+    check_writable(config.cache, fix="set cache to a folder that you can write to")
+    tracker = Tracker.open()
+    config = _with_local_models(config)
+    _show_licences(config)
+    start_ray()
+    total = len(config.models) * len(config.uris()) * len(config.protocols)
+    with tracker.run(EXPERIMENT, config.name, resolved(config), tags={RUN_ID: digest(config)}) as run:
+        done = 0
+        with ProgressBar(config.name) as bar:
+
+            def on_cell(outcome: object) -> None:
+                nonlocal done
+                done += 1
+                bar.update(f"{done} cells (about {total} of models), {outcome.model} on {outcome.dataset}")  # type: ignore[attr-defined]
+
+            result = run_grid(config, on_cell=on_cell)
+        _record(run, config, result)
+        page = write_report(Path(config.folder))
+        run.artifact(page)
+    _show_result(config, result, page)
+    return result
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Writes HTML, CSV and Markdown from the folder of a benchmark; the path of the HTML page."""
+    from his2lip.report import write_pages
+
+    board = folder / "leaderboard.csv"
+    if not board.is_file():
+        what = "no benchmark has been run here (there is no leaderboard.csv)"
+        raise ConfigError(what, where=folder, fix="his2lip benchmark benchmarks/zero_shot.yaml")
+    return write_pages(board, out or folder / "report")
+
+
+def _narrowed(config: BenchmarkConfig, datasets: list[str] | None) -> BenchmarkConfig:
+    """The same benchmark on some of its datasets; on all of them where `datasets` is None."""
+    if datasets is None:
+        return config
+    known = config.uris()
+    for name in datasets:
+        if name not in known:
+            what, fix = f"the benchmark has no dataset '{name}'", did_you_mean(name, known)
+            raise ConfigError(what, key="--datasets", fix=fix)
+    return config.model_copy(update={"datasets": {name: known[name] for name in datasets}})
+
+
+def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same benchmark with registered models as local folders, since tasks do not read the MLflow store.
+
+    The rows keep the models' names.
+    """
+    from his2lip.models import local_name
+
+    def local(entry: ModelEntry) -> ModelEntry:
+        blend = entry.blend
+        if blend is not None:
+            blend = blend.model_copy(update={"base": local_name(blend.base, config.storage)})
+        return entry.model_copy(update={"path": local_name(entry.path, config.storage), "blend": blend})
+
+    return config.model_copy(update={"models": [local(entry) for entry in config.models]})
+
+
+def _show_licences(config: BenchmarkConfig) -> None:
+    """Prints the licence of every model whose weights do not allow commercial use."""
+    from his2lip.models import BACKBONES
+
+    known = {m.path: BACKBONES[m.path] for m in config.models if m.path in BACKBONES}
+    for backbone in known.values():
+        if backbone.commercial is False:
+            say(f"{backbone.name}: licence {backbone.licence} ({backbone.weights})")
+
+
+def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
+    """Each model as a logged model, each grid cell as the model's metrics on the dataset."""
+    paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
+    written = run.children()
+    for cell in (c for c in result.cells if c.cell not in written):
+        run.cell(
+            cell.cell,
+            model=cell.model,
+            model_id=run.model(cell.model, digest=cell.weights_sha256, path=paths.get(cell.model)),
+            dataset=cell.dataset,
+            protocol=cell.protocol,
+            digest=cell.split_sha256,
+            metrics={name: getattr(cell, name) for name in ("accuracy", "macro_f1", "balanced_accuracy")},
+            generated=cell.generated,
+        )
+
+
+def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
+    """Macro F1 of every model on every dataset, then the failures and where the files are."""
+    columns = list(dict.fromkeys((c.dataset, c.protocol) for c in result.cells))
+    scores = {(c.model, c.dataset, c.protocol): c.macro_f1 for c in result.cells}
+    models = list(dict.fromkeys(c.model for c in result.cells))
+    say("macro F1, percent" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
+    rows = [[m, *(percent(scores.get((m, *column))) for column in columns)] for m in models]
+    several = len({protocol for _, protocol in columns}) > 1
+    table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
+    for failure in result.failed:
+        say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
+    say(f"{result.ran} cells scored now, {len(result.cells) - result.ran} were finished; "
+        f"{result.counts.images} images embedded")  # fmt: skip
+    if any(model.blend is not None for model in config.models):
+        curve = page.with_name("alpha.csv")
+        none = "none; it needs a dataset that the tuned model was trained on, and one that it was not"
+        say(f"curve over alpha: {curve if curve.is_file() else none}")
+    say(f"leaderboard: {page}")

@@ -1,0 +1,183 @@
+"""`his2lip classify` and `calibrate`: the answers of a model on new images, and their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from his2lip.cli.console import percent, say, table
+from his2lip.cli.options import CACHE, MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.slides import SlideOptions, question_with_class, read_slides, split_slides
+from his2lip.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from his2lip.serving import Answer
+
+# Suffixes of whole-slide files that OpenSlide reads, besides those of images.
+_SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+Prompts = Annotated[str, typer.Option(help="A prompt set's name or file.")]
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    model: Model,
+    prompts: Prompts = "tissue",
+    biomarker: Annotated[
+        str | None, typer.Option(help="The biomarker that was stained for; adds its staining.")
+    ] = None,
+    guess_biomarker: Annotated[
+        bool, typer.Option("--guess-biomarker", help="Guess the biomarker; the answer is marked as a guess.")
+    ] = False,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file that `calibrate` wrote: adds a probability. May be repeated."),
+    ] = None,
+    csv: CsvFile = None,
+    slide: Annotated[
+        bool,
+        typer.Option("--slide", help="Tile every image, not only those over 3000 px that OpenSlide opens."),
+    ] = False,
+    mpp: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Microns per pixel of a slide's tiles. Default: the model's."),
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=8, help="Pixels per side of a tile. Default: the model's.")
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(min=0.01, help="Microns per pixel of slides that do not record theirs.")
+    ] = None,
+    heat: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Also draw the similarity of a slide's tiles to this class."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = Path(
+        "runs/slides"
+    ),
+) -> None:
+    """Classify images or slides by tissue type, and by staining of a biomarker that you name.
+
+    Each answer has its similarity (cosine or dot product, as the model compares), margin and winning
+    prompt. A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
+    GeoJSON file for QuPath are written.
+    """
+    from his2lip.serving import Classifier, ask, calibrated, load_for_use
+
+    slides = SlideOptions(always=slide, mpp=mpp, tile=tile, slide_mpp=slide_mpp, heat=heat, out=out)
+    patches, wholes = split_slides(_image_files(images), slides)
+    asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
+    if heat is not None:
+        question_with_class(asked, heat)  # an unknown class is an error before the model is loaded
+    loaded = load_for_use(model)
+    questions = calibrated(asked, loaded, calibration or [])
+    classifier = Classifier(loaded, questions)
+    rows: list[dict[str, object]] = []
+    unread: list[str] = []
+    for start in range(0, len(patches), classifier.batch_size):
+        readable: list[Path] = []
+        pixels = _readable(patches[start : start + classifier.batch_size], readable, unread)
+        for answers, file in zip(classifier.read(pixels), readable, strict=True):
+            rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
+    if wholes:
+        for file, answers in read_slides(wholes, classifier, slides, model=model, unread=unread):
+            rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
+    if rows:
+        _show_answers(rows, similarity=classifier.model.similarity)
+    if rows and csv is not None:
+        columns = list(rows[0])
+        write_csv(csv, columns, [[row[c] for c in columns] for row in rows])
+    for line in unread:
+        say(f"not read: {line}")
+    if not rows:
+        raise ImageError("none of these images could be read", fix="see the lines above")
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    shards: Annotated[str, typer.Option(help="A folder or URI of labelled shards.")],
+    split: Annotated[
+        str | None,
+        typer.Option(help="A split with the role select. Default: the dataset's only such split."),
+    ] = None,
+    prompts: Prompts = "tissue",
+    biomarker: Annotated[
+        str | None, typer.Option(help="Calibrate the staining of this biomarker instead of the tissue type.")
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="The column of the true class. Default: tissue, or label for a staining."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file of the temperature.")] = Path("calibration.json"),
+    cache: Cache = CACHE,
+) -> None:
+    """Fit the temperature that turns similarities into probabilities, on a split for model selection."""
+    from his2lip.serving import ask, calibrate, load_for_use
+
+    question = ask(prompts=prompts, biomarker=biomarker)[-1]
+    column = label or ("tissue" if biomarker is None else "label")
+    found = calibrate(load_for_use(model), shards, question, label=column, cache=cache, split=split)
+    say(f"temperature {found.temperature:.4g} for the {found.question}")
+    say(f"fitted on {found.n:,} patches of the split {found.split}")
+    rows = [
+        ("negative log likelihood, nats", f"{found.nll_before:.4f}", f"{found.nll_after:.4f}"),
+        ("expected calibration error, %", percent(found.ece_before), percent(found.ece_after)),
+    ]
+    table(("on these patches", "before (the model's own scale)", "after"), rows)
+    found.save(out)
+    say(f"written to {out}; his2lip classify IMAGE --model {model} --calibration {out}")
+
+
+def _show_answers(rows: Sequence[dict[str, object]], *, similarity: str) -> None:
+    """Prints the rows as a table without the columns that are empty in every row."""
+    heads = {"similarity": SIMILARITIES[similarity], "prompt": "winning prompt"}
+    columns = [c for c in rows[0] if any(row[c] is not None for row in rows)]
+    shown = [[f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in columns)] for row in rows]
+    table([heads.get(c, c) for c in columns], shown)
+
+
+def _readable(files: Iterable[Path], readable: list[Path], unread: list[str]) -> Iterator[np.ndarray]:
+    """Pixels of the files that can be decoded, which are added to `readable`; errors go to `unread`."""
+    from his2lip.serving import load_pixels
+
+    for file in files:
+        try:
+            pixels = load_pixels(file)
+        except ImageError as error:
+            unread.append(str(error))
+            continue
+        readable.append(file)
+        yield pixels
+
+
+def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
+    return {
+        "image": image,
+        "question": question,
+        "answer": answer.label,
+        "similarity": answer.similarity,
+        "margin": answer.margin,
+        "probability": answer.probability,
+        "prompt": answer.prompt,
+    }
+
+
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    """The given files, and the image files inside the given folders, in order and without repeats."""
+    from his2lip.serving import IMAGE_FILES
+
+    suffixes, files = {*IMAGE_FILES, *_SLIDE_FILES}, dict[Path, None]()
+    for path in paths:
+        if path.is_dir():
+            files |= dict.fromkeys(sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes))
+        elif path.is_file():
+            files[path] = None
+        else:
+            raise ConfigError("there is no such file or folder", where=path, fix="check the path")
+    if not files:
+        raise ConfigError("there is no image here", where=", ".join(map(str, paths)))
+    return list(files)

@@ -1,0 +1,84 @@
+"""`his2lip train`: one training run on Ray Train, shown on the terminal and recorded in MLflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from his2lip.cli.console import ProgressBar, percent, say
+from his2lip.cli.jobs import Address, submit_if_asked
+from his2lip.cli.options import ConfigFile, Fresh, Overrides
+
+if TYPE_CHECKING:
+    from his2lip.evaluation import SelectValidator
+    from his2lip.tracking import Run
+    from his2lip.training import Progress, TrainConfig, TrainResult
+
+EXPERIMENT = "his2lip-train"
+
+
+def train(
+    config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
+) -> None:
+    """Train a model with the WISE loss; the same command resumes a stopped run."""
+    submit_if_asked(address)
+    from his2lip import resources
+    from his2lip.config import load
+    from his2lip.training import TrainConfig
+
+    run_train(load(TrainConfig, resources.find(config), overrides or []), fresh=fresh)
+
+
+def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
+    """Starts or resumes a training run, or reports a finished one, and records it in MLflow."""
+    from his2lip.config import digest, resolved
+    from his2lip.runtime import quiet_ray, start_ray
+    from his2lip.tracking import RUN_ID, Tracker
+    from his2lip.training import identity, open_data, train, with_absolute_paths
+
+    tracker = Tracker.open()
+    config, shards, bank = open_data(with_absolute_paths(asked))
+    run_id = identity(config, shards, bank)["id"]
+    say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
+    quiet_ray()
+    start_ray()
+    tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
+    with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
+        run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
+        with ProgressBar(config.name) as bar:
+
+            def on_report(report: Progress) -> None:
+                bar.update(_line(report), done=report.step, total=report.steps)
+                run.metrics(report.metrics, step=report.step)
+
+            result = train(config, validator=validator(config), on_report=on_report, on_note=say, fresh=fresh)
+        _record(run, config, result)
+    f1 = result.metrics.get("select/macro_f1")
+    score = "" if f1 is None else f", macro F1 on select {percent(f1)}"
+    say(f"best checkpoint: {result.best} (of {result.steps} steps{score})")
+    return result
+
+
+def validator(config: TrainConfig) -> SelectValidator | None:
+    """Zero-shot metrics on the select split. Made here, since `training` does not import `evaluation`."""
+    if config.data.select is None:
+        return None
+    from his2lip.evaluation import SelectValidator
+
+    return SelectValidator(config.data.shards, split=config.data.select, threads=config.data.decode_threads)
+
+
+def _record(run: Run, config: TrainConfig, result: TrainResult) -> None:
+    """The best checkpoint as a logged model, with the metrics that it was chosen by."""
+    from his2lip.models import read_meta
+
+    model = run.checkpoint(result.best, config.name, read_meta(result.best))
+    run.model_metrics(model, result.metrics)
+
+
+def _line(report: Progress) -> str:
+    shown = [f"step {report.step}/{report.steps}", f"epoch {report.epoch}"]
+    names = {"train/loss": "loss", "select/excess": "select excess", "train/images_per_second": "images/s"}
+    shown += [f"{label} {report.metrics[key]:.3g}" for key, label in names.items() if key in report.metrics]
+    if "select/macro_f1" in report.metrics:
+        shown.append(f"select F1 {percent(report.metrics['select/macro_f1'])}")
+    return ", ".join(shown)

@@ -1,0 +1,42 @@
+"""`his2lip ui`: MLflow's own pages on the current store, on this machine only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from his2lip.cli.console import say
+from his2lip.errors import TrackingError
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 5000,
+    store: Annotated[
+        str | None, typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI, or runs/.")
+    ] = None,
+) -> None:
+    """Open MLflow's UI on the current store, on this machine only."""
+    from his2lip.resources import sqlite_file, store_uri
+
+    uri = store_uri(store)
+    if uri.startswith(("http://", "https://")):
+        fix = "open that address in a browser"
+        raise TrackingError("this store is a server already", where=uri, key="--store", fix=fix)
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        fix = "his2lip train, tune or benchmark makes one; or name another with --store"
+        raise TrackingError("there is no MLflow store here", where=uri, key="--store", fix=fix)
+    say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
+    say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        code = subprocess.call(command, env=os.environ | settings)
+    except KeyboardInterrupt:
+        code = 0
+    raise typer.Exit(code)
