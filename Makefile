@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Everything lives in .venv and runs/.
+# Two commands on a fresh machine: `make demo` and `make test`. They write only to .venv and runs/.
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(VENV)/bin/his2lip demo
 
-# Two at once, a file's tests in one process: they share its Ray and its servers.
+# Two test processes. The tests of one file run in one process, because they share its Ray and its servers.
 test: lint
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -22,7 +22,7 @@ lint: install
 
 install: $(STAMP)
 
-# uv where it is, else a copy of it inside the environment: nothing is installed outside this folder.
+# Uses uv if it is installed, else installs it into the environment. Nothing is installed outside this folder.
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv

@@ -1,6 +1,8 @@
-"""How often the stain check is right: looks by true stain, as a Markdown table for docs/datasets.md.
+"""How often the stain check is right: detected stain by true stain, as a Markdown table.
 
-Usage: python benchmarks/stain_check.py [FOLDER OF REAL IMAGES]   (the layout of ../shared/real_ihc)
+Usage: python benchmarks/stain_check.py [FOLDER OF REAL IMAGES]
+
+The folder has the layout of ../shared/real_ihc, which is the default. docs/datasets.md contains the table.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from his2lip.data.images.stain_vectors import AEC, DAB, EOSIN, HAEMATOXYLIN, til
 from his2lip.data.shards.reader import open_shards
 from his2lip.synthetic.twins import write_twin
 
-TILE = 256  # pixels a side of the real images' tiles
+TILE = 256  # side of the tiles of real images, in pixels
 TWINS = ("mihic", "hnscc", "bcdata", "ihc4bc", "mist")
-LAB = 0.04  # standard deviation of a dye's direction from one laboratory to another
+LAB = 0.04  # standard deviation of a dye's direction between laboratories, per axis of its unit vector
 
 
 def main(folder: Path) -> None:
@@ -38,7 +40,7 @@ def main(folder: Path) -> None:
 
 
 def real(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Tiles of real images: scikit-image's, and those of the folder, whose names say which are H&E."""
+    """Tiles of scikit-image's real image and of the folder's images. `-He-` in a file name marks H&E."""
     from skimage.data import immunohistochemistry
 
     yield from (("DAB, real", tile) for tile in tiles(np.asarray(immunohistochemistry())))
@@ -48,7 +50,7 @@ def real(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def mixed(copies: int = 12) -> Iterator[tuple[str, np.ndarray]]:
-    """The real IHC image with its second stain replaced, each copy in another laboratory's hues."""
+    """The real IHC image with its second stain replaced; each copy has the hues of another laboratory."""
     from skimage.color import rgb2hed
     from skimage.data import immunohistochemistry
 
@@ -75,7 +77,7 @@ def generated() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """All whole tiles of an image."""
+    """All tiles that lie wholly inside an image (H, W, 3)."""
     height, width = pixels.shape[:2]
     for y in range(0, height - TILE + 1, TILE):
         for x in range(0, width - TILE + 1, TILE):

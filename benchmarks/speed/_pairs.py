@@ -1,10 +1,10 @@
-"""Times two programs in turn in one run, with peak memory, and writes the result beside the machine's name.
+"""Times two programs in turn in one run, measures their peak memory, and writes the result with the machine.
 
     args = arguments("wise_loss", "WISE loss: tiled against naive")
     pair = compare(Program("naive", naive), Program("linear", linear), repeats=args.repeats)
     write(args, {"n": 8192, **pair}, limits={"time_ratio": pair["time_ratio"] <= 1.2})
 
-Programs run in turn (A, B, A, B, ...) so that a busy machine slows both; one unmeasured turn comes first.
+The programs run in turn (A, B, A, B, ...), so a busy machine slows both. The first turn is not measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 class Program:
     """One side of a comparison: a name, and a call whose wall time is measured.
 
-    The call may return its own measured seconds (a float) where only a part of it counts.
+    If only a part of the call counts, the call returns the seconds of that part.
     """
 
     name: str
@@ -42,23 +42,25 @@ class Program:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured call: seconds of wall time, and bytes of peak memory above what was held before it."""
+    """One measured call: wall time in seconds, and peak memory in bytes above the memory before the call."""
 
     seconds: float
     peak_bytes: int
 
 
 def arguments(name: str, description: str, *add: Callable[[argparse.ArgumentParser], object]) -> Any:
-    """The options that all scripts share: --quick, --out, --repeats, --threads; `add` may add others."""
+    """Parses the options of all scripts (--quick, --out, --repeats, --threads) and those that `add` adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--quick", action="store_true", help="small sizes: shows that it runs, measures little"
+        "--quick",
+        action="store_true",
+        help="small sizes: shows that the script runs; its figures mean little",
     )
     parser.add_argument(
         "--out", type=Path, default=None, help=f"JSON file (default: benchmarks/results/{name}.json)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, help="measured turns of each program, at least five"
+        "--repeats", type=int, default=5, help="measured turns of each program (at least five)"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     for extend in add:
@@ -71,7 +73,7 @@ def arguments(name: str, description: str, *add: Callable[[argparse.ArgumentPars
 
 
 def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: int = 1) -> dict[str, Any]:
-    """Both programs in turn: every sample, medians, and candidate over baseline in time and peak memory."""
+    """Runs both programs in turn; returns every sample, medians, and the ratios of candidate to baseline."""
     samples: dict[str, list[Sample]] = {baseline.name: [], candidate.name: []}
     for turn in range(warmup + repeats):
         for program in (baseline, candidate):
@@ -96,7 +98,7 @@ def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: 
 
 
 def measure(program: Program) -> Sample:
-    """One call of `program`; peak memory is the GPU's where CUDA is in use, else this process's."""
+    """Measures one call of `program`. Peak memory is the GPU's if CUDA is in use, else this process's."""
     gc.collect()
     held = _reset_peak()
     start = time.perf_counter()
@@ -107,7 +109,7 @@ def measure(program: Program) -> Sample:
 
 
 def write(args: Any, result: dict[str, Any], *, limits: dict[str, bool] | None = None) -> Path:
-    """Writes the result as JSON with machine and commit, prints it, and says which limits were kept."""
+    """Writes and prints the result as JSON, with the machine, the commit and whether each limit was met."""
     record = {
         "name": args.name,
         "quick": args.quick,
@@ -124,7 +126,7 @@ def write(args: Any, result: dict[str, Any], *, limits: dict[str, bool] | None =
 
 
 def machine(threads: int | None = None) -> dict[str, Any]:
-    """What a reader needs to judge a figure: processor, cores, memory, GPU, versions, commit, load."""
+    """The machine that a figure was measured on: processor, cores, memory, GPU, versions, commit, load."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -163,20 +165,20 @@ def _synchronize() -> None:
 
 
 def _reset_peak() -> int:
-    """Starts a new peak; returns the bytes held now."""
+    """Resets the peak; returns the bytes in use now."""
     if _on_cuda():
         cuda = sys.modules["torch"].cuda
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
         return int(cuda.memory_allocated())
     _trim_heap()
-    # Writing 5 makes the kernel set VmHWM to the present resident set (proc(5), clear_refs).
+    # Writing 5 resets VmHWM to the current resident set (proc(5), clear_refs).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status_bytes("VmRSS")
 
 
 def _trim_heap() -> None:
-    """Gives freed pages back to the system (glibc), which would otherwise hide the next call's peak."""
+    """Returns freed pages to the system (glibc). Otherwise they would hide the peak of the next call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -1,13 +1,15 @@
-"""A whole epoch from shards through Ray Data against torch's DataLoader over files: same decoder and cores.
+"""An epoch from shards through Ray Data against torch's DataLoader over files, same decoder and cores.
 
 python benchmarks/speed/epoch.py [--quick] [--store-mb 100] [--data-ratio 10] [--out FILE]
 
-Each turn is a process of its own. The start is counted (DataLoader: its worker processes; the stream: shards,
-the plan, Ray Data's start); imports and ray.init are not. Both give batches of uint8 pixels and ids; the
-stream draws captions besides. Data is at least `--data-ratio` times the object store; files and shards lie in
-the page cache. `ray_share` is how much of the epoch came through Ray: the first row groups are read by the
-rank itself while Ray's processes start; `without_head` are turns in which Ray reads those too. The waits
-between batches are measured over three epochs.
+Each turn runs in its own process. The start counts: for the DataLoader its worker processes, for the stream
+the shards, the plan and the start of Ray Data. Imports and ray.init do not count. Both programs give batches
+of uint8 pixels and ids; the stream also draws captions. The data is at least `--data-ratio` times the object
+store. Files and shards are in the page cache.
+
+`ray_share` is the share of the epoch's row groups that came through Ray: the rank reads the first ones itself
+while Ray's processes start. `without_head` are turns in which Ray reads these too. The waits between batches
+are measured over three epochs.
 """
 
 from __future__ import annotations
@@ -41,18 +43,20 @@ from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 SIDE, BATCH = 224, 256  # px; patches of a batch
 POOL = 2048  # distinct images, repeated under new names
-RATE, FIRST_S = 0.8, 2.0  # limits of the issue
+RATE, FIRST_S = 0.8, 2.0  # limits: least rate against the DataLoader, most seconds to the first batch
 
 
 def main() -> None:
-    """Makes the data, runs both programs in turn, then what has no counterpart; writes all of it."""
+    """Writes the data, runs both programs in turn, then measures waits and decoding; writes the result."""
     args = arguments("epoch", "an epoch through Ray Data against torch DataLoader", _options)
     if args.side:
         print(json.dumps(SIDES[args.side](args)))
         return
     with tempfile.TemporaryDirectory(prefix="his2lip-epoch-") as folder:
         args.data = Path(folder)
-        args.head_mb = min(args.head_mb, 32) if args.quick else args.head_mb  # else all were the head
+        args.head_mb = (
+            min(args.head_mb, 32) if args.quick else args.head_mb
+        )  # else the rank reads everything itself
         size = make(args)
         turns: list[dict[str, float]] = []
         pair = compare(
@@ -87,16 +91,21 @@ def main() -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store-mb", type=int, default=100, help="Ray's object store")
-    parser.add_argument("--data-ratio", type=int, default=10, help="data over store, at least")
-    parser.add_argument("--head-mb", type=int, default=HEAD_BYTES >> 20, help="the stream's head_bytes")
+    parser.add_argument("--store-mb", type=int, default=100, help="size of Ray's object store")
+    parser.add_argument("--data-ratio", type=int, default=10, help="least size of the data, in object stores")
+    parser.add_argument(
+        "--head-mb",
+        type=int,
+        default=HEAD_BYTES >> 20,
+        help="how much the rank reads itself at the start (head_bytes)",
+    )
     parser.add_argument("--images", type=int, default=None, help="patches (default: what --data-ratio needs)")
     parser.add_argument("--data", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=list(SIDES), default=None, help=argparse.SUPPRESS)
 
 
 def make(args: Any) -> int:
-    """Writes the same patches as files and as shards; returns their bytes."""
+    """Writes the same patches as files and as shards; returns their size in bytes."""
     pool = _jpegs(512 if args.quick else POOL)
     mean = sum(map(len, pool)) / len(pool)
     if args.images is None:
@@ -125,7 +134,7 @@ def make(args: Any) -> int:
 
 
 def _jpegs(count: int) -> list[bytes]:
-    """Crops of the real IHC image that scikit-image carries, in any of eight turns, as JPEG of quality 90."""
+    """Random crops of scikit-image's real IHC image, flipped and turned, as JPEG of quality 90."""
     image, rng = np.asarray(immunohistochemistry()), np.random.default_rng(0)
     crops = []
     for _ in range(count):
@@ -148,7 +157,7 @@ def _kept(turns: list[dict[str, float]], turn: dict[str, float]) -> float:
 
 
 class Files(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """JPEG files decoded by simplejpeg; DataLoader's own collation stacks them into shared memory."""
+    """JPEG files decoded by simplejpeg; the DataLoader's collation stacks them into shared memory."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(str(path) for path in folder.iterdir())
@@ -162,7 +171,7 @@ class Files(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
 
 def loader_side(args: Any) -> dict[str, float]:
-    """One epoch of a DataLoader with as many workers as cores."""
+    """One epoch of a DataLoader with one worker per core."""
     files = Files(args.data / "files")
     start = time.perf_counter()
     loader = torch.utils.data.DataLoader(
@@ -176,20 +185,20 @@ def loader_side(args: Any) -> dict[str, float]:
 
 
 def stream_side(args: Any) -> dict[str, float]:
-    """One epoch of the stream, in a Ray that has just started."""
+    """One epoch of the stream, with a Ray that has just started."""
     start, *times = _stream_times(args, epochs=1)
     return {"seconds": times[-1] - start, "first_s": times[0] - start, "ray_share": _ray_share(args)}
 
 
 def epochs_side(args: Any) -> dict[str, float]:
-    """Waits between batches of three epochs: within four batches of an epoch's end, and elsewhere."""
+    """Waits between the batches of three epochs: within four batches of an epoch's end, and elsewhere."""
     _, *times = _stream_times(args, epochs=3)
     waits = np.diff(times)
     ends = np.arange(1, 3) * (len(times) // 3)
     near = np.min(np.abs(np.arange(len(waits))[:, None] + 1 - ends), axis=1) <= 4
     warm = (
         np.arange(len(waits)) >= len(times) // 6
-    )  # the first half epoch is the start's, not the steady state's
+    )  # the first half epoch belongs to the start, not to the steady state
     return {
         "median_wait_s": float(np.median(waits)),
         "longest_wait_at_epochs_s": float(waits[near].max()),
@@ -198,7 +207,7 @@ def epochs_side(args: Any) -> dict[str, float]:
 
 
 def _ray_share(args: Any) -> float:
-    """The share of an epoch's row groups that came through Ray."""
+    """The share of an epoch's row groups that Ray reads."""
     from his2lip.data.stream.ray_reader import head_reads
 
     with _stream(args) as stream:
@@ -214,7 +223,7 @@ def _stream(args: Any) -> TrainStream:
 
 
 def _stream_times(args: Any, *, epochs: int) -> list[float]:
-    """The moment of the start, and of each batch."""
+    """Times of the start and of each batch, in seconds."""
     start_ray(object_store_memory=args.store_mb << 20)
     times = [time.perf_counter()]
     with _stream(args) as stream:
@@ -225,7 +234,7 @@ def _stream_times(args: Any, *, epochs: int) -> list[float]:
 
 
 def decode_side(args: Any) -> dict[str, float]:
-    """Decoding alone: bytes in memory, one buffer, a thread a core."""
+    """Only decoding: from bytes in memory into one buffer, one thread per core."""
     paths = sorted((args.data / "files").iterdir())[:4096]
     encoded = [path.read_bytes() for path in paths]
     out = np.empty((BATCH, SIDE, SIDE, 3), dtype=np.uint8)

@@ -1,11 +1,11 @@
-"""A bf16 training step on one card: ours against open_clip's own training loop, and against the matrix rate.
+"""A bf16 training step on one GPU against open_clip's own training loop, and against the matrix rate.
 
 python benchmarks/speed/gpu_step.py [--quick] [--batch 1024] [--tokens 30] [--models ViT-B-32 ViT-B-16]
 
-Theirs is `open_clip_train.train.train_one_epoch` as it is (amp_bf16, ClipLoss, captions at 77 tokens) over
-batches that wait in pinned memory. Ours is WISE over as many images and the same captions at their own
-length. The share is our step's counted FLOPs over the bf16 rate that one large matrix product reaches on that
-card. `--quick` runs a small architecture, on the CPU where there is no card: it shows that the script runs.
+The baseline is the unchanged `open_clip_train.train.train_one_epoch` (amp_bf16, ClipLoss, captions padded to
+77 tokens) over batches in pinned memory. Our step is WISE over as many images and the same captions at their
+own length. The share is the counted FLOPs of our step over the bf16 rate of one large matrix product
+on the same GPU. `--quick` shows that the script runs: a small architecture, on the CPU if there is no GPU.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Theirs:
 
 
 class Ours:
-    """Our step, `steps` times over one batch: uint8 to the device, own-length text, WISE, fused AdamW."""
+    """Our step, `steps` times over one batch: uint8 images, unpadded captions, WISE, fused AdamW."""
 
     def __init__(
         self, architecture: str, sentences: list[str], steps: int, device: str, *, compiled: bool
@@ -73,7 +73,7 @@ class Ours:
         self.steps, self.device = steps, device
 
     def flops(self) -> int:
-        """Counted operations of one step's forward and backward."""
+        """Counted FLOPs of one step's forward and backward pass."""
         with FlopCounterMode(display=False) as counter:
             self._backward(self.model)
         return int(counter.get_total_flops())
@@ -94,7 +94,7 @@ class Ours:
 
 
 class _Repeated:
-    """What open_clip's loop asks of its data: one batch, `num_batches` times."""
+    """The data interface of open_clip's loop: one batch, `num_batches` times."""
 
     def __init__(self, batch: tuple[torch.Tensor, torch.Tensor], steps: int) -> None:
         self.batch = batch
@@ -103,14 +103,14 @@ class _Repeated:
         self.dataloader = self
 
     def set_epoch(self, epoch: int) -> None:
-        """The same batch in every epoch."""
+        """Does nothing: every epoch has the same batch."""
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return iter([self.batch] * self.num_batches)
 
 
 def matrix_rate(device: str, side: int) -> float:
-    """bf16 floating-point operations a second of one side x side matrix product, the best of ten."""
+    """bf16 FLOPs per second of one side x side matrix product, the best of ten."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(10):
@@ -123,7 +123,7 @@ def matrix_rate(device: str, side: int) -> float:
 
 
 def measure(architecture: str, setting: SimpleNamespace, rate: float) -> dict[str, Any]:
-    """Both loops in turn: seconds a step, speed-up, FLOPs, share of `rate` (operations a second)."""
+    """Runs both loops in turn: seconds per step, speed-up, FLOPs, and share of `rate` (FLOPs per second)."""
     sentences = captions(setting.batch, setting.tokens)
     theirs = Theirs(architecture, setting.batch, sentences, setting.steps, setting.device)
     ours = Ours(architecture, sentences, setting.steps, setting.device, compiled=setting.compile)
@@ -149,20 +149,20 @@ def _wait(device: str) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=1024, help="images and captions of a step")
-    parser.add_argument("--tokens", type=int, default=30, help="length of the captions")
-    parser.add_argument("--steps", type=int, default=20, help="steps in each measured turn")
+    parser.add_argument("--batch", type=int, default=1024, help="images and captions per step")
+    parser.add_argument("--tokens", type=int, default=30, help="tokens per caption")
+    parser.add_argument("--steps", type=int, default=20, help="steps per measured turn")
     parser.add_argument("--models", nargs="+", default=["ViT-B-32", "ViT-B-16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile our model")
 
 
 def main() -> None:
-    """Measures each architecture on the card, or one small architecture where there is none."""
+    """Measures each architecture on the GPU; with --quick, one small architecture."""
     args = arguments("gpu_step", "a bf16 training step against open_clip's own loop", _options)
     logging.getLogger().setLevel(logging.WARNING)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.quick:
-        raise SystemExit("this measures a GPU and finds none; --quick shows on the CPU that it runs")
+        raise SystemExit("no GPU was found; use --quick to run a small check on the CPU")
     torch.set_num_threads(args.threads)
     args.device = device
     if args.quick:

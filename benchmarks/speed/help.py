@@ -1,4 +1,4 @@
-"""`his2lip --help` against `python -c pass`, in turn: at most 0.5 s more.
+"""`his2lip --help` against `python -c pass`. Limit: 0.5 s more.
 
 python benchmarks/speed/help.py [--quick] [--out benchmarks/results/help.json]
 """
@@ -18,7 +18,7 @@ def _call(*command: str) -> None:
 
 
 def main() -> None:
-    """Measures both commands as whole processes and writes the difference of their medians."""
+    """Measures both commands as processes and writes the difference of the medians."""
     args = arguments("help", "his2lip --help against python -c pass")
     pair = compare(
         Program("python -c pass", lambda: _call("-c", "pass")),

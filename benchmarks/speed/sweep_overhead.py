@@ -1,9 +1,9 @@
-"""What Ray Tune adds to a trial: a sweep of 20 trivial trials, 2 at once, against a plain Optuna loop.
+"""The overhead of Ray Tune: a sweep of 20 trivial trials, 2 in parallel, against a plain Optuna loop.
 
 python benchmarks/speed/sweep_overhead.py [--quick] [--out benchmarks/results/sweep_overhead.json]
 
-Both sides keep the same study in SQLite and make three reports a trial. Ray runs already; starting the two
-actors, choosing and writing the trials, and ending the sweep all count. Limit: 1.5 s a trial.
+Both programs store the study in SQLite and make three reports per trial. Ray is started before. Starting the
+two actors, choosing and storing the trials, and ending the sweep count. Limit: 1.5 s per trial.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ KEY = "x"
 
 
 def objective(params: Mapping[str, Any], report: Callable[[Mapping[str, float]], bool | None]) -> None:
-    """No work at all: what is left is overhead."""
+    """Does no work, so all of the time is overhead."""
     for step in range(REPORTS):
         report({"value": -((params[KEY] - 1.0) ** 2) + 0.01 * step})
 
 
 def sweep(directory: Path, trials: int) -> None:
-    """The trials through Ray Tune, two at once."""
+    """The trials through Ray Tune, two in parallel."""
     config = SweepConfig.model_validate(
         {
             "name": "overhead",
@@ -71,8 +71,8 @@ def loop(directory: Path, trials: int) -> None:
 
 
 def main() -> None:
-    """Measures both and writes the seconds that a trial of the sweep takes above one of the loop."""
-    args = arguments("sweep_overhead", "Ray Tune's overhead a trial against a plain Optuna loop")
+    """Measures both and writes how many seconds longer a trial of the sweep takes than one of the loop."""
+    args = arguments("sweep_overhead", "overhead of Ray Tune per trial, against a plain Optuna loop")
     trials, repeats = (6, 1) if args.quick else (20, max(args.repeats, 5))
     start_ray(num_cpus=2)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""A training step of ViT-B/32 on CPU in float32: ours against the released code's arithmetic.
+"""A training step of ViT-B/32 on the CPU in float32, against the released code's arithmetic.
 
 python benchmarks/speed/train_step.py [--quick] [--batch 32] [--tokens 30 20]
 
-The released code sends every image and caption through its tower twice a step, once for the image-text
-term and once for the intramodal ones, captions padded to 77 tokens. The baseline does that and nothing
-slower, with the same weights, batch, captions, loss, optimizer and threads. Ours encodes once, at the longest
-caption's length. The ceiling is what the counted FLOPs of the two steps allow.
+The released code encodes every image and caption twice per step, once for the image-text term and once for
+the intramodal terms, and pads captions to 77 tokens. The baseline does the same and nothing slower, with the
+same weights, batch, captions, loss, optimizer and threads. Our step encodes once, at the length of the
+longest caption. The ceiling is the ratio of the counted FLOPs of the two steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from his2lip.models.load import load_model
 
 LEAST_SPEEDUP, LEAST_SHARE = 2.5, 0.9
 
-# Each is one token of CLIP's vocabulary, so that a caption's length is the number of its words and two.
+# Each is one token of CLIP's vocabulary, so a caption of n words has n + 2 tokens.
 _WORDS = (
     "tumor",
     "cell",
@@ -42,14 +42,14 @@ _WORDS = (
 
 
 def captions(count: int, tokens: int) -> list[str]:
-    """`count` different captions of `tokens` tokens each, start and end of text included."""
+    """`count` different captions of `tokens` tokens each, including start and end of text."""
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(len(_WORDS), (count, tokens - 2), generator=generator)
     return [" ".join(_WORDS[i] for i in row) for row in picks.tolist()]
 
 
 class Step:
-    """One step on one fixed batch; `twice` is the released code's arithmetic."""
+    """One step on one fixed batch; `twice` selects the released code's arithmetic."""
 
     def __init__(self, model: DualEncoder, batch: int, tokens: int, *, twice: bool) -> None:
         sentences = captions(batch, tokens)
@@ -65,13 +65,13 @@ class Step:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
 
     def backward(self) -> torch.Tensor:
-        """The loss, its gradients in the parameters."""
+        """Computes the loss and its gradients; returns the loss."""
         loss = self._released() if self.twice else self._ours()
         loss.backward()
         return loss.detach()
 
     def run(self) -> None:
-        """Forward, backward, clipping, update: a whole step."""
+        """One step: forward, backward, gradient clipping, update."""
         self.optimizer.zero_grad(set_to_none=True)
         self.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -93,14 +93,14 @@ class Step:
 
 
 def flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of one call's matrix products, convolutions and attention."""
+    """FLOPs of one call: its matrix products, convolutions and attention."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def measure(architecture: str, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Both steps in turn at one caption length: times, speed-up, ceiling by FLOPs, share of it reached."""
+    """Runs both steps in turn at one caption length: times, speed-up, FLOPs ceiling, share of the ceiling."""
     model = load_model(architecture)
     steps = [Step(model, batch, tokens, twice=twice) for twice in (True, False)]
     counted = [flops(step.backward) for step in steps]
@@ -116,13 +116,13 @@ def measure(architecture: str, batch: int, tokens: int, repeats: int) -> dict[st
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=32, help="images and captions of a step")
+    parser.add_argument("--batch", type=int, default=32, help="images and captions per step")
     parser.add_argument("--tokens", type=int, nargs="+", default=[30, 20], help="caption lengths")
 
 
 def main() -> None:
-    """Measures every caption length and writes the figures beside their limits."""
-    args = arguments("train_step", "a training step: ours against the released code's arithmetic", _options)
+    """Measures every caption length and writes the figures with their limits."""
+    args = arguments("train_step", "a training step against the released code's arithmetic", _options)
     torch.set_num_threads(args.threads)
     architecture, batch, repeats = "ViT-B-32", args.batch, max(args.repeats, 5)
     if args.quick:

@@ -1,8 +1,8 @@
 """WISE forward and backward: the memory-linear path against the naive N x N form.
 
 Limits (N = 8,192, D = 512, float32, 2 CPU threads): at most 1.2x the time and 10 % of the peak memory.
-The naive form is what a careful reader would write: three N x N products (image-text, whose transpose serves
-the other direction, image-image, text-text), soft targets and log-softmax by autograd.
+The naive form is a careful direct implementation: three N x N products (image-text, which also gives the
+other direction by its transpose; image-image; text-text), soft targets, and log-softmax by autograd.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def naive(
     biomarker: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
-    """The default WISE loss, straight from the formula."""
+    """The default WISE loss, directly from its formula; features (N, D), labels (N,), log-space scale."""
     same_tissue = tissue[:, None] == tissue[None, :]
     same_pair = same_tissue & (biomarker[:, None] == biomarker[None, :])
     targets = functional.softmax(same_tissue.float() + same_pair.float(), dim=1)
@@ -40,15 +40,17 @@ def naive(
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """The options that only this script has."""
+    """Adds the options of this script."""
     parser.add_argument("--n", type=int, default=None, help="pairs (default 8192; 1024 with --quick)")
-    parser.add_argument("--d", type=int, default=512, help="features")
+    parser.add_argument("--d", type=int, default=512, help="features per pair (default 512)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
 
 
 def main() -> None:
-    """Draws one batch, checks that both forms agree, then times them in turn."""
-    args = arguments("wise_loss", "WISE loss, forward and backward: memory-linear against naive", add_sizes)
+    """Draws one batch, records how much both forms differ, then times them in turn."""
+    args = arguments(
+        "wise_loss", "the WISE loss, forward and backward: memory-linear against naive", add_sizes
+    )
     torch.set_num_threads(args.threads)
     n = args.n or (1024 if args.quick else 8192)
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +84,7 @@ def main() -> None:
     )
     named = dict(zip(("value", "image", "text", "logit_scale"), differences, strict=True))
     result = {"n": n, "d": args.d, "device": args.device, "relative_difference": named, **pair}
-    # At --quick sizes the logits fit in one tile, so the memory limit says nothing there.
+    # At --quick sizes the logits fit in one tile, so the memory limit is not checked.
     limits = {"time": pair["time_ratio"] <= TIME_LIMIT, "memory": pair["memory_ratio"] <= MEMORY_LIMIT}
     write(args, result, limits={} if args.quick else limits)
 
