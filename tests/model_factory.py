@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from his2lip.models.architecture import build_clip, build_tokenizer
+from his2lip.models.architecture import build_clip
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.tokenizer import build_tokenizer
 
 PREPROCESS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
 BIOMEDCLIP = {

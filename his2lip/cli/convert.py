@@ -10,7 +10,7 @@ import typer
 from his2lip.cli.console import say
 from his2lip.cli.models import show_terms
 from his2lip.cli.options import MODEL_HELP
-from his2lip.errors import CheckpointError, ConfigError
+from his2lip.errors import ConfigError
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -41,20 +41,11 @@ def convert_model(
     ] = "clip",
 ) -> None:
     """Turn published weights into a checkpoint; pickled programs are refused and never run."""
-    _require_empty(out)
-    if tokenizer == "bert" and source != "released":
-        what = "--tokenizer is for released files only; other formats bring their own tokenizer"
-        raise ConfigError(what, key="--tokenizer", fix="leave it out")
-    if source == "released":
-        model, meta = _from_released(file, backbone, tokenizer)
-    else:
-        model, meta = _from_library(file, source, backbone)
-    converted = {"from": source, "file": file.name}
-    if file.is_file():
-        from his2lip.models import file_digest
+    from his2lip.models import convert
 
-        converted["sha256"] = file_digest(file)
-    _save(out, model, meta | {"converted": converted})
+    _require_empty(out)
+    model, meta = convert(file, source=source, backbone=backbone, tokenizer=tokenizer)
+    _save(out, model, meta)
 
 
 def blend_models(
@@ -82,20 +73,17 @@ def export_model(
     ] = "open_clip",
 ) -> None:
     """Write a model for another tool, with the terms of use that it carries."""
-    from his2lip.models import conditions, load_model, meta_of, to_open_clip_folder, to_transformers_folder
+    from his2lip.models import export, load_model, meta_of, terms_of_use
 
     _require_empty(out)
     loaded, meta = load_model(model), meta_of(model)
-    terms = conditions(model, meta)
-    if format == "open_clip":
-        to_open_clip_folder(loaded, out, meta=meta)
-        load = f'open_clip.create_model("local-dir:{out}")'
-    else:
-        to_transformers_folder(loaded, out, conditions=terms)
-        load = f'CLIPModel.from_pretrained("{out}")'
+    export(loaded, out, format=format, meta=meta)
     _show_written(loaded, out)
-    show_terms(terms)
-    say(f"load it: {load}")
+    show_terms(terms_of_use(loaded.name, meta))
+    if format == "open_clip":
+        say(f'load it: open_clip.create_model("local-dir:{out}")')
+    else:
+        say(f'load it: CLIPModel.from_pretrained("{out}")')
 
 
 def _require_empty(out: Path) -> None:
@@ -113,56 +101,11 @@ def _show_written(model: DualEncoder, out: Path) -> None:
     say(f"  compares   by {model.similarity}")
 
 
-def _from_released(
-    file: Path, backbone: str | None, tokenizer: Tokenizer
-) -> tuple[DualEncoder, dict[str, Any]]:
-    """The authors' fine-tuned model: trained on MIHIC, from CLIP or PLIP."""
-    from his2lip.data.cards import load_card, terms_of_card
-    from his2lip.models import from_released
-
-    if backbone not in ("clip", "plip"):
-        what = "a released file does not record its backbone"
-        raise ConfigError(what, where=file, key="--backbone", fix="add --backbone clip or plip")
-    model = from_released(file, backbone=backbone, tokenizer=tokenizer)  # type: ignore[arg-type]
-    terms = terms_of_card("mihic", load_card("mihic").model_dump(mode="json"))
-    return model, {"began_as": backbone, "terms": terms.to_json()}
-
-
-def _from_library(file: Path, source: Source, backbone: str | None) -> tuple[DualEncoder, dict[str, Any]]:
-    """A transformers CLIPModel, open_clip's hub layout, or a state dict of open_clip's training."""
-    from his2lip.models import from_open_clip, from_transformers, load_model
-
-    if source == "open_clip" and not file.is_dir():
-        if backbone is None:
-            what, fix = (
-                "a state dict does not record its architecture",
-                "add --backbone, such as --backbone ViT-B-32",
-            )
-            raise ConfigError(what, where=file, key="--backbone", fix=fix)
-        return from_open_clip(file, architecture=backbone), {}
-    if backbone is not None:
-        what = "a folder records its own architecture"
-        raise ConfigError(what, where=file, key="--backbone", fix="leave --backbone out")
-    if not file.is_dir():
-        raise CheckpointError(
-            "there is no such folder", where=file, fix="give the folder that holds the weights"
-        )
-    if source == "open_clip" and not (file / "open_clip_config.json").is_file():
-        what = "this folder has no open_clip_config.json"
-        raise CheckpointError(what, where=file, fix="--from transformers reads a CLIPModel's folder")
-    if source == "open_clip":
-        model = load_model(f"local-dir:{file}")
-        model.name = file.name
-        return model, {}
-    name = "plip" if source == "plip" else file.name
-    return from_transformers(file, name=name), {"began_as": name}
-
-
 def _save(out: Path, model: DualEncoder, meta: dict[str, Any]) -> None:
     """Writes the checkpoint, and prints where it is and its terms of use."""
-    from his2lip.models import conditions, save_checkpoint
+    from his2lip.models import save_checkpoint, terms_of_use
 
     save_checkpoint(out, model, meta=meta)
     _show_written(model, out)
-    show_terms(conditions(model.name, meta))
+    show_terms(terms_of_use(model.name, meta))
     say(f"use it: his2lip classify IMAGE --model {out}")

@@ -32,7 +32,7 @@ def list_models() -> None:
 
 def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.models import conditions, meta_of
+    from his2lip.models import meta_of, terms_of_use
 
     meta = meta_of(model)
     if not meta:
@@ -44,7 +44,7 @@ def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
         say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
-    show_terms(conditions(model, meta))
+    show_terms(terms_of_use(model, meta))
 
 
 def show_terms(terms: Sequence[str]) -> None:
@@ -70,11 +70,11 @@ def _in_mlflow() -> tuple[list[Scored], list[Promoted], str | None]:
 
 
 def _known_rows(scored: list[Scored]) -> Iterator[TableRow]:
-    from his2lip.models import cached_backbones, list_backbones
+    from his2lip.models import BACKBONES, cached_backbones
 
     here = cached_backbones()
     scores = {row.path: row.scores for row in reversed(scored)}
-    for b in list_backbones():
+    for b in BACKBONES.values():
         place = f"{b.weights}{'' if b.repository is None else ' (here)' if b.name in here else ' (not here)'}"
         yield b.name, b.what, place, b.licence, _scores(scores.get(b.name, {}))
 
@@ -88,7 +88,7 @@ def _cached_rows() -> Iterator[TableRow]:
 
 def _mlflow_rows(scored: list[Scored], promoted: list[Promoted]) -> Iterator[TableRow]:
     """Registered models first, then logged ones that are not registered and have no name of their own."""
-    from his2lip.models import BACKBONES, in_brief, is_checkpoint, read_meta
+    from his2lip.models import BACKBONES, is_checkpoint, read_meta, terms_summary
 
     scores = {row.weights: row.scores for row in scored}
     registered = {row.weights for row in promoted}
@@ -100,7 +100,7 @@ def _mlflow_rows(scored: list[Scored], promoted: list[Promoted]) -> Iterator[Tab
         if path is None or path in BACKBONES or logged.weights in registered:
             continue
         here, what = is_checkpoint(path), f"{logged.names[0]}, logged by {logged.experiment}"
-        terms = in_brief(path, read_meta(path)) if here else ""
+        terms = terms_summary(path, read_meta(path)) if here else ""
         yield _short(path), what, "(here)" if here else "(not here)", terms, _scores(logged.scores)
 
 

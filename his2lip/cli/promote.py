@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +32,7 @@ def promote_model(
 ) -> None:
     """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model."""
     from his2lip.config import digest
-    from his2lip.models import conditions, in_brief, read_meta
+    from his2lip.models import read_meta, terms_of_use, terms_summary
     from his2lip.serving import model_files
     from his2lip.tracking import Tracker, model_name, promote
 
@@ -50,10 +48,11 @@ def promote_model(
             what = f"the weights here are not those that were logged as '{model}'"
             fix = "to promote the present weights, give the checkpoint's path"
             raise CheckpointError(what, where=found, key=model, fix=fix)
-        terms = conditions(found, meta)
+        terms = terms_of_use(found, meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
-            identity=digest(meta), source=found, terms=in_brief(found, meta), description="\n\n".join(terms),
+            identity=digest(meta), source=found, terms=terms_summary(found, meta),
+            description="\n\n".join(terms),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:
@@ -85,23 +84,30 @@ def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
 
 def _default_name(model: str, found: str) -> str:
     """The registered name where none is given: the run's, the one already registered, or the model's own."""
-    from his2lip.models import SCHEME
+    from his2lip.models import is_registered, registered_name
 
     parts = Path(found).absolute().parts
     if Path(found).is_dir():
         return parts[-2] if parts[-1] in ("best", "last", "checkpoint") else parts[-1]
-    return re.split("[@/]", model.removeprefix(SCHEME))[0] if model.startswith(SCHEME) else model
+    return registered_name(model) if is_registered(model) else model
 
 
 @contextmanager
 def _staged(model: str) -> Iterator[Path]:
     """The model's checkpoint without `resume`, in a temporary folder with the name that MLflow stores."""
-    from his2lip.models import CHECKPOINT, is_checkpoint, load_model, meta_of, save_checkpoint, settled
+    from his2lip.models import (
+        CHECKPOINT_ARTIFACT,
+        copy_checkpoint,
+        is_checkpoint,
+        load_model,
+        meta_of,
+        save_checkpoint,
+    )
 
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
-        folder = Path(scratch) / CHECKPOINT
+        folder = Path(scratch) / CHECKPOINT_ARTIFACT
         if is_checkpoint(model):
-            shutil.copytree(settled(Path(model)), folder, ignore=shutil.ignore_patterns("resume"))
+            copy_checkpoint(model, folder)
         else:
             save_checkpoint(folder, load_model(model), meta=meta_of(model))
         yield folder

@@ -1,4 +1,4 @@
-"""The models that have a name of their own: what each is, whence its weights come, under which licence."""
+"""Known models: the named backbones with source and licence, and the models in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _HUB = "huggingface.co/"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of weight files
 _COPY = "load it once with a connection, or type local-dir:PATH for a copy"
 _GATED = "ask for access on that page, type `hf auth login`, then load it once with a connection"
 
@@ -18,8 +19,9 @@ class Backbone:
 
     source      how it loads: ARCH:tag or hf-hub:ORG/NAME (open_clip), transformers:ORG/NAME (a CLIPModel),
                 package:ORG/NAME (its authors' package, a frozen baseline); None where it needs no weights
-    commercial  whether the licence allows commercial use; None where it is not stated
-    fix         what to type where the weights are missing
+    weights     the address of its weights
+    commercial  whether the licence allows commercial use; None where that is not stated
+    fix         what the user can do where the weights are missing
     """
 
     name: str
@@ -32,12 +34,12 @@ class Backbone:
 
     @property
     def frozen(self) -> bool:
-        """Whether it can only be compared with: it runs in its authors' package, not in open_clip."""
+        """Whether it is only a baseline, which cannot be trained: it runs in its authors' package."""
         return (self.source or "").startswith("package:")
 
     @property
     def repository(self) -> str | None:
-        """The hub repository that the weights come from; None where they come from none."""
+        """The hub repository of the weights; None where there is none."""
         return self.weights.removeprefix(_HUB) if self.weights.startswith(_HUB) else None
 
 
@@ -97,46 +99,38 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def list_backbones() -> list[Backbone]:
-    """The models known by a name of their own; every open_clip name loads too."""
-    return list(BACKBONES.values())
-
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Cached:
-    """A model in a cache: `name` loads it, `repository` is where it came from."""
+class CachedModel:
+    """A model in the Hugging Face cache: `name` loads it, `repository` is its source on the hub."""
 
     name: str
     repository: str
 
 
-def cached_models() -> list[Cached]:
-    """Two-tower models in the cache under the names that load them; the named backbones are left out."""
+def cached_models() -> list[CachedModel]:
+    """Two-tower models in the cache, by the names that load them; without the named backbones."""
     named = {backbone.repository for backbone in BACKBONES.values()}
     found, unnamed = [], set()
     for repository, folder in _snapshots().items():
         if repository in named or not _has_weights(folder):
             continue
         if (folder / "open_clip_config.json").is_file():
-            found.append(Cached(name=f"hf-hub:{repository}", repository=repository))
+            found.append(CachedModel(name=f"hf-hub:{repository}", repository=repository))
         elif _is_clip_model(folder):
-            found.append(Cached(name=f"local-dir:{folder}", repository=repository))
+            found.append(CachedModel(name=f"local-dir:{folder}", repository=repository))
         else:
             unnamed.add(repository)
     return found + (_tags_of(unnamed) if unnamed else [])
 
 
 def cached_backbones() -> set[str]:
-    """Names of the named backbones whose weights are here, or that need none."""
+    """Names of the backbones whose weights are in the cache, or that need none."""
     here = {repository for repository, folder in _snapshots().items() if _has_weights(folder)}
     return {b.name for b in BACKBONES.values() if b.repository is None or b.repository in here}
 
 
 def _snapshots() -> dict[str, Path]:
-    """Repository -> the folder of its latest files in the Hugging Face cache."""
+    """Repository to the folder of its latest files in the Hugging Face cache."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -159,13 +153,13 @@ def _is_clip_model(folder: Path) -> bool:
     return isinstance(tree, dict) and tree.get("model_type") == "clip"
 
 
-def _tags_of(repositories: set[str]) -> list[Cached]:
-    """Those that are one of open_clip's pretrained tags, ARCH:TAG; importing its table takes seconds."""
+def _tags_of(repositories: set[str]) -> list[CachedModel]:
+    """The repositories of open_clip's pretrained tags, ARCH:TAG; importing its table takes seconds."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 
-    found: dict[str, Cached] = {}
+    found: dict[str, CachedModel] = {}
     for architecture, tag in list_pretrained():
         repository = get_pretrained_cfg(architecture, tag).get("hf_hub", "").rpartition("/")[0]
         if repository in repositories:
-            found.setdefault(repository, Cached(name=f"{architecture}:{tag}", repository=repository))
+            found.setdefault(repository, CachedModel(name=f"{architecture}:{tag}", repository=repository))
     return list(found.values())

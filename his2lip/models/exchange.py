@@ -1,41 +1,37 @@
-"""Weights that others publish, as models of ours: PLIP and its kin, and the authors' released format."""
+"""Models from and for other tools: converted from published files, and exported."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
 import torch
-from open_clip import CLIP
-from open_clip.transformer import VisionTransformer
-from torch import nn
 
-from his2lip.errors import CheckpointError, ModelError, did_you_mean
-from his2lip.models.architecture import build_clip, build_tokenizer, load_weights
-from his2lip.models.checkpoint import save_checkpoint
-from his2lip.models.encoder import DualEncoder, Precision
-from his2lip.models.hf_clip import (
-    INDEX_BUFFERS,
-    open_clip_config,
-    rules,
-    to_open_clip,
-    to_transformers,
-    transformers_config,
+from his2lip.data.cards import load_card, terms_of_card
+from his2lip.errors import CheckpointError, ConfigError, ModelError, did_you_mean
+from his2lip.models.architecture import build_clip
+from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.hf_clip import INDEX_BUFFERS, to_open_clip
+from his2lip.models.load import load_model
+from his2lip.models.preprocess import RELEASED_PREPROCESS, Preprocess
+from his2lip.models.provenance import Meta, terms_of_use
+from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.transformers_folder import (
+    from_transformers,
+    to_transformers_folder,
+    transformers_tensors,
 )
-from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import read_json
-from his2lip.models.weights import check_tensors, read_tensors
+from his2lip.models.weights import Tensors, check_tensors, file_digest, load_weights, read_tensors
 
+Source = Literal["released", "plip", "transformers", "open_clip"]
 Tokenizer = Literal["clip", "bert"]
 
 BERT = "bert-base-uncased"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
-# OpenAI's ViT-B/32, which both the CLIP and the PLIP variant of the released code start from.
+# OpenAI's ViT-B/32, from which both the CLIP and the PLIP variant of the released code start.
 CLIP_B32: dict[str, Any] = {
     "embed_dim": 512,
     "quick_gelu": True,
@@ -43,35 +39,51 @@ CLIP_B32: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
 }
 
-# The released code's input: any image squashed to 224 px by torchvision's Resize, MIHIC's mean and deviation.
-RELEASED_PREPROCESS = Preprocess(
-    size=(224, 224),
-    mean=(0.7424657, 0.7176911, 0.7305417),
-    std=(0.2142405, 0.2137353, 0.2084592),
-    interpolation="bilinear",
-    resize_mode="squash",
-)
+
+def convert(
+    path: Path, *, source: Source, backbone: str | None = None, tokenizer: Tokenizer = "clip"
+) -> tuple[DualEncoder, dict[str, Any]]:
+    """The model in a published file or folder, and what is known of it for its checkpoint's provenance.
+
+    source      released: the HIS2LIP authors' state dict; plip, transformers: a CLIPModel's folder;
+                open_clip: its hub layout (a folder) or a state dict of its training
+    backbone    what a file does not record: the start of a released model, the architecture of a state dict
+    tokenizer   of a released model, see `from_released`
+
+    Raises ConfigError for options that do not go with the source, ModelError or CheckpointError for contents
+    that cannot be converted.
+    """
+    if tokenizer == "bert" and source != "released":
+        what = "--tokenizer is only for released files; the others bring their own"
+        raise ConfigError(what, key="--tokenizer", fix="leave it out")
+    if source == "released":
+        model, meta = _convert_released(path, backbone, tokenizer)
+    elif source == "open_clip" and not path.is_dir():
+        if backbone is None:
+            what = "a state dict does not record its architecture"
+            raise ConfigError(what, key="--backbone", fix="add --backbone, such as --backbone ViT-B-32")
+        model, meta = from_open_clip(path, architecture=backbone), {}
+    else:
+        if backbone is not None:
+            what = "a folder records its own architecture"
+            raise ConfigError(what, key="--backbone", fix="leave --backbone out")
+        model, meta = _convert_folder(path, source)
+    file = {"sha256": file_digest(path)} if path.is_file() else {}
+    return model, meta | {"converted": {"from": source, "file": path.name} | file}
 
 
-def from_transformers(folder: str | Path, *, name: str, precision: Precision = "fp32") -> DualEncoder:
-    """A CLIPModel as transformers saves it (config.json, weights, preprocessor_config.json): PLIP is one."""
-    folder = Path(folder)
-    weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
-    if weights is None:
-        raise CheckpointError("this directory has no weights", where=folder, fix=f"expected {_WEIGHTS[0]}")
-    config = open_clip_config(_clip_config(folder))
-    found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
-    clip = build_clip(config)
-    check_tensors(found, _expected(clip, config), where=weights)
-    clip.load_state_dict(to_open_clip(found, config))
-    return DualEncoder(
-        clip,
-        name=name,
-        config=config,
-        preprocess=_preprocess(folder, config["vision_cfg"]["image_size"]),
-        tokenizer=build_tokenizer(config),
-        precision=precision,
-    ).eval()
+def export(
+    model: DualEncoder, folder: str | Path, *, format: Literal["open_clip", "transformers"], meta: Meta
+) -> Path:
+    """Writes `model` into `folder` for another tool, with its terms of use beside it.
+
+    open_clip      a checkpoint, which open_clip loads as `local-dir:` (towers of open_clip and timm)
+    transformers   `CLIPModel.from_pretrained(folder)`; see `to_transformers_folder` for what it refuses
+    meta           the model's provenance: stored with a checkpoint, and the source of the terms
+    """
+    if format == "transformers":
+        return to_transformers_folder(model, folder, terms=terms_of_use(model.name, meta))
+    return save_checkpoint(folder, model, meta=dict(meta) | {"exported": "open_clip"})
 
 
 def from_released(
@@ -84,17 +96,19 @@ def from_released(
 ) -> DualEncoder:
     """A fine-tuned model as the HIS2LIP authors release it: one state dict.
 
-    It holds a whole CLIPModel for each side (`text_encoder.model.*`, `vision_encoder.model.*`), a bias-free
-    `projection_head.weight` after each, and `logit_scale`. Of each CLIPModel one tower is used; the heads
-    fold into the towers' own projections. Features are not normalised there: this model compares by `dot`.
+    It contains a whole CLIPModel for each side (`text_encoder.model.*`, `vision_encoder.model.*`), after each
+    a `projection_head.weight` without bias, and `logit_scale`. One tower of each CLIPModel is used, and the
+    heads are folded into the towers' own projections. The released code does not normalise features, so this
+    model compares by `dot`.
 
     tokenizer   whose ids the text tower was trained on: CLIP's, or bert-base-uncased (the released default),
-                read from `tokenizer_source` (folder or hub name)
+                which is read from `tokenizer_source` (a folder or hub name)
     """
     found = {k: v for k, v in read_tensors(file).items() if not k.endswith(INDEX_BUFFERS)}
     config = _with_tokenizer(config, tokenizer)
     clip = build_clip(config)
-    check_tensors(found, _released_names(clip, config), where=file)
+    expected = transformers_tensors(clip, config)
+    check_tensors(found, _released_tensors(expected, int(config["embed_dim"])), where=file)
     image, text = _side(found, "vision_encoder", config), _side(found, "text_encoder", config)
     state = {k: (image if k.startswith("visual.") else text)[k] for k in text}
     state["visual.proj"] = _fold(state["visual.proj"], found["vision_encoder.projection_head.weight"])
@@ -114,11 +128,11 @@ def from_released(
 def from_open_clip(file: str | Path, *, architecture: str) -> DualEncoder:
     """A state dict as open_clip's training saves it (`epoch_N.pt`), of one of open_clip's architectures.
 
-    Preprocessing is open_clip's default at the architecture's size, as open_clip gives it to a bare file.
+    Preprocessing is open_clip's default at the architecture's image size, as open_clip does for a bare file.
     """
     if architecture not in open_clip.list_models():
         fix = did_you_mean(architecture, open_clip.list_models())
-        raise ModelError(f"open_clip has no architecture '{architecture}'", fix=fix)
+        raise ModelError(f"open_clip has no architecture '{architecture}'", key="--backbone", fix=fix)
     config = open_clip.get_model_config(architecture)
     clip = build_clip(config)
     load_weights(clip, read_tensors(file), where=file)
@@ -131,150 +145,58 @@ def from_open_clip(file: str | Path, *, architecture: str) -> DualEncoder:
     ).eval()
 
 
-def _clip_config(folder: Path) -> dict[str, Any]:
-    """The folder's CLIPConfig, with transformers' defaults for what an old file leaves out."""
-    from transformers import CLIPConfig
-
-    tree = read_json(folder / "config.json")
-    if tree.get("model_type") != "clip":
-        kind = tree.get("model_type")
-        raise ModelError(f"this is a transformers model of type '{kind}', not a CLIPModel", where=folder)
-    return CLIPConfig(**tree).to_dict()
-
-
-def _preprocess(folder: Path, size: int) -> Preprocess:
-    """What the folder's image processor does: shortest edge and centre crop, or a squash to a fixed size."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return Preprocess.from_open_clip({"size": size})
-    tree = read_json(path)
-    config = {"size": size, "interpolation": _RESAMPLE.get(tree.get("resample", 3), "bicubic")}
-    if not tree.get("do_center_crop", True) and "height" in tree.get("size", {}):
-        config["resize_mode"] = "squash"
-    return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
+def _convert_released(
+    file: Path, backbone: str | None, tokenizer: Tokenizer
+) -> tuple[DualEncoder, dict[str, Any]]:
+    """The authors' fine-tuned model: trained on MIHIC, from CLIP or PLIP."""
+    if backbone not in ("clip", "plip"):
+        what = "a released file does not record the model that it was tuned from"
+        raise ConfigError(what, key="--backbone", fix="add --backbone clip or plip")
+    model = from_released(file, backbone=backbone, tokenizer=tokenizer)  # type: ignore[arg-type]
+    terms = terms_of_card("mihic", load_card("mihic").model_dump(mode="json"))
+    return model, {"began_as": backbone, "terms": terms.to_json()}
 
 
-def _expected(clip: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the transformers tensors that fill `clip`."""
-    ours = clip.state_dict()
-    return {name: rule.shape(ours[rule.ours].shape) for rule in rules(config) for name in rule.theirs}
+def _convert_folder(folder: Path, source: Source) -> tuple[DualEncoder, dict[str, Any]]:
+    """A transformers CLIPModel, or open_clip's hub layout."""
+    if not folder.is_dir():
+        fix = "give the folder that contains the weights"
+        raise CheckpointError("there is no such folder", where=folder, key="FILE", fix=fix)
+    if source != "open_clip":
+        name = "plip" if source == "plip" else folder.name
+        return from_transformers(folder, name=name), {"began_as": name}
+    if not (folder / OPEN_CLIP).is_file():
+        what = f"this folder has no {OPEN_CLIP}"
+        fix = "--from transformers reads a CLIPModel's folder"
+        raise CheckpointError(what, where=folder, key=OPEN_CLIP, fix=fix)
+    model = load_model(f"local-dir:{folder}")
+    model.name = folder.name
+    return model, {}
 
 
-def _released_names(clip: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    whole, dim = _expected(clip, config), int(config["embed_dim"])
+def _released_tensors(clip_model: Mapping[str, tuple[int, ...]], dim: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a released file, from those of one transformers CLIPModel."""
     names: dict[str, tuple[int, ...]] = {"logit_scale": ()}
     for side in ("text_encoder", "vision_encoder"):
-        names |= {f"{side}.model.{name}": shape for name, shape in whole.items()}
+        names |= {f"{side}.model.{name}": shape for name, shape in clip_model.items()}
         names[f"{side}.projection_head.weight"] = (dim, dim)
     return names
 
 
-Tensors = Mapping[str, torch.Tensor]
-
-
-def _side(found: Tensors, side: str, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _side(found: Tensors, side: str, config: Mapping[str, Any]) -> Tensors:
     """The CLIPModel of one side, as open_clip's state dict."""
     prefix = f"{side}.model."
-    theirs = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-    return to_open_clip(theirs, config)
+    tensors = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    return to_open_clip(tensors, config)
 
 
 def _fold(projection: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """open_clip's projection (width, D), then a linear head (D, D), as one; in float64 on the way."""
+    """open_clip's projection (width, D) and the linear head (D, D) after it as one; computed in float64."""
     return (projection.double() @ head.double().t()).to(projection.dtype)
 
 
 def _with_tokenizer(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A CLIP tower takes BERT's ids silently: which ids it was trained on is part of the model."""
+    """A CLIP tower accepts BERT's ids without an error: whose ids it was trained on is part of the model."""
     if tokenizer == "clip":
         return dict(config)
     return dict(config) | {"text_cfg": dict(config["text_cfg"]) | {"hf_tokenizer_name": BERT}}
-
-
-_PIL_NUMBER = {"bilinear": 2, "bicubic": 3}
-
-
-def to_open_clip_folder(
-    model: DualEncoder, folder: str | Path, *, meta: Mapping[str, Any] | None = None
-) -> Path:
-    """A checkpoint is one already: open_clip loads the folder as `local-dir:` (native towers without us).
-
-    meta   the model's own provenance, which stays with it
-    """
-    return save_checkpoint(folder, model, meta=dict(meta or {}) | {"exported": "open_clip"})
-
-
-def to_transformers_folder(model: DualEncoder, folder: str | Path, *, conditions: Sequence[str] = ()) -> Path:
-    """`CLIPModel.from_pretrained(folder)`: config.json, model.safetensors and preprocessor_config.json.
-
-    conditions   what its README.md says of terms of use, a line each
-
-    Raises ModelError where transformers' CLIPModel is another network: towers that are not open_clip's own
-    ViT and causal transformer, another tokenizer than CLIP's, or settings that CLIPModel has no name for. The
-    tokenizer to use there is `openai/clip-vit-base-patch32`, whose ids are the same.
-    """
-    _require_clip_model(model)
-    processor = _processor(model.preprocess)
-    from transformers import CLIPConfig, CLIPModel
-
-    network = CLIPModel(CLIPConfig(**transformers_config(model.config)))
-    network.load_state_dict(to_transformers(model.clip.state_dict(), model.config))
-    network.save_pretrained(folder)
-    path = Path(folder) / "preprocessor_config.json"
-    path.write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
-    (Path(folder) / "README.md").write_text(_card(model, conditions), encoding="utf-8")
-    return Path(folder)
-
-
-def _card(model: DualEncoder, conditions: Sequence[str]) -> str:
-    """What transformers' files have no field for: how features compare, the weights' digest, the terms."""
-    lines = [f"# {model.name}", "", f"Written by his2lip; weights sha256 {model.tensor_digest()}.", ""]
-    lines += [f"Compare image and text features by {model.similarity}.", "", "## Terms of use", ""]
-    return "\n".join([*lines, *(f"- {line}" for line in conditions), ""])
-
-
-def _require_clip_model(model: DualEncoder) -> None:
-    """CLIPModel has one design: refuses what it cannot hold, and says which setting that is."""
-    vision, text = model.config["vision_cfg"], model.config["text_cfg"]
-    known_vision = {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio"}
-    known_text = {
-        "context_length",
-        "vocab_size",
-        "layers",
-        "width",
-        "heads",
-        "mlp_ratio",
-        "pool_type",
-        "eos_id",
-    }
-    native = isinstance(model.clip, CLIP) and isinstance(model.clip.visual, VisionTransformer)
-    unknown = sorted((set(vision) - known_vision) | (set(text) - known_text))
-    if not native or unknown or text.get("pool_type", "argmax") not in ("argmax", "eos"):
-        reason = f" ({', '.join(unknown)})" if unknown else ""
-        what = f"'{model.name}' is not a network that transformers' CLIPModel holds{reason}"
-        raise ModelError(what, fix="export it for open_clip, which holds every model of ours")
-
-
-def _processor(preprocess: Preprocess) -> dict[str, Any]:
-    """CLIPImageProcessor's settings; a squash is a resize to a fixed height and width without a crop."""
-    height, width = preprocess.size
-    squash = preprocess.resize_mode == "squash"
-    if preprocess.resize_mode == "longest" or (not squash and height != width):
-        mode = f"'{preprocess.resize_mode}' to {height} x {width}"
-        what = f"transformers' CLIPImageProcessor has no resize mode {mode}"
-        raise ModelError(what, fix="export it for open_clip")
-    fixed = {"height": height, "width": width}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": fixed if squash else {"shortest_edge": height},
-        "resample": _PIL_NUMBER[preprocess.interpolation],
-        "do_center_crop": not squash,
-        "crop_size": fixed,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-        "do_convert_rgb": True,
-    }

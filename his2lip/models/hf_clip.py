@@ -1,4 +1,4 @@
-"""transformers' CLIPModel and open_clip's CLIP are one network: names, shapes and configs, both ways."""
+"""transformers' CLIPModel as open_clip's CLIP and back: names and shapes of tensors, and configurations."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, Literal
 
 import torch
 
-# transformers before 4.31 saved these two; they hold 0, 1, 2, … and no weight.
+# transformers before 4.31 saved these two; they contain 0, 1, 2, … and are not weights.
 INDEX_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
-# Configs from before transformers' change 24773 give this wrong id, and mean: pool at the highest id.
+# Configs from before transformers' pull request 24773 have this wrong id; they mean: pool at the highest id.
 _LEGACY_EOS = 2
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of open_clip's, and the one (or three, stacked by rows) of transformers' that it holds."""
+    """One tensor of open_clip's, and the one of transformers' (or three, stacked by rows) that it equals."""
 
-    ours: str
-    theirs: tuple[str, ...]
+    open_clip: str
+    transformers: tuple[str, ...]
     how: Literal["same", "transposed", "stacked"] = "same"
 
-    def shape(self, ours: torch.Size) -> tuple[int, ...]:
-        """Shape that each of `theirs` must have, given ours."""
+    def shape(self, open_clip: torch.Size) -> tuple[int, ...]:
+        """The shape of each of `transformers`, from the shape of open_clip's tensor."""
         if self.how == "transposed":
-            return tuple(reversed(ours))
-        return (ours[0] // 3, *ours[1:]) if self.how == "stacked" else tuple(ours)
+            return tuple(reversed(open_clip))
+        return (open_clip[0] // 3, *open_clip[1:]) if self.how == "stacked" else tuple(open_clip)
 
 
 def rules(config: Mapping[str, Any]) -> Iterator[Rule]:
@@ -47,23 +47,23 @@ def rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     yield Rule("visual.proj", ("visual_projection.weight",), "transposed")
 
 
-def to_open_clip(theirs: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """open_clip's state dict from transformers'; names and shapes are the caller's to check."""
+def to_open_clip(found: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """open_clip's state dict from transformers'; the caller checks names and shapes."""
     state = {}
     for rule in rules(config):
-        tensors = [theirs[name] for name in rule.theirs]
+        tensors = [found[name] for name in rule.transformers]
         tensor = (
             tensors[0].t() if rule.how == "transposed" else torch.cat(tensors) if tensors[1:] else tensors[0]
         )
-        state[rule.ours] = tensor.reshape(()) if rule.ours == "logit_scale" else tensor.contiguous()
+        state[rule.open_clip] = tensor.reshape(()) if rule.open_clip == "logit_scale" else tensor.contiguous()
     return state
 
 
-def to_transformers(ours: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def to_transformers(found: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """transformers' state dict from open_clip's: the inverse of `to_open_clip`."""
     state: dict[str, torch.Tensor] = {}
     for rule in rules(config):
-        tensor = ours[rule.ours]
+        tensor = found[rule.open_clip]
         parts = (
             tensor.chunk(3)
             if rule.how == "stacked"
@@ -71,17 +71,17 @@ def to_transformers(ours: Mapping[str, torch.Tensor], config: Mapping[str, Any])
             if rule.how == "transposed"
             else (tensor,)
         )
-        state.update(zip(rule.theirs, (p.contiguous().clone() for p in parts), strict=True))
+        state.update(zip(rule.transformers, (p.contiguous().clone() for p in parts), strict=True))
     return state
 
 
-def open_clip_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's `model_cfg` from a transformers CLIPConfig as a dictionary (its `to_dict`)."""
-    text, vision = theirs["text_config"], theirs["vision_config"]
+    text, vision = config["text_config"], config["vision_config"]
     eos = text["eos_token_id"]
     pool = {} if eos == _LEGACY_EOS else {"pool_type": "eos", "eos_id": eos}
     return {
-        "embed_dim": theirs["projection_dim"],
+        "embed_dim": config["projection_dim"],
         "quick_gelu": text["hidden_act"] == "quick_gelu",
         "vision_cfg": {
             "image_size": vision["image_size"],
@@ -132,9 +132,9 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _blocks(ours: str, theirs: str, layers: int) -> Iterator[Rule]:
+def _blocks(open_clip: str, transformers: str, layers: int) -> Iterator[Rule]:
     for i in range(layers):
-        block, layer = f"{ours}.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
+        block, layer = f"{open_clip}.resblocks.{i}", f"{transformers}.encoder.layers.{i}"
         for kind in ("weight", "bias"):
             heads = tuple(f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")
             yield Rule(f"{block}.attn.in_proj_{kind}", heads, "stacked")
@@ -145,7 +145,7 @@ def _blocks(ours: str, theirs: str, layers: int) -> Iterator[Rule]:
         yield from _pair(f"{block}.ln_2", f"{layer}.layer_norm2")
 
 
-def _pair(ours: str, theirs: str) -> Iterator[Rule]:
-    """A layer's weight and bias."""
+def _pair(open_clip: str, transformers: str) -> Iterator[Rule]:
+    """The weight and the bias of one layer."""
     for kind in ("weight", "bias"):
-        yield Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",))
+        yield Rule(f"{open_clip}.{kind}", (f"{transformers}.{kind}",))

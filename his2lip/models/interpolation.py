@@ -11,16 +11,16 @@ from his2lip.models.encoder import DualEncoder
 
 
 def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder:
-    """(1 - alpha) base + alpha tuned, tensor by tensor; preprocessing and tokenizer are `tuned`'s.
+    """(1 - alpha) base + alpha tuned, tensor by tensor, with the preprocessing and tokenizer of `tuned`.
 
-    alpha in [0, 1]: 0 gives the base's weights, 1 the tuned ones, both to the bit. Raises ModelError where
-    the two are not the same architecture.
+    alpha in [0, 1]: 0 gives exactly the base's weights, 1 exactly the tuned ones. Raises ModelError for
+    another alpha, and where the two are not the same architecture.
     """
     if not 0 <= alpha <= 1:
-        raise ModelError(f"alpha is {alpha}", fix="choose one from 0 (base) to 1 (tuned)")
+        raise ModelError(f"alpha is {alpha}", key="alpha", fix="choose one from 0 (base) to 1 (tuned)")
     if base.config_digest() != tuned.config_digest():
         what = f"'{base.name}' and '{tuned.name}' are not the same architecture"
-        raise ModelError(what, fix="blend a model with the one that it was tuned from")
+        raise ModelError(what, key=base.name, fix="blend a model with the one that it was tuned from")
     result = copy.deepcopy(tuned)
     result.name = f"{tuned.name}-blend-{alpha:g}"
     first, second = base.clip.state_dict(), tuned.clip.state_dict()
@@ -29,7 +29,7 @@ def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder
 
 
 def _between(base: torch.Tensor, tuned: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Counters and index buffers are not weights: they stay the tuned model's."""
+    """Counters and index buffers are not weights: the tuned model's are used."""
     if not tuned.is_floating_point() or alpha == 1:
         return tuned
     return base.to(tuned) if alpha == 0 else torch.lerp(base.to(tuned), tuned, alpha)

@@ -1,4 +1,4 @@
-"""A model by name, wherever it is: drawn from a seed, with open_clip, on the hub, in a folder, in MLflow."""
+"""Loading a model by name: random from a seed, from open_clip, the hub, a folder, or MLflow's registry."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import open_clip
 from open_clip.factory import load_checkpoint as load_open_clip_weights
 
 from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean
-from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip, build_tokenizer
+from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
 from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
 from his2lip.models.encoder import DualEncoder, Precision
-from his2lip.models.exchange import from_transformers
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
-from his2lip.models.registered import SCHEME, fetch_checkpoint
+from his2lip.models.registered import fetch_checkpoint, is_registered
+from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.transformers_folder import from_transformers
 
-# open_clip's own names, then what hub repositories also use.
+# Weight files of a hub repository: open_clip's own names, then others in use.
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -38,10 +39,13 @@ def load_model(
 ) -> DualEncoder:
     """A model by name, in evaluation mode on `device`.
 
-    name   tiny, clip, plip, biomedclip, musk, conch; an open_clip architecture, with a pretrained tag or
-           random by `seed` (`ViT-B-16:laion2b_s34b_b88k`, `ViT-S-16`); hf-hub:ORG/NAME; local-dir:PATH; a
-           checkpoint's folder, or one as open_clip or transformers saves a CLIP; models:/NAME@ALIAS of MLflow
-    Raises ModelError for an unknown name or weights that are not here, CheckpointError for broken ones.
+    name   tiny, clip, plip, biomedclip, musk, conch; an open_clip architecture with a pretrained tag
+           (`ViT-B-16:laion2b_s34b_b88k`), or without one for random weights by `seed` (`ViT-S-16`);
+           hf-hub:ORG/NAME; local-dir:PATH; the folder of a checkpoint, or of a CLIP that open_clip or
+           transformers saved; models:/NAME@ALIAS of MLflow
+
+    Raises ModelError for an unknown name or weights that are not on this machine and cannot be fetched,
+    CheckpointError for damaged ones.
     """
     model = _resolve(str(name), precision, seed)
     return model.to(device).eval()
@@ -54,7 +58,7 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
         backbone = BACKBONES[name]
         assert backbone.source is not None
         return _fetched(backbone.source, precision, backbone)
-    if name.startswith(SCHEME):
+    if is_registered(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return load_checkpoint(fetch_checkpoint(name, scratch), precision=precision)
     if name.startswith("hf-hub:"):
@@ -64,7 +68,8 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
         return _from_folder(folder, precision)
     architecture, _, tag = name.partition(":")
     if architecture not in open_clip.list_models():
-        raise ModelError(f"unknown model '{name}'", fix=did_you_mean(architecture, _names(architecture)))
+        fix = did_you_mean(architecture, _names(architecture))
+        raise ModelError(f"unknown model '{name}'", key=name, fix=fix)
     if tag:
         return _fetched(name, precision)
     config = open_clip.get_model_config(architecture)
@@ -87,7 +92,7 @@ def _random(
 
 
 def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
-    """One of our checkpoints, or a folder as open_clip's hub layout or transformers has it."""
+    """A checkpoint of his2lip, open_clip's hub layout, or a transformers CLIPModel."""
     if is_checkpoint(folder):
         return load_checkpoint(folder, precision=precision)
     if not folder.is_dir():
@@ -95,17 +100,18 @@ def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
     if (folder / OPEN_CLIP).is_file():
         weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
         if weights is None:
-            raise CheckpointError("this directory has no weights", where=folder, fix=f"add {_WEIGHTS[0]}")
+            what, fix = "this directory has no weights", f"add {_WEIGHTS[0]}"
+            raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=fix)
         name = f"local-dir:{folder}"
         return _hub_layout(folder / OPEN_CLIP, weights, name=name, tokenizer=folder, precision=precision)
     if (folder / "config.json").is_file():
         return from_transformers(folder, name=str(folder), precision=precision)
     what = f"this is not a checkpoint: it has neither {OPEN_CLIP} nor config.json"
-    raise CheckpointError(what, where=folder)
+    raise CheckpointError(what, where=folder, key=OPEN_CLIP)
 
 
 def _fetched(source: str, precision: Precision, named: Backbone | None = None) -> DualEncoder:
-    """Weights that come from the hub or its cache; without them, one sentence says what to do."""
+    """A model whose weights come from the hub or its cache. Raises ModelError where they cannot be had."""
     name = named.name if named else source
     kind, _, identifier = source.partition(":")
     loaders: dict[str, Callable[[str, str, Precision], DualEncoder]] = {
@@ -141,7 +147,7 @@ def _pretrained(source: str, name: str, precision: Precision) -> DualEncoder:
 
 
 def _from_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
-    """A hub repository in open_clip's layout; its weights under whichever name they have."""
+    """A hub repository in open_clip's layout, whatever the name of its weight file."""
     from huggingface_hub import hf_hub_download
     from open_clip.pretrained import download_pretrained_from_hf
 
@@ -151,7 +157,7 @@ def _from_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
 
 
 def _from_transformers_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
-    """A hub repository that holds a transformers CLIPModel."""
+    """A hub repository with a transformers CLIPModel."""
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(repository, allow_patterns=_HUB_FILES)
@@ -172,12 +178,13 @@ def _from_package(repository: str, name: str, precision: Precision) -> DualEncod
 def _hub_layout(
     config_file: Path, weights: Path, *, name: str, tokenizer: Path | None, precision: Precision
 ) -> DualEncoder:
-    """open_clip's hub layout; a Hugging Face text tower's configuration may be one that we carry."""
+    """open_clip's hub layout: its configuration, weights and tokenizer."""
     try:
         tree = json.loads(config_file.read_text(encoding="utf-8"))
         config = tree["model_cfg"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{OPEN_CLIP} cannot be used: {error!r}", where=config_file) from None
+        what = f"{OPEN_CLIP} cannot be used: {error!r}"
+        raise CheckpointError(what, where=config_file, key=OPEN_CLIP) from None
     clip = build_clip(config)
     try:
         load_open_clip_weights(clip, str(weights), strict=True, weights_only=True)
@@ -199,19 +206,20 @@ def _check_tag(architecture: str, tag: str) -> None:
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in known:
         fix = did_you_mean(tag, known) if known else "it has none; leave the tag out for random weights"
-        raise ModelError(f"'{architecture}' has no pretrained weights '{tag}'", fix=fix)
+        raise ModelError(f"'{architecture}' has no pretrained weights '{tag}'", key=tag, fix=fix)
 
 
 def _absent(source: str, named: Backbone | None) -> ModelError:
-    """One sentence for weights that could not be had: where they come from, the licence, what to type."""
+    """The error for weights that are not here: their source, their licence, and how to get them."""
     if named is not None:
         origin = f"{named.weights}, licence {named.licence}"
         what = f"the weights of '{named.name}' ({origin}) are not on this machine"
-        return ModelError(what, fix=named.fix)
+        return ModelError(what, key=named.name, fix=named.fix)
     fix = "load it once with a connection (`hf auth login` first if gated), or type local-dir:PATH"
-    return ModelError(f"the weights of '{source}' are not here and could not be fetched", fix=fix)
+    what = f"the weights of '{source}' are not on this machine and could not be fetched"
+    return ModelError(what, key=source, fix=fix)
 
 
 def _names(architecture: str) -> list[str]:
-    """Names to suggest from: ours, and open_clip's when the name looks like one of theirs."""
+    """Names to suggest: the backbones, and open_clip's where the name looks like one of them."""
     return [*BACKBONES, *open_clip.list_models()] if "-" in architecture else list(BACKBONES)

@@ -1,4 +1,4 @@
-"""Models that run in the package their authors publish, as DualEncoders to compare with: MUSK and CONCH."""
+"""MUSK and CONCH as DualEncoders: frozen baselines that run in the packages of their authors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch
 from torch import nn
 
 from his2lip.errors import ModelError
-from his2lip.models.encoder import CaptionTokenizer, DualEncoder, Precision
+from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.tokenizer import CaptionTokenizer
 from his2lip.models.weights import check_tensors, read_tensors
 
 # MUSK's README and demo: 384 px, timm's Inception constants, 100 tokens of its own sentencepiece model.
 _MUSK = "musk_large_patch16_384"
 _MUSK_TOKENS = 100
 _MUSK_PREPROCESS = Preprocess(size=(384, 384), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# XLM-R's ids (transformers' XLMRobertaTokenizer): four of its own, the pieces of sentencepiece one higher.
+# XLM-R's ids (transformers' XLMRobertaTokenizer): four special ids, then sentencepiece's ids plus one.
 _BOS, _PAD, _EOS, _UNKNOWN, _SHIFT = 0, 1, 2, 3, 1
 
-# mahmoodlab/CONCH's conch_ViT-B-16: 448 px, OpenAI's constants; 127 tokens and room for a class token.
+# mahmoodlab/CONCH's conch_ViT-B-16: 448 px, OpenAI's constants; 127 tokens and a place for a class token.
 _CONCH = "conch_ViT-B-16"
 _CONCH_TOKENS = 128
 _CONCH_PREPROCESS = Preprocess.from_open_clip({"size": 448})
-
 
 WEIGHT_FILES = {"musk": "model.safetensors", "conch": "pytorch_model.bin"}  # in their hub repositories
 
 
 def from_package(name: str, *, weights: str | Path, precision: Precision = "fp32") -> DualEncoder:
-    """The model `name` ("musk", "conch") with the weight file that its authors publish.
+    """The model `name` ("musk" or "conch") with the weight file that its authors publish.
 
     Raises ModelError where their package is not installed, CheckpointError for weights that do not fit.
     """
@@ -42,7 +42,7 @@ def from_package(name: str, *, weights: str | Path, precision: Precision = "fp32
 
 
 def require_package(name: str) -> None:
-    """Raises ModelError with what to install where the authors' package of `name` is absent."""
+    """Raises ModelError, with the command to install it, where the authors' package of `name` is absent."""
     _module({"musk": "musk.modeling", "conch": "conch.open_clip_custom"}[name])
 
 
@@ -61,10 +61,12 @@ def _musk(weights: Path, precision: Precision) -> DualEncoder:
 
 def _conch(weights: Path, precision: Precision) -> DualEncoder:
     package = _module("conch.open_clip_custom")
-    read_tensors(weights)  # refuses a file that holds more than tensors, before their loader opens it
+    read_tensors(weights)  # refuses a file with more than tensors before their loader opens it
     model = package.create_model_from_pretrained(_CONCH, str(weights), return_transform=False)
-    model.text_decoder = None  # for captions; its weights are not published, so that they are random
-    found = _tensors_of(model, weights)  # their loader fits position embeddings, and passes over what lacks
+    model.text_decoder = None  # for captioning; its weights are not published, so they are random
+    found = _tensors_of(
+        model, weights
+    )  # their loader resizes position embeddings, and ignores missing tensors
     check_tensors(found, dict.fromkeys(model.state_dict()), where=weights)
     tokenizer = _ConchTokenizer(package.get_tokenizer())
     towers = _Towers(model, _ConchCalls(), context_length=_CONCH_TOKENS)
@@ -72,7 +74,7 @@ def _conch(weights: Path, precision: Precision) -> DualEncoder:
 
 
 class _Towers(nn.Module):
-    """The authors' model behind the calls that open_clip's models answer."""
+    """The authors' model with the methods of open_clip's models."""
 
     def __init__(self, model: nn.Module, calls: Any, *, context_length: int) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class _Towers(nn.Module):
 
 
 class _MuskCalls:
-    """As MUSK's demo scores zero-shot: with the retrieval heads, at one scale; normalised later, by us."""
+    """As MUSK's demo scores zero-shot: with the retrieval heads, at one scale; DualEncoder normalises."""
 
     def image(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return model(image=images, with_head=True, out_norm=False, ms_aug=False)[0]
@@ -115,13 +117,15 @@ class _ConchCalls:
 
 
 class _MuskTokenizer:
-    """`musk.utils.xlm_tokenizer` over XLM-R's ids, from the sentencepiece file inside the package."""
+    """`musk.utils.xlm_tokenizer` with XLM-R's ids, from the sentencepiece file inside the package."""
 
     def __init__(self, file: Path) -> None:
         sentencepiece = _module("sentencepiece")
         if not file.is_file():
             what = "the installed package has no tokenizer.spm"
-            raise ModelError(what, where=file, fix="install it from its clone: pip install -e MUSK")
+            raise ModelError(
+                what, where=file, key="musk", fix="install it from its clone: pip install -e MUSK"
+            )
         self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
 
     def __call__(self, captions: Sequence[str], *, context_length: int) -> torch.Tensor:
@@ -133,7 +137,7 @@ class _MuskTokenizer:
 
 
 class _ConchTokenizer:
-    """`conch.open_clip_custom.tokenize`, by calls that transformers still has."""
+    """`conch.open_clip_custom.tokenize`, with methods that present transformers still has."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -144,7 +148,7 @@ class _ConchTokenizer:
             list(captions), max_length=context_length - 1, padding="max_length", truncation=True,
             add_special_tokens=True, return_token_type_ids=False, return_tensors="pt",
         )["input_ids"]  # fmt: skip
-        return nn.functional.pad(tokens, (0, 1), value=self.pad)  # where the tower puts its class token
+        return nn.functional.pad(tokens, (0, 1), value=self.pad)  # the tower's place for its class token
 
 
 def _encoder(
@@ -171,7 +175,7 @@ def _encoder(
 
 
 def _tensors_of(model: nn.Module, weights: Path) -> dict[str, torch.Tensor]:
-    """Those of a file that a model names; published files hold more, such as heads of pre-training."""
+    """The file's tensors that the model has; published files have more, such as heads of pre-training."""
     names = set(model.state_dict())
     return {name: tensor for name, tensor in read_tensors(weights).items() if name in names}
 
@@ -185,14 +189,14 @@ _INSTALL = {
 
 
 def _module(name: str) -> Any:
-    """A module of an authors' package, or one sentence that says how to install it."""
+    """A module of an authors' package. Raises ModelError, with the command to install it, if absent."""
     package = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ImportError as error:
         missing = f" (no module '{error.name}')" if error.name else ""
         what = f"the package '{package}' that its authors publish is not installed{missing}"
-        raise ModelError(what, fix=_INSTALL[package]) from error
+        raise ModelError(what, key=package, fix=_INSTALL[package]) from error
 
 
 def _version(name: str) -> str:

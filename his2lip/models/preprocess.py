@@ -1,4 +1,4 @@
-"""From a decoded RGB image to the tensor that an image tower reads, as open_clip's own transform does."""
+"""Preprocessing: a decoded RGB image to the tensor that an image tower reads, as open_clip does it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preprocess:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
-        """From open_clip's `preprocess_cfg`; what it leaves out takes open_clip's defaults."""
+        """From open_clip's `preprocess_cfg`, with open_clip's defaults for what it leaves out."""
         known = {k: v for k, v in config.items() if k != "mode" and v is not None}
         full = PreprocessCfg(**known)
         size = (full.size, full.size) if isinstance(full.size, int) else tuple(full.size)
@@ -58,13 +58,13 @@ class Preprocess:
         return np.asarray(self._resize(image.convert("RGB")))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, h, w) already at the model's size -> float32 of the same shape, same device."""
+        """uint8 (B, 3, h, w) at the model's size to float32 of the same shape on the same device."""
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        """One image as `resize` takes it -> float32 (3, h, w), equal to open_clip's `preprocess_val`."""
+        """One image, as for `resize`, to float32 (3, h, w); equal to open_clip's `preprocess_val`."""
         pixels = torch.from_numpy(self.resize(image).copy())
         return self.normalize(pixels.permute(2, 0, 1).contiguous())
 
@@ -75,9 +75,20 @@ class Preprocess:
 
     @cached_property
     def _resize(self) -> Any:
-        """The part of open_clip's transform that comes before the tensor: PIL image in, PIL image out."""
+        """The part of open_clip's transform before the conversion to a tensor: PIL image to PIL image."""
         whole = image_transform_v2(PreprocessCfg(**asdict(self)), is_train=False)
         steps = [type(step).__name__ for step in whole.transforms[-2:]]
         assert steps == ["MaybeToTensor", "Normalize"], steps
         whole.transforms = whole.transforms[:-2]
         return whole
+
+
+# The released code's input: any image squashed to 224 px by torchvision's Resize; mean and standard deviation
+# of MIHIC (design section 9).
+RELEASED_PREPROCESS = Preprocess(
+    size=(224, 224),
+    mean=(0.7424657, 0.7176911, 0.7305417),
+    std=(0.2142405, 0.2137353, 0.2084592),
+    interpolation="bilinear",
+    resize_mode="squash",
+)

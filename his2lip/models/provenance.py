@@ -1,4 +1,4 @@
-"""What a checkpoint directory says of itself, read without torch or open_clip."""
+"""What a checkpoint records of itself (`his2lip.json`) and the terms of use that follow; without torch."""
 
 from __future__ import annotations
 
@@ -14,100 +14,105 @@ from his2lip.models.catalogue import BACKBONES, Backbone
 META = "his2lip.json"
 FORMAT = 1
 
+Meta = Mapping[str, Any]  # the contents of his2lip.json; empty for a model without that file
+
+# What remains true of a checkpoint when its weights are changed without training.
+_KEPT_IN_BLENDS = ("config", "vocabularies", "data_digest", "captions_digest", "patch")
+_ORIGINS = "began_as"  # key in his2lip.json
+
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version."""
-    folder = settled(Path(folder))
+    """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version.
+
+    Raises CheckpointError where there is none, or it is damaged or of an unknown format.
+    """
+    folder = current_folder(Path(folder))
     meta = read_json(folder / META)
     if meta.get("format") != FORMAT:
-        fix = "load it with the his2lip that wrote it"
-        raise CheckpointError(f"checkpoint format {meta.get('format')} is unknown", where=folder, fix=fix)
+        what = f"checkpoint format {meta.get('format')} is unknown"
+        raise CheckpointError(what, where=folder, key="format", fix="load it with the his2lip that wrote it")
     return meta
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether `folder` holds one of our checkpoints (a foreign one has no `his2lip.json`)."""
-    return (settled(Path(folder)) / META).is_file()
+    """Whether `folder` is a checkpoint of his2lip: other tools' folders have no `his2lip.json`."""
+    return (current_folder(Path(folder)) / META).is_file()
 
 
-def settled(folder: Path) -> Path:
-    """Where the checkpoint is: a process killed between two renames leaves it under its former name."""
-    old = former(folder)
+def current_folder(folder: Path) -> Path:
+    """The folder of a checkpoint; a process killed while it replaced one leaves it at `previous_folder`."""
+    old = previous_folder(folder)
     return old if old.is_dir() and not folder.exists() else folder
 
 
-def former(folder: Path) -> Path:
-    """Where the checkpoint that is being replaced waits."""
+def previous_folder(folder: Path) -> Path:
+    """Where the present checkpoint is kept while a new one takes its place."""
     return folder.parent / f".{folder.name}.former"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a checkpoint's JSON file. Raises CheckpointError for a missing or broken one."""
+    """The mapping in a checkpoint's JSON file. Raises CheckpointError for a missing or damaged one."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"this is not a checkpoint: it has no {path.name}", where=path.parent) from None
+        what = f"this is not a checkpoint: it has no {path.name}"
+        raise CheckpointError(what, where=path.parent, key=path.name) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path.parent) from None
+        what = f"{path.name} cannot be read: {error}"
+        raise CheckpointError(what, where=path.parent, key=path.name) from None
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent)
+        raise CheckpointError(f"{path.name} is not a mapping", where=path.parent, key=path.name)
     return tree
 
 
-Meta = Mapping[str, Any]  # a checkpoint's his2lip.json; empty for a model that is none of ours
-
-# What of a checkpoint's provenance still holds when its weights are changed without training.
-_LASTING = ("config", "vocabularies", "data_digest", "captions_digest", "patch")
-
-
-def inherited_terms(*metas: Meta) -> Terms | None:
-    """The strictest terms of the data behind checkpoints; None where none of them names any."""
-    known = [Terms.from_json(meta["terms"], where=META) for meta in metas if meta.get("terms")]
-    return strictest(known) if known else None
-
-
-def blended_meta(base: str, of_base: Meta, tuned: str, of_tuned: Meta) -> dict[str, Any]:
-    """What a blend says of itself: trained as `tuned` was, under the strictest terms of both."""
-    kept: dict[str, Any] = {key: of_tuned[key] for key in _LASTING if key in of_tuned}
-    kept["began_as"] = list(dict.fromkeys([*began_as(base, of_base), *began_as(tuned, of_tuned)]))
-    terms = inherited_terms(of_base, of_tuned)
-    return kept | ({} if terms is None else {"terms": terms.to_json()})
-
-
-def began_as(name: str, meta: Meta) -> list[str]:
-    """The models whose weights those of `name` began as, through any number of checkpoints; else itself."""
-    tuned_from = meta.get("config", {}).get("model", {}).get("backbone")
-    known = meta.get("began_as") or tuned_from or meta.get("name") or name
-    return [known] if isinstance(known, str) else list(known)
-
-
-def conditions(name: str, meta: Meta) -> list[str]:
-    """What whoever uses the model `name` must know of its terms, a sentence each; never empty."""
-    terms = inherited_terms(meta)
-    said = []
+def terms_of_use(name: str, meta: Meta) -> list[str]:
+    """The terms that a user of the model `name` must know, one sentence each; never empty."""
+    terms = _strictest_terms(meta)
+    sentences = []
     if terms is not None:
-        said.append("trained on " + ", ".join(f"{name} ({of})" for name, of in terms.datasets.items()))
-        said += terms.notes()
-        said += [f"to be credited: {'; '.join(terms.attribution)}"] if terms.attribution else []
+        sentences.append("trained on " + ", ".join(f"{name} ({of})" for name, of in terms.datasets.items()))
+        sentences += terms.notes()
+        sentences += [f"to be credited: {'; '.join(terms.attribution)}"] if terms.attribution else []
     elif "data_digest" in meta:
-        said.append("trained on a dataset whose terms were not recorded")
-    for backbone in _backbones(name, meta):
-        said.append(f"its weights began as '{backbone.name}', licence {backbone.licence}")
-    return said or ["none are recorded with this model; its authors' hold"]
+        sentences.append("trained on a dataset whose terms were not recorded")
+    for backbone in _licensed_backbones(name, meta):
+        sentences.append(f"its weights started from '{backbone.name}', licence {backbone.licence}")
+    return sentences or ["no terms are recorded with this model; the terms of its authors apply"]
 
 
-def in_brief(name: str, meta: Meta) -> str:
-    """The same for a table's cell: the data's licences, whether they forbid commerce, the weights'."""
-    terms, weights = inherited_terms(meta), [f"weights {b.licence}" for b in _backbones(name, meta)]
+def terms_summary(name: str, meta: Meta) -> str:
+    """The same in a few words for a table: licences of data and weights, and a ban of commercial use."""
+    terms = _strictest_terms(meta)
+    weights = [f"weights {b.licence}" for b in _licensed_backbones(name, meta)]
     data = [] if terms is None else [f"{dataset} {licence}" for dataset, licence in terms.datasets.items()]
     banned = ["not for commercial use"] if terms is not None and terms.commercial is False else []
     return "; ".join([*data, *banned, *weights])
 
 
-def _backbones(name: str, meta: Meta) -> Iterator[Backbone]:
-    """The models of a known licence that this one began as, by their own names or where they load from."""
-    origins = began_as(name, meta)
+def origins(name: str, meta: Meta) -> list[str]:
+    """The models from which the weights of `name` descend, through any number of checkpoints; or itself."""
+    tuned_from = meta.get("config", {}).get("model", {}).get("backbone")
+    known = meta.get(_ORIGINS) or tuned_from or meta.get("name") or name
+    return [known] if isinstance(known, str) else list(known)
+
+
+def blended_meta(base: str, base_meta: Meta, tuned: str, tuned_meta: Meta) -> dict[str, Any]:
+    """The provenance of a blend: trained as `tuned` was, under the strictest terms of both models."""
+    kept: dict[str, Any] = {key: tuned_meta[key] for key in _KEPT_IN_BLENDS if key in tuned_meta}
+    kept[_ORIGINS] = list(dict.fromkeys([*origins(base, base_meta), *origins(tuned, tuned_meta)]))
+    terms = _strictest_terms(base_meta, tuned_meta)
+    return kept | ({} if terms is None else {"terms": terms.to_json()})
+
+
+def _strictest_terms(*metas: Meta) -> Terms | None:
+    """The strictest terms of the data that checkpoints were trained on; None where none is recorded."""
+    known = [Terms.from_json(meta["terms"], where=META) for meta in metas if meta.get("terms")]
+    return strictest(known) if known else None
+
+
+def _licensed_backbones(name: str, meta: Meta) -> Iterator[Backbone]:
+    """The named backbones from which this model descends, by name or by the place they load from."""
+    known = set(origins(name, meta))
     for backbone in BACKBONES.values():
-        hub = f"hf-hub:{backbone.repository}"
-        if {backbone.name, backbone.source, hub} & set(origins):
+        if {backbone.name, backbone.source, f"hf-hub:{backbone.repository}"} & known:
             yield backbone

@@ -1,4 +1,4 @@
-"""`models:/NAME@ALIAS`: the checkpoint that `his2lip models promote` put into MLflow's registry."""
+"""`models:/NAME@ALIAS`: checkpoints that `his2lip models promote` put into MLflow's registry."""
 
 from __future__ import annotations
 
@@ -13,17 +13,31 @@ from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.models.provenance import META, is_checkpoint, read_meta
 from his2lip.resources import sqlite_file, store_uri
 
-SCHEME = "models:/"
-CHECKPOINT = "checkpoint"  # the artifact's name inside the MLflow model
-_INSIDE = f"artifacts/{CHECKPOINT}"  # where MLflow puts an artifact of that name
-_FORM = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)")
+CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
+
+_SCHEME = "models:/"
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(@[^/@]+|/\d+)")
 _FIX = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another store"
 
 
-def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
-    """A copy of the checkpoint that `uri` names, inside `folder`, named by what it says of itself.
+def is_registered(name: str) -> bool:
+    """Whether a model's name has the scheme of MLflow's registry."""
+    return name.startswith(_SCHEME)
 
-    Raises ModelError where MLflow has no such model, CheckpointError where it is none of ours.
+
+def registered_name(uri: str) -> str:
+    """NAME of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises ModelError for another form."""
+    found = _URI.fullmatch(uri)
+    if found is None:
+        fix = "write models:/NAME@ALIAS or models:/NAME/3"
+        raise ModelError(f"'{uri}' does not name a registered model", key=uri, fix=fix)
+    return found["name"]
+
+
+def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
+    """A copy of the checkpoint at `uri`, inside `folder`, named by the digest of its provenance.
+
+    Raises ModelError where MLflow has no such model, CheckpointError where that model has no checkpoint.
     """
     with _scratch(folder) as scratch:
         identity = digest(read_meta(_download(uri, META, scratch).parent))
@@ -35,18 +49,19 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
 
 
 def local_name(name: str, storage: str) -> str:
-    """What other processes load: of a registered model a copy of its checkpoint in `storage`, else `name`.
+    """The name by which other processes load a model: a registered one is copied into `storage` first.
 
-    Pins what an alias means now. A `storage` that is no folder leaves the fetching to each process.
+    An alias is thereby fixed to its present version. Where `storage` is not a local folder, each process
+    fetches the model itself.
     """
-    if not name.startswith(SCHEME) or "://" in storage:
+    if not is_registered(name) or "://" in storage:
         return name
     return str(fetch_checkpoint(name, Path(storage).absolute() / "registered"))
 
 
 def meta_of(name: str) -> dict[str, Any]:
-    """`his2lip.json` of the checkpoint that a model's name stands for; empty for one that is none of ours."""
-    if name.startswith(SCHEME):
+    """`his2lip.json` of the checkpoint behind a model's name; empty for a model without that file."""
+    if is_registered(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
     folder = name.removeprefix("local-dir:")
@@ -59,25 +74,25 @@ def _scratch(folder: str | Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _download(uri: str, path: str, scratch: str) -> Path:
-    """A file of the checkpoint inside a registered model, or all of it for an empty `path`."""
-    if not _FORM.fullmatch(uri):
-        raise ModelError(
-            f"'{uri}' names no registered model", fix="write models:/NAME@ALIAS or models:/NAME/3"
-        )
+    """A file of the checkpoint inside a registered model, or the whole checkpoint for an empty `path`."""
+    registered_name(uri)
     store = store_uri()
     file = sqlite_file(store)
     if file is not None and not file.is_file():
-        raise ModelError(f"'{uri}' is in MLflow, and there is no MLflow store here", where=store, fix=_FIX)
+        what = f"'{uri}' is in MLflow, and there is no MLflow store here"
+        raise ModelError(what, where=store, key=uri, fix=_FIX)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
-    # An alias is looked up in MLflow's current store, whichever one the call below is given.
+    # An alias is looked up in MLflow's current store, whichever store the call below is given.
     mlflow.set_tracking_uri(store)
-    inside = f"{uri}/{_INSIDE}/{path}".rstrip("/")
+    inside = f"{uri}/artifacts/{CHECKPOINT_ARTIFACT}/{path}".rstrip("/")
     try:
         return Path(mlflow.artifacts.download_artifacts(inside, dst_path=scratch))
     except mlflow.exceptions.MlflowException as error:
-        raise ModelError(f"MLflow has no such model: {first_line(error)}", where=uri, fix=_FIX) from error
+        what = f"MLflow has no such model: {first_line(error)}"
+        raise ModelError(what, where=uri, key=uri, fix=_FIX) from error
     except OSError:
-        raise CheckpointError("this registered model carries no his2lip checkpoint", where=uri) from None
+        what = "this registered model contains no his2lip checkpoint"
+        raise CheckpointError(what, where=uri, key=CHECKPOINT_ARTIFACT) from None

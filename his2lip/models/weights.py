@@ -1,4 +1,4 @@
-"""Files that others publish: tensors alone are read from them, and their names and shapes are checked."""
+"""Weight files: only tensors are read from them, and their names and shapes are checked against a model."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from his2lip.errors import CheckpointError
 
-_NAMED = 3  # how many tensor names an error lists
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict
+Tensors = dict[str, torch.Tensor]
+
+_LISTED = 3  # tensor names that an error lists
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # keys under which training scripts store a state dict
 
 
-def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path) -> Tensors:
     """The state dict in a `.safetensors`, `.pt`, `.pth` or `.bin` file, on the CPU.
 
-    Pickle files are opened with `weights_only=True`: one that holds anything but tensors and plain containers
-    is refused, and nothing in it runs. A wrapping `state_dict` key and a `module.` prefix are removed.
+    Pickle files are opened with `weights_only=True`: a file with anything but tensors and plain containers is
+    refused, and nothing in it runs. A wrapping `state_dict` key and a `module.` prefix are removed. Raises
+    CheckpointError for a file that is absent, damaged, or no state dict.
     """
     path = Path(path)
     try:
         tree = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except (FileNotFoundError, IsADirectoryError):
-        raise CheckpointError("this weight file does not exist", where=path) from None
+        raise CheckpointError("this weight file does not exist", where=path, key=path.name) from None
     except pickle.UnpicklingError:
         what = "this file holds more than tensors (a pickle can run any program) and was not opened"
         fix = "ask its authors for safetensors, or for a file saved from model.state_dict()"
-        raise CheckpointError(what, where=path, fix=fix) from None
+        raise CheckpointError(what, where=path, key="pickle", fix=fix) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         what = f"this weight file cannot be read: {reason}"
@@ -40,22 +48,36 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return _state_dict(tree, path)
 
 
+def load_weights(clip: nn.Module, state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:
+    """Loads `state` into `clip`. Raises CheckpointError for a missing, extra or misshapen tensor."""
+    check_tensors(state, {name: tuple(t.shape) for name, t in clip.state_dict().items()}, where=where)
+    clip.load_state_dict(state)
+
+
 def check_tensors(
-    found: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...] | None], *, where: str | Path
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, tuple[int, ...] | None],
+    *,
+    where: str | Path,
 ) -> None:
-    """Refuses, by name, tensors that are missing, unknown or of another shape than `wanted` (None: any)."""
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, not {shape}"
-        for name, shape in wanted.items()
+    """Raises CheckpointError unless `found` has exactly the names and shapes of `expected` (None: any shape).
+
+    The error's key is the first tensor at fault.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    misshapen = {
+        name: f"{name} is {tuple(found[name].shape)}, not {shape}"
+        for name, shape in expected.items()
         if shape is not None and name in found and tuple(found[name].shape) != tuple(shape)
-    ]
-    problems = {"lacks": missing, "has unknown tensors": extra, "has misshapen tensors": shapes}
-    for problem, names in problems.items():
+    }
+    for problem, names in (("lacks", missing), ("has unknown tensors", extra)):
         if names:
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            raise CheckpointError(f"the checkpoint {problem}: {', '.join(names[:_NAMED])}{more}", where=where)
+            raise _tensors_refused(problem, names, names[0], where)
+    if misshapen:
+        raise _tensors_refused(
+            "has misshapen tensors", list(misshapen.values()), next(iter(misshapen)), where
+        )
 
 
 def file_digest(path: str | Path) -> str:
@@ -64,15 +86,21 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _tensors_refused(problem: str, descriptions: list[str], key: str, where: str | Path) -> CheckpointError:
+    more = f" and {len(descriptions) - _LISTED} more" if len(descriptions) > _LISTED else ""
+    what = f"the checkpoint {problem}: {', '.join(descriptions[:_LISTED])}{more}"
+    return CheckpointError(what, where=where, key=key)
+
+
 def _unpickle(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _state_dict(tree: Any, path: Path) -> dict[str, torch.Tensor]:
+def _state_dict(tree: Any, path: Path) -> Tensors:
     for wrapper in _WRAPPERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
     if not isinstance(tree, Mapping) or not all(isinstance(v, torch.Tensor) for v in tree.values()):
-        raise CheckpointError("this file holds no state dict (names with a tensor each)", where=path)
+        raise CheckpointError("this file has no state dict (a tensor for each name)", where=path)
     prefixed = bool(tree) and all(name.startswith("module.") for name in tree)
     return {name.removeprefix("module.") if prefixed else name: tensor for name, tensor in tree.items()}

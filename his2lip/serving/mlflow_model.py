@@ -23,7 +23,7 @@ import his2lip
 from his2lip.data.images import decode
 from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
 from his2lip.evaluation import list_prompts
-from his2lip.models import CHECKPOINT
+from his2lip.models import CHECKPOINT_ARTIFACT
 from his2lip.serving.classifier import Answer, Classifier, ask, load_for_use
 
 MAX_IMAGES = 64  # in one request
@@ -50,7 +50,7 @@ def model_files(checkpoint: str | Path) -> dict[str, Any]:
     """
     return {
         "python_model": str(Path(__file__).with_name("model_code.py")),
-        "artifacts": {CHECKPOINT: str(checkpoint)},
+        "artifacts": {CHECKPOINT_ARTIFACT: str(checkpoint)},
         "signature": SIGNATURE,
         "pip_requirements": [f"his2lip=={his2lip.__version__}"],
     }
@@ -61,7 +61,7 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads the checkpoint among the artifacts; nothing is fetched."""
-        model = load_for_use(context.artifacts[CHECKPOINT])
+        model = load_for_use(context.artifacts[CHECKPOINT_ARTIFACT])
 
         @lru_cache(maxsize=32)
         def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:

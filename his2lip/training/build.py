@@ -16,15 +16,13 @@ from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.models import (
     RELEASED_PREPROCESS,
     DualEncoder,
+    FineTuning,
     Precision,
     ResumeState,
-    add_heads,
-    add_lora,
-    began_as,
-    freeze,
     load_model,
     meta_of,
-    recompute_blocks,
+    origins,
+    prepare_finetuning,
     save_checkpoint,
     set_image_size,
 )
@@ -54,20 +52,21 @@ def build_model(
         model.preprocess = replace(RELEASED_PREPROCESS, size=model.preprocess.size)
     if config.model.image_size is not None:
         set_image_size(model, config.model.image_size)
-    _choose_what_learns(model, config)
+    prepare_finetuning(model, _fine_tuning(config))
     return model.to(device)
 
 
-def _choose_what_learns(model: DualEncoder, config: TrainConfig) -> None:
-    """The `finetune` section; heads come last, for they learn whatever else is frozen."""
-    chosen = config.finetune
-    freeze(model, image=chosen.freeze == "image", text=chosen.freeze == "text")
-    if chosen.lora is not None:
-        add_lora(model, rank=chosen.lora.rank, alpha=chosen.lora.alpha, seed=config.seed)
-    if chosen.projection == "released":
-        add_heads(model, seed=config.seed)
-    if chosen.gradient_checkpointing:
-        recompute_blocks(model)
+def _fine_tuning(config: TrainConfig) -> FineTuning:
+    """The `finetune` section of a configuration."""
+    chosen, lora = config.finetune, config.finetune.lora
+    return FineTuning(
+        freeze=None if chosen.freeze == "none" else chosen.freeze,
+        lora_rank=None if lora is None else lora.rank,
+        lora_alpha=None if lora is None else lora.alpha,
+        heads=chosen.projection == "released",
+        recompute=chosen.gradient_checkpointing,
+        seed=config.seed,
+    )
 
 
 def _precision(asked: str, device: torch.device) -> Precision:
@@ -130,6 +129,6 @@ def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str
         "captions_digest": bank.digest,
         "patch": patch_scale(shards, config.data.split),
         "terms": terms_of_run(config, shards).to_json(),
-        "began_as": began_as(start, meta_of(start)),
+        "began_as": origins(start, meta_of(start)),
         "code_version": code_version(),
     }

@@ -13,14 +13,7 @@ from torch import nn
 from his2lip.data.stream import Batch
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss import MAX_LOG_SCALE
-from his2lip.models import (
-    ResumeState,
-    optimizer_state,
-    restore_optimizer,
-    restore_unmerged,
-    train_mode,
-    unmerged_state,
-)
+from his2lip.models import ResumeState
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -117,8 +110,7 @@ class _Run:
 
     def restore(self, resume: ResumeState) -> State:
         """Puts back what the model's own checkpoint lacks; CheckpointError where that does not fit."""
-        restore_unmerged(self.model, resume.model)
-        restore_optimizer(self.optimizer, self.parts, resume.optimizer)
+        resume.restore(self.model, self.optimizer, self.parts)
         own = {name: torch.tensor(value) for name, value in resume.extra["loss"].items()}
         self.loss.load_state_dict(own)
         return State.from_json(resume.extra["run"])
@@ -148,7 +140,7 @@ class _Run:
 
     def train_step(self, batch: Batch) -> LossOutput:
         """One step of AdamW on the global batch of which `batch` is this rank's share; the loss's output."""
-        train_mode(self.model)
+        self.model.train()
         outputs: list[LossOutput] = []
 
         def objective(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
@@ -213,12 +205,8 @@ class _Run:
         if self.save is not None and self.rank == 0:
             # A float32 scalar survives as a JSON number.
             of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
-            saved = ResumeState(
-                step=state.step,
-                optimizer=optimizer_state(self.optimizer, self.parts),
-                model=unmerged_state(self.model),
-                extra={"run": state.to_json(), "loss": of_loss},
-            )
+            extra = {"run": state.to_json(), "loss": of_loss}
+            saved = ResumeState.capture(self.model, self.optimizer, self.parts, step=state.step, extra=extra)
             self.save(self.model, saved, metrics, best)
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:

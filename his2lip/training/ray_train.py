@@ -259,7 +259,7 @@ def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.Scali
 
 def _work(sent: Mapping[str, bytes]) -> None:
     """One worker: builds its own share of everything, and goes on from `last` where there is one."""
-    from his2lip.models import load_resume, settled
+    from his2lip.models import load_resume
     from his2lip.training import build
     from his2lip.training.loop import fit
     from his2lip.training.source import StreamSource
@@ -272,9 +272,8 @@ def _work(sent: Mapping[str, bytes]) -> None:
     device = ray.train.torch.get_device()
     build.prepare_process(config, device)
     config, shards, bank = assemble.open_data(config)
-    last = settled(run.last)
-    saved = load_resume(last)
-    model = build.build_model(config, device, source=last if saved else None)
+    saved = load_resume(run.last)
+    model = build.build_model(config, device, source=run.last if saved else None)
 
     def report(progress: Progress) -> bool:
         if rank == 0:

@@ -44,10 +44,10 @@ from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid import GridResult, run_grid
 from his2lip.evaluation.protocols import view_of
-from his2lip.models.checkpoint import ResumeState, load_resume
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
+from his2lip.models.resume import ResumeState, load_resume
 from his2lip.serving.calibration import calibrate, calibrated
 from his2lip.serving.classifier import Question, ask
 from his2lip.synthetic.layouts import layout_names, write_layout

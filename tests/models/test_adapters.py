@@ -1,4 +1,4 @@
-"""Adapters train little, heads learn beside projections, and both fold into open_clip's names."""
+"""Adapters and heads: what they train, and that they fold into the tensors that open_clip knows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from model_factory import CAPTIONS, dual, hf_dual, native_config
 
 from his2lip.errors import CheckpointError, ConfigError
+from his2lip.models.adapters import add_heads, add_lora, merge, unmerged_state
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import add_heads, add_lora, freeze, merge, restore_unmerged, unmerged_state
+from his2lip.models.finetune import freeze
 from his2lip.models.load import load_model
+from his2lip.models.resume import restore_unmerged
 
 
 def features(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +33,7 @@ def train_a_step(model: DualEncoder) -> None:
     optimizer.step()
 
 
-def test_adapters_change_nothing_at_first_train_little_and_merge_into_open_clips_names(
+def test_adapters_start_neutral_train_few_parameters_and_merge_into_open_clips_tensors(
     tmp_path: Path,
 ) -> None:
     model, plain = dual().eval(), dual().eval()
@@ -67,7 +69,7 @@ def test_every_adapter_of_both_towers_trains(kind: str, tmp_path: Path) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for _, p in adapters)
 
 
-def test_adapters_weigh_alpha_over_rank() -> None:
+def test_the_change_by_adapters_is_proportional_to_alpha_over_rank() -> None:
     changes = []
     for alpha in (None, 2.0, 8.0):
         model = dual()
@@ -83,24 +85,32 @@ def test_adapters_weigh_alpha_over_rank() -> None:
 
 def test_a_frozen_tower_takes_no_adapters() -> None:
     model = dual()
-    freeze(model, text=True)
+    freeze(model, "text")
     add_lora(model, rank=2)
     learning = [n for n, p in model.clip.named_parameters() if p.requires_grad and n != "logit_scale"]
     assert learning
     assert all(n.startswith("visual.") for n in learning)
 
 
-def test_adapters_that_cannot_be_are_one_sentence_each() -> None:
-    with pytest.raises(ConfigError, match="rank"):
-        add_lora(dual(), rank=0)
-    with pytest.raises(ConfigError, match="alpha"):
-        add_lora(dual(), rank=2, alpha=0)
-    with pytest.raises(ConfigError, match=r"the image tower of 'tiny' has no transformer.*freeze=image"):
-        add_lora(load_model("tiny"), rank=2)
+@pytest.mark.parametrize(
+    ("name", "rank", "alpha", "key"),
+    [
+        ("ViT", 0, None, "finetune.lora.rank"),
+        ("ViT", 2, 0, "finetune.lora.alpha"),
+        ("tiny", 2, None, "finetune.lora"),  # its image tower has no transformer block
+    ],
+)
+def test_adapters_of_senseless_size_or_without_a_block_are_refused(
+    name: str, rank: int, alpha: float | None, key: str
+) -> None:
+    model = load_model("tiny") if name == "tiny" else dual()
+    with pytest.raises(ConfigError) as refused:
+        add_lora(model, rank=rank, alpha=alpha)
+    assert refused.value.key == key
 
 
 @pytest.mark.parametrize("kind", ["native", "custom", "biomedclip", "tiny"])
-def test_heads_are_a_linear_map_of_the_features_and_fold_into_open_clips_names(
+def test_heads_are_a_linear_map_of_the_features_and_fold_into_open_clips_tensors(
     kind: str, tmp_path: Path
 ) -> None:
     def make() -> DualEncoder:
@@ -121,15 +131,15 @@ def test_heads_are_a_linear_map_of_the_features_and_fold_into_open_clips_names(
         torch.testing.assert_close(again, before)
 
 
-def test_heads_learn_over_a_frozen_tower() -> None:
+def test_heads_after_a_frozen_tower_are_trained() -> None:
     model = dual()
-    freeze(model, image=True)
+    freeze(model, "image")
     add_heads(model)
     learning = [n for n, p in model.clip.named_parameters() if p.requires_grad and n.startswith("visual.")]
     assert learning == ["visual.parametrizations.proj.0.head"]
 
 
-def test_unmerged_state_comes_back_to_the_bit_over_merged_weights() -> None:
+def test_adapters_and_heads_are_restored_exactly_over_merged_weights() -> None:
     model = dual()
     add_lora(model, rank=2)
     add_heads(model)
@@ -150,8 +160,9 @@ def plain_of(model: DualEncoder) -> dict[str, torch.Tensor]:
     return plain_state(model.clip)
 
 
-def test_unmerged_state_of_another_way_of_fine_tuning_is_refused() -> None:
+def test_the_state_of_another_finetune_section_is_refused() -> None:
     model, adapted = dual(), dual()
     add_lora(adapted, rank=2)
-    with pytest.raises(CheckpointError, match=r"finetune section disagree on '.*parametrizations"):
+    with pytest.raises(CheckpointError) as refused:
         restore_unmerged(model, unmerged_state(adapted))
+    assert refused.value.key in unmerged_state(adapted)

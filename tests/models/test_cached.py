@@ -1,4 +1,4 @@
-"""What is in the caches of this machine is found under the names that load it, without a connection."""
+"""Models in the Hugging Face cache are listed by the names that load them, without a connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from his2lip.models.catalogue import cached_backbones, cached_models
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine that has fetched nothing yet."""
+    """A machine with an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     return tmp_path
 
@@ -30,7 +30,7 @@ def fetched(home: Path, repository: str, monkeypatch: pytest.MonkeyPatch, **file
     return next((home / "hf" / f"models--{repository.replace('/', '--')}" / "snapshots").iterdir())
 
 
-def test_a_machine_that_fetched_nothing_has_tiny_alone() -> None:
+def test_an_empty_cache_has_only_tiny() -> None:
     assert cached_backbones() == {"tiny"}
     assert cached_models() == []
 
@@ -42,7 +42,9 @@ def test_a_named_backbone_is_here_once_its_weights_are(home: Path, monkeypatch: 
     assert cached_models() == []
 
 
-def test_others_go_by_the_name_that_loads_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_models_are_listed_by_the_name_that_loads_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = {"open_clip_config.json": "{}", "open_clip_model.safetensors": "weights"}
     fetched(home, "org/quilt", monkeypatch, **layout)
     clip = {"config.json": json.dumps({"model_type": "clip"}), "pytorch_model.bin": "weights"}
@@ -59,7 +61,9 @@ def test_others_go_by_the_name_that_loads_them(home: Path, monkeypatch: pytest.M
     assert found == {}
 
 
-def test_the_list_says_what_is_here_and_whose_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_list_shows_which_weights_are_here_and_their_licence(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/none.db")
     fetched(home, "vinid/plip", monkeypatch, **{"model.safetensors": "weights"})
     lines = CliRunner().invoke(app, ["models", "list"], catch_exceptions=False).output.splitlines()

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were, open_clip alone reads them, and broken ones are refused by name."""
+"""Checkpoints: exact round trips, loading by open_clip without his2lip, and refusal of damaged ones."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
 
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models.architecture import build_clip, build_tokenizer
-from his2lip.models.checkpoint import (
-    ResumeState,
-    load_resume,
-    optimizer_state,
-    restore_optimizer,
-    save_checkpoint,
-)
+from his2lip.models.architecture import build_clip
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import former, read_meta, settled
+from his2lip.models.provenance import current_folder, previous_folder, read_meta
+from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
+from his2lip.models.tokenizer import build_tokenizer
 
 
 def dual(config: dict, *, size: int = 32, tokenizer: Path | None = None, seed: int = 1) -> DualEncoder:
@@ -54,7 +50,7 @@ def features(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
         return model(images, model.tokenize(CAPTIONS[:2]))
 
 
-def test_a_checkpoint_comes_back_as_the_very_same_model(saved: Path) -> None:
+def test_a_loaded_checkpoint_is_exactly_the_saved_model(saved: Path) -> None:
     model, again = dual(native_config()), load_model(saved)
     assert again.tensor_digest() == model.tensor_digest()
     assert again.config_digest() == model.config_digest()
@@ -66,7 +62,7 @@ def test_a_checkpoint_comes_back_as_the_very_same_model(saved: Path) -> None:
     assert meta["tensor_digest"] == model.tensor_digest()
 
 
-def test_a_hugging_face_text_tower_comes_back_offline_without_its_first_folder(tmp_path: Path) -> None:
+def test_a_hugging_face_text_tower_loads_offline_without_its_original_folder(tmp_path: Path) -> None:
     source = wordpiece_folder(tmp_path / "hub")
     model = dual(hf_config(source), size=160, tokenizer=source)
     folder = save_checkpoint(tmp_path / "checkpoint", model, meta={})
@@ -76,7 +72,7 @@ def test_a_hugging_face_text_tower_comes_back_offline_without_its_first_folder(t
     assert all(torch.equal(a, b) for a, b in zip(expected, features(again), strict=True))
 
 
-def test_open_clip_alone_loads_it_and_preprocesses_alike(tmp_path: Path) -> None:
+def test_open_clip_without_his2lip_gives_the_same_pixels_and_features(tmp_path: Path) -> None:
     model = load_model("tiny", seed=5)
     folder = save_checkpoint(tmp_path / "ck", model, meta={}, resume=ResumeState(step=1, optimizer={}))
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
@@ -103,21 +99,22 @@ assert not any(name.startswith("his2lip") for name in sys.modules)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "key"),
     [
-        (lambda t: t.pop("visual.proj"), "lacks: visual.proj"),
-        (lambda t: t.update(extra=torch.zeros(1)), "has unknown tensors: extra"),
-        (lambda t: t.update({"visual.proj": torch.zeros(3, 2)}), r"visual.proj is \(3, 2\), not \(64, 32\)"),
-        (lambda t: t.update({"visual.proj": t["visual.proj"] + 1}), "not the ones"),
+        (lambda t: t.pop("visual.proj"), "visual.proj"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra"),
+        (lambda t: t.update({"visual.proj": torch.zeros(3, 2)}), "visual.proj"),
+        (lambda t: t.update({"visual.proj": t["visual.proj"] + 1}), "tensor_digest"),
     ],
     ids=["missing", "extra", "misshapen", "other"],
 )
-def test_foreign_tensors_are_refused_by_name(saved: Path, change: object, said: str) -> None:
+def test_tensors_of_another_model_are_refused_by_name(saved: Path, change: object, key: str) -> None:
     tensors = load_file(saved / "model.safetensors")
     change(tensors)  # type: ignore[operator]
     save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError) as refused:
         load_model(saved)
+    assert (refused.value.key, refused.value.where) == (key, saved / "model.safetensors")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
@@ -125,60 +122,65 @@ def test_truncated_weights_are_refused(saved: Path, share: float) -> None:
     weights = saved / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError) as refused:
         load_model(saved)
+    assert refused.value.where == weights
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "open_clip_config.json"])
 def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     (saved / name).unlink()
-    with pytest.raises(CheckpointError, match=r"no weights|open_clip_config.json"):
+    with pytest.raises(CheckpointError) as refused:
         load_model(saved)
+    assert refused.value.key == name
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
-def test_broken_provenance_is_refused(saved: Path, text: str) -> None:
+def test_damaged_provenance_is_refused(saved: Path, text: str) -> None:
     (saved / "his2lip.json").write_text(text)
     with pytest.raises(CheckpointError):
         load_model(saved)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "key"),
     [
-        ({"model_cfg": None}, "KeyError"),
-        ({"preprocess_cfg": {"colour": 1}}, "colour"),
-        ({"preprocess_cfg": []}, "cannot be used"),
-        ({"model_cfg": {"embed_dim": 32}}, "two towers"),
-        ({"model_cfg": {"embed_dim": 32, "text_cfg": {}, "vision_cfg": {"patch": 1}}}, "cannot build"),
+        ({"model_cfg": None}, "open_clip_config.json"),
+        ({"preprocess_cfg": {"colour": 1}}, "open_clip_config.json"),
+        ({"preprocess_cfg": []}, "open_clip_config.json"),
+        ({"model_cfg": {"embed_dim": 32}}, "text_cfg"),
+        ({"model_cfg": {"embed_dim": 32, "text_cfg": {}, "vision_cfg": {"patch": 1}}}, "model_cfg"),
     ],
 )
-def test_a_broken_configuration_is_refused(saved: Path, change: dict, said: str) -> None:
+def test_a_damaged_configuration_is_refused(saved: Path, change: dict, key: str) -> None:
     path = saved / "open_clip_config.json"
     tree = json.loads(path.read_text()) | change
     path.write_text(json.dumps({key: value for key, value in tree.items() if value is not None}))
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError) as refused:
         load_model(saved)
+    assert (refused.value.key, refused.value.where) == (key, saved)
 
 
 def test_provenance_without_a_tensor_digest_is_refused(saved: Path) -> None:
     (saved / "his2lip.json").write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match="not the ones"):
+    with pytest.raises(CheckpointError) as refused:
         load_model(saved)
+    assert refused.value.key == "tensor_digest"
 
 
 def test_an_empty_directory_is_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError) as refused:
         load_model(tmp_path)
+    assert refused.value.where == tmp_path
 
 
-def test_saving_replaces_what_stood_there_and_leaves_nothing_else(saved: Path) -> None:
+def test_saving_replaces_an_existing_checkpoint_and_leaves_no_other_file(saved: Path) -> None:
     save_checkpoint(saved, dual(native_config(), seed=2), meta={"step": 8})
     assert read_meta(saved)["step"] == 8
     assert [p.name for p in saved.parent.iterdir()] == ["best"]
 
 
-def test_a_failed_save_leaves_the_former_checkpoint(saved: Path) -> None:
+def test_a_failed_save_leaves_the_previous_checkpoint(saved: Path) -> None:
     with pytest.raises(TypeError):
         save_checkpoint(saved, dual(native_config(), seed=2), meta={"step": object()})
     assert read_meta(saved)["step"] == 7
@@ -186,13 +188,13 @@ def test_a_failed_save_leaves_the_former_checkpoint(saved: Path) -> None:
 
 
 def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> None:
-    saved.rename(former(saved))
+    saved.rename(previous_folder(saved))
     assert read_meta(saved)["step"] == 7
     assert load_model(saved).similarity == "dot"
-    assert read_meta(settled(saved))["step"] == 7  # where a run goes on from
+    assert read_meta(current_folder(saved))["step"] == 7  # from where a run resumes
 
 
-def test_a_resumed_optimizer_goes_on_exactly_whatever_the_order_of_its_parameters(tmp_path: Path) -> None:
+def test_a_restored_optimizer_continues_exactly_whatever_the_order_of_its_parameters(tmp_path: Path) -> None:
     model = dual(native_config())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
     one_step(model, optimizer)
@@ -209,27 +211,30 @@ def test_a_resumed_optimizer_goes_on_exactly_whatever_the_order_of_its_parameter
     assert (resume.step, resume.model, resume.extra) == (1, {}, {"best": 0.5})
 
 
-def test_an_optimizers_state_of_another_model_is_refused_by_the_name_of_a_parameter() -> None:
+def test_an_optimizer_state_of_another_model_is_refused_with_the_parameters_name() -> None:
     model = dual(native_config())
     optimizer = torch.optim.AdamW(model.parameters())
     one_step(model, optimizer)
     saved = optimizer_state(optimizer, model)
-    with pytest.raises(CheckpointError, match="another model, which has 'elsewhere'"):
+    with pytest.raises(CheckpointError) as refused:
         restore_optimizer(optimizer, model, saved | {"elsewhere": saved["clip.visual.proj"]})
-    with pytest.raises(CheckpointError, match=r"'clip.visual.proj' have another shape.*--fresh"):
+    assert refused.value.key == "elsewhere"
+    with pytest.raises(CheckpointError) as refused:
         restore_optimizer(optimizer, model, saved | {"clip.visual.proj": saved["clip.visual.conv1.weight"]})
+    assert refused.value.key == "clip.visual.proj"
 
 
-def test_a_checkpoint_without_resume_says_so_with_none(saved: Path) -> None:
+def test_a_checkpoint_without_a_state_to_resume_from_gives_none(saved: Path) -> None:
     assert load_resume(saved) is None
 
 
-def test_a_broken_resume_state_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_resume_state_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "last"
     save_checkpoint(folder, dual(native_config()), meta={}, resume=ResumeState(step=1, optimizer={}))
     (folder / "resume" / "state.json").write_text(json.dumps({"step": 1}))
-    with pytest.raises(CheckpointError, match="go on from"):
+    with pytest.raises(CheckpointError) as refused:
         load_resume(folder)
+    assert refused.value.where == folder / "resume"
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Frozen towers stay, layers near the top learn faster, recomputed blocks keep less and change nothing."""
+"""Frozen towers do not change, lower layers have lower rates, recomputed blocks give the same gradient."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from model_factory import CAPTIONS, dual, hf_dual, native_config
 
 from his2lip.errors import ConfigError
-from his2lip.models.encoder import DualEncoder, heights
-from his2lip.models.finetune import add_lora, freeze, parameter_groups, recompute_blocks, train_mode
+from his2lip.models.adapters import add_lora
+from his2lip.models.encoder import DualEncoder
+from his2lip.models.finetune import freeze, layers_below_top, parameter_groups, recompute_blocks
 from his2lip.models.load import load_model
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -29,9 +30,9 @@ def train_a_step(model: DualEncoder) -> None:
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_frozen_towers_features_stay_while_the_other_learns(tower: str) -> None:
+def test_a_frozen_towers_features_stay_while_the_others_change(tower: str) -> None:
     model = dual()
-    freeze(model, **{tower: True})
+    freeze(model, tower)
     before = dict(zip(("image", "text"), features(model), strict=True))
     train_a_step(model)
     after = dict(zip(("image", "text"), features(model), strict=True))
@@ -40,20 +41,20 @@ def test_a_frozen_towers_features_stay_while_the_other_learns(tower: str) -> Non
     assert not torch.allclose(before[other], after[other])
 
 
-def test_frozen_parts_keep_their_batch_statistics_and_drop_nothing() -> None:
+def test_training_mode_leaves_the_batch_statistics_of_frozen_parts() -> None:
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 32}
     model = dual(native_config() | {"vision_cfg": vision})
-    train_mode(model)
+    model.train()
     assert model.clip.visual.training
-    freeze(model, image=True)
-    train_mode(model)
+    freeze(model, "image")
+    model.train()
     before = model.clip.visual.bn1.running_mean.clone()
     model.encode_image(IMAGES)
     assert torch.equal(model.clip.visual.bn1.running_mean, before)
     assert model.clip.transformer.training
 
 
-def test_layer_decay_slows_what_is_deep_below() -> None:
+def test_layer_decay_lowers_the_rate_of_lower_layers() -> None:
     model = dual()
     groups = parameter_groups(model, weight_decay=0.1, layer_decay=0.5)
     rate = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
@@ -76,8 +77,8 @@ def test_layer_decay_slows_what_is_deep_below() -> None:
     assert all(g["weight_decay"] == (0.1 if g["params"][0].ndim >= 2 else 0) for g in groups)
 
 
-def test_heights_of_a_biomedclip_type_count_patch_embeddings_as_the_bottom(tmp_path: Path) -> None:
-    found = heights(hf_dual(tmp_path).clip)
+def test_patch_embeddings_of_a_biomedclip_type_are_the_lowest_layer(tmp_path: Path) -> None:
+    found = layers_below_top(hf_dual(tmp_path).clip)
     last = max(int(name.split(".")[3]) for name in found if name.startswith("visual.trunk.blocks."))
     assert found["visual.trunk.patch_embed.proj.weight"] == last + 2
     assert found[f"visual.trunk.blocks.{last}.mlp.fc1.weight"] == 1
@@ -85,15 +86,16 @@ def test_heights_of_a_biomedclip_type_count_patch_embeddings_as_the_bottom(tmp_p
     assert found["visual.head.proj.weight"] == found["text.proj.0.weight"] == 0
 
 
-def test_without_layer_decay_all_learn_alike() -> None:
+def test_without_layer_decay_all_rates_are_equal() -> None:
     groups = parameter_groups(load_model("tiny"), weight_decay=0.1)
     assert {(g["lr_scale"], g["weight_decay"]) for g in groups} == {(1.0, 0.0), (1.0, 0.1)}
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
 def test_a_senseless_layer_decay_is_refused(decay: float) -> None:
-    with pytest.raises(ConfigError, match="layer_decay"):
+    with pytest.raises(ConfigError) as refused:
         parameter_groups(dual(), weight_decay=0.0, layer_decay=decay)
+    assert refused.value.key == "finetune.layer_decay"
 
 
 def step_with_dropout(model: DualEncoder) -> tuple[int, dict[str, torch.Tensor]]:
@@ -105,7 +107,7 @@ def step_with_dropout(model: DualEncoder) -> tuple[int, dict[str, torch.Tensor]]
         return tensor
 
     torch.manual_seed(0)
-    train_mode(model)
+    model.train()
     images = torch.randn(6, 3, *model.preprocess.size)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         image, text = model(images, model.tokenize(CAPTIONS * 2))

@@ -10,9 +10,10 @@ import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from torch import nn
 
-from his2lip.models.architecture import build_clip, build_tokenizer
-from his2lip.models.encoder import DualEncoder, own_length, runs_at_own_length
+from his2lip.models.architecture import build_clip
+from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.tokenizer import build_tokenizer, own_length, runs_at_own_length
 
 
 def dual(config: dict, tokenizer_source: Path | None = None) -> DualEncoder:

@@ -13,9 +13,9 @@ from training_data import write_small_shards
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
 from his2lip.models.architecture import TINY_PREPROCESS
-from his2lip.models.checkpoint import load_resume
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
+from his2lip.models.resume import load_resume
 from his2lip.training.build import build_loss, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, fit

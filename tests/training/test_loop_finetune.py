@@ -11,11 +11,12 @@ from model_factory import dual
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.models.checkpoint import ResumeState, load_resume, save_checkpoint
+from his2lip.models.adapters import merge
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
-from his2lip.models.finetune import merge
 from his2lip.models.load import load_model
-from his2lip.models.provenance import conditions, read_meta
+from his2lip.models.provenance import read_meta, terms_of_use
+from his2lip.models.resume import ResumeState, load_resume
 from his2lip.training.build import best_writer, build_loss, build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
@@ -170,5 +171,5 @@ def test_the_licence_of_the_first_weights_lasts_through_a_checkpoint(shards: str
     config = make(shards, str(start), {})
     save = best_writer(RunDir(tmp_path / "run"), config, *open_data(config)[1:])
     save(dual(), ResumeState(step=1, optimizer={}), {}, True)
-    said = conditions("tuned", read_meta(tmp_path / "run" / "best"))
-    assert "its weights began as 'plip', licence not stated by its authors" in said
+    said = terms_of_use("tuned", read_meta(tmp_path / "run" / "best"))
+    assert "its weights started from 'plip', licence not stated by its authors" in said

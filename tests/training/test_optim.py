@@ -18,7 +18,7 @@ from his2lip.training.optim import build_optimizer, learning_rate, set_learning_
 
 def test_norms_biases_and_scales_do_not_decay_and_what_is_frozen_is_left_out() -> None:
     model, loss = load_model("tiny"), build_loss(LossConfig(variant="released", terms="hard"))
-    freeze(model, text=True)
+    freeze(model, "text")
     groups = build_optimizer(model, loss, OptimConfig(weight_decay=0.1)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     names = {name: decay.get(id(p)) for name, p in model.clip.named_parameters()}

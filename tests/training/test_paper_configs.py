@@ -14,8 +14,8 @@ from model_factory import BIOMEDCLIP, hf_model, published_open_clip, published_p
 from his2lip import resources
 from his2lip.config import load
 from his2lip.data.captions import templates as caption_templates
-from his2lip.models.exchange import RELEASED_PREPROCESS
 from his2lip.models.load import load_model
+from his2lip.models.preprocess import RELEASED_PREPROCESS
 from his2lip.models.provenance import read_meta
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 from his2lip.training.config import TrainConfig

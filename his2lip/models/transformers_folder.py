@@ -1,0 +1,160 @@
+"""Folders as transformers saves a CLIPModel: read as a DualEncoder, and written from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from open_clip import CLIP
+from open_clip.transformer import VisionTransformer
+from torch import nn
+
+from his2lip.errors import CheckpointError, ModelError
+from his2lip.models.architecture import build_clip
+from his2lip.models.encoder import DualEncoder, Precision
+from his2lip.models.hf_clip import (
+    INDEX_BUFFERS,
+    open_clip_config,
+    rules,
+    to_open_clip,
+    to_transformers,
+    transformers_config,
+)
+from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import read_json
+from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.weights import check_tensors, read_tensors
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PROCESSOR = "preprocessor_config.json"
+_PIL_NUMBER = {"bilinear": 2, "bicubic": 3}
+_INTERPOLATION = {number: name for name, number in _PIL_NUMBER.items()}
+
+# The settings of open_clip's towers that CLIPModel can represent.
+_VISION_SETTINGS = {"image_size", "patch_size", "layers", "width", "head_width", "mlp_ratio"}
+_TEXT_SETTINGS = {
+    *("context_length", "vocab_size", "layers", "width", "heads", "mlp_ratio", "pool_type", "eos_id")
+}
+
+
+def from_transformers(folder: str | Path, *, name: str, precision: Precision = "fp32") -> DualEncoder:
+    """A CLIPModel (config.json, weights, preprocessor_config.json) such as PLIP, in evaluation mode.
+
+    Raises ModelError for a model of another type, CheckpointError for files that are absent or damaged.
+    """
+    folder = Path(folder)
+    weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
+    if weights is None:
+        what = "this directory has no weights"
+        raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=f"expected {_WEIGHTS[0]}")
+    config = open_clip_config(_clip_config(folder))
+    found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
+    clip = build_clip(config)
+    check_tensors(found, transformers_tensors(clip, config), where=weights)
+    clip.load_state_dict(to_open_clip(found, config))
+    return DualEncoder(
+        clip,
+        name=name,
+        config=config,
+        preprocess=_preprocess(folder, config["vision_cfg"]["image_size"]),
+        tokenizer=build_tokenizer(config),
+        precision=precision,
+    ).eval()
+
+
+def to_transformers_folder(model: DualEncoder, folder: str | Path, *, terms: Sequence[str] = ()) -> Path:
+    """Writes what `CLIPModel.from_pretrained(folder)` reads, and the image processor's settings.
+
+    terms   the terms of use for the folder's README.md, one sentence each
+
+    Raises ModelError where CLIPModel is a different network: towers other than open_clip's own ViT and causal
+    transformer, a tokenizer other than CLIP's, or settings that CLIPModel cannot represent. The tokenizer to
+    use there is `openai/clip-vit-base-patch32`, which gives the same ids.
+    """
+    _require_clip_model(model)
+    processor = _processor(model.preprocess)
+    from transformers import CLIPConfig, CLIPModel
+
+    network = CLIPModel(CLIPConfig(**transformers_config(model.config)))
+    network.load_state_dict(to_transformers(model.clip.state_dict(), model.config))
+    network.save_pretrained(folder)
+    (Path(folder) / _PROCESSOR).write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+    (Path(folder) / "README.md").write_text(_readme(model, terms), encoding="utf-8")
+    return Path(folder)
+
+
+def transformers_tensors(clip: nn.Module, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the transformers tensors from which `clip` is filled."""
+    state = clip.state_dict()
+    return {
+        name: rule.shape(state[rule.open_clip].shape) for rule in rules(config) for name in rule.transformers
+    }
+
+
+def _clip_config(folder: Path) -> dict[str, Any]:
+    """The folder's CLIPConfig, with transformers' defaults for settings that an old file leaves out."""
+    from transformers import CLIPConfig
+
+    tree = read_json(folder / "config.json")
+    if tree.get("model_type") != "clip":
+        what = f"this is a transformers model of type '{tree.get('model_type')}', not a CLIPModel"
+        raise ModelError(what, where=folder, key="model_type", fix="convert a folder of a CLIPModel")
+    return CLIPConfig(**tree).to_dict()
+
+
+def _preprocess(folder: Path, size: int) -> Preprocess:
+    """The folder's image processor: shortest edge and centre crop, or a squash to a fixed size."""
+    path = folder / _PROCESSOR
+    if not path.is_file():
+        return Preprocess.from_open_clip({"size": size})
+    tree = read_json(path)
+    config = {"size": size, "interpolation": _INTERPOLATION.get(tree.get("resample", 3), "bicubic")}
+    if not tree.get("do_center_crop", True) and "height" in tree.get("size", {}):
+        config["resize_mode"] = "squash"
+    return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
+
+
+def _readme(model: DualEncoder, terms: Sequence[str]) -> str:
+    """What transformers' files have no field for: comparison of features, digest of weights, terms."""
+    lines = [f"# {model.name}", "", f"Written by his2lip; weights sha256 {model.tensor_digest()}.", ""]
+    lines += [f"Compare image and text features by {model.similarity}.", "", "## Terms of use", ""]
+    return "\n".join([*lines, *(f"- {line}" for line in terms), ""])
+
+
+def _require_clip_model(model: DualEncoder) -> None:
+    """Raises ModelError, naming the settings, for a network that CLIPModel cannot represent."""
+    vision, text = model.config["vision_cfg"], model.config["text_cfg"]
+    native = isinstance(model.clip, CLIP) and isinstance(model.clip.visual, VisionTransformer)
+    unknown = sorted((set(vision) - _VISION_SETTINGS) | (set(text) - _TEXT_SETTINGS))
+    if not native or unknown or text.get("pool_type", "argmax") not in ("argmax", "eos"):
+        reason = f" ({', '.join(unknown)})" if unknown else ""
+        what = f"'{model.name}' is a network that transformers' CLIPModel cannot represent{reason}"
+        key = unknown[0] if unknown else "pool_type"
+        raise ModelError(what, key=key, fix="export it for open_clip, which can represent every model")
+
+
+def _processor(preprocess: Preprocess) -> dict[str, Any]:
+    """CLIPImageProcessor's settings; a squash is a resize to a fixed height and width without a crop."""
+    height, width = preprocess.size
+    squash = preprocess.resize_mode == "squash"
+    if preprocess.resize_mode == "longest" or (not squash and height != width):
+        mode = f"'{preprocess.resize_mode}' to {height} x {width}"
+        what = f"transformers' CLIPImageProcessor has no resize mode {mode}"
+        raise ModelError(what, key="resize_mode", fix="export it for open_clip")
+    fixed = {"height": height, "width": width}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": fixed if squash else {"shortest_edge": height},
+        "resample": _PIL_NUMBER[preprocess.interpolation],
+        "do_center_crop": not squash,
+        "crop_size": fixed,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "do_convert_rgb": True,
+    }
