@@ -142,7 +142,9 @@ def _show_licences(config: BenchmarkConfig) -> None:
 
 
 def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
-    """Each model as a logged model, each grid cell as the model's metrics on the dataset."""
+    """Each model as a logged model, the figures of each grid cell as the model's metrics on the dataset."""
+    from his2lip.evaluation import figures
+
     paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
     written = run.children()
     for cell in (c for c in result.cells if c.cell not in written):
@@ -153,7 +155,7 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
             dataset=cell.dataset,
             protocol=cell.protocol,
             digest=cell.split_sha256,
-            metrics={name: getattr(cell, name) for name in ("accuracy", "macro_f1", "balanced_accuracy")},
+            metrics=figures(cell),
             generated=cell.generated,
         )
 
@@ -169,7 +171,9 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
     for failure in result.failed:
         say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
-    say(f"{result.ran} cells scored now, {len(result.cells) - result.ran} were finished; "
+    for what in result.damaged:
+        say(f"damaged, made again: {what}")
+    say(f"{result.ran} grid cells scored now, {len(result.cells) - result.ran} were finished; "
         f"{result.counts.images} images embedded")  # fmt: skip
     if any(model.blend is not None for model in config.models):
         curve = page.with_name("alpha.csv")

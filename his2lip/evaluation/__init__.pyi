@@ -10,6 +10,10 @@ from .prompts import PromptSet as PromptSet
 from .prompts import list_prompts as list_prompts
 from .published_table import plain as plain
 from .published_table import published as published
+from .results import CellResult as CellResult
+from .results import figures as figures
+from .results import metric_fields as metric_fields
+from .results import read_results as read_results
 from .validation import SelectValidator as SelectValidator
 from .views import View as View
 from .zero_shot import Scores as Scores

@@ -16,41 +16,70 @@ from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean, fi
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellFailure, CellPlan, CellResult, Scorer, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, Scorer, run_cell
 from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
+from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.scorers import ModelScorer
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
-Outcome = CellResult | CellFailure
-Cell = tuple[str, str, str]  # model, dataset, protocol
+CellKey = tuple[str, str, str]  # model, dataset, protocol
 
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a task reports of one grid cell.
+
+    counts   what had to be computed for it
+    reused   whether a finished result was read back
+    damaged  the stored result that was damaged and has been made again, with the reason; else None
+    """
+
+    cell: CellResult | CellFailure
+    counts: Counts = field(default_factory=Counts)
+    reused: bool = False
+    damaged: str | None = None
+
+    @property
+    def key(self) -> CellKey:
+        return self.cell.model, self.cell.dataset, self.cell.protocol
+
+
+@dataclass(frozen=True)
 class GridResult:
-    """All cells of one call, by model, dataset and protocol; `counts` says what had to be computed."""
+    """All grid cells of one call, by model, dataset and protocol.
+
+    leaderboard  path of leaderboard.csv
+    counts       what had to be computed
+    reused       identities of the grid cells that were finished before
+    damaged      stored results that were damaged and have been made again, with the reasons
+    """
 
     cells: list[CellResult]
     failed: list[CellFailure]
     leaderboard: str
     counts: Counts = field(default_factory=Counts)
+    reused: frozenset[str] = frozenset()
+    damaged: tuple[str, ...] = ()
 
     @property
     def ran(self) -> int:
-        """Cells scored now; the others were finished before."""
-        return sum(not c.reused for c in self.cells)
+        """Number of grid cells scored in this call."""
+        return sum(cell.cell not in self.reused for cell in self.cells)
 
 
-def run_grid(config: BenchmarkConfig, *, on_cell: Callable[[Outcome], None] | None = None) -> GridResult:
-    """Runs the cells that are not finished; Ray must have been started.
+def run_grid(
+    config: BenchmarkConfig, *, on_cell: Callable[[CellResult | CellFailure], None] | None = None
+) -> GridResult:
+    """Scores the grid cells that are not finished. Ray must have been started.
 
-    One task a model loads it once and goes through all its cells; what fails is reported with its reason and
-    stops nothing else. `on_cell` is called in this process as each outcome comes in.
+    One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
+    stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives.
     """
     plans, failed = plan_cells(config)
     tell = on_cell or (lambda _: None)
@@ -59,21 +88,27 @@ def run_grid(config: BenchmarkConfig, *, on_cell: Callable[[Outcome], None] | No
     config = config.model_copy(update={"gpus": _gpus(config)})
     baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
     entries = [*config.models, *baselines]
-    outcomes: list[Outcome] = [*failed]
+    outcomes: list[Outcome] = [Outcome(failure) for failure in failed]
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
-    for outcome, used in _on_ray([*([m] for m in config.models), baselines], plans, config):
+    for outcome in _on_ray([*([m] for m in config.models), baselines], plans, config):
         outcomes.append(outcome)
-        counts.add(used)
-        tell(outcome)
+        counts.add(outcome.counts)
+        tell(outcome.cell)
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
-    cells = [o for o in outcomes if isinstance(o, CellResult)]
+    cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
     cells = with_published(with_blends(cells, config.models))
-    failures = [o for o in outcomes if isinstance(o, CellFailure)]
-    path = write_leaderboard(config.folder, cells, failures)
-    return GridResult(cells, failures, path, counts)
+    failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
+    return GridResult(
+        cells=cells,
+        failed=failures,
+        leaderboard=write_leaderboard(config.folder, cells, failures),
+        counts=counts,
+        reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
+        damaged=tuple(o.damaged for o in outcomes if o.damaged is not None),
+    )
 
 
 def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailure]]:
@@ -108,23 +143,24 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
 
 def score_models(
     entries: Sequence[ModelEntry], plans: Sequence[CellPlan], config: BenchmarkConfig
-) -> Iterator[tuple[Outcome, Counts]]:
-    """Outcomes of models in turn, each with what had to be computed for it. Runs in a Ray task."""
+) -> Iterator[Outcome]:
+    """The outcomes of each model in turn. Runs in a Ray task."""
     cache = EmbeddingCache(config.cache)
     for entry in entries:
         mine = _plans_of(entry, plans)
         try:
             scorer = _scorer(entry, cache, config)
         except Exception as error:
-            yield from ((_failed(entry, plan, error), Counts()) for plan in mine)
+            yield from (Outcome(_failed(entry, plan, error)) for plan in mine)
             continue
         for plan in mine:
             cache.counts = Counts()
             try:
-                outcome: Outcome = run_cell(scorer, plan, config.folder)
+                run = run_cell(scorer, plan, config.folder)
             except Exception as error:
-                outcome = _failed(entry, plan, error)
-            yield outcome, cache.counts
+                yield Outcome(_failed(entry, plan, error), cache.counts)
+            else:
+                yield Outcome(run.result, cache.counts, reused=run.reused, damaged=run.damaged)
 
 
 def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
@@ -170,13 +206,13 @@ def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
 
 def _on_ray(
     groups: Sequence[Sequence[ModelEntry]], plans: Sequence[CellPlan], config: BenchmarkConfig
-) -> Iterator[tuple[Outcome, Counts]]:
-    """One streaming task a group of models; outcomes in the order in which they come."""
+) -> Iterator[Outcome]:
+    """One streaming task per group of models; outcomes in the order in which they arrive."""
     import ray
 
     shared = ray.put((list(plans), config))
     task = ray.remote(_score_shared)
-    waiting: dict[Any, dict[Cell, tuple[ModelEntry, CellPlan]]] = {}  # stream -> cells to come
+    waiting: dict[Any, dict[CellKey, tuple[ModelEntry, CellPlan]]] = {}  # stream -> outcomes to come
     for group in filter(None, groups):
         stream = task.options(**_resources(group, config), max_retries=1).remote(list(group), shared)
         waiting[stream] = {
@@ -186,22 +222,22 @@ def _on_ray(
         ready: list[Any] = ray.wait(list(waiting), num_returns=1)[0]
         stream = ready[0]
         try:
-            outcome, counts = ray.get(next(stream))
+            outcome: Outcome = ray.get(next(stream))
         except StopIteration:
             del waiting[stream]
         except ray.exceptions.RayError as error:  # the task's process died, and so did its second one
             dead = RunError(
                 f"the process that scored it died twice ({type(error).__name__})", fix=_MORE_MEMORY
             )
-            yield from ((_failed(e, p, dead), Counts()) for e, p in waiting.pop(stream).values())
+            yield from (Outcome(_failed(e, p, dead)) for e, p in waiting.pop(stream).values())
         else:
-            del waiting[stream][outcome.model, outcome.dataset, outcome.protocol]
-            yield outcome, counts
+            del waiting[stream][outcome.key]
+            yield outcome
 
 
 def _score_shared(
     entries: list[ModelEntry], shared: tuple[list[CellPlan], BenchmarkConfig]
-) -> Iterator[tuple[Outcome, Counts]]:
+) -> Iterator[Outcome]:
     yield from score_models(entries, *shared)
 
 

@@ -1,16 +1,140 @@
-"""Accuracy, macro F1, balanced accuracy and the confusion matrix, over all classes of a protocol."""
+"""Metrics of predictions against true classes: one registered function for each, computed by scikit-learn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from his2lip.config import Config
+
+Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
+
 
 @dataclass(frozen=True)
-class ClassFigures:
-    """Precision, recall and F1 of one class (fractions), and its units (support)."""
+class Predictions:
+    """N units with their true and predicted classes.
+
+    labels, predicted  int64 (N,), class numbers 0 to C-1
+    classes            (C,) names; all of them count, whether or not a unit has them
+    ordered            whether the classes are given in their order (scores 0, 1+, 2+, 3+)
+
+    Raises ValueError for no units, arrays of different lengths, or numbers out of range.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    classes: Sequence[str]
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        labels, predicted = np.asarray(self.labels), np.asarray(self.predicted)
+        if labels.shape != predicted.shape or labels.ndim != 1 or not len(labels):
+            raise ValueError(
+                f"labels {labels.shape} and predictions {predicted.shape} must be of one length above 0"
+            )
+        both = np.concatenate([labels, predicted])
+        if both.min() < 0 or both.max() >= len(self.classes):
+            raise ValueError(f"class numbers must lie between 0 and {len(self.classes) - 1}")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all classes, as scikit-learn's `labels` argument."""
+        return list(range(len(self.classes)))
+
+    def where(self, mask: np.ndarray) -> Predictions:
+        """The units where `mask`, bool (N,), is true."""
+        return Predictions(self.labels[mask], self.predicted[mask], self.classes, self.ordered)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric: its name (also the field's in results.py), title on pages, unit and meaning."""
+
+    name: str
+    title: str
+    unit: Unit
+    description: str
+    compute: Callable[[Predictions], float | None]
+
+
+METRICS: dict[str, Metric] = {}
+
+F = TypeVar("F", bound=Callable[[Predictions], "float | None"])
+
+
+def metric(title: str, *, unit: Unit = "fraction") -> Callable[[F], F]:
+    """Registers a function under its own name; the first line of its docstring describes the metric."""
+
+    def register(function: F) -> F:
+        name, described = function.__name__, (function.__doc__ or "").strip().splitlines()[0]
+        METRICS[name] = Metric(name, title, unit, described, function)
+        return function
+
+    return register
+
+
+@metric("Accuracy")
+def accuracy(predictions: Predictions) -> float:
+    """Share of the units whose predicted class is the true one."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(predictions.labels, predictions.predicted))
+
+
+@metric("Macro F1")
+def macro_f1(predictions: Predictions) -> float:
+    """Mean F1 over all classes of the protocol; a class that is absent or never predicted counts as 0."""
+    from sklearn.metrics import f1_score
+
+    return float(
+        f1_score(
+            predictions.labels,
+            predictions.predicted,
+            labels=predictions.numbers,
+            average="macro",
+            zero_division=0,
+        )
+    )
+
+
+@metric("Balanced accuracy")
+def balanced_accuracy(predictions: Predictions) -> float:
+    """Mean recall over the classes that have units."""
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score warns about every predicted class that no unit has.
+    present = np.unique(predictions.labels)
+    return float(recall_score(predictions.labels, predictions.predicted, labels=present, average="macro"))
+
+
+@metric("Quadratic kappa", unit="coefficient")
+def quadratic_kappa(predictions: Predictions) -> float | None:
+    """Cohen's kappa with quadratic weights (Cohen 1968), for classes in their order.
+
+    None where the classes have no order, or where all units have one class and are predicted as it.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    seen = {*predictions.labels.tolist(), *predictions.predicted.tolist()}
+    if not predictions.ordered or len(seen) < 2:
+        return None
+    return float(
+        cohen_kappa_score(
+            predictions.labels, predictions.predicted, labels=predictions.numbers, weights="quadratic"
+        )
+    )
+
+
+def measure(predictions: Predictions) -> dict[str, float | None]:
+    """Every registered metric by its name."""
+    return {name: registered.compute(predictions) for name, registered in METRICS.items()}
+
+
+class ClassFigures(Config):
+    """Precision, recall and F1 of one class (fractions), and the number of its units (support)."""
 
     precision: float
     recall: float
@@ -18,72 +142,22 @@ class ClassFigures:
     support: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The figures of one cell; fractions in [0, 1].
+def per_class(predictions: Predictions) -> dict[str, ClassFigures]:
+    """The figures of each class, in the order of the classes; 0 where a quotient is undefined."""
+    from sklearn.metrics import precision_recall_fscore_support
 
-    macro_f1           mean F1 over all classes of the protocol, an absent or never-predicted class counting 0
-    balanced_accuracy  mean recall over the classes that have units
-    quadratic_kappa    Cohen's kappa with quadratic weights, for classes in their order; None: undefined
-    confusion          C rows (truth) of C counts (prediction)
-    """
-
-    n: int
-    accuracy: float
-    macro_f1: float
-    balanced_accuracy: float
-    quadratic_kappa: float | None
-    confusion: list[list[int]]
-    per_class: dict[str, ClassFigures]
-
-
-def summarise(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Summary:
-    """Figures of predicted against true class numbers, both int (N,), 0 to C-1.
-
-    Equal to scikit-learn's `accuracy_score`, `f1_score(labels=all C, average="macro", zero_division=0)`,
-    `balanced_accuracy_score` and `cohen_kappa_score(weights="quadratic")`. Raises ValueError for no rows or
-    numbers out of range.
-    """
-    matrix = confusion_matrix(labels, predicted, len(classes))
-    right, truth, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    recall, precision = _ratio(right, truth), _ratio(right, guessed)
-    f1 = _ratio(2 * right, truth + guessed)
-    return Summary(
-        n=int(matrix.sum()),
-        accuracy=float(right.sum() / matrix.sum()),
-        macro_f1=float(f1.mean()),
-        balanced_accuracy=float(recall[truth > 0].mean()),
-        quadratic_kappa=_quadratic_kappa(matrix),
-        confusion=matrix.tolist(),
-        per_class={
-            name: ClassFigures(float(precision[c]), float(recall[c]), float(f1[c]), int(truth[c]))
-            for c, name in enumerate(classes)
-        },
+    columns = precision_recall_fscore_support(
+        predictions.labels, predictions.predicted, labels=predictions.numbers, zero_division=0
     )
+    return {
+        name: ClassFigures(precision=p, recall=r, f1=f, support=s)
+        for name, p, r, f, s in zip(predictions.classes, *(c.tolist() for c in columns), strict=True)
+    }
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """int64 (C, C): rows are the truth, columns the prediction."""
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    if labels.shape != predicted.shape or labels.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"labels {labels.shape} and predictions {predicted.shape} must be equal and not empty"
-        )
-    both = np.concatenate([labels, predicted])
-    if both.min() < 0 or both.max() >= n_classes:
-        raise ValueError(f"class numbers run from 0 to {n_classes - 1}")
-    return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
+def confusion(predictions: Predictions) -> list[list[int]]:
+    """C rows (true class) of C counts (predicted class)."""
+    from sklearn.metrics import confusion_matrix
 
-
-def _quadratic_kappa(matrix: np.ndarray) -> float | None:
-    """1 - observed / expected disagreement, weighted by the squared distance of classes (Cohen 1968)."""
-    place = np.arange(len(matrix))
-    weight = (place[:, None] - place[None, :]) ** 2
-    expected = np.outer(matrix.sum(axis=1), matrix.sum(axis=0)) / matrix.sum()
-    disagreement = float((weight * expected).sum())
-    return 1 - float((weight * matrix).sum()) / disagreement if disagreement else None
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where the whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, labels=predictions.numbers)
+    return [[int(count) for count in row] for row in matrix]

@@ -12,7 +12,7 @@ from his2lip.data.shards import LEARNING_ROLES, ShardSet, labelled_rows, open_sh
 from his2lip.errors import DatasetError
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.metrics import summarise
+from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.zero_shot import score
 
@@ -54,8 +54,8 @@ class SelectValidator:
         sentences = SentenceEncoder(model)
         texts = [sentences.encode(list(lines)) for _, lines in prompts.sentences]
         predicted = score(images, texts, scoring=model.similarity).predicted
-        found = summarise(labels, predicted, classes)
-        return {"macro_f1": found.macro_f1, "accuracy": found.accuracy}
+        found = Predictions(labels, predicted, classes)
+        return {"macro_f1": macro_f1(found), "accuracy": accuracy(found)}
 
     def _labelled(self, shards: ShardSet, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Row numbers with a label, their class numbers, and the classes."""

@@ -28,7 +28,7 @@ class Point:
 
 def curve_points(board: Board) -> list[Point]:
     """The points of every sweep, by sweep and alpha; those that lack a cell are left out."""
-    blends = {(r.blend, r.alpha): r.model for r in board.rows if r.blend is not None and r.alpha is not None}
+    blends = {(c.blend, c.alpha): c.model for c in board.cells if c.blend is not None and c.alpha is not None}
     points = []
     for (sweep, alpha), model in sorted(blends.items()):
         home = [board.cell(model, column) for column in board.in_domain()]

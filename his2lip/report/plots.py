@@ -47,7 +47,7 @@ def in_domain_against_zero_shot(board: Board) -> Figure | None:
         cell, mean = board.cell(model, own[0]), board.mean(model)
         if cell is not None and mean is not None:
             points.append(
-                (100 * cell.macro_f1, 100 * mean, _label(model), "#999" if cell.baseline else "#36c")
+                (100 * cell.macro_f1, 100 * mean, _label(model), "#999" if cell.is_baseline else "#36c")
             )
     if not points:
         return None

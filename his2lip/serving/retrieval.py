@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, read_images
 from his2lip.serving.classifier import IMAGE_FILES, comparable, load_pixels, read_image
+from his2lip.templates import render
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -168,28 +168,6 @@ def query_image(query: Query) -> bytes:
 
 _SIDE = 192  # pixels of a thumbnail's longer side
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; }}
-ol {{ display: flex; flex-wrap: wrap; gap: 1.2rem; list-style: none; padding: 0; }}
-li {{ width: {side}px; overflow-wrap: anywhere; }}
-img {{ display: block; max-width: 100%; margin-bottom: .3rem; }}
-small {{ color: #666; }}
-</style>
-<h1>{title}</h1>
-<p>{said}</p>
-{query}
-<ol>
-{items}
-</ol>
-</html>
-"""
-
 
 def write_page(
     path: Path,
@@ -200,24 +178,24 @@ def write_page(
     said: str,
 ) -> None:
     """The matches with their thumbnails; `query` is a sentence or an encoded image, `said` a remark."""
-    shown = f"<p>{_img(query, 'the query')}</p>" if isinstance(query, bytes) else ""
-    title = "Patches most like an image" if isinstance(query, bytes) else f"Patches most like “{query}”"
-    items = "\n".join(_item(m, image) for m, image in zip(matches, images, strict=True))
-    page = _PAGE.format(title=escape(title), said=escape(said), query=shown, items=items, side=_SIDE)
+    is_image = isinstance(query, bytes)
+    page = render(
+        "serving/gallery.html",
+        title="Patches most like an image" if is_image else f"Patches most like “{query!s}”",
+        remark=said,
+        side=_SIDE,
+        query=_thumbnail(query) if isinstance(query, bytes) else "",
+        matches=[
+            (match, ", ".join(filter(None, (match.tissue, match.biomarker))) or "no label", _thumbnail(image))
+            for match, image in zip(matches, images, strict=True)
+        ],
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _item(match: Match, image: bytes) -> str:
-    labels = ", ".join(label for label in (match.tissue, match.biomarker) if label) or "no label"
-    return (
-        f"<li>{_img(image, match.patch_id)}<b>{match.rank}</b> {match.similarity:.3f} · {escape(labels)}"
-        f"<br><small>{escape(match.patch_id)} ({escape(match.split)})</small></li>"
-    )
-
-
-def _img(image: bytes, alt: str) -> str:
+def _thumbnail(image: bytes) -> str:
+    """A small JPEG of an encoded image, in base64."""
     picture = Image.fromarray(decode(image))
     picture.thumbnail((_SIDE, _SIDE))
-    data = base64.b64encode(encode_jpeg(np.asarray(picture))).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt, quote=True)}">'
+    return base64.b64encode(encode_jpeg(np.asarray(picture))).decode()

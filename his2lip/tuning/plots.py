@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
+from his2lip.templates import render, trusted
 from his2lip.tuning.library_settings import quiet_optuna
 from his2lip.tuning.study import to_row
 
@@ -70,13 +70,12 @@ def _figures(study: Study, metric: str) -> dict[str, Figure]:
 
 
 def _page(title: str, figures: dict[str, Figure]) -> str:
-    """The figures one below the other; plotly.js itself stands in the page, once."""
-    head = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=first, default_height="520px")
-        for first, figure in zip([True, *[False] * len(figures)], figures.values(), strict=False)
+    """The figures one below the other."""
+    plots = [
+        trusted(figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="520px"))
+        for i, figure in enumerate(figures.values())
     ]
-    return head + "\n".join(parts)
+    return render("tuning/sweep.html", title=title, plots=plots)
 
 
 def _usable(study: Study) -> list[FrozenTrial]:

@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cell_results import plan_of
 
-from his2lip.data.cards.card import Protocol
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, applies
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, read_predictions, run_cell
-from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select
 
 Write = Callable[..., ShardSet]
-
-
-def plan_of(
-    shards: ShardSet, *, split: str = "test", classes: dict[str, list[str]] | None = None
-) -> CellPlan:
-    protocol = Protocol(
-        split=split,
-        label="tissue",
-        classes=classes or {"negative": ["Stroma"], "positive": ["Tumor"]},
-        prompts="staining",
-        basis="ours",
-    )
-    return CellPlan(
-        dataset="toy",
-        protocol_name="default",
-        protocol=protocol,
-        uri=shards.uri,
-        data_digest=shards.digest,
-        generated=False,
-        in_domain=False,
-        roles=dict(shards.info.roles),
-        prompts=PromptSet.build("none", {c: [c] for c in protocol.classes}),
-        selection=select(shards, protocol),
-    )
 
 
 @pytest.fixture
@@ -133,17 +105,3 @@ def test_a_baseline_says_where_it_does_not_apply(write_shards: Write, cache: Emb
     assert applies("baseline:majority", tissue) is None
     with pytest.raises(DatasetError, match="unknown baseline 'chanse'; did you mean 'chance'"):
         BaselineScorer("baseline:chanse", cache)
-
-
-def test_a_finished_cell_whose_predictions_are_harmed_is_scored_again(
-    write_shards: Write, cache: EmbeddingCache, tmp_path: Path
-) -> None:
-    plan, scorer = plan_of(write_shards()), BaselineScorer("baseline:chance", cache)
-    first = run_cell(scorer, plan, str(tmp_path / "grid"))
-    assert run_cell(scorer, plan, str(tmp_path / "grid")) == dataclasses.replace(first, reused=True)
-    path = Path(first.folder) / "predictions.parquet"
-    whole = path.read_bytes()
-    for harmed in (whole[: len(whole) // 2], b""):
-        path.write_bytes(harmed)
-        assert run_cell(scorer, plan, str(tmp_path / "grid")) == first
-        assert len(read_predictions(first)) == first.n

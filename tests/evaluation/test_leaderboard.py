@@ -1,4 +1,4 @@
-"""The leaderboard's file: published numbers where they belong, failures beside it."""
+"""The files of a finished grid: published figures where they belong, failures beside them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from cell_results import cell_result
 
 from his2lip import resources
 from his2lip.config import load, validate
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid_cell import CellFailure, CellResult
-from his2lip.evaluation.leaderboard import COLUMNS, with_published, write_leaderboard
-
-
-def cell(**changes: object) -> CellResult:
-    fields = {
-        "model": "CLIP",
-        "dataset": "hnscc",
-        "protocol": "paper",
-        "n": 10,
-        "accuracy": 0.5,
-        "macro_f1": 0.4,
-        "balanced_accuracy": 0.5,
-        "weights_sha256": "w",
-        "prompts_sha256": "p",
-        "split_sha256": "s",
-        "images_sha256": "i",
-        "encoder": "e",
-        "classes": ["a", "b"],
-        "confusion": [[5, 0], [5, 0]],
-        "per_class": {},
-        "quadratic_kappa": None,
-        "breakdown": {},
-        "ties": 0,
-        "apart": 0,
-        "without_mpp": 0,
-        "in_domain": False,
-        "generated": False,
-        "split": "test",
-        "role": "report",
-        "basis": "ours",
-        "cell": "c",
-        "folder": "",
-    }
-    return CellResult(**(fields | changes))
+from his2lip.evaluation.leaderboard import with_published, write_leaderboard
+from his2lip.evaluation.results import CellFailure, fields
 
 
 @pytest.fixture
@@ -61,14 +29,14 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "root", lambda: tmp_path)
 
 
-def test_published_numbers_stand_beside_the_paper_protocol_on_real_data_only(published: None) -> None:
+def test_published_numbers_are_added_to_the_paper_protocol_on_real_data_only(published: None) -> None:
     cells = [
-        cell(),
-        cell(dataset="mist"),
-        cell(protocol="default"),
-        cell(generated=True),
-        cell(model="another"),
-        cell(dataset="bci"),
+        cell_result(protocol="paper"),
+        cell_result(protocol="paper", dataset="mist"),
+        cell_result(protocol="default"),
+        cell_result(protocol="paper", generated=True),
+        cell_result(protocol="paper", model="another"),
+        cell_result(protocol="paper", dataset="bci"),
     ]
     found = [(c.published_accuracy, c.published_f1) for c in with_published(cells)]
     assert found[0] == pytest.approx((0.2642, 0.2119))
@@ -80,7 +48,7 @@ def test_a_grid_of_which_everything_failed_still_writes_its_files(tmp_path: Path
     failure = CellFailure(model="m", dataset="d", protocol="default", reason="no shards", trace="…")
     path = write_leaderboard(str(tmp_path / "out"), [], [failure])
     with open(path, encoding="utf-8", newline="") as source:
-        assert next(csv.reader(source)) == list(COLUMNS)
+        assert next(csv.reader(source)) == list(fields())
     assert json.loads((tmp_path / "out/failures.json").read_text())[0]["reason"] == "no shards"
     assert len(pq.read_table(tmp_path / "out/predictions.parquet")) == 0
 

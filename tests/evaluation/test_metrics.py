@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, and over classes that are absent."""
+"""Metrics against their definitions on the confusion matrix, and over classes that are absent."""
 
 from __future__ import annotations
 
@@ -7,45 +7,55 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.evaluation.metrics import summarise
+from his2lip.evaluation.metrics import METRICS, Predictions, confusion, measure, per_class
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 6).flatmap(lambda c: st.tuples(
     st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=60)
 )))  # fmt: skip
-def test_figures_equal_scikit_learn(case: tuple[int, list[tuple[int, int]]]) -> None:
+def test_figures_follow_from_the_confusion_matrix(case: tuple[int, list[tuple[int, int]]]) -> None:
     from sklearn import metrics
 
     n_classes, pairs = case
     labels, predicted = np.array(pairs).T
-    found = summarise(labels, predicted, [f"c{i}" for i in range(n_classes)])
-    everything = list(range(n_classes))
-    assert found.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert found.macro_f1 == pytest.approx(
-        metrics.f1_score(labels, predicted, labels=everything, average="macro", zero_division=0)
-    )
-    recalls = metrics.recall_score(labels, predicted, labels=sorted(set(labels.tolist())), average="macro")
-    assert found.balanced_accuracy == pytest.approx(recalls)
-    np.testing.assert_array_equal(
-        found.confusion, metrics.confusion_matrix(labels, predicted, labels=everything)
-    )
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=everything, zero_division=0
-    )
-    for c, figures in enumerate(found.per_class.values()):
-        assert (figures.precision, figures.recall) == pytest.approx((precision[c], recall[c]))
-        assert (figures.f1, figures.support) == pytest.approx((f1[c], support[c]))
-    if len({*labels.tolist(), *predicted.tolist()}) > 1:
-        kappa = metrics.cohen_kappa_score(labels, predicted, labels=everything, weights="quadratic")
-        assert found.quadratic_kappa == pytest.approx(kappa)
+    predictions = Predictions(labels, predicted, [f"c{i}" for i in range(n_classes)], ordered=True)
+    found, everything = measure(predictions), list(range(n_classes))
+    assert list(found) == list(METRICS)
+    assert found["accuracy"] == pytest.approx(np.mean(labels == predicted))
+    matrix = np.array(confusion(predictions))
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(labels, predicted, labels=everything))
+    right, truth, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    f1 = [2 * r / (t + g) if t + g else 0.0 for r, t, g in zip(right, truth, guessed, strict=True)]
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    recalls = [r / t for r, t in zip(right, truth, strict=True) if t]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    for c, figures in enumerate(per_class(predictions).values()):
+        assert figures.precision == pytest.approx(right[c] / guessed[c] if guessed[c] else 0.0)
+        assert figures.recall == pytest.approx(right[c] / truth[c] if truth[c] else 0.0)
+        assert (figures.f1, figures.support) == pytest.approx((f1[c], truth[c]))
+    assert found["quadratic_kappa"] == pytest.approx(_quadratic_kappa(matrix))
+
+
+def _quadratic_kappa(matrix: np.ndarray) -> float | None:
+    """1 - observed / expected disagreement, weighted by the squared distance of classes (Cohen 1968)."""
+    place = np.arange(len(matrix))
+    weight = (place[:, None] - place[None, :]) ** 2
+    expected = (weight * np.outer(matrix.sum(axis=1), matrix.sum(axis=0)) / matrix.sum()).sum()
+    return float(1 - (weight * matrix).sum() / expected) if expected else None
+
+
+def test_quadratic_kappa_needs_classes_in_an_order() -> None:
+    labels = np.array([0, 1, 2])
+    assert measure(Predictions(labels, labels, "abc"))["quadratic_kappa"] is None
+    assert measure(Predictions(labels, labels, "abc", ordered=True))["quadratic_kappa"] == 1.0
 
 
 def test_a_class_that_never_occurs_still_counts_in_macro_f1() -> None:
-    found = summarise(np.array([0, 1]), np.array([0, 1]), ["a", "b", "absent"])
-    assert found.accuracy == 1.0
-    assert found.macro_f1 == pytest.approx(2 / 3)
-    assert found.balanced_accuracy == 1.0
+    found = measure(Predictions(np.array([0, 1]), np.array([0, 1]), ["a", "b", "absent"]))
+    assert found["accuracy"] == 1.0
+    assert found["macro_f1"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -53,4 +63,4 @@ def test_a_class_that_never_occurs_still_counts_in_macro_f1() -> None:
 )
 def test_labels_that_do_not_fit_are_refused(labels: list[int], predicted: list[int]) -> None:
     with pytest.raises(ValueError, match=r"labels|class numbers"):
-        summarise(np.array(labels), np.array(predicted), ["a", "b"])
+        Predictions(np.array(labels, dtype=int), np.array(predicted, dtype=int), ["a", "b"])

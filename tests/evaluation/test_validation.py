@@ -14,7 +14,7 @@ from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.metrics import summarise
+from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.evaluation.zero_shot import score
@@ -38,8 +38,8 @@ def test_it_travels_by_pickle_and_answers_what_scoring_answers(
         SentenceEncoder(model).encode(list(s)) for _, s in PromptSet.load("tissue").narrow(classes).sentences
     ]
     labels = np.array([classes.index(t) for t in embedded.table["tissue"].to_pylist()])
-    wanted = summarise(labels, score(embedded.features, texts, scoring=similarity).predicted, classes)
-    assert found == {"macro_f1": wanted.macro_f1, "accuracy": wanted.accuracy}
+    wanted = Predictions(labels, score(embedded.features, texts, scoring=similarity).predicted, classes)
+    assert found == {"macro_f1": macro_f1(wanted), "accuracy": accuracy(wanted)}
 
 
 def test_it_sees_the_weights_of_the_moment_and_leaves_training_on(write_shards: Write) -> None:

@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import records
 
+from his2lip.runtime import start_ray
+
 
 def main() -> None:
     records.RECORDS.mkdir(exist_ok=True)
@@ -54,7 +56,7 @@ def write_grid(scratch: Path, *, keep_files: bool) -> None:
     """The grid, and what is known by the committed checkpoint."""
     import ray
 
-    records.start_ray(num_cpus=2, object_store_memory=400 << 20)  # as the tests' fixture does
+    start_ray(num_cpus=2, object_store_memory=400 << 20)  # as the tests' fixture does
     checkpoint = records.write_checkpoint(scratch / "checkpoint")
     config = records.grid_config(scratch, checkpoint)
     result = records.run_golden_grid(config)

@@ -677,10 +677,7 @@ def write_grid_files(folder: Path, checkpoint: Path) -> None:
     result = run_golden_grid(config)
     cell = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("golden", "mist", "default"))
     place = FILES / "cells" / cell.cell
-    shutil.copytree(cell.folder, place)
-    tree = json.loads((place / "cell.json").read_text())
-    text = json.dumps(tree | {"folder": f"cells/{cell.cell}"}, indent=1, ensure_ascii=False)
-    (place / "cell.json").write_text(text + "\n")
+    shutil.copytree(Path(config.folder, "cells", cell.cell), place)
     shutil.copytree(config.cache, FILES / "cache")
     for folder in cache_folders(FILES / "cache"):
         for number, part in enumerate(sorted((FILES / "cache" / folder).iterdir())):

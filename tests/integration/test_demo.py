@@ -42,4 +42,4 @@ def test_demo_learns_more_than_colour_and_a_second_call_runs_nothing(tmp_path: P
     second = _demo(tmp_path)
     assert second.returncode == 0, second.stderr[-2000:]
     assert second.stdout.count("nothing was run") == 2
-    assert "0 cells scored now" in second.stdout
+    assert "0 grid cells scored now" in second.stdout

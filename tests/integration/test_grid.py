@@ -22,7 +22,8 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import GridResult, run_grid
-from his2lip.evaluation.leaderboard import COLUMNS
+from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.results import fields
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 
@@ -114,19 +115,20 @@ def test_every_model_meets_every_dataset_and_leaves_its_evidence(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     told = []
-    result = run_grid(make(protocols=["default", "paper"]), on_cell=told.append)
+    config = make(protocols=["default", "paper"])
+    result = run_grid(config, on_cell=told.append)
     assert (len(result.cells), result.failed, result.ran) == (8, [], 8)
     assert {(c.model, c.dataset, c.protocol) for c in told} == {
         (c.model, c.dataset, c.protocol) for c in result.cells
     }
     board = read_leaderboard(result)
-    assert tuple(board[0]) == COLUMNS
+    assert list(board[0]) == list(fields())
     assert [(row["model"], row["dataset"]) for row in board] == [(c.model, c.dataset) for c in result.cells]
 
     alpha = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("tuned", "alpha", "default"))
     assert alpha.in_domain, "a fine-tuned checkpoint on what its card calls the training distribution"
     assert not any(c.in_domain for c in result.cells if c.model == "tiny")
-    rows = pq.read_table(f"{alpha.folder}/predictions.parquet").to_pylist()
+    rows = read_predictions(config.folder, alpha).to_pylist()
     right = [row["label"] == row["predicted"] for row in rows]
     assert alpha.n == len(rows) == 12
     assert alpha.accuracy == pytest.approx(sum(right) / len(right))
@@ -135,12 +137,12 @@ def test_every_model_meets_every_dataset_and_leaves_its_evidence(
         assert row["predicted"] == best
 
     beta = next(c for c in result.cells if c.dataset == "beta")
-    slides = pq.read_table(f"{beta.folder}/predictions.parquet")["patch_id"].to_pylist()
+    slides = read_predictions(config.folder, beta)["patch_id"].to_pylist()
     assert len(slides) == beta.n == len(set(slides))
     assert all(s.startswith("slide-") for s in slides), "a slide is one unit"
 
     gamma = next(c for c in result.cells if c.dataset == "gamma")
-    rows = pq.read_table(f"{gamma.folder}/predictions.parquet").to_pylist()
+    rows = read_predictions(config.folder, gamma).to_pylist()
     assert gamma.apart == sum(row["label"] == "(apart)" for row in rows) > 0
     assert gamma.n == len(rows) - gamma.apart
     assert sum(part["n"] for part in gamma.breakdown.values()) == gamma.n

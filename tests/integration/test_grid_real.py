@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from his2lip.config import validate
 from his2lip.data.cards.card import load_card
 from his2lip.data.prepare.dataset import prepare
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import run_grid
+from his2lip.evaluation.grid_cell import read_predictions
 
 
 def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
@@ -31,7 +30,8 @@ def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
         "cache": str(tmp_path / "cache"),
         "storage": str(tmp_path / "runs"),
     }
-    result = run_grid(validate(BenchmarkConfig, tree))
+    config = validate(BenchmarkConfig, tree)
+    result = run_grid(config)
     assert not result.failed
     paper, default = (c for c in result.cells if c.model == "tiny")
     assert (paper.protocol, default.protocol) == ("paper", "default")
@@ -39,7 +39,7 @@ def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
     assert not paper.generated
     assert paper.classes == ["CD31", "Ki67", "proSPC"], "a class that no image shows counts in macro F1 still"
     assert paper.macro_f1 <= 2 / 3
-    labels = pq.read_table(f"{default.folder}/predictions.parquet")["label"].to_pylist()
+    labels = read_predictions(config.folder, default)["label"].to_pylist()
     assert sorted(labels) == ["CD31", "CD31", "proSPC", "proSPC"]
     squashed, tiled = 4, 4 * 16
     assert result.counts.images == 8, "each image once a view"

@@ -1,0 +1,275 @@
+"""The record of one grid cell, and what is derived from its fields: CSV, Parquet, and figures by name.
+
+Adding a metric takes one registered function in metrics.py and one field here, of the same name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from his2lip.config import Config
+from his2lip.errors import ConfigError, did_you_mean, first_line
+from his2lip.evaluation.config import PREFIX
+from his2lip.evaluation.metrics import (
+    METRICS,
+    ClassFigures,
+    Metric,
+    Predictions,
+    accuracy,
+    balanced_accuracy,
+    macro_f1,
+    quadratic_kappa,
+)
+
+_FIX = "run his2lip benchmark again: it writes the tables anew from the finished grid cells"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field of the record is.
+
+    description  its meaning, in words
+    unit         "fraction", "coefficient", "units", "sha256" and so on; empty for names and flags
+    figure       whether it measures the model: MLflow logs these fields
+    metric       what computes it; None for everything else, limits of intervals included
+    """
+
+    description: str
+    unit: str = ""
+    figure: bool = False
+    metric: Metric | None = None
+
+
+def measured(function: Callable[[Predictions], float | None]) -> Field:
+    """The field of a registered metric."""
+    registered = METRICS[function.__name__]
+    return Field(registered.description, registered.unit, figure=True, metric=registered)
+
+
+def limit(which: str) -> Field:
+    """The lower or the upper limit of a figure's interval."""
+    return Field(f"{which} limit of the interval; null where none was computed", "fraction", figure=True)
+
+
+_SHA256 = "sha256"
+_FRACTION = "fraction"
+_UNITS = "units"
+_JSON = "json"
+
+
+class CellResult(Config):
+    """The figures of one grid cell, (model, protocol of a dataset), and what they were computed from."""
+
+    model: Annotated[str, Field("name of the model or baseline in the benchmark")]
+    dataset: Annotated[str, Field("name of the dataset")]
+    protocol: Annotated[str, Field("name of the dataset's protocol")]
+    n: Annotated[int, Field("scored units: patches, images or slides", _UNITS)]
+    accuracy: Annotated[float, measured(accuracy)]
+    accuracy_lo: Annotated[float | None, limit("lower")] = None
+    accuracy_hi: Annotated[float | None, limit("upper")] = None
+    macro_f1: Annotated[float, measured(macro_f1)]
+    macro_f1_lo: Annotated[float | None, limit("lower")] = None
+    macro_f1_hi: Annotated[float | None, limit("upper")] = None
+    balanced_accuracy: Annotated[float, measured(balanced_accuracy)]
+    published_accuracy: Annotated[float | None, Field("the paper's accuracy for this cell", _FRACTION)] = None
+    published_f1: Annotated[float | None, Field("the paper's macro F1 for this cell", _FRACTION)] = None
+    weights_sha256: Annotated[str, Field("tensor digest of the model, or the baseline and its version")]
+    prompts_sha256: Annotated[str | None, Field("digest of the prompts; null without prompts", _SHA256)]
+    split_sha256: Annotated[str, Field("digest of the units and their labels", _SHA256)]
+    images_sha256: Annotated[str, Field("digest of the images and their microns per pixel", _SHA256)]
+    encoder: Annotated[str, Field("digest of all that decides a feature of an image", _SHA256)]
+    in_domain: Annotated[bool, Field("whether the dataset is the model's training distribution")]
+    generated: Annotated[bool, Field("whether the images are generated, not real")]
+    split: Annotated[str, Field("name of the scored split")]
+    role: Annotated[str, Field("role of the scored split")]
+    basis: Annotated[str, Field("where the protocol comes from: published, inferred or ours")]
+    ties: Annotated[int, Field("units with more than one class at the highest score", _UNITS)]
+    apart: Annotated[int, Field("units that are predicted and reported, but not scored", _UNITS)]
+    without_mpp: Annotated[int, Field("tiled rows whose microns per pixel are unknown", "rows")]
+    quadratic_kappa: Annotated[float | None, measured(quadratic_kappa)]
+    cell: Annotated[str, Field("identity: the digest of all that decides the predictions", _SHA256)]
+    blend: Annotated[str | None, Field("the sweep of alpha that the model is a point of")] = None
+    alpha: Annotated[float | None, Field("the model's weight in that blend", _FRACTION)] = None
+    classes: Annotated[list[str], Field("the protocol's classes, in their order", _JSON)]
+    confusion: Annotated[list[list[int]], Field("rows of true classes, columns of predicted ones", _JSON)]
+    per_class: Annotated[dict[str, ClassFigures], Field("figures of each class", _JSON)]
+    breakdown: Annotated[
+        dict[str, dict[str, int | float]],
+        Field("figures of the units that share a value of the protocol's breakdown column", _JSON),
+    ]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.model.startswith(PREFIX)
+
+    @property
+    def empty_classes(self) -> list[str]:
+        """Classes without a unit in the split; each lowers the largest possible macro F1 by its share."""
+        return [name for name, figures in self.per_class.items() if not figures.support]
+
+    def interval(self, figure: str) -> tuple[float, float] | None:
+        """The limits of a figure's interval, where the benchmark computed one."""
+        low, high = getattr(self, f"{figure}_lo", None), getattr(self, f"{figure}_hi", None)
+        return None if low is None or high is None else (low, high)
+
+    def published(self, figure: str) -> float | None:
+        """The paper's figure for this cell; None beside generated images, or where it has none."""
+        if self.generated:
+            return None
+        return {"accuracy": self.published_accuracy, "macro_f1": self.published_f1}.get(figure)
+
+
+class CellFailure(Config):
+    """A grid cell that could not be scored, with the reason; `trace` is a traceback for developers."""
+
+    model: str
+    dataset: str
+    protocol: str
+    reason: str
+    trace: str = ""
+
+
+def fields() -> dict[str, Field]:
+    """The record's fields by name, in the order of the tables' columns."""
+    return {
+        name: next(m for m in info.metadata if isinstance(m, Field))
+        for name, info in CellResult.model_fields.items()
+    }
+
+
+def metric_fields() -> dict[str, Metric]:
+    """The metrics of the record by field, in order."""
+    return {name: field.metric for name, field in fields().items() if field.metric is not None}
+
+
+def figures(cell: CellResult) -> dict[str, float]:
+    """Every figure of the cell that is known, by its field's name."""
+    values = ((name, getattr(cell, name)) for name, field in fields().items() if field.figure)
+    return {name: float(value) for name, value in values if value is not None}
+
+
+def parse(tree: Mapping[str, Any], *, where: str) -> CellResult:
+    """`tree` as a record. Raises ConfigError, with the field as `key`, where it is not one."""
+    try:
+        return CellResult.model_validate(tree)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        raise ConfigError(f"{key}: {first['msg']}", where=where, key=key, fix=_FIX) from None
+
+
+def to_csv(cells: Iterable[CellResult]) -> str:
+    """A header and one line per grid cell; null is empty, lists and mappings are JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(fields()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(cell) for cell in cells)
+    return text.getvalue()
+
+
+def to_table(cells: Sequence[CellResult]) -> pa.Table:
+    """One typed column per field; lists and mappings are JSON text."""
+    rows = [_flat(cell) for cell in cells]
+    columns = {name: pa.array([row[name] for row in rows], _arrow_type(name)) for name in fields()}
+    return pa.table(columns)
+
+
+def read_results(path: Path) -> list[CellResult]:
+    """The records of a leaderboard.csv or leaderboard.parquet.
+
+    Raises ConfigError with the file as `where`, and the column as `key` where one is unknown or missing or
+    holds a value of another type.
+    """
+    read = _read_parquet if path.suffix == ".parquet" else _read_csv
+    return [parse(_nested(row), where=f"{path}, row {i}") for i, row in enumerate(read(path), start=1)]
+
+
+def _flat(cell: CellResult) -> dict[str, Any]:
+    """The record's values by column."""
+    tree = cell.model_dump(mode="json")
+    return {name: _to_json(tree[name]) if field.unit == _JSON else tree[name]
+            for name, field in fields().items()}  # fmt: skip
+
+
+def _nested(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`; text that is not JSON is left to the validation."""
+    return {name: _from_json(row[name]) if field.unit == _JSON else row[name]
+            for name, field in fields().items()}  # fmt: skip
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _from_json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return text
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            head = next(reader, [])
+            _check_columns(head, path)
+            for number, line in enumerate(reader, start=1):
+                if len(line) != len(head):
+                    said = f"this line has {len(line)} values for {len(head)} columns"
+                    raise ConfigError(said, where=f"{path}, row {number}", key=head[-1], fix=_FIX)
+                yield {
+                    name: None if text == "" and _is_optional(name) else text
+                    for name, text in zip(head, line, strict=True)
+                }
+    except (csv.Error, UnicodeDecodeError) as error:
+        said = f"this is not a leaderboard: {first_line(error)}"
+        raise ConfigError(said, where=path, fix=_FIX) from None
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        said = f"this is not a leaderboard: {first_line(error)}"
+        raise ConfigError(said, where=path, fix=_FIX) from None
+    _check_columns(table.column_names, path)
+    return table.to_pylist()
+
+
+def _check_columns(found: Sequence[str], path: Path) -> None:
+    """Raises ConfigError for the first column that the record does not have, or that the file lacks."""
+    known = list(fields())
+    twice = [name for name in found if found.count(name) > 1]
+    unknown = [name for name in found if name not in known]
+    missing = [name for name in known if name not in found]
+    if twice or unknown:
+        name = (twice or unknown)[0]
+        what = f"the column '{name}' is there twice" if twice else f"unknown column '{name}'"
+        raise ConfigError(what, where=path, key=name, fix=_FIX if twice else did_you_mean(name, known))
+    if missing:
+        raise ConfigError(f"the column '{missing[0]}' is missing", where=path, key=missing[0], fix=_FIX)
+
+
+def _is_optional(name: str) -> bool:
+    return type(None) in typing.get_args(CellResult.model_fields[name].annotation)
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    """The column's type; JSON is text."""
+    annotation = CellResult.model_fields[name].annotation
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = (kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}.get(annotation, pa.string())  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""Plans and records of grid cells for tests that need no grid."""
+
+from __future__ import annotations
+
+from his2lip.data.cards.card import Protocol
+from his2lip.data.shards.reader import ShardSet
+from his2lip.evaluation import results
+from his2lip.evaluation.grid_cell import CellPlan
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import select
+from his2lip.evaluation.results import CellResult
+
+
+def plan_of(
+    shards: ShardSet, *, split: str = "test", classes: dict[str, list[str]] | None = None
+) -> CellPlan:
+    """A plan of two tissue types, as negative and positive staining."""
+    protocol = Protocol(
+        split=split,
+        label="tissue",
+        classes=classes or {"negative": ["Stroma"], "positive": ["Tumor"]},
+        prompts="staining",
+        basis="ours",
+    )
+    return CellPlan(
+        dataset="toy",
+        protocol_name="default",
+        protocol=protocol,
+        uri=shards.uri,
+        data_digest=shards.digest,
+        generated=False,
+        in_domain=False,
+        roles=dict(shards.info.roles),
+        prompts=PromptSet.build("none", {c: [c] for c in protocol.classes}),
+        selection=select(shards, protocol),
+    )
+
+
+def cell_result(**changes: object) -> CellResult:
+    """A complete record of ten units of two classes, with `changes`."""
+    known = {
+        "model": "CLIP",
+        "dataset": "hnscc",
+        "protocol": "default",
+        "n": 10,
+        "accuracy": 0.5,
+        "macro_f1": 0.4,
+        "balanced_accuracy": 0.5,
+        "weights_sha256": "w",
+        "prompts_sha256": "p",
+        "split_sha256": "s",
+        "images_sha256": "i",
+        "encoder": "e",
+        "classes": ["a", "b"],
+        "confusion": [[5, 0], [5, 0]],
+        "per_class": {
+            "a": {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 5},
+            "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 5},
+        },
+        "quadratic_kappa": None,
+        "breakdown": {},
+        "ties": 0,
+        "apart": 0,
+        "without_mpp": 0,
+        "in_domain": False,
+        "generated": False,
+        "split": "test",
+        "role": "report",
+        "basis": "ours",
+        "cell": "c",
+    }
+    return results.CellResult(**(known | changes))
