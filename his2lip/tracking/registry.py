@@ -73,16 +73,21 @@ def scored_models(tracker: Tracker) -> list[Scored]:
 
 
 def promoted_models(tracker: Tracker) -> list[Promoted]:
-    """The registered versions of ours that have an alias, and the latest of each name."""
+    """The registered versions that his2lip made and that have an alias, and the latest version of each name.
+
+    Versions of one name come in descending order, whatever was edited last.
+    """
     rows: list[Promoted] = []
     for model in tracker.client.search_registered_models():
         aliases: dict[int, list[str]] = {}
         for alias, version in model.aliases.items():
             aliases.setdefault(int(version), []).append(alias)
-        for version in tracker.client.search_model_versions(f"name = '{model.name}'"):
-            mine, latest = aliases.get(int(version.version), []), not rows or rows[-1].name != model.name
-            if WEIGHTS in version.tags and (mine or latest):
-                rows.append(_promoted(version, mine))
+        found = tracker.client.search_model_versions(f"name = '{model.name}'")
+        ours = sorted((v for v in found if WEIGHTS in v.tags), key=lambda v: int(v.version), reverse=True)
+        for position, version in enumerate(ours):
+            names = aliases.get(int(version.version), [])
+            if names or position == 0:
+                rows.append(_promoted(version, names))
     return rows
 
 

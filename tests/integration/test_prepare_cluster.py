@@ -20,7 +20,7 @@ import os, sys, uuid
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from his2lip.data import prepare as module
+from his2lip.data.prepare import dataset as module
 from his2lip.data.cards import load_card
 from his2lip.data.readers.mihic import MihicReader
 
