@@ -1,4 +1,4 @@
-"""The command line: one file per command group; a command imports what it needs when it runs."""
+"""The command line: each file registers its commands, which import what they need when they run."""
 
 from his2lip.cli.app import app, main
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import pkgutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from his2lip.cli import (
-    benchmark,
-    check,
-    classify,
-    convert,
-    data,
-    demo,
-    doctor,
-    models,
-    promote,
-    retrieve,
-    train,
-    tune,
-    ui,
-)
+from his2lip.cli.registry import COMMANDS
 from his2lip.runtime import share_cores
+
+GROUPS = {
+    "data": "Datasets: list, prepare, check, synthesize.",
+    "models": "Models: list, show, convert, blend, export, promote.",
+}
+# The order on the help pages. Commands that are not named here follow.
+ORDER = (
+    *("demo", "train", "tune", "benchmark", "report"),
+    *("data list", "data prepare", "data check", "data synthesize"),
+    *("models list", "models show", "models convert", "models blend", "models export", "models promote"),
+    *("classify", "calibrate", "retrieve", "doctor", "ui"),
+)
 
 app = typer.Typer(
     name="his2lip",
@@ -33,36 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(demo.demo)
-app.command()(train.train)
-app.command()(tune.tune)
-app.command()(benchmark.benchmark)
-app.command()(benchmark.report)
-
-_data = typer.Typer(help="Datasets: list, prepare, check, synthesize.", no_args_is_help=True)
-_data.command("list")(data.list_datasets)
-_data.command("prepare")(data.prepare_dataset)
-_data.command("check")(check.check_dataset)
-_data.command("synthesize")(data.synthesize)
-app.add_typer(_data, name="data")
-
-_models = typer.Typer(help="Models: list, show, convert, blend, export, promote.", no_args_is_help=True)
-_models.command("list")(models.list_models)
-_models.command("show")(models.show_model)
-_models.command("convert")(convert.convert_model)
-_models.command("blend")(convert.blend_models)
-_models.command("export")(convert.export_model)
-_models.command("promote")(promote.promote_model)
-app.add_typer(_models, name="models")
-
-app.command()(classify.classify)
-app.command()(classify.calibrate)
-app.command()(retrieve.retrieve)
-app.command()(doctor.doctor)
-app.command()(ui.ui)
-
 # System errors about a place that cannot be written to, which the user can fix.
 _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+
+
+def _add_commands() -> None:
+    """Imports every file of this package and adds the commands that they register."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name != "app":
+            importlib.import_module(f"his2lip.cli.{module.name}")
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for words in sorted(COMMANDS, key=lambda words: ORDER.index(words) if words in ORDER else len(ORDER)):
+        group, _, name = words.rpartition(" ")
+        (groups[group] if group else app).command(name)(COMMANDS[words])
+    for name, commands in groups.items():
+        app.add_typer(commands, name=name)
+
+
+_add_commands()
 
 
 def _show_version(asked: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Overrides, split_names
+from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "his2lip-benchmark"
 
 
+@command("benchmark")
 def benchmark(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -48,6 +50,7 @@ def benchmark(
         raise typer.Exit(1)
 
 
+@command("report")
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="BENCHMARK", help="The folder of a benchmark, below its storage.")

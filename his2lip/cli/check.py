@@ -10,6 +10,7 @@ import typer
 
 from his2lip.cli.console import ProgressBar, say, table
 from his2lip.cli.data import show_counts
+from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, DatasetError, first_line
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _SHOWN = 50  # notes, and problems, that are printed
 _GROUPS = 40  # (split, class) groups whose image statistics are printed
 
 
+@command("data check")
 def check_dataset(
     what: Annotated[str, typer.Argument(help="A folder or URI of shards, or a card's name or file.")],
     page: Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from his2lip.cli.console import percent, say, table
 from his2lip.cli.options import CACHE, MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.registry import command
 from his2lip.cli.slides import SlideOptions, question_with_class, read_slides, split_slides
 from his2lip.errors import ConfigError, ImageError
 
@@ -23,6 +24,7 @@ _SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svsl
 Prompts = Annotated[str, typer.Option(help="A prompt set's name or file.")]
 
 
+@command("classify")
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Model,
@@ -97,6 +99,7 @@ def classify(
         raise ImageError("none of these images could be read", fix="see the lines above")
 
 
+@command("calibrate")
 def calibrate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     shards: Annotated[str, typer.Option(help="A folder or URI of labelled shards.")],

@@ -10,6 +10,7 @@ import typer
 from his2lip.cli.console import say
 from his2lip.cli.models import show_terms
 from his2lip.cli.options import MODEL_HELP
+from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Source = Literal["released", "plip", "transformers", "open_clip"]
 Tokenizer = Literal["clip", "bert"]
 
 
+@command("models convert")
 def convert_model(
     file: Annotated[Path, typer.Argument(help="The file or folder as its authors publish it.")],
     out: Out,
@@ -48,6 +50,7 @@ def convert_model(
     _save(out, model, meta)
 
 
+@command("models blend")
 def blend_models(
     base: Annotated[str, typer.Argument(help="The model that TUNED was fine-tuned from.")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model.")],
@@ -64,6 +67,7 @@ def blend_models(
     _save(out, blend(first, second, alpha=alpha), meta)
 
 
+@command("models export")
 def export_model(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Out,

@@ -11,6 +11,7 @@ import typer
 
 from his2lip.cli.console import ProgressBar, say, table
 from his2lip.cli.options import split_names
+from his2lip.cli.registry import command
 from his2lip.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _SHOWN = 10  # quarantined files that are printed; all of them are in dataset.json
 
 
+@command("data list")
 def list_datasets() -> None:
     """List the dataset cards: content, licence and protocols of each."""
     from his2lip.data.cards import list_cards, load_card
@@ -33,6 +35,7 @@ def list_datasets() -> None:
     table(("card", "organ", "published size", "licence", "protocols"), rows)
 
 
+@command("data prepare")
 def prepare_dataset(
     card: Annotated[str, typer.Argument(help="A dataset card's name or file, or `captions`.")],
     root: Annotated[
@@ -93,6 +96,7 @@ def prepare_dataset(
     say(f"shards: {out}")
 
 
+@command("data synthesize")
 def synthesize(
     out: Annotated[str, typer.Option(help="Where the datasets go, one folder per dataset.")],
     layout: Annotated[

@@ -12,6 +12,7 @@ from his2lip.cli.benchmark import run_benchmark
 from his2lip.cli.console import heading, percent, say, table
 from his2lip.cli.data import write_twins
 from his2lip.cli.options import Fresh
+from his2lip.cli.registry import command
 from his2lip.cli.train import run_train
 from his2lip.cli.tune import best_checkpoint, run_tune
 
@@ -20,6 +21,7 @@ COLOUR = "baseline:mean-colour"
 LEARNT, COLOUR_BELOW = 0.80, 0.50  # macro F1 on held-out cases that the demo has to show
 
 
+@command("demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's shards, runs and pages.")] = Path(
         "runs/demo"

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from his2lip.cli.console import say, table
+from his2lip.cli.registry import command
 
 _PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")
 
@@ -28,6 +29,7 @@ class Finding:
     fix: str = ""
 
 
+@command("doctor")
 def doctor() -> None:
     """Report what this machine has, what is missing, and how to fix it."""
     findings = list(examine())

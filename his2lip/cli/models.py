@@ -10,6 +10,7 @@ import typer
 
 from his2lip.cli.console import percent, say, table
 from his2lip.cli.options import MODEL_HELP
+from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, TrackingError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _SHOWN = ("name", "step", "tensor_digest", "data_digest", "similarity", "convert
 TableRow = tuple[str, str, str, str, str]
 
 
+@command("models list")
 def list_models() -> None:
     """List models: known by name, in this machine's caches, and in MLflow with their scores."""
     scored, promoted, trouble = _in_mlflow()
@@ -30,6 +32,7 @@ def list_models() -> None:
         say(trouble)
 
 
+@command("models show")
 def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
     from his2lip.models import meta_of, terms_of_use

@@ -12,6 +12,7 @@ import typer
 
 from his2lip.cli.console import say
 from his2lip.cli.models import show_terms
+from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _RUNS = Path("runs/train")  # where the name of a run is looked for
 
 
+@command("models promote")
 def promote_model(
     model: Annotated[
         str,

@@ -9,9 +9,11 @@ import typer
 
 from his2lip.cli.console import say, table
 from his2lip.cli.options import CACHE, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 
 
+@command("retrieve")
 def retrieve(
     query: Annotated[str, typer.Argument(help="An image file, or a sentence.")],
     model: Model,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from his2lip.cli.console import ProgressBar, percent, say
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Overrides
+from his2lip.cli.registry import command
 
 if TYPE_CHECKING:
     from his2lip.evaluation import SelectValidator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "his2lip-train"
 
 
+@command("train")
 def train(
     config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Overrides
+from his2lip.cli.registry import command
 from his2lip.cli.train import validator
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ EXPERIMENT = "his2lip-tune"
 _SHOWN = 12  # trials in the table at the end, best first
 
 
+@command("tune")
 def tune(
     config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
 ) -> None:

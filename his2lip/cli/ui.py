@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say
+from his2lip.cli.registry import command
 from his2lip.errors import TrackingError
 
 
+@command("ui")
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 5000,
     store: Annotated[
