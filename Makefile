@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint install lock clean
 
 demo: install
 	$(VENV)/bin/his2lip demo
@@ -23,13 +23,22 @@ lint: install
 install: $(STAMP)
 
 # Uses uv if it is installed, else installs it into the environment. Nothing is installed outside this folder.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-dev.lock pyproject.toml
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
 	@UV=$$(command -v uv || echo $(VENV)/bin/uv); \
-	  $$UV pip install --python $(PY) --compile-bytecode --require-hashes -r requirements.lock && \
+	  $$UV pip install --python $(PY) --compile-bytecode --require-hashes \
+	    -r requirements.lock -r requirements-dev.lock && \
 	  $$UV pip install --python $(PY) --no-deps --editable .
 	@touch $@
+
+# requirements.lock has what a cluster node installs; requirements-dev.lock has only what tests and lint add to it.
+# Versions that are in these files are kept; add UPGRADE=--upgrade to take newer ones.
+LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet $(UPGRADE)
+lock:
+	$(LOCK) -o requirements.lock
+	$(LOCK) -o requirements-dev.lock --extra dev -c requirements.lock \
+	  $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.lock)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
