@@ -66,11 +66,16 @@ def test_debug_shows_the_traceback_of_a_users_mistake(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key_names_the_nearest_known_one(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("data: {shards: x}\noptim: {learning_rat: 1}\n")
+    (tmp_path / "a.yaml").write_text("data: {shards: x}\noptim: {weight_decya: 1}\n")
+    done = his2lip("train", "a.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "optim.weight_decya" in done.stderr
+    assert "'weight_decay'" in done.stderr
+    (tmp_path / "a.yaml").write_text("data: {shards: x}\n")
     done = his2lip("train", "a.yaml", "optim.warmupp=3", cwd=tmp_path)
     assert done.returncode == 2
-    assert "optim" in done.stderr
-    assert "unknown key" in done.stderr
+    assert "optim.warmupp" in done.stderr
+    assert "'warmup'" in done.stderr
 
 
 def test_an_unreachable_mlflow_store_is_said_before_any_work(tmp_path: Path) -> None:

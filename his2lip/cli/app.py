@@ -64,6 +64,14 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            help="Show the log of the command and its workers. HIS2LIP_LOG=debug|info|warning|error does the "
+            "same by level. The folder of a run has it in his2lip.log.",
+        ),
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of a user's mistake too.")
     ] = False,
@@ -73,6 +81,9 @@ def _options(
     ] = False,
 ) -> None:
     """Options before the command; `main` reads `--debug` from the arguments."""
+    from his2lip.logs import setup
+
+    setup("info" if verbose else None)
 
 
 def main() -> None:
@@ -86,7 +97,9 @@ def main() -> None:
         raise
     except Exception as error:
         from his2lip.errors import His2lipError
+        from his2lip.logs import log_failure
 
+        log_failure(error)
         if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
             sentence = f"{(error.strerror or 'this place cannot be used').lower()} ({error.filename})."
         elif isinstance(error, His2lipError):

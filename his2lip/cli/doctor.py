@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata as metadata
 import os
 import shutil
 import stat
@@ -63,6 +62,8 @@ def _python() -> Finding:
 
 
 def _package(name: str) -> Finding:
+    import importlib.metadata as metadata
+
     try:
         return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,12 @@ from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.logs import log_to
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
+
+_log = logging.getLogger(__name__)
 
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
@@ -81,7 +85,11 @@ def run_grid(
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
     stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives.
     """
+    log_to(config.folder)
     plans, failed = plan_cells(config)
+    _log.info(
+        "benchmark %s: %d models, %d protocols of datasets", config.name, len(config.models), len(plans)
+    )
     tell = on_cell or (lambda _: None)
     for failure in failed:
         tell(failure)
@@ -94,6 +102,7 @@ def run_grid(
     for outcome in _on_ray([*([m] for m in config.models), baselines], plans, config):
         outcomes.append(outcome)
         counts.add(outcome.counts)
+        _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
         tell(outcome.cell)
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
@@ -238,7 +247,16 @@ def _on_ray(
 def _score_shared(
     entries: list[ModelEntry], shared: tuple[list[CellPlan], BenchmarkConfig]
 ) -> Iterator[Outcome]:
-    yield from score_models(entries, *shared)
+    plans, config = shared
+    log_to(config.folder)
+    for outcome in score_models(entries, plans, config):
+        cell = outcome.cell
+        place = f"{cell.model} on {cell.dataset} ({cell.protocol})"
+        if isinstance(cell, CellFailure):
+            _log.info("failed: %s: %s\n%s", place, cell.reason, cell.trace)
+        else:
+            _log.info("scored: %s, %d images embedded", place, outcome.counts.images)
+        yield outcome
 
 
 def _gpus(config: BenchmarkConfig) -> float:

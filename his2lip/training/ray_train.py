@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
+from his2lip.logs import log_to
 from his2lip.runtime import start_ray
 from his2lip.training import run_inputs as assemble
 from his2lip.training.config import TrainConfig
@@ -137,11 +138,14 @@ def train(
         say(note)
     with run.locked():
         state = begin(run, identity=made, fresh=fresh, say=say)
+        log_to(run.path)
+        _log.info("run %s (id %s): %s", config.name, made["id"][:12], state["status"])
         finished_before = state["status"] == "finished"
         if not finished_before:
             start_ray()
             if not _run_on_ray(config, run, validator, on_report or (lambda _: None), say):
                 run.write({**state, "status": "finished"})
+                _log.info("run %s is finished", config.name)
     return _result(run, finished_before=finished_before, notes=notes)
 
 
@@ -270,12 +274,16 @@ def _work(sent: Mapping[str, bytes]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    log_to(run.path)
     build.prepare_process(config, device)
     config, shards, bank = assemble.open_data(config)
     saved = load_resume(run.last)
     model = build.build_model(config, device, source=run.last if saved else None)
 
+    _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
+
     def report(progress: Progress) -> bool:
+        _log.info("worker %d: step %d, epoch %d, %s", rank, progress.step, progress.epoch, progress.metrics)
         if rank == 0:
             job["mailbox"].post.remote(progress)
         if progress.kind == "step":

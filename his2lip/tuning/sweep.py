@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from his2lip.config import dump_yaml
 from his2lip.errors import RunError
 from his2lip.files import locked
+from his2lip.logs import log_to
 from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import quiet_optuna, tune_settings
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ray.tune import Tuner
 
     from his2lip.tuning.search import StudySearch
+
+_log = logging.getLogger(__name__)
 
 # A sweep of which so many trials raised before any came to a value is broken, not unlucky.
 HOPELESS = 3
@@ -97,6 +101,8 @@ def run_sweep(
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
         (directory / "sweep.yaml").write_text(dump_yaml(config), encoding="utf-8")
         remaining = take_up(study, config)
+        log_to(directory)
+        _log.info("sweep %s: %d trials to run", config.name, remaining)
         if remaining:
             _run(config, objective, study, remaining, directory, on_trial or (lambda row: None))
         table = rows(study)

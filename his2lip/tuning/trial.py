@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import traceback
@@ -15,6 +16,9 @@ from typing import Any, Protocol
 from ray.tune import Trainable
 
 from his2lip.errors import ConfigError, His2lipError, did_you_mean
+from his2lip.logs import log_to
+
+_log = logging.getLogger(__name__)
 
 
 class Report(Protocol):
@@ -106,12 +110,14 @@ class TrialActor(Trainable):
     ) -> None:
         self._objective, self._metric, self._worst, self._trials = objective, metric, worst, trials
         self._better = max if mode == "max" else min
+        log_to(trials.parent)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
         self.cleanup()
         number = new_config["number"]
         folder = self._trials / str(number)
+        _log.info("trial %d starts with %s", number, new_config["params"])
         self._bridge = Bridge(self._objective, dict(new_config["params"]), number=number, folder=folder)
         self._result: dict[str, Any] = {
             VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
@@ -153,7 +159,9 @@ class TrialActor(Trainable):
         if error is None and not self._result["reports"]:
             error = RuntimeError("the objective ended without a report")
         self._result["ended"] = True
+        _log.info("trial %d ends with %s", self._bridge.number, self._result)
         if error is not None:
+            _log.info("trial %d raised an error: %s", self._bridge.number, answer.trace or error)
             self._result["error"] = f"{type(error).__name__}: {error}"
             self._result["mistake"] = error if isinstance(error, His2lipError) else None
             self._result["trace"] = answer.trace
