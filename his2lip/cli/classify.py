@@ -46,13 +46,13 @@ def classify(
     ] = False,
     mpp: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Microns per pixel of a slide's tiles. Default: the model's."),
+        typer.Option(min=0.05, max=20, help="Microns per pixel of a slide's tiles. Default: the model's."),
     ] = None,
     tile: Annotated[
         int | None, typer.Option(min=8, help="Pixels per side of a tile. Default: the model's.")
     ] = None,
     slide_mpp: Annotated[
-        float | None, typer.Option(min=0.01, help="Microns per pixel of slides that do not record theirs.")
+        float | None, typer.Option(min=0.05, max=20, help="Microns per pixel of slides, for all files.")
     ] = None,
     heat: Annotated[
         str | None,

@@ -21,7 +21,7 @@ class SlideOptions:
     always: bool  # tile every image, not only slides
     mpp: float | None  # microns per pixel of the tiles
     tile: int | None  # pixels per side of a tile
-    slide_mpp: float | None  # microns per pixel of slides that do not record theirs
+    slide_mpp: float | None  # microns per pixel of all slides, whatever their files state
     heat: str | None  # the class whose similarity is drawn
     out: Path  # folder of the pictures and GeoJSON files
 

@@ -122,7 +122,7 @@ def _colour(values: np.ndarray) -> Colour:
 
 
 def write_geojson(path: Path, reading: SlideReading) -> None:
-    """A FeatureCollection of squares in level-0 pixels, one line a tile, in the slide's own orientation.
+    """A FeatureCollection of squares, one line per tile, in level-0 pixels from the slide's `origin`.
 
     Written as QuPath's own export is read back (its `QuPathTypeAdapters`, 0.4 and later): `objectType` tile,
     `classification` of the first question with its colour, `measurements` as a map of finite numbers, and
@@ -140,7 +140,8 @@ def _features(reading: SlideReading) -> Iterator[dict[str, Any]]:
     classes = first.prompts.classes
     colours = dict(zip(classes, class_colours(len(classes)), strict=True))
     streams = [answers(q, reading.tiles[q.name]) for q in reading.questions]
-    for (x, y), *given in zip(reading.places.tolist(), *streams, strict=True):
+    places = reading.places - reading.origin
+    for (x, y), *given in zip(places.tolist(), *streams, strict=True):
         asked = list(zip(reading.questions, given, strict=True))
         yield {
             "type": "Feature",

@@ -25,6 +25,7 @@ class SlideReading:
     """What a slide's T tiles show.
 
     width, height, mpp  of level 0 (pixels, microns a pixel); side: of a tile, level-0 pixels
+    origin              level-0 (x, y) of the scanned area, which viewers show as (0, 0)
     places              int64 (T, 2), level-0 x and y of each tile's top left corner
     tiles               by question, the scores of the T tiles
     whole               by question, the slide's answer: that of the tiles' mean embedding
@@ -35,6 +36,7 @@ class SlideReading:
     height: int
     mpp: float
     side: int
+    origin: tuple[int, int]
     places: np.ndarray
     questions: tuple[Question, ...]
     tiles: dict[str, Scores]
@@ -71,12 +73,12 @@ def read_slide(
 ) -> SlideReading:
     """Answers of the tiles of tissue of `size` px at `mpp` microns a pixel, the field that the model knows.
 
-    slide_mpp  of level 0, where the file does not say its own
+    slide_mpp  microns per pixel of level 0, whatever the file states
     Of the tiles a few batches of pixels are in memory, and the scores of all. Raises ConfigError where the
     slide's scale is unknown, ImageError for a file that cannot be read or holds no tissue.
     """
     tiling = Tiling(kind="tiles", size=size, mpp=mpp)
-    with open_slide(path, slide_mpp) as slide:
+    with open_slide(path, mpp=slide_mpp) as slide:
         if not slide.mpp:
             said = "the slide does not say its microns a pixel"
             raise ConfigError(said, where=path, fix="add --slide-mpp, such as 0.25 for a scan at 40x")
@@ -88,6 +90,7 @@ def read_slide(
             height=slide.height,
             mpp=slide.mpp,
             side=side,
+            origin=slide.origin,
             places=np.array(places, dtype=np.int64),
             questions=classifier.questions,
             tiles=tiles,

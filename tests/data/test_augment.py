@@ -16,8 +16,8 @@ from torchvision.transforms.functional import adjust_hue
 from his2lip.config import Config, validate
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.images.codec import encode_png
+from his2lip.data.images.stain_vectors import DAB, EOSIN, HAEMATOXYLIN
 from his2lip.data.stream.augment import (
-    _HED,
     PRESETS,
     Augment,
     Augmentation,
@@ -47,6 +47,10 @@ def hue(pixels: np.ndarray) -> float:
 def turned(before: float, after: float) -> float:
     """Degrees between two hues, the shorter way round."""
     return abs((after - before + 180) % 360 - 180)
+
+
+_HED = np.array([HAEMATOXYLIN, EOSIN, DAB])
+_HED /= np.linalg.norm(_HED, axis=1, keepdims=True)
 
 
 def stained(amounts: tuple[float, float, float]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from his2lip.data.cards.card import Card, Carve, Protocol, Split, list_cards, load_card
@@ -121,10 +122,19 @@ def test_split_whose_folder_would_lie_elsewhere_is_refused(split: str) -> None:
         Card(name="mine", reader="folder", splits={split: Split(role="report")})
 
 
-@pytest.mark.parametrize("scale", [{"mpp": 0}, {"mpp": -0.5}, {"magnification": 0}])
-def test_scale_of_nothing_is_refused(scale: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="greater than 0"):
+@pytest.mark.parametrize(
+    "scale", [{"mpp": 0}, {"mpp": -0.5}, {"mpp": 0.049}, {"mpp": 20.1}, {"mpp": 352.8}, {"magnification": 0}]
+)
+def test_an_impossible_scale_is_refused(scale: dict[str, float]) -> None:
+    with pytest.raises(pydantic.ValidationError) as refused:
         Card.model_validate({"name": "mine", "reader": "folder", "splits": TEST_ONLY} | scale)
+    assert [error["loc"] for error in refused.value.errors()] == [tuple(scale)]
+
+
+@pytest.mark.parametrize("mpp", [0.05, 20])
+def test_the_limits_of_microns_per_pixel_are_possible(mpp: float) -> None:
+    card = Card.model_validate({"name": "mine", "reader": "folder", "splits": TEST_ONLY, "mpp": mpp})
+    assert card.mpp == mpp
 
 
 def test_carving_into_an_undeclared_split_is_refused() -> None:

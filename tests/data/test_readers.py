@@ -357,7 +357,7 @@ def test_broken_annotations_are_one_clear_error(tmp_path: Path, name: str) -> No
 def test_pyramid_and_plain_image_give_the_same_pixels(tmp_path: Path, real_ihc: np.ndarray) -> None:
     write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=0.5)
     (tmp_path / "a.png").write_bytes(encode_png(real_ihc))
-    with open_slide(tmp_path / "a.tiff") as pyramid, open_slide(tmp_path / "a.png", 0.5) as plain:
+    with open_slide(tmp_path / "a.tiff") as pyramid, open_slide(tmp_path / "a.png", mpp=0.5) as plain:
         assert pyramid.mpp == pytest.approx(0.5, abs=1e-3)
         assert (pyramid.region(10, 20, 100, 100) == plain.region(10, 20, 100, 100)).all()
         assert isinstance(plain, PlainSlide)

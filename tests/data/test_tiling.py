@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.images.slides import PlainSlide, tile_places
 from his2lip.data.images.tiling import Tiling, tiles_of, tissue_mask
 from his2lip.errors import ConfigError, ImageError
 
@@ -47,8 +48,23 @@ def test_bare_glass_and_images_smaller_than_a_tile_are_refused() -> None:
     glass = encode_png(np.full((256, 256, 3), 244, np.uint8))
     with pytest.raises(ImageError, match="no tissue"):
         list(tiles_of(glass, None, Tiling(kind="tiles", size=64), seed="a"))
-    with pytest.raises(ImageError, match="smaller than one tile"):
+    with pytest.raises(ImageError, match="512 px"):
         list(tiles_of(glass, None, Tiling(kind="tiles", size=512), seed="a"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "slide"])
+def test_a_number_of_tiles_above_the_limit_is_refused_before_any_is_cut(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("his2lip.data.images.tiling.MAX_TILES", 255)
+    pixels, tiling = np.full((512, 512, 3), 150, np.uint8), Tiling(kind="tiles", size=64, mpp=0.25)
+    cut = {
+        "plain": lambda mpp: len(list(tiles_of(encode_png(pixels), mpp, tiling, seed="a"))),
+        "slide": lambda mpp: len(tile_places(PlainSlide(pixels, mpp), tiling, seed="a")),
+    }[kind]
+    assert cut(0.25) == 64
+    with pytest.raises(ImageError, match="256"):  # at 0.5, a tile is 32 px of the image
+        cut(0.5)
 
 
 def test_pen_is_not_tissue(real_ihc: np.ndarray) -> None:
@@ -69,18 +85,24 @@ def test_view_is_read_back_from_its_own_words() -> None:
     tiling = Tiling.parse("tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)")
     assert (tiling.size, tiling.mpp, tiling.max_tiles, tiling.codec) == (256, 0.5, 64, "jpeg")
     assert Tiling.parse(str(tiling)) == tiling
-    with pytest.raises(ConfigError, match="did you mean 'size'"):
+
+
+def test_an_unknown_option_of_a_view_names_the_nearest_and_a_broken_view_its_option() -> None:
+    with pytest.raises(ConfigError) as refused:
         Tiling.parse("tiles(sise=256)")
-    with pytest.raises(ConfigError, match="not a view"):
+    assert "'size'" in (refused.value.fix or "")
+    with pytest.raises(ConfigError) as refused:
         Tiling.parse("tiles(")
+    assert refused.value.key == "--view"
 
 
 @pytest.mark.parametrize(
-    "text", ["tiles(size=0)", "tiles(mpp=-1)", "tiles(max_tiles=0)", "squash(size=99999)"]
+    "text", ["tiles(size=0)", "tiles(mpp=-1)", "tiles(mpp=352.8)", "tiles(max_tiles=0)", "squash(size=99999)"]
 )
-def test_view_that_would_cut_nothing_or_for_ever_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="input should be"):
+def test_view_that_would_cut_nothing_or_without_end_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         Tiling.parse(text)
+    assert text in str(refused.value.where)
 
 
 def _tiles(pixels: np.ndarray, *, mpp: float, size: int, at: float) -> tuple[list, Tiling]:

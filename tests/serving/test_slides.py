@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from slide_files import write_scn
 
 from his2lip.cli.classify import classify as classify_command
 from his2lip.data.images.codec import encode_png
@@ -139,6 +140,31 @@ def test_geojson_has_each_tile_as_qupath_reads_it(reading: SlideReading, tmp_pat
         )
 
 
+def test_geojson_counts_from_the_scanned_area_where_qupath_does(
+    real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
+) -> None:
+    write_scn(tmp_path / "a.scn", real_ihc, mpp=0.25, offset=(700, 300), size=(4000, 2000))
+    found = read_slide(tmp_path / "a.scn", Classifier(model), size=128, mpp=0.25)
+    write_geojson(tmp_path / "a.geojson", found)
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    corners = [feature["geometry"]["coordinates"][0][0] for feature in features]
+    assert corners == (found.places - (700, 300)).tolist()
+    for x, y in corners:  # on the scanned tissue, which is 512 px wide and high, to less than a tile
+        assert -128 < x < 512
+        assert -128 < y < 512
+
+
+def test_a_slide_of_an_impossible_scale_needs_another(
+    real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
+) -> None:
+    write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=352.8)
+    with pytest.raises(ImageError) as refused:
+        read_slide(tmp_path / "a.tiff", Classifier(model), size=128, mpp=0.25)
+    assert refused.value.key == "mpp"
+    found = read_slide(tmp_path / "a.tiff", Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
+    assert (found.mpp, found.side) == (0.25, 128)
+
+
 def test_a_heat_map_colours_tiles_and_leaves_glass(reading: SlideReading) -> None:
     question, scale = reading.questions[0], reading.thumbnail.shape[1] / reading.width
     page = np.asarray(draw_classes(reading, question))
@@ -175,7 +201,7 @@ def test_a_slide_without_scale_or_tissue_gives_one_sentence(
     with pytest.raises(ConfigError, match=r"does not say its microns a pixel \(.*plain\.png\).*--slide-mpp"):
         read_slide(plain, Classifier(model), size=128, mpp=0.25)
     assert len(read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25).places) > 12
-    with pytest.raises(ImageError, match="smaller than a tile of 1024 px"):
+    with pytest.raises(ImageError, match="1024 px"):
         read_slide(plain, Classifier(model), size=128, mpp=2.0, slide_mpp=0.25)
     plain.write_bytes(encode_png(np.full((512, 512, 3), 243, np.uint8)))
     with pytest.raises(ImageError, match="no tissue"):

@@ -1,11 +1,14 @@
 """Dataset cards, and the terms of use that they state."""
 
-from his2lip.data.cards.card import Card, Carve, Protocol, Role, list_cards, load_card
+from his2lip.data.cards.card import MAX_MPP, MIN_MPP, Card, Carve, Mpp, Protocol, Role, list_cards, load_card
 from his2lip.data.cards.terms import Terms, strictest, terms_of, terms_of_card
 
 __all__ = [
+    "MAX_MPP",
+    "MIN_MPP",
     "Card",
     "Carve",
+    "Mpp",
     "Protocol",
     "Role",
     "Terms",

@@ -15,6 +15,10 @@ from his2lip.errors import ConfigError, DatasetError, did_you_mean
 CARDS = "benchmarks/datasets"
 PROMPTS = "benchmarks/prompts"
 
+# Microns per pixel that an image of a microscope can have; published slides lie between 0.1 and 10.
+MIN_MPP, MAX_MPP = 0.05, 20.0
+Mpp = Annotated[float, pydantic.Field(ge=MIN_MPP, le=MAX_MPP)]
+
 Role = Literal["train", "select", "report"]
 Grouping = Literal["case", "slide", "region", "file"]
 
@@ -95,7 +99,7 @@ class Protocol(Config):
     unit: Literal["patch", "image", "slide"] = "patch"
     pool_by: str | None = None
     view: Literal["squash", "centre", "tiles"] = "squash"
-    tile_mpp: pydantic.PositiveFloat | None = None  # microns a pixel of the tiles; None: the training data's
+    tile_mpp: Mpp | None = None  # microns a pixel of the tiles; None: the training data's
     max_tiles: pydantic.PositiveInt | None = None
     pooling: Literal["mean_embedding", "mean_logit", "max"] = "mean_embedding"
     scoring: Literal["cosine", "dot"] = "cosine"
@@ -130,7 +134,7 @@ class Card(Config):
     organ: list[str] = []
     scanner: str | None = None
     magnification: pydantic.PositiveFloat | None = None
-    mpp: pydantic.PositiveFloat | None = None  # microns a pixel; None where unknown
+    mpp: Mpp | None = None  # microns a pixel; None where unknown
     mpp_basis: Literal["published", "inferred", "unknown"] = "unknown"
     stain: str | None = None  # of all images, unless the reader knows better
     published: Published = Published()

@@ -12,7 +12,6 @@ from .stain_detection import LOOKS as LOOKS
 from .stain_detection import StainLook as StainLook
 from .stain_detection import look_at as look_at
 from .stain_detection import sampled as sampled
-from .stain_detection import unmix as unmix
 from .stain_vectors import AEC as AEC
 from .stain_vectors import CARBON as CARBON
 from .stain_vectors import CHROMOGENS as CHROMOGENS
@@ -20,9 +19,11 @@ from .stain_vectors import DAB as DAB
 from .stain_vectors import EOSIN as EOSIN
 from .stain_vectors import HAEMATOXYLIN as HAEMATOXYLIN
 from .stain_vectors import HAEMOGLOBIN as HAEMOGLOBIN
+from .stain_vectors import restaining as restaining
 from .stain_vectors import tilt as tilt
 from .stain_vectors import transmit as transmit
 from .stain_vectors import unit as unit
+from .stain_vectors import unmix as unmix
 from .tiling import Tile as Tile
 from .tiling import Tiling as Tiling
 from .tiling import tiles_of as tiles_of

@@ -1,9 +1,10 @@
-"""Decoding of image bytes to RGB, and refusal, with a reason, of what would give wrong pixels."""
+"""Encoded images: bytes to RGB pixels and back; images whose pixels would have to be guessed are refused."""
 
 from __future__ import annotations
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -11,15 +12,15 @@ from PIL import Image
 
 from his2lip.errors import ImageError
 
-# Pixels of one image, as many as Pillow bears without a warning; larger images are tiled as slides.
+# Pixels of one image, the limit above which Pillow warns; larger images are tiled as slides.
 MAX_PIXELS = 89_478_485
-# Pixels a side. Less holds no tissue: the smallest published patches are 64 px.
+# Pixels per side. Smaller images hold no tissue: the smallest published patches are 64 px.
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 
-_pillow_bound = threading.Lock()  # its bound on pixels is global; ours is the caller's, and holds sooner
-_EXIF_WINDOW = 128 << 10  # bytes; EXIF stands before the pixels, after at most one colour profile
-_SIXTEEN_BIT = "has 16 bits a channel, of which the used range is unknown"
+_pillow_lock = threading.Lock()  # Pillow's limit on pixels is global, while `max_pixels` is the caller's
+_EXIF_WINDOW = 128 << 10  # bytes; EXIF precedes the pixels and follows at most one colour profile
+_SIXTEEN_BIT = "has 16 bits per channel, of which the used range is unknown"
 _REFUSED_MODES = {
     "CMYK": "is CMYK, whose stain colours depend on a printer's profile",
     "YCCK": "is CMYK, whose stain colours depend on a printer's profile",
@@ -33,15 +34,22 @@ _REFUSED_MODES = {
     "HSV": "is in HSV, not RGB",
 }
 _FIX = "convert it to 8-bit RGB"
+# TIFF tags (TIFF 6.0, and NewSubfileType in section 8)
+_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 274, 339
+_SIGNED = 2  # a value of SampleFormat
+_ASPECT = 0.02  # relative difference of aspect ratios up to which a smaller TIFF page is the same picture
 
 
 def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Pixels of an encoded image: uint8 (H, W, 3) RGB, turned as its EXIF orientation says.
+    """Pixels of an encoded image: uint8 (H, W, 3) RGB, turned as its EXIF or TIFF orientation says.
 
-    Grey and palette images are widened to RGB, transparency is laid on white (glass is white). CMYK, 16-bit
-    and floating-point images are refused on purpose: their conversion would have to guess colours.
-    Raises ImageError for those, and for empty, truncated, unknown, tiny (`MIN_SIDE`) and huge (`max_pixels`)
-    images. Releases the GIL while it decodes JPEG.
+    Grey and palette images become RGB. Transparent pixels are laid on white, the colour of glass. Values are
+    returned as they are stored: an ICC profile is not applied. A multi-page TIFF gives its first page where
+    the others are smaller copies of it.
+
+    Raises ImageError for images whose pixels would have to be guessed (CMYK, CIELAB, 16-bit, signed,
+    floating-point, several pictures in one file), and for empty, truncated, unknown, tiny (`MIN_SIDE`) and
+    huge (`max_pixels`) images. Releases the GIL while it decodes JPEG.
     """
     if not _is_jpeg(data):
         return _decode_with_pillow(data, max_pixels)
@@ -54,25 +62,8 @@ def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndar
     return _turned(pixels, _jpeg_orientation(data))
 
 
-def probe(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) in pixels as `decode` will give them, from the header alone.
-
-    Raises ImageError where the header shows already that `decode` would; truncated pixels do not show.
-    """
-    if _is_jpeg(data):
-        height, width = _jpeg_size(data)
-        orientation = _jpeg_orientation(data)
-    else:
-        with _open(data) as image:
-            _check_mode(image, bytes(data[:32]))
-            width, height = image.size
-            orientation = _orientation(image)
-    _check_size(width, height, max_pixels)
-    return (height, width) if orientation >= 5 else (width, height)
-
-
 def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) RGB as PNG bytes, the same bytes for the same pixels."""
+    """uint8 (H, W, 3) RGB as PNG bytes; equal pixels give equal bytes."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="PNG", compress_level=3)
     return out.getvalue()
@@ -81,6 +72,15 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def encode_jpeg(pixels: np.ndarray, *, quality: int = 90) -> bytes:
     """uint8 (H, W, 3) RGB as JPEG bytes without chroma subsampling (stains differ in chroma)."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
+
+
+def tiff_orientation(path: Path) -> int:
+    """The orientation tag (1 to 8) of a TIFF's first page, and 1 for any other file."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as image:
+            return int(image.tag_v2.get(_ORIENTATION, 1))  # type: ignore[attr-defined]
+    except Exception:  # not a TIFF, or one whose tags Pillow cannot read
+        return 1
 
 
 def _is_jpeg(data: bytes | memoryview) -> bool:
@@ -116,27 +116,28 @@ def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray
     with _open(data) as image:
         _check_mode(image, bytes(data[:32]))
         _check_size(*image.size, max_pixels)
-        orientation = _orientation(image)
+        _check_single(image)
         try:
             image.load()
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, zlib.error, …
             reason = str(error) or type(error).__name__
             raise ImageError(f"the image is truncated or broken: {reason[:120]}") from None
+        orientation = _orientation(image)  # after loading: a PNG may store its EXIF behind the pixels
         return _turned(np.array(_on_white(image)), orientation)
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
     if len(data) == 0:
         raise ImageError("the image is empty (0 bytes)")
-    with _pillow_bound:
-        bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:  # the header alone is read here
+    with _pillow_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:  # only the header is read here
             return Image.open(io.BytesIO(data), formats=FORMATS)
-        except Exception:  # an unknown format, and whatever a plugin trips over in a broken header
-            said = f"this is not an image in {', '.join(FORMATS)}, or its header is broken"
-            raise ImageError(said) from None
+        except Exception:  # an unknown format, and whatever a plugin raises for a broken header
+            what = f"this is not an image in {', '.join(FORMATS)}, or its header is broken"
+            raise ImageError(what) from None
         finally:
-            Image.MAX_IMAGE_PIXELS = bound
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check_mode(image: Image.Image, header: bytes) -> None:
@@ -144,37 +145,74 @@ def _check_mode(image: Image.Image, header: bytes) -> None:
         raise ImageError(f"the image {_REFUSED_MODES[image.mode]}", fix=_FIX)
     if _bits(image, header) > 8:
         raise ImageError(f"the image {_SIXTEEN_BIT}", fix=_FIX)
+    if image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):  # type: ignore[attr-defined]
+        raise ImageError("the image has signed pixels, whose black and white are unknown", fix=_FIX)
 
 
 def _bits(image: Image.Image, header: bytes) -> int:
-    """Bits a channel in the file: Pillow opens 16-bit RGB as 8-bit without a word, so the file is asked."""
+    """Bits per channel in the file; read from it because Pillow opens 16-bit RGB as 8-bit without notice."""
     if image.format == "PNG":
         return header[24] if len(header) > 24 else 8  # IHDR's bit depth (PNG specification, 11.2.2)
     if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))  # type: ignore[attr-defined]
     return 8
+
+
+def _check_single(image: Image.Image) -> None:
+    """Raises ImageError for several pictures in one file: channels, focal planes, an animation.
+
+    Further pages of a TIFF may be smaller copies of the first: those marked as reduced, and those of its
+    aspect ratio.
+    """
+    try:
+        count = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow reads the directories of all pages to count them
+        raise ImageError(f"the image is truncated or broken: {str(error)[:120]}") from None
+    if count == 1:
+        return
+    first = image.size
+    if image.format != "TIFF" or not all(_is_smaller_copy(image, page, first) for page in range(1, count)):
+        what = f"the file holds {count} pictures, and which of them is meant is unknown"
+        raise ImageError(what, fix="save the picture that is meant in a file of its own")
+    image.seek(0)
+
+
+def _is_smaller_copy(image: Image.Image, page: int, first: tuple[int, int]) -> bool:
+    try:
+        image.seek(page)
+        reduced = bool(int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & 1)  # type: ignore[attr-defined]
+    except Exception:  # a page that Pillow cannot describe may be anything
+        return False
+    (width, height), (full_width, full_height) = image.size, first
+    same_shape = abs(width * full_height / (height * full_width) - 1) <= _ASPECT
+    return width < full_width and height < full_height and (reduced or same_shape)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"the image is {width} x {height} px; {MIN_SIDE} px a side is the least")
+        raise ImageError(f"the image is {width} x {height} px, below the minimum of {MIN_SIDE} px per side")
     if width * height > max_pixels:
         raise ImageError(
-            f"the image is {width} x {height} px, over the bound of {max_pixels / 1e6:.0f} million pixels: "
+            f"the image is {width} x {height} px, above the limit of {max_pixels / 1e6:.0f} million pixels: "
             "a slide, or a decompression bomb",
             fix="tile a slide (prepare --view 'tiles(…)', classify --slide)",
         )
 
 
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that remains to be applied to the pixels of a loaded image."""
+    if image.format == "TIFF":
+        return 1  # Pillow applies a TIFF's orientation tag itself, to size and pixels
+    for key in ("xmp", "XML:com.adobe.xmp"):  # Pillow's second source, which JPEGs are not asked for here
+        image.info.pop(key, None)
     try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # broken EXIF says nothing about the pixels
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block does not make the pixels wrong
         return 1
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as EXIF orientation 1 to 8 means them to be seen (CIPA DC-008, 4.6.4)."""
+    """uint8 (H, W, 3) as the EXIF orientation 1 to 8 means it to be seen (CIPA DC-008, 4.6.4)."""
     if orientation in (2, 7):
         pixels = pixels[:, ::-1]
     if orientation in (4, 5):
@@ -186,6 +224,6 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Large images, pyramids through OpenSlide and plain ones alike: read by region, tissue found first."""
+"""Slides: large images read by region, as pyramids through OpenSlide or decoded whole, and their tiles."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from his2lip.data.images import codec as images
-from his2lip.data.images.tiling import MAX_PIXELS, Tile, Tiling, choose, tissue_mask
+from his2lip.data.cards import MAX_MPP, MIN_MPP
+from his2lip.data.images import codec
+from his2lip.data.images.tiling import MAX_PIXELS, Tile, Tiling, check_grid, choose, tissue_mask
 from his2lip.errors import ImageError
 
-_OVERVIEW = 2048  # pixels of the longer side at which tissue is looked for
+_OVERVIEW = 2048  # pixels of the longer side of the overview in which tissue is searched
 
 
 class Slide(Protocol):
-    """An image that is read by region. `mpp` is microns a pixel of level 0, None where unknown."""
+    """An image that is read by region.
+
+    width, height  of level 0, in pixels
+    mpp            microns per pixel of level 0, None where unknown
+    mpp_note       why the file's own microns per pixel were not used, or None
+    origin         (x, y) of the scanned area in level 0: viewers such as QuPath show it as their (0, 0)
+    """
 
     width: int
     height: int
     mpp: float | None
+    mpp_note: str | None
+    origin: tuple[int, int]
 
     def region(self, x: int, y: int, side: int, out: int) -> np.ndarray:
         """uint8 (out, out, 3): the square at (x, y) of `side` level-0 pixels, all of it inside the image."""
@@ -32,10 +41,12 @@ class Slide(Protocol):
 
 
 class PlainSlide:
-    """A decoded image."""
+    """A decoded image, uint8 (H, W, 3), at `mpp` microns per pixel."""
 
     def __init__(self, pixels: np.ndarray, mpp: float | None) -> None:
         self.pixels, self.mpp = pixels, mpp
+        self.mpp_note: str | None = None
+        self.origin = (0, 0)
         self.height, self.width = pixels.shape[:2]
 
     def region(self, x: int, y: int, side: int, out: int) -> np.ndarray:
@@ -47,23 +58,29 @@ class PlainSlide:
 
 
 class PyramidSlide:
-    """A pyramid. Only its levels are read, never the label or macro image, which can show a name."""
+    """A pyramid. Only its levels are read, never its label or macro image, which can show a name."""
 
-    def __init__(self, path: Path, mpp: float | None) -> None:
+    def __init__(self, path: Path, *, mpp: float | None, fallback_mpp: float | None) -> None:
         import openslide
 
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
             raise ImageError(f"the slide cannot be opened: {error}") from None
+        properties = self._slide.properties
         self.width, self.height = self._slide.dimensions
-        said = self._slide.properties.get(openslide.PROPERTY_NAME_MPP_X)
-        self.mpp = mpp if said is None else float(said)
+        self.mpp, self.mpp_note = _scale(
+            properties.get(openslide.PROPERTY_NAME_MPP_X), mpp=mpp, fallback_mpp=fallback_mpp
+        )
+        self.origin = (
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
+        )
 
     def region(self, x: int, y: int, side: int, out: int) -> np.ndarray:
         level = self._slide.get_best_level_for_downsample(side / out * 1.01)
-        scale = self._slide.level_downsamples[level]
-        size = max(1, round(side / scale))
+        downsample = self._slide.level_downsamples[level]
+        size = max(1, round(side / downsample))
         return _resized(self._read(x, y, level, (size, size)), out)
 
     def overview(self, longest: int) -> np.ndarray:
@@ -72,7 +89,8 @@ class PyramidSlide:
         if width * height > MAX_PIXELS:
             raise ImageError("the slide has no level small enough for an overview")
         pixels = self._read(0, 0, level, (width, height))
-        return pixels[:: -(-max(width, height) // longest), :: -(-max(width, height) // longest)]
+        step = -(-max(width, height) // longest)
+        return pixels[::step, ::step]
 
     def _read(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
         import openslide
@@ -81,33 +99,64 @@ class PyramidSlide:
             region = self._slide.read_region((x, y), level, size)
         except openslide.OpenSlideError as error:
             raise ImageError(f"the slide is broken: {error}") from None
-        ground = Image.new("RGBA", region.size, "white")  # what was not scanned is transparent
-        return np.asarray(Image.alpha_composite(ground, region).convert("RGB"))
+        white = Image.new("RGBA", region.size, "white")  # areas that were not scanned are transparent
+        return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
 
     def close(self) -> None:
         self._slide.close()
 
 
 @contextmanager
-def open_slide(path: Path, mpp: float | None = None) -> Iterator[PlainSlide | PyramidSlide]:
+def open_slide(
+    path: Path, *, mpp: float | None = None, fallback_mpp: float | None = None
+) -> Iterator[PlainSlide | PyramidSlide]:
     """The slide at `path`, through OpenSlide where it knows the format, else decoded whole.
 
-    `mpp` stands in where the file does not say its own. Raises ImageError where neither can read it.
+    mpp           microns per pixel, whatever the file states
+    fallback_mpp  microns per pixel where the file states none, or an impossible value
+
+    Raises ImageError where the file cannot be read, where it would be shown turned, and where it states
+    impossible microns per pixel and neither argument replaces them.
     """
     import openslide
 
-    if openslide.OpenSlide.detect_format(path) is None:
-        yield PlainSlide(images.decode(path.read_bytes(), max_pixels=MAX_PIXELS), mpp)
+    kind = openslide.OpenSlide.detect_format(path)
+    if kind is None:
+        pixels = codec.decode(path.read_bytes(), max_pixels=MAX_PIXELS)
+        yield PlainSlide(pixels, mpp if mpp is not None else fallback_mpp)
         return
-    slide = PyramidSlide(path, mpp)
+    if kind == "generic-tiff" and (orientation := codec.tiff_orientation(path)) != 1:
+        what = f"the slide has the orientation tag {orientation}, which OpenSlide does not apply"
+        raise ImageError(what, fix="save it turned, without the tag")
+    slide = PyramidSlide(path, mpp=mpp, fallback_mpp=fallback_mpp)
     try:
         yield slide
     finally:
         slide.close()
 
 
+def _scale(
+    stated: str | None, *, mpp: float | None, fallback_mpp: float | None
+) -> tuple[float | None, str | None]:
+    """(microns per pixel, a note where the value that the file states was not used)."""
+    if mpp is not None:
+        return mpp, None
+    if stated is None:
+        return fallback_mpp, None
+    try:
+        value = float(stated)
+    except ValueError:
+        value = float("nan")
+    if MIN_MPP <= value <= MAX_MPP:
+        return value, None
+    what = f"the file states {stated} µm per pixel, outside {MIN_MPP:g} to {MAX_MPP:g}"
+    if fallback_mpp is None:
+        raise ImageError(what, key="mpp", fix="give its scale: mpp on the card, or --slide-mpp")
+    return fallback_mpp, f"{what}; {fallback_mpp:g} is used instead"
+
+
 def slide_tiles(slide: Slide, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
-    """Tiles of tissue at the tiling's scale; each region is read once. Raises ImageError without tissue."""
+    """Tiles of tissue at the tiling's scale; each region is read once. Raises ImageError as `tile_places`."""
     side = tiling.side(slide.mpp)
     mpp = slide.mpp * side / tiling.size if slide.mpp else None
     for x, y in tile_places(slide, tiling, seed=seed):
@@ -116,15 +165,20 @@ def slide_tiles(slide: Slide, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
 
 
 def tile_places(slide: Slide, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
-    """Level-0 (x, y) of the tiles on tissue, `tiling.side` pixels wide. Raises ImageError without tissue."""
+    """Level-0 (x, y) of the tiles on tissue, `tiling.side` pixels wide.
+
+    Raises ImageError where there is no tissue, no room for a tile, or room for more than `MAX_TILES`.
+    """
     side = tiling.side(slide.mpp)
-    if side > min(slide.width, slide.height):
-        raise ImageError(f"the slide is {slide.width} x {slide.height} px, smaller than a tile of {side} px")
+    check_grid(slide.width, slide.height, side)
     return choose(_tissue_share(slide, side), side, tiling, seed=seed)
 
 
 def around(slide: Slide, x: float, y: float, side: int, out: int) -> tuple[np.ndarray, int, int]:
-    """(uint8 (out, out, 3), left, top) of the square centred on a point; past the border it is reflected."""
+    """(uint8 (out, out, 3), left, top): the square of `side` pixels centred on (x, y).
+
+    Past the border, the image is reflected. Raises ImageError for an image that is smaller than the square.
+    """
     left, top = round(x - side / 2), round(y - side / 2)
     inside_x = min(max(left, 0), max(slide.width - side, 0))
     inside_y = min(max(top, 0), max(slide.height - side, 0))
@@ -145,17 +199,18 @@ def _reflected(places: np.ndarray, length: int) -> np.ndarray:
 
 
 def _tissue_share(slide: Slide, side: int) -> np.ndarray:
-    """float (rows, columns): the share of tissue in each tile of a grid, seen at low power."""
+    """float (rows, columns): the share of tissue in each tile of a grid, from an overview of the slide."""
     overview = slide.overview(_OVERVIEW)
     mask = tissue_mask(overview).astype(np.float32)
-    scale = slide.width / overview.shape[1]
+    downsample = slide.width / overview.shape[1]
     rows, columns = slide.height // side, slide.width // side
     share = np.zeros((rows, columns))
-    for r, c in np.ndindex(rows, columns):
-        top, left = int(r * side / scale), int(c * side / scale)
-        bottom, right = max(top + 1, int((r + 1) * side / scale)), max(left + 1, int((c + 1) * side / scale))
-        seen = mask[top:bottom, left:right]
-        share[r, c] = seen.mean() if seen.size else 0
+    for row, column in np.ndindex(rows, columns):
+        top, left = int(row * side / downsample), int(column * side / downsample)
+        bottom = max(top + 1, int((row + 1) * side / downsample))
+        right = max(left + 1, int((column + 1) * side / downsample))
+        visible = mask[top:bottom, left:right]
+        share[row, column] = visible.mean() if visible.size else 0
     return share
 
 

@@ -1,4 +1,4 @@
-"""Which stain an image looks like, by colour deconvolution: DAB, AEC, haematoxylin alone, or H&E."""
+"""Stain detection: whether an image looks stained with DAB, AEC, haematoxylin only, or H&E."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from his2lip.data.images.stain_vectors import DAB, EOSIN, HAEMATOXYLIN
+from his2lip.data.images.stain_vectors import unmix
 from his2lip.data.images.tiling import tissue_mask
 
 LOOKS = ("DAB", "AEC", "haematoxylin", "H&E")
 
-SAMPLE = 64  # pixels a side that are looked at, at most; stains are sampled, not blurred together
-LEAST_TISSUE = 0.05  # share of tissue below which an image is blank, and shows no stain
-# Absorbance (optical density) of a second stain that is surely there, and the share of tissue on which it
-# must outweigh haematoxylin: one cell of a patch.
+SAMPLE = 64  # pixels per side that are examined, at most; sampled, not blurred, to keep stains apart
+LEAST_TISSUE = 0.05  # share of tissue below which an image counts as blank
+# Optical density from which a second stain is certainly present, and the share of tissue on which it must
+# exceed haematoxylin: about one nucleus of a patch.
 _DEPOSIT = 0.08
 _LEAST_DEPOSIT = 0.005
-# Unmixed with the vectors of Ruifrok and Johnston (2001), the second stain's absorbance splits into eosin
-# and DAB. Of pure DAB none is eosin's, of AEC 0.17, of eosin all. The cuts lie midway from DAB to AEC, and
-# from AEC to the least that a real H&E tile showed (0.44).
+# Unmixed with the vectors of Ruifrok and Johnston (2001), the second stain's density splits into eosin and
+# DAB. Eosin's share is 0 for pure DAB, 0.17 for AEC and 1 for eosin. The thresholds lie midway between DAB
+# and AEC, and midway between AEC and the smallest share of a real H&E tile (0.44).
 _AEC_FROM = 0.085
 _EOSIN_FROM = 0.30
-_UNMIX = np.linalg.inv(np.array([HAEMATOXYLIN, EOSIN, DAB]))  # as scikit-image's hed_from_rgb
-_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each byte
 
 
 @dataclass(frozen=True, slots=True)
 class StainLook:
-    """What deconvolution finds in one image.
+    """The result of colour deconvolution of one image.
 
-    tissue   share of its pixels on tissue
-    deposit  share of the tissue on which a second stain outweighs haematoxylin
-    eosin    eosin's part of that second stain's absorbance; below 0 where it is browner than DAB's vector
+    tissue   share of its pixels that show tissue
+    deposit  share of the tissue on which a second stain exceeds haematoxylin
+    eosin    eosin's share of that second stain's density; below 0 where it is browner than DAB's vector
     """
 
     tissue: float
@@ -41,15 +39,15 @@ class StainLook:
 
     @property
     def blank(self) -> bool:
-        """Whether there is too little tissue to show a stain."""
+        """Whether it shows too little tissue to show a stain."""
         return self.tissue < LEAST_TISSUE
 
     @property
     def stain(self) -> str | None:
         """One of LOOKS, or None for a blank image.
 
-        A patch without a positive cell looks like haematoxylin alone, whatever its slide was stained with.
-        AEC and DAB lie 9 degrees apart, less than the DAB of two laboratories (figures: docs/datasets.md).
+        A patch without a positive nucleus looks like haematoxylin only, whatever its slide was stained with.
+        AEC and DAB differ by 9 degrees, less than the DAB of two laboratories (figures: docs/datasets.md).
         """
         if self.blank:
             return None
@@ -60,11 +58,6 @@ class StainLook:
         return "AEC" if self.eosin >= _AEC_FROM else "DAB"
 
 
-def unmix(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (…, 3) RGB to optical densities (…, 3) of haematoxylin, eosin and DAB; some come out negative."""
-    return _DENSITY[pixels] @ _UNMIX
-
-
 def sampled(pixels: np.ndarray) -> np.ndarray:
     """Every k-th pixel of uint8 (H, W, 3), so that neither side exceeds `SAMPLE`; a view."""
     step = -(-max(pixels.shape[:2]) // SAMPLE)
@@ -72,7 +65,7 @@ def sampled(pixels: np.ndarray) -> np.ndarray:
 
 
 def look_at(pixels: np.ndarray) -> StainLook:
-    """What uint8 (H, W, 3) RGB shows. White balance is taken as it is: glass is meant to be white."""
+    """Examines uint8 (H, W, 3) RGB. The white balance is not corrected: glass is expected to be white."""
     pixels = sampled(pixels)
     mask = tissue_mask(pixels)
     if mask.mean() < LEAST_TISSUE:

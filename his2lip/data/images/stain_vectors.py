@@ -1,4 +1,4 @@
-"""Stains as absorbers: published optical-density vectors, and Beer-Lambert mixing to transmitted light."""
+"""Stain vectors: published optical-density directions, and mixing and unmixing by them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,36 @@ HAEMATOXYLIN = (0.65, 0.70, 0.29)
 DAB = (0.27, 0.57, 0.78)
 EOSIN = (0.07, 0.99, 0.11)
 AEC = (0.2743, 0.6796, 0.6803)
-# Not stains, so no published vector: carbon absorbs alike everywhere; unstained haemoglobin absorbs at 415 nm
-# (blue) and 540 to 577 nm (green), which leaves red cells straw-coloured.
+# Not stains, so there is no published vector. Carbon absorbs all light equally. Unstained haemoglobin absorbs
+# at 415 nm (blue) and 540 to 577 nm (green), which leaves red cells straw-coloured.
 CARBON = (1.0, 1.0, 1.0)
 HAEMOGLOBIN = (0.16, 0.42, 0.66)
 
 CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
+
+_HED = np.array([HAEMATOXYLIN, EOSIN, DAB])
+_UNMIX = np.linalg.inv(_HED)  # the same as scikit-image's `hed_from_rgb`
+_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each intensity; 0 counts as 1
+_UNIT_HED = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
+_UNIT_UNMIX = np.linalg.inv(_UNIT_HED)
+
+
+def unmix(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """uint8 (…, 3) RGB to optical densities (…, 3) of haematoxylin, eosin and DAB, some of them negative."""
+    densities: NDArray[np.float64] = _DENSITY[pixels] @ _UNMIX
+    return densities
+
+
+def restaining(
+    factors: NDArray[np.float64], offsets: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(matrix (3, 3), offset (3,)) that change the amounts of haematoxylin, eosin and DAB in a pixel.
+
+    Each stain's amount is multiplied by its factor (3,), and its offset (3,) is added, in natural optical
+    density. Apply them to the optical density (…, 3) of RGB: `density @ matrix + offset`.
+    """
+    matrix = _UNIT_UNMIX @ np.diag(factors) @ _UNIT_HED
+    return matrix.astype(np.float32), (offsets @ _UNIT_HED).astype(np.float32)
 
 
 def unit(vector: tuple[float, ...] | NDArray[np.float64]) -> NDArray[np.float32]:
@@ -26,7 +50,7 @@ def unit(vector: tuple[float, ...] | NDArray[np.float64]) -> NDArray[np.float32]
 
 
 def tilt(vector: tuple[float, ...], shift: NDArray[np.float64]) -> NDArray[np.float32]:
-    """`vector` moved by a case's small `shift` (3,): batches of one dye differ in hue."""
+    """`vector` moved by a small `shift` (3,), as batches of one dye differ in hue."""
     return unit(np.asarray(unit(vector), dtype=np.float64) + shift)
 
 

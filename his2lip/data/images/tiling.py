@@ -1,4 +1,4 @@
-"""Derived patches: an image squashed, cropped, or cut into tiles of tissue at a given size and scale."""
+"""Tilings: how patches are cut from an image (squashed, centre crop, tiles of tissue), and the cutting."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ import pydantic
 from PIL import Image
 
 from his2lip.config import Config, validate
-from his2lip.data.images import codec as images
+from his2lip.data.cards import Mpp
+from his2lip.data.images import codec
 from his2lip.errors import ConfigError, ImageError
 
-MAX_PIXELS = 600_000_000  # of an image that is tiled: 1.8 GB while it is cut
-# Optical density (mean over channels) from which a pixel is tissue; glass scatters below 0.03.
+MAX_PIXELS = 600_000_000  # of an image that is tiled: 1.8 GB of memory while it is cut
+MAX_TILES = 1_000_000  # places of one image's grid; a slide of 100,000 x 100,000 px has 200,000 of 224 px
+# Optical density (mean over channels) from which a pixel counts as tissue; glass scatters below 0.03.
 TISSUE_DENSITY = 0.06
 
 
 class Tiling(Config):
     """What `prepare --view` cuts from each image.
 
-    squash  the whole image at `size` x `size`
-    centre  its largest centred square at `size` x `size`
-    tiles   a grid of squares of `size` px at `mpp` microns a pixel (at the image's own scale, where either is
-            unknown), those with at least `tissue` of their area on tissue, `max_tiles` at most by a seed
+    squash  the whole image, resized to `size` x `size`
+    centre  the largest centred square, resized to `size` x `size`
+    tiles   a grid of squares of `size` px at `mpp` microns per pixel, or at the image's own scale where
+            either is unknown; tiles with at least the share `tissue` of tissue, `max_tiles` of them by a seed
     """
 
     kind: Literal["squash", "centre", "tiles"]
-    size: int = pydantic.Field(default=224, ge=images.MIN_SIDE, le=8192)
-    mpp: pydantic.PositiveFloat | None = None
+    size: int = pydantic.Field(default=224, ge=codec.MIN_SIDE, le=8192)
+    mpp: Mpp | None = None
     max_tiles: pydantic.PositiveInt | None = None
     tissue: float = pydantic.Field(default=0.25, ge=0, le=1)
     codec: Literal["png", "jpeg"] = "png"
@@ -42,7 +44,9 @@ class Tiling(Config):
         """`squash`, `centre`, `tiles` or `tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)`."""
         match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
         if match is None:
-            raise ConfigError(f"'{text}' is not a view", fix="write squash, centre or tiles(size=224)")
+            raise ConfigError(
+                f"'{text}' is not a view", key="--view", fix="write squash, centre or tiles(size=224)"
+            )
         options: dict[str, Any] = {"kind": match[1]}
         for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
             name, _, value = part.partition("=")
@@ -54,16 +58,20 @@ class Tiling(Config):
         return f"{self.kind}({', '.join(options)})"
 
     def side(self, mpp: float | None) -> int:
-        """Side of a tile in pixels of an image at `mpp`."""
+        """Side of a tile in pixels of an image at `mpp` microns per pixel; None: at an unknown scale."""
         return self.size if not (self.mpp and mpp) else max(1, round(self.size * self.mpp / mpp))
 
     def encode(self, pixels: np.ndarray) -> bytes:
-        return images.encode_png(pixels) if self.codec == "png" else images.encode_jpeg(pixels)
+        return codec.encode_png(pixels) if self.codec == "png" else codec.encode_jpeg(pixels)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Encoded pixels cut at (x, y) of the image; `suffix` makes its patch id; `mpp` after resizing."""
+    """Encoded pixels cut at (x, y), in pixels of the image.
+
+    suffix  what the patch id adds to the image's
+    mpp     microns per pixel of the tile itself, after resizing
+    """
 
     image: bytes
     suffix: str
@@ -75,8 +83,8 @@ class Tile:
 
 
 def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
-    """Cuts an encoded image. Raises ImageError for an image that cannot be used or that holds no tissue."""
-    pixels = images.decode(data, max_pixels=MAX_PIXELS)
+    """Tiles of an encoded image. Raises ImageError for one that cannot be used or shows no tissue."""
+    pixels = codec.decode(data, max_pixels=MAX_PIXELS)
     height, width = pixels.shape[:2]
     if tiling.kind == "squash":
         yield _tile(pixels, 0, 0, None, tiling, "")
@@ -87,16 +95,25 @@ def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> It
         yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, "")
         return
     side = tiling.side(mpp)
-    if side > min(height, width):
-        raise ImageError(f"the image is {width} x {height} px, smaller than one tile of {side} px")
+    check_grid(width, height, side)
     share = tissue_share(pixels, side)
     for x, y in choose(share, side, tiling, seed=seed):
         yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, f"#{x}_{y}")
 
 
+def check_grid(width: int, height: int, side: int) -> None:
+    """Raises ImageError where an image has no room for a tile of `side` px, or more than `MAX_TILES`."""
+    if side > min(width, height):
+        raise ImageError(f"the image is {width} x {height} px, smaller than one tile of {side} px")
+    places = (width // side) * (height // side)
+    if places > MAX_TILES:
+        what = f"the image would be cut into {places:,} tiles of {side} px, above the limit of {MAX_TILES:,}"
+        raise ImageError(what, fix="check the microns per pixel of image and tiles")
+
+
 def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
     """float (rows, columns): the share of tissue in each tile of a grid over uint8 (H, W, 3)."""
-    step = max(1, side // 64)  # some 64 x 64 pixels of a tile tell enough
+    step = max(1, side // 64)  # about 64 x 64 pixels per tile are enough
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     share = np.zeros((rows, columns))
     for r, c in np.ndindex(rows, columns):
@@ -106,22 +123,25 @@ def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
-    """bool (H, W): stained tissue, neither glass (too bright) nor pen (too pure a colour for a stain)."""
+    """bool (H, W) of uint8 (H, W, 3): stained tissue; not glass (too bright), not pen (too pure a colour)."""
     values = pixels.astype(np.float32)
     density = -np.log10((values + 1) / 256).mean(-1)
     red, green, blue = values[..., 0], values[..., 1], values[..., 2]
     pen = (green > red + 25) & (green > blue + 10)  # no stain is green
-    pen |= (blue > red + 90) & (blue > green + 60)  # nor as pure a blue as a felt pen
+    pen |= (blue > red + 90) & (blue > green + 60)  # nor as pure a blue as that of a felt pen
     pen |= values.max(-1) < 40  # black ink, coverslip edges
     return (density > TISSUE_DENSITY) & ~pen
 
 
 def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
-    """(x, y) of the tiles to cut, in reading order. Raises ImageError where none holds tissue enough."""
+    """(x, y) of the tiles to cut, in reading order, from the share of tissue of each place of the grid.
+
+    Raises ImageError where no tile has enough tissue.
+    """
     rows, columns = np.nonzero(share >= tiling.tissue)
     places = [(int(c) * side, int(r) * side) for r, c in zip(rows, columns, strict=True)]
     if not places:
-        raise ImageError("no tissue was found in it")
+        raise ImageError("it shows no tissue")
     if tiling.max_tiles is None or len(places) <= tiling.max_tiles:
         return places
     kept = sorted(places, key=lambda p: hashlib.blake2b(f"{seed}#{p[0]}_{p[1]}".encode()).digest())

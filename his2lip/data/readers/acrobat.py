@@ -9,6 +9,7 @@ import pydantic
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
+from his2lip.data.cards import Mpp
 from his2lip.data.images import MIN_SIDE, Tiling, open_slide, slide_tiles
 from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
 from his2lip.data.shards import Patch
@@ -21,7 +22,7 @@ class AcrobatOptions(Config):
     """Tiles that are cut where `--view` names none, since a slide is never a patch."""
 
     tile_px: int = pydantic.Field(default=224, ge=MIN_SIDE)
-    tile_mpp: pydantic.PositiveFloat = 0.92
+    tile_mpp: Mpp = 0.92
     max_tiles: pydantic.PositiveInt | None = 64
 
 
@@ -54,6 +55,8 @@ class AcrobatReader(Reader):
         tiling = tiling or Tiling(
             kind="tiles", size=options.tile_px, mpp=options.tile_mpp, max_tiles=options.max_tiles, codec="png"
         )
-        with open_slide(self.root / item.key, item.mpp) as slide:
+        with open_slide(self.root / item.key, fallback_mpp=item.mpp) as slide:
+            if slide.mpp_note:
+                yield LeftOut(item.name, slide.mpp_note)
             for tile in slide_tiles(slide, tiling, seed=item.name):
                 yield self.tile(item, tile)

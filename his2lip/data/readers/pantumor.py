@@ -60,7 +60,9 @@ class PantumorReader(Reader):
 
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         options = validate(PantumorOptions, self.card.options, where=f"card {self.card.name}, options")
-        with open_slide(self.root / item.key, item.mpp) as slide:
+        with open_slide(self.root / item.key, fallback_mpp=item.mpp) as slide:
+            if slide.mpp_note:
+                yield LeftOut(item.name, slide.mpp_note)
             side = round(options.field_um / slide.mpp) if slide.mpp else _UNKNOWN_SCALE_PX
             kept: dict[str, list[Cell]] = {}
             seen: set[tuple[float, float]] = set()

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from his2lip.config import Config
 from his2lip.data.captions import PLACES, STAINS
+from his2lip.data.images import restaining
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -21,11 +22,6 @@ Draw = Callable[[int, int, str, str | None, str | None], str]  # as CaptionBank.
 
 TURNS = 8  # a square's symmetries; tissue has no up, so each is as likely as any other
 
-# Optical-density directions of haematoxylin, eosin and DAB in (R, G, B): Ruifrok and Johnston, Anal Quant
-# Cytol Histol 23 (2001) 291-299.
-_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_HED /= np.linalg.norm(_HED, axis=1, keepdims=True)
-_UNMIX = np.linalg.inv(_HED)
 _DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # of each intensity; that of 0 is 1's
 
 
@@ -77,8 +73,7 @@ class Jitter:
     def of(cls, sigma: float, numbers: npt.NDArray[np.float64]) -> Jitter:
         """From six numbers in [0, 1)."""
         spread = sigma * (2 * numbers - 1)
-        matrix = _UNMIX @ np.diag(1 + spread[:3]) @ _HED
-        return cls(matrix.astype(np.float32), (spread[3:] @ _HED).astype(np.float32))
+        return cls(*restaining(1 + spread[:3], spread[3:]))
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """uint8 (H, W, 3), restained. By planes, for a matrix product's last bits vary by machine."""
