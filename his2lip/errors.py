@@ -1,4 +1,4 @@
-"""The errors that a user's mistake raises: one sentence each, saying what, where, and how to fix it."""
+"""Errors that the user can fix: one sentence each, with what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class DatasetError(His2lipError):
 
 
 class ImageError(DatasetError):
-    """One image that cannot be used; prepare quarantines it and goes on."""
+    """One image that cannot be used; `prepare` quarantines it and continues."""
 
 
 class TaxonomyError(DatasetError):
@@ -65,15 +65,15 @@ class ModelError(His2lipError):
 
 
 class CheckpointError(ModelError):
-    """A checkpoint that is missing, incomplete or foreign."""
+    """A checkpoint that is missing, incomplete, or in another format."""
 
 
 class RunError(His2lipError):
-    """A run, sweep or grid that cannot start or go on, such as a name in use by other inputs."""
+    """A run, sweep or grid that cannot start or resume, such as a name in use by other inputs."""
 
 
 class DivergedError(RunError):
-    """Training whose loss is not finite any more: a sweep takes it for a bad trial."""
+    """Training whose loss became NaN or infinite; a sweep records it as a failed trial."""
 
 
 class TrackingError(His2lipError):
@@ -85,13 +85,13 @@ class ClusterError(His2lipError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first, for a sentence of ours; its type where it says nothing.
+    """The first line of a library's error message, at most 200 characters; its type where it is empty.
 
-    An error's number is left out, and Arrow's second naming of what the system said.
+    The error number is left out, and so is Arrow's repetition of the system's message.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = re.sub(r"^\[Errno \d+\] (.*?)(?:\. Detail: \[errno \d+\] (.*))?$", _reason, lines[0])
-    return said[:200].rstrip(". ")
+    text = re.sub(r"^\[Errno \d+\] (.*?)(?:\. Detail: \[errno \d+\] (.*))?$", _reason, lines[0])
+    return text[:200].rstrip(". ")
 
 
 def _reason(match: re.Match[str]) -> str:
@@ -106,7 +106,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The mending clause for an unknown name: the nearest known one, or the list of all."""
+    """The `fix` of an error about an unknown name: the nearest known name, or all known names."""
     known = list(known)
     close = nearest(name, known)
     return f"did you mean '{close}'?" if close else f"known: {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""Commands as Ray jobs: submitted to a cluster, their log followed here, their exit code handed back."""
+"""Runs a command as a Ray job on a cluster, follows its log, and returns its exit code."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _EXAMPLE = "give the dashboard's address, such as http://127.0.0.1:8265"
-_POLL_S = 1.0  # between two looks at a job whose log has ended, or whose connection was lost
-_PATIENCE_S = 60.0  # for which a cluster may be out of reach before a followed job is given up on
-# Loggers of Ray that name every file which stays behind, and every connection.
-_TALKATIVE = (
+_POLL_S = 1.0  # between two requests for the state of a job whose log has ended or whose connection was lost
+_UNREACHABLE_S = 60.0  # a followed job is given up after its cluster was unreachable for this time
+# Loggers of Ray that name every excluded file and every connection.
+_VERBOSE_LOGGERS = (
     "ray._private.runtime_env.packaging",
     "ray._private.runtime_env.working_dir",
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
 )
-INTERRUPTED = 130  # exit code after Ctrl-C; the job itself goes on
-# What a job does not need of the working directory, besides what .gitignore names.
+INTERRUPTED = 130  # exit code after Ctrl-C; the job itself continues
+# Folders that are not sent with a job, besides what .gitignore names.
 _EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/docs/"]
 
 
@@ -44,12 +44,14 @@ def submit(
     env: Mapping[str, str] | None = None,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> int:
-    """Runs the command `argv` on the cluster's head node as a Ray job; its exit code.
+    """Runs the command `argv` as a Ray job on the cluster's head node, and returns its exit code.
 
-    The working directory (by default, this one) travels with the job, less what .gitignore names, so that
-    the cluster runs this very code and finds the configuration files. With `follow`, the job's log is given
-    to `write` until it ends; without, the exit code is 0 once the job was accepted. Ctrl-C ends the
-    following, not the job. Raises ClusterError where the cluster cannot be reached, or refuses.
+    working_dir  the folder that is sent with the job, without the files that .gitignore names, so that the
+                 cluster runs the same code and finds the configuration files; default: the current folder
+    follow       pass the job's log to `write` until the job ends; otherwise return 0 once it is accepted
+    env          environment variables of the job
+    Ctrl-C stops following; the job continues. Raises ClusterError where the cluster cannot be reached or
+    refuses the job.
     """
     client = _client(_dashboard(address))
     folder = Path(working_dir) if working_dir is not None else _checkout()
@@ -58,7 +60,7 @@ def submit(
         "excludes": _EXCLUDES,
         "env_vars": {"PYTHONUNBUFFERED": "1", **(env or {})},
     }
-    with _in_our_words(address):
+    with _as_cluster_errors(address):
         job = client.submit_job(
             entrypoint=shlex.join(argv), runtime_env=runtime_env, metadata={"his2lip": __version__}
         )
@@ -68,19 +70,19 @@ def submit(
     try:
         return _exit_code(_follow(client, job, address, write))
     except KeyboardInterrupt:
-        print(f"\nThe job goes on; to end it: ray job stop {job} --address {address}", file=sys.stderr)
+        print(f"\nThe job continues; to stop it: ray job stop {job} --address {address}", file=sys.stderr)
         return INTERRUPTED
 
 
 class _Log:
-    """A job's log, written as it comes; over a new connection it goes on after what is written already."""
+    """A job's log, written as it arrives; after a reconnection it continues behind what was written."""
 
     def __init__(self, client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> None:
         self._client, self._job, self._write = client, job, write
         self.written = 0  # characters
 
     async def tail(self) -> None:
-        """Until the job ends, or the connection does."""
+        """Writes the log until the job or the connection ends."""
         seen = 0
         async for chunk in self._client.tail_job_logs(self._job):
             fresh = chunk[max(0, self.written - seen) :]
@@ -91,18 +93,18 @@ class _Log:
 
 
 def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], object]) -> Any:
-    """Writes the job's log, over lost connections too; the job's details at its end."""
+    """Writes the job's log, reconnecting where needed, and returns the job's details at its end."""
     log = _Log(client, job, write)
     lost: float | None = None
     while True:
         before = log.written
         try:
-            with _in_our_words(address):
+            with _as_cluster_errors(address):
                 asyncio.run(log.tail())
                 details = client.get_job_info(job)
         except ClusterError:
             lost = lost if lost is not None and log.written == before else time.monotonic()
-            if time.monotonic() - lost > _PATIENCE_S:
+            if time.monotonic() - lost > _UNREACHABLE_S:
                 raise
         else:
             lost = None
@@ -112,7 +114,7 @@ def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable
 
 
 def _exit_code(details: Any) -> int:
-    """The command's own exit code; 1 where it has none, such as when its node died or the job was stopped."""
+    """The command's own exit code; 1 where it has none, for example because its node died."""
     if details.status == "SUCCEEDED":
         return 0
     if details.driver_exit_code is None:
@@ -122,25 +124,25 @@ def _exit_code(details: Any) -> int:
 
 
 def _client(url: str) -> JobSubmissionClient:
-    """A client of the cluster's job server, with the token where this machine has one."""
-    # These would win over the address that was asked for.
+    """A client of the cluster's job server, with this machine's token if it has one."""
+    # Ray would use these instead of the address that is given.
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     hidden = {key: os.environ.pop(key) for key in names if key in os.environ}
     try:
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKATIVE:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        with _in_our_words(url):
+        with _as_cluster_errors(url):
             return JobSubmissionClient(url, headers=_authorization())
     finally:
         os.environ.update(hidden)
 
 
 def _authorization() -> dict[str, str]:
-    """The header that shows this machine's token, found where Ray itself looks for it; none without one.
+    """The HTTP header with this machine's token, read from where Ray reads it; empty without a token.
 
-    Ray would send it by itself in token mode, but reads the mode once in a process, when it is imported.
+    In token mode Ray sends the token by itself, but it reads the mode only once, when it is imported.
     """
     token = os.environ.get("RAY_AUTH_TOKEN")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -150,8 +152,8 @@ def _authorization() -> dict[str, str]:
 
 
 @contextmanager
-def _in_our_words(address: str) -> Iterator[None]:
-    """Ray's errors, of many types, as one sentence each."""
+def _as_cluster_errors(address: str) -> Iterator[None]:
+    """Turns the errors of Ray's client, which have many types, into ClusterErrors of one sentence."""
     import aiohttp
     import requests
     from ray.exceptions import AuthenticationError
@@ -160,34 +162,41 @@ def _in_our_words(address: str) -> Iterator[None]:
         yield
     except AuthenticationError:
         raise ClusterError(
-            "this cluster wants a token that this machine does not have",
+            "this cluster requires a token that this machine does not have",
             where=address,
+            key="token",
             fix="copy the cluster's ~/.ray/auth_token here, with mode 0600",
         ) from None
     except (ConnectionError, requests.RequestException, aiohttp.ClientError):
         raise ClusterError(
             "no Ray cluster answers at this address",
             where=address,
-            fix="is it up, and its dashboard's port forwarded (ray dashboard cluster.yaml)?",
+            key="--address",
+            fix="check that it is up and its dashboard's port is forwarded (ray dashboard cluster.yaml)",
         ) from None
     except (RuntimeError, ValueError) as error:
-        raise ClusterError(f"the cluster refused the job: {first_line(error)}", where=address) from None
+        what = f"the cluster refused the job: {first_line(error)}"
+        raise ClusterError(what, where=address, key="--address") from None
 
 
 def _dashboard(address: str) -> str:
-    """The address of a cluster's dashboard as a URL. Raises ClusterError for what cannot be one."""
+    """The address of a cluster's dashboard as a URL. Raises ClusterError where it cannot be one."""
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ClusterError("this is not the address of a Ray dashboard", where=address, fix=_EXAMPLE)
+        what = "this is not the address of a Ray dashboard"
+        raise ClusterError(what, where=address, key="--address", fix=_EXAMPLE)
     return url.rstrip("/")
 
 
 def _checkout() -> Path:
-    """The folder to send: this one, from which the job must be able to import his2lip."""
+    """The current folder. Raises ClusterError where it is not the checkout that the job has to import."""
     here, root = Path.cwd(), resources.root()
     if (root / "pyproject.toml").exists() and here != root:
         raise ClusterError(
-            "a job is submitted from the checkout, which travels with it", where=here, fix=f"cd {root}"
+            "a job must be submitted from the checkout, which is sent with it",
+            where=here,
+            key="--address",
+            fix=f"cd {root}",
         )
     return here

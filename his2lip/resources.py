@@ -1,4 +1,4 @@
-"""Where things are: the cards, prompts, tables and sweeps that the project carries, and the MLflow store."""
+"""Where files are: those that his2lip carries, its default storage, and the MLflow store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from his2lip.errors import ConfigError
 
-DEFAULT_STORE = "sqlite:///runs/mlflow.db"
+STORAGE = "runs"  # default folder of runs, sweeps, benchmarks, shards and caches, in the current folder
+CACHE = f"{STORAGE}/cache"  # default folder of cached embeddings
+DEFAULT_STORE = f"sqlite:///{STORAGE}/mlflow.db"
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,7 +21,7 @@ def root() -> Path:
 
 
 def find(name: str | Path) -> Path:
-    """`name` as the user gave it where that exists, else the file of that name that the project carries.
+    """`name` itself where it exists, else the file of that name that his2lip carries.
 
     Raises ConfigError where neither exists.
     """
@@ -29,14 +31,15 @@ def find(name: str | Path) -> Path:
     carried = root() / given
     if not given.is_absolute() and carried.exists():
         return carried
-    raise ConfigError("no such file here or among those that his2lip carries", where=str(name))
+    what = "there is no such file here, and his2lip does not carry one of that name"
+    raise ConfigError(what, where=str(name), fix="check the path")
 
 
 def store_uri(uri: str | None = None) -> str:
-    """The MLflow store at `uri`, else at MLFLOW_TRACKING_URI, else `runs/mlflow.db` below this folder."""
+    """`uri` where it is given, else MLFLOW_TRACKING_URI, else `runs/mlflow.db` in the current folder."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None of any other."""
+    """The file of a SQLite store; None for any other store."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None

@@ -12,6 +12,7 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Overrides, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, did_you_mean
+from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
     from his2lip.evaluation import BenchmarkConfig, GridResult, ModelEntry
@@ -37,7 +38,6 @@ def benchmark(
     The exit code is 1 where a grid cell failed; all others are scored first.
     """
     submit_if_asked(address)
-    from his2lip import resources
     from his2lip.config import load
     from his2lip.evaluation import BenchmarkConfig
 
@@ -45,7 +45,7 @@ def benchmark(
     replaced = split_names(models)
     if replaced is not None:
         chosen.append(f"models={replaced}")
-    asked = load(BenchmarkConfig, resources.find(config), chosen)
+    asked = load(BenchmarkConfig, find(config), chosen)
     if run_benchmark(_narrowed(asked, split_names(datasets))).failed:
         raise typer.Exit(1)
 
@@ -54,7 +54,7 @@ def benchmark(
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="BENCHMARK", help="The folder of a benchmark, below its storage.")
-    ] = Path("runs/benchmark/zero-shot"),
+    ] = Path(STORAGE, "benchmark/zero-shot"),
     out: Annotated[
         Path | None, typer.Option(help="Folder of the pages. Default: `report` in the benchmark's folder.")
     ] = None,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from his2lip.cli.console import percent, say, table
-from his2lip.cli.options import CACHE, MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.options import MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
 from his2lip.cli.registry import command
 from his2lip.cli.slides import SlideOptions, question_with_class, read_slides, split_slides
 from his2lip.errors import ConfigError, ImageError
+from his2lip.resources import CACHE, STORAGE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Suffixes of whole-slide files that OpenSlide reads, besides those of images.
 _SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
+SLIDES = Path(STORAGE, "slides")  # default of `--out`
 Prompts = Annotated[str, typer.Option(help="A prompt set's name or file.")]
 
 
@@ -58,9 +60,7 @@ def classify(
         str | None,
         typer.Option(metavar="CLASS", help="Also draw the similarity of a slide's tiles to this class."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = Path(
-        "runs/slides"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = SLIDES,
 ) -> None:
     """Classify images or slides by tissue type, and by staining of a biomarker that you name.
 

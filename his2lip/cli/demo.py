@@ -15,7 +15,9 @@ from his2lip.cli.options import Fresh
 from his2lip.cli.registry import command
 from his2lip.cli.train import run_train
 from his2lip.cli.tune import best_checkpoint, run_tune
+from his2lip.resources import STORAGE, find
 
+FOLDER = Path(STORAGE, "demo")  # default of `--out`
 TRAIN, SWEEP, GRID = "train/demo_train.yaml", "tune/demo_sweep.yaml", "benchmarks/demo.yaml"
 COLOUR = "baseline:mean-colour"
 LEARNT, COLOUR_BELOW = 0.80, 0.50  # macro F1 on held-out cases that the demo has to show
@@ -23,9 +25,7 @@ LEARNT, COLOUR_BELOW = 0.80, 0.50  # macro F1 on held-out cases that the demo ha
 
 @command("demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demo's shards, runs and pages.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the demo's shards, runs and pages.")] = FOLDER,
     fresh: Fresh = False,
 ) -> None:
     """Run the whole loop offline on generated IHC patches; a second call runs only what is unfinished.
@@ -34,7 +34,6 @@ def demo(
     """
     from his2lip.config import read_yaml, validate
     from his2lip.evaluation import BenchmarkConfig
-    from his2lip.resources import find
     from his2lip.training import TrainConfig
     from his2lip.tuning import SweepConfig
 

@@ -14,13 +14,15 @@ import typer
 
 from his2lip.cli.console import say, table
 from his2lip.cli.registry import command
+from his2lip.resources import sqlite_file, store_uri
+from his2lip.runtime import usable_cpus
 
 _PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `state` is ok, note (works, but know this) or missing (something will fail)."""
+    """One line of the report. `state` is ok, note (works with a limit) or missing (something will fail)."""
 
     what: str
     found: str
@@ -43,7 +45,7 @@ def doctor() -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, the cheap ones first."""
+    """All findings, the fast ones first."""
     yield _python()
     yield from (_package(name) for name in _PACKAGES)
     yield _native("openslide", "whole slides", "pip install openslide-bin")
@@ -79,8 +81,6 @@ def _native(module: str, purpose: str, fix: str) -> Finding:
 
 
 def _cores() -> Finding:
-    from his2lip.runtime import usable_cpus
-
     cpus = usable_cpus()
     if cpus >= 2:
         return Finding("CPU cores", str(cpus))
@@ -106,7 +106,7 @@ def _disk() -> Finding:
 
 
 def _shared_memory() -> Finding:
-    """Ray's object store lives there; where it is small, Ray falls back to slow files on disk."""
+    """Ray's object store is in shared memory; where that is small, Ray uses files on disk, which are slow."""
     if not Path("/dev/shm").is_dir():
         return Finding("shared memory", "no /dev/shm (not Linux)")
     free = shutil.disk_usage("/dev/shm").free
@@ -123,7 +123,7 @@ def _ray_token() -> Finding:
     if not mode & 0o077:
         return Finding("Ray token", str(path))
     try:
-        path.chmod(0o600)  # Ray writes it with the default umask
+        path.chmod(0o600)  # Ray creates it with the default umask
     except OSError:
         fix = f"others can read it: chmod 600 {path}"
         return Finding("Ray token", f"{path}, mode {mode:04o}", "note", fix)
@@ -132,9 +132,9 @@ def _ray_token() -> Finding:
 
 def _weights() -> Finding:
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    held = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
-    if held:
-        return Finding("cached weights", ", ".join(held))
+    cached = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
+    if cached:
+        return Finding("cached weights", ", ".join(cached))
     return Finding(
         "cached weights", "none", "note", "pretrained backbones download at first use; `tiny` needs none"
     )
@@ -142,7 +142,6 @@ def _weights() -> Finding:
 
 def _store() -> Finding:
     from his2lip.errors import TrackingError
-    from his2lip.resources import sqlite_file, store_uri
     from his2lip.tracking import Tracker
 
     file = sqlite_file(store_uri())

@@ -12,6 +12,7 @@ from his2lip.cli.console import percent, say, table
 from his2lip.cli.options import MODEL_HELP
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, TrackingError
+from his2lip.resources import sqlite_file, store_uri
 
 if TYPE_CHECKING:
     from his2lip.tracking import Promoted, Scored
@@ -58,8 +59,6 @@ def show_terms(terms: Sequence[str]) -> None:
 
 def _in_mlflow() -> tuple[list[Scored], list[Promoted], str | None]:
     """What the store holds, if there is one, and a sentence where it cannot be read."""
-    from his2lip.resources import sqlite_file, store_uri
-
     file = sqlite_file(store_uri())
     if file is not None and not file.is_file():
         return [], [], None

@@ -24,7 +24,6 @@ Fresh = Annotated[
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 CsvFile = Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")]
 Cache = Annotated[str, typer.Option(help="Folder or URI of cached embeddings.")]
-CACHE = "runs/cache"  # default of `--cache`, and of a benchmark's `cache`
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product"}  # titles of the column, by how a model compares
 
 

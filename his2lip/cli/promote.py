@@ -14,11 +14,10 @@ from his2lip.cli.console import say
 from his2lip.cli.models import show_terms
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError
+from his2lip.resources import STORAGE
 
 if TYPE_CHECKING:
     from his2lip.tracking import Scored, Tracker
-
-_RUNS = Path("runs/train")  # where the name of a run is looked for
 
 
 @command("models promote")
@@ -31,6 +30,9 @@ def promote_model(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
     ] = None,
+    storage: Annotated[
+        Path, typer.Option(help="The storage in which MODEL is looked for as the name of a training run.")
+    ] = Path(STORAGE),
 ) -> None:
     """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model."""
     from his2lip.config import digest
@@ -42,7 +44,7 @@ def promote_model(
         what = f"MLflow does not accept '{name}' as the name of a registered model"
         raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
     tracker = Tracker.open()
-    found, logged = _find(model, tracker)
+    found, logged = _find(model, storage / "train", tracker)
     name = name or model_name(_default_name(model, found))
     with _staged(found) as folder:
         meta = read_meta(folder)
@@ -64,12 +66,12 @@ def promote_model(
     say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
 
 
-def _find(model: str, tracker: Tracker) -> tuple[str, Scored | None]:
+def _find(model: str, runs: Path, tracker: Tracker) -> tuple[str, Scored | None]:
     """The path or name that loads the model, and its record in MLflow where it was found by a logged name."""
     from his2lip.models import BACKBONES, is_checkpoint
     from his2lip.tracking import scored_models
 
-    for place in (Path(model), Path(model) / "best", _RUNS / model / "best"):
+    for place in (Path(model), Path(model) / "best", runs / model / "best"):
         if is_checkpoint(place):
             return str(place), None
     if model in BACKBONES:

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say, table
-from his2lip.cli.options import CACHE, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, write_csv
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
+from his2lip.resources import CACHE
 
 
 @command("retrieve")

@@ -8,6 +8,7 @@ from his2lip.cli.console import ProgressBar, percent, say
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Overrides
 from his2lip.cli.registry import command
+from his2lip.resources import find
 
 if TYPE_CHECKING:
     from his2lip.evaluation import SelectValidator
@@ -23,11 +24,10 @@ def train(
 ) -> None:
     """Train a model with the WISE loss; the same command resumes a stopped run."""
     submit_if_asked(address)
-    from his2lip import resources
     from his2lip.config import load
     from his2lip.training import TrainConfig
 
-    run_train(load(TrainConfig, resources.find(config), overrides or []), fresh=fresh)
+    run_train(load(TrainConfig, find(config), overrides or []), fresh=fresh)
 
 
 def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:

@@ -10,6 +10,7 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Overrides
 from his2lip.cli.registry import command
 from his2lip.cli.train import validator
+from his2lip.resources import find
 
 if TYPE_CHECKING:
     from his2lip.tracking import Run
@@ -25,11 +26,10 @@ def tune(
 ) -> None:
     """Sweep the loss weights; the same command resumes a stopped sweep."""
     submit_if_asked(address)
-    from his2lip import resources
     from his2lip.config import load
     from his2lip.tuning import SweepConfig
 
-    run_tune(load(SweepConfig, resources.find(config), overrides or []), fresh=fresh)
+    run_tune(load(SweepConfig, find(config), overrides or []), fresh=fresh)
 
 
 def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:

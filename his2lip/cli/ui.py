@@ -12,18 +12,18 @@ import typer
 from his2lip.cli.console import say
 from his2lip.cli.registry import command
 from his2lip.errors import TrackingError
+from his2lip.resources import sqlite_file, store_uri
 
 
 @command("ui")
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 5000,
     store: Annotated[
-        str | None, typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI, or runs/.")
+        str | None,
+        typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI."),
     ] = None,
 ) -> None:
     """Open MLflow's UI on the current store, on this machine only."""
-    from his2lip.resources import sqlite_file, store_uri
-
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):
         fix = "open that address in a browser"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pydantic
 
 from his2lip.config import Config
+from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # of the names of baselines, which need no model
 
@@ -37,7 +38,7 @@ class BenchmarkConfig(Config):
     models: list[ModelEntry]
     # Names of cards whose shards lie in `shards`/NAME, or each with the URI of its shards.
     datasets: list[str] | dict[str, str] = pydantic.Field(min_length=1)
-    shards: str = "runs/shards"
+    shards: str = f"{STORAGE}/shards"
     protocols: list[str] = ["default"]  # a dataset without one of them goes without
     baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [
         "chance",
@@ -53,8 +54,8 @@ class BenchmarkConfig(Config):
     gpus: float | Literal["auto"] = "auto"
     memory_gb: float | None = pydantic.Field(default=None, gt=0)  # None: told from the checkpoint's size
     seed: int = 0  # of random weights (`tiny`)
-    cache: str = "runs/cache"
-    storage: str = "runs"
+    cache: str = CACHE
+    storage: str = STORAGE
 
     @pydantic.field_validator("models", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from his2lip.config import Config, resolved
 from his2lip.data.stream import Augment, Augmentation
+from his2lip.resources import STORAGE
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -172,7 +173,7 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: WorkersConfig = WorkersConfig()
     log_every: Count = 10  # steps between two reports of progress
-    storage: str = "runs"
+    storage: str = STORAGE
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from his2lip import resources
 from his2lip.config import Config, read_yaml, resolved
+from his2lip.resources import STORAGE
 from his2lip.tuning.space import Dimension, Scalar, check_dimension, check_keys, check_point
 
 # Values that stand for a trial without a finite one: far below (above) any metric in use, yet finite.
@@ -53,7 +54,7 @@ class SweepConfig(Config):
     keep: int = Field(default=1, ge=1)  # checkpoints of the best so many trials are kept
     # Of each trial. auto shares out the GPUs that are there; say 1 on a cluster that starts with none.
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    storage: str = "runs"
+    storage: str = STORAGE
     study: str | None = None  # the study's database (SQLAlchemy URL), by default a file under `storage`
 
     @pydantic.field_validator("train", mode="before")

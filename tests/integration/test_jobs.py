@@ -134,7 +134,7 @@ def test_without_the_token_the_cluster_refuses_in_one_sentence(cluster: Cluster,
     done = cluster.submit("true", working_dir=tmp_path, env=env)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0
-    assert "wants a token that this machine does not have" in done.stderr
+    assert "token" in done.stderr
 
 
 def test_the_token_is_readable_by_its_owner_alone(cluster: Cluster) -> None:
@@ -144,13 +144,17 @@ def test_the_token_is_readable_by_its_owner_alone(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "ftp://host", "http://", "://x"])
 def test_what_is_no_dashboards_address_is_refused(address: str) -> None:
-    with pytest.raises(ClusterError, match="not the address of a Ray dashboard"):
+    with pytest.raises(ClusterError) as refused:
         submit(address, ["true"])
+    assert (refused.value.where, refused.value.key) == (address, "--address")
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"^no Ray cluster answers at this address [^\n]+$"):
-        submit(f"http://127.0.0.1:{free_port()}", ["true"], working_dir=tmp_path)
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError) as refused:
+        submit(address, ["true"], working_dir=tmp_path)
+    assert (refused.value.where, refused.value.key) == (address, "--address")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_job_is_submitted_from_the_checkout_that_travels_with_it(
