@@ -62,11 +62,16 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
 
 def validator(config: TrainConfig) -> SelectValidator | None:
     """Zero-shot metrics on the select split. Made here, since `training` does not import `evaluation`."""
-    if config.data.select is None:
+    data = config.data
+    if data.select is None:
         return None
     from his2lip.evaluation import SelectValidator
 
-    return SelectValidator(config.data.shards, split=config.data.select, threads=config.data.decode_threads)
+    made = SelectValidator(
+        data.shards, split=data.select, protocol=data.protocol, threads=data.decode_threads
+    )
+    made.check()  # before hours of training
+    return made
 
 
 def _record(run: Run, config: TrainConfig, result: TrainResult) -> None:

@@ -16,10 +16,6 @@ from his2lip.evaluation.views import View
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
-# Mean and standard deviation of MIHIC's training patches, RGB in [0, 1]: the released code's normalisation.
-RELEASED_MEAN = (0.7424657, 0.7176911, 0.7305417)
-RELEASED_STD = (0.2142405, 0.2137353, 0.2084592)
-
 # A sentence whose tokens tell tokenizers apart.
 _PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 
@@ -54,14 +50,19 @@ class ModelEncoder:
         preprocessing: Preprocessing = "native",
         weights: str | None = None,
     ) -> None:
-        """`weights`: the model's tensor digest where the caller has it; hashing takes a second a gigabyte."""
+        """`weights` is the model's tensor digest where the caller knows it: hashing takes 1 s per gigabyte.
+
+        `preprocessing` is the model's own ("native"), or that of the paper's code ("released").
+        """
         self.model = model
         self._weights = weights
         self.view = view or View()
-        # Crops are resized as they are: what the model's own transform would cut off is the view's to say.
-        self._preprocess = dataclasses.replace(model.preprocess, resize_mode="squash")
-        if preprocessing == "released":
-            self._preprocess = dataclasses.replace(self._preprocess, mean=RELEASED_MEAN, std=RELEASED_STD)
+        # The view decides what is cut off, so every crop is resized whole.
+        self._preprocess = (
+            model.preprocess.as_released()
+            if preprocessing == "released"
+            else dataclasses.replace(model.preprocess, resize_mode="squash")
+        )
 
     @cached_property
     def key(self) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.config import validate
-from his2lip.data.cards import Card, load_card
+from his2lip.data.cards import Card
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
@@ -20,7 +19,7 @@ from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import CellPlan, Scorer, run_cell
 from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select
+from his2lip.evaluation.protocols import card_of, select
 from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.logs import log_to
@@ -132,7 +131,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     for dataset, uri in config.uris().items():
         try:
             shards = open_shards(uri)
-            card = _card(shards)
+            card = card_of(shards)
         except Exception as error:  # here and below: kept as the cells' failure, and stops no others
             broken = True
             failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
@@ -317,14 +316,6 @@ def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompt
 
 def _prompts(config: BenchmarkConfig, dataset: str, protocol: str) -> str | None:
     return config.prompts.get(f"{dataset}/{protocol}") or config.prompts.get(dataset)
-
-
-def _card(shards: ShardSet) -> Card:
-    """The card of today under the dataset's name, with its protocols; a user's own comes with the shards."""
-    try:
-        return load_card(shards.info.name)
-    except ConfigError:
-        return validate(Card, shards.info.card, where=f"{shards.uri}/dataset.json, card")
 
 
 def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:

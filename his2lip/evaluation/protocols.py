@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from his2lip.data.cards import Protocol
+from his2lip.config import validate
+from his2lip.data.cards import Card, Protocol, load_card
 from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.views import View
 
 APART = -1  # the class number of units that are predicted and reported, but not scored
@@ -46,6 +47,14 @@ class Selection:
     def scored(self) -> np.ndarray:
         """bool (U,): units that count in the figures."""
         return self.labels != APART
+
+
+def card_of(shards: ShardSet) -> Card:
+    """The card that his2lip carries under the dataset's name, else the one stored with the shards."""
+    try:
+        return load_card(shards.info.name)
+    except ConfigError:
+        return validate(Card, shards.info.card, where=f"{shards.uri}/dataset.json, card")
 
 
 def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) -> Selection:

@@ -1,70 +1,108 @@
-"""Zero-shot validation of a model in training, on a split that may choose models."""
+"""Zero-shot validation of a model in training, by a protocol of the dataset's card."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from his2lip import taxonomy
-from his2lip.data.shards import LEARNING_ROLES, ShardSet, labelled_rows, open_shards, resolve_split
-from his2lip.errors import DatasetError
+from his2lip.data.cards import Protocol
+from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
+from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import Selection, card_of, select, view_of
 from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
+DEFAULT = "default"  # the protocol that is scored where none is named
+# Columns that a dataset without protocols is scored by, the first with two classes or more, and their names.
+_COLUMNS = {"tissue": taxonomy.TISSUES, "biomarker": taxonomy.BIOMARKERS}
+
 
 @dataclass(frozen=True)
 class SelectValidator:
-    """Macro F1 and accuracy of a model's current weights; nothing is cached, for they change every step.
+    """Macro F1 and accuracy of a model's current weights. Nothing is cached, since they change every step.
 
-    Holds names alone, so that it travels to workers. `label` is the column scored, over those of its classes
-    that the split holds; `prompts` defaults to the prompt set of that name. Images are squashed to the input
-    size: what a model in training sees.
+    `protocol` is the name of a protocol of the dataset's card, by default `default`; its rows, classes,
+    prompts and view are applied to `split`. Features are compared as the model in training compares them. A
+    dataset whose card has no protocols is scored by its tissue types, or else by its biomarkers.
+
+    The validator consists of names only, so that it can be sent to workers.
     """
 
     shards: str
     split: str = "select"
-    label: Literal["tissue", "biomarker"] = "tissue"
-    prompts: str | None = None
+    protocol: str | None = None
     batch_size: int = 64
     threads: int = 2
 
+    def check(self) -> None:
+        """Raises DatasetError or ConfigError where the validation cannot work with this dataset."""
+        self._plan()
+
     def __call__(self, model: DualEncoder) -> dict[str, float]:
-        """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses nothing."""
-        shards = open_shards(self.shards)
+        """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""
+        shards, protocol, selection = self._plan()
         split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
-        rows, labels, classes = self._labelled(shards, split)
-        prompts = PromptSet.load(self.prompts or self.label).narrow(classes)
-        stream = encode_rows(
-            ModelEncoder(model),
-            shards,
-            split,
-            rows.tolist(),
-            batch_size=self.batch_size,
-            threads=self.threads,
-        )
-        images = np.concatenate([features for _, features in stream])
+        encoder = ModelEncoder(model, view=view_of(protocol), preprocessing=protocol.preprocessing)
+        rows = selection.rows.tolist()
+        stream = encode_rows(encoder, shards, split, rows, batch_size=self.batch_size, threads=self.threads)
+        unit_of_row = dict(zip(rows, selection.unit.tolist(), strict=True))
+        images, units = [], []
+        for row, features in stream:
+            images.append(features)
+            units += [unit_of_row[row]] * len(features)
         sentences = SentenceEncoder(model)
-        texts = [sentences.encode(list(lines)) for _, lines in prompts.sentences]
-        predicted = score(images, texts, scoring=model.similarity).predicted
-        found = Predictions(labels, predicted, classes)
+        prompts = PromptSet.load(protocol.prompts).narrow(selection.classes)
+        predicted = score(
+            np.concatenate(images),
+            [sentences.encode(list(lines)) for _, lines in prompts.sentences],
+            pooling=protocol.pooling,
+            scoring=model.similarity,
+            groups=np.array(units, dtype=np.int64),
+        ).predicted
+        scored = selection.scored
+        found = Predictions(selection.labels[scored], predicted[scored], selection.classes)
         return {"macro_f1": macro_f1(found), "accuracy": accuracy(found)}
 
-    def _labelled(self, shards: ShardSet, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Row numbers with a label, their class numbers, and the classes."""
-        table = shards.table(split, [self.label])
-        present = set(table[self.label].to_pylist())
-        order = taxonomy.TISSUES if self.label == "tissue" else taxonomy.BIOMARKERS
-        classes = [name for name in order if name in present]
-        if len(classes) < 2:
-            said = f"the split '{split}' holds {len(classes)} classes of {self.label}; validation needs two"
-            raise DatasetError(said, where=self.shards)
-        numbers = {name: number for number, name in enumerate(classes)}
-        return *labelled_rows(table, self.label, numbers), classes
+    def _plan(self) -> tuple[ShardSet, Protocol, Selection]:
+        shards = open_shards(self.shards)
+        split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
+        protocol = self._protocol(shards, split)
+        return shards, protocol, select(shards, protocol, split=split)
+
+    def _protocol(self, shards: ShardSet, split: str) -> Protocol:
+        known = card_of(shards).protocols
+        name = self.protocol or DEFAULT
+        if name in known:
+            return known[name]
+        if self.protocol is None:
+            return _protocol_of_labels(shards, split)
+        fix = did_you_mean(name, known) if known else "set data.protocol to null"
+        raise ConfigError(
+            f"the dataset has no protocol '{name}'", where=self.shards, key="data.protocol", fix=fix
+        )
+
+
+def _protocol_of_labels(shards: ShardSet, split: str) -> Protocol:
+    """A protocol for a dataset whose card has none: the names of the taxonomy that occur in the split."""
+    table = shards.table(split, list(_COLUMNS))
+    for column, names in _COLUMNS.items():
+        present = set(table[column].to_pylist())
+        classes = {name: [name] for name in names if name in present}
+        if len(classes) > 1:
+            tree = {"split": split, "label": column, "classes": classes, "prompts": column, "basis": "ours"}
+            return Protocol.model_validate(tree)
+    raise DatasetError(
+        f"the split '{split}' has fewer than two tissue types and fewer than two biomarkers to score by",
+        where=shards.uri,
+        key="data.select",
+        fix="declare a protocol in the dataset's card, or set data.select=null",
+    )

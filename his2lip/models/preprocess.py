@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,10 @@ class Preprocess:
             resize_mode=full.resize_mode,
             fill_color=full.fill_color,
         )
+
+    def as_released(self) -> Preprocess:
+        """The preprocessing of the paper's code, at this size."""
+        return replace(RELEASED_PREPROCESS, size=self.size)
 
     def to_open_clip(self) -> dict[str, Any]:
         """The `preprocess_cfg` of `open_clip_config.json`; `from_open_clip` reads it back."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.errors import ConfigError
 from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.models import (
-    RELEASED_PREPROCESS,
     DualEncoder,
     FineTuning,
     Precision,
@@ -49,7 +47,7 @@ def build_model(
     precision = _precision(config.model.precision, device)
     model = load_model(str(source or config.model.backbone), precision=precision, seed=config.seed)
     if config.model.preprocessing == "released":
-        model.preprocess = replace(RELEASED_PREPROCESS, size=model.preprocess.size)
+        model.preprocess = model.preprocess.as_released()
     if config.model.image_size is not None:
         set_image_size(model, config.model.image_size)
     prepare_finetuning(model, _fine_tuning(config))

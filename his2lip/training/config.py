@@ -54,6 +54,8 @@ class DataConfig(Config):
     shards: str  # URI of prepared shards
     split: str = "train"  # a split by its name, or by its role
     select: str | None = "select"  # likewise; validated after each epoch, null trains without validation
+    # The protocol of the dataset's card that scores the select split; null is its `default` protocol.
+    protocol: str | None = None
     captions: str = "templates"  # "templates", a saved caption bank, or a folder of TISSUE/BIOMARKER.txt
     missing: Literal["drop", "template"] = "template"  # patches whose classes have no captions in the bank
     # A patch's caption: another draw each epoch, or one for all, by row as the released code has it.
@@ -199,4 +201,6 @@ class TrainConfig(Config):
         del tree["finetune"]["gradient_checkpointing"]
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest, not their place
             del tree["data"][key]
+        if tree["data"]["protocol"] is None:  # runs from before this option keep their identity
+            del tree["data"]["protocol"]
         return tree

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real_tiles import tiles
 
 from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_png
@@ -16,16 +17,6 @@ from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
 
 SPLITS = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"role": "report"}}
-
-
-def tiles(pixels: np.ndarray, side: int = 64) -> list[np.ndarray]:
-    """All whole tiles of an image, row by row."""
-    height, width = pixels.shape[:2]
-    return [
-        pixels[y : y + side, x : x + side]
-        for y in range(0, height - side + 1, side)
-        for x in range(0, width - side + 1, side)
-    ]
 
 
 @pytest.fixture

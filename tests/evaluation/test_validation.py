@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from real_tiles import tiles
 
+from his2lip.config import validate
+from his2lip.data.cards.card import Card
+from his2lip.data.images.codec import encode_png
 from his2lip.data.shards.reader import ShardSet
-from his2lip.errors import DatasetError
+from his2lip.data.shards.schema import Patch
+from his2lip.data.shards.writer import ShardWriter
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
@@ -19,6 +26,9 @@ from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.evaluation.zero_shot import score
 from his2lip.models.load import load_model
+from his2lip.training.build import build_model
+from his2lip.training.config import TrainConfig
+from his2lip.training.local import run_in_process
 
 Write = Callable[..., ShardSet]
 
@@ -63,6 +73,82 @@ def test_a_report_split_is_refused(write_shards: Write) -> None:
     assert (refused.value.key, refused.value.where) == ("data.select", shards.uri)
 
 
-def test_a_split_of_one_class_is_refused(write_shards: Write) -> None:
-    with pytest.raises(DatasetError, match="holds 0 classes of biomarker"):
-        SelectValidator(write_shards().uri, label="biomarker")(load_model("tiny"))
+def labelled_shards(folder: Path, images: list[np.ndarray], *, protocols: bool = True) -> str:
+    """Shards with labels of their own, `dark` and `pale`, and without tissue types."""
+    prompts = folder / "prompts.yaml"
+    prompts.write_text("classes: {dark: [a dark patch], pale: [a pale patch]}")
+    protocol = {
+        "split": "test",
+        "label": "label",
+        "classes": {"dark": ["dark"], "pale": ["pale"]},
+        "prompts": str(prompts),
+        "basis": "ours",
+    }
+    splits = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"role": "report"}}
+    card = Card.model_validate(
+        {
+            "name": "own-labels",
+            "reader": "none",
+            "splits": splits,
+            "protocols": {"default": protocol, "max": protocol | {"pooling": "max"}} if protocols else {},
+        }
+    )
+    median = float(np.median([image.mean() for image in images]))
+    with ShardWriter(folder / "own", card=card) as writer:
+        for number, image in enumerate(images):
+            writer.add(
+                Patch(
+                    patch_id=f"own/{number}.png",
+                    image=encode_png(image),
+                    dataset="own-labels",
+                    split=list(splits)[number % 3],
+                    label="dark" if image.mean() < median else "pale",
+                    biomarker="CD3",
+                    width=image.shape[1],
+                    height=image.shape[0],
+                )
+            )
+    return str(folder / "own")
+
+
+@pytest.fixture
+def own_labels(tmp_path: Path, real_ihc: np.ndarray) -> str:
+    return labelled_shards(tmp_path, tiles(real_ihc)[:48])
+
+
+def test_labels_without_tissue_types_are_validated_by_the_protocol_of_the_card(own_labels: str) -> None:
+    config = validate(
+        TrainConfig,
+        {
+            "data": {"shards": own_labels, "batch_size": 8, "lanes": 2},
+            "checkpoint": {"select_by": "macro_f1"},
+            "optim": {"epochs": 1},
+        },
+    )
+    validator = SelectValidator(own_labels)
+    validator.check()
+    reported: list[Mapping[str, float]] = []
+    outcome = run_in_process(config, report=reported.append, validate=validator)
+    assert 0 <= outcome.metrics["select/macro_f1"] <= 1
+    assert reported[-1]["select/macro_f1"] == outcome.metrics["select/macro_f1"]
+
+
+def test_a_protocol_is_taken_by_its_name_and_an_unknown_one_is_refused(own_labels: str) -> None:
+    SelectValidator(own_labels, protocol="max").check()
+    with pytest.raises(ConfigError) as refused:
+        SelectValidator(own_labels, protocol="mix").check()
+    assert (refused.value.where, refused.value.key) == (own_labels, "data.protocol")
+
+
+def test_a_dataset_with_nothing_to_score_by_is_refused(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    shards = labelled_shards(tmp_path, tiles(real_ihc)[:12], protocols=False)
+    with pytest.raises(DatasetError) as refused:
+        SelectValidator(shards).check()
+    assert refused.value.key == "data.select"
+
+
+def test_training_and_evaluation_mean_one_preprocessing_by_released() -> None:
+    config = validate(TrainConfig, {"data": {"shards": "-"}, "model": {"preprocessing": "released"}})
+    trained = build_model(config, torch.device("cpu"))
+    plain = load_model("tiny", seed=config.seed)
+    assert ModelEncoder(plain, preprocessing="released").key == ModelEncoder(trained).key

@@ -376,13 +376,14 @@ def grid_config(
     *,
     datasets: tuple[str, ...] = GRID_DATASETS,
     baselines: tuple[str, ...] = BASELINES,
+    protocols: tuple[str, ...] = ("default", "paper"),
 ) -> BenchmarkConfig:
     """The committed checkpoint and baselines on the committed shards, under two protocols."""
     tree = {
         "name": "golden",
         "models": [{"name": "golden", "path": str(checkpoint)}],
         "datasets": {name: str(FILES / "shards" / name) for name in datasets},
-        "protocols": ["default", "paper"],
+        "protocols": list(protocols),
         "baselines": list(baselines),
         "gpus": 0,
         "cache": str(folder / "cache"),

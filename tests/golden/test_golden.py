@@ -211,17 +211,18 @@ def test_grid_repeats_its_cells_cache_and_leaderboard(
             assert same(row[key], value), (row["model"], row["dataset"], row["protocol"], key)
 
 
-def test_grid_finds_an_earlier_cell_finished_and_scores_others_from_an_earlier_cache(
-    ray_local: None, checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("finished", [True, False])
+def test_grid_finds_an_earlier_cell_finished_or_scores_it_from_an_earlier_cache(
+    ray_local: None, checkpoint: Path, tmp_path: Path, finished: bool
 ) -> None:
-    config = records.grid_config(tmp_path, checkpoint, datasets=("mist",), baselines=())
+    config = records.grid_config(
+        tmp_path, checkpoint, datasets=("mist",), baselines=(), protocols=("default",)
+    )
     shutil.copytree(FILES / "cache", config.cache)
-    shutil.copytree(FILES / "cells", Path(config.folder, "cells"))
+    if finished:
+        shutil.copytree(FILES / "cells", Path(config.folder, "cells"))
     result = records.run_golden_grid(config)
-    assert [(c.protocol, c.cell in result.reused) for c in result.cells] == [
-        ("default", True),
-        ("paper", False),
-    ]
+    assert [(c.protocol, c.cell in result.reused) for c in result.cells] == [("default", finished)]
     assert (result.counts.images, result.counts.sentences) == (0, 0)
     known = {c["protocol"]: c for c in records.read_csv(RECORDS / "leaderboard.csv") if c["dataset"] == "mist"
              and c["model"] == "golden"}  # fmt: skip
