@@ -68,14 +68,14 @@ def classify(
     prompt. A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
     GeoJSON file for QuPath are written.
     """
-    from his2lip.serving import Classifier, ask, calibrated, load_for_use
+    from his2lip.serving import Classifier, ask, calibrated, load_for_inference
 
     slides = SlideOptions(always=slide, mpp=mpp, tile=tile, slide_mpp=slide_mpp, heat=heat, out=out)
     patches, wholes = split_slides(_image_files(images), slides)
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     if heat is not None:
         question_with_class(asked, heat)  # an unknown class is an error before the model is loaded
-    loaded = load_for_use(model)
+    loaded = load_for_inference(model)
     questions = calibrated(asked, loaded, calibration or [])
     classifier = Classifier(loaded, questions)
     rows: list[dict[str, object]] = []
@@ -83,7 +83,7 @@ def classify(
     for start in range(0, len(patches), classifier.batch_size):
         readable: list[Path] = []
         pixels = _readable(patches[start : start + classifier.batch_size], readable, unread)
-        for answers, file in zip(classifier.read(pixels), readable, strict=True):
+        for answers, file in zip(classifier.classify_batch(pixels), readable, strict=True):
             rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
     if wholes:
         for file, answers in read_slides(wholes, classifier, slides, model=model, unread=unread):
@@ -119,11 +119,11 @@ def calibrate(
     cache: Cache = CACHE,
 ) -> None:
     """Fit the temperature that turns similarities into probabilities, on a split for model selection."""
-    from his2lip.serving import ask, calibrate, load_for_use
+    from his2lip.serving import ask, calibrate, load_for_inference
 
     question = ask(prompts=prompts, biomarker=biomarker)[-1]
     column = label or ("tissue" if biomarker is None else "label")
-    found = calibrate(load_for_use(model), shards, question, label=column, cache=cache, split=split)
+    found = calibrate(load_for_inference(model), shards, question, label=column, cache=cache, split=split)
     say(f"temperature {found.temperature:.4g} for the {found.question}")
     say(f"fitted on {found.n:,} patches of the split {found.split}")
     rows = [

@@ -36,7 +36,7 @@ def retrieve(
 
     Embeddings are cached for the next query.
     """
-    from his2lip.serving import build_index, load_for_use, names_image, query_image, write_page
+    from his2lip.serving import build_index, load_for_inference, names_image, query_image, write_page
 
     if names_image(query) and not Path(query).is_file():
         fix = "check the path, or write a sentence"
@@ -44,7 +44,7 @@ def retrieve(
     if not query.strip():
         fix = "write a sentence, or name an image file"
         raise ConfigError("the query is empty", key="QUERY", fix=fix)
-    loaded = load_for_use(model)
+    loaded = load_for_inference(model)
     opened = build_index(index, loaded, cache=cache, splits=split or None)
     matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
     rows = [(m.rank, m.patch_id, m.similarity, m.split, m.tissue, m.biomarker) for m in matches]
@@ -59,5 +59,5 @@ def retrieve(
         source = (
             f"{opened.shards.info.name}{' (generated)' if opened.shards.info.generated else ''}, by {model}"
         )
-        write_page(page, matches, opened.images(matches), query=shown, said=source)
+        write_page(page, matches, opened.images(matches), query=shown, remark=source)
         say(f"written to {page}")

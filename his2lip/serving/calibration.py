@@ -1,4 +1,4 @@
-"""Temperature scaling: similarities as probabilities, fitted on a `select` split (Guo et al. 2017)."""
+"""Temperature scaling (Guo et al. 2017): probabilities from similarities, by a temperature fitted on data."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import brentq
 
 from his2lip.config import digest
 from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder
-from his2lip.serving.classifier import Classifier, Question, softmax
+from his2lip.serving.classifier import Classifier, softmax
+from his2lip.serving.questions import Question
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 FORMAT = 1
-_BINS = 15  # of confidence, in the expected calibration error (Guo et al. 2017, section 2)
-_HALVINGS = 60  # of the bracket around 1 / temperature: to float64's precision
-_AGAIN = "fit it again with his2lip calibrate"
+_BINS = 15  # bins of confidence in the expected calibration error (Guo et al. 2017, section 2)
+_REFIT = "fit it again with his2lip calibrate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A temperature, what it was fitted for and on, and what it did there.
+    """A temperature, the model, prompts and patches that it was fitted to, and its effect there.
 
-    model, prompts  digests of all that decides a similarity; another of either makes this one stale
-    nll, ece        negative log likelihood (nats) and expected calibration error (fraction) on the split, at
-                    the model's own scale and at the temperature, which was fitted on these very patches
+    model, prompts  digests of everything that decides a similarity; the calibration is valid only for these
+    nll, ece        negative log likelihood (nats) and expected calibration error (fraction) of the patches it
+                    was fitted to, before (at the model's own scale) and after (at the temperature)
     """
 
     temperature: float
@@ -53,23 +54,23 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Raises ConfigError for a file that is none."""
+        """Reads what `save` wrote. Raises ConfigError for any other file."""
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            raise ConfigError("this is not a calibration", where=path, fix=_AGAIN) from None
+            raise ConfigError("this is not a calibration", where=path, key=path.name, fix=_REFIT) from None
         if found.format != FORMAT or not found.temperature > 0:
-            raise ConfigError("this calibration cannot be used", where=path, fix=_AGAIN)
+            raise ConfigError("this calibration cannot be used", where=path, key="temperature", fix=_REFIT)
         return found
 
 
 def calibrate(
     model: DualEncoder, shards: str, question: Question, *, label: str, cache: str, split: str | None = None
 ) -> Calibration:
-    """Fits one temperature to `question` on the patches whose column `label` holds one of its classes.
+    """Fits one temperature to `question` on the patches whose column `label` has one of its classes.
 
-    Without `split`, the one whose role is `select`. Raises DatasetError for a split of another role, and
-    where no temperature can be fitted.
+    split   a split whose role is `select`; default: the dataset's only one
+    Raises DatasetError for a split of another role, and where no temperature can be fitted.
     """
     opened = open_shards(shards)
     split = resolve_split(opened, split or "select", roles=("select",), key="--split")
@@ -95,29 +96,30 @@ def calibrate(
 
 
 def calibrated(questions: Sequence[Question], model: DualEncoder, files: Iterable[Path]) -> list[Question]:
-    """The questions, those that a file of `files` was fitted for with its temperature.
+    """The questions, with the temperature of each calibration file in the question that it was fitted to.
 
-    Raises ConfigError for a file that was fitted for another model, or for none of these prompts.
+    Raises ConfigError for a file that was fitted to another model, or to none of these prompts.
     """
     out = list(questions)
     for file in files:
         found = Calibration.load(file)
         if found.model != similarity_digest(model):
-            raise ConfigError("this calibration was fitted for another model", where=file, fix=_AGAIN)
+            what = "this calibration was fitted to another model"
+            raise ConfigError(what, where=file, key="model", fix=_REFIT)
         places = [i for i, q in enumerate(out) if q.prompts.digest == found.prompts]
         if not places:
-            said = f"this calibration was fitted for other prompts (of the {found.question}) than those asked"
-            raise ConfigError(said, where=file, fix=_AGAIN)
+            what = f"this calibration was fitted to other prompts ({found.question}) than those in use"
+            raise ConfigError(what, where=file, key="prompts", fix=_REFIT)
         out[places[0]] = replace(out[places[0]], temperature=found.temperature)
     return out
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, *, where: str) -> float:
-    """The temperature T at which softmax(scores / T) has the least negative log likelihood.
+    """The temperature T that minimises the negative log likelihood of softmax(scores / T).
 
-    scores float (N, C), labels int64 (N,). The loss is convex in 1 / T, whose slope, the mean of
-    (expected score - score of the truth), is therefore halved in to zero. Raises DatasetError where the least
-    is at no finite temperature: scores that say nothing of the truth, or that are never wrong.
+    scores float (N, C), labels int64 (N,). The loss is convex in 1 / T, so its minimum is the root of its
+    slope: the mean over patches of (expected score - score of the true class). Raises DatasetError where no
+    finite temperature is best: scores without information on the labels, or that are never wrong.
     """
     values = scores.astype(np.float64)
     truth = values[np.arange(len(labels)), labels]
@@ -126,37 +128,34 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray, *, where: str) -> fl
         return float(((softmax(values * inverse) * values).sum(axis=1) - truth).mean())
 
     if slope(0) >= 0:
-        raise DatasetError(
-            "the similarities say nothing of the labels: no temperature mends that", where=where
-        )
+        what = "the similarities carry no information on the labels, so that no temperature is best"
+        fix = "check the labels and the prompts, or choose another model"
+        raise DatasetError(what, where=where, key="label", fix=fix)
     if (truth == values.max(axis=1)).all():
-        said = "every patch is classified right, so that no finite temperature is the best"
-        raise DatasetError(said, where=where, fix="take a larger select split")
+        what = "every patch is classified correctly, so that no finite temperature is best"
+        raise DatasetError(what, where=where, key="split", fix="use a larger select split")
     low, high = 0.0, 1 / float(values.std())
     while slope(high) < 0:
         low, high = high, 2 * high
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 2 / (low + high)
+    return 1 / float(brentq(slope, low, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps, maxiter=200))
 
 
-def nll(chances: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log likelihood, nats, of the truth under probabilities (N, C)."""
-    truth = chances[np.arange(len(labels)), labels]
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log likelihood, in nats, of labels int64 (N,) under probabilities (N, C)."""
+    truth = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(truth, np.finfo(np.float64).tiny)).mean())
 
 
-def calibration_error(chances: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: |accuracy - confidence| by bins of confidence (Guo et al. 2017, eq. 3)."""
-    confidence, right = chances.max(axis=1), chances.argmax(axis=1) == labels
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error: mean |accuracy - confidence| over bins (Guo et al. 2017, equation 3)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     gaps = np.abs(np.bincount(bins, right - confidence, minlength=_BINS))
     return float(gaps.sum() / len(labels))
 
 
 def similarity_digest(model: DualEncoder) -> str:
-    """sha256 of what of a model decides a similarity: weights, architecture, preprocessing, comparison."""
+    """sha256 of what decides a model's similarities: weights, architecture, preprocessing, comparison."""
     return digest(
         {
             "tensors": model.tensor_digest(),
@@ -168,16 +167,16 @@ def similarity_digest(model: DualEncoder) -> str:
 
 
 def _labelled(shards: ShardSet, split: str, question: Question, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers whose label is a class of the question, and whose biomarker is the one that it names."""
-    classes, asked = question.prompts.classes, question.biomarker
+    """Row numbers (N,) and classes (N,) of the patches with a class of the question and its biomarker."""
+    classes, biomarker = question.prompts.classes, question.biomarker
     rows, labels = labelled_rows(
         shards.table(split, list(dict.fromkeys([label, "biomarker"]))),
         label,
         {name: number for number, name in enumerate(classes)},
-        where={"biomarker": [asked]} if asked else {},
+        where={"biomarker": [biomarker]} if biomarker else {},
     )
     if not len(rows):
-        of = f" of {asked}" if asked else ""
-        said = f"no patch{of} in '{split}' has one of {', '.join(classes)} in its column '{label}'"
-        raise DatasetError(said, where=shards.uri, key="--label", fix="name another column with --label")
+        of = f" of {biomarker}" if biomarker else ""
+        what = f"no patch{of} in '{split}' has one of {', '.join(classes)} in its column '{label}'"
+        raise DatasetError(what, where=shards.uri, key="--label", fix="name another column with --label")
     return rows, labels

@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow model: base64 images in, answers out, one sentence for what cannot be used."""
+"""A checkpoint as an MLflow model: base64 images to answers, and one sentence for a refused request."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ from his2lip.data.images import decode
 from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
 from his2lip.evaluation import list_prompts
 from his2lip.models import CHECKPOINT_ARTIFACT
-from his2lip.serving.classifier import Answer, Classifier, ask, load_for_use
+from his2lip.serving.classifier import Answer, Classifier, load_for_inference
+from his2lip.serving.questions import ask
 
-MAX_IMAGES = 64  # in one request
-MAX_BASE64 = 32 << 20  # characters of one image: 24 MB of file; a patch of 3000 px has less
+MAX_IMAGES = 64  # per request
+MAX_BASE64 = 32 << 20  # characters per image: a file of 24 MB; a patch of 3000 px has fewer
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "image")]),
     params=ParamSchema(
         [
-            ParamSpec("prompts", "string", "tissue"),  # the name of a set that his2lip carries
-            ParamSpec("biomarker", "string", ""),  # what the lab stained for: asks for its staining
+            ParamSpec("prompts", "string", "tissue"),  # the name of a prompt set that is part of his2lip
+            ParamSpec("biomarker", "string", ""),  # the stained biomarker: adds the question for its staining
             ParamSpec("guess_biomarker", "boolean", False),
-            ParamSpec("top", "integer", 3),  # classes to return of each question
+            ParamSpec("top", "integer", 3),  # number of classes returned for each question
         ]
     ),
 )
 
 
 def model_files(checkpoint: str | Path) -> dict[str, Any]:
-    """What `mlflow.pyfunc.log_model` and `save_model` take to make a checkpoint directory a served model.
+    """Arguments for `mlflow.pyfunc.log_model` and `save_model` that make a checkpoint a served model.
 
-    The checkpoint is copied as it is: from a directory called `checkpoint`, where `load_model("models:/…")`
-    looks for it in the same registered model.
+    The checkpoint must be a directory called `checkpoint`. It is copied unchanged, and
+    `load_model("models:/…")` finds it under that name in the registered model.
     """
     return {
         "python_model": str(Path(__file__).with_name("model_code.py")),
@@ -57,11 +58,11 @@ def model_files(checkpoint: str | Path) -> dict[str, Any]:
 
 
 class ServedModel(PythonModel):
-    """Answers requests with a column `image` of base64 strings; the signature's params say what is asked."""
+    """Answers requests with a column `image` of base64 strings; the signature's params select questions."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the checkpoint among the artifacts; nothing is fetched."""
-        model = load_for_use(context.artifacts[CHECKPOINT_ARTIFACT])
+        """Loads the checkpoint from the artifacts; nothing is downloaded."""
+        model = load_for_inference(context.artifacts[CHECKPOINT_ARTIFACT])
 
         @lru_cache(maxsize=32)
         def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:
@@ -73,10 +74,9 @@ class ServedModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One mapping an image: question to label, similarity, margin, prompt and the `top` classes.
+        """One mapping per image: question to label, similarity, margin, prompt and the `top` classes.
 
-        Raises MlflowException, which the server answers as 400 with one sentence, for a request that cannot
-        be used.
+        Raises RefusedRequest, which the server returns as status 400 with one sentence.
         """
         options = {spec.name: spec.default for spec in SIGNATURE.params} | (params or {})
         with _one_sentence():
@@ -85,19 +85,19 @@ class ServedModel(PythonModel):
             classifier = self._classifier(
                 options["prompts"], options["biomarker"], bool(options["guess_biomarker"])
             )
-            rows = classifier.read(_pixels(images))
-        return [{name: _plain(a, int(options["top"])) for name, a in row.items()} for row in rows]
+            rows = classifier.classify_batch(_pixels(images))
+        return [{name: _as_json(a, int(options["top"])) for name, a in row.items()} for row in rows]
 
 
 class RefusedRequest(MlflowException):
-    """A request that cannot be used; the answer is the sentence alone, without the request in it."""
+    """A request that cannot be answered; the response is one sentence, without a copy of the request."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
         self.sentence = sentence
 
     def serialize_as_json(self) -> str:
-        """MLflow's server puts the whole request before the message, images and all; this leaves it out."""
+        """MLflow's server puts the whole request, images included, before the message; this omits it."""
         return json.dumps({"error_code": self.error_code, "message": self.sentence})
 
 
@@ -110,12 +110,14 @@ def _one_sentence() -> Iterator[None]:
 
 
 def _column(model_input: DataFrame) -> list[Any]:
-    """The strings of the column `image`, 1 to MAX_IMAGES of them."""
+    """The 1 to MAX_IMAGES strings of the column `image`."""
     images = list(model_input["image"])
     if not images:
-        raise ImageError("the request holds no image", fix='send {"inputs": {"image": [BASE64, …]}}')
+        fix = 'send {"inputs": {"image": [BASE64, …]}}'
+        raise ImageError("the request has no image", key="image", fix=fix)
     if len(images) > MAX_IMAGES:
-        raise ImageError(f"the request holds {len(images)} images", fix=f"send at most {MAX_IMAGES} at once")
+        what, fix = f"the request has {len(images)} images", f"send at most {MAX_IMAGES} at once"
+        raise ImageError(what, key="image", fix=fix)
     return images
 
 
@@ -125,8 +127,8 @@ def _decoded(text: Any, row: int) -> bytes:
     if not isinstance(text, str):
         raise ImageError(f"an image is a string in base64, not {type(text).__name__}", where=where)
     if len(text) > MAX_BASE64:
-        said = f"the image is {len(text):,} characters of base64, over the bound of {MAX_BASE64:,}"
-        raise ImageError(said, where=where, fix="send a patch, not a slide")
+        what = f"the image is {len(text):,} characters of base64, over the limit of {MAX_BASE64:,}"
+        raise ImageError(what, where=where, fix="send a patch, not a slide")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -134,25 +136,26 @@ def _decoded(text: Any, row: int) -> bytes:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Only carried prompt sets: a request must not make the server read a file of its choice."""
+    """Allows only prompt sets of his2lip: a request must not make the server read a file of its choice."""
     known = list_prompts()
     if options["prompts"] not in known:
-        said = f"no prompt set is called '{options['prompts']}'"
-        raise ConfigError(said, fix=did_you_mean(options["prompts"], known))
+        what = f"there is no prompt set '{options['prompts']}'"
+        raise ConfigError(what, key="prompts", fix=did_you_mean(options["prompts"], known))
     if int(options["top"]) < 1:
-        raise ConfigError("at least one class is returned", where="top", fix="leave it out or set it to 1")
+        what, fix = f"top is {options['top']}", "leave it out, or set it to 1 or more"
+        raise ConfigError(what, where="top", key="top", fix=fix)
 
 
 def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
-    """One image at a time. Raises ImageError that says which one cannot be used."""
+    """One image at a time. Raises ImageError, whose `where` is the image's number."""
     for number, image in enumerate(images):
         try:
             yield decode(image)
         except ImageError as error:
-            raise ImageError(error.what, where=f"image {number}", fix=error.fix) from None
+            raise ImageError(error.what, where=f"image {number}", key=error.key, fix=error.fix) from None
 
 
-def _plain(answer: Answer, top: int) -> dict[str, Any]:
+def _as_json(answer: Answer, top: int) -> dict[str, Any]:
     best = sorted(answer.similarities.items(), key=lambda item: -item[1])[:top]
     return {
         "label": answer.label,

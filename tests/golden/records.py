@@ -49,7 +49,7 @@ from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
 from his2lip.models.resume import ResumeState, load_resume
 from his2lip.serving.calibration import calibrate, calibrated
-from his2lip.serving.classifier import Question, ask
+from his2lip.serving.questions import Question, ask
 from his2lip.synthetic.layouts import layout_names, write_layout
 from his2lip.synthetic.twins import twin_names, write_twin
 from his2lip.training.build import build_loss, build_model, checkpoint_writer, prepare_process

@@ -24,8 +24,9 @@ from his2lip.cli.promote import promote_model
 from his2lip.data.images.codec import encode_png
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
-from his2lip.serving.classifier import ask, classify
+from his2lip.serving.classifier import Classifier
 from his2lip.serving.mlflow_model import MAX_BASE64, MAX_IMAGES
+from his2lip.serving.questions import ask
 
 Ask = Callable[..., tuple[int, Any]]
 
@@ -87,7 +88,7 @@ def test_a_served_checkpoint_answers_as_it_does_at_home(
     status, answer = ask_server(body)
     assert status == 200
     # The same model by its alias: his2lip reads the checkpoint in it.
-    wanted = classify(images, load_model(promoted), ask(biomarker="Ki67"))
+    wanted = Classifier(load_model(promoted), ask(biomarker="Ki67")).classify(images)
     for served, home in zip(answer["predictions"], wanted, strict=True):
         assert list(served) == ["tissue", "staining"]
         for name, given in home.items():

@@ -1,4 +1,4 @@
-"""A temperature is the best one, is fitted on a split for selection alone, and goes stale with its model."""
+"""Calibration: the best temperature, fitted only on a `select` split, valid for one model and its prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from his2lip.serving.calibration import (
     fit_temperature,
     nll,
 )
-from his2lip.serving.classifier import Classifier, Question, ask, classify, softmax
+from his2lip.serving.classifier import Classifier, softmax
+from his2lip.serving.questions import Question, ask
 
 Write = Callable[..., ShardSet]
 
@@ -39,7 +40,7 @@ def _drawn(temperature: float, *, n: int, seed: int) -> tuple[np.ndarray, np.nda
 
 @settings(max_examples=25, deadline=None)
 @given(temperature=st.floats(0.02, 0.5), seed=st.integers(0, 1000))
-def test_the_fitted_temperature_has_the_least_loss(temperature: float, seed: int) -> None:
+def test_the_fitted_temperature_minimises_the_loss(temperature: float, seed: int) -> None:
     scores, labels = _drawn(temperature, n=400, seed=seed)
     try:
         found = fit_temperature(scores, labels, where="drawn")
@@ -59,27 +60,31 @@ def test_the_temperature_that_labels_were_drawn_at_is_found_again() -> None:
     assert calibration_error(softmax(scores / 0.005), labels) > 0.2, "over-confident"
 
 
-def test_calibration_error_is_guo_s() -> None:
+def test_calibration_error_is_that_of_guo_et_al() -> None:
     chances = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     # bins: three of confidence 0.9, of which two are right; one of 0.6, which is right
     assert calibration_error(chances, np.array([0, 0, 1, 0])) == pytest.approx((3 * (0.9 - 2 / 3) + 0.4) / 4)
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
-    [([1, 0, 1, 0], "say nothing of the labels"), ([0, 1, 0, 1], "every patch is classified right")],
+    ("labels", "key"),
+    [
+        pytest.param([1, 0, 1, 0], "label", id="no-information"),
+        pytest.param([0, 1, 0, 1], "split", id="never-wrong"),
+    ],
 )
-def test_a_least_at_no_finite_temperature_is_refused(labels: list[int], said: str) -> None:
+def test_data_without_a_best_finite_temperature_are_refused(labels: list[int], key: str) -> None:
     scores = np.array([[0.2, 0.1], [0.1, 0.2]] * 2)
-    with pytest.raises(DatasetError, match=said):
+    with pytest.raises(DatasetError) as refused:
         fit_temperature(scores, np.array(labels), where="here")
+    assert (refused.value.key, refused.value.where) == (key, "here")
 
 
 @pytest.fixture
 def labelled(real_ihc: np.ndarray, model: DualEncoder, write_patches: Write) -> ShardSet:
     """64 real tiles: three in four have the class that the model gives them, the others the next one."""
     tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
-    right = [row["tissue"].label for row in classify(tiles, model)]
+    right = [row["tissue"].label for row in Classifier(model).classify(tiles)]
     tissue = ["Tumor" if i % 4 == 0 and t != "Tumor" else t for i, t in enumerate(right)]
     return write_patches(tiles, tissue=tissue, biomarker="CD3", split=["select"] * 60 + ["report"] * 4)
 
@@ -99,7 +104,7 @@ def test_calibration_lowers_the_loss_and_gives_probabilities(
         assert row["biomarker_guess"].probability is None, "nothing was fitted to this one"
 
 
-def test_a_temperature_is_never_fitted_on_reports(
+def test_a_temperature_is_never_fitted_on_a_report_split(
     labelled: ShardSet, model: DualEncoder, tmp_path: Path
 ) -> None:
     (question,) = ask()
@@ -121,8 +126,9 @@ def test_only_patches_of_the_named_biomarker_count(
     fitted = calibrate(model, shards.uri, question, label="label", cache=str(tmp_path))
     assert (fitted.n, fitted.question) == (32, "CD3 staining")
     *_, absent = ask(biomarker="CD20")
-    with pytest.raises(DatasetError, match="no patch of CD20 in 'select' has one of positive, negative"):
+    with pytest.raises(DatasetError) as refused:
         calibrate(model, shards.uri, absent, label="label", cache=str(tmp_path))
+    assert refused.value.key == "--label"
 
 
 def _calibration(model: DualEncoder, question: Question) -> Calibration:
@@ -135,16 +141,21 @@ def _calibration(model: DualEncoder, question: Question) -> Calibration:
     )  # fmt: skip
 
 
-def test_a_stale_or_broken_calibration_is_refused(model: DualEncoder, tmp_path: Path) -> None:
+def test_a_calibration_of_another_model_or_prompts_or_a_damaged_one_is_refused(
+    model: DualEncoder, tmp_path: Path
+) -> None:
     (tissue,), file = ask(), tmp_path / "calibration.json"
     kept = _calibration(model, tissue)
     kept.save(file)
     assert calibrated([tissue], model, [file]) == [replace(tissue, temperature=0.1)]
-    with pytest.raises(ConfigError, match="fitted for another model"):
+    with pytest.raises(ConfigError) as refused:
         calibrated([tissue], load_model("tiny", seed=7), [file])
-    with pytest.raises(ConfigError, match=r"other prompts \(of the tissue type\)"):
+    assert (refused.value.key, refused.value.where) == ("model", file)
+    with pytest.raises(ConfigError) as refused:
         calibrated([ask(guess_biomarker=True)[1]], model, [file])
+    assert (refused.value.key, refused.value.where) == ("prompts", file)
     for broken in ("{", "[]", json.dumps({"temperature": 1}), file.read_text().replace("0.1", "-1")):
         file.write_text(broken)
-        with pytest.raises(ConfigError, match=r"calibration.*his2lip calibrate"):
+        with pytest.raises(ConfigError) as refused:
             calibrated([tissue], model, [file])
+        assert refused.value.where == file

@@ -16,7 +16,8 @@ from his2lip.errors import ConfigError, ImageError, TaxonomyError
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.views import View
 from his2lip.models.encoder import DualEncoder
-from his2lip.serving.classifier import Classifier, ask, classify
+from his2lip.serving.classifier import Classifier
+from his2lip.serving.questions import ask
 
 
 def _features(
@@ -32,7 +33,7 @@ def _features(
 def test_real_tiles_are_answered_as_the_cosines_say(
     real_tiles: Sequence[np.ndarray], model: DualEncoder
 ) -> None:
-    rows = classify(real_tiles, model)
+    rows = Classifier(model).classify(real_tiles)
     prompts = PromptSet.load("tissue")
     images, texts = _features(model, real_tiles, [own for _, own in prompts.sentences], unit=True)
     cosines = (images @ (texts / texts.norm(dim=1, keepdim=True)).T).numpy()
@@ -56,9 +57,14 @@ def test_a_released_model_answers_by_its_dot_product(
         model, real_tiles, [own for _, own in PromptSet.load("tissue").sentences], unit=False
     )
     wanted = (images @ texts.T).max(dim=1).values.numpy()
-    found = [row["tissue"].similarity for row in classify(real_tiles, released)]
+    found = [row["tissue"].similarity for row in Classifier(released).classify(real_tiles)]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert np.abs(np.array(found) - [r["tissue"].similarity for r in classify(real_tiles, model)]).max() > 0.1
+    assert (
+        np.abs(
+            np.array(found) - [r["tissue"].similarity for r in Classifier(model).classify(real_tiles)]
+        ).max()
+        > 0.1
+    )
 
 
 def test_each_image_is_encoded_once_for_all_questions(
@@ -80,7 +86,7 @@ def test_batches_files_and_tiles_give_the_same_answers(
 ) -> None:
     file = tmp_path / "tile.png"
     file.write_bytes(encode_png(real_tiles[0]))
-    whole = classify([file, file.read_bytes(), *real_tiles[:3]], model)
+    whole = Classifier(model).classify([file, file.read_bytes(), *real_tiles[:3]])
     assert whole[0] == whole[1]
     assert whole[0]["tissue"].similarity == pytest.approx(whole[2]["tissue"].similarity, abs=1e-6)
     small = Classifier(model, batch_size=2).classify(real_tiles[:3])
@@ -88,9 +94,11 @@ def test_batches_files_and_tiles_give_the_same_answers(
         assert a["tissue"].similarity == pytest.approx(b["tissue"].similarity, abs=1e-5)
     tiled = Classifier(model, view=View(kind="tiles", size=128, max_tiles=16), batch_size=3)
     (pooled,) = tiled.classify([real_ihc])
-    mean = np.mean([list(r["tissue"].similarities.values()) for r in classify(real_tiles, model)], axis=0)
+    mean = np.mean(
+        [list(r["tissue"].similarities.values()) for r in Classifier(model).classify(real_tiles)], axis=0
+    )
     np.testing.assert_allclose(list(pooled["tissue"].similarities.values()), mean, atol=1e-5)
-    assert classify([], model) == []
+    assert Classifier(model).classify([]) == []
 
 
 @pytest.mark.parametrize(
@@ -117,33 +125,35 @@ def test_a_guess_is_another_question_and_says_that_it_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    "picture",
     [
-        (lambda t: t / "absent.png", r"cannot be read.*absent\.png"),
-        (lambda t: b"", "empty"),
-        (lambda t: np.zeros((4, 4), dtype=np.uint8), "pixels must be uint8"),
-        (lambda t: np.zeros((4, 4, 3)), "pixels must be uint8"),
+        lambda t: t / "absent.png",
+        lambda t: b"",
+        lambda t: np.zeros((4, 4), dtype=np.uint8),
+        lambda t: np.zeros((4, 4, 3)),
     ],
+    ids=["absent", "empty", "grey", "float64"],
 )
-def test_an_image_that_cannot_be_used_gives_one_sentence(
-    model: DualEncoder, tmp_path: Path, picture: Callable[[Path], object], said: str
+def test_an_image_that_cannot_be_used_is_refused(
+    model: DualEncoder, tmp_path: Path, picture: Callable[[Path], object]
 ) -> None:
-    with pytest.raises(ImageError, match=said):
-        classify([picture(tmp_path)], model)
+    with pytest.raises(ImageError):
+        Classifier(model).classify([picture(tmp_path)])
 
 
 def test_a_misspelt_prompt_set_or_biomarker_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'tissue'"):
+    with pytest.raises(ConfigError) as unknown_set:
         ask(prompts="tissues")
-    with pytest.raises(TaxonomyError, match="unknown biomarker 'Ki68'; did you mean 'Ki67'"):
+    assert "'tissue'" in str(unknown_set.value.fix)
+    with pytest.raises(TaxonomyError) as unknown_biomarker:
         ask(biomarker="Ki68")
+    assert "'Ki67'" in str(unknown_biomarker.value.fix)
 
 
-def test_prompts_with_room_for_a_name_want_one() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'marker_staining' wants the name of a biomarker; add --biomarker"
-    ):
+def test_prompts_with_a_placeholder_need_a_biomarker() -> None:
+    with pytest.raises(ConfigError) as refused:
         ask(prompts="marker_staining")
+    assert refused.value.key == "--biomarker"
     first, _ = ask(prompts="marker_staining", biomarker="sma")
     assert all("{" not in line for line in first.prompts.all_sentences())
     assert "SMA-positive cells" in first.prompts.of("positive")[0]
