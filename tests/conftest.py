@@ -14,8 +14,13 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import numpy as np
 import pytest
+
+# The first example of a property imports what it uses, which takes longer than hypothesis allows an example.
+hypothesis.settings.register_profile("his2lip", deadline=None)
+hypothesis.settings.load_profile("his2lip")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

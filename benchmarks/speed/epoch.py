@@ -37,7 +37,7 @@ from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_jpeg
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ROW_GROUP_BYTES, ShardWriter
-from his2lip.data.stream.train_stream import HEAD_BYTES, TrainStream
+from his2lip.data.stream.train_stream import HEAD_BYTES, StreamOptions, TrainStream
 from his2lip.runtime import start_ray, usable_cpus
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
@@ -218,8 +218,16 @@ def _ray_share(args: Any) -> float:
 def _stream(args: Any) -> TrainStream:
     bank = CaptionBank.templates()
     uri = str(args.data / "shards")
-    options = {"batch_size": BATCH, "image_size": SIDE, "augment": False, "head_bytes": args.head_mb << 20}
-    return TrainStream(uri, "train", bank, seed=0, **options)
+    options = StreamOptions(
+        seed=0,
+        batch_size=BATCH,
+        image_size=SIDE,
+        lanes=8,
+        window=2,
+        augment=False,
+        head_bytes=args.head_mb << 20,
+    )
+    return TrainStream(uri, "train", bank, options)
 
 
 def _stream_times(args: Any, *, epochs: int) -> list[float]:

@@ -17,7 +17,7 @@ Pattern = Literal["nuclear", "membranous", "endothelial", "stromal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """How one kind of cell binds the antibody, in absorbance; `share` None means the case's own index."""
+    """How one kind of cell binds the antibody, in absorbance; `share` None uses the index of the case."""
 
     share: float | None
     nucleus: float = 0.0
@@ -36,7 +36,7 @@ class Programme:
 
 
 def _nuclear(tumour: float, **others: tuple[float, float]) -> Programme:
-    """Tumour nuclei by the case's index at `tumour` strength; others as kind=(share, strength)."""
+    """Tumour nuclei by the index of the case at `tumour` strength; other kinds as kind=(share, strength)."""
     cells = {kind: Bound(share=share, nucleus=strength) for kind, (share, strength) in others.items()}
     return Programme(pattern="nuclear", cells={"tumour": Bound(share=None, nucleus=tumour)} | cells)
 
@@ -125,7 +125,7 @@ PROGRAMMES: dict[str, Programme] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a pathologist would read off, where a dataset grades it; None leaves it to the case."""
+    """The grade that a dataset's label sets; None means that the case decides."""
 
     share: float | None = None  # of tumour cells that stain: exactly this share, not a chance for each
     strength: float = 1.0  # of their staining, a ratio

@@ -1,4 +1,4 @@
-"""What differs from case to case and from slide to slide: biology, staining strength, hue, illumination."""
+"""The variation between cases and between slides: biology, staining strength, hue, illumination."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def keyed_rng(*key: str | int) -> np.random.Generator:
-    """A generator that depends on `key` alone: the same in any process, order or version of Python."""
+    """A generator that depends only on `key`: the same in any process, order or version of Python."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -22,7 +22,7 @@ class Biology:
     size: float = 1.0  # of nuclei
     spacing: float = 1.0  # between cells
     cohesion: float = 0.9  # share of a tumour field that is tumour nest
-    glands: float = 0.3  # chance that a nest holds lumens
+    glands: float = 0.3  # chance that a nest has lumens
     infiltrate: float = 0.04  # lymphocytes among tumour cells
     activated: float = 0.4  # share of stroma that is FAP+ and SMA+ myofibroblasts
     positive: dict[str, float] = field(default_factory=dict)  # biomarker -> fraction of tumour nuclei stained
@@ -49,7 +49,7 @@ NOMINAL_STAINING = Staining()
 
 
 def draw_biology(rng: np.random.Generator) -> Biology:
-    """A patient. P53 is null, wild type or mutant; other nuclear markers have an index of their own."""
+    """A patient. P53 is null, wild type or mutant; other nuclear markers have their own index."""
     p53 = float(rng.choice([0.0, 0.25, 0.85], p=[0.15, 0.35, 0.5]))
     return Biology(
         size=float(rng.normal(1.0, 0.06)),
@@ -70,7 +70,7 @@ def draw_biology(rng: np.random.Generator) -> Biology:
 
 
 def draw_staining(rng: np.random.Generator) -> Staining:
-    """A slide: one run of the stainer, one section; varied so widely that colour does not tell tissue."""
+    """A slide: one run of the stainer, one section; varied so widely that colour does not tell the tissue."""
     return Staining(
         counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),

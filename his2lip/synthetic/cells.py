@@ -138,7 +138,7 @@ def join(groups: list[Cells]) -> Cells:
 
 @dataclass(frozen=True, slots=True)
 class CellMaps:
-    """What cells draw. Soft masks in 0..1 and, for each pixel, the cell that owns it (row of Cells)."""
+    """Soft masks of cells in 0..1 and, for each pixel, the cell that owns it (row of Cells)."""
 
     nucleus: Map
     depth: Map  # 0 at a nucleus's centre, 1 at its edge
@@ -159,7 +159,7 @@ def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray
     body_axes = cells.axes * ratio
     body_forms = _forms(cells.body, cells.angle, body_axes)
     short = body_axes.min(1)
-    reach = 4 + 1.3 * body_axes.max(1)  # past it a cell draws nothing
+    reach = 4 + 1.3 * body_axes.max(1)  # microns beyond which a cell draws nothing
     for top in range(0, size, BLOCK):
         for left in range(0, size, BLOCK):
             view = np.s_[top : top + BLOCK, left : left + BLOCK]

@@ -11,7 +11,7 @@ from his2lip import taxonomy
 from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, render
 
-TILE, MPP = 96, 0.4531  # the twin's pixels, half as much field again: 43 um
+TILE, MPP = 96, 0.4531  # the pixels of the twin, and 1.5 times its field: 43 um
 GAP, LEFT, TOP, FOOT = 3, 112, 62, 26
 TITLE = "Generated IHC patches: not real"
 NOTE = (
@@ -64,7 +64,7 @@ def _patch(tissue: str, marker: str, seed: int) -> Image.Image:
 
 
 def _case(marker: str, seed: int) -> tuple[Biology, Staining]:
-    """One case a column; its nuclear markers stain, so that the pattern shows."""
+    """One case per column; its nuclear markers stain, so that the pattern is visible."""
     biology = draw_biology(keyed_rng(seed, "sheet", marker))
     shown = {name: max(share, 0.4) for name, share in biology.positive.items()}
     biology.positive.update(shown)

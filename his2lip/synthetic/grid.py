@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.float32]  # (S, S), one value a pixel, row = y
+Map = NDArray[np.float32]  # (S, S), one value per pixel, row = y
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A square patch of `size` pixels, `mpp` microns a pixel; points are (x, y) in microns from top left."""
+    """A square patch of `size` pixels at `mpp` microns per pixel; points are (x, y) in microns."""
 
     size: int
     mpp: float

@@ -1,4 +1,4 @@
-"""Writes small trees in the published layouts, for tests and for rehearsals before a download."""
+"""Writes small folders in the published layouts, for tests and for rehearsals before a download."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from his2lip.data.images import encode_jpeg, encode_png
 from his2lip.errors import DatasetError, did_you_mean
 
 # (side in pixels, tissue type or None, biomarker or None) -> uint8 (side, side, 3): pixels for one image.
-Draw = Callable[[int, str | None, str | None], np.ndarray]
+DrawImage = Callable[[int, str | None, str | None], np.ndarray]
 
 
-def write_layout(name: str, root: Path, draw: Draw, *, each: int = 2) -> None:
-    """Writes the layout of the card `name` under `root`, with `each` images a class; quirks included.
+def write_layout(name: str, root: Path, draw: DrawImage, *, each: int = 2) -> None:
+    """Writes the layout of the card `name` under `root`, quirks included, with `each` images per class.
 
     Raises DatasetError for a name without a layout.
     """
     if name not in _LAYOUTS:
-        raise DatasetError(f"no layout is known for '{name}'", fix=did_you_mean(name, _LAYOUTS))
+        raise DatasetError(f"no layout is known for '{name}'", key=name, fix=did_you_mean(name, _LAYOUTS))
     _LAYOUTS[name](root, draw, each)
 
 
@@ -38,8 +38,8 @@ def _save(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(encode(pixels))
 
 
-def _mihic(root: Path, draw: Draw, each: int) -> None:
-    """Mixed case and a space in folders; stains that hold the separator."""
+def _mihic(root: Path, draw: DrawImage, each: int) -> None:
+    """Mixed case and a space in folders; stains that contain the separator."""
     folders = ("alveoli", "background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
     for first, split in enumerate(("train", "val", "test")):
         for i, folder in enumerate(folders):
@@ -49,7 +49,7 @@ def _mihic(root: Path, draw: Draw, each: int) -> None:
                 _save(root / "MIHIC_dataset/dataset" / split / folder / file, draw(128, folder, stain))
 
 
-def _bci(root: Path, draw: Draw, each: int) -> None:
+def _bci(root: Path, draw: DrawImage, each: int) -> None:
     """The score in the name, an H&E twin beside each image."""
     for split in ("train", "test"):
         for i, score in enumerate(("0", "1+", "2+", "3+")):
@@ -59,7 +59,7 @@ def _bci(root: Path, draw: Draw, each: int) -> None:
                 _save(root / "BCI_dataset/HE" / split / file, draw(256, None, None))
 
 
-def _mist(root: Path, draw: Draw, each: int) -> None:
+def _mist(root: Path, draw: DrawImage, each: int) -> None:
     """A is H&E, B is IHC; the first field of a name is the slide."""
     for stain in ("HER2", "Ki67", "ER", "PR"):
         for split in ("train", "val"):
@@ -69,8 +69,8 @@ def _mist(root: Path, draw: Draw, each: int) -> None:
                 _save(root / stain / "TrainValAB" / f"{split}A" / file, draw(256, None, None))
 
 
-def _her2_ihc_40x(root: Path, draw: Draw, each: int) -> None:
-    """Both of the authors' splits, of which a card asks for one."""
+def _her2_ihc_40x(root: Path, draw: DrawImage, each: int) -> None:
+    """Both of the authors' splits; a card uses one of them."""
     for base, partition in (("Patch-based-dataset", "patch"), ("WSI-based-dataset", "wsi")):
         for split in ("train", "test"):
             for label in ("class_0", "class_1+", "class_2+", "class_3+"):
@@ -79,8 +79,8 @@ def _her2_ihc_40x(root: Path, draw: Draw, each: int) -> None:
                     _save(folder / f"{split}_{n}.png", draw(256, None, "HER2"))
 
 
-def _hnscc(root: Path, draw: Draw, each: int) -> None:
-    """Two layouts side by side; PCK and PanCK; the counterstain alone as Hematoxylin."""
+def _hnscc(root: Path, draw: DrawImage, each: int) -> None:
+    """Two layouts side by side; PCK and PanCK; the counterstain only as Hematoxylin."""
     for n in range(1, each + 1):
         for letter in "TMS":
             for stain in ("Hematoxylin", "CD3", "CD8", "FoxP3", "PCK" if n % 2 else "PanCK"):
@@ -92,8 +92,8 @@ def _hnscc(root: Path, draw: Draw, each: int) -> None:
                     _save(root / f"Case{n}/mIHC_Data_{field}", pixels)
 
 
-def _ihc4bc(root: Path, draw: Draw, each: int) -> None:
-    """`Her2` in the folder, statuses a, 0 and d, tables of nuclei a biomarker."""
+def _ihc4bc(root: Path, draw: DrawImage, each: int) -> None:
+    """`Her2` in the folder, statuses a, 0 and d, one table of nuclei per biomarker."""
     for stain in ("ER", "Her2", "Ki67", "PR"):
         rows = [["name", "status", "nuclei", "mean DAB"]]
         for n in range(4 * each):
@@ -108,8 +108,8 @@ def _ihc4bc(root: Path, draw: Draw, each: int) -> None:
             csv.writer(out).writerows(rows)
 
 
-def _bcdata(root: Path, draw: Draw, each: int) -> None:
-    """Points (x, y) in h5 under `coordinates`, int64 (M, 2), a file for each kind."""
+def _bcdata(root: Path, draw: DrawImage, each: int) -> None:
+    """Points (x, y) in h5 under `coordinates`, int64 (M, 2), one file for each kind."""
     import h5py
 
     points = {"positive": [(100, 120), (5, 9), (300, 310)], "negative": [(200, 40), (330, 100)]}
@@ -123,8 +123,8 @@ def _bcdata(root: Path, draw: Draw, each: int) -> None:
                     file["coordinates"] = np.array(places, np.int64)
 
 
-def _anhir(root: Path, draw: Draw, each: int) -> None:
-    """Two scales of each image, the stain a token of the name, an H&E section beside."""
+def _anhir(root: Path, draw: DrawImage, each: int) -> None:
+    """Two scales of each image, the stain as a token of the name, an H&E section beside."""
     for lesion in range(1, each + 1):
         for stain in ("CD31-3", "proSPC-4", "Ki67-7", "Cc10-5", "He"):
             for scale, side in (("scale-5pc", 96), ("scale-25pc", 480)):
@@ -134,7 +134,7 @@ def _anhir(root: Path, draw: Draw, each: int) -> None:
                 )
 
 
-def _acrobat(root: Path, draw: Draw, each: int) -> None:
+def _acrobat(root: Path, draw: DrawImage, each: int) -> None:
     """Pyramidal TIFF, `.tif` and `.tiff`, an H&E section of each case; tissue on the left of bare glass."""
     for n in range(each):
         for stain in ("HE", "ER", "PGR", "HER2", "KI67"):
@@ -148,8 +148,8 @@ def _acrobat(root: Path, draw: Draw, each: int) -> None:
                 write_pyramid(path, pixels, mpp=0.92)
 
 
-def _pantumor(root: Path, draw: Draw, each: int) -> None:
-    """Slides of two indications, cells as COCO boxes."""
+def _pantumor(root: Path, draw: DrawImage, each: int) -> None:
+    """Slides of two indications, annotated cells as COCO boxes."""
     names = ("IMMUNE CELL", "NON-TUMOR CELL", "TUMOR CELL")
     pictures: list[dict] = []
     boxes: list[dict] = []
@@ -180,7 +180,7 @@ def write_pyramid(path: Path, pixels: np.ndarray, *, mpp: float) -> None:
             out.write(np.ascontiguousarray(pixels[::step, ::step]), **options, **kind)
 
 
-_LAYOUTS: dict[str, Callable[[Path, Draw, int], None]] = {
+_LAYOUTS: dict[str, Callable[[Path, DrawImage, int], None]] = {
     "acrobat": _acrobat,
     "anhir-lung": _anhir,
     "bcdata": _bcdata,

@@ -33,7 +33,7 @@ Stain = Literal["DAB", "AEC", "haematoxylin", "H&E"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a patch shows. `biomarker` matters for the stains DAB and AEC alone."""
+    """What a patch shows. `biomarker` is used for the stains DAB and AEC only."""
 
     tissue: str
     biomarker: str | None = None
@@ -70,7 +70,7 @@ def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) 
 
 
 def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light (S, S, 3) in 0..1 that passes the stained scene."""
+    """Light (S, S, 3) in 0..1 that passes through the stained scene."""
     look = spec.staining
     second_stain = _second_stain(scene, spec, rng)
     here, counterstain_here = np.exp(look.uneven * rng.standard_normal(2))

@@ -1,4 +1,4 @@
-"""One row of a twin before it is drawn: what the patch shows, and what the shard will say of it."""
+"""One row of a twin before it is drawn: what the patch shows, and the columns of its shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from his2lip.synthetic.tissues import build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TwinRow:
     """A patch to be drawn. `columns` are those of the shard schema, as the real dataset's reader fills them.
 
     What is drawn hangs on (seed, dataset, case), (…, slide), (…, field) and (…, patch id) alone, so rows can
@@ -70,7 +70,7 @@ def _staining(*key: str | int) -> Staining:
     return draw_staining(keyed_rng(*key))
 
 
-def pixels(row: Row) -> NDArray[np.uint8]:
+def pixels(row: TwinRow) -> NDArray[np.uint8]:
     """The row's image, uint8 (size, size, 3) RGB."""
     spec = row.spec()
     place = keyed_rng(row.seed, row.dataset, row.case, row.field)
@@ -78,7 +78,7 @@ def pixels(row: Row) -> NDArray[np.uint8]:
     return render(spec, keyed_rng(row.seed, row.dataset, row.case, row.patch_id), scene=scene)
 
 
-def draw(row: Row) -> bytes:
+def draw(row: TwinRow) -> bytes:
     """The row's image as the real dataset publishes it: PNG or JPEG bytes."""
     image = pixels(row)
     if row.format == "jpeg":

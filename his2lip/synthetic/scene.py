@@ -79,12 +79,12 @@ class Canvas:
         return axis[None, :] + self.warp[0], axis[:, None] + self.warp[1]
 
     def add(self, kinds: list[str], centre: Points, angle: Points | None = None) -> None:
-        """A group of cells, one kind a cell."""
+        """Adds a group of cells; `kinds` has the kind of each."""
         if len(kinds):
             self.groups.append(make_cells(self.rng, kinds, centre, angle, self.size))
 
     def lay(self, name: str, mask: Map) -> None:
-        """Adds a mask to a layer where it is stronger than what lies there."""
+        """Adds a mask to a layer where it is stronger than the layer."""
         np.maximum(self.layers[name], mask, out=self.layers[name])
 
     def free(self, points: Points) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""The plans of the ten twins: which rows each has, as the real dataset's files and labels would give them."""
+"""The plans of the ten twins: the rows of each, as the real files and labels would give them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from his2lip import taxonomy
 from his2lip.synthetic.biomarkers import HER2_READINGS, Reading
 from his2lip.synthetic.cases import keyed_rng
-from his2lip.synthetic.rows import Row
+from his2lip.synthetic.rows import TwinRow
 
 FIELD_UM = 29.0  # side of a MIHIC patch: 128 px at 0.2264 um
 HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # as the cards have them
-DETAIL, REGION = 64, 128  # pixels a side of cell-sized and of larger patches
+DETAIL, REGION = 64, 128  # side in pixels of cell-sized and of larger patches
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What all rows of one twin share, and how many it has: `scale` 1 is the demo's."""
+class TwinPlan:
+    """What all rows of one twin have in common, and their number: `scale` 1 is that of the demo."""
 
     name: str
     seed: int
@@ -29,20 +29,20 @@ class Plan:
         """`base` scaled, at least 1."""
         return max(1, round(base * self.scale))
 
-    def row(self, split: str, case: str, slide: str, path: str, **rest: Any) -> Row:
-        """A row with this twin's usual values: DAB, 64 px over 29 um, PNG, a field of its own."""
+    def row(self, split: str, case: str, slide: str, path: str, **rest: Any) -> TwinRow:
+        """A row with this twin's usual values: DAB, 64 px over 29 um, PNG, its own field."""
         defaults: dict[str, Any] = {
             "marker": None, "stain": "DAB", "size": DETAIL, "mpp": FIELD_UM / DETAIL, "format": "png",
             "field": path, "columns": {},
         }  # fmt: skip
-        return Row(
+        return TwinRow(
             seed=self.seed, dataset=self.name, split=split, case=case, slide=slide,
             patch_id=f"{self.name}/{path}", **(defaults | rest),
         )  # fmt: skip
 
 
-def _mihic(plan: Plan) -> Iterator[Row]:
-    """One patch of every (tissue type, biomarker) from every case; one slide a case and biomarker."""
+def _mihic(plan: TwinPlan) -> Iterator[TwinRow]:
+    """One patch of every (tissue type, biomarker) from every case; one slide per case and biomarker."""
     first = 0
     for split, cases in (("train", 28), ("val", 3), ("test", 6)):
         for case in range(first, first := first + plan.count(cases)):
@@ -65,8 +65,8 @@ _PANTUMOR_CELLS = {
 }
 
 
-def _pantumor(plan: Plan) -> Iterator[Row]:
-    """CD3; a patch around each annotated cell; region_id holds the tumour indication."""
+def _pantumor(plan: TwinPlan) -> Iterator[TwinRow]:
+    """CD3; a patch around each annotated cell; region_id is the tumour indication."""
     for organ, number in product(("HNSCC", "NSCLC", "TNBC", "GC"), range(plan.count(3))):
         slide = f"{organ}_{number:02d}"
         for (label, cells), k in product(_PANTUMOR_CELLS.items(), range(4)):
@@ -85,7 +85,7 @@ def _pantumor(plan: Plan) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _bcdata(plan: Plan) -> Iterator[Row]:
+def _bcdata(plan: TwinPlan) -> Iterator[TwinRow]:
     """Ki67; patches around positive and negative points, and of tissue without points; no patients named."""
     number = 0
     for split, images in (("train", 8), ("validation", 4), ("test", 16)):
@@ -108,8 +108,8 @@ _HNSCC_REGIONS: dict[str, tuple[str, str, tuple[tuple[str, Any], ...]]] = {
 _HNSCC_STAINS = ("Hematoxylin", "CD3", "CD8", "FoxP3", "PanCK")
 
 
-def _hnscc(plan: Plan) -> Iterator[Row]:
-    """Red AEC on serial stains of one field, beside the counterstain alone; eight patients."""
+def _hnscc(plan: TwinPlan) -> Iterator[TwinRow]:
+    """Red AEC on serial stains of one field, beside the counterstain; eight patients."""
     for case, (label, (letter, shows, biology)) in product(range(plan.count(8)), _HNSCC_REGIONS.items()):
         for name in _HNSCC_STAINS:
             marker = None if name == "Hematoxylin" else taxonomy.biomarker(name)
@@ -131,7 +131,7 @@ _IHC4BC_SHARES = {
 }
 
 
-def _ihc4bc(plan: Plan) -> Iterator[Row]:
+def _ihc4bc(plan: TwinPlan) -> Iterator[TwinRow]:
     """Positive and negative by the fraction of stained nuclei."""
     case = 0
     for split, cases in (("train", 6), ("select", 3), ("test", 12)):
@@ -152,7 +152,7 @@ def _ihc4bc(plan: Plan) -> Iterator[Row]:
                 )  # fmt: skip
 
 
-def _her2(plan: Plan) -> Iterator[Row]:
+def _her2(plan: TwinPlan) -> Iterator[TwinRow]:
     """HER2 0 to 3+; the files do not name a slide."""
     number = 0
     for split, folder, each in (("train", "train", 10), ("select", "train", 5), ("test", "test", 24)):
@@ -169,7 +169,7 @@ def _her2(plan: Plan) -> Iterator[Row]:
 _BREAST = ("HER2", "Ki67", "ER", "PR")
 
 
-def _bci(plan: Plan) -> Iterator[Row]:
+def _bci(plan: TwinPlan) -> Iterator[TwinRow]:
     """HER2 with an H&E twin of each field."""
     number = 0
     for split, folder, each in (("train", "train", 6), ("select", "train", 3), ("test", "test", 16)):
@@ -189,7 +189,7 @@ def _bci(plan: Plan) -> Iterator[Row]:
             yield plan.row(split, f"{split}{k}", f"{score} H&E", f"HE/{name}", stain="H&E", **usual)
 
 
-def _mist(plan: Plan) -> Iterator[Row]:
+def _mist(plan: TwinPlan) -> Iterator[TwinRow]:
     """Four biomarkers, each IHC field (B) with its H&E (A)."""
     number = 0
     for split, folder, slides in (("train", "train", 5), ("select", "train", 3), ("val", "val", 12)):
@@ -211,8 +211,8 @@ def _mist(plan: Plan) -> Iterator[Row]:
             yield plan.row(split, case, f"{marker} H&E", twin, stain="H&E", **usual)
 
 
-def _breast_reading(plan: Plan, marker: str, key: str) -> Reading:
-    """A tumour that stains, mostly: so that the biomarker can be told from the image."""
+def _breast_reading(plan: TwinPlan, marker: str, key: str) -> Reading:
+    """Biology of a tumour that mostly stains, so that the image reveals the biomarker."""
     rng = keyed_rng(plan.seed, plan.name, "reading", marker, key)
     if marker == "HER2":
         return HER2_READINGS[str(rng.choice(["1+", "2+", "3+"], p=[0.2, 0.3, 0.5]))]
@@ -220,8 +220,8 @@ def _breast_reading(plan: Plan, marker: str, key: str) -> Reading:
     return Reading(share=float(rng.uniform(low, high)), strength=strength)
 
 
-def _anhir(plan: Plan) -> Iterator[Row]:
-    """Lesions and lobes of lung at low power; one image a stain. Microns a pixel are not said."""
+def _anhir(plan: TwinPlan) -> Iterator[TwinRow]:
+    """Lesions and lobes of lung at low power; one image per stain. Microns per pixel are unknown."""
     for number in range(plan.count(16)):
         part, region, shows = (("lung-lesion", "les1", "Tumor"), ("lung-lobes", "lob1", "Alveoli"))[
             number % 2
@@ -248,7 +248,7 @@ _ACROBAT_SPLITS = (
 )  # fmt: skip
 
 
-def _acrobat(plan: Plan) -> Iterator[Row]:
+def _acrobat(plan: TwinPlan) -> Iterator[TwinRow]:
     """Tiles of slides at 10x: four stains and H&E of each case."""
     number = 0
     for split, folder, cases in _ACROBAT_SPLITS:
@@ -270,7 +270,7 @@ def _acrobat(plan: Plan) -> Iterator[Row]:
                 )  # fmt: skip
 
 
-PLANS: dict[str, Callable[[Plan], Iterator[Row]]] = {
+PLANS: dict[str, Callable[[TwinPlan], Iterator[TwinRow]]] = {
     "mihic": _mihic,
     "pantumor": _pantumor,
     "bcdata": _bcdata,

@@ -13,18 +13,20 @@ from his2lip.data.cards import load_card
 from his2lip.data.shards import DatasetInfo, Patch, ShardWriter
 from his2lip.errors import DatasetError, did_you_mean
 from his2lip.synthetic.cases import keyed_rng
-from his2lip.synthetic.rows import Row, draw
-from his2lip.synthetic.twin_plans import PLANS, Plan
+from his2lip.synthetic.rows import TwinRow, draw
+from his2lip.synthetic.twin_plans import PLANS, TwinPlan
 
 VERSION = 1  # of the generator: a change of any pixel or column raises it
 SCALES: dict[str, float] = {"demo": 1.0, "small": 0.25}
-ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, as a real dataset has
+ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, like a real dataset
 
 
 class Mapper(Protocol):
-    """Applies a function to rows, in their order: the builtin `map`, a pool's, or one over Ray tasks."""
+    """Applies a function to rows in their order: the builtin `map`, that of a pool, or one over Ray tasks."""
 
-    def __call__(self, function: Callable[[Row], bytes], rows: Sequence[Row], /) -> Iterable[bytes]: ...
+    def __call__(
+        self, function: Callable[[TwinRow], bytes], rows: Sequence[TwinRow], /
+    ) -> Iterable[bytes]: ...
 
 
 def twin_names() -> list[str]:
@@ -32,7 +34,7 @@ def twin_names() -> list[str]:
     return list(PLANS)
 
 
-def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo", he: bool = False) -> list[Row]:
+def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo", he: bool = False) -> list[TwinRow]:
     """The rows of a twin, not drawn yet, in an order shuffled by the seed.
 
     `he` adds the H&E images that stand beside immunostained ones. The datasets' readers pass them over, so
@@ -40,14 +42,14 @@ def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo", he: bool
     """
     if name not in PLANS:
         raise DatasetError(f"no dataset '{name}' has a generated twin", fix=did_you_mean(name, PLANS))
-    rows = [row for row in PLANS[name](Plan(name, seed, _scale(scale))) if he or row.stain != "H&E"]
+    rows = [row for row in PLANS[name](TwinPlan(name, seed, _scale(scale))) if he or row.stain != "H&E"]
     return [rows[i] for i in keyed_rng(seed, name, "order").permutation(len(rows))]
 
 
 def twin_patches(
     name: str, *, seed: int = 0, scale: str | float = "demo", mapper: Mapper = map
 ) -> Iterator[Patch]:
-    """The patches of a twin, in the order of `twin_rows`, whatever draws them."""
+    """The patches of a twin, in the order of `twin_rows` for any mapper."""
     rows = twin_rows(name, seed=seed, scale=scale)
     for row, image in zip(rows, mapper(draw, rows), strict=True):
         yield _patch(row, image)
@@ -64,7 +66,7 @@ def write_twin(
     row_group_bytes: int = ROW_GROUP_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetInfo:
-    """Writes the generated twin of a dataset as shards; dataset.json says that it is generated.
+    """Writes the generated twin of a dataset as shards; dataset.json marks it as generated.
 
     `scale` is "demo", "small" or a factor on the demo's numbers. The bytes are the same whatever `workers`
     (processes of this machine) or `mapper` (the caller's own way to spread work) is. `progress` is called
@@ -89,7 +91,7 @@ def write_twin(
 
 
 def twin_view(seed: int = 0, scale: str | float = "demo") -> str:
-    """What dataset.json says of a twin's making: equal views mean equal bytes."""
+    """The view in dataset.json, which records how a twin was made: equal views mean equal bytes."""
     return f"generated(seed={seed}, scale={_scale(scale):g}, version={VERSION})"
 
 
@@ -109,13 +111,13 @@ def process_mapper(workers: int) -> Iterator[Mapper]:
 
 
 def _one_thread() -> None:
-    """Small matrix products: threads of their own would only get in each other's way."""
+    """Limits linear algebra to one thread: the matrix products are too small to share."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
 
 
-def _patch(row: Row, image: bytes) -> Patch:
+def _patch(row: TwinRow, image: bytes) -> Patch:
     columns = {"stain": row.stain} | row.columns
     return Patch(
         patch_id=row.patch_id, image=image, dataset=row.dataset, split=row.split, width=row.size,

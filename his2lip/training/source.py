@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from his2lip.data.stream import Batch, TrainStream
+from his2lip.data.stream import Batch, StreamOptions, TrainStream
 from his2lip.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -76,10 +76,7 @@ class StreamSource:
 
     def _stream(self, split: str, **options: Any) -> TrainStream:
         data = self._config.data
-        return TrainStream(
-            data.shards,
-            split,
-            self._bank,
+        stream_options = StreamOptions(
             seed=self._config.seed,
             batch_size=data.batch_size,
             image_size=self._preprocess.size[0],
@@ -87,11 +84,10 @@ class StreamSource:
             lanes=data.lanes,
             window=data.window,
             sampling=data.sampling,
-            rank=self._rank,
-            world=self._world,
             decode_threads=data.decode_threads,
             **options,
         )
+        return TrainStream(data.shards, split, self._bank, stream_options, rank=self._rank, world=self._world)
 
 
 class Kept:

@@ -13,7 +13,7 @@ from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_jpeg, encode_png
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
-from his2lip.data.stream.train_stream import TrainStream
+from his2lip.data.stream.train_stream import StreamOptions, TrainStream
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 
@@ -67,11 +67,17 @@ OPTIONS: dict[str, Any] = {
     "seed": 5,
     "batch_size": 16,
     "image_size": 32,
+    "lanes": 8,
+    "window": 2,
     "loader": "local",
     "decode_threads": 2,
 }
 
+PLACE = {"rank", "world", "start_step", "stop_step"}  # arguments of a stream beside its options
+
 
 def stream(uri: str, *, bank: CaptionBank | None = None, **options: Any) -> TrainStream:
     """A small stream of global batches of 16 at 32 px, in-process unless `loader` says otherwise."""
-    return TrainStream(uri, "train", bank or CaptionBank.templates(), **(OPTIONS | options))
+    place = {name: options.pop(name) for name in PLACE & options.keys()}
+    stream_options = StreamOptions(**(OPTIONS | options))
+    return TrainStream(uri, "train", bank or CaptionBank.templates(), stream_options, **place)

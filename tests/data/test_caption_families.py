@@ -32,7 +32,7 @@ def held_out_pairs(split: FamilySplit) -> list[tuple[str, str]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)  # SciPy is imported by the first example
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from([A, B, ("Other", "FAP")]), BLOCKS, min_size=1))
 def test_no_family_stands_on_both_sides_and_no_caption_is_lost(blocks: dict[Pair, list[list[str]]]) -> None:
     split = split_by_family(blocks)

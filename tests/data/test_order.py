@@ -1,4 +1,4 @@
-"""The plan of an epoch: covers, tiles, resumes and differs as principle 4 of the design promises."""
+"""The plan of an epoch covers every row, is cut evenly by ranks, and resumes at any step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def plans(draw: st.DrawFn, *, balanced: bool = False) -> Plan:
     batch_size = lanes * draw(st.integers(1, rows // lanes))
     if not balanced:
         return Plan(sizes, seed=seed, batch_size=batch_size, lanes=lanes, window=window)
-    cells = np.array(draw(st.lists(st.integers(-1, 5), min_size=rows, max_size=rows)))
+    pairs = np.array(draw(st.lists(st.integers(-1, 5), min_size=rows, max_size=rows)))
     balance = draw(st.floats(0.01, 1.0))
-    options = {"cells": cells, "balance": balance}
+    options = {"pairs": pairs, "balance": balance}
     return Plan(sizes, seed=seed, batch_size=batch_size, lanes=lanes, window=window, **options)
 
 
@@ -70,7 +70,7 @@ def test_reads_name_exactly_the_row_groups_that_the_steps_take(
     for step in range(start, start + steps):
         for lane, rows in zip(lanes, plan.share(step, lanes).rows, strict=True):
             for group in plan.group_of(rows):
-                wanted[plan.epoch_of(step), plan.holder(lane, lanes), int(group)] += 1
+                wanted[plan.epoch_of(step), plan.reading_lane(lane, lanes), int(group)] += 1
     reads = plan.reads(start, start + steps, lanes)
     keys = list(zip(*(column.tolist() for column in reads[:3]), strict=True))
     assert len(set(keys)) == len(keys)
@@ -85,7 +85,7 @@ def test_short_lanes_of_a_rank_share_the_reads_of_a_small_split() -> None:
     assert len(long.reads(0, long.steps_per_epoch, range(8)).group) in range(64, 64 + 8)
 
 
-def test_reads_come_in_the_order_of_need_and_few_are_held_at_once() -> None:
+def test_reads_come_in_the_order_of_need_and_few_row_groups_are_in_memory_at_once() -> None:
     plan = Plan([100] * 64, seed=3, batch_size=64, lanes=4, window=2)
     table = plan.epoch(0).rows
     first = {}
@@ -110,13 +110,13 @@ def test_neighbours_in_a_row_group_are_spread_over_the_window() -> None:
 
 @given(plans())
 def test_epochs_and_seeds_differ(plan: Plan) -> None:
-    other = Plan(plan.sizes, seed=plan.seed + 1, batch_size=plan.batch_size, lanes=plan.lanes)
+    other = Plan(plan.sizes, seed=plan.seed + 1, batch_size=plan.batch_size, lanes=plan.lanes, window=2)
     if plan.rows_per_epoch >= 40:
         assert not np.array_equal(plan.epoch(0).rows, plan.epoch(1).rows)
         assert not np.array_equal(plan.epoch(0).rows, other.epoch(0).rows)
 
 
-def test_the_order_is_pinned_so_that_a_stopped_run_goes_on_after_an_upgrade() -> None:
+def test_the_order_is_pinned_so_that_a_run_can_resume_after_an_upgrade() -> None:
     plan = Plan([5, 3, 4], seed=7, batch_size=4, lanes=2, window=1)
     assert [plan.batch(step).tolist() for step in range(4)] == [
         [1, 2, 9, 11],
@@ -128,25 +128,25 @@ def test_the_order_is_pinned_so_that_a_stopped_run_goes_on_after_an_upgrade() ->
 
 def test_rows_that_may_not_be_drawn_are_never_drawn() -> None:
     keep = np.arange(300) % 3 != 0
-    plan = Plan([100, 100, 100], seed=1, batch_size=40, lanes=4, keep=keep)
+    plan = Plan([100, 100, 100], seed=1, batch_size=40, lanes=4, window=2, keep=keep)
     assert plan.steps_per_epoch == 5
     assert set(epoch_rows(plan, 2).tolist()) == set(np.flatnonzero(keep).tolist())
 
 
 @pytest.mark.parametrize("balance", [0.25, 0.5, 1.0])
-def test_balance_draws_cells_in_proportion_to_a_power_of_their_size(balance: float) -> None:
-    sizes, cells = [100] * 8, np.zeros(800, dtype=np.int64)
-    cells[::80] = 1  # 10 rows against 790
+def test_balance_draws_pairs_in_proportion_to_a_power_of_their_size(balance: float) -> None:
+    sizes, pairs = [100] * 8, np.zeros(800, dtype=np.int64)
+    pairs[::80] = 1  # 10 rows against 790
     expected = 800 * 10 ** (1 - balance) / (10 ** (1 - balance) + 790 ** (1 - balance))
-    plan = Plan(sizes, seed=0, batch_size=8, lanes=8, cells=cells, balance=balance)
-    drawn = [int((cells[epoch_rows(plan, epoch)] == 1).sum()) for epoch in range(8)]
+    plan = Plan(sizes, seed=0, batch_size=8, lanes=8, window=2, pairs=pairs, balance=balance)
+    drawn = [int((pairs[epoch_rows(plan, epoch)] == 1).sum()) for epoch in range(8)]
     assert np.mean(drawn) == pytest.approx(expected, rel=0.02)
     assert len(epoch_rows(plan, 0)) == 800
 
 
 def test_copies_tell_the_draws_of_one_row_apart() -> None:
-    cells = np.array([0] * 90 + [1] * 10)
-    plan = Plan([50, 50], seed=0, batch_size=20, lanes=4, cells=cells, balance=1.0)
+    pairs = np.array([0] * 90 + [1] * 10)
+    plan = Plan([50, 50], seed=0, batch_size=20, lanes=4, window=2, pairs=pairs, balance=1.0)
     rows, copies = plan.epoch(0)
     drawn = list(zip(rows.ravel().tolist(), copies.ravel().tolist(), strict=True))
     assert len(set(drawn)) == len(drawn) == 100
@@ -165,16 +165,19 @@ def test_copies_tell_the_draws_of_one_row_apart() -> None:
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        Plan([100], **{"seed": 0, **options})
+    with pytest.raises(ConfigError) as refused:
+        Plan([100], **{"seed": 0, "lanes": 8, "window": 2, **options})
+    assert refused.value.key == ("batch_size" if "lanes" in options else list(options)[-1])
 
 
-def test_too_few_rows_for_one_batch_is_the_data_s_fault() -> None:
-    with pytest.raises(DatasetError, match="3 usable patches do not fill one batch of 8"):
-        Plan([3], seed=0, batch_size=8)
+def test_too_few_rows_for_one_batch_are_an_error_of_the_data() -> None:
+    with pytest.raises(DatasetError, match=r"3 usable patches .* 8") as refused:
+        Plan([3], seed=0, batch_size=8, lanes=8, window=2)
+    assert refused.value.key == "batch_size"
 
 
 def test_workers_that_cannot_share_the_lanes_are_refused() -> None:
-    plan = Plan([64], seed=0, batch_size=8)
-    with pytest.raises(ConfigError, match="8 lanes cannot be shared evenly by 3 workers"):
+    plan = Plan([64], seed=0, batch_size=8, lanes=8, window=2)
+    with pytest.raises(ConfigError) as refused:
         plan.rank_lanes(0, 3)
+    assert refused.value.key == "lanes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from his2lip.data.images.codec import decode
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.stream.augment import draw_turn, turn
 from his2lip.data.stream.batch import Batch
-from his2lip.data.stream.train_stream import TrainStream
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.taxonomy import biomarker_id, tissue_id
 
@@ -64,7 +64,7 @@ def test_augmented_pixels_are_turns_keyed_by_seed_epoch_and_patch(shards: str) -
                 np.testing.assert_array_equal(seen.permute(1, 2, 0).numpy(), expected)
 
 
-def test_any_start_goes_on_exactly_as_the_uninterrupted_stream(shards: str) -> None:
+def test_any_start_resumes_exactly_the_uninterrupted_stream(shards: str) -> None:
     with stream(shards, stop_step=25) as whole:
         batches = list(whole)
     for start in (1, 8, 9, 13, 24):
@@ -125,13 +125,15 @@ def test_a_split_for_reporting_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_image_in_a_shard_is_named(tmp_path: Path) -> None:
     uri = write_patches(tmp_path / "broken", patches=32, broken=7)
-    with pytest.raises(DatasetError, match=r"(truncated|broken).*set/00007.*part-00000\.parquet"):
+    with pytest.raises(DatasetError, match=r"truncated|broken") as refused:
         list(stream(uri))
+    assert re.search(r"set/00007 in .*part-00000\.parquet", str(refused.value.where))
 
 
 def test_an_unknown_loader_is_refused(shards: str) -> None:
-    with pytest.raises(ConfigError, match="unknown loader 'torch'"):
+    with pytest.raises(ConfigError) as refused:
         stream(shards, loader="torch")
+    assert refused.value.key == "loader"
 
 
 def test_closing_in_mid_epoch_leaves_no_thread_behind(shards: str) -> None:
@@ -165,11 +167,6 @@ def test_batches_are_decoded_ahead_but_not_without_bound(shards: str) -> None:
     with stream(shards, stop_step=900, prefetch=2) as source:
         batches = source.batches(0, 900)
         next(batches)
-        feeder = source._feeder
-        assert feeder is not None
-        assert feeder._ready.qsize() <= 2
-
-
-def test_the_stream_is_typed_as_an_iterable_of_batches(shards: str) -> None:
-    assert isinstance(next(iter(stream(shards))), Batch)
-    assert isinstance(stream(shards), TrainStream)
+        decoder = source._decoder
+        assert decoder is not None
+        assert decoder._ready.qsize() <= 2

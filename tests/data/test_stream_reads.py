@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from his2lip.data.stream.order import Plan
-from his2lip.data.stream.row_groups import Ahead, Rows, Shelf, unpack
+from his2lip.data.stream.row_groups import ReadAhead, RowBuffer, Rows, unpack
 
 
 def table(images: list[bytes]) -> pa.Table:
@@ -48,7 +48,7 @@ def test_a_generator_is_drawn_ahead_in_order_and_its_error_comes_in_its_place() 
         reached.set()
         raise OSError("disk gone")
 
-    ahead = Ahead(numbers(), depth=4)
+    ahead = ReadAhead(numbers(), depth=4)
     assert reached.wait(timeout=10), "the fourth item is drawn before the first is asked for"
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     assert not ahead.has_arrived()
@@ -68,7 +68,7 @@ def test_closing_ends_the_generator_and_its_thread() -> None:
         finally:
             closed.append(True)
 
-    ahead = Ahead(numbers(), depth=3)
+    ahead = ReadAhead(numbers(), depth=3)
     next(ahead)
     ahead.close()
     assert closed == [True]
@@ -76,22 +76,22 @@ def test_closing_ends_the_generator_and_its_thread() -> None:
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.7])
-def test_the_shelf_holds_no_more_than_its_room_and_nothing_at_the_end(balance: float) -> None:
+def test_the_row_buffer_keeps_no_more_than_it_has_room_for_and_nothing_at_the_end(balance: float) -> None:
     plan = Plan(
-        [40] * 50, seed=2, batch_size=32, lanes=4, window=2, cells=np.arange(2000) % 7, balance=balance
+        [40] * 50, seed=2, batch_size=32, lanes=4, window=2, pairs=np.arange(2000) % 7, balance=balance
     )
     lanes, steps = plan.rank_lanes(0, 2), range(5, 3 * plan.steps_per_epoch - 3)
     reads = plan.reads(steps.start, steps.stop, lanes)
     rows = [Rows(memoryview(b""), [0], [], [], [], str(group)) for group in reads.group.tolist()]
-    shelf = Shelf(plan, lanes, reads, Ahead((row for row in rows), depth=2))
+    buffer = RowBuffer(plan, lanes, reads, ReadAhead((row for row in rows), depth=2))
     most = 0
     for step in steps:
-        picks = shelf.pick(step)
+        picks = buffer.pick(step)
         expected = plan.share(step, lanes).rows.reshape(-1)
         assert [int(pick.rows.where) for pick in picks] == plan.group_of(expected).tolist()
         assert [pick.row + plan.starts[int(pick.rows.where)] for pick in picks] == expected.tolist()
-        shelf.fill()
-        most = max(most, len(shelf._held))
+        buffer.fill()
+        most = max(most, len(buffer))
     assert most <= len(lanes) * (plan.window + 1) + 4
-    assert not shelf._held
-    shelf.close()
+    assert len(buffer) == 0
+    buffer.close()

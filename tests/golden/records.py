@@ -287,12 +287,12 @@ _PLANS: dict[str, Tree] = {
 def order() -> Tree:
     """The row numbers of 20 batches of each plan, over the end of an epoch, and what is read for them."""
     rows = sum(_SIZES)
-    cells = np.arange(rows) ** 2 % 11 // 3
+    pairs = np.arange(rows) ** 2 % 11 // 3
     found: Tree = {}
     for name, given in _PLANS.items():
         options = {"seed": 0, **given}
         options["keep"] = np.arange(rows) % 9 != 4 if options.pop("keep", False) else None
-        plan = Plan(_SIZES, cells=cells, **options)
+        plan = Plan(_SIZES, pairs=pairs, **options)
         assert plan.steps_per_epoch < 20, "the batches span two epochs"
         shares = [plan.share(step, range(plan.lanes)) for step in range(20)]
         reads = plan.reads(3, 20, range(plan.lanes))

@@ -18,7 +18,7 @@ from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.ray_reader import _PACE_S, _Pace, read_by_ray
-from his2lip.data.stream.train_stream import TrainStream
+from his2lip.data.stream.train_stream import StreamOptions, TrainStream
 from his2lip.errors import DatasetError
 
 
@@ -60,7 +60,8 @@ def test_two_train_workers_on_two_cpus_read_their_shares_of_one_order(shards: st
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
         bank = CaptionBank.templates()
-        with TrainStream(shards, "train", bank, rank=rank, world=world, **options) as source:
+        place = {"rank": rank, "world": world, "stop_step": options.pop("stop_step")}
+        with TrainStream(shards, "train", bank, StreamOptions(**options), **place) as source:
             batches = list(source)
         kept = {"images": [b.images for b in batches], "ids": [b.patch_ids for b in batches]}
         torch.save(kept, tmp_path / f"{rank}.pt")

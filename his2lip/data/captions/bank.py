@@ -1,4 +1,4 @@
-"""Caption banks: captions by (tissue type, biomarker), where they come from, and how one is drawn."""
+"""Caption banks: captions by (tissue type, biomarker), where they come from, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -26,42 +26,50 @@ from his2lip.files import filesystem, write_file
 Missing = Literal["drop", "template"]
 Lines = Mapping[Pair, tuple[str, ...]]
 
-ROLES = {"captions": "train", "held_out": "report"}  # the parts of a bank, and who may read each
+ROLES = {"captions": "train", "held_out": "report"}  # the parts of a bank, and the role of each
+NOTE = (
+    "sampling: released gives each patch one caption for all epochs, in the order of sorted names. It "
+    "approximates the authors' sampling: theirs followed the order of their folders, which is not published"
+)
+_PAIR = ("tissue", "biomarker")
 
 
 @dataclass(frozen=True)
 class CaptionBank:
-    """Captions by pair of canonical names. `missing` says what a pair without captions gets.
+    """Captions by pair of canonical names.
 
-    `drop`: nothing, its patches are left out of training; `template`: a caption of our own templates.
-    `captions` are drawn in training; `held_out` never are, so that retrieval can be tested on them.
+    captions   drawn in training
+    held_out   never drawn in training, so that retrieval can be tested on them
+    missing    `drop` leaves patches of a pair without captions out of training; `template` gives them our
+               own templates' captions
+    report     of the import that made this bank, None for other banks
     """
 
     captions: Lines
     missing: Missing = "drop"
     held_out: Lines = field(default_factory=dict)
-    report: CaptionReport | None = field(default=None, repr=False, compare=False)  # of an import just made
+    report: CaptionReport | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def templates(cls) -> CaptionBank:
-        """Our own captions, for every pair of the taxonomy, with or without a tissue type or a biomarker."""
+        """Our own captions of every pair of the taxonomy, also where tissue type or biomarker is missing."""
         return cls(caption_templates.bank())
 
     @classmethod
     def from_folder(
         cls, folder: str | Path, *, missing: Missing = "drop"
     ) -> tuple[CaptionBank, CaptionReport]:
-        """The released corpus's layout: TISSUE/BIOMARKER.txt, one caption a line, UTF-8.
+        """Reads the layout of the released corpus: TISSUE/BIOMARKER.txt, one caption per line, UTF-8.
 
-        Captions are drawn from the part to train on; the held-out part is split off by seed family. Raises
-        DatasetError where the folder is missing or holds no caption at all.
+        Whole seed families are held out (see `split_by_family`). Raises DatasetError where the folder is
+        missing or has no caption at all.
         """
         split, report = read_corpus(Path(folder))
         return cls(split.train, missing, split.held_out, report), report
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionBank:
-        """A bank that `save` wrote. Raises DatasetError for anything else."""
+        """Reads a bank that `save` wrote. Raises DatasetError for any other file."""
         system, place = filesystem(path)
         try:
             with system.open_input_stream(place) as source:
@@ -77,10 +85,11 @@ class CaptionBank:
         except FileNotFoundError:
             raise DatasetError("this caption bank does not exist", where=path, fix="check the path") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise DatasetError("this file is not a caption bank", where=path) from None
+            fix = "give a bank that his2lip data prepare or captions export wrote"
+            raise DatasetError("this file is not a caption bank", where=path, fix=fix) from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the bank, both parts with their roles, as JSON that people can read; whole or not at all."""
+        """Writes both parts of the bank, with their roles, as indented JSON; whole or not at all."""
         rows = [
             {"tissue": t, "biomarker": b}
             | {part: list(lines[t, b]) for part, lines in self._parts().items() if (t, b) in lines}
@@ -92,7 +101,7 @@ class CaptionBank:
 
     @property
     def digest(self) -> str:
-        """Names every caption, its pair and the rule for missing ones, whatever the order of pairs."""
+        """A digest of all captions, their pairs, and the rule for missing ones, for any order of pairs."""
         parts = {
             name: sorted([t or "", b or "", list(lines)] for (t, b), lines in part.items())
             for name, part in self._parts().items()
@@ -101,11 +110,11 @@ class CaptionBank:
         return digest({"missing": self.missing, **parts})
 
     def covers(self, tissue: str | None, biomarker: str | None) -> bool:
-        """Whether a patch of this pair gets a caption, by this bank or by its rule for missing ones."""
+        """Whether a patch of this pair gets a caption, from this bank or by its rule for missing ones."""
         return self.missing == "template" or bool(self.captions.get((tissue, biomarker)))
 
     def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
-        """The caption of a patch in an epoch: a pure function of the arguments, even over the choices.
+        """The caption of a patch in an epoch: a pure function of the arguments, uniform over the choices.
 
         Raises DatasetError for a pair that the bank does not cover.
         """
@@ -114,14 +123,14 @@ class CaptionBank:
         return lines[int.from_bytes(key, "big") % len(lines)]
 
     def coverage(self, pairs: Iterable[Pair]) -> Coverage:
-        """How many of these patches have captions here; said before training starts."""
+        """How many of these patches have captions in this bank."""
         counts = Counter(pairs)
         missing = {pair: n for pair, n in counts.items() if not self.captions.get(pair)}
         unused = [pair for pair in self.captions if pair not in counts]
         return Coverage(sum(counts.values()), missing, unused, self.missing)
 
     def lines(self, tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
-        """The captions that patches of this pair are given, in order.
+        """The captions that patches of this pair can get, in order.
 
         Raises DatasetError for a pair that the bank does not cover.
         """
@@ -132,6 +141,7 @@ class CaptionBank:
             return caption_templates.sentences(tissue, biomarker)
         raise DatasetError(
             f"there is no caption for tissue type {tissue} with biomarker {biomarker}",
+            key="missing",
             fix="set missing: template, or missing: drop to leave such patches out",
         )
 
@@ -141,7 +151,7 @@ class CaptionBank:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Patches, those whose pair has no caption in the bank, and pairs of the bank without patches."""
+    """Numbers of all patches and of those whose pair has no caption, and the pairs that have no patch."""
 
     patches: int
     missing: Mapping[Pair, int]
@@ -151,17 +161,17 @@ class Coverage:
     def __str__(self) -> str:
         n = sum(self.missing.values())
         fate = "left out" if self.rule == "drop" else "captioned by templates"
-        said = f"{self.patches:,} patches, {n:,} of them without a caption of their pair ({fate})"
+        text = f"{self.patches:,} patches, {n:,} of them without a caption of their pair ({fate})"
         if self.missing:
             named = sorted(f"{t or '?'}/{b or '?'} {n:,}" for (t, b), n in self.missing.items())
-            said += f": {', '.join(named[:6])}{', …' if len(named) > 6 else ''}"
+            text += f": {', '.join(named[:6])}{', …' if len(named) > 6 else ''}"
         if self.unused:
-            said += f"; captions of {len(self.unused)} pairs are not used, for lack of patches"
-        return said
+            text += f"; captions of {len(self.unused)} pairs are not used, because no patch has that pair"
+        return text
 
 
 def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
-    """Raises ValueError unless all is as `save` writes it: canonical names, captions that say something."""
+    """Raises ValueError unless all names are canonical and no caption is empty, as `save` writes them."""
     for (tissue, biomarker), lines in rows:
         known = tissue in (*taxonomy.TISSUES, None) and biomarker in (*taxonomy.BIOMARKERS, None)
         if not known or not all(isinstance(line, str) and line for line in lines):
@@ -170,21 +180,14 @@ def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
         raise ValueError(missing)
 
 
-_PAIR = ("tissue", "biomarker")
-NOTE = (
-    "sampling: released gives each patch one caption for all epochs, in the order of sorted names; the "
-    "authors' order was that of their folders, which nobody knows, so it approximates theirs"
-)
-
-
 class RowCaptions:
-    """The k-th patch of a pair, by sorted patch ids, gets the pair's captions in turn: number k modulo n.
+    """One caption per patch for all epochs: the k-th patch of a pair, by id, gets its caption k modulo n.
 
-    Stands in for `CaptionBank.draw`. Memory: 16 bytes a patch.
+    `draw` can replace `CaptionBank.draw`. Memory: 16 bytes per patch.
     """
 
     def __init__(self, bank: CaptionBank, patches: pa.Table) -> None:
-        """`patches`: the columns patch_id, tissue and biomarker of a split."""
+        """`patches` has the columns patch_id, tissue and biomarker of a split."""
         self._bank = bank
         keys = [(name, "ascending") for name in (*_PAIR, "patch_id")]
         table = patches.take(pc.sort_indices(patches, sort_keys=keys))
@@ -197,7 +200,7 @@ class RowCaptions:
         self._ids, self._place = ids[order], place[order]
 
     def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
-        """The patch's one caption, whatever the seed and the epoch. Raises DatasetError as the bank does."""
+        """The caption of a patch; seed and epoch are ignored. Raises DatasetError as the bank does."""
         lines = self._bank.lines(tissue, biomarker)
         at = np.searchsorted(self._ids, np.uint64(id_key(patch_id)))
         return lines[int(self._place[at]) % len(lines)]

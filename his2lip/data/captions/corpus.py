@@ -1,4 +1,4 @@
-"""Seed families of captions, and a caption corpus split by them into a part to train on and one held out."""
+"""Reads a published caption corpus, and splits it by seed family into training and held-out captions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from his2lip.data.captions.templates import Pair
 from his2lip.errors import DatasetError, TaxonomyError
 from his2lip.files import printable
 
-HELD_OUT = 0.2  # share of a pair's families that training never sees
-_NEAR = 0.8  # shared words over all words (Jaccard) from which two captions of a pair are one said twice
+HELD_OUT = 0.2  # share of a pair's families that are held out
+_NEAR = 0.8  # Jaccard index of the words from which two captions of a pair belong to one family
 
 Blocks = Mapping[Pair, Sequence[Sequence[str]]]
 Lines = dict[Pair, tuple[str, ...]]
@@ -23,7 +23,7 @@ Lines = dict[Pair, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class FamilySplit:
-    """Captions by pair, in their order: what training draws from, and what it never sees."""
+    """Captions by pair, in their order: those for training, and those held out from it."""
 
     train: Lines
     held_out: Lines
@@ -32,12 +32,13 @@ class FamilySplit:
 
 
 def split_by_family(blocks: Blocks, *, share: float = HELD_OUT, seed: int = 0) -> FamilySplit:
-    """Holds out whole families: of each pair about `share` of them, one at least where it has two.
+    """Holds out whole families: about `share` of each pair's families, and at least one of two or more.
 
-    `blocks` holds each pair's captions as its file has them between blank lines. The released corpus writes a
-    pathologist's sentence and the rewordings of it as one block, so a block is a family; in a file without
-    blank lines each caption starts as its own. Families that share a sentence, or within a pair nearly one,
-    are the same. One that stands in several pairs is trained on: it cannot tell their biomarkers apart.
+    `blocks` has each pair's captions in the blocks that blank lines separate in its file. In the released
+    corpus a block is a pathologist's sentence with its rewordings, so a block is a family. In a file without
+    blank lines each caption is a family at first. Families are joined where they share a sentence, or, within
+    a pair, nearly the same sentence. A family of several pairs is always trained on, because it cannot tell
+    their biomarkers apart.
     """
     captions = [(pair, text) for pair, own in blocks.items() for block in own for text in block]
     family = _families(blocks, captions)
@@ -92,7 +93,7 @@ def _near(captions: Sequence[tuple[Pair, str]]) -> Iterator[tuple[int, int]]:
 
 
 def plain(text: str) -> str:
-    """What two spellings of one sentence have in common: its words, in lower case."""
+    """The words of a sentence in lower case, which are the same for two spellings of it."""
     return " ".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
@@ -102,18 +103,18 @@ def _rank(seed: int, text: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReport:
-    """What an import took and what it left out, with reasons. Files: read + left out = found."""
+    """The outcome of an import. The numbers of files add up: read + left out = found."""
 
     found: int  # caption files
     read: int
     captions: int
     blank_lines: int
-    repeated: int  # captions that their pair has already; they are kept, and drawn more often
+    repeated: int  # captions that repeat one of their pair; they are kept, and so drawn more often
     families: int
     families_held_out: int
-    held_out: int  # captions, of families that training never sees
+    held_out: int  # captions of families that are held out
     left_out: list[tuple[str, str]] = field(default_factory=list)
-    uncovered: list[tuple[str, str]] = field(default_factory=list)  # of the 84 pairs of MIHIC
+    uncovered: list[tuple[str, str]] = field(default_factory=list)  # pairs of MIHIC without captions
 
     def __str__(self) -> str:
         lines = [
@@ -127,10 +128,10 @@ class CaptionReport:
 
 
 def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
-    """Captions by pair of canonical names, split by seed family, and what was left out.
+    """Captions by pair of canonical names, split by seed family, and the report of the import.
 
-    A file that is nested deeper, empty, not UTF-8 or of an unknown class is left out with its reason.
-    Raises DatasetError where the folder is missing or holds no caption at all.
+    A file that is nested deeper, empty, not UTF-8 or of an unknown class is left out with the reason.
+    Raises DatasetError where the folder is missing or has no caption at all.
     """
     if not root.is_dir():
         raise DatasetError("this folder of captions does not exist", where=root, fix="check the path")
@@ -171,7 +172,7 @@ def mihic_pairs() -> list[tuple[str, str]]:
 
 
 def _blocks(lines: list[str]) -> list[list[str]]:
-    """Lines between blank ones."""
+    """The lines, in blocks that blank lines separate."""
     blocks: list[list[str]] = [[]]
     for line in lines:
         if line:
@@ -182,7 +183,7 @@ def _blocks(lines: list[str]) -> list[list[str]]:
 
 
 def _pair_of(path: Path, root: Path) -> Pair:
-    """The pair that a file's place means; DatasetError (its `what` is the reason) where it means none."""
+    """The pair of a file's path. Raises DatasetError, whose `what` is the reason, for any other path."""
     parts = path.relative_to(root).parts
     if len(parts) != 2:
         raise DatasetError(_nested(path, root))

@@ -1,4 +1,4 @@
-"""Captions of our own: what a biomarker stains, how that looks in a tissue type, in varied frames."""
+"""Our own captions: what a biomarker stains and how this looks in a tissue type, in varied sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Pair = tuple[str | None, str | None]
 
 
 class Stain(NamedTuple):
-    """What an antibody marks: its spoken name, the positive cells, the stained part of them, its family."""
+    """What an antibody marks: its name in text, the positive cells, their stained part, the family."""
 
     name: str
     cells: str
@@ -58,7 +58,7 @@ PLACES: dict[str | None, tuple[str, ...]] = {
     None: ("a tissue section", "a histology field"),
 }
 
-# {cells} and {site} as in Stain; each finding is a whole sentence without its stop.
+# {cells} and {site} are those of Stain; each finding is a whole sentence without its full stop.
 FINDINGS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "immune": {
         "Alveoli": (
@@ -246,7 +246,7 @@ def sentences(tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
     findings = BACKGROUND if tissue == "Background" else FINDINGS[stain.family][tissue]
     lines = []
     for i, finding in enumerate(findings):
-        said = finding.format(cells=stain.cells, site=stain.site)
+        text = finding.format(cells=stain.cells, site=stain.site)
         for j, frame in enumerate(FRAMES):
             place = PLACES[tissue][(i + j) % 2]
             lines.append(
@@ -254,8 +254,8 @@ def sentences(tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
                     b=stain.name,
                     place=place,
                     Place=place[:1].upper() + place[1:],
-                    finding=said,
-                    Finding=said[:1].upper() + said[1:],
+                    finding=text,
+                    Finding=text[:1].upper() + text[1:],
                 )
             )
     return tuple(dict.fromkeys(lines))

@@ -1,4 +1,4 @@
-"""prepare: from a dataset as its authors publish it to shards, in parts that are written once and whole."""
+"""Prepares a dataset as its authors publish it: reads its files and writes shards, part by part."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pyarrow import fs
 
 from his2lip.data.cards import Card
 from his2lip.data.images import Tiling
-from his2lip.data.prepare.archives import unpack
 from his2lip.data.prepare.listing import Part, deal, list_files
-from his2lip.data.prepare.parts import FOLDER, Journal, PartJob, PartResult
+from his2lip.data.prepare.parts import FOLDER, FinishedParts, PartJob, PartResult
 from his2lip.data.prepare.privacy import NameMap
+from his2lip.data.prepare.unpack import unpack
 from his2lip.data.readers import get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
 from his2lip.runtime import start_ray
 
-Progress = Callable[[int, int], None]  # files done, files found
+ProgressCallback = Callable[[int, int], None]  # files done, files to read
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """What became of each file: `read + len(quarantined) == found`.
+    """The outcome for each file: `read + len(quarantined) == found`.
 
-    `passed_over` counts whole files that the layout does not want, by reason; `left_out` are parts of files
-    that gave no patch.
+    `passed_over` counts, by reason, further files that the layout does not use. `left_out` has the parts of
+    files that gave no patch.
     """
 
     found: int
@@ -41,7 +41,7 @@ class PrepareReport:
     passed_over: dict[str, int]
     left_out: list[tuple[str, str]]
     info: DatasetInfo
-    root: Path  # what was read: the folder given, or the one that its archives were unpacked into
+    root: Path  # the folder that was read: the one given, or the one that its archives were unpacked to
 
 
 def prepare(
@@ -54,23 +54,24 @@ def prepare(
     unpack_to: str | Path | None = None,
     names: NameMap | None = None,
     ray: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     tell: Callable[[str], None] = lambda text: None,
     part_bytes: int = PART_BYTES,
     row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> PrepareReport:
-    """Reads the dataset under `root` as `card` says, and writes shards to `out`.
+    """Reads the dataset under `root` by the rules of `card`, and writes shards to `out`.
 
     Archives under `root`, or `root` itself, are unpacked first (see `unpack`). `view` cuts derived patches
-    (`Tiling.parse`); without it the published bytes are kept. `limit` takes that many files, spread over the
+    (`Tiling.parse`); without it the published bytes are kept. `limit` reads that many files, spread over the
     dataset. Files come in a seeded order, so that classes are mixed in each row group. With `names`, nothing
-    under `out` holds a name of a case, slide, region or file, and images hold nothing but pixels.
+    under `out` contains the name of a case, slide, region or file, and images contain only pixels.
 
-    Parts run as Ray tasks where Ray is initialised, else one after another; with `ray` it is started, or the
-    cluster of RAY_ADDRESS joined, where there is work to share. A call that finds an interrupted one of the
-    same inputs goes on with it. Memory holds one row group and the list of names.
-    Raises DatasetError where nothing can be read or written, or where `out` holds a finished dataset, another
-    unfinished one, or one that is being written.
+    Parts run as Ray tasks where Ray is initialised, otherwise one after another. With `ray`, Ray is started,
+    or the cluster of RAY_ADDRESS is joined, if there is work to share. A call resumes an interrupted one of
+    the same inputs. Memory use is one row group and the list of names.
+
+    Raises DatasetError where nothing can be read or written, or where `out` has a finished dataset, an
+    unfinished prepare of another one, or one that is being written.
     """
     with _claimed(out) as (system, target):
         unpacked = unpack(root, unpack_to, tell=tell)
@@ -89,11 +90,11 @@ def prepare(
             row_group_bytes=row_group_bytes,
         )
         parts = deal(reader, listing.wanted, part_bytes)
-        journal = Journal(system, target, dataset=card.name, plan=job.plan(parts))
-        results = _run(job, parts, journal, names, ray=ray, progress=progress)
+        finished = FinishedParts(system, target, dataset=card.name, plan=job.plan(parts))
+        results = _run(job, parts, finished, names, ray=ray, progress=progress)
         info = _summary(job, results, refused, root)
         write_file(system, f"{target}/{INFO}", to_json(info))
-        journal.remove()
+        finished.remove()
         return PrepareReport(
             found=len(listing.wanted) + len(refused),
             read=sum(r.read for r in results),
@@ -107,7 +108,7 @@ def prepare(
 
 @contextmanager
 def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
-    """Where the dataset goes; on this machine's disks nobody else writes there meanwhile."""
+    """The place for the dataset. On a local disk it is locked, so that no other command writes there."""
     system, target = claim(out)
     if not isinstance(system, fs.LocalFileSystem):
         yield system, target
@@ -123,15 +124,15 @@ def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
 def _summary(
     job: PartJob, results: list[PartResult], refused: list[tuple[str, str]], root: str | Path
 ) -> DatasetInfo:
-    """dataset.json of what was written. Raises DatasetError where nothing was."""
+    """dataset.json of the parts that were written. Raises DatasetError where there are none."""
     quarantined = sorted(refused + [q for r in results for q in r.quarantined])
     written = [r.info for r in results if r.info is not None]
     if not written:
-        said = f"none of {len(quarantined):,} files could be read"
-        if quarantined:  # the commonest reason: a stray file's own would lead astray
+        what = f"none of {len(quarantined):,} files could be read"
+        if quarantined:  # the most common reason, since that of one stray file would mislead
             most, _ = Counter(why for _, why in quarantined).most_common(1)[0]
-            said += f", such as {next(place for place, why in quarantined if why == most)}: {most}"
-        raise DatasetError(said, where=root, fix="check --root")
+            what += f", such as {next(place for place, why in quarantined if why == most)}: {most}"
+        raise DatasetError(what, where=root, key="--root", fix="check --root")
     return summarise(
         written,
         job.reader.card,
@@ -145,14 +146,14 @@ def _summary(
 def _run(
     job: PartJob,
     parts: list[Part],
-    journal: Journal,
+    finished: FinishedParts,
     names: NameMap | None,
     *,
     ray: bool,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> list[PartResult]:
-    """Results of all parts: those of an interrupted call from its journal, the others made now."""
-    results = {part.name: journal.read(part) for part in parts}
+    """Results of all parts: those that an interrupted call finished, and the others, which are made now."""
+    results = {part.name: finished.read(part) for part in parts}
     waiting = [part for part in parts if results[part.name] is None]
     total = sum(len(part.keys) for part in parts)
     done = total - sum(len(part.keys) for part in waiting)
@@ -171,13 +172,13 @@ def _run(
             result = replace(
                 result, quarantined=names.hide(result.quarantined), left_out=names.hide(result.left_out)
             )
-        journal.write(part, result)
+        finished.write(part, result)
         results[part.name] = result
     return [result for result in results.values() if result is not None]
 
 
 def _worth_sharing(parts: list[Part]) -> bool:
-    """Whether a cluster was named, or some split has several parts, beside which Ray's start is short."""
+    """Whether a cluster is given, or a split has several parts, which take longer than Ray's start."""
     return bool(os.environ.get("RAY_ADDRESS")) or len(parts) > len({part.split for part in parts})
 
 
@@ -187,7 +188,7 @@ def _here(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterato
 
 
 def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
-    """One task a part; the files must be within reach of every node."""
+    """One task per part. Every node must be able to read the files."""
     import ray
 
     write = ray.remote(max_retries=2)(_write)
@@ -206,11 +207,11 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
             try:
                 yield part, ray.get(ready)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # one sentence, without the traceback of the task
+                raise error.cause from None  # without the traceback of the task
             except ray.exceptions.RayError as error:
-                said = f"the process that wrote {part.name} died again and again ({type(error).__name__})"
-                fix = "if memory ran out, give it more; the same command then goes on"
-                raise ClusterError(said, where=job.target, fix=fix) from None
+                what = f"the process that wrote {part.name} died three times ({type(error).__name__})"
+                fix = "if memory ran out, provide more; then run the same command to resume"
+                raise ClusterError(what, where=job.target, key=part.name, fix=fix) from None
             step(len(part.keys))
     finally:
         for task in running:
@@ -218,7 +219,7 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
 
 
 def _write(job: PartJob, part: Part) -> PartResult:
-    """Writes a part on a node of the cluster, which must see the same folders as the command does."""
+    """Writes a part on a node of the cluster, which must see the same folders as the command."""
     local = isinstance(job.system, fs.LocalFileSystem)
     for place in (job.reader.root, *([Path(job.target, FOLDER)] if local else [])):
         if not place.is_dir():

@@ -1,4 +1,4 @@
-"""Which files a prepare will read: found, named once, given a split by groups, and dealt into parts."""
+"""The files that a prepare reads: found, named once, assigned to splits by groups, and cut into parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from his2lip.files import is_utf8, printable
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All files, sorted into what will be read (key -> split) and what not."""
+    """All files found: those to read (key -> split), and the others with reasons."""
 
     wanted: dict[str, str] = field(default_factory=dict)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
@@ -38,8 +38,7 @@ class Part:
 def carve(items: dict[str, set[str]], rules: list[Carve]) -> dict[tuple[str, str], str]:
     """(split, group) -> split for the groups that move; `items` is split -> its groups.
 
-    Groups are ranked by a seeded hash and the first share of them moves: exact shares, and the same groups
-    move whatever else is in the dataset's folder is read first.
+    Groups are ranked by a seeded hash, and the first share of them moves, whatever the order of files.
     """
     moved: dict[tuple[str, str], str] = {}
     for rule in rules:
@@ -53,7 +52,7 @@ def carve(items: dict[str, set[str]], rules: list[Carve]) -> dict[tuple[str, str
 
 
 def list_files(reader: Reader, limit: int | None) -> Listing:
-    """Finds all files, asks the reader what each is, and gives each its split."""
+    """Finds all files, lets the reader interpret each, and assigns each to a split."""
     listing = Listing()
     names: set[int] = set()
     groups: dict[str, set[str]] = {}
@@ -91,12 +90,12 @@ def _item(reader: Reader, key: str) -> Item:
         return reader.item(key)
     except His2lipError:
         raise
-    except Exception as error:  # one file, whatever is wrong with it, does not stop the others
+    except Exception as error:  # a fault of one file does not stop the others
         raise DatasetError(f"{type(error).__name__}: {error}"[:200]) from error
 
 
 def _special(path: Path) -> str | None:
-    """What is here in place of a file; readers say themselves what is missing."""
+    """The kind of a path that is not a regular file, in words; None for a file or where nothing is."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -104,7 +103,7 @@ def _special(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "a folder that is a link, or may not be listed: nothing in it is read"
     regular = stat.S_ISREG(mode)
-    return None if regular else "a pipe, socket or device, which a reader would wait on for ever"
+    return None if regular else "a pipe, socket or device, which cannot be read as a file"
 
 
 def _limited(reader: Reader, limit: int | None) -> Iterator[str]:
@@ -115,7 +114,7 @@ def _limited(reader: Reader, limit: int | None) -> Iterator[str]:
 
 
 def deal(reader: Reader, wanted: dict[str, str], part_bytes: int) -> list[Part]:
-    """Files in a seeded order, split by split, in parts of about `part_bytes`."""
+    """Files split by split, in a seeded order, in parts of about `part_bytes`."""
     parts: list[Part] = []
     for split in sorted(set(wanted.values())):
         keys = sorted((k for k, s in wanted.items() if s == split), key=lambda key: _rank(0, key))

@@ -1,4 +1,4 @@
-"""The journal of an unfinished prepare: results of its finished parts, so that the same command goes on."""
+"""Parts of a prepare: each written whole by a job, and its result kept so that the command can resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDER = "_progress"
 
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """What a part gave; `info` is None where no file of it could be read."""
+    """The outcome of a part; `info` is None where none of its files could be read."""
 
     read: int
     quarantined: list[tuple[str, str]]
@@ -32,24 +32,26 @@ class PartResult:
     info: PartInfo | None
 
 
-class Journal:
-    """Files under `target`/_progress, a result each; those of another plan are removed with their parts.
+class FinishedParts:
+    """Results of finished parts, one file each under `target`/_progress.
 
-    Raises DatasetError where another dataset is unfinished there: hours of work may be in it.
+    Results of another plan are removed with their parts. Raises DatasetError where another dataset is
+    unfinished there, because hours of work may be in it.
     """
 
     def __init__(self, system: fs.FileSystem, target: str, *, dataset: str, plan: str) -> None:
         self._fs, self._target, self._folder = system, target, f"{target}/{FOLDER}"
         ours, theirs = {"dataset": dataset, "plan": plan}, self._load("plan")
         if isinstance(theirs, dict) and theirs.get("dataset", dataset) != dataset:
+            what = f"an unfinished prepare of {theirs['dataset']} is here"
             fix = "finish it, remove that folder, or choose another --out"
-            raise DatasetError(f"an unfinished {theirs['dataset']} stands here", where=target, fix=fix)
+            raise DatasetError(what, where=target, key="--out", fix=fix)
         if theirs != ours:
             self._remove_old()
             self._store("plan", ours)
 
     def read(self, part: Part) -> PartResult | None:
-        """The result of a part that was finished before, or None."""
+        """The result of a part that an earlier call finished, or None."""
         tree = self._load(_name(part.name))
         if tree is None:
             return None
@@ -89,14 +91,14 @@ def _name(part: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """What was wrong with a file; it comes after the patches that it gave before."""
+    """What was wrong with a file; it follows the patches that could be read."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartJob:
-    """All that a task needs to write a part, wherever it runs. With `key`, names are hashed on the way."""
+    """All that a task needs to write a part on any node. With `key`, names become pseudonyms."""
 
     reader: Reader
     tiling: Tiling | None
@@ -106,12 +108,12 @@ class PartJob:
     row_group_bytes: int
 
     def plan(self, parts: list[Part]) -> str:
-        """The digest of all that decides what the parts will hold."""
+        """The digest of everything that decides the content of the parts."""
         card, key = self.reader.card.model_dump(mode="json"), self.key.name("plan", "") if self.key else None
         return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
 
     def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
-        """Reads the files of a part and writes it, whole or not at all; `each` is called after each file.
+        """Reads the files of a part and writes it, whole or not at all. `each` is called after each file.
 
         Raises DatasetError where it cannot be written; files that cannot be read are quarantined.
         """
@@ -130,9 +132,9 @@ class PartJob:
                 with suppress(OSError):  # a full disk may not even take the end of the file
                     writer.discard()
             if isinstance(error, OSError):
-                said = f"the shards cannot be written: {first_line(error)}"
-                fix = "fix that; the same command then goes on"
-                raise DatasetError(said, where=self.target, fix=fix) from None
+                what = f"the shards cannot be written: {first_line(error)}"
+                fix = "fix this, then run the same command to resume"
+                raise DatasetError(what, where=self.target, key="--out", fix=fix) from None
             raise
 
     def _fill(self, writer: PartWriter, part: Part, each: Callable[[], None]) -> PartResult:
@@ -152,13 +154,13 @@ class PartJob:
                 read += 1
                 left_out += [(key, fault)] if fault else []
             else:
-                reason = parts_out[-1][1] if parts_out else "it holds no patch"
+                reason = parts_out[-1][1] if parts_out else "it has no patch"
                 quarantined.append((key, fault or reason))
             each()
         return PartResult(read=read, quarantined=quarantined, left_out=left_out, info=None)
 
     def _read(self, key: str, split: str) -> Iterator[Patch | LeftOut | _Fault]:
-        """What a file gives. Whatever is wrong with it does not stop the others."""
+        """The patches of a file. A fault of one file does not stop the others."""
         try:
             item = replace(self.reader.item(key), split=split)
             for found in self.reader.patches(item, self.tiling):
@@ -167,5 +169,5 @@ class PartJob:
             yield _Fault(error.what)
         except OSError as error:
             yield _Fault(f"the file cannot be read: {error.strerror or first_line(error)}")
-        except Exception as error:  # whatever a format's library raises is this one file's fault
+        except Exception as error:  # libraries of formats raise errors of any type
             yield _Fault(f"{type(error).__name__}: {error}"[:200])

@@ -1,4 +1,5 @@
 from .augment import Augment as Augment
 from .augment import Augmentation as Augmentation
 from .batch import Batch as Batch
+from .train_stream import StreamOptions as StreamOptions
 from .train_stream import TrainStream as TrainStream

@@ -1,4 +1,4 @@
-"""Augmentation without an order: what becomes of a pair depends on (seed, epoch, patch) alone."""
+"""Augmentation of pixels and captions, as a pure function of (seed, epoch, patch)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from his2lip.data.images import restaining
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-Draw = Callable[[int, int, str, str | None, str | None], str]  # as CaptionBank.draw
+CaptionDraw = Callable[[int, int, str, str | None, str | None], str]  # the signature of CaptionBank.draw
 
-TURNS = 8  # a square's symmetries; tissue has no up, so each is as likely as any other
+TURNS = 8  # symmetries of a square; tissue has no orientation, so all are equally likely
 
-_DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # of each intensity; that of 0 is 1's
+_DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # of each intensity; 0 counts as 1
 
 
 class Augment(Config):
-    """How much patches change from epoch to epoch."""
+    """Random changes of a patch, drawn anew in each epoch."""
 
-    turns: bool = True  # one of the eight flips and quarter turns
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # least share of the area that a random crop keeps
-    # Half width of the range of each stain's strength, and of an even tint of it, in natural optical density.
+    turns: bool = True
+    """One of the eight flips and quarter turns."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the area that a random crop keeps; 1 does not crop."""
     stain: Annotated[float, Field(ge=0, le=0.1)] = 0.0
+    """Half width of the random change of each stain's strength and tint, in natural optical density."""
 
     def draw(self, seed: int, epoch: int, key: str) -> Change:
-        """What becomes of the patch `key` in an epoch."""
+        """The change of the patch `key` in an epoch."""
         code = draw_turn(seed, epoch, key) if self.turns else 0
         if self.crop == 1 and not self.stain:
             return Change(code)
@@ -44,14 +46,14 @@ class Augment(Config):
         return Change(code, box, jitter)
 
 
-# What configurations may write in place of the three fields.
+# Names that a config may give in place of the three fields.
 PRESETS = {True: Augment(), False: Augment(turns=False), "ihc": Augment(crop=0.6, stain=0.05)}
 NONE = PRESETS[False]
 
 
 def _preset(value: Any) -> Any:
     if isinstance(value, str) and value not in PRESETS:
-        raise ValueError("augment is true, false, ihc, or a mapping of turns, crop and stain")
+        raise ValueError("augment must be true, false, ihc, or a mapping of turns, crop and stain")
     return PRESETS[value] if isinstance(value, bool | str) else value
 
 
@@ -60,10 +62,10 @@ Augmentation = Annotated[Augment, pydantic.BeforeValidator(_preset)]
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Another strength of haematoxylin, eosin and DAB (Tellez et al., IEEE Trans Med Imaging 37 (2018) 2126).
+    """Random strength of haematoxylin, eosin and DAB (Tellez et al., IEEE Trans Med Imaging 37 (2018) 2126).
 
-    Each stain's amount s becomes a s + b, with a in 1 +- sigma and b in +- sigma. No hue is ever turned: more
-    or less DAB is as brown as before. All of it is linear in optical density: density @ matrix + offset.
+    The amount s of each stain becomes a s + b, with a in 1 +- sigma and b in +- sigma. Hues do not change:
+    more or less DAB keeps its brown. The change is linear in optical density: density @ matrix + offset.
     """
 
     matrix: Floats  # (3, 3)
@@ -76,7 +78,7 @@ class Jitter:
         return cls(*restaining(1 + spread[:3], spread[3:]))
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """uint8 (H, W, 3), restained. By planes, for a matrix product's last bits vary by machine."""
+        """uint8 (H, W, 3), restained by planes: the last bits of a matrix product vary by machine."""
         density = [_DENSITY[pixels[..., channel]] for channel in range(3)]
         part, out = np.empty_like(density[0]), np.empty_like(pixels)
         for channel in range(3):
@@ -92,11 +94,11 @@ class Jitter:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of one patch.
+    """The change of one patch.
 
     turn    0 to 7: bit 0 mirrors left and right, bit 1 top and bottom, bit 2 transposes
     box     left, top, right, bottom of a crop, as shares of width and height
-    jitter  the stains' new strengths
+    jitter  the new strengths of the stains
     """
 
     turn: int = 0
@@ -108,7 +110,7 @@ AS_IS = Change()
 
 
 def draw_turn(seed: int, epoch: int, key: str) -> int:
-    """A `Change.turn`, each of the eight as likely as any other."""
+    """A `Change.turn`; all eight are equally likely."""
     text = f"{seed}/{epoch}/{key}".encode()
     return hashlib.blake2b(text, digest_size=1, person=b"his2lip.turn").digest()[0] % TURNS
 
@@ -128,8 +130,8 @@ def turn(pixels: Pixels, code: int, out: Pixels) -> None:
         np.copyto(out[..., channel], pixels[..., channel])
 
 
-def with_class_captions(draw: Draw, share: float) -> Draw:
-    """Caption dropout: `draw`, but a class caption for `share` of the draws, told by (seed, epoch, patch)."""
+def with_class_captions(draw: CaptionDraw, share: float) -> CaptionDraw:
+    """Caption dropout: `draw`, with class captions for a share of its draws, by (seed, epoch, patch)."""
 
     def drawn(seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
         if _uniform(seed, epoch, patch_id, b"his2lip.caption", 1)[0] < share:
@@ -140,20 +142,20 @@ def with_class_captions(draw: Draw, share: float) -> Draw:
 
 
 def class_caption(tissue: str | None, biomarker: str | None) -> str:
-    """What a pair of classes says without any finding: `necrotic debris, CD3`."""
+    """A caption of the classes only, without any finding, such as `necrosis, CD3`."""
     place = PLACES[tissue][0]
     return f"{place}, {STAINS[biomarker].name}" if biomarker else place
 
 
 def _box(least: float, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """A crop of the image's own shape, of an area even in [least, 1], anywhere in it."""
+    """A random crop of the image's aspect ratio; its share of the area is uniform in [least, 1]."""
     side = float(np.sqrt(least + (1 - least) * numbers[0]))
     left, top = ((1 - side) * numbers[1:]).tolist()
     return left, top, left + side, top + side
 
 
 def _uniform(seed: int, epoch: int, key: str, purpose: bytes, count: int) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1), at most 16, told by the key and what they are for."""
+    """`count` numbers in [0, 1), at most 16, keyed by seed, epoch, key and purpose."""
     text = f"{seed}/{epoch}/{key}".encode()
     digest = hashlib.blake2b(text, digest_size=4 * count, person=purpose).digest()
     return np.frombuffer(digest, dtype="<u4") / 2.0**32

@@ -1,4 +1,4 @@
-"""The batch that flows from the stream into the training loop: plain tensors, no Ray."""
+"""The batch that the stream gives to the training loop: plain tensors, no Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From encoded bytes to a slot of a batch: decoded, brought to the model's input size, augmented."""
+"""Decodes encoded bytes into a slot of a batch, at the model's input size, augmented."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from his2lip.data.images import decode
 from his2lip.data.stream.augment import AS_IS, Change, Pixels, turn
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_EXIF_WINDOW = 128 << 10  # bytes in which EXIF, which may turn an image, can begin (as in images.py)
+_EXIF_WINDOW = 128 << 10  # bytes at the start of a file that are searched for EXIF, which may turn the image
 _local = threading.local()
 
 
 def decode_into(
     data: memoryview, out: Pixels, *, change: Change = AS_IS, interpolation: str = "bicubic"
 ) -> None:
-    """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, changed as `change` says.
+    """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, changed by `change`.
 
-    Another size is squashed to S x S by Pillow's filter with antialiasing, as CLIP's preprocessing does;
-    libjpeg's scaled decoding, which would change the pixels, is not used. Equal to `images.decode` and those
-    steps, without copies where a JPEG has the size already. Raises ImageError as it does.
+    An image of another size is squashed to S x S by Pillow's filter with antialiasing, as CLIP's
+    preprocessing does. libjpeg's scaled decoding is not used, because it changes pixels. The result equals
+    `images.decode` followed by these steps; a JPEG of size S x S is decoded without copies. Raises ImageError
+    as `decode` does.
     """
     size = len(out)
     plain = _is_plain_jpeg(data, size)
@@ -36,7 +37,7 @@ def decode_into(
 
 
 def _is_plain_jpeg(data: memoryview, size: int) -> bool:
-    """Whether `data` is a size x size JPEG that needs nothing but decoding; unsure is no."""
+    """Whether `data` is surely a size x size JPEG that only needs decoding."""
     if data[:3] != b"\xff\xd8\xff" or b"Exif\x00" in bytes(data[:_EXIF_WINDOW]):
         return False
     try:
@@ -50,12 +51,12 @@ def _decode_jpeg(data: memoryview, out: Pixels) -> Pixels:
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
     except ValueError:
-        np.copyto(out, decode(data))  # raises the ImageError that says why
+        np.copyto(out, decode(data))  # raises the ImageError with the reason
         return out
 
 
 def _resized(pixels: Pixels, size: int, change: Change, interpolation: str) -> Pixels:
-    """The crop that `change` asks for, or all of the image, at size x size."""
+    """The crop of `change`, or the whole image, at size x size."""
     if change.box is None and pixels.shape[:2] == (size, size):
         return pixels
     height, width = pixels.shape[:2]
@@ -66,8 +67,8 @@ def _resized(pixels: Pixels, size: int, change: Change, interpolation: str) -> P
 
 
 def _scratch(size: int) -> Pixels:
-    """One image's worth of memory for each thread."""
-    held: Pixels | None = getattr(_local, "pixels", None)
-    if held is None or len(held) != size:
-        held = _local.pixels = np.empty((size, size, 3), dtype=np.uint8)
-    return held
+    """Memory for one image, reused by its thread."""
+    pixels: Pixels | None = getattr(_local, "pixels", None)
+    if pixels is None or len(pixels) != size:
+        pixels = _local.pixels = np.empty((size, size, 3), dtype=np.uint8)
+    return pixels

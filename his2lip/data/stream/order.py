@@ -1,14 +1,14 @@
 """The order of training data: a pure function from (seed, step) to row numbers, whatever ranks or restarts.
 
-An epoch is a seeded permutation of row groups, each row group's rows permuted too. The sequence is cut into V
-equal lanes; inside a lane each row is moved back by up to `window` row groups (a sliding shuffle, as MosaicML
-Streaming's `py1e`: unlike shuffled blocks it never needs two blocks at once where one ends and the next
-begins, and the first batch waits for one row group a lane, not for a block of them). The global batch takes
-the same number of rows from every lane and a rank owns contiguous lanes, so reads stay sequential, and V, not
-the number of ranks, decides the order.
+An epoch is a seeded permutation of the row groups; the rows of each row group are permuted too. The sequence
+is cut into V equal lanes. Inside a lane each row moves back by up to `window` row groups. This is a sliding
+shuffle, like MosaicML Streaming's `py1e`: a shuffle by blocks needs two blocks at once where one ends and the
+next begins, and its first batch waits for a whole block; here it waits for one row group per lane. The global
+batch takes the same number of rows from every lane, and a rank owns contiguous lanes. So reads stay
+sequential, and the order depends on V and not on the number of ranks.
 
-Only bit-generator streams are drawn from (numpy keeps those for ever, NEP 19; not `Generator`'s methods), so
-an upgrade of numpy does not move a run's data.
+Random numbers come from numpy's bit generators only. Their streams never change (NEP 19), unlike those of
+`Generator`'s methods, so that an upgrade of numpy does not change the order of a run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_GROUPS, _ROWS, _SHIFT, _DRAWS = range(4)  # what a random stream is for; never renumber
+_GROUPS, _ROWS, _SHIFT, _DRAWS = range(4)  # purpose of a random stream; never renumber
 
 
 class Epoch(NamedTuple):
-    """One epoch, lane by lane: `rows` int64 (V, L) row numbers, `copies` int64 (V, L) to tell repeats apart.
+    """One epoch by lanes: `rows` int64 (V, L) row numbers, `copies` int64 (V, L) numbers of repeated draws.
 
-    `copies` is 0 everywhere unless the plan is balanced: then it numbers the draws of a row, so that each
-    draw gets a caption and an augmentation of its own.
+    A balanced plan draws a row several times. `copies` numbers these draws from 0, so that each gets its own
+    caption and augmentation. In other plans it is 0 everywhere.
     """
 
     rows: Ints
@@ -40,10 +40,10 @@ class Epoch(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Which row groups to read for a span of steps, in the order of need; all int64 (R,).
+    """The row groups to read for a span of steps, in the order in which they are needed; all int64 (R,).
 
-    `lane` is the lane that a row group is read for (see `Plan.holder`), `uses` how many rows the span takes
-    from it there in that epoch.
+    `lane` is the lane that a row group is read for (see `Plan.reading_lane`). `uses` is the number of rows
+    that this lane takes from it in that epoch within the span.
     """
 
     epoch: Ints
@@ -53,17 +53,18 @@ class Reads(NamedTuple):
 
 
 class Plan:
-    """The global batches of a run over row groups of `sizes` rows, numbered through from 0.
+    """The global batches of a run over row groups of `sizes` rows, whose rows are numbered through from 0.
 
     batch_size  B, the global batch; a multiple of `lanes`
-    lanes       V, which decides the order together with the seed; a multiple of any number of ranks to come
-    window      how many row groups' worth of rows a row may move within its lane
+    lanes       V; with the seed it decides the order. Choose a multiple of every number of ranks to be used
+    window      how far a row may move within its lane, in row groups
     keep        bool (rows,): rows that may be drawn; None means all
-    cells       int (rows,): the (tissue, biomarker) cell of each row; needed where balance > 0
-    balance     0 draws rows as they are, 1 each cell equally often, between in proportion to
-                size^(1 - balance); an epoch keeps its length: rows of large cells sit out, others come again
+    pairs       int (rows,): number of each row's (tissue, biomarker) pair; required where balance > 0
+    balance     a pair of n rows is drawn in proportion to n^(1 - balance): 0 draws rows as they are, 1 draws
+                each pair equally often. The length of an epoch stays the same: some rows of large pairs are
+                left out, and rows of small pairs repeat
 
-    Raises ConfigError for options that do not fit together, DatasetError for too few rows.
+    Raises ConfigError for options that do not fit together, and DatasetError for too few rows.
     """
 
     def __init__(
@@ -72,28 +73,26 @@ class Plan:
         *,
         seed: int,
         batch_size: int,
-        lanes: int = 8,
-        window: int = 2,
+        lanes: int,
+        window: int,
         keep: Bools | None = None,
-        cells: Ints | None = None,
+        pairs: Ints | None = None,
         balance: float = 0.0,
     ) -> None:
         _check_options(seed=seed, batch_size=batch_size, lanes=lanes, window=window, balance=balance)
         self.seed, self.batch_size, self.lanes, self.window = seed, batch_size, lanes, window
         self.sizes: Ints = np.asarray(sizes, dtype=np.int64)
-        self.starts: Ints = np.concatenate(
-            [[0], np.cumsum(self.sizes)]
-        )  # group g: starts[g] to starts[g + 1]
+        self.starts: Ints = np.concatenate([[0], np.cumsum(self.sizes)])  # group g ends at starts[g + 1]
         self._kept: Ints = np.arange(self.starts[-1]) if keep is None else np.flatnonzero(keep)
-        self._weights = _cell_weights(cells, self._kept, balance) if balance > 0 else None
+        self._weights = _pair_weights(pairs, self._kept, balance) if balance > 0 else None
         self.rows_per_epoch = len(self._kept)
         self.steps_per_epoch = self.rows_per_epoch // batch_size
         self.lane_share = batch_size // lanes  # rows of one lane in one batch
         if self.steps_per_epoch == 0:
             what = f"{self.rows_per_epoch} usable patches do not fill one batch of {batch_size}"
-            raise DatasetError(what, fix="use a smaller batch or more patches")
-        self._used = self.steps_per_epoch * batch_size  # the remainder sits out, another one in each epoch
-        # Lanes so short hold nearly all row groups at once: a rank reads each once for all of its lanes.
+            raise DatasetError(what, key="batch_size", fix="use a smaller batch or more patches")
+        self._used = self.steps_per_epoch * batch_size  # the remainder differs from epoch to epoch
+        # Short lanes need nearly all row groups at once, so a rank reads each only once for all its lanes.
         self._short = self._used * len(self.sizes) <= lanes * (window + 1) * self.rows_per_epoch
         self._recent: dict[int, Epoch] = {}
 
@@ -104,25 +103,25 @@ class Plan:
     def rank_lanes(self, rank: int, world: int) -> range:
         """The contiguous lanes that `rank` of `world` owns. Raises ConfigError unless `world` divides V."""
         if not 0 <= rank < world:
-            raise ConfigError(f"rank {rank} is not among {world} workers")
+            raise ConfigError(f"rank {rank} is not among {world} workers", key="rank")
         if self.lanes % world:
             what = f"{self.lanes} lanes cannot be shared evenly by {world} workers"
-            raise ConfigError(what, fix="set lanes to a multiple of every number of workers in view")
+            raise ConfigError(what, key="lanes", fix="set lanes to a multiple of the number of workers")
         share = self.lanes // world
         return range(rank * share, (rank + 1) * share)
 
     def batch(self, step: int) -> Ints:
-        """int64 (B,): the row numbers of a step's global batch, lane by lane; rank r has its r-th slice."""
+        """int64 (B,): row numbers of a step's global batch, lane by lane; rank r has the r-th slice of it."""
         return self.share(step, range(self.lanes)).rows.reshape(-1)
 
     def share(self, step: int, lanes: range) -> Epoch:
-        """What a step takes from `lanes`: rows and copies, int64 (lanes, B/V)."""
+        """The rows and copies that a step takes from `lanes`, int64 (lanes, B/V)."""
         table = self.epoch(self.epoch_of(step))
         at = step % self.steps_per_epoch * self.lane_share
         return Epoch(*(part[lanes.start : lanes.stop, at : at + self.lane_share] for part in table))
 
     def epoch(self, epoch: int) -> Epoch:
-        """The whole order of one epoch; 0.1 s for MIHIC's 309,698 rows. The last two asked for are kept."""
+        """The order of one epoch. It takes 0.1 s for MIHIC's 309,698 rows; the last two epochs are cached."""
         known = self._recent.get(epoch)
         if known is None:
             known = self._shuffled(epoch)
@@ -130,17 +129,17 @@ class Plan:
         return known
 
     def group_of(self, rows: Ints) -> Ints:
-        """The row group that holds each row."""
+        """The row group of each row."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def holder(self, lane: int, lanes: range) -> int:
-        """The lane for which `reads` has what `lane` takes: itself, or the first where all share."""
+    def reading_lane(self, lane: int, lanes: range) -> int:
+        """The lane for which `reads` lists the row groups of `lane`: itself, or the first where all share."""
         return lanes.start if self._short else lane
 
     def reads(self, start: int, stop: int, lanes: range) -> Reads:
-        """The row groups that steps [start, stop) take from `lanes`, in the order of their first need.
+        """The row groups that steps [start, stop) take from `lanes`, in the order in which they are needed.
 
-        Cheap for whole epochs (their rows are not shuffled for it), so that one stream can span them all.
+        It is cheap for whole epochs, because it does not shuffle their rows: one stream can span all epochs.
         """
         n = self.steps_per_epoch
         parts = []
@@ -171,7 +170,7 @@ class Plan:
         return Epoch(rows[lanes], lanes - np.searchsorted(rows, rows)[lanes])
 
     def _pieces(self, epoch: int) -> tuple[Ints, Ints, Ints]:
-        """Where ends of row groups and lanes cut an epoch: lane, group and rows, by place in the lane."""
+        """An epoch cut where row groups and lanes end: lane, group and rows of each piece, by place."""
         order, length = self._group_order(epoch), self._used // self.lanes
         ends = np.cumsum(np.bincount(self.group_of(self._drawn(epoch)), minlength=len(order))[order])
         cuts = np.unique(np.concatenate([[0], ends, np.arange(self.lanes) * length]))
@@ -182,12 +181,12 @@ class Plan:
         return lane[by_need], group[by_need], uses[by_need]
 
     def _pieces_within(self, epoch: int, first: int, last: int) -> tuple[Ints, Ints, Ints]:
-        """As `_pieces`, for the steps [first, last) of an epoch alone."""
+        """As `_pieces`, for the steps [first, last) of an epoch only."""
         rows = self.epoch(epoch).rows[:, first * self.lane_share : last * self.lane_share]
         lane, group, _ = self._pieces(epoch)
         groups = len(self.sizes)
-        cells = np.arange(self.lanes)[:, None] * groups + self.group_of(rows)
-        uses = np.bincount(cells.reshape(-1), minlength=self.lanes * groups)[lane * groups + group]
+        lane_groups = np.arange(self.lanes)[:, None] * groups + self.group_of(rows)
+        uses = np.bincount(lane_groups.reshape(-1), minlength=self.lanes * groups)[lane * groups + group]
         return lane[uses > 0], group[uses > 0], uses[uses > 0]
 
     def _group_order(self, epoch: int) -> Ints:
@@ -195,10 +194,10 @@ class Plan:
         return np.argsort(self._uniform(epoch, _GROUPS, len(self.sizes)), kind="stable")
 
     def _drawn(self, epoch: int) -> Ints:
-        """The epoch's rows in rising order; with a balance, each as often as its cell asks.
+        """The epoch's rows in rising order. In a balanced plan a row repeats, or is left out, by its weight.
 
-        A row of weight w comes floor(w) times; rows whose fraction beats a random number by most come once
-        more, as many of them as keep the epoch's length.
+        A row of weight w comes floor(w) times. Rows whose fraction exceeds a random number by most come once
+        more: as many of them as fill the epoch's length.
         """
         if self._weights is None:
             return self._kept
@@ -215,7 +214,7 @@ class Plan:
 
 
 def _merged(reads: Reads, lane: int) -> Reads:
-    """One epoch's reads, each row group once and for one lane."""
+    """One epoch's reads, with each row group once, for one lane."""
     _, first, which = np.unique(reads.group, return_index=True, return_inverse=True)
     uses = np.bincount(which, weights=reads.uses).astype(np.int64)
     order = np.argsort(first)
@@ -225,19 +224,21 @@ def _merged(reads: Reads, lane: int) -> Reads:
 
 def _check_options(*, seed: int, batch_size: int, lanes: int, window: int, balance: float) -> None:
     if seed < 0:
-        raise ConfigError(f"a seed is 0 or more, not {seed}")
+        raise ConfigError(f"a seed must be 0 or more, not {seed}", key="seed")
     if lanes < 1 or batch_size < 1 or batch_size % lanes:
         what = f"a batch of {batch_size} cannot be drawn evenly from {lanes} lanes"
-        raise ConfigError(what, fix=f"make the batch size a multiple of {max(lanes, 1)}, or take fewer lanes")
+        fix = f"make the batch size a multiple of {max(lanes, 1)}, or use fewer lanes"
+        raise ConfigError(what, key="batch_size", fix=fix)
     if window < 0:
-        raise ConfigError(f"a window is 0 row groups or more, not {window}")
+        raise ConfigError(f"a window must be 0 row groups or more, not {window}", key="window")
     if not 0.0 <= balance <= 1.0:
-        raise ConfigError(f"balance lies between 0 (as is) and 1 (all cells alike), not at {balance}")
+        what = f"balance must be from 0 (rows as they are) to 1 (all pairs equally often), not {balance}"
+        raise ConfigError(what, key="balance")
 
 
-def _cell_weights(cells: Ints | None, kept: Ints, balance: float) -> Floats:
-    """float64 (kept rows,), mean 1: draws of a row an epoch; a cell of n rows gets ~ n^(1 - balance)."""
-    assert cells is not None, "a balanced plan needs the cell of each row"
-    _, cell, counts = np.unique(cells[kept], return_inverse=True, return_counts=True)
+def _pair_weights(pairs: Ints | None, kept: Ints, balance: float) -> Floats:
+    """float64 (kept rows,), mean 1: draws of a row per epoch; a pair of n rows gets ~ n^(1 - balance)."""
+    assert pairs is not None, "a balanced plan needs the pair of each row"
+    _, pair, counts = np.unique(pairs[kept], return_inverse=True, return_counts=True)
     shares = counts ** (1.0 - balance)
-    return (len(kept) * shares / max(shares.sum(), 1.0) / counts)[cell]
+    return (len(kept) * shares / max(shares.sum(), 1.0) / counts)[pair]

@@ -1,7 +1,7 @@
-"""Row groups through Ray Data: one ordered stream of encoded bytes over all epochs, decoded by this process.
+"""Reads row groups by Ray Data: one ordered stream of encoded bytes over all epochs.
 
-Ray's tasks only read; what they read passes through the object store once and is copied into this process, so
-that the store holds a few row groups in transit and the lanes' windows live in the heap of the rank.
+Ray's tasks only read. Their blocks pass through the object store once and are copied into this process, which
+decodes them. So the store contains a few row groups in transit, and the lanes' windows lie in this process.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayTaskError
 
 from his2lip.data.shards import RowGroup
-from his2lip.data.stream.row_groups import Ahead, Rows, place, read_here, read_tables, unpack
+from his2lip.data.stream.row_groups import ReadAhead, Rows, place, read_here, read_tables, unpack
 from his2lip.runtime import quiet_ray, start_ray
 
-_READS = (
-    64  # row groups of one task: a task costs milliseconds, and one that dies is read again from its start
-)
-_AHEAD = 4  # row groups that wait in this process, so that lanes which need one at the same time do not
+_READS = 64  # row groups per task: a task costs milliseconds, and one that dies reads from its start again
+_AHEAD = 4  # row groups waiting in this process, since several lanes may need one at the same time
 _PACE_S = 0.02
-_STORE_SHARE = 0.3  # of the node's object store, for all its ranks together
-_BLOCK_SHARE = 0.8  # of a row group's bytes, above which Ray ships a block: each row group is one block,
-_BLOCKS = 6  # unless the store is too small to hold as many blocks at once,
-_LEAST_BLOCK = 1 << 20  # bytes, below which handling costs more than it saves
+_STORE_SHARE = 0.3  # share of the node's object store for all its ranks together
+# Ray sends a block once it has this share of a row group's bytes, so that a row group is one block. Blocks
+# are smaller where the store has no room for _BLOCKS of them, but not below _LEAST_BLOCK bytes, where the
+# handling costs more than the memory saved.
+_BLOCK_SHARE = 0.8
+_BLOCKS = 6
+_LEAST_BLOCK = 1 << 20
 
 
 class _RowGroups(Datasource):
-    """Row groups in a given order, read by few long tasks that hand them out as they go."""
+    """Row groups in a given order, read by few long tasks that yield them one by one."""
 
     def __init__(self, system: fs.FileSystem, groups: Sequence[RowGroup]) -> None:
         super().__init__()
@@ -57,10 +58,11 @@ class _RowGroups(Datasource):
 
 
 class _Pace:
-    """Lets Ray's scheduling loop, a thread of this process, turn fifty times a second and no faster.
+    """Limits Ray's scheduling loop, a thread of this process, to fifty turns per second.
 
-    Without it the loop spins whenever tasks have blocks ready that it may not take yet, which is always where
-    the model is slower than the reading: it then takes a core, and the GIL from the decoding threads.
+    Without it the loop spins while tasks have blocks ready that it may not take yet. That is always so where
+    the model is slower than the reading; the loop then uses a core and takes the GIL from the decoding
+    threads.
     """
 
     def __init__(self) -> None:
@@ -81,20 +83,20 @@ class _Pace:
 def read_by_ray(
     system: fs.FileSystem, groups: Sequence[RowGroup], *, head_bytes: int, ranks: int
 ) -> Generator[Rows, None, None]:
-    """Reads row groups in turn by Ray Data; closing the iterator ends the tasks.
+    """Reads row groups in order by Ray Data; closing the iterator ends the tasks.
 
-    Ray's reading processes need a second or more to start. Meanwhile this process reads the first row groups
-    itself, so that the first batch does not wait for them.
+    Ray's reading processes take a second or more to start. Meanwhile this process reads the first row groups
+    itself, so that the first batch does not wait.
 
-    head_bytes  how much this process reads itself
-    ranks       how many streams share the node's object store at most
+    head_bytes  bytes that this process reads itself
+    ranks       largest number of streams that share the node's object store
     """
     head = head_reads(groups, head_bytes)
     if len(groups) <= head:
         yield from read_here(system, groups)
         return
     start_ray()
-    rows = Ahead(_through_ray(system, groups[head:], ranks), _AHEAD)
+    rows = ReadAhead(_through_ray(system, groups[head:], ranks), _AHEAD)
     try:
         yield from read_here(system, groups[:head])
         yield from rows
@@ -103,7 +105,7 @@ def read_by_ray(
 
 
 def head_reads(groups: Sequence[RowGroup], head_bytes: int) -> int:
-    """How many of the first row groups hold no more than `head_bytes` together."""
+    """How many of the first row groups have at most `head_bytes` together."""
     sizes = itertools.accumulate(group.bytes for group in groups)
     return sum(1 for _ in itertools.takewhile(lambda size: size <= head_bytes, sizes))
 
@@ -116,22 +118,22 @@ def _through_ray(
     try:
         yield from _regrouped(blocks, groups)
     except RayTaskError as error:
-        raise error.cause from None  # one sentence, without the traceback of the task
+        raise error.cause from None  # without the traceback of the task
     finally:
-        blocks.close()  # type: ignore[attr-defined]  # a generator, whose end shuts the execution down
+        blocks.close()  # type: ignore[attr-defined]  # closing the generator ends the execution
 
 
 def _dataset(system: fs.FileSystem, groups: Sequence[RowGroup], ranks: int) -> ray.data.Dataset:
     quiet_ray()
-    # Ray Data warns, once a process, that its progress bars are off.
+    # Ray Data warns once per process that its progress bars are off.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     here = ray.get_runtime_context().get_node_id()
     dataset = ray.data.read_datasource(
         _RowGroups(system, groups),
-        num_cpus=0,  # reading waits more than it works, and must not starve where the ranks hold all CPUs
-        concurrency=1,  # one process reads faster than many cores decode, and takes seconds of CPU to start
+        num_cpus=0,  # reading mostly waits, and it must not starve where the ranks have all CPUs
+        concurrency=1,  # one process reads faster than many cores decode; each takes seconds of CPU to start
         override_num_blocks=-(-len(groups) // _READS),
-        # Bytes are read on the rank's node, so that none pass from node to node.
+        # The rank's own node reads, so that no bytes pass between nodes.
         label_selector={"ray.io/node-id": here},
         fallback_strategy=[{"label_selector": {}}],
     )
@@ -155,7 +157,7 @@ def _read(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterable[pa.Tabl
 
 
 def _regrouped(tables: Iterator[pa.Table], groups: Sequence[RowGroup]) -> Iterator[Rows]:
-    """Row groups again, out of the blocks that Ray made of them, which may hold more or less."""
+    """Row groups again, from Ray's blocks, which may have more or fewer rows."""
     rest = None
     for group in groups:
         parts, missing = [], group.rows

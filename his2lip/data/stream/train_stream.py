@@ -1,4 +1,4 @@
-"""The feeder: has threads decode batches in place, a few batches ahead of their consumer."""
+"""The training stream: this rank's batches of a split, decoded by threads a few batches ahead."""
 
 from __future__ import annotations
 
@@ -16,174 +16,65 @@ import pyarrow.compute as pc
 import torch
 
 from his2lip.data.captions import CaptionBank, RowCaptions
-from his2lip.data.shards import LEARNING_ROLES, RowGroup, ShardSet, open_shards, resolve_split
-from his2lip.data.stream.augment import PRESETS, Augment, Draw, Pixels, with_class_captions
+from his2lip.data.shards import RowGroup, ShardSet, open_shards
+from his2lip.data.stream.augment import PRESETS, Augment, CaptionDraw, Pixels, with_class_captions
 from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.decode import decode_into
 from his2lip.data.stream.order import Bools, Ints, Plan, Reads
-from his2lip.data.stream.row_groups import Ahead, Pick, Rows, Shelf, read_here
+from his2lip.data.stream.row_groups import Pick, ReadAhead, RowBuffer, Rows, read_here
 from his2lip.errors import ConfigError, DatasetError, ImageError
 from his2lip.runtime import usable_cpus
 from his2lip.taxonomy import BIOMARKERS, TISSUES, biomarker_id, tissue_id
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a row becomes a pair: `draw` gives its caption, all else its pixels."""
-
-    seed: int
-    size: int
-    interpolation: str
-    augment: Augment
-    draw: Draw
+# Eight lanes take about this much when they start; it is two seconds of reading at 8,000 JPEG patches of 224
+# px per second.
+HEAD_BYTES = 384 << 20
+_AHEAD = 2  # row groups drawn before the row buffer takes them
 
 
-class Labels(NamedTuple):
-    """What goes with the pixels of some rows of a batch."""
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """What the batches of a stream are, and how they are read.
 
-    captions: list[str]
-    patch_ids: list[str]
-    tissue: list[int]
-    biomarker: list[int]
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A batch whose parts are being decoded."""
-
-    step: int
-    images: Pixels
-    parts: list[Future[Labels]]
-
-
-class Feeder:
-    """Iterates over the batches of `steps`, drawn from `shelf`; `prefetch` of them are on their way.
-
-    `close` may be called at any time and from any thread.
+    batch_size   B, the global batch over all ranks
+    shrink       lets a split of fewer rows than B give smaller batches; otherwise it is refused
+    lanes, window, balance   see `order.Plan`
+    image_size   S: the images of a batch are (B / world, 3, S, S)
+    interpolation   the filter for images of other sizes: bicubic or bilinear
+    augment      changes of a patch, keyed by (seed, epoch, patch_id); True means flips and quarter turns
+    caption_dropout  share of captions that are replaced by the names of their classes, by the same key
+    sampling     "epoch": the bank draws a caption per epoch; "released": one per patch (`RowCaptions`)
+    loader       "ray": Ray Data reads and this process decodes; "local": this process does both, without Ray
+    decode_threads   default: one per usable core
+    prefetch     batches that are decoded ahead
+    head_bytes   bytes of the first row groups that this process reads itself while Ray's processes start
     """
 
-    def __init__(
-        self, plan: Plan, shelf: Shelf, recipe: Recipe, *, steps: range, threads: int, prefetch: int
-    ) -> None:
-        self._plan, self._shelf, self._recipe, self._steps, self._threads = (
-            plan,
-            shelf,
-            recipe,
-            steps,
-            threads,
-        )
-        self._free = threading.Semaphore(prefetch)
-        self._ready: queue.SimpleQueue[_Pending | BaseException | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="his2lip-decode")
-        self._thread = threading.Thread(target=self._feed, name="his2lip-feed", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[Batch]:
-        while (item := self._ready.get()) is not None and not self._closed.is_set():
-            if isinstance(item, BaseException):
-                raise item
-            batch = _finish(item)
-            self._free.release()
-            yield batch
-
-    def close(self) -> None:
-        """Stops the feeder, its reads and its decoding, and waits until they have stopped."""
-        self._closed.set()
-        self._free.release()
-        self._thread.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._ready.put(None)
-
-    def _feed(self) -> None:
-        try:
-            for step in self._steps:
-                self._free.acquire()
-                if self._closed.is_set():
-                    return
-                self._ready.put(self._start(step))
-                self._shelf.fill()
-            self._ready.put(None)
-        except BaseException as error:
-            self._ready.put(error)
-        finally:
-            self._shelf.close()
-
-    def _start(self, step: int) -> _Pending:
-        """Hands the rows of one step to the decoding threads, in a few parts."""
-        epoch = self._plan.epoch_of(step)
-        picks = self._shelf.pick(step)
-        if step % self._plan.steps_per_epoch == 0 and step + self._plan.steps_per_epoch < self._steps.stop:
-            self._pool.submit(self._plan.epoch, epoch + 1)  # shuffled before it is needed
-        size = self._recipe.size
-        images = np.empty((len(picks), size, size, 3), dtype=np.uint8)
-        length = max(4, -(-len(picks) // (2 * self._threads)))
-        parts = [
-            self._pool.submit(_fill, picks[at : at + length], images[at : at + length], self._recipe, epoch)
-            for at in range(0, len(picks), length)
-        ]
-        return _Pending(step, images, parts)
-
-
-def _fill(picks: list[Pick], images: Pixels, recipe: Recipe, epoch: int) -> Labels:
-    """Decodes some rows of a batch into their slots, and draws their captions."""
-    labels = Labels([], [], [], [])
-    for (rows, row, copy), out in zip(picks, images, strict=True):
-        patch_id, tissue, biomarker = rows.patch_ids[row], rows.tissues[row], rows.biomarkers[row]
-        key = patch_id if copy == 0 else f"{patch_id}\n{copy}"
-        change = recipe.augment.draw(recipe.seed, epoch, key)
-        try:
-            decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
-        except ImageError as error:
-            where = f"{patch_id} in {rows.where}"
-            raise DatasetError(error.what, where=where, fix="prepare the dataset again") from None
-        labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker))
-        labels.patch_ids.append(patch_id)
-        labels.tissue.append(tissue_id(tissue))
-        labels.biomarker.append(biomarker_id(biomarker))
-    return labels
-
-
-def _finish(pending: _Pending) -> Batch:
-    """Waits for the parts of a batch. The images are HWC in memory, seen as CHW: torch's channels_last."""
-    parts = [part.result() for part in pending.parts]
-    return Batch(
-        images=torch.from_numpy(pending.images).permute(0, 3, 1, 2),
-        captions=[caption for part in parts for caption in part.captions],
-        tissue=torch.tensor([number for part in parts for number in part.tissue]),
-        biomarker=torch.tensor([number for part in parts for number in part.biomarker]),
-        patch_ids=[patch_id for part in parts for patch_id in part.patch_ids],
-        step=pending.step,
-    )
-
-
-Loader = Literal["ray", "local"]
-Sampling = Literal["epoch", "released"]
-
-# What eight lanes hold when they start, and two seconds of reading at 8,000 JPEG patches of 224 px a second.
-HEAD_BYTES = 384 << 20
-_AHEAD = 2  # row groups drawn before the shelf takes them
+    seed: int
+    batch_size: int
+    image_size: int
+    lanes: int
+    window: int
+    balance: float = 0.0
+    shrink: bool = False
+    interpolation: str = "bicubic"
+    augment: Augment | bool = True
+    caption_dropout: float = 0.0
+    sampling: Literal["epoch", "released"] = "epoch"
+    loader: Literal["ray", "local"] = "ray"
+    decode_threads: int | None = None
+    prefetch: int = 4
+    head_bytes: int = HEAD_BYTES
 
 
 class TrainStream:
     """An iterable of `Batch`: this rank's share of the global batches start_step .. stop_step - 1.
 
-    split        any split but those of role `report`, which training may not read
-    bank         draws captions by (seed, epoch, patch_id); patches that it does not cover sit out
-    batch_size   B, the global batch over all ranks
-    shrink       a split of fewer rows than that makes smaller batches, and is not refused
-    image_size   S: batches hold (B / world, 3, S, S), of other sizes by `interpolation`
-    lanes, window, balance   see `order.Plan`
-    augment      what changes of a patch by (seed, epoch, patch_id); True: flips and quarter turns
-    caption_dropout  share of captions that give way to one of their classes alone, by the same key
-    sampling     "epoch": captions as the bank draws them; "released": one a patch (row_captions.py)
-    stop_step    None ends with the epoch of `start_step`
-    loader       "ray": Ray Data reads, this process decodes; "local": all of it in this process, no Ray
-    decode_threads   by default as many as there are usable cores
-    prefetch     batches that are decoded ahead
-    head_bytes   how much of the first row groups this process reads itself while Ray's processes start
+    split      any split whose role is not `report`, which training may not read
+    bank       draws captions by (seed, epoch, patch_id); patches without a caption in it are left out
+    stop_step  None stops at the end of the epoch of `start_step`
 
-    Raises DatasetError for what cannot be read, ConfigError for options that do not fit together.
+    Raises DatasetError for data that cannot be read, and ConfigError for options that do not fit together.
     """
 
     def __init__(
@@ -191,64 +82,37 @@ class TrainStream:
         shards_uri: str,
         split: str,
         bank: CaptionBank,
+        options: StreamOptions,
         *,
-        seed: int,
-        batch_size: int,
-        shrink: bool = False,
-        image_size: int,
-        lanes: int = 8,
-        window: int = 2,
-        balance: float = 0.0,
-        interpolation: str = "bicubic",
-        augment: Augment | bool = True,
-        caption_dropout: float = 0.0,
-        sampling: Sampling = "epoch",
         rank: int = 0,
         world: int = 1,
         start_step: int = 0,
         stop_step: int | None = None,
-        loader: Loader = "ray",
-        decode_threads: int | None = None,
-        prefetch: int = 4,
-        head_bytes: int = HEAD_BYTES,
     ) -> None:
-        if loader not in ("ray", "local"):
-            raise ConfigError(f"unknown loader '{loader}'", fix="ray and local are known")
-        self._shards = open_shards(shards_uri)
-        split = resolve_split(self._shards, split, roles=LEARNING_ROLES, key="split")
-        self._groups = self._shards.row_groups(split)
-        cells, keep = _cells(self._shards, split, bank)
-        sizes = [group.rows for group in self._groups]
-        if shrink:
-            rows = sum(sizes) if keep is None else int(keep.sum())
-            batch_size = max(min(batch_size, rows) // lanes, 1) * lanes
-        self.plan = Plan(
-            sizes,
-            seed=seed,
-            batch_size=batch_size,
-            lanes=lanes,
-            window=window,
-            keep=keep,
-            cells=cells,
-            balance=balance,
-        )
-        self._lanes = self.plan.rank_lanes(rank, world)
-        draw = bank.draw if sampling == "epoch" else self._by_row(split, bank).draw
-        self._recipe = Recipe(
-            seed=seed,
-            size=image_size,
-            interpolation=interpolation,
-            augment=PRESETS[augment] if isinstance(augment, bool) else augment,
-            draw=with_class_captions(draw, caption_dropout),
-        )
+        if options.loader not in ("ray", "local"):
+            what = f"unknown loader '{options.loader}'"
+            raise ConfigError(what, key="loader", fix="set it to ray or local")
+        self._options, self._world = options, world
         self._start, self._stop = start_step, stop_step
-        self._loader, self._world, self._head_bytes = loader, world, head_bytes
-        self._threads, self._prefetch = decode_threads or usable_cpus(), prefetch
-        self._feeder: Feeder | None = None
+        self._shards = open_shards(shards_uri)
+        _refuse_report(self._shards, split)
+        self._groups = self._shards.row_groups(split)
+        self.plan = _plan(self._shards, split, bank, options, [group.rows for group in self._groups])
+        self._lanes = self.plan.rank_lanes(rank, world)
+        draw = bank.draw if options.sampling == "epoch" else self._by_row(split, bank).draw
+        augment = PRESETS[options.augment] if isinstance(options.augment, bool) else options.augment
+        self._recipe = _Recipe(
+            seed=options.seed,
+            size=options.image_size,
+            interpolation=options.interpolation,
+            augment=augment,
+            draw=with_class_captions(draw, options.caption_dropout),
+        )
+        self._decoder: BatchDecoder | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one epoch; the remainder of the patches sits out, another one each time."""
+        """Whole global batches in one epoch. The remaining patches are left out, others in each epoch."""
         return self.plan.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -258,28 +122,28 @@ class TrainStream:
         return self.batches(self._start, stop)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps [start, stop) as one stream, whatever epochs it spans; ends an earlier one."""
+        """The batches of steps [start, stop) as one stream over their epochs. It ends an earlier stream."""
         self.close()
         reads = self.plan.reads(start, stop, self._lanes)
-        arriving = Ahead(self._rows(self._row_groups(reads)), _AHEAD)
-        feeder = self._feeder = Feeder(
+        arriving = ReadAhead(self._rows(self._row_groups(reads)), _AHEAD)
+        decoder = self._decoder = BatchDecoder(
             self.plan,
-            Shelf(self.plan, self._lanes, reads, arriving),
+            RowBuffer(self.plan, self._lanes, reads, arriving),
             self._recipe,
             steps=range(start, stop),
-            threads=self._threads,
-            prefetch=self._prefetch,
+            threads=self._options.decode_threads or usable_cpus(),
+            prefetch=self._options.prefetch,
         )
         try:
-            yield from feeder
+            yield from decoder
         finally:
-            feeder.close()
+            decoder.close()
 
     def close(self) -> None:
-        """Stops reading and decoding; nothing keeps running. An iterator that is open ends."""
-        if self._feeder is not None:
-            self._feeder.close()
-            self._feeder = None
+        """Stops reading and decoding, and ends an open iterator. No thread keeps running."""
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
 
     def __enter__(self) -> TrainStream:
         return self
@@ -300,25 +164,177 @@ class TrainStream:
         return [self._groups[group] for group in reads.group.tolist()]
 
     def _rows(self, groups: list[RowGroup]) -> Generator[Rows, None, None]:
-        if self._loader == "local":
-            return read_here(self._shards.filesystem, groups)
+        system, head_bytes = self._shards.filesystem, self._options.head_bytes
+        if self._options.loader == "local":
+            return read_here(system, groups)
         from his2lip.data.stream.ray_reader import read_by_ray
 
-        return read_by_ray(self._shards.filesystem, groups, head_bytes=self._head_bytes, ranks=self._world)
+        return read_by_ray(system, groups, head_bytes=head_bytes, ranks=self._world)
 
 
-def _cells(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
-    """The (tissue, biomarker) cell of each row, and which rows have captions (None: all may be drawn)."""
+def _refuse_report(shards: ShardSet, split: str) -> None:
+    if shards.info.roles.get(split) == "report":
+        what = f"the split '{split}' is for reporting: training may not read it"
+        others = [name for name in shards.splits if shards.info.roles.get(name) != "report"]
+        fix = f"use {' or '.join(others)}" if others else None
+        raise DatasetError(what, where=shards.uri, key="split", fix=fix)
+
+
+def _plan(shards: ShardSet, split: str, bank: CaptionBank, options: StreamOptions, sizes: list[int]) -> Plan:
+    pairs, keep = _pairs(shards, split, bank)
+    batch_size = options.batch_size
+    if options.shrink:
+        rows = sum(sizes) if keep is None else int(keep.sum())
+        batch_size = max(min(batch_size, rows) // options.lanes, 1) * options.lanes
+    return Plan(
+        sizes,
+        seed=options.seed,
+        batch_size=batch_size,
+        lanes=options.lanes,
+        window=options.window,
+        keep=keep,
+        pairs=pairs,
+        balance=options.balance,
+    )
+
+
+def _pairs(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
+    """The number of each row's (tissue, biomarker) pair, and which rows have captions (None: all rows)."""
     table = shards.table(split, ["tissue", "biomarker"])
     tissue, biomarker = _ids(table, "tissue", TISSUES), _ids(table, "biomarker", BIOMARKERS)
-    cells = tissue * (len(BIOMARKERS) + 1) + biomarker
-    found, inverse = np.unique(cells, return_inverse=True)
-    pairs = [divmod(cell, len(BIOMARKERS) + 1) for cell in found.tolist()]
-    covered = [bank.covers((*TISSUES, None)[t], (*BIOMARKERS, None)[b]) for t, b in pairs]
-    return cells, None if all(covered) else np.array(covered)[inverse]
+    pairs = tissue * (len(BIOMARKERS) + 1) + biomarker
+    found, inverse = np.unique(pairs, return_inverse=True)
+    names = [divmod(pair, len(BIOMARKERS) + 1) for pair in found.tolist()]
+    covered = [bank.covers((*TISSUES, None)[t], (*BIOMARKERS, None)[b]) for t, b in names]
+    return pairs, None if all(covered) else np.array(covered)[inverse]
 
 
 def _ids(table: pa.Table, column: str, names: tuple[str, ...]) -> Ints:
     """The place of each value among `names`; one past the last for a missing label."""
     places = pc.index_in(table.column(column), pa.array(names)).fill_null(len(names))
     return places.to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a row becomes an image and a caption."""
+
+    seed: int
+    size: int
+    interpolation: str
+    augment: Augment
+    draw: CaptionDraw
+
+
+class BatchDecoder:
+    """Iterates over the batches of `steps`. Threads decode `prefetch` of them ahead, in place.
+
+    `close` may be called at any time and from any thread.
+    """
+
+    def __init__(
+        self, plan: Plan, buffer: RowBuffer, recipe: _Recipe, *, steps: range, threads: int, prefetch: int
+    ) -> None:
+        self._plan, self._buffer, self._recipe = plan, buffer, recipe
+        self._steps, self._threads = steps, threads
+        self._free = threading.Semaphore(prefetch)
+        self._ready: queue.SimpleQueue[_Pending | BaseException | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="his2lip-decode")
+        self._thread = threading.Thread(target=self._run, name="his2lip-batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while (item := self._ready.get()) is not None and not self._closed.is_set():
+            if isinstance(item, BaseException):
+                raise item
+            batch = _finish(item)
+            self._free.release()
+            yield batch
+
+    def close(self) -> None:
+        """Stops reading and decoding, and waits until both have stopped."""
+        self._closed.set()
+        self._free.release()
+        self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ready.put(None)
+
+    def _run(self) -> None:
+        try:
+            for step in self._steps:
+                self._free.acquire()
+                if self._closed.is_set():
+                    return
+                self._ready.put(self._start(step))
+                self._buffer.fill()
+            self._ready.put(None)
+        except BaseException as error:
+            self._ready.put(error)
+        finally:
+            self._buffer.close()
+
+    def _start(self, step: int) -> _Pending:
+        """Gives the rows of one step to the decoding threads, in a few parts."""
+        epoch = self._plan.epoch_of(step)
+        picks = self._buffer.pick(step)
+        if step % self._plan.steps_per_epoch == 0 and step + self._plan.steps_per_epoch < self._steps.stop:
+            self._pool.submit(self._plan.epoch, epoch + 1)  # shuffled before it is needed
+        size = self._recipe.size
+        images = np.empty((len(picks), size, size, 3), dtype=np.uint8)
+        length = max(4, -(-len(picks) // (2 * self._threads)))
+        parts = [
+            self._pool.submit(_fill, picks[at : at + length], images[at : at + length], self._recipe, epoch)
+            for at in range(0, len(picks), length)
+        ]
+        return _Pending(step, images, parts)
+
+
+class _Labels(NamedTuple):
+    """The captions, ids and labels of some rows of a batch."""
+
+    captions: list[str]
+    patch_ids: list[str]
+    tissue: list[int]
+    biomarker: list[int]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch whose parts are being decoded."""
+
+    step: int
+    images: Pixels
+    parts: list[Future[_Labels]]
+
+
+def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _Labels:
+    """Decodes some rows of a batch into their slots, and draws their captions."""
+    labels = _Labels([], [], [], [])
+    for (rows, row, copy), out in zip(picks, images, strict=True):
+        patch_id, tissue, biomarker = rows.patch_ids[row], rows.tissues[row], rows.biomarkers[row]
+        key = patch_id if copy == 0 else f"{patch_id}\n{copy}"
+        change = recipe.augment.draw(recipe.seed, epoch, key)
+        try:
+            decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
+        except ImageError as error:
+            where = f"{patch_id} in {rows.where}"
+            raise DatasetError(error.what, where=where, fix="prepare the dataset again") from None
+        labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker))
+        labels.patch_ids.append(patch_id)
+        labels.tissue.append(tissue_id(tissue))
+        labels.biomarker.append(biomarker_id(biomarker))
+    return labels
+
+
+def _finish(pending: _Pending) -> Batch:
+    """Waits for the parts of a batch. Images are HWC in memory and seen as CHW: torch's channels_last."""
+    parts = [part.result() for part in pending.parts]
+    return Batch(
+        images=torch.from_numpy(pending.images).permute(0, 3, 1, 2),
+        captions=[caption for part in parts for caption in part.captions],
+        tissue=torch.tensor([number for part in parts for number in part.tissue]),
+        biomarker=torch.tensor([number for part in parts for number in part.biomarker]),
+        patch_ids=[patch_id for part in parts for patch_id in part.patch_ids],
+        step=pending.step,
+    )

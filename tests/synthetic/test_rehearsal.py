@@ -50,7 +50,8 @@ def test_same_rehearsal_is_kept_and_another_refused(tmp_path: Path) -> None:
     assert all(
         (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == files[path] for path in files
     )
-    with pytest.raises(DatasetError, match="something else stands here"):
+    with pytest.raises(DatasetError, match="bcdata") as refused:
         write_rehearsal("bcdata", tmp_path / "a/bcdata", seed=1)
+    assert refused.value.key == "--out"
     with pytest.raises(ConfigError, match="did you mean 'mihic'"):
         write_rehearsal("mihik", tmp_path / "a/mihik")
