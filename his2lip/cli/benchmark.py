@@ -9,7 +9,7 @@ import typer
 
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Overrides, split_names
+from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, did_you_mean
 from his2lip.resources import STORAGE, find
@@ -32,19 +32,21 @@ def benchmark(
         str | None, typer.Option(help="Comma-separated datasets, a subset of those of the file.")
     ] = None,
     address: Address = None,
+    options: Options = False,
+    schema: Schema = False,
 ) -> None:
     """Score every model on every dataset; grid cells that are finished are not scored again.
 
     The exit code is 1 where a grid cell failed; all others are scored first.
     """
     submit_if_asked(address)
-    from his2lip.config import load
+    from his2lip.config import load, parse_overrides
     from his2lip.evaluation import BenchmarkConfig
 
-    chosen = list(overrides or [])
+    chosen = parse_overrides(overrides or [])
     replaced = split_names(models)
     if replaced is not None:
-        chosen.append(f"models={replaced}")
+        chosen["models"] = replaced
     asked = load(BenchmarkConfig, find(config), chosen)
     if run_benchmark(_narrowed(asked, split_names(datasets))).failed:
         raise typer.Exit(1)

@@ -32,7 +32,7 @@ def demo(
 
     The exit code is 1 where a grid cell failed, or where the model did not learn.
     """
-    from his2lip.config import read_yaml, validate
+    from his2lip.config import load
     from his2lip.evaluation import BenchmarkConfig
     from his2lip.training import TrainConfig
     from his2lip.tuning import SweepConfig
@@ -40,20 +40,18 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
     shards, storage = f"{out}/shards", {"storage": str(out)}
-    mihic = {"shards": f"{shards}/mihic"}
+    mihic = f"{shards}/mihic"
 
     heading("1/4  Generated IHC patches: a training set, and a small twin of each of the ten datasets")
     write_twins(shards)
 
     heading("2/4  Training the tiny backbone under WISE, with Ray Data and Ray Train")
-    recipe = read_yaml(find(TRAIN))
-    recipe["data"] = recipe.get("data", {}) | mihic
-    trained = run_train(validate(TrainConfig, recipe | storage, where=TRAIN), fresh=fresh)
+    recipe = load(TrainConfig, find(TRAIN), {**storage, "data.shards": mihic})
+    trained = run_train(recipe, fresh=fresh)
 
     heading("3/4  Sweeping the loss weights with Optuna, on Ray Tune")
-    sweep = read_yaml(find(SWEEP))
-    sweep["train"]["data"] = sweep["train"].get("data", {}) | mihic
-    swept = run_tune(validate(SweepConfig, sweep | storage, where=SWEEP), fresh=fresh)
+    sweep = load(SweepConfig, find(SWEEP), {**storage, "train.data.shards": mihic})
+    swept = run_tune(sweep, fresh=fresh)
 
     heading("4/4  Every model on every dataset, zero-shot, on Ray")
     models = [
@@ -61,8 +59,8 @@ def demo(
         {"name": "trained", "path": str(trained.best)},
         {"name": "best of sweep", "path": str(best_checkpoint(swept))},
     ]
-    grid = read_yaml(find(GRID)) | storage | {"shards": shards, "cache": f"{out}/cache", "models": models}
-    result = run_benchmark(validate(BenchmarkConfig, grid, where=GRID))
+    places = {**storage, "shards": shards, "cache": f"{out}/cache"}
+    result = run_benchmark(load(BenchmarkConfig, find(GRID), {**places, "models": models}))
 
     if result.failed:  # the reasons are printed above
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from his2lip.cli.console import say
+from his2lip.cli.console import say, table
 
 MODEL_HELP = "A checkpoint's folder, a model's name, or an MLflow URI (models:/NAME@ALIAS)."
 ConfigFile = Annotated[
@@ -25,6 +25,47 @@ Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 CsvFile = Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")]
 Cache = Annotated[str, typer.Option(help="Folder or URI of cached embeddings.")]
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product"}  # titles of the column, by how a model compares
+
+
+# The configuration of each command that has one: module and name.
+_CONFIGS = {
+    "train": ("his2lip.training", "TrainConfig"),
+    "tune": ("his2lip.tuning", "SweepConfig"),
+    "benchmark": ("his2lip.evaluation", "BenchmarkConfig"),
+}
+
+
+def _show_config(context: typer.Context, parameter: typer.CallbackParam, asked: bool) -> None:
+    """Prints the options of this command's configuration as a table, or as JSON Schema, and exits."""
+    if not asked:
+        return
+    import importlib
+    import json
+
+    from his2lip.config import describe_options, json_schema
+
+    module, name = _CONFIGS[context.info_name or ""]
+    kind = getattr(importlib.import_module(module), name)
+    if parameter.name == "schema":
+        print(json.dumps(json_schema(kind), indent=1, ensure_ascii=False))
+    else:
+        rows = [(o.key, o.type, o.default, o.meaning) for o in describe_options(kind)]
+        table(("key", "type", "default", "meaning"), rows)
+    raise typer.Exit()
+
+
+Options = Annotated[
+    bool,
+    typer.Option(
+        "--options", callback=_show_config, is_eager=True, help="Print the options of CONFIG and exit."
+    ),
+]
+Schema = Annotated[
+    bool,
+    typer.Option(
+        "--schema", callback=_show_config, is_eager=True, help="Print CONFIG's JSON Schema and exit."
+    ),
+]
 
 
 def split_names(names: str | None) -> list[str] | None:

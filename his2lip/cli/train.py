@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from his2lip.cli.console import ProgressBar, percent, say
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Fresh, Overrides
+from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
 from his2lip.resources import find
 
@@ -20,7 +20,12 @@ EXPERIMENT = "his2lip-train"
 
 @command("train")
 def train(
-    config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    options: Options = False,
+    schema: Schema = False,
 ) -> None:
     """Train a model with the WISE loss; the same command resumes a stopped run."""
     submit_if_asked(address)

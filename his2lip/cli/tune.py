@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Fresh, Overrides
+from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
 from his2lip.cli.train import validator
 from his2lip.resources import find
@@ -22,7 +22,12 @@ _SHOWN = 12  # trials in the table at the end, best first
 
 @command("tune")
 def tune(
-    config: ConfigFile, overrides: Overrides = None, address: Address = None, fresh: Fresh = False
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    options: Options = False,
+    schema: Schema = False,
 ) -> None:
     """Sweep the loss weights; the same command resumes a stopped sweep."""
     submit_if_asked(address)

@@ -14,50 +14,70 @@ PREFIX = "baseline:"  # of the names of baselines, which need no model
 
 
 class Blend(Config):
-    """A point between two models' weights (WiSE-FT): the row's own model at alpha 1, `base` at 0."""
+    """A point between two models' weights (WiSE-FT, Wortsman et al. 2022)."""
 
-    sweep: str  # rows of one sweep are one curve
-    base: str  # what `load_model` takes
+    sweep: str
+    """Name of the curve; rows with the same name are points of one curve."""
+    base: str
+    """The model at alpha 0, as `load_model` takes it; the row's own model is at alpha 1."""
     alpha: float = pydantic.Field(ge=0, le=1)
+    """Position between the two models."""
 
 
 class ModelEntry(Config):
-    """One row of the leaderboard: the name it goes by, and what `load_model` takes."""
+    """One row of the leaderboard."""
 
     name: str
+    """Name on the leaderboard."""
     path: str
+    """The model, as `load_model` takes it: a name, a checkpoint's folder, or an MLflow URI."""
     blend: Blend | None = None
-    # Names of datasets that it was trained on; None asks the checkpoint.
     trained_on: list[str] | None = None
+    """Names of the datasets that it was trained on; null: as its checkpoint says."""
 
 
 class BenchmarkConfig(Config):
-    """One benchmark: models x datasets x protocols, and where it works."""
+    """One benchmark: models x datasets x protocols."""
 
     name: str = pydantic.Field(default="zero-shot", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the benchmark, and of its folder under STORAGE/benchmark."""
     models: list[ModelEntry]
-    # Names of cards whose shards lie in `shards`/NAME, or each with the URI of its shards.
+    """Models to score: names, mappings of name and path, or {blend: [BASE, TUNED], alphas: [0, 0.5, 1]}."""
     datasets: list[str] | dict[str, str] = pydantic.Field(min_length=1)
+    """Names of dataset cards, or a mapping of names to the URIs of their shards."""
     shards: str = f"{STORAGE}/shards"
-    protocols: list[str] = ["default"]  # a dataset without one of them goes without
+    """Folder or URI that has the shards of each dataset, in a folder of its name."""
+    protocols: list[str] = ["default"]
+    """Protocols of the cards to score by; a dataset that lacks one is not scored by it."""
     baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [
         "chance",
         "majority",
     ]
-    # Dataset, or dataset/protocol -> prompt set (a name or a file) in place of the one that the card names.
+    """Baselines that need no model."""
     prompts: dict[str, str] = {}
+    """Prompt set by DATASET or DATASET/PROTOCOL, in place of the card's: a name or a file."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which models embed."""
     batch_size: int = pydantic.Field(default=64, ge=1)
-    # Of one model's task. Fractions let several share a GPU; "auto" takes one where the cluster has any.
+    """Images per forward pass."""
     cpus: float = pydantic.Field(default=1.0, ge=0)
-    threads: int | None = pydantic.Field(default=None, ge=1)  # None: as many as cpus
+    """CPUs of the task of one model."""
+    threads: int | None = pydantic.Field(default=None, ge=1)
+    """Threads of one task; null: as many as `cpus`."""
     gpus: float | Literal["auto"] = "auto"
-    memory_gb: float | None = pydantic.Field(default=None, gt=0)  # None: told from the checkpoint's size
-    seed: int = 0  # of random weights (`tiny`)
+    """GPUs of one task. A fraction lets several tasks share a GPU; auto: one where the cluster has any."""
+    memory_gb: float | None = pydantic.Field(default=None, gt=0)
+    """Memory of one task; null: estimated from the size of the checkpoint."""
+    seed: int = 0
+    """Seed of random weights (`tiny`)."""
     cache: str = CACHE
+    """Folder or URI of cached embeddings."""
     storage: str = STORAGE
+    """Folder or URI of results."""
 
-    @pydantic.field_validator("models", mode="before")
+    @pydantic.field_validator(
+        "models", mode="before", json_schema_input_type=list[str | ModelEntry | dict[str, Any]]
+    )
     @classmethod
     def _short_forms(cls, entries: Any) -> Any:
         """`clip` for {name: clip, path: clip}; {blend: [clip, RUN], alphas: [0, 0.5, 1]} for three rows."""

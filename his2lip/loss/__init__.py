@@ -1,6 +1,6 @@
 """WISE: the weighted inter- and intramodal soft-embedding contrastive loss."""
 
-from his2lip.loss.targets import SimilarityWeights
-from his2lip.loss.wise import MAX_LOG_SCALE, LossOutput, LossWeights, WISELoss
+import lazy_loader
 
-__all__ = ["MAX_LOG_SCALE", "LossOutput", "LossWeights", "SimilarityWeights", "WISELoss"]
+# The names for other packages are in __init__.pyi; each module is imported when a name of it is used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

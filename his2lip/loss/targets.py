@@ -16,34 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class SimilarityWeights:
-    """What two pairs share, and how much it counts. Each weight is finite and not negative.
-
-    tissue     the same tissue type
-    pair       the same tissue type and the same biomarker, on top of `tissue`
-    biomarker  the same biomarker, whatever the tissue types
-    """
-
-    tissue: float = 1.0
-    pair: float = 1.0
-    biomarker: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_weights(self, "similarity")
-
-    @property
-    def full(self) -> float:
-        """S_ii: the similarity of a row to itself, and to any row with the same two labels."""
-        return self.tissue + self.pair + self.biomarker
-
-
-def require_weights(weights: object, what: str) -> None:
-    """Raises ValueError where a field of the dataclass `weights` is negative, infinite or not a number."""
-    for name, value in vars(weights).items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"the {what} weight '{name}' must be a finite number from 0 up, got {value}")
+from his2lip.loss.config import SimilarityWeights
 
 
 def own_classes(tissue: torch.Tensor, biomarker: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,27 +9,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from his2lip.loss.config import TERMS, LossConfig, LossWeights, SimilarityWeights, Terms
 from his2lip.loss.distributed import Ranks
 from his2lip.loss.linear import LinearCrossEntropy, unit_rows
 from his2lip.loss.reference import ReferenceCrossEntropy
-from his2lip.loss.targets import SimilarityWeights, require_weights
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's clamp (Radford et al. 2021, section 2.5)
 
 Method = Literal["linear", "reference"]
-Terms = Literal["full", "image_text", "image_only", "text_only", "hard"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """alpha, beta, gamma of the total: each finite and not negative. A term of weight 0 is reported only."""
-
-    image_text: float = 1.0
-    image_image: float = 0.5
-    text_text: float = 0.5
-
-    def __post_init__(self) -> None:
-        require_weights(self, "loss")
 
 
 @dataclass(frozen=True)
@@ -124,19 +111,9 @@ class WISELoss(nn.Module):
                "image_text": that alone; "hard": one-hot targets, image-text alone, a scale of its own that
                starts at e and is learnt (give the loss's parameters to the optimizer).
         """
-        full = weights or LossWeights()
-        kept = {
-            "full": full,
-            "image_text": LossWeights(image_text=full.image_text, image_image=0, text_text=0),
-            "image_only": LossWeights(image_text=full.image_text, image_image=full.image_image, text_text=0),
-            "text_only": LossWeights(image_text=full.image_text, image_image=0, text_text=full.text_text),
-            "hard": LossWeights(image_text=full.image_text, image_image=0, text_text=0),
-        }
-        if terms not in kept:
-            raise ValueError(f"terms must be one of {', '.join(kept)}, got {terms!r}")
         hard = terms == "hard"
         return cls(
-            weights=kept[terms],
+            weights=(weights or LossWeights()).keep(terms),
             similarity=None if hard else SimilarityWeights(),
             normalize=False,
             clamp=False,
@@ -144,6 +121,19 @@ class WISELoss(nn.Module):
             tile=tile,
             gather=gather,
             own_scale=1.0 if hard else None,
+        )
+
+    @classmethod
+    def from_config(cls, config: LossConfig) -> WISELoss:
+        """The loss that a training configuration describes."""
+        if config.variant == "released":
+            return cls.released(weights=config.weights, terms=config.terms)
+        return cls(
+            weights=config.weights.keep(config.terms),
+            similarity=None if config.terms == "hard" else config.similarity,
+            tau=config.tau,
+            kappa=config.kappa,
+            normalize=config.normalize,
         )
 
     def forward(
@@ -222,7 +212,7 @@ class WISELoss(nn.Module):
         )
 
     def _output(self, means: torch.Tensor) -> LossOutput:
-        weights = (self.weights.image_text, self.weights.image_image, self.weights.text_text)
+        weights = [getattr(self.weights, term) for term in TERMS]
         *terms, entropy = means.unbind()
         parts = list(zip(weights, terms, strict=True))
         # A term of weight 0 stays out of the sum, where its infinity would make the total a NaN.

@@ -11,7 +11,6 @@ from his2lip.config import resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.errors import ConfigError
-from his2lip.loss import LossWeights, SimilarityWeights, WISELoss
 from his2lip.models import (
     DualEncoder,
     FineTuning,
@@ -24,7 +23,7 @@ from his2lip.models import (
     save_checkpoint,
     set_image_size,
 )
-from his2lip.training.config import LossConfig, TrainConfig
+from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Save
 from his2lip.training.run_directory import RunDir, code_version
 from his2lip.training.run_inputs import terms_of_run
@@ -74,19 +73,6 @@ def _precision(asked: str, device: torch.device) -> Precision:
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
         raise ConfigError("this GPU has no bf16", where="model.precision", fix="set it to auto or fp32")
     return "bf16" if asked == "bf16" else "fp32"
-
-
-def build_loss(config: LossConfig) -> WISELoss:
-    """The WISE loss of design section 6, or the released code's arithmetic."""
-    if config.variant == "released":
-        return WISELoss.released(weights=LossWeights(**resolved(config.weights)), terms=config.terms)
-    return WISELoss(
-        weights=LossWeights(**resolved(config.kept_weights())),
-        similarity=None if config.terms == "hard" else SimilarityWeights(**resolved(config.similarity)),
-        tau=config.tau,
-        kappa=config.kappa,
-        normalize=config.normalize,
-    )
 
 
 def best_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:

@@ -11,8 +11,9 @@ import torch
 from his2lip.config import digest, resolved
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet
+from his2lip.loss import WISELoss
 from his2lip.models import DualEncoder
-from his2lip.training.build import best_writer, build_loss, build_model, prepare_process
+from his2lip.training.build import best_writer, build_model, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
 from his2lip.training.progress import Progress
@@ -58,7 +59,7 @@ def run_in_process(
     return fit(
         config,
         model,
-        build_loss(config.loss),
+        WISELoss.from_config(config.loss),
         source,
         report=each_epoch,
         save=save,

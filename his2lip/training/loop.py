@@ -12,7 +12,7 @@ from torch import nn
 
 from his2lip.data.stream import Batch
 from his2lip.errors import ConfigError, DivergedError
-from his2lip.loss import MAX_LOG_SCALE
+from his2lip.loss import MAX_LOG_SCALE, TERMS
 from his2lip.models import ResumeState
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
@@ -244,11 +244,7 @@ class _Run:
                 fix="lower optim.lr, and begin anew with --fresh or another name",
             )
         weights = self.loss.weights
-        excess = (
-            weights.image_text * numbers["excess_image_text"]
-            + weights.image_image * numbers["excess_image_image"]
-            + weights.text_text * numbers["excess_text_text"]
-        )
+        excess = sum(getattr(weights, term) * numbers[f"excess_{term}"] for term in TERMS)
         return {"loss": numbers.pop("total"), "excess": excess, **numbers}
 
     def progress(self, kind: Literal["step", "epoch"], state: State, metrics: dict[str, float]) -> Progress:

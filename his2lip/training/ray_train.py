@@ -263,6 +263,7 @@ def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.Scali
 
 def _work(sent: Mapping[str, bytes]) -> None:
     """One worker: builds its own share of everything, and goes on from `last` where there is one."""
+    from his2lip.loss import WISELoss
     from his2lip.models import load_resume
     from his2lip.training import build
     from his2lip.training.loop import fit
@@ -296,7 +297,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
     fit(
         config,
         model,
-        build.build_loss(config.loss),
+        WISELoss.from_config(config.loss),
         StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world),
         report=report,
         save=build.checkpoint_writer(run, config, shards, bank),

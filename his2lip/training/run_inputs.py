@@ -26,9 +26,8 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
     named = BACKBONES.get(config.model.backbone)
     if named is not None and named.frozen:
         what = f"'{named.name}' runs in its authors' package, as a frozen baseline"
-        raise ConfigError(
-            what, where="model.backbone", fix="choose clip, plip, biomedclip or an open_clip name"
-        )
+        fix = "choose clip, plip, biomedclip or an open_clip name"
+        raise ConfigError(what, where="model.backbone", key="model.backbone", fix=fix)
     shards = open_shards(config.data.shards)
     split = resolve_split(shards, config.data.split, roles=LEARNING_ROLES, key="data.split")
     select = config.data.select

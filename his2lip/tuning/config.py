@@ -1,4 +1,4 @@
-"""What a sweep is made of: every option of `his2lip tune`, with its default and its reason."""
+"""The options of `his2lip tune`."""
 
 from __future__ import annotations
 
@@ -10,54 +10,71 @@ import pydantic
 from pydantic import Field
 
 from his2lip import resources
-from his2lip.config import Config, read_yaml, resolved
+from his2lip.config import Config, OptionError, read_yaml, resolved
 from his2lip.resources import STORAGE
 from his2lip.tuning.space import Dimension, Scalar, check_dimension, check_keys, check_point
 
-# Values that stand for a trial without a finite one: far below (above) any metric in use, yet finite.
+# The value of a trial without a finite metric: far worse than any metric in use, but finite.
 WORST = {"max": -1e6, "min": 1e6}
 
 
 class SamplerConfig(Config):
-    """Optuna's TPE, which models good and bad trials apart (Bergstra et al. 2011), all keys together."""
+    """Optuna's TPE (Bergstra et al. 2011): it models where good and where bad trials are dense."""
 
     kind: Literal["tpe"] = "tpe"
-    startup: int = Field(default=10, ge=1)  # trials, enqueued points among them, before it starts to model
+    """The only sampler so far."""
+    startup: int = Field(default=10, ge=1)
+    """Random trials, including the points, before the sampler starts to model."""
 
 
 class SchedulerConfig(Config):
-    """ASHA (Li et al. 2020): at 1, 3, 9, … reports only the best third of the trials so far goes on."""
+    """ASHA (Li et al. 2020) stops weak trials at reports grace, grace x reduction, grace x reduction^2, …"""
 
     kind: Literal["asha", "none"] = "asha"
-    grace: int = Field(default=1, ge=1)  # reports that every trial makes before it can be stopped
-    reduction: int = Field(default=3, ge=2)  # one in so many goes on; also the factor between two rungs
+    """none: every trial runs to its end."""
+    grace: int = Field(default=1, ge=1)
+    """Reports of each trial before it can be stopped. A trial reports once per epoch."""
+    reduction: int = Field(default=3, ge=2)
+    """Keeps the best 1/reduction of the trials at each rung."""
 
 
 class SweepConfig(Config):
-    """One sweep; its name is also that of its directory under `storage`/tune, and of its Optuna study."""
+    """One sweep."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the sweep, of its folder under STORAGE/tune and of its Optuna study."""
     seed: int = Field(default=0, ge=0)
-    # The training run that every trial starts from: a mapping, or a file that holds one.
+    """Seed of the sampler."""
     train: dict[str, Any]
+    """The training run that every trial starts from: a mapping of its options, or a file that has them."""
     space: dict[str, Dimension] = Field(min_length=1)
-    # Run first, in this order; a key that a point leaves out is sampled.
+    """What is varied: dotted keys of the training options, each with a range or a choice."""
     points: tuple[dict[str, Scalar], ...] = ()
+    """Points of the space that run first, in this order; keys that a point leaves out are sampled."""
     trials: int = Field(default=20, ge=1)
+    """Number of trials, including the points."""
     max_concurrent: int = Field(default=2, ge=1)
+    """Number of trials that run at the same time."""
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    metric: str = "select/macro_f1"  # of the trial's best report, which is also its kept checkpoint
+    metric: str = "select/macro_f1"
+    """The metric to optimise: select/macro_f1 or select/loss. The value of a trial is its best report's."""
     mode: Literal["max", "min"] = "max"
-    split: str = "select"  # where the metric is measured: a split whose role is select, never report
-    worst: float | None = Field(default=None, allow_inf_nan=False)  # stands for a NaN or infinite metric
-    keep: int = Field(default=1, ge=1)  # checkpoints of the best so many trials are kept
-    # Of each trial. auto shares out the GPUs that are there; say 1 on a cluster that starts with none.
+    """Whether the largest or the smallest metric is the best."""
+    split: str = "select"
+    """The split on which the metric is measured: one whose role is select."""
+    worst: float | None = Field(default=None, allow_inf_nan=False)
+    """Value of a trial whose metric became NaN or infinite; null: -1e6 for max, 1e6 for min."""
+    keep: int = Field(default=1, ge=1)
+    """Number of best trials whose checkpoints are kept."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs per trial. auto shares those of the cluster; set 1 where the cluster starts without any."""
     storage: str = STORAGE
-    study: str | None = None  # the study's database (SQLAlchemy URL), by default a file under `storage`
+    """Folder of sweeps; on a cluster, one that all nodes share."""
+    study: str | None = None
+    """SQLAlchemy URL of the study's database; null: a SQLite file in the sweep's folder."""
 
-    @pydantic.field_validator("train", mode="before")
+    @pydantic.field_validator("train", mode="before", json_schema_input_type=str | dict[str, Any])
     @classmethod
     def _read_train(cls, value: Any) -> Any:
         return read_yaml(resources.find(value)) if isinstance(value, str) else value
@@ -74,9 +91,10 @@ class SweepConfig(Config):
         for point in self.points:
             check_point(self.space, point)
         if len({json.dumps(p, sort_keys=True) for p in self.points}) < len(self.points):
-            raise ValueError("a point stands twice in points")
+            raise OptionError("points has the same point twice", key="points")
         if len(self.points) > self.trials:
-            raise ValueError(f"{len(self.points)} points are to be run, but only {self.trials} trials")
+            what = f"there are {len(self.points)} points, but only {self.trials} trials"
+            raise OptionError(what, key="trials")
         return self
 
     @property

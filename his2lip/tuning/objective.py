@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from his2lip.config import validate
+from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.space import Scalar, apply, corners, dotted_keys
+from his2lip.tuning.space import Scalar, corners, dotted_keys
 from his2lip.tuning.trial import Report
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TrainingObjective:
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
-        tree = apply(self.base.model_dump(mode="json"), params)
+        tree = set_values(self.base.model_dump(mode="json"), params)
         return validate(TrainConfig, tree, where=f"trial {dict(params)}")
 
     def __call__(self, params: dict[str, Any], report: Report) -> None:
@@ -118,7 +118,7 @@ def _base(config: SweepConfig) -> TrainConfig:
         )
     if config.mode != ("min" if by_loss else "max"):
         raise ConfigError(f"mode {config.mode} would choose the worst {config.metric}", where=config.name)
-    tree = apply(
+    tree = set_values(
         config.train,
         {
             "name": config.name,

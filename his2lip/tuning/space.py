@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from his2lip.config import Config
+from his2lip.config import Config, OptionError
 from his2lip.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Uniform(Config):
         _check_order(self.low, self.high)
         return self
 
-    def holds(self, value: Scalar) -> bool:
+    def contains(self, value: Scalar) -> bool:
         if not _is_real(value) or not self.low <= value <= self.high:
             return False
         return self.step is None or _on_grid(value - self.low, self.step)
@@ -57,7 +57,7 @@ class Log(Config):
         _check_order(self.low, self.high)
         return self
 
-    def holds(self, value: Scalar) -> bool:
+    def contains(self, value: Scalar) -> bool:
         return _is_real(value) and self.low <= value <= self.high
 
     def distribution(self) -> BaseDistribution:
@@ -82,7 +82,7 @@ class Int(Config):
             raise ValueError("a logarithmic int starts at 1 or above, in steps of 1")
         return self
 
-    def holds(self, value: Scalar) -> bool:
+    def contains(self, value: Scalar) -> bool:
         if not _is_real(value) or value != int(value):
             return False
         return self.low <= value <= self.high and (int(value) - self.low) % self.step == 0
@@ -99,7 +99,7 @@ class Choice(Config):
     kind: Literal["choice"]
     values: tuple[Scalar, ...] = Field(min_length=1)
 
-    def holds(self, value: Scalar) -> bool:
+    def contains(self, value: Scalar) -> bool:
         return any(type(value) is type(v) and value == v for v in self.values)
 
     def distribution(self) -> BaseDistribution:
@@ -113,58 +113,42 @@ KINDS = ("uniform", "log", "int", "choice")
 
 
 def check_dimension(key: str, tree: Any) -> None:
-    """Raises ValueError, with an example, where one dimension's YAML is no mapping with a known kind."""
+    """Raises OptionError, with an example, where the YAML of a dimension is not a mapping of a known kind."""
     if isinstance(tree, Config):
         return
     kind = tree.get("kind") if isinstance(tree, Mapping) else None
     if kind not in KINDS:
         example = f"{key}: {{kind: uniform, low: 0.0, high: 2.0}}"
-        raise ValueError(f"'{key}' wants a kind out of {', '.join(KINDS)}, such as {example}")
+        what = f"'{key}' needs a kind, one of {', '.join(KINDS)}, such as {example}"
+        raise OptionError(what, key=key)
 
 
 def check_point(space: Mapping[str, Dimension], point: Mapping[str, Scalar]) -> None:
-    """Raises ValueError where a point to run names an unknown dimension or leaves a range."""
+    """Raises OptionError where a point to run names an unknown dimension or leaves a range."""
     for key, value in point.items():
         if key not in space:
-            raise ValueError(f"the point {dict(point)} sets '{key}', which is not in the space")
-        if not space[key].holds(value):
-            raise ValueError(f"the point {dict(point)} sets '{key}' outside {describe(space[key])}")
+            what = f"the point {dict(point)} sets '{key}', which is not in the space"
+            raise OptionError(what, key=f"points.{key}")
+        if not space[key].contains(value):
+            what = f"the point {dict(point)} sets '{key}' outside {describe(space[key])}"
+            raise OptionError(what, key=f"points.{key}")
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], *, where: str) -> None:
-    """Raises ConfigError for the first key that is not among the `known` dotted keys, naming the nearest."""
+    """Raises ConfigError for the first key that is not among the `known` dotted keys."""
     known = list(known)
     for key in keys:
         if key not in known:
-            raise ConfigError(f"unknown key '{key}'", where=where, fix=did_you_mean(key, known))
+            raise ConfigError(f"unknown key '{key}'", where=where, key=key, fix=did_you_mean(key, known))
 
 
 def dotted_keys(kind: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a configuration that holds a value, as `a.b.c`, walking through nested models."""
+    """The dotted key of every value of a configuration, through its sections."""
     keys: list[str] = []
     for name, field in kind.model_fields.items():
         nested = _nested(field.annotation)
         keys += dotted_keys(nested, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return keys
-
-
-def apply(tree: Mapping[str, Any], params: Mapping[str, Scalar]) -> dict[str, Any]:
-    """A copy of a nested mapping with each dotted key of `params` set in it.
-
-    Raises ConfigError where a key leads through something that is no mapping.
-    """
-    changed = {k: apply(v, {}) if isinstance(v, Mapping) else v for k, v in tree.items()}
-    for key, value in params.items():
-        *parents, last = key.split(".")
-        node = changed
-        for parent in parents:
-            if node.get(parent) is None:
-                node[parent] = {}
-            if not isinstance(node[parent], dict):
-                raise ConfigError(f"a mapping is wanted at '{parent}', not {node[parent]!r:.60}", where=key)
-            node = node[parent]
-        node[last] = value
-    return changed
 
 
 def corners(space: Mapping[str, Dimension]) -> Iterable[Params]:

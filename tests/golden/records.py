@@ -44,6 +44,7 @@ from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid import GridResult, run_grid
 from his2lip.evaluation.protocols import view_of
+from his2lip.loss import WISELoss
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
@@ -52,7 +53,7 @@ from his2lip.serving.calibration import calibrate, calibrated
 from his2lip.serving.questions import Question, ask
 from his2lip.synthetic.layouts import layout_names, write_layout
 from his2lip.synthetic.twins import twin_names, write_twin
-from his2lip.training.build import build_loss, build_model, checkpoint_writer, prepare_process
+from his2lip.training.build import build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.progress import Progress
@@ -139,7 +140,7 @@ def train_curve(config: TrainConfig, *, rank: int = 0, world: int = 1) -> Tree:
     first = model.tensor_digest()
     told: list[Progress] = []
     source = StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world)
-    fit(config, model, build_loss(config.loss), source, report=told.append, rank=rank, world=world)
+    fit(config, model, WISELoss.from_config(config.loss), source, report=told.append, rank=rank, world=world)
     source.close()
     steps = [p.metrics["train/loss"] for p in told]
     select = [p.metrics["select/loss"] for p in told if p.kind == "epoch"]
@@ -515,7 +516,7 @@ def resume_curve(checkpoint: Path) -> Tree:
         assert resume is not None
         told: list[Progress] = []
         source = StreamSource(config, bank, preprocess=model.preprocess)
-        fit(config, model, build_loss(config.loss), source, report=told.append, resume=resume)
+        fit(config, model, WISELoss.from_config(config.loss), source, report=told.append, resume=resume)
         source.close()
     return {
         "after": resume.step,
@@ -641,7 +642,7 @@ def _write_checkpoint(scratch: Path) -> None:
         model = golden_model()
         source = StreamSource(config, bank, preprocess=model.preprocess)
         fit(
-            config, model, build_loss(config.loss), source, report=lambda progress: None,
+            config, model, WISELoss.from_config(config.loss), source, report=lambda progress: None,
             save=lambda _, state, metrics, best: saved.append((state, dict(metrics))),
         )  # fmt: skip
         source.close()

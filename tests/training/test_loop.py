@@ -12,11 +12,12 @@ from training_data import write_small_shards
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
+from his2lip.loss import WISELoss
 from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.resume import load_resume
-from his2lip.training.build import build_loss, checkpoint_writer, prepare_process
+from his2lip.training.build import checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, fit
 from his2lip.training.progress import Progress
@@ -56,7 +57,7 @@ def run(
     _, _, bank = open_data(config)
     source = StreamSource(config, bank, preprocess=TINY_PREPROCESS)
     options.setdefault("report", lambda progress: None)
-    return fit(config, model, build_loss(config.loss), source, **options), model
+    return fit(config, model, WISELoss.from_config(config.loss), source, **options), model
 
 
 def test_training_lowers_select_excess_and_tells_of_it(shards: str) -> None:

@@ -11,13 +11,14 @@ from model_factory import dual
 from training_data import write_small_shards
 
 from his2lip.config import validate
+from his2lip.loss import WISELoss
 from his2lip.models.adapters import merge
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta, terms_of_use
 from his2lip.models.resume import ResumeState, load_resume
-from his2lip.training.build import best_writer, build_loss, build_model, checkpoint_writer, prepare_process
+from his2lip.training.build import best_writer, build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.run_directory import RunDir
@@ -72,7 +73,7 @@ def run(config: TrainConfig, folder: Path, *, source: Path | None = None) -> Dua
     fit(
         config,
         model,
-        build_loss(config.loss),
+        WISELoss.from_config(config.loss),
         batches,
         report=lambda progress: None,
         save=None if source else save,

@@ -10,9 +10,9 @@ import torch.multiprocessing as mp
 from training_data import write_small_shards
 
 from his2lip.config import validate
+from his2lip.loss import WISELoss
 from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.models.load import load_model
-from his2lip.training.build import build_loss
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.run_inputs import open_data
@@ -27,7 +27,7 @@ def own_scale(shards: str, rank: int = 0, world: int = 1) -> float:
         "optim": {"lr": 1e-2, "steps": 3, "warmup": 0},
     }
     config, _, bank = open_data(validate(TrainConfig, tree))
-    model, loss = load_model("tiny", seed=0), build_loss(config.loss)
+    model, loss = load_model("tiny", seed=0), WISELoss.from_config(config.loss)
     source = StreamSource(config, bank, preprocess=TINY_PREPROCESS, rank=rank, world=world)
     fit(config, model, loss, source, report=lambda progress: None, rank=rank, world=world)
     assert loss.own_scale is not None

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from his2lip.loss import LossConfig, WISELoss
 from his2lip.models.finetune import freeze
 from his2lip.models.load import load_model
-from his2lip.training.build import build_loss
-from his2lip.training.config import LossConfig, OptimConfig
+from his2lip.training.config import OptimConfig
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate, warmup_steps
 
 
 def test_norms_biases_and_scales_do_not_decay_and_what_is_frozen_is_left_out() -> None:
-    model, loss = load_model("tiny"), build_loss(LossConfig(variant="released", terms="hard"))
+    model, loss = load_model("tiny"), WISELoss.from_config(LossConfig(variant="released", terms="hard"))
     freeze(model, "text")
     groups = build_optimizer(model, loss, OptimConfig(weight_decay=0.1)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}

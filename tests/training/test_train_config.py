@@ -24,40 +24,47 @@ def test_papers_hyper_parameters_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "key"),
     [
-        ("optim.lrr=1", "unknown key 'lrr'.*did you mean 'lr'"),
-        ("optim.lr=-1", "greater than 0"),
-        ("data.batch_size=30", "multiple of data.lanes"),
-        ("workers.num=3", "multiple of workers.num"),
-        ("loss.weights={image_text: 0, image_image: 0, text_text: 0}", "at least one of the three weights"),
+        ("optim.lrr=1", "optim.lrr"),
+        ("optim.lr=-1", "optim.lr"),
+        ("data.batch_size=30", "data.batch_size"),
+        ("workers.num=3", "workers.num"),
+        ("loss.weights={image_text: 0, image_image: 0, text_text: 0}", "loss.weights"),
+        ("loss.weights.text_text=.inf", "loss.weights.text_text"),
+        ("loss.kappa=-1", "loss.kappa"),
         ("name=a/b", "name"),
-        ("optim.epochs=many", "valid integer"),
-        ("finetune.freeze=both", "'none', 'image' or 'text'"),
-        ("finetune.lora={rank: 0}", "greater than or equal to 1"),
-        ("finetune.lora={alpha: 0}", "greater than 0"),
-        ("finetune.layer_decay=1.5", "less than or equal to 1"),
-        ("model.image_size=0", "greater than or equal to 1"),
-        ("loss={terms: text_only, weights: {image_text: 0, text_text: 0}}", "text_only leaves no term"),
+        ("optim.epochs=many", "optim.epochs"),
+        ("finetune.freeze=both", "finetune.freeze"),
+        ("finetune.lora={rank: 0}", "finetune.lora.rank"),
+        ("finetune.lora={alpha: 0}", "finetune.lora.alpha"),
+        ("finetune.layer_decay=1.5", "finetune.layer_decay"),
+        ("model.image_size=0", "model.image_size"),
+        ("loss={terms: text_only, weights: {image_text: 0, text_text: 0}}", "loss.weights"),
+        ("data.augment={turn: true}", "data.augment.turn"),
+        ("data={split: train}", "data.shards"),
     ],
 )
-def test_bad_option_is_one_sentence(override: str, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_an_option_that_cannot_be_used_is_named(override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         load(TrainConfig, None, ["data.shards=somewhere", override])
+    assert refused.value.key == key
 
 
 @pytest.mark.parametrize(("frozen", "term"), [("image", "image_image"), ("text", "text_text")])
-def test_a_frozen_tower_needs_a_term_that_reaches_the_other(frozen: str, term: str) -> None:
+def test_a_frozen_tower_needs_a_term_that_trains_the_other(frozen: str, term: str) -> None:
     weights = {"image_text": 0, "image_image": 0, "text_text": 0, term: 1}
-    overrides = ["data.shards=s", f"finetune.freeze={frozen}", f"loss.weights={weights}"]
-    with pytest.raises(ConfigError, match=f"finetune.freeze={frozen} leaves no term"):
+    overrides = {"data.shards": "s", "finetune.freeze": frozen, "loss.weights": weights}
+    with pytest.raises(ConfigError) as refused:
         load(TrainConfig, None, overrides)
-    load(TrainConfig, None, [*overrides, "loss.weights.image_text=1"])
+    assert refused.value.key == "finetune.freeze"
+    load(TrainConfig, None, overrides | {"loss.weights.image_text": 1})
 
 
 def test_macro_f1_needs_a_select_split() -> None:
-    with pytest.raises(ConfigError, match=r"needs a data\.select split"):
+    with pytest.raises(ConfigError) as refused:
         load(TrainConfig, None, ["data.shards=s", "data.select=null", "checkpoint.select_by=macro_f1"])
+    assert refused.value.key == "data.select"
 
 
 @pytest.mark.parametrize(
@@ -85,5 +92,6 @@ def test_what_decides_the_weights_makes_another_run(override: str) -> None:
 def test_a_model_that_only_its_authors_package_runs_is_not_trained() -> None:
     from his2lip.training.run_inputs import open_data
 
-    with pytest.raises(ConfigError, match=r"'musk' runs in its authors' package.*choose clip"):
+    with pytest.raises(ConfigError) as refused:
         open_data(load(TrainConfig, None, ["data.shards=s", "model.backbone=musk"]))
+    assert refused.value.key == "model.backbone"

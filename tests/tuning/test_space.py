@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from his2lip.config import Config, validate
 from his2lip.errors import ConfigError
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.space import Choice, Int, Log, Uniform, apply, check_keys, corners, dotted_keys
+from his2lip.tuning.space import Choice, Int, Log, Uniform, check_keys, corners, dotted_keys
 
 numbers = st.floats(min_value=-1e3, max_value=1e3)
 
@@ -34,9 +34,9 @@ def test_a_uniform_range_holds_what_lies_between_its_ends_and_nothing_else(
     low, high = sorted((low, high))
     dimension = Uniform(kind="uniform", low=low, high=high)
     inside = min(max(low + at * (high - low), low), high)
-    assert dimension.holds(inside)
-    assert not dimension.holds(high + 1)
-    assert not dimension.holds(low - 1)
+    assert dimension.contains(inside)
+    assert not dimension.contains(high + 1)
+    assert not dimension.contains(low - 1)
     assert dimension.distribution()._contains(inside)
 
 
@@ -48,7 +48,7 @@ def test_an_int_range_holds_just_what_optuna_draws_from_it(
 ) -> None:
     high = low + width - width % step  # Optuna itself cuts the range to a whole number of steps
     dimension = Int(kind="int", low=low, high=high, step=step)
-    assert dimension.holds(value) == dimension.distribution()._contains(float(value))
+    assert dimension.contains(value) == dimension.distribution()._contains(float(value))
 
 
 @pytest.mark.parametrize(
@@ -60,59 +60,45 @@ def test_an_int_range_holds_just_what_optuna_draws_from_it(
         (Choice(kind="choice", values=("a", 1, None)), ["a", 1, None], ["b", True, 1.0]),
     ],
 )
-def test_each_kind_holds_its_values_and_refuses_others(
+def test_each_kind_contains_its_values_and_refuses_others(
     dimension: Any, inside: list[Any], outside: list[Any]
 ) -> None:
-    assert [v for v in inside if not dimension.holds(v)] == []
-    assert [v for v in outside if dimension.holds(v)] == []
+    assert [v for v in inside if not dimension.contains(v)] == []
+    assert [v for v in outside if dimension.contains(v)] == []
 
 
 @pytest.mark.parametrize(
-    ("tree", "message"),
+    ("tree", "key"),
     [
-        ({"kind": "uniform", "low": 2.0, "high": 1.0}, "low (2) must not be above high (1)"),
-        ({"kind": "log", "low": 0.0, "high": 1.0}, "greater than 0"),
-        ({"kind": "int", "low": 0, "high": 4, "log": True}, "starts at 1"),
-        ({"kind": "int", "low": 0.5, "high": 4}, "integer"),
-        ({"kind": "choice", "values": []}, "at least 1 item"),
-        ({"kind": "uniform", "low": 0.0, "high": float("inf")}, "finite"),
-        ({"kind": "uniform", "low": 0.0, "hihg": 1.0, "high": 2.0}, "did you mean 'high'"),
-        ({"kind": "normal", "low": 0.0, "high": 1.0}, "wants a kind out of uniform, log, int, choice"),
-        ({"low": 0.0, "high": 1.0}, "wants a kind"),
-        (3, "wants a kind"),
+        ({"kind": "uniform", "low": 2.0, "high": 1.0}, ""),
+        ({"kind": "log", "low": 0.0, "high": 1.0}, ".low"),
+        ({"kind": "int", "low": 0, "high": 4, "log": True}, ""),
+        ({"kind": "int", "low": 0.5, "high": 4}, ".low"),
+        ({"kind": "choice", "values": []}, ".values"),
+        ({"kind": "uniform", "low": 0.0, "high": float("inf")}, ".high"),
+        ({"kind": "uniform", "low": 0.0, "hihg": 1.0, "high": 2.0}, ".hihg"),
+        ({"kind": "normal", "low": 0.0, "high": 1.0}, ""),
+        ({"low": 0.0, "high": 1.0}, ""),
+        (3, ""),
     ],
 )
-def test_a_wrong_dimension_is_refused_in_one_sentence(tree: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+def test_a_wrong_dimension_is_refused_in_one_sentence(tree: Any, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         validate(SweepConfig, {"name": "s", "train": {}, "space": {"loss.tau": tree}})
-    assert message in str(refused.value)
+    assert refused.value.key == f"space.loss.tau{key}"
+    assert "\n" not in str(refused.value)
 
 
 def test_an_unknown_key_names_the_nearest_known_one() -> None:
     known = dotted_keys(Outer)
     assert known == ["name", "loss.tau", "loss.sizes", "other.tau", "other.sizes"]
     check_keys(["loss.tau"], known, where="here")
-    with pytest.raises(ConfigError, match=r"unknown key 'loss.tua' \(here\); did you mean 'loss.tau'"):
+    with pytest.raises(ConfigError) as refused:
         check_keys(["loss.tau", "loss.tua"], known, where="here")
-
-
-def test_parameters_are_set_by_their_dotted_keys_in_a_copy() -> None:
-    tree = {"loss": {"tau": 1.0, "sizes": [1]}, "name": "x"}
-    changed = apply(tree, {"loss.tau": 0.5, "data.view.size": 64})
-    assert changed == {"loss": {"tau": 0.5, "sizes": [1]}, "name": "x", "data": {"view": {"size": 64}}}
-    assert tree["loss"] == {"tau": 1.0, "sizes": [1]}
+    assert (refused.value.key, refused.value.where) == ("loss.tua", "here")
+    assert "'loss.tau'" in str(refused.value.fix)
 
 
 def test_corners_are_the_ends_of_each_dimension_by_itself() -> None:
     space = {"a": Log(kind="log", low=0.1, high=10), "b": Choice(kind="choice", values=(1, "x"))}
     assert list(corners(space)) == [{"a": 0.1}, {"a": 10}, {"b": 1}, {"b": "x"}]
-
-
-@pytest.mark.parametrize("tree", [{"loss": 3}, {"loss": "plain"}, {"loss": [1]}])
-def test_a_key_through_something_that_is_no_mapping_is_one_sentence(tree: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="a mapping is wanted at 'loss'"):
-        apply(tree, {"loss.tau": 1.0})
-
-
-def test_a_section_that_is_left_empty_is_filled() -> None:
-    assert apply({"loss": None}, {"loss.tau": 1.0}) == {"loss": {"tau": 1.0}}

@@ -52,23 +52,30 @@ def test_the_training_configuration_may_be_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key"),
     [
-        ({"points": [{"loss.tau": 0.0}]}, r"sets 'loss.tau' outside \[0.1, 10\]"),
-        ({"points": [{"loss.kappa": 1.0}]}, "'loss.kappa', which is not in the space"),
-        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 1.0}]}, "stands twice"),
-        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 2.0}], "trials": 1}, "2 points .* only 1 trials"),
-        ({"space": {}}, "at least 1 item"),
-        ({"trails": 3}, "did you mean 'trials'"),
-        ({"train": "no/such.yaml"}, "no such file"),
-        ({"worst": float("nan")}, "finite"),
-        ({"name": "../elsewhere"}, "pattern"),
+        ({"points": [{"loss.tau": 0.0}]}, "points.loss.tau"),
+        ({"points": [{"loss.kappa": 1.0}]}, "points.loss.kappa"),
+        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 1.0}]}, "points"),
+        ({"points": [{"loss.tau": 1.0}, {"loss.tau": 2.0}], "trials": 1}, "trials"),
+        ({"space": {}}, "space"),
+        ({"space": {"loss.tau": {"kind": "lin"}}}, "space.loss.tau"),
+        ({"trails": 3}, "trails"),
+        ({"worst": float("nan")}, "worst"),
+        ({"name": "../elsewhere"}, "name"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as refused:
+def test_an_option_that_cannot_be_used_is_named(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         sweep(**changes)
+    assert refused.value.key == key
     assert "\n" not in str(refused.value)
+
+
+def test_a_training_file_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError) as refused:
+        sweep(train="no/such.yaml")
+    assert refused.value.where == "no/such.yaml"
 
 
 def test_only_a_select_split_may_choose(tmp_path: Path) -> None:

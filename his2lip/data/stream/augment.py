@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,9 @@ def _preset(value: Any) -> Any:
     return PRESETS[value] if isinstance(value, bool | str) else value
 
 
-Augmentation = Annotated[Augment, pydantic.BeforeValidator(_preset)]
+Augmentation = Annotated[
+    Augment, pydantic.BeforeValidator(_preset, json_schema_input_type=Augment | bool | Literal["ihc"])
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,93 @@
+"""The options of the WISE loss, and the only table of which of its terms each `terms` keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from his2lip.config import Config, OptionError
+
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Terms = Literal["full", "image_text", "image_only", "text_only", "hard"]
+
+TERMS = ("image_text", "image_image", "text_text")  # in the order in which they are summed
+KEPT: dict[str, tuple[str, ...]] = {
+    "full": TERMS,
+    "image_text": ("image_text",),
+    "image_only": ("image_text", "image_image"),
+    "text_only": ("image_text", "text_text"),
+    "hard": ("image_text",),
+}
+
+
+class LossWeights(Config):
+    """alpha, beta, gamma: the weights of the three terms. A term of weight 0 is only reported.
+
+    AdamW is almost invariant to the scale of the loss, so only the ratios of the weights matter.
+    """
+
+    image_text: Weight = 1.0
+    """alpha, the weight of the image-text term (both directions)."""
+    image_image: Weight = 0.5
+    """beta, the weight of the image-image term."""
+    text_text: Weight = 0.5
+    """gamma, the weight of the text-text term."""
+
+    def keep(self, terms: Terms) -> LossWeights:
+        """The same weights for the terms that `terms` keeps, and 0 for the others.
+
+        Raises ValueError for an unknown `terms`.
+        """
+        if terms not in KEPT:
+            raise ValueError(f"terms must be one of {', '.join(KEPT)}, got {terms!r}")
+        left_out = set(TERMS) - set(KEPT[terms])
+        return self.model_copy(update=dict.fromkeys(left_out, 0.0))
+
+
+class SimilarityWeights(Config):
+    """What two pairs have in common and how much it adds to their similarity S_ij."""
+
+    tissue: Weight = 1.0
+    """For the same tissue type."""
+    pair: Weight = 1.0
+    """For the same tissue type and the same biomarker, in addition to `tissue`."""
+    biomarker: Weight = 0.0
+    """For the same biomarker, whatever the tissue types."""
+
+    @property
+    def full(self) -> float:
+        """S_ii: the similarity of a row to itself, and to any row with the same two labels."""
+        return self.tissue + self.pair + self.biomarker
+
+
+class LossConfig(Config):
+    """The WISE loss. With `variant: released` the last four options have the released code's values."""
+
+    variant: Literal["wise", "released"] = "wise"
+    """wise, or released: the arithmetic of the authors' code, to float32 rounding."""
+    terms: Terms = "full"
+    """full: all three terms. image_text: only that one. image_only, text_only: image-text and the term of
+    that modality. hard: only image-text, with one-hot targets."""
+    weights: LossWeights = LossWeights()
+    similarity: SimilarityWeights = SimilarityWeights()
+    tau: Positive = 1.0
+    """Temperature of the targets P = softmax(S / tau)."""
+    kappa: Positive | Literal["scale"] = 1.0
+    """Scale of the intramodal logits; "scale" uses the model's learned logit scale."""
+    normalize: bool = True
+    """Whether image-text logits use L2-normalised features. The released code does not normalise them."""
+
+    @pydantic.model_validator(mode="after")
+    def _some_term_is_left(self) -> LossConfig:
+        weights = self.weights.keep(self.terms)
+        if not any(getattr(weights, term) for term in TERMS):
+            raise OptionError(f"terms: {self.terms} leaves no term with a weight above zero", key="weights")
+        return self
+
+    @property
+    def scoring(self) -> Literal["cosine", "dot"]:
+        """How features are compared that were trained under this loss."""
+        return "cosine" if self.variant == "wise" and self.normalize else "dot"
