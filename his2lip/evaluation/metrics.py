@@ -51,7 +51,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Metric:
-    """A registered metric: its name (also the field's in results.py), title on pages, unit and meaning."""
+    """A registered metric: its name (also a field of `Figures`), title on pages, unit and meaning."""
 
     name: str
     title: str
@@ -126,6 +126,15 @@ def quadratic_kappa(predictions: Predictions) -> float | None:
             predictions.labels, predictions.predicted, labels=predictions.numbers, weights="quadratic"
         )
     )
+
+
+class Figures(Config):
+    """The metrics of a result: one field for each registered function, of the same name."""
+
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    quadratic_kappa: float | None
 
 
 def measure(predictions: Predictions) -> dict[str, float | None]:

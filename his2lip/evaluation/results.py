@@ -1,6 +1,6 @@
 """The record of one grid cell, and what is derived from its fields: CSV, Parquet, and figures by name.
 
-Adding a metric takes one registered function in metrics.py and one field here, of the same name.
+The fields of metrics come from `Figures` in metrics.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,16 +22,7 @@ import pydantic
 from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import PREFIX
-from his2lip.evaluation.metrics import (
-    METRICS,
-    ClassFigures,
-    Metric,
-    Predictions,
-    accuracy,
-    balanced_accuracy,
-    macro_f1,
-    quadratic_kappa,
-)
+from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric
 
 _FIX = "run his2lip benchmark again: it writes the tables anew from the finished grid cells"
 
@@ -52,37 +43,35 @@ class Field:
     metric: Metric | None = None
 
 
-def measured(function: Callable[[Predictions], float | None]) -> Field:
-    """The field of a registered metric."""
-    registered = METRICS[function.__name__]
-    return Field(registered.description, registered.unit, figure=True, metric=registered)
-
-
 def limit(which: str) -> Field:
     """The lower or the upper limit of a figure's interval."""
     return Field(f"{which} limit of the interval; null where none was computed", "fraction", figure=True)
 
 
+# Metric -> the column before it, in tables that exist already. Other metrics follow the last column.
+_COLUMN_BEFORE = {
+    "accuracy": "n",
+    "macro_f1": "accuracy_hi",
+    "balanced_accuracy": "macro_f1_hi",
+    "quadratic_kappa": "without_mpp",
+}
 _SHA256 = "sha256"
 _FRACTION = "fraction"
 _UNITS = "units"
 _JSON = "json"
 
 
-class CellResult(Config):
+class CellResult(Figures):
     """The figures of one grid cell, (model, protocol of a dataset), and what they were computed from."""
 
     model: Annotated[str, Field("name of the model or baseline in the benchmark")]
     dataset: Annotated[str, Field("name of the dataset")]
     protocol: Annotated[str, Field("name of the dataset's protocol")]
     n: Annotated[int, Field("scored units: patches, images or slides", _UNITS)]
-    accuracy: Annotated[float, measured(accuracy)]
     accuracy_lo: Annotated[float | None, limit("lower")] = None
     accuracy_hi: Annotated[float | None, limit("upper")] = None
-    macro_f1: Annotated[float, measured(macro_f1)]
     macro_f1_lo: Annotated[float | None, limit("lower")] = None
     macro_f1_hi: Annotated[float | None, limit("upper")] = None
-    balanced_accuracy: Annotated[float, measured(balanced_accuracy)]
     published_accuracy: Annotated[float | None, Field("the paper's accuracy for this cell", _FRACTION)] = None
     published_f1: Annotated[float | None, Field("the paper's macro F1 for this cell", _FRACTION)] = None
     weights_sha256: Annotated[str, Field("tensor digest of the model, or the baseline and its version")]
@@ -98,7 +87,6 @@ class CellResult(Config):
     ties: Annotated[int, Field("units with more than one class at the highest score", _UNITS)]
     apart: Annotated[int, Field("units that are predicted and reported, but not scored", _UNITS)]
     without_mpp: Annotated[int, Field("tiled rows whose microns per pixel are unknown", "rows")]
-    quadratic_kappa: Annotated[float | None, measured(quadratic_kappa)]
     cell: Annotated[str, Field("identity: the digest of all that decides the predictions", _SHA256)]
     blend: Annotated[str | None, Field("the sweep of alpha that the model is a point of")] = None
     alpha: Annotated[float | None, Field("the model's weight in that blend", _FRACTION)] = None
@@ -143,10 +131,19 @@ class CellFailure(Config):
 
 def fields() -> dict[str, Field]:
     """The record's fields by name, in the order of the tables' columns."""
-    return {
-        name: next(m for m in info.metadata if isinstance(m, Field))
+    described = {
+        name: next((m for m in info.metadata if isinstance(m, Field)), None)
         for name, info in CellResult.model_fields.items()
     }
+    columns = [name for name, field in described.items() if field is not None]
+    for name in (name for name, field in described.items() if field is None):
+        before = _COLUMN_BEFORE.get(name, columns[-1])
+        columns.insert(columns.index(before) + 1, name)
+    return {name: described[name] or _field_of(METRICS[name]) for name in columns}
+
+
+def _field_of(metric: Metric) -> Field:
+    return Field(metric.description, metric.unit, figure=True, metric=metric)
 
 
 def metric_fields() -> dict[str, Metric]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +20,6 @@ from his2lip.evaluation.results import (
     CellResult,
     fields,
     figures,
-    measured,
     metric_fields,
     read_results,
     to_csv,
@@ -105,7 +103,7 @@ def test_a_file_that_is_no_leaderboard_is_refused(tmp_path: Path, name: str, con
 def test_every_registered_metric_has_its_field_and_every_field_is_described() -> None:
     assert set(metric_fields()) == set(METRICS)
     assert all(field.description for field in fields().values())
-    assert list(fields()) == list(CellResult.model_fields)
+    assert set(fields()) == set(CellResult.model_fields)
 
 
 def test_a_metric_that_is_added_in_one_place_is_in_every_table(
@@ -118,7 +116,7 @@ def test_a_metric_that_is_added_in_one_place_is_in_every_table(
         return float(np.mean(predictions.labels != predictions.predicted))
 
     class Extended(CellResult):
-        error_rate: Annotated[float, measured(error_rate)]
+        error_rate: float
 
     try:
         monkeypatch.setattr(results, "CellResult", Extended)
