@@ -1,0 +1,224 @@
+"""docs/extending.md does what it says: its examples are applied to a copy of the code, and run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cell_results import cell_result
+from model_factory import native_config, published_open_clip
+from training_data import write_small_shards
+
+from his2lip.data.images.codec import encode_png
+from his2lip.evaluation.results import to_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+BLOCK = re.compile(
+    r"^\*\*`(?P<path>[^`]+)`\*\*\n\n```(?P<kind>\w+)\n(?P<body>.*?)^```", re.DOTALL | re.MULTILINE
+)
+COPIED = ("his2lip", "benchmarks", "train", "tune", "cluster.yaml")
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    return re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:][_titles().index(title)]
+
+
+def _titles() -> list[str]:
+    return re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE)
+
+
+def commands(title: str) -> list[str]:
+    """The shell commands of a section."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", section(title), flags=re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the project with a section's examples applied, and a folder to work in."""
+
+    root: Path
+    work: Path
+
+    def run(self, *arguments: str, **env: str) -> str:
+        """Runs Python with the copy; its output. Fails where the program does."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.work,
+            env=os.environ | {"PYTHONPATH": str(self.root)} | env,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def his2lip(self, command: str) -> str:
+        words = shlex.split(command)
+        assert words[0] == "his2lip"
+        return self.run("-m", *words)
+
+
+def apply(text: str, diff: str) -> str:
+    """`text` with the added lines of `diff`, whose other lines must be there once, as one block."""
+    before = "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] != "+")
+    after = "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] != "-")
+    assert text.count(before) == 1, f"these lines are there {text.count(before)} times:\n{before}"
+    return text.replace(before, after)
+
+
+def touched(title: str) -> dict[str, list[tuple[str, str]]]:
+    """Path -> the (kind, body) of its blocks in a section, hunks of one file in turn."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for block in BLOCK.finditer(section(title)):
+        hunks = re.split(r"^@@\n", block["body"], flags=re.MULTILINE)
+        found.setdefault(block["path"], []).extend((block["kind"], hunk) for hunk in hunks)
+    return found
+
+
+@pytest.fixture
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Checkout:
+    """The project with the examples of the section that the test names with `indirect`."""
+    root, work = tmp_path / "his2lip-copy", tmp_path / "work"
+    work.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        skip = shutil.ignore_patterns("__pycache__", "peers", "results")
+        shutil.copytree(source, root / name, ignore=skip) if source.is_dir() else shutil.copy(source, root)
+    for path, blocks in touched(request.param).items():
+        in_project = path.startswith(tuple(f"{name}/" for name in COPIED))
+        file = (root if in_project else work) / path
+        for kind, body in blocks:
+            assert file.exists() == (kind == "diff"), path
+            file.write_text(apply(file.read_text(), body) if kind == "diff" else body)
+    return Checkout(root, work)
+
+
+def of(title: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("checkout", [title], indirect=True, ids=[""])
+
+
+def write_images(folder: Path, names: list[str], real_ihc: np.ndarray) -> None:
+    """A different part of the real IHC image under each name."""
+    for i, name in enumerate(names):
+        y, x = divmod(i * 40, 400)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode_png(real_ihc[y * 4 : y * 4 + 96, x : x + 96]))
+
+
+def test_the_table_names_every_section_and_the_files_that_it_touches() -> None:
+    rows = re.findall(r"^\| \[[^]]+\]\(#([\w-]+)\) \| (\d)", PAGE, flags=re.MULTILINE)
+    titles = {re.sub(r"\W+", "-", title.lower()): title for title in _titles()}
+    assert [titles[anchor] for anchor, _ in rows] == _titles()
+    counted = {titles[anchor]: int(files) for anchor, files in rows}
+    registry = "his2lip/data/readers/__init__.py"  # one line, which the table names beside the files
+    assert counted == {title: len(touched(title).keys() - {registry}) for title in counted}
+    assert (
+        sum(kind == "diff" and body.count("\n+") for kind, body in touched("A published layout")[registry])
+        == 1
+    )
+
+
+BIOPSIES = [
+    f"{label}/P{first + i // 2:02d}_{i % 2}.png"
+    for label, first in (("positive", 1), ("negative", 6))
+    for i in range(10)
+]
+
+
+@of("A dataset of your own")
+def test_a_dataset_of_your_own_is_prepared_and_checked(checkout: Checkout, real_ihc: np.ndarray) -> None:
+    write_images(checkout.work / "biopsies", BIOPSIES, real_ihc)
+    card, prepared, checked = map(checkout.his2lip, commands("A dataset of your own"))
+    assert "no problem found" in card
+    assert "20 found, 20 read, 0 quarantined" in prepared
+    assert "no problem found" in checked
+
+
+CORES = [
+    f"{split}/{stain}/{patient}-{core}.png"
+    for split, patients in (("train", "AB"), ("test", "CD"))
+    for stain in ("ER", "Ki67")
+    for patient in patients
+    for core in (1, 2)
+]
+
+
+@of("A published layout")
+def test_a_published_layout_is_read_by_its_registered_reader(
+    checkout: Checkout, real_ihc: np.ndarray
+) -> None:
+    write_images(checkout.work / "LungCores", [*CORES, "train/ER/unnamed.png"], real_ihc)
+    card, prepared, checked = map(checkout.his2lip, commands("A published layout"))
+    assert "no problem found" in card
+    assert "17 found, 16 read, 1 quarantined" in prepared
+    info = json.loads((checkout.work / "shards/lungcores/dataset.json").read_text())
+    assert info["counts"] == {"test": {"ER": 4, "Ki67": 4}, "train": {"ER": 4, "Ki67": 4}}
+    assert info["quarantined"] == [["train/ER/unnamed.png", "the name is not PATIENT-CORE"]]
+    assert "no problem found" in checked
+
+
+@of("A backbone")
+def test_a_backbone_is_listed_and_loaded_by_its_name(checkout: Checkout) -> None:
+    repository = checkout.work / "hf/models--our-lab--labclip"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    published_open_clip(snapshot, native_config())
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    example = re.findall(r"^```python\n(.*?)^```", section("A backbone"), re.DOTALL | re.MULTILINE)[0]
+    program = example + "print(model.name, tuple(model.encode_text(['brown nuclei']).shape))\n"
+    cache = {"HF_HUB_CACHE": str(checkout.work / "hf"), "HF_HUB_OFFLINE": "1"}
+    width = native_config()["embed_dim"]
+    assert checkout.run("-c", program, **cache).splitlines()[-1] == f"labclip (1, {width})"
+    assert "labclip" in checkout.run("-m", "his2lip", "models", "list", **cache)
+
+
+@of("A metric")
+def test_a_metric_of_a_benchmark_is_in_its_table_and_on_its_page(
+    checkout: Checkout, real_ihc: np.ndarray, mlflow_store: str
+) -> None:
+    ((_, card),) = touched("A dataset of your own")["biopsies.yaml"]
+    (checkout.work / "biopsies.yaml").write_text(card)
+    write_images(checkout.work / "biopsies", BIOPSIES, real_ihc)
+    checkout.his2lip("his2lip data prepare biopsies.yaml --root biopsies --out shards/biopsies")
+    checkout.his2lip(
+        "his2lip benchmark benchmarks/zero_shot.yaml 'datasets={biopsies: shards/biopsies}' "
+        "protocols=[default] models=[] baselines=[majority] name=extended"
+    )
+    folder = checkout.work / "runs/benchmark/extended"
+    with (folder / "leaderboard.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["worst_recall"] == "0.0", "one class is always predicted"
+    assert "<h2>Worst recall, %</h2>" in (folder / "report/index.html").read_text()
+
+
+@of("A plot")
+def test_a_plot_is_on_the_page_of_a_leaderboard(checkout: Checkout) -> None:
+    (checkout.work / "leaderboard.csv").write_text(
+        to_csv([cell_result(model="CLIP"), cell_result(model="PLIP")])
+    )
+    checkout.his2lip("his2lip report .")
+    page = (checkout.work / "report/index.html").read_text()
+    assert page.index("<h2>Models by datasets</h2>") < page.index("<h2>Zero-shot means, %</h2>")
+
+
+@of("A command")
+def test_a_command_is_listed_and_runs(checkout: Checkout) -> None:
+    write_small_shards(checkout.work / "shards/lungcores", train=8, select=4)
+    assert re.search(r"splits +List the splits", checkout.run("-m", "his2lip", "data", "--help"))
+    (command,) = commands("A command")
+    assert re.search(r"train +train +8\n *val +select +4", checkout.his2lip(command))
