@@ -187,6 +187,30 @@ def test_a_backbone_is_listed_and_loaded_by_its_name(checkout: Checkout) -> None
     assert "labclip" in checkout.run("-m", "his2lip", "models", "list", **cache)
 
 
+_ONE_STEP = """
+import sys
+from his2lip.training import TrainConfig, run_in_process
+
+_, shards, *overrides = sys.argv
+config = TrainConfig.model_validate({
+    "data": {"shards": shards, "select": "val", "batch_size": 16, "lanes": 2, "decode_threads": 1},
+    "loss": {"weights": {"fused": 0.5}},
+    "optim": {"steps": 1, "lr": 1e-3},
+})
+run_in_process(config, report=lambda metrics: print(sorted(metrics), metrics["select/fused"]))
+"""
+
+
+@of("A loss term")
+def test_a_loss_term_is_an_option_of_training_and_is_reported_after_one_step(checkout: Checkout) -> None:
+    (command,) = commands("A loss term")
+    assert "loss.weights.fused=0.5" in command
+    shards = write_small_shards(checkout.work / "shards", train=32, select=16)
+    names, _, value = checkout.run("-c", _ONE_STEP, shards).strip().splitlines()[-1].rpartition(" ")
+    assert {"train/fused", "train/excess_fused", "select/fused"} <= set(re.findall(r"'([^']+)'", names))
+    assert 0 < float(value) < 100
+
+
 @of("A metric")
 def test_a_metric_of_a_benchmark_is_in_its_table_and_on_its_page(
     checkout: Checkout, real_ihc: np.ndarray, mlflow_store: str

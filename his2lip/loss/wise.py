@@ -188,7 +188,7 @@ class WISELoss(nn.Module):
     def _term_shares(
         self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, ranks: Ranks, scale: torch.Tensor
     ) -> torch.Tensor:
-        """(4,) this rank's shares of the sums: image-text, image-image and text-text terms, entropy."""
+        """(T + 1,) this rank's shares of the sums: the T terms in the order of TERMS, then the entropy."""
         x, c = unit_rows(image), unit_rows(text)
         a, b = (x, c) if self.normalize else (image, text)
         kappa = scale if self.kappa == "scale" else torch.full_like(scale, float(self.kappa))
@@ -212,22 +212,17 @@ class WISELoss(nn.Module):
         )
 
     def _output(self, means: torch.Tensor) -> LossOutput:
-        weights = [getattr(self.weights, term) for term in TERMS]
-        *terms, entropy = means.unbind()
-        parts = list(zip(weights, terms, strict=True))
+        *of_terms, entropy = means.unbind()
+        terms: dict[str, torch.Tensor] = {}
         # A term of weight 0 stays out of the sum, where its infinity would make the total a NaN.
-        total = sum((weight * term for weight, term in parts if weight > 0), torch.zeros_like(entropy))
-        image_text, image_image, text_text = (t if weight > 0 else t.detach() for weight, t in parts)
-        return LossOutput(
-            total=total,
-            image_text=image_text,
-            image_image=image_image,
-            text_text=text_text,
-            excess_image_text=image_text - entropy,
-            excess_image_image=image_image - entropy,
-            excess_text_text=text_text - entropy,
-            entropy=entropy,
-        )
+        total = torch.zeros_like(entropy)
+        for name, mean in zip(TERMS, of_terms, strict=True):
+            weight = getattr(self.weights, name)
+            terms[name] = mean if weight > 0 else mean.detach()
+            if weight > 0:
+                total = total + weight * mean
+        excess = {f"excess_{name}": term - entropy for name, term in terms.items()}
+        return LossOutput(total=total, entropy=entropy, **terms, **excess)
 
 
 def _gradient_if(wanted: bool) -> torch.set_grad_enabled:
