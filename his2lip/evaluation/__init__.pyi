@@ -8,8 +8,8 @@ from .grid import GridResult as GridResult
 from .grid import run_grid as run_grid
 from .prompts import PromptSet as PromptSet
 from .prompts import list_prompts as list_prompts
-from .published_table import plain as plain
-from .published_table import published as published
+from .published_table import comparison_name as comparison_name
+from .published_table import published_figures as published_figures
 from .results import CellResult as CellResult
 from .results import figures as figures
 from .results import metric_fields as metric_fields

@@ -18,19 +18,21 @@ from his2lip.evaluation.grid_cell import CellPlan
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
-NEIGHBOURS = 15  # of the mean-colour k-NN, at most; the square root of the train rows where that is fewer
-# A pixel is stained where its DAB optical density, unmixed with the vectors of Ruifrok and Johnston (2001) as
-# scikit-image has them, exceeds this: skimage.color.rgb2hed gives about 0.03 on counterstain alone.
+NEIGHBOURS = 15  # largest k of the mean-colour k-NN; the square root of the train rows where that is smaller
+# A pixel counts as stained above this DAB optical density, unmixed with the vectors of Ruifrok and Johnston
+# (2001) as scikit-image has them: skimage.color.rgb2hed gives about 0.03 where there is only counterstain.
 STAINED_OD = 0.05
-STAIN_SIDE = 512  # pixels a side at which the stained share is read; larger images are sampled, not blurred
+STAIN_SIDE = 512  # largest side in pixels of the stained share; larger images are subsampled without blurring
 _VERSION = 1
 
 
 class ColourEncoder:
     """An image as four numbers: its mean red, green and blue (0 to 1), and its stained share (0 to 1).
 
-    Fits the embedding cache in a model's place, so that colour baselines too read each image once.
+    It is an encoder, so that the embedding cache reads each image once for the colour baselines too.
     """
+
+    width = 4
 
     key = digest(
         {
@@ -57,7 +59,7 @@ class ColourEncoder:
 
 
 class BaselineScorer:
-    """One baseline as the grid's scorer."""
+    """One baseline as a scorer of the grid."""
 
     uses_prompts = False
 
@@ -71,22 +73,22 @@ class BaselineScorer:
         return digest({"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest})
 
     def trained_on(self, plan: CellPlan) -> bool:
-        return False  # a baseline is known by its name; the flag is about models
+        return False  # the flag is about models only
 
     def score(self, plan: CellPlan) -> Scores:
         return _KINDS[self._kind](plan, self._cache)
 
 
 def baseline_kind(name: str) -> str:
-    """`baseline:majority` -> `majority`. Raises DatasetError for an unknown one."""
+    """`majority` for `baseline:majority`. Raises DatasetError for an unknown name."""
     kind = name.removeprefix(PREFIX)
     if kind not in _KINDS:
-        raise DatasetError(f"unknown baseline '{kind}'", fix=did_you_mean(kind, _KINDS))
+        raise DatasetError(f"unknown baseline '{kind}'", key=kind, fix=did_you_mean(kind, _KINDS))
     return kind
 
 
 def applies(name: str, plan: CellPlan) -> str | None:
-    """None where the baseline can score this plan, else the reason why it cannot."""
+    """None where the baseline can score this plan; otherwise the reason why it cannot."""
     kind = baseline_kind(name)
     if kind in ("mean-colour", "dab-threshold") and train_split(plan) is None:
         return "the dataset has no train split to fit on"
@@ -96,20 +98,20 @@ def applies(name: str, plan: CellPlan) -> str | None:
 
 
 def train_split(plan: CellPlan) -> str | None:
-    """The dataset's train split, where it has one that is not the split scored."""
+    """The dataset's first train split other than the scored split; None where there is none."""
     names = splits_with_role(plan.roles, "train", besides=plan.protocol.split)
     return names[0] if names else None
 
 
 def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """Uniform guesses, drawn from the split's hash: the same for the same units."""
+    """Uniform random classes, seeded by the split's digest: equal units get equal guesses."""
     selection = plan.selection
     rng = np.random.default_rng(int(selection.split_sha256[:16], 16))
     return _one_hot(rng.integers(len(selection.classes), size=len(selection.labels)), selection)
 
 
 def majority(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """The commonest class of the train split; of the scored units themselves where there is none."""
+    """The most frequent class of the train split, or of the scored units where there is no train split."""
     labels = _fitting_labels(plan)
     commonest = np.bincount(labels, minlength=len(plan.selection.classes)).argmax()
     return _one_hot(np.full(len(plan.selection.labels), commonest), plan.selection)
@@ -119,7 +121,7 @@ def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """k nearest neighbours on mean red, green and blue, fitted on the train split."""
     split = train_split(plan)
     if split is None:
-        raise DatasetError("mean colour has no train split to fit on", where=plan.uri)
+        raise DatasetError("the mean-colour baseline needs a train split to fit on", where=plan.uri)
     from sklearn.neighbors import KNeighborsClassifier
 
     shards = open_shards(plan.uri)
@@ -136,12 +138,12 @@ def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
 def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """Positive where the stained share exceeds a threshold.
 
-    The threshold gives the best balanced accuracy on the train split; without one it is Otsu's (1979), which
-    looks at no label.
+    The threshold has the best balanced accuracy on the train split. Without a train split it is Otsu's
+    (1979), which uses no labels.
     """
     positive = _positive_class(plan.selection.classes)
     if positive is None:
-        raise DatasetError("stained area tells positive from negative staining only", where=plan.uri)
+        raise DatasetError("the stained-area baseline needs a positive and a negative class", where=plan.uri)
     shards, split = open_shards(plan.uri), train_split(plan)
     units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, 3]
     if split is None:
@@ -151,29 +153,31 @@ def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
         known = fitted.scored
         share = _colours(cache, shards, split, fitted)[known, 3]
         threshold = best_threshold(share, fitted.labels[known] == positive)
-    return _beyond(units - threshold, positive)
+    return _by_margin(units - threshold, positive)
 
 
 def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """Positive where one DAB feature exceeds a threshold (dab.py).
 
-    The threshold is fitted on the train split; which feature, on the select split where there is one.
+    The threshold is fitted on the train split. The feature is chosen on the select split where there is one.
     """
     positive, split = _positive_class(plan.selection.classes), train_split(plan)
     if positive is None or split is None:
-        raise DatasetError("a DAB threshold needs positive and negative in a train split", where=plan.uri)
+        raise DatasetError(
+            "the DAB threshold needs one positive and one negative class, and a train split", where=plan.uri
+        )
     shards = open_shards(plan.uri)
 
-    def known(of: str) -> tuple[np.ndarray, np.ndarray]:
-        """(features, whether positive) of the split's labelled units."""
+    def labelled(of: str) -> tuple[np.ndarray, np.ndarray]:
+        """(features, whether positive) of the labelled units of a split."""
         fitted = select(shards, plan.protocol, split=of)
         features = _features(cache, DabEncoder(), shards, of, fitted)
         return features[fitted.scored], fitted.labels[fitted.scored] == positive
 
     selects = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
-    rule = fit_rule(*known(split), select=known(selects[0]) if selects else None)
+    rule = fit_rule(*labelled(split), select=labelled(selects[0]) if selects else None)
     units = _features(cache, DabEncoder(), shards, plan.protocol.split, plan.selection)
-    return _beyond(units[:, rule.feature] - rule.threshold, positive)
+    return _by_margin(units[:, rule.feature] - rule.threshold, positive)
 
 
 _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {
@@ -207,7 +211,7 @@ def _fitting_labels(plan: CellPlan) -> np.ndarray:
 
 
 def _positive_class(classes: tuple[str, ...]) -> int | None:
-    """The number of the positive one of two classes: `positive`, `Ki67-positive`, or HER2 3+."""
+    """The number of the positive class of two (`positive`, `Ki67-positive`, HER2 3+); None where unclear."""
     if len(classes) != 2:
         return None
     found = [c for c, name in enumerate(classes) if "positive" in name.lower() or name.endswith("3+")]
@@ -224,8 +228,8 @@ def _one_hot(predicted: np.ndarray, selection: Selection) -> Scores:
     return _scores(np.eye(len(selection.classes), dtype=np.float32)[predicted])
 
 
-def _beyond(margin: np.ndarray, positive: int) -> Scores:
-    """Scores of two classes by how far each unit (U,) is beyond the threshold of class number `positive`."""
+def _by_margin(margin: np.ndarray, positive: int) -> Scores:
+    """Scores of two classes from each unit's distance (U,) above the threshold of class number `positive`."""
     scores = np.stack([-margin, margin], axis=1).astype(np.float32)
     return _scores(scores if positive == 1 else scores[:, ::-1])
 

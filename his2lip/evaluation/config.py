@@ -1,4 +1,4 @@
-"""Configuration of a benchmark: models x datasets x protocols, and where it works."""
+"""Configuration of a benchmark: models, datasets, protocols, and where results are stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pydantic
 from his2lip.config import Config
 from his2lip.resources import CACHE, STORAGE
 
-PREFIX = "baseline:"  # of the names of baselines, which need no model
+PREFIX = "baseline:"  # start of the names of baselines, which need no model
 
 
 class Blend(Config):
@@ -80,14 +80,14 @@ class BenchmarkConfig(Config):
     )
     @classmethod
     def _short_forms(cls, entries: Any) -> Any:
-        """`clip` for {name: clip, path: clip}; {blend: [clip, RUN], alphas: [0, 0.5, 1]} for three rows."""
-        return [row for e in entries for row in _rows(e)] if isinstance(entries, list) else entries
+        """`clip` is {name: clip, path: clip}; {blend: [clip, RUN], alphas: [0, 0.5, 1]} is three models."""
+        return [model for e in entries for model in _models(e)] if isinstance(entries, list) else entries
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> BenchmarkConfig:
         names = [m.name for m in self.models] + [f"{PREFIX}{b}" for b in self.baselines]
         if twice := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"two models are called '{min(twice)}'; give each a name of its own")
+            raise ValueError(f"two models are called '{min(twice)}'; give each another name")
         return self
 
     @property
@@ -96,7 +96,7 @@ class BenchmarkConfig(Config):
 
     @property
     def task_threads(self) -> int:
-        """Threads that decode images, and torch's, in one model's task."""
+        """Threads that decode images, and threads of torch, in the task of one model."""
         return self.threads or max(1, round(self.cpus))
 
     def uris(self) -> dict[str, str]:
@@ -106,8 +106,8 @@ class BenchmarkConfig(Config):
         return {name: f"{self.shards}/{name}" for name in self.datasets}
 
 
-def _rows(entry: Any) -> list[Any]:
-    """The rows that one entry of `models` stands for; what has neither form is left to be validated."""
+def _models(entry: Any) -> list[Any]:
+    """The models that one entry of `models` means; other forms are left to the validation."""
     if isinstance(entry, str):
         return [{"name": _display(entry), "path": entry}]
     if not isinstance(entry, dict) or "alphas" not in entry:
@@ -115,7 +115,7 @@ def _rows(entry: Any) -> list[Any]:
     unknown = set(entry) - {"blend", "alphas", "name", "trained_on"}
     pair, alphas = entry.get("blend"), entry["alphas"]
     if unknown or not isinstance(pair, list) or len(pair) != 2 or not isinstance(alphas, list) or not alphas:
-        raise ValueError("a sweep of alpha is {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}")
+        raise ValueError("a sweep of alpha must be {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}")
     base, tuned = pair
     sweep = entry.get("name") or _display(str(tuned))
     row = {"path": tuned} | {key: entry[key] for key in ("trained_on",) if key in entry}
@@ -124,6 +124,6 @@ def _rows(entry: Any) -> list[Any]:
 
 
 def _display(path: str) -> str:
-    """A checkpoint's run for runs/train/NAME/best, else the name as it is."""
+    """NAME for runs/train/NAME/best; other names and paths stay as they are."""
     parts = Path(path).parts
     return parts[-2] if len(parts) > 2 and parts[-1] in ("best", "last", "checkpoint") else path

@@ -1,4 +1,4 @@
-"""DAB features of an image, and the one threshold on one of them that tells positive from negative best."""
+"""DAB features of an image, and the threshold on one of them that best separates positive from negative."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from his2lip.data.images import tissue_mask, unmix
 from his2lip.errors import DatasetError
 from his2lip.evaluation.encoders import decoder_version
 
-# Optical densities of DAB at which IHC4BC calls a nucleus 2+ or 3+ (ER, PR: .26, .46; Ki67: .35, .55). Its
-# cuts for 1+ (.06, .12) are of whole nuclei: a pixel of counterstain alone unmixes to as much.
+# Optical densities of DAB from which IHC4BC calls a nucleus 2+ or 3+ (ER, PR: .26, .46; Ki67: .35, .55). Its
+# thresholds for 1+ (.06, .12) are means over whole nuclei: single pixels of counterstain reach them too.
 LEVELS = (0.26, 0.35, 0.46, 0.55)
 FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
-SIDE = 512  # pixels a side that are looked at, at most; larger images are sampled, not blurred
+SIDE = 512  # largest side in pixels; larger images are subsampled without blurring
 
 
 def dab_features(pixels: np.ndarray) -> np.ndarray:
-    """float32 (F,), `FEATURES` of uint8 (H, W, 3).
+    """`FEATURES` of uint8 (H, W, 3), as float32 (F,).
 
-    The shares of the tissue whose DAB density reaches each of `LEVELS`, the mean density over the tissue, and
-    over what reaches the first level. Zero where there is no tissue. Unmixed with the vectors of Ruifrok and
-    Johnston (2001).
+    These are the shares of the tissue whose DAB density reaches each of `LEVELS`, the mean density over the
+    tissue, and the mean density over the pixels that reach the first level. All are 0 where there is no
+    tissue. Stains are unmixed with the vectors of Ruifrok and Johnston (2001).
     """
     step = -(-max(pixels.shape[:2]) // SIDE)
     pixels = pixels[::step, ::step]
@@ -37,7 +37,9 @@ def dab_features(pixels: np.ndarray) -> np.ndarray:
 
 
 class DabEncoder:
-    """`dab_features` in a model's place, so that the embedding cache reads each image once."""
+    """`dab_features` as an encoder, so that the embedding cache reads each image once."""
+
+    width = len(FEATURES)
 
     key = digest(
         {
@@ -69,10 +71,11 @@ class Rule(NamedTuple):
 def fit_rule(
     features: np.ndarray, positive: np.ndarray, select: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Rule:
-    """The best one-feature rule: each feature's threshold by `features` (N, F) and `positive` bool (N,).
+    """The best rule on one feature.
 
-    Which feature is decided by `select`, other (features, positive), where given; among equals by the same
-    rows; then by how far the classes lie apart, since on few rows many features are equal.
+    Each feature's threshold is fitted on `features` (N, F) and `positive`, bool (N,). The feature is the one
+    with the best balanced accuracy on `select`, other (features, positive), where given. Equal features are
+    compared on the fitted rows, then by the distance of the class means, since on few rows many are equal.
     """
     rules = [Rule(f, best_threshold(features[:, f], positive)) for f in range(features.shape[1])]
 
@@ -85,29 +88,29 @@ def fit_rule(
 
 
 def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
-    """The cut between two neighbouring `values` (N,) with the best balanced accuracy.
+    """The threshold between two neighbouring `values` (N,) with the best balanced accuracy.
 
-    Raises DatasetError where `positive` shows one class alone.
+    Raises DatasetError where all images are positive, or all are negative.
     """
     if positive.all() or not positive.any():
-        raise DatasetError("a threshold needs positive and negative images to be fitted on")
+        raise DatasetError("fitting a threshold needs both positive and negative images")
     levels, place = np.unique(values, return_inverse=True)
     up = np.bincount(place, weights=positive, minlength=len(levels))
     down = np.bincount(place, weights=~positive, minlength=len(levels))
-    # Cut k lies below level k: positives from k on are right, and so are negatives before it.
+    # Threshold k is below level k: positives from k on are right, and so are negatives before it.
     right = (up.sum() - np.cumsum(up) + up) / up.sum() + (np.cumsum(down) - down) / down.sum()
     k = int(right.argmax())
     return float(levels[k] - 1e-6 if k == 0 else (levels[k - 1] + levels[k]) / 2)
 
 
 def _balanced(predicted: np.ndarray, positive: np.ndarray) -> float:
-    """Mean recall of the classes that are there: a small select split may hold one alone."""
+    """Mean recall of the classes that are present: a small select split may have only one."""
     right = predicted == positive
     return float(np.mean([right[of].mean() for of in (positive, ~positive) if of.any()]))
 
 
 def _apart(values: np.ndarray, positive: np.ndarray) -> float:
-    """How many standard deviations lie between the means of the two classes (d')."""
+    """Distance of the two class means in standard deviations (d')."""
     up, down = values[positive], values[~positive]
     spread = float(np.sqrt((up.var() + down.var()) / 2))
     return float(up.mean() - down.mean()) / (spread + 1e-6)

@@ -1,4 +1,4 @@
-"""Embeddings of images and sentences: each (encoder, image) computed once, ever, and kept."""
+"""Embeddings of images and sentences: each (encoder, image) pair is computed once and then cached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -18,33 +18,35 @@ from his2lip.errors import DatasetError, ModelError
 from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
 from his2lip.evaluation.feature_store import FeatureStore
 
-Progress = Callable[[int, int], None]  # images done, images to do
+ProgressCallback = Callable[[int, int], None]  # images done, images to do
 
-_BATCH = 64  # crops that go through a tower at once
-_PART_IMAGES = 2048  # images a part of the cache: what an interruption can lose
+_BATCH = 64  # crops in one batch of a tower
+_PART_IMAGES = 2048  # images in one part of the cache, which is what an interruption can lose
 _FIX = "prepare the dataset again"
 
 
 @dataclass
 class Counts:
-    """What went through a tower since the cache was opened."""
+    """What was computed since the cache was opened, and the damaged parts of the cache with the reasons."""
 
     images: int = 0
     crops: int = 0
     sentences: int = 0
+    damaged: list[str] = field(default_factory=list)
 
     def add(self, other: Counts) -> None:
         self.images += other.images
         self.crops += other.crops
         self.sentences += other.sentences
+        self.damaged += other.damaged
 
 
 @dataclass(frozen=True)
 class Embedded:
     """Rows of a split with their features.
 
-    table     metadata, one row an image (all columns of a shard but the image)
-    features  float32 (M, D), raw; M > rows where a view cuts an image into tiles
+    table     metadata, one row per image (all columns of a shard except the image)
+    features  float32 (M, D), raw; there are more than rows where a view cuts an image into tiles
     row       int64 (M,), the row of `table` that each feature belongs to
     """
 
@@ -54,10 +56,10 @@ class Embedded:
 
 
 class EmbeddingCache:
-    """Features by encoder and image on disk, under a folder or URI; `counts` says what had to be computed.
+    """Features by encoder and image, under a folder or URI; `counts` tells what had to be computed.
 
-    Each encoder has a folder of its own, named by its key, so a replaced weight, another preprocessing, view,
-    decoder or precision can never meet features of the former. Several processes may share a cache.
+    Each encoder has its own folder, named by its key. Features of other weights, or of another preprocessing,
+    view, decoder or precision are therefore never mixed. Several processes may share a cache.
     """
 
     def __init__(self, root: str) -> None:
@@ -73,19 +75,20 @@ class EmbeddingCache:
         rows: np.ndarray | None = None,
         batch_size: int = _BATCH,
         threads: int = 2,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Embedded:
-        """Features of a split, or of its `rows` (int64, numbers within the split); missing ones are made.
+        """Features of a split, or of its `rows` (int64, numbers within the split).
 
-        Equal images are computed once. Raises DatasetError for an image that cannot be decoded or is not the
-        one that its row names, ModelError for features that are not finite.
+        Features that are not cached are computed, equal images once. Raises DatasetError for an image that
+        cannot be decoded or whose bytes are not those of its sha256, and ModelError for features that are not
+        finite.
         """
         table = shards.table(split)
         rows = np.arange(len(table)) if rows is None else np.asarray(rows)
         table = table.take(pa.array(rows))
         keys = _image_keys(encoder, table)
-        store = FeatureStore(self._root, f"images/{encoder.key}")
-        known = store.read(keys)
+        store = FeatureStore(self._root, f"images/{encoder.key}", width=encoder.width)
+        known = self._read(store, keys)
         missing = {key: int(row) for key, row in zip(keys[::-1], rows[::-1], strict=True) if key not in known}
         by_row = {row: key for key, row in missing.items()}
         waiting: dict[str, np.ndarray] = {}
@@ -108,10 +111,10 @@ class EmbeddingCache:
         return _assemble(table, keys, known | waiting)
 
     def embed_images(self, encoder: ImageEncoder, images: Sequence[bytes]) -> list[np.ndarray]:
-        """Features float32 (T, D) of encoded images that stand in no shard (a query, a user's file)."""
+        """Features float32 (T, D) of encoded images that are in no shard (a query, a user's file)."""
         keys = [hashlib.sha256(image).hexdigest() + encoder.crop_key(None) for image in images]
-        store = FeatureStore(self._root, f"images/{encoder.key}")
-        known = store.read(keys)
+        store = FeatureStore(self._root, f"images/{encoder.key}", width=encoder.width)
+        known = self._read(store, keys)
         new: dict[str, np.ndarray] = {}
         for key, image in zip(keys, images, strict=True):
             if key not in known and key not in new:
@@ -124,8 +127,8 @@ class EmbeddingCache:
     def embed_text(self, encoder: SentenceEncoder, sentences: Sequence[str]) -> np.ndarray:
         """Raw features of sentences in order, duplicates kept: float32 (P, D)."""
         keys = [hashlib.sha256(s.encode()).hexdigest() for s in sentences]
-        store = FeatureStore(self._root, f"sentences/{encoder.key}")
-        known = store.read(keys)
+        store = FeatureStore(self._root, f"sentences/{encoder.key}", width=encoder.width)
+        known = self._read(store, keys)
         missing = {key: s for key, s in zip(keys, sentences, strict=True) if key not in known}
         new: dict[str, np.ndarray] = {}
         for chunk in _chunks(list(missing.items()), _BATCH):
@@ -134,6 +137,11 @@ class EmbeddingCache:
             self.counts.sentences += len(chunk)
         store.append(new)
         return np.concatenate([(known | new)[key] for key in keys])
+
+    def _read(self, store: FeatureStore, keys: list[str]) -> dict[str, np.ndarray]:
+        found = store.read(keys)
+        self.counts.damaged += store.damaged
+        return found
 
 
 def encode_rows(
@@ -145,9 +153,10 @@ def encode_rows(
     batch_size: int = _BATCH,
     threads: int = 2,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, features float32 (T, D)) of ascending rows of a split; images are decoded on threads, ahead.
+    """(row, features float32 (T, D)) of ascending rows of a split.
 
-    Reads only the row groups that hold one of the rows, one at a time. Nothing is cached.
+    Threads decode the next images meanwhile. Only row groups with one of the rows are read, one at a time.
+    Nothing is cached.
     """
     for batch in _decoded(encoder, read_images(shards, split, rows), batch_size=batch_size, threads=threads):
         crops = np.concatenate([c for _, _, c in batch])
@@ -175,7 +184,7 @@ def read_images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[t
 def _decoded(
     encoder: ImageEncoder, images: Iterable[tuple[int, dict]], *, batch_size: int, threads: int
 ) -> Iterator[list[tuple[int, str, np.ndarray]]]:
-    """Batches of (row, patch id, crops); the next batch is decoded while one is in use."""
+    """Batches of (row, patch id, crops); the next batch is decoded while the caller uses one."""
 
     def cut(item: tuple[int, dict]) -> tuple[int, str, np.ndarray]:
         row, patch = item
@@ -196,9 +205,10 @@ def _decoded(
 
 
 def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
-    """The crops of one row, after the check that its bytes are those that its sha256 names."""
+    """The crops of one row. Raises DatasetError where its bytes are not those of its sha256."""
     if hashlib.sha256(patch["image"]).hexdigest() != patch["sha256"]:
-        raise DatasetError("an image's bytes are not those of its sha256", where=patch["patch_id"], fix=_FIX)
+        what = "the bytes of this image are not those of its sha256"
+        raise DatasetError(what, where=patch["patch_id"], fix=_FIX)
     try:
         pixels = decode(patch["image"])
     except DatasetError as error:
@@ -220,7 +230,7 @@ def _assemble(table: pa.Table, keys: list[str], known: dict[str, np.ndarray]) ->
 
 def _finite(features: np.ndarray, what: str, where: str) -> np.ndarray:
     if not np.isfinite(features).all():
-        raise ModelError(f"the model gives features that are not finite for this {what}", where=where)
+        raise ModelError(f"the model computes features that are not finite for this {what}", where=where)
     return features.astype(np.float32, copy=False)
 
 

@@ -1,4 +1,4 @@
-"""The image side of a model as the cache needs it: bytes to crops, crops to raw features, and an identity."""
+"""Encoders for the cache: from pixels to crops, from crops or sentences to raw features, and an identity."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from his2lip.evaluation.views import View
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
-# A sentence whose tokens tell tokenizers apart.
+# A sentence that different tokenizers encode differently.
 _PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 
 Preprocessing = Literal["native", "released"]
 
 
 class ImageEncoder(Protocol):
-    """What an embedding cache asks of an encoder; models and colour baselines are two."""
+    """What the embedding cache needs of an encoder: a model, or the features of a baseline."""
+
+    width: int  # D, the numbers of one feature
 
     @property
     def key(self) -> str:
-        """sha256 of all that decides a feature beside the image: weights, architecture, view and so on."""
+        """sha256 of everything but the image that decides a feature: weights, architecture, view, …"""
 
     def crop_key(self, mpp: float | None) -> str:
-        """What of one image's scale decides its crops; empty where nothing does."""
+        """Text that differs where microns per pixel change the crops; empty where they do not."""
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
-        """uint8 (H, W, 3) to an array (T, …) of T >= 1 inputs; runs on several threads at once."""
+        """From uint8 (H, W, 3) to an array (T, …) of T >= 1 inputs. Several threads call it at once."""
 
     def encode(self, crops: np.ndarray) -> np.ndarray:
-        """Inputs (T, …) to raw features, float32 (T, D)."""
+        """From inputs (T, …) to raw features, float32 (T, D)."""
 
 
 class ModelEncoder:
@@ -57,6 +59,7 @@ class ModelEncoder:
         self.model = model
         self._weights = weights
         self.view = view or View()
+        self.width = model.dim
         # The view decides what is cut off, so every crop is resized whole.
         self._preprocess = (
             model.preprocess.as_released()
@@ -101,18 +104,19 @@ class SentenceEncoder:
     def __init__(self, model: DualEncoder, *, weights: str | None = None) -> None:
         """`weights` as for `ModelEncoder`."""
         self.model = model
+        self.width = model.dim
         self._weights = weights
 
     @cached_property
     def key(self) -> str:
-        """sha256 of all that decides a feature beside the sentence."""
+        """sha256 of everything but the sentence that decides a feature."""
         return digest(
             {
                 "schema": 1,
                 "tensors": self._weights or self.model.tensor_digest(),
                 "config": self.model.config_digest(),
                 "precision": self.model.precision,
-                # A released CLIP tower may have been trained with BERT's ids: ask what the tokenizer does.
+                # A released CLIP tower may have been trained with BERT's ids: the tokenizer counts.
                 "tokens": self.model.tokenize([_PROBE]).tolist(),
             }
         )
@@ -125,7 +129,7 @@ class SentenceEncoder:
 
 @contextmanager
 def inference(model: DualEncoder) -> Iterator[None]:
-    """Evaluation mode without gradients; a model that was training goes back to it."""
+    """Evaluation mode without gradients; afterwards the model is in the mode that it was in before."""
     import torch
 
     training = model.training
@@ -138,7 +142,7 @@ def inference(model: DualEncoder) -> Iterator[None]:
 
 
 def decoder_version() -> str:
-    """Versions of the libraries whose decoding or resizing decides pixels."""
+    """Versions of the libraries that decode or resize images."""
     from importlib.metadata import version
 
     return " ".join(f"{name}-{version(name)}" for name in ("simplejpeg", "pillow"))

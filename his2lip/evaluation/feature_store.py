@@ -1,11 +1,13 @@
-"""Features on disk: one folder an encoder, append-only Parquet parts that several processes may add to."""
+"""Features on disk: one folder per encoder, of Parquet parts that several processes may add to."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import logging
 import uuid
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,23 +15,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from his2lip.errors import first_line
 from his2lip.files import filesystem, write_file
 
 _SUFFIX = ".parquet"
+_DAMAGED = ".damaged"  # added to the name of a part that must not be read again
+_DIGEST = b"his2lip.sha256"  # key of a part's metadata: sha256 of its keys and features
+_log = logging.getLogger(__name__)
 
 
 class FeatureStore:
-    """Maps a key (of an image or a sentence) to its raw features, float32 (T, D): T crops or one sentence.
+    """Maps the key of an image or a sentence to its raw features, float32 (T, D): T crops, or one sentence.
 
-    A part appears whole, under a name of its own, or not at all, so that writers need no lock; two that
-    embed the same key store it twice, and either copy serves. A part that cannot be read is left out with
-    a warning: what it held is embedded again.
+    A part appears whole, under a unique name, or not at all, so writers need no lock. Two that embed the same
+    key store it twice, and either copy may be used. A part whose content is not what was written is listed in
+    `damaged` and set aside under another name; its features are then missing, and are computed again.
     """
 
-    def __init__(self, root: str, folder: str) -> None:
-        """`root` is a folder or an object-store URI; `folder` names the encoder below it."""
+    def __init__(self, root: str, folder: str, *, width: int) -> None:
+        """`root` is a folder or an object-store URI. `folder` names the encoder below it. `width` is D."""
         self._fs, base = filesystem(root)
         self._folder = f"{base}/{folder}"
+        self._width = width
+        self.damaged: list[str] = []
 
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of `keys` that are stored, each float32 (T, D)."""
@@ -37,14 +45,13 @@ class FeatureStore:
         found: dict[str, np.ndarray] = {}
         for path in self._parts() if len(wanted) else ():
             try:
-                found |= _read_part(self._fs, path, wanted)
+                found |= _read_part(self._fs, path, wanted, width=self._width)
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                warnings.warn(f"left out a broken part of the cache ({path}): {reason}", stacklevel=2)
+                self._set_aside(path, first_line(error))
         return found
 
     def append(self, features: Mapping[str, np.ndarray]) -> None:
-        """Adds one part that holds `features`, each float32 (T, D) of one D."""
+        """Adds one part with `features`, each float32 (T, D)."""
         if not features:
             return
         out = io.BytesIO()
@@ -55,17 +62,26 @@ class FeatureStore:
         selector = pafs.FileSelector(self._folder, allow_not_found=True)
         return sorted(f.path for f in self._fs.get_file_info(selector) if f.path.endswith(_SUFFIX))
 
+    def _set_aside(self, path: str, reason: str) -> None:
+        self.damaged.append(f"{path}: {reason}")
+        _log.warning("a part of the feature cache is damaged and is computed again: %s: %s", path, reason)
+        with contextlib.suppress(OSError):  # another process did so already, or the cache is read-only
+            self._fs.move(path, path + _DAMAGED)
+
 
 def _to_table(features: Mapping[str, np.ndarray]) -> pa.Table:
-    """One row a vector; the vectors of a key stand together, in order."""
+    """One row per vector. The vectors of a key follow one another, in order."""
     vectors = np.concatenate(list(features.values())).astype(np.float32, copy=False)
     keys = [key for key, rows in features.items() for _ in range(len(rows))]
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    return pa.table({"key": keys, "feature": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
+    flat = np.ascontiguousarray(vectors).reshape(-1)
+    columns = {"key": keys, "feature": pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])}
+    return pa.table(columns).replace_schema_metadata({_DIGEST: _digest(keys, flat)})
 
 
-def _read_part(filesystem: pafs.FileSystem, path: str, wanted: pa.Array) -> dict[str, np.ndarray]:
-    """The wanted keys of one part."""
+def _read_part(
+    filesystem: pafs.FileSystem, path: str, wanted: pa.Array, *, width: int
+) -> dict[str, np.ndarray]:
+    """The wanted keys of one part. Raises ValueError for content that is not what was written."""
     table = pq.read_table(
         path,
         filesystem=filesystem,
@@ -73,11 +89,40 @@ def _read_part(filesystem: pafs.FileSystem, path: str, wanted: pa.Array) -> dict
         page_checksum_verification=True,
         partitioning=None,
     )
+    _check(table, width)
     table = table.filter(pc.is_in(table["key"], value_set=wanted)).combine_chunks()
     if not len(table):
         return {}
     keys = table["key"].to_pylist()
-    column = table["feature"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(keys), -1)
+    vectors = _vectors(table).reshape(len(keys), -1)
     starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
     return {keys[a]: vectors[a:b] for a, b in zip(starts, [*starts[1:], len(keys)], strict=True)}
+
+
+def _check(table: pa.Table, width: int) -> None:
+    """Compares the content with the part's digest. Parts of earlier versions have none."""
+    kind = table.schema.field("feature").type
+    if kind != pa.list_(pa.float32(), width):
+        raise ValueError(f"its features are {kind}, not {width} numbers each")
+    if table["key"].null_count or table["feature"].null_count:
+        raise ValueError("it has empty values")
+    flat = _vectors(table)
+    if not np.isfinite(flat).all():
+        raise ValueError("it has features that are not finite")
+    known = (table.schema.metadata or {}).get(_DIGEST)
+    if known is not None and known != _digest(table["key"].to_pylist(), flat):
+        raise ValueError("its content is not what its digest names")
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """All features of a table behind one another, float32 (rows x D,)."""
+    return np.concatenate(
+        [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["feature"].chunks]
+        or [np.zeros(0, dtype=np.float32)]
+    )
+
+
+def _digest(keys: Sequence[str], flat: np.ndarray) -> bytes:
+    content = hashlib.sha256("\n".join(keys).encode())
+    content.update(np.ascontiguousarray(flat).data)
+    return content.hexdigest().encode()

@@ -60,7 +60,7 @@ class GridResult:
     leaderboard  path of leaderboard.csv
     counts       what had to be computed
     reused       identities of the grid cells that were finished before
-    damaged      stored results that were damaged and have been made again, with the reasons
+    damaged      stored results and cached features that were damaged and have been made again, with reasons
     """
 
     cells: list[CellResult]
@@ -115,12 +115,12 @@ def run_grid(
         leaderboard=write_leaderboard(config.folder, cells, failures),
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
-        damaged=tuple(o.damaged for o in outcomes if o.damaged is not None),
+        damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
     )
 
 
 def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailure]]:
-    """Every (dataset, protocol) that can be scored, and for every model those that cannot, with the reason.
+    """Every (dataset, protocol) that can be scored, and for every model those that cannot, with reasons.
 
     Raises ConfigError for a protocol that none of the datasets has.
     """
@@ -132,7 +132,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
         try:
             shards = open_shards(uri)
             card = card_of(shards)
-        except Exception as error:  # here and below: kept as the cells' failure, and stops no others
+        except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
             broken = True
             failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
             continue
@@ -145,7 +145,8 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     unknown = [p for p in config.protocols if p not in offered]
     if unknown and not broken:
         fix = did_you_mean(unknown[0], offered)
-        raise ConfigError(f"none of the datasets has a protocol '{unknown[0]}'", fix=fix)
+        what = f"none of the datasets has a protocol '{unknown[0]}'"
+        raise ConfigError(what, key="protocols", fix=fix)
     return plans, failed
 
 
@@ -172,7 +173,7 @@ def score_models(
 
 
 def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
-    """Those that a model, or a baseline, can score."""
+    """The plans that a model, or a baseline, can score."""
     baseline = entry.path.startswith(PREFIX)
     return [p for p in plans if not baseline or applies(entry.path, p) is None]
 
@@ -183,7 +184,7 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
     from his2lip.models import meta_of
 
     model = _load(entry, config)
-    # At alpha 0 nothing of the tuned model is left.
+    # At alpha 0 the weights are those of the base model.
     meta = meta_of(entry.blend.base if entry.blend and entry.blend.alpha == 0 else entry.path)
     digests = {meta["data_digest"]} if "data_digest" in meta else set()
     return ModelScorer(
@@ -198,7 +199,7 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
 
 
 def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
-    """The row's model, blended where it is a point between two."""
+    """The entry's model, or the blend of two."""
     import torch
 
     from his2lip.models import blend, load_model
@@ -233,9 +234,9 @@ def _on_ray(
             outcome: Outcome = ray.get(next(stream))
         except StopIteration:
             del waiting[stream]
-        except ray.exceptions.RayError as error:  # the task's process died, and so did its second one
+        except ray.exceptions.RayError as error:  # the process of the task died twice
             dead = RunError(
-                f"the process that scored it died twice ({type(error).__name__})", fix=_MORE_MEMORY
+                f"the process of this model died twice ({type(error).__name__})", fix=_MORE_MEMORY
             )
             yield from (Outcome(_failed(e, p, dead)) for e, p in waiting.pop(stream).values())
         else:
@@ -259,19 +260,20 @@ def _score_shared(
 
 
 def _gpus(config: BenchmarkConfig) -> float:
-    """GPUs of one model's task. Raises RunError for those that neither are there nor can come."""
+    """GPUs of the task of one model. Raises RunError for more GPUs than a single machine has."""
     import ray
 
     have = ray.cluster_resources().get("GPU", 0.0)
     if config.gpus == "auto":
         return 1.0 if have >= 1 else 0.0
     if config.gpus > have and _is_local():
-        raise RunError(f"gpus is {config.gpus:g}, and this machine has {have:g}", fix="set gpus=auto")
+        what = f"gpus is {config.gpus:g}, and this machine has {have:g}"
+        raise RunError(what, key="gpus", fix="set gpus=auto")
     return config.gpus
 
 
 def _resources(group: Sequence[ModelEntry], config: BenchmarkConfig) -> dict[str, float]:
-    """What a task asks of Ray; never more than a single machine has, or it would wait for ever."""
+    """The resources of a task. More than a single machine has would let the task wait for ever."""
     import ray
 
     have = ray.cluster_resources()
@@ -284,17 +286,17 @@ def _resources(group: Sequence[ModelEntry], config: BenchmarkConfig) -> dict[str
 
 
 def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
-    """Bytes that a model's task may need: weights twice while they load, images, and what Python takes."""
+    """Bytes for the task of a model: its weights twice while they load, and 1 GiB for images and Python."""
     if config.memory_gb is not None:
         return config.memory_gb * 2**30
     folder = Path(entry.path.removeprefix("local-dir:"))
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    models = 1 if entry.blend is None else 3  # the two, and what lies between them
+    models = 1 if entry.blend is None else 3  # the two, and their blend
     return float(2 * models * weights + 2**30)
 
 
 def _is_local() -> bool:
-    """Whether this Ray is one machine: a cluster's drivers find its address set."""
+    """Whether Ray runs on this machine only: on a cluster, RAY_ADDRESS is set for the driver."""
     return not os.environ.get("RAY_ADDRESS")
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from his2lip.config import resolved
 from his2lip.evaluation.config import ModelEntry
 from his2lip.evaluation.grid_cell import read_predictions
-from his2lip.evaluation.published_table import plain, published
+from his2lip.evaluation.published_table import comparison_name, published_figures
 from his2lip.evaluation.results import CellFailure, CellResult, to_csv, to_table
 from his2lip.files import filesystem, write_file
 
@@ -39,10 +39,10 @@ def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence
 
 def with_published(cells: Iterable[CellResult]) -> list[CellResult]:
     """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data."""
-    known = {(plain(row.model), plain(row.dataset)): row for row in published()}
+    known = {(comparison_name(row.model), comparison_name(row.dataset)): row for row in published_figures()}
     filled = []
     for cell in cells:
-        row = known.get((plain(cell.model), plain(cell.dataset)))
+        row = known.get((comparison_name(cell.model), comparison_name(cell.dataset)))
         if row and cell.protocol == PAPER and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)

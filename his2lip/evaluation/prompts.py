@@ -1,4 +1,4 @@
-"""Prompt sets: which sentences stand for which class, in a fixed order, with an identity."""
+"""Prompt sets: the sentences of each class, in a fixed order, with a digest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PROMPTS_FOLDER = "benchmarks/prompts"
 
 
 class PromptFile(config.Config):
-    """A prompt file as it is written.
+    """The content of a prompt file.
 
-    With `templates`, each class lists synonyms, and its sentences are every template (with {} in it) filled
-    by every synonym, template by template. Without, each class lists its sentences as they are.
+    With `templates`, each class lists synonyms; its sentences are every template, with {} replaced by every
+    synonym, template by template. Without `templates`, each class lists its sentences.
     """
 
     note: str = ""
@@ -26,14 +26,14 @@ class PromptFile(config.Config):
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Classes in order, each with its sentences in order; duplicates and shared sentences are kept."""
+    """Classes in order, each with its sentences in order. Duplicate and shared sentences are kept."""
 
     name: str
     sentences: tuple[tuple[str, tuple[str, ...]], ...]
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> PromptSet:
-        """The set called `name` in benchmarks/prompts, or the one in a YAML file at that path."""
+        """The set of that name in benchmarks/prompts, or the one in the YAML file at that path."""
         path = _find(str(name_or_path))
         source = config.validate(PromptFile, config.read_yaml(path), where=path)
         return cls.build(path.stem, source.classes, templates=source.templates, where=path)
@@ -47,14 +47,16 @@ class PromptSet:
         templates: Iterable[str] = (),
         where: str | Path | None = None,
     ) -> PromptSet:
-        """Expands templates x synonyms. Raises ConfigError for an empty class or a template without {}."""
+        """Combines templates and synonyms. Raises ConfigError for an empty class or a template without {}."""
         templates = list(templates) or ["{}"]
         for template in templates:
             if template.count("{}") != 1:
-                raise ConfigError(f"a template holds {{}} once, this does not: '{template}'", where=where)
+                what = f"a template must contain {{}} once, and this one does not: '{template}'"
+                raise ConfigError(what, where=where, key=template)
         for label, words in classes.items():
             if not words or not all(w.strip() for w in words):
-                raise ConfigError(f"the class '{label}' has an empty sentence or none", where=where)
+                what = f"the class '{label}' has no sentence, or an empty one"
+                raise ConfigError(what, where=where, key=label)
         return cls(
             name,
             tuple(
@@ -69,7 +71,7 @@ class PromptSet:
 
     @property
     def digest(self) -> str:
-        """sha256 of classes and sentences in order; the name does not count."""
+        """sha256 of classes and sentences in order, without the name."""
         return config.digest([[label, list(lines)] for label, lines in self.sentences])
 
     def of(self, label: str) -> tuple[str, ...]:
@@ -78,11 +80,13 @@ class PromptSet:
             if known == label:
                 return lines
         raise ConfigError(
-            f"the prompt set '{self.name}' has no class '{label}'", fix=did_you_mean(label, self.classes)
+            f"the prompt set '{self.name}' has no class '{label}'",
+            key=label,
+            fix=did_you_mean(label, self.classes),
         )
 
     def narrow(self, classes: Iterable[str]) -> PromptSet:
-        """The same sentences for some classes only, in the order asked for."""
+        """The same sentences for `classes` only, in that order."""
         return PromptSet(self.name, tuple((label, self.of(label)) for label in classes))
 
     def all_sentences(self) -> list[str]:
@@ -97,10 +101,12 @@ def list_prompts() -> list[str]:
 
 
 def _find(name: str) -> Path:
-    """The file of a prompt set: a path as given, else benchmarks/prompts/NAME.yaml."""
+    """The file of a prompt set: the given path, or benchmarks/prompts/NAME.yaml."""
     if name.endswith((".yaml", ".yml")):
         return resources.find(name)
     path = resources.root() / PROMPTS_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no prompt set is called '{name}'", fix=did_you_mean(name, list_prompts()))
+        raise ConfigError(
+            f"no prompt set is called '{name}'", key=name, fix=did_you_mean(name, list_prompts())
+        )
     return path

@@ -1,4 +1,4 @@
-"""A card's protocol applied to shards: which rows are scored, as which class, in which units."""
+"""A protocol of a card applied to shards: the scored rows, their classes, and the units that they form."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from his2lip.data.shards import ShardSet, column_values, label_values, labelled_
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.views import View
 
-APART = -1  # the class number of units that are predicted and reported, but not scored
+APART = -1  # class number of units that are predicted and reported, but not scored
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of one split that a protocol scores, and the U units that they make.
+    """The rows of one split that a protocol scores, and the U units that they form.
 
     rows            int64 (N,), row numbers within the split, ascending
     unit            int64 (N,), the unit of each row, numbered in order of first appearance
-    unit_ids        (U,) patch ids, or values of the column that units are pooled by
+    unit_ids        (U,) patch ids, or values of the column that pools rows into units
     case_ids        (U,), None where unknown
     labels          int64 (U,) class numbers, APART for units that are not scored
     breakdown       (U,) values of the protocol's breakdown column, or None
-    without_mpp     rows whose microns a pixel are unknown (tiles then count in pixels)
-    split_sha256    names units and labels; images_sha256 names the pixels and scales behind them
+    without_mpp     number of rows whose microns per pixel are unknown: their tiles are sized in pixels
+    split_sha256    digest of units and labels
+    images_sha256   digest of images and their microns per pixel
     """
 
     classes: tuple[str, ...]
@@ -50,7 +51,7 @@ class Selection:
 
 
 def card_of(shards: ShardSet) -> Card:
-    """The card that his2lip carries under the dataset's name, else the one stored with the shards."""
+    """The card that his2lip carries under the dataset's name; otherwise the one stored with the shards."""
     try:
         return load_card(shards.info.name)
     except ConfigError:
@@ -58,10 +59,10 @@ def card_of(shards: ShardSet) -> Card:
 
 
 def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) -> Selection:
-    """Rows, labels and units of `protocol` on its split, or on another one under the same label rule.
+    """Rows, labels and units of `protocol` on its own split, or on another split by the same label rule.
 
-    Raises DatasetError where nothing is left to score, where all units are of one class, or where the rows of
-    one unit carry different labels.
+    Raises DatasetError where there is nothing to score, where all units have one class, or where the rows of
+    one unit have different labels.
     """
     split = split or protocol.split
     table = shards.table(split)
@@ -69,16 +70,21 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
     rows, numbers = labelled_rows(table, protocol.label, _class_numbers(protocol), where=protocol.where)
     if not len(rows):
         raise DatasetError(
-            "no row of this split fits the protocol", where=where, fix=_labels_seen(table, protocol)
+            "no row of this split fits the protocol",
+            where=where,
+            key=protocol.label,
+            fix=_labels_seen(table, protocol),
         )
     table = table.take(pa.array(rows))
     unit_ids, unit, first = _units(table, protocol)
     labels = numbers[first]
     if (labels[unit] != numbers).any():
         mixed = unit_ids[int(unit[(labels[unit] != numbers).argmax()])]
-        raise DatasetError(f"the unit '{mixed}' holds rows of several classes", where=where)
+        raise DatasetError(f"the unit '{mixed}' has rows of several classes", where=where, key=mixed)
     if len(set(labels[labels != APART].tolist())) < 2:
-        raise DatasetError("this split holds units of one class only, or none", where=where)
+        raise DatasetError(
+            "this split has scored units of fewer than two classes", where=where, key=protocol.label
+        )
     return Selection(
         classes=tuple(protocol.classes),
         rows=rows,
@@ -94,7 +100,7 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
 
 
 def view_of(protocol: Protocol) -> View:
-    """The protocol's view; what it leaves open takes the defaults of `View`, the training data's field."""
+    """The protocol's view; options that it leaves out have the defaults of `View`."""
     default = View()
     return View(
         kind=protocol.view,
@@ -112,7 +118,7 @@ def _class_numbers(protocol: Protocol) -> dict[str, int]:
 def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(unit ids, the unit of each row, the first row of each unit).
 
-    Images whose tiles stand in the shards share their patch id up to `#`; slides share their slide id.
+    Tiles of one image share their patch id up to `#`; tiles of one slide share their slide id.
     """
     ids = table["patch_id"].to_pylist()
     if protocol.unit != "patch":

@@ -1,4 +1,4 @@
-"""The paper's Table 2, as the project carries it: each model's figures on each dataset."""
+"""The paper's Table 2: published figures of each model on each dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from his2lip import resources
 
 TABLE = "benchmarks/published/table2_zero_shot.csv"  # model, trained, dataset, accuracy, f1, in percent
 
-# How the paper writes a card's name, where letters and digits alone do not say it.
+# The paper's names of datasets, by letters and digits, that differ from the names of our cards.
 _CARDS = {"hnsccmifmihc": "hnscc"}
 
 
@@ -23,8 +23,8 @@ class Published:
     macro_f1: float
 
 
-def published() -> list[Published]:
-    """All pairs of the table, in its order; none where the project carries no table."""
+def published_figures() -> list[Published]:
+    """All rows of the table, in its order; none where the project has no table."""
     path = resources.root() / TABLE
     if not path.is_file():
         return []
@@ -40,7 +40,7 @@ def published() -> list[Published]:
         ]
 
 
-def plain(name: str) -> str:
-    """What the paper's name of a model or dataset and ours have in common."""
+def comparison_name(name: str) -> str:
+    """A name of a model or dataset in the form by which the paper's names and ours are compared."""
     letters = "".join(c for c in name.lower() if c.isalnum())
     return _CARDS.get(letters, letters)

@@ -1,4 +1,4 @@
-"""A dual encoder as the grid's scorer: features from the cache, scores by zero-shot classification."""
+"""A dual encoder as a scorer of the grid: cached features, scored by zero-shot classification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ModelScorer:
-    """Zero-shot classification by one model; images and sentences are embedded once, through the cache."""
+    """Zero-shot classification by one model. The cache embeds each image and sentence once."""
 
     uses_prompts = True
 
@@ -33,7 +33,9 @@ class ModelScorer:
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
-        """`trained_on`: names or digests of datasets; of a `fine_tuned` model the card's word counts too."""
+        """`trained_on` are names or digests of datasets. A `fine_tuned` model also counts as trained on every
+        dataset whose card says `in_domain`.
+        """
         self.name = name
         self.weights = model.tensor_digest()
         self._model, self._cache = model, cache

@@ -1,4 +1,4 @@
-"""Views: which square crops of an image a model gets to see."""
+"""Views: the crops of an image that a model reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class View(Config):
 
     squash  the whole image, its sides forced equal (what the released code does to any image)
     centre  the largest centred square
-    tiles   squares of `size` pixels at `mpp` microns a pixel, at most `max_tiles`, spread evenly. The
-            defaults are the field of a MIHIC patch: 128 px at 0.226 µm, 29 µm. Where the image's own microns
-            a pixel are unknown a tile is `size` of its pixels.
+    tiles   at most `max_tiles` squares of `size` pixels at `mpp` microns per pixel, spread evenly. The
+            defaults are the field of a MIHIC patch: 128 px at 0.226 µm, which is 29 µm. A tile is `size` of
+            the image's own pixels where its microns per pixel are unknown.
     """
 
     kind: Literal["squash", "centre", "tiles"] = "squash"
@@ -26,11 +26,11 @@ class View(Config):
     max_tiles: int = 16
 
     def key(self) -> dict[str, Any]:
-        """What of this view decides pixels: options of tiles do not count elsewhere."""
+        """The options that decide pixels: those of tiles count for tiles only."""
         return self.model_dump() if self.kind == "tiles" else {"kind": self.kind}
 
     def side(self, mpp: float | None) -> int | None:
-        """Side of a tile in the image's own pixels; None where the view does not depend on it."""
+        """Side of a tile in the image's own pixels; None for the other kinds of view."""
         if self.kind != "tiles":
             return None
         if mpp is None or not math.isfinite(mpp) or mpp <= 0:
@@ -38,7 +38,7 @@ class View(Config):
         return max(1, round(self.size * self.mpp / mpp))
 
     def crops(self, pixels: np.ndarray, mpp: float | None = None) -> list[np.ndarray]:
-        """Crops of uint8 (H, W, 3), as views into it; at least one. All but squash's are square."""
+        """At least one crop of uint8 (H, W, 3), not copied. All are square, except for `squash`."""
         height, width = pixels.shape[:2]
         if self.kind == "squash":
             return [pixels]
@@ -54,7 +54,7 @@ class View(Config):
 
 
 def _grid(columns: int, rows: int, most: int) -> tuple[int, int]:
-    """The finest (columns, rows) grid of at most `most` tiles, in the proportions of the full one."""
+    """The finest grid (columns, rows) of at most `most` tiles, in the proportions of the whole grid."""
     if columns * rows <= most:
         return columns, rows
     kept = min(columns, max(1, round(math.sqrt(most * columns / rows))), most)
@@ -62,6 +62,6 @@ def _grid(columns: int, rows: int, most: int) -> tuple[int, int]:
 
 
 def _starts(length: int, side: int, count: int) -> list[int]:
-    """`count` places of a side in a length: each in the middle of its equal share."""
+    """Starts of `count` tiles of one side within a length, each in the middle of its equal share."""
     share = length / count
     return [round(min(max((i + 0.5) * share - side / 2, 0), length - side)) for i in range(count)]

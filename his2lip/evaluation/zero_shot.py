@@ -15,12 +15,12 @@ Scoring = Literal["cosine", "dot"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What zero-shot scoring says of U units (images, or groups of crops) over C classes.
+    """Scores of U units (images, or groups of crops) for C classes.
 
-    scores     float32 (U, C), cosine or dot product; higher is closer
+    scores     float32 (U, C), cosine or dot product; higher is more similar
     predicted  int64 (U,), the first class with the highest score
-    prompt     int64 (U,), the sentence of the predicted class that lies closest to the unit
-    ties       units whose highest score is held by more than one class
+    prompt     int64 (U,), number of the predicted class's sentence that is most similar to the unit
+    ties       units with more than one class at the highest score
     """
 
     scores: np.ndarray
@@ -44,11 +44,11 @@ def score(
 ) -> Scores:
     """Scores image features (N, D) against C >= 2 classes of sentence features, class c being (P_c, D).
 
-    Features come raw. `cosine` normalises both sides; `dot` takes them as they are, as the released code
-    does. `mean_embedding` scores against one vector a class, the mean of its sentences (CLIP's ensemble,
+    Features are raw. `cosine` normalises both sides; `dot` does not, as in the released code.
+    `mean_embedding` scores against one vector per class, the mean of its sentences (CLIP's ensemble,
     Radford et al. 2021, section 3.1.4: under cosine the mean of unit vectors, made a unit vector again);
     `mean_logit` averages the sentences' scores; `max` takes the best sentence (the released default).
-    `groups` (N,) int64 numbers the unit of each row, 0 to U-1: a unit's score is the mean over its rows.
+    `groups`, int64 (N,), is the unit of each row, 0 to U-1: a unit's score is the mean over its rows.
 
     Raises ValueError for options, shapes or values that cannot be scored.
     """
@@ -56,9 +56,9 @@ def score(
     texts = [_checked(t, f"text features of class {c}") for c, t in enumerate(text_features)]
     _check_options(pooling, scoring)
     if len(texts) < 2:
-        raise ValueError(f"scoring wants at least two classes, not {len(texts)}")
+        raise ValueError(f"scoring needs at least two classes, not {len(texts)}")
     if {t.shape[1] for t in texts} != {images.shape[1]}:
-        raise ValueError(f"text features and image features differ in size: {images.shape[1]} is wanted")
+        raise ValueError(f"text features and image features differ in size: {images.shape[1]} is expected")
     if scoring == "cosine":
         images, texts = _unit(images), [_unit(t) for t in texts]
 
@@ -74,9 +74,9 @@ def score(
 
 
 def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray) -> Scores:
-    """The predicted class, its closest sentence, and how many units had no single highest score.
+    """The predicted class, its most similar sentence, and the number of ties.
 
-    Decided on float32, which is what is kept, so that predictions follow from the scores beside them.
+    Computed from float32, which is what is stored, so that predictions follow from the stored scores.
     """
     scores = scores.astype(np.float32)
     predicted = scores.argmax(axis=1)
@@ -89,10 +89,10 @@ def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray)
 
 
 def _products(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """images (N, D) times texts (P, D) transposed, equal texts giving equal columns to the last bit.
+    """images (N, D) times texts (P, D) transposed; equal texts give bitwise equal columns.
 
-    A matrix product may round a column by where it stands, which would hide the tie of a sentence that
-    stands in two classes: each distinct sentence is multiplied once.
+    The rounding of a matrix product may depend on the place of a column. This would hide the tie of a
+    sentence that two classes share, so each distinct sentence is multiplied once.
     """
     distinct, place = np.unique(texts, axis=0, return_inverse=True)
     return (images @ distinct.T)[:, place.reshape(-1)]
@@ -103,28 +103,28 @@ def _mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     if groups is None:
         return values
     if len(groups) != len(values):
-        raise ValueError(f"groups number {len(groups)} rows, the features have {len(values)}")
+        raise ValueError(f"groups has {len(groups)} rows, the features have {len(values)}")
     sizes = np.bincount(groups)
     if (sizes == 0).any():
-        raise ValueError("groups are numbered from 0 without gaps")
+        raise ValueError("groups must be numbered from 0 without gaps")
     sums = np.zeros((len(sizes), values.shape[1]))
     np.add.at(sums, groups, values)
     return sums / sizes[:, None]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    """Rows at length one; a row of zeros stays zero."""
+    """Rows scaled to length 1; a row of zeros stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1.0)
 
 
 def _checked(features: np.ndarray, what: str) -> np.ndarray:
-    """`features` as float64 (N, D): exact enough that the order of sums decides no ranking."""
+    """`features` as float64 (N, D), so that the order of summation does not change a ranking."""
     array = np.asarray(features, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{what} must be a matrix with rows, not of shape {array.shape}")
+        raise ValueError(f"{what} must be a matrix that is not empty, not of shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} hold values that are not finite")
+        raise ValueError(f"{what} have values that are not finite")
     return array
 
 

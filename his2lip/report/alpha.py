@@ -1,11 +1,10 @@
-"""Sweeps of alpha between a frozen model and its tuned self: what is won at home, what is lost elsewhere."""
+"""Sweeps of alpha between a frozen and a tuned model: macro F1 on the training distribution and elsewhere."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One blend: mean macro F1, a fraction, on training distributions and on all other datasets."""
+    """Mean macro F1 (fractions) of one blend on its training distribution and on all other datasets."""
 
     sweep: str
     alpha: float
@@ -27,16 +26,13 @@ class Point:
 
 
 def curve_points(board: Board) -> list[Point]:
-    """The points of every sweep, by sweep and alpha; those that lack a cell are left out."""
+    """The points of every sweep, by sweep and alpha. Blends that lack a grid cell are left out."""
     blends = {(c.blend, c.alpha): c.model for c in board.cells if c.blend is not None and c.alpha is not None}
     points = []
     for (sweep, alpha), model in sorted(blends.items()):
-        home = [board.cell(model, column) for column in board.in_domain()]
-        figures = [cell.macro_f1 for cell in home if cell is not None]
-        elsewhere = board.mean(model)
-        if home and len(figures) == len(home) and elsewhere is not None:
-            at_home = statistics.fmean(figures)
-            points.append(Point(sweep=sweep, alpha=alpha, in_domain=at_home, out_of_domain=elsewhere))
+        in_domain, zero_shot = board.mean(model, columns=board.in_domain()), board.mean(model)
+        if in_domain is not None and zero_shot is not None:
+            points.append(Point(sweep=sweep, alpha=alpha, in_domain=in_domain, out_of_domain=zero_shot))
     return points
 
 
@@ -50,7 +46,7 @@ def curve_csv(points: Sequence[Point]) -> str:
 
 
 def curve_plot(points: Sequence[Point]) -> Figure:
-    """A line a sweep, from the frozen model (alpha 0) to the tuned one (1); right and up is better."""
+    """One line per sweep, from the frozen model (alpha 0) to the tuned one (1)."""
     import plotly.graph_objects as go
 
     figure = go.Figure()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
-from his2lip.evaluation import CellResult, plain, published, read_results
-from his2lip.report.comparability import comparable
+from his2lip.evaluation import CellResult, comparison_name, published_figures, read_results
+from his2lip.report.comparability import is_possible
 
 
 def heading(cell: CellResult) -> str:
@@ -58,9 +58,11 @@ class Board:
             left_out |= {heading(cell) for cell in self.cells if cell.generated}
         return [column for column in self.columns if column not in left_out]
 
-    def mean(self, model: str, figure: str = "macro_f1") -> float | None:
-        """A model's mean over the zero-shot columns; None where one of them has no such figure."""
-        cells = [self.cell(model, column) for column in self.zero_shot()]
+    def mean(
+        self, model: str, figure: str = "macro_f1", *, columns: Sequence[str] | None = None
+    ) -> float | None:
+        """A model's mean over `columns`, by default the zero-shot ones; None where one has no such figure."""
+        cells = [self.cell(model, column) for column in (self.zero_shot() if columns is None else columns)]
         values = [value for c in cells if c is not None and (value := getattr(c, figure)) is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
 
@@ -72,13 +74,13 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One pair of the paper's Table 2, and whether it can come from the classes that its protocol names."""
+    """One pair of the paper's Table 2, and whether it is possible for the classes of its protocol."""
 
     model: str
     dataset: str
     accuracy: float
     macro_f1: float
-    comparable: bool
+    is_possible: bool
 
 
 def read_board(path: Path) -> Board:
@@ -87,17 +89,16 @@ def read_board(path: Path) -> Board:
 
 
 def published_rows() -> list[PublishedRow]:
-    """The paper's Table 2, each pair checked against the classes of our `paper` protocol."""
-    cards = {plain(name): load_card(name) for name in list_cards()}
+    """The paper's Table 2. Each pair is checked against the number of classes of our `paper` protocol."""
+    cards = {comparison_name(name): load_card(name) for name in list_cards()}
+    classes = {name: len(card.protocols["paper"].classes) for name, card in cards.items()}
     return [
         PublishedRow(
             model=row.model,
             dataset=row.dataset,
             accuracy=row.accuracy,
             macro_f1=row.macro_f1,
-            comparable=comparable(
-                row.accuracy, row.macro_f1, len(cards[plain(row.dataset)].protocols["paper"].classes)
-            ),
+            is_possible=is_possible(row.accuracy, row.macro_f1, classes[comparison_name(row.dataset)]),
         )
-        for row in published()
+        for row in published_figures()
     ]

@@ -1,4 +1,4 @@
-"""Whether a published pair of accuracy and macro F1 can come from a number of classes at all."""
+"""Whether a published pair of accuracy and macro F1 is possible for a number of classes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ NOT_COMPARABLE = "not comparable: the published pair cannot come from this many 
 
 
 def macro_f1_bounds(accuracy: float, classes: int) -> tuple[float, float]:
-    """The least and the largest macro F1 that any result of this accuracy over K classes can have.
+    """The smallest and the largest macro F1 of any result of this accuracy over K classes.
 
-    Least: all correct answers lie in one class, and all wrong ones are answered with or belong to it, so that
-    the other K - 1 classes score 0 and it scores 2a / (1 + a). Largest: for K = 2 the mean of the two F1
-    never exceeds the accuracy (a test counts all small tables through); for more classes, 1.
-    `accuracy` is a fraction in [0, 1]; raises ValueError for another, or for fewer than two classes.
+    Smallest: all correct predictions are of one class, and every wrong one is of that class or predicts it.
+    The other K - 1 classes then have F1 0, and that class has 2a / (1 + a). Largest: for K = 2 the mean of
+    the two F1 never exceeds the accuracy (a test checks all small tables); 1 for more classes.
+    Raises ValueError where `accuracy` is not in [0, 1], or for fewer than two classes.
     """
     if not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy is a fraction, not {accuracy}")
+        raise ValueError(f"accuracy must be a fraction, not {accuracy}")
     if classes < 2:
-        raise ValueError(f"two classes or more are wanted, not {classes}")
+        raise ValueError(f"there must be two classes or more, not {classes}")
     least = 2 * accuracy / ((1 + accuracy) * classes)
     return least, accuracy if classes == 2 else 1.0
 
 
-def comparable(accuracy: float, macro_f1: float, classes: int) -> bool:
-    """Whether the pair (fractions) is possible for this many classes, up to what printing takes away."""
+def is_possible(accuracy: float, macro_f1: float, classes: int) -> bool:
+    """Whether this pair, in fractions, is possible for this many classes, up to the rounding in print."""
     least, _ = macro_f1_bounds(max(accuracy - LAST_PLACE, 0.0), classes)
     _, largest = macro_f1_bounds(min(accuracy + LAST_PLACE, 1.0), classes)
     return least - LAST_PLACE <= macro_f1 <= largest + LAST_PLACE

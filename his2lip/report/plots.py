@@ -34,8 +34,8 @@ def heat_map(board: Board) -> Figure:
 def in_domain_against_zero_shot(board: Board) -> Figure | None:
     """Each model's macro F1 on its training distribution (x) and its zero-shot mean (y), percent.
 
-    None where no column is any model's training distribution. Fine-tuning moves models right; whether it
-    moves them up too is the question that the paper's table leaves open.
+    None where no column is the training distribution of a model. Fine-tuning moves models to the right; the
+    plot shows whether it moves them up too.
     """
     import plotly.graph_objects as go
 
@@ -85,5 +85,5 @@ def draw_plots(board: Board) -> list[tuple[str, Figure]]:
 
 
 def _label(name: str) -> str:
-    """A name as plotly's text, which understands some HTML; what a column is marked with goes below it."""
+    """A name as text of plotly, which reads some HTML; the marks of a column go on a line below it."""
     return html.escape(name).replace(" (", "<br>(", 1)

@@ -91,7 +91,7 @@ def test_a_select_split_of_one_class_still_chooses_and_a_train_split_of_one_is_r
     train = np.array([[0, 0], [0, 0], [1, 1], [1, 0.5]], dtype=float)
     only = np.array([[0, 1], [1, 1]], dtype=float), np.array([True, True])
     assert fit_rule(train, positive, select=only).feature == 1
-    with pytest.raises(DatasetError, match="positive and negative images"):
+    with pytest.raises(DatasetError):
         fit_rule(train, np.ones(4, dtype=bool))
 
 

@@ -67,7 +67,7 @@ def test_the_carried_benchmark_names_all_ten_datasets() -> None:
             {"models": [{"name": "baseline:chance", "path": "tiny"}]},
             "two models are called 'baseline:chance'",
         ),
-        ({"datasets": []}, "at least 1 item"),
+        ({"datasets": []}, "datasets"),
         ({"protocol": ["paper"]}, "unknown key 'protocol'.*did you mean 'protocols'"),
         ({"baselines": ["mean_colour"]}, "chance"),
     ],

@@ -291,13 +291,16 @@ def test_baselines_stand_on_the_same_board(ray_local: None, make: Callable[..., 
 def test_a_protocol_that_no_dataset_has_is_the_user_s_mistake(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no.* protocol 'papr'; did you mean 'paper'"):
+    with pytest.raises(ConfigError) as refused:
         run_grid(make(protocols=["papr"]))
+    assert refused.value.key == "protocols"
+    assert "'paper'" in str(refused.value.fix)
 
 
 def test_gpus_that_a_laptop_does_not_have_are_refused_at_once(
     ray_local: None, make: Callable[..., BenchmarkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(RunError, match="gpus is 64"):
+    with pytest.raises(RunError) as refused:
         run_grid(make(gpus=64))
+    assert refused.value.key == "gpus"
