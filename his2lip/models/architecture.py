@@ -14,6 +14,7 @@ from torch import nn
 
 from his2lip.errors import ModelError
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.remote_code import refuse_program
 
 HF_TEXT_FOLDER = "hf_text"  # a checkpoint's copy of the Hugging Face configuration of its text tower
 
@@ -48,7 +49,8 @@ def build_clip(
     folder   a checkpoint's directory: a Hugging Face text tower's configuration is read from its `hf_text`
     seed     seed of the weights; None draws them from torch's global generator
 
-    Raises ModelError where open_clip cannot build this configuration, or a part of it is not on this machine.
+    Raises ModelError where open_clip cannot build this configuration, a part of it is not on this machine, or
+    the text tower is a program of its authors.
     """
     config = copy.deepcopy(dict(model_cfg))
     text, vision = _towers(config, folder)
@@ -60,6 +62,8 @@ def build_clip(
         text["hf_model_name"] = _hf_text_source(text["hf_model_name"], folder)
     kind = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
+        if "hf_model_name" in text:
+            _refuse_text_program(text["hf_model_name"])
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -92,3 +96,11 @@ def _hf_text_source(name: str, folder: Path | None) -> str:
     if folder is not None and (folder / HF_TEXT_FOLDER).is_dir():
         return str(folder / HF_TEXT_FOLDER)
     return str(packaged) if packaged.is_dir() and not Path(name).is_dir() else name
+
+
+def _refuse_text_program(name: str) -> None:
+    """Raises ModelError where the configuration of a Hugging Face text tower names a program."""
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(name)
+    refuse_program(config, where=name)

@@ -24,6 +24,7 @@ from his2lip.models.architecture import HF_TEXT_FOLDER, build_clip
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import FORMAT, META, current_folder, previous_folder, read_json, read_meta
+from his2lip.models.remote_code import refuse_programs
 from his2lip.models.resume import FOLDER as RESUME_FOLDER
 from his2lip.models.resume import ResumeState, save_resume
 from his2lip.models.tokenizer import build_tokenizer, clip_vocabulary
@@ -63,6 +64,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     """The model in `folder`, on the CPU, in evaluation mode. Raises CheckpointError where it is damaged."""
     folder = current_folder(Path(folder))
     meta = read_meta(folder)
+    refuse_programs(folder)
     config, preprocess = _settings(folder / OPEN_CLIP)
     clip = build_clip(config, folder=folder)
     state = _read_tensors(folder / WEIGHTS)

@@ -15,21 +15,32 @@ from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.hf_clip import INDEX_BUFFERS, to_open_clip
-from his2lip.models.load import load_model
+from his2lip.models.load import config_of_tag, load_model
 from his2lip.models.preprocess import RELEASED_PREPROCESS, Preprocess
 from his2lip.models.provenance import Meta, terms_of_use
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.transformers_folder import (
     from_transformers,
     to_transformers_folder,
+    transformers_features,
     transformers_tensors,
 )
-from his2lip.models.weights import Tensors, check_tensors, file_digest, load_weights, read_tensors
+from his2lip.models.weights import (
+    Tensors,
+    check_tensors,
+    check_values,
+    file_digest,
+    load_weights,
+    read_tensors,
+)
 
 Source = Literal["released", "plip", "transformers", "open_clip"]
 Tokenizer = Literal["clip", "bert"]
 
 BERT = "bert-base-uncased"
+
+_CHECK_SENTENCES = ["brown nuclear staining of Ki67 in tumour cells", "stroma without staining"]
+_CHECK_TOLERANCE = 1e-4  # relative to the largest feature: rounding of float32 in another order
 
 # OpenAI's ViT-B/32, from which both the CLIP and the PLIP variant of the released code start.
 CLIP_B32: dict[str, Any] = {
@@ -68,8 +79,36 @@ def convert(
             what = "a folder records its own architecture"
             raise ConfigError(what, key="--backbone", fix="leave --backbone out")
         model, meta = _convert_folder(path, source)
+    check_features(model, path)
     file = {"sha256": file_digest(path)} if path.is_file() else {}
     return model, meta | {"converted": {"from": source, "file": path.name} | file}
+
+
+def check_features(model: DualEncoder, source: Path) -> None:
+    """Compares features of a fixed image and sentence with those that the source's own library computes.
+
+    A transformers CLIPModel is loaded by transformers; any other model is checked for finite features. Raises
+    CheckpointError, whose key is the tower, where the conversion is wrong.
+    """
+    images = torch.rand(2, 3, *model.preprocess.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokens = model.tokenizer.tokenizer(_CHECK_SENTENCES, context_length=model.tokenizer.context_length)
+    with torch.no_grad():
+        image, text = model(images, tokens)
+        features = {"image": image, "text": text}
+        expected = transformers_features(source, images, tokens) if _is_clip_model(source) else {}
+    for tower, found in features.items():
+        wrong = not bool(torch.isfinite(found).all())
+        if tower in expected:
+            tolerance = _CHECK_TOLERANCE * float(expected[tower].abs().max())
+            wrong = wrong or not torch.allclose(found, expected[tower], rtol=0, atol=tolerance)
+        if wrong:
+            what = f"the converted model's {tower} features are not those of the original"
+            fix = "use the model through the library that saved it, and report this with its config.json"
+            raise CheckpointError(what, where=source, key=tower, fix=fix)
+
+
+def _is_clip_model(source: Path) -> bool:
+    return source.is_dir() and not (source / OPEN_CLIP).is_file()
 
 
 def export(
@@ -109,6 +148,7 @@ def from_released(
     clip = build_clip(config)
     expected = transformers_tensors(clip, config)
     check_tensors(found, _released_tensors(expected, int(config["embed_dim"])), where=file)
+    check_values(found, where=file)
     image, text = _side(found, "vision_encoder", config), _side(found, "text_encoder", config)
     state = {k: (image if k.startswith("visual.") else text)[k] for k in text}
     state["visual.proj"] = _fold(state["visual.proj"], found["vision_encoder.projection_head.weight"])
@@ -128,12 +168,25 @@ def from_released(
 def from_open_clip(file: str | Path, *, architecture: str) -> DualEncoder:
     """A state dict as open_clip's training saves it (`epoch_N.pt`), of one of open_clip's architectures.
 
+    architecture   open_clip's name, such as ViT-B-32-quickgelu, or ARCH:TAG with the pretrained tag that
+                   training started from, whose activation is used
+
     Preprocessing is open_clip's default at the architecture's image size, as open_clip does for a bare file.
+    Raises ModelError for an unknown architecture, and where ARCH without a tag exists in both forms: the two
+    have the same tensors, so that the file does not tell them apart.
     """
+    architecture, _, tag = architecture.partition(":")
     if architecture not in open_clip.list_models():
         fix = did_you_mean(architecture, open_clip.list_models())
         raise ModelError(f"open_clip has no architecture '{architecture}'", key="--backbone", fix=fix)
-    config = open_clip.get_model_config(architecture)
+    if not tag and f"{architecture}-quickgelu" in open_clip.list_models():
+        what = f"a state dict of '{architecture}' does not record whether its activation is GELU or QuickGELU"
+        fix = (
+            f"name the pretrained tag from which training started (--backbone {architecture}:openai), or "
+            f"--backbone {architecture}-quickgelu; for GELU name any tag that was trained with it"
+        )
+        raise ModelError(what, where=file, key="quick_gelu", fix=fix)
+    config = config_of_tag(architecture, tag) if tag else open_clip.get_model_config(architecture)
     clip = build_clip(config)
     load_weights(clip, read_tensors(file), where=file)
     return DualEncoder(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from his2lip.errors import ModelError
 
 # transformers before 4.31 saved these two; they contain 0, 1, 2, … and are not weights.
 INDEX_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 # Configs from before transformers' pull request 24773 have this wrong id; they mean: pool at the highest id.
 _LEGACY_EOS = 2
+
+CLIP_VOCABULARY = 49408  # ids of CLIP's tokenizer; the last one ends a text
+_EPSILON = 1e-5  # of layer normalisation in open_clip
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,44 @@ def open_clip_config(config: Mapping[str, Any]) -> dict[str, Any]:
             **pool,
         },
     }
+
+
+def require_representable(config: Mapping[str, Any], *, where: str | Path) -> None:
+    """Raises ModelError, whose key is the setting, for a CLIPConfig that open_clip cannot represent."""
+    text, vision = config["text_config"], config["vision_config"]
+    activation = text["hidden_act"]
+    for tower, settings in (("text_config", text), ("vision_config", vision)):
+        width, heads, inner = (
+            settings[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size")
+        )
+        valid = {
+            "hidden_act": settings["hidden_act"] in ("gelu", "quick_gelu"),
+            "layer_norm_eps": settings["layer_norm_eps"] == _EPSILON,
+            "attention_dropout": settings["attention_dropout"] == 0,
+            "num_attention_heads": width % heads == 0,
+            "intermediate_size": int(width * (inner / width)) == inner,
+        }
+        for key, fits in valid.items():
+            if not fits:
+                raise _not_representable(f"{tower}.{key}", settings[key], where)
+    if vision["hidden_act"] != activation:
+        raise _not_representable(
+            "vision_config.hidden_act", f"{vision['hidden_act']}, not {activation}", where
+        )
+    if vision["num_channels"] != 3:
+        raise _not_representable("vision_config.num_channels", vision["num_channels"], where)
+    for key in ("image_size", "patch_size"):
+        if not isinstance(vision[key], int):
+            raise _not_representable(f"vision_config.{key}", vision[key], where)
+    if text["vocab_size"] < CLIP_VOCABULARY:
+        raise _not_representable("text_config.vocab_size", text["vocab_size"], where)
+    if text["eos_token_id"] not in (_LEGACY_EOS, CLIP_VOCABULARY - 1):
+        raise _not_representable("text_config.eos_token_id", text["eos_token_id"], where)
+
+
+def _not_representable(key: str, value: object, where: str | Path) -> ModelError:
+    what = f"open_clip's CLIP cannot represent this CLIPModel: {key} is {value}"
+    return ModelError(what, where=where, key=key, fix="choose a model that was trained with CLIP's settings")
 
 
 def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:

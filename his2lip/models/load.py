@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 from open_clip.factory import load_checkpoint as load_open_clip_weights
+from open_clip.pretrained import get_pretrained_cfg
 
 from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean
 from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
@@ -20,8 +21,10 @@ from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
 from his2lip.models.registered import fetch_checkpoint, is_registered
+from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.transformers_folder import from_transformers
+from his2lip.models.weights import check_values
 
 # Weight files of a hub repository: open_clip's own names, then others in use.
 _WEIGHTS = (
@@ -97,6 +100,7 @@ def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
         return load_checkpoint(folder, precision=precision)
     if not folder.is_dir():
         raise CheckpointError("this directory does not exist", where=folder)
+    refuse_programs(folder)
     if (folder / OPEN_CLIP).is_file():
         weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
         if weights is None:
@@ -130,12 +134,18 @@ def _fetched(source: str, precision: Precision, named: Backbone | None = None) -
 
 
 def _pretrained(source: str, name: str, precision: Precision) -> DualEncoder:
-    """An open_clip architecture with one of its pretrained tags."""
+    """An open_clip architecture with one of its pretrained tags, and with the activation of the tag."""
     architecture, _, tag = source.partition(":")
+    config = config_of_tag(architecture, tag)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clip = open_clip.create_model(architecture, pretrained=tag, pretrained_text=False)
-    config = open_clip.get_model_config(architecture)
+        for category in (FutureWarning, DeprecationWarning):  # of libraries, about each other
+            warnings.simplefilter("ignore", category)
+        clip = open_clip.create_model(
+            architecture,
+            pretrained=tag,
+            pretrained_text=False,
+            force_quick_gelu=bool(config.get("quick_gelu")),
+        )
     return DualEncoder(
         clip,
         name=name,
@@ -191,6 +201,7 @@ def _hub_layout(
     except Exception as error:  # torch, safetensors and pickle each raise their own
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the weights do not fit or cannot be read: {reason}", where=weights) from None
+    check_values(clip.state_dict(), where=weights)
     size = {"size": config["vision_cfg"].get("image_size", 224)}
     return DualEncoder(
         clip,
@@ -202,7 +213,25 @@ def _hub_layout(
     )
 
 
+def config_of_tag(architecture: str, tag: str) -> dict[str, Any]:
+    """open_clip's `model_cfg` of an architecture, with the activation that a pretrained tag was trained with.
+
+    With another activation (QuickGELU or GELU) the same weights compute other features. Raises ModelError for
+    an unknown tag, and where open_clip records GELU for a tag of an architecture with QuickGELU.
+    """
+    _check_tag(architecture, tag)
+    config = open_clip.get_model_config(architecture)
+    quick = bool(get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
+    if config.get("quick_gelu") and not quick:
+        what = (
+            f"open_clip records GELU for the tag '{tag}' and QuickGELU for its architecture '{architecture}'"
+        )
+        raise ModelError(what, key="quick_gelu", fix="choose another tag or architecture")
+    return config | {"quick_gelu": True} if quick else config
+
+
 def _check_tag(architecture: str, tag: str) -> None:
+    """Raises ModelError for a pretrained tag that the architecture does not have."""
     known = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in known:
         fix = did_you_mean(tag, known) if known else "it has none; leave the tag out for random weights"

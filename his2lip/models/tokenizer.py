@@ -10,6 +10,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 
 from his2lip.errors import ModelError
+from his2lip.models.remote_code import program_refused, refuse_program
 
 # Tokenizing is pure Python; a caption corpus is small, and its sentences return in every epoch.
 _CACHED_CAPTIONS = 20_000
@@ -44,19 +45,20 @@ def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None)
     """The tokenizer of open_clip's `model_cfg`; a Hugging Face one is read from `source` where given.
 
     source   a folder, or the name of a hub repository
-    Raises ModelError where the tokenizer is missing, or is a program (`trust_remote_code`), which never runs.
+    Raises ModelError where the tokenizer is missing, or is a program of its authors, which never runs.
     """
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
     options = dict(text.get("tokenizer_kwargs") or {})
     if options.pop("trust_remote_code", False):
-        raise _program_refused(source)
+        raise program_refused(source, key="trust_remote_code")
     cut = runs_at_own_length(text)
     if not text.get("hf_tokenizer_name"):
         simple = SimpleTokenizer(context_length=length, **options)
         return CaptionTokenizer(simple, context_length=length, pad_id=0, cut=cut)
     name = str(source or text["hf_tokenizer_name"])
     try:
+        _refuse_tokenizer_program(name)
         hf = HFTokenizer(
             name,
             context_length=length,
@@ -66,7 +68,7 @@ def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None)
         )
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
-            raise _program_refused(name) from None
+            raise program_refused(name, key="trust_remote_code") from None
         raise ModelError(
             f"the tokenizer '{name}' is not on this machine",
             key=name,
@@ -101,7 +103,14 @@ def clip_vocabulary() -> Path:
     return Path(default_bpe())
 
 
-def _program_refused(where: str | Path | None) -> ModelError:
-    what = "this model's tokenizer is a program of its authors, which his2lip does not run"
-    fix = "choose a model with one of transformers' own tokenizers"
-    return ModelError(what, where=where, key="trust_remote_code", fix=fix)
+def _refuse_tokenizer_program(name: str) -> None:
+    """Raises ModelError where the tokenizer's or the model's configuration names a program."""
+    from transformers import PretrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    refuse_program(get_tokenizer_config(name), where=name)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name)
+    except OSError:  # a tokenizer does not need the model's configuration
+        return
+    refuse_program(config, where=name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from open_clip import CLIP
 from open_clip.transformer import VisionTransformer
 from torch import nn
@@ -17,6 +18,7 @@ from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hf_clip import (
     INDEX_BUFFERS,
     open_clip_config,
+    require_representable,
     rules,
     to_open_clip,
     to_transformers,
@@ -24,8 +26,9 @@ from his2lip.models.hf_clip import (
 )
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import read_json
+from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import build_tokenizer
-from his2lip.models.weights import check_tensors, read_tensors
+from his2lip.models.weights import check_tensors, check_values, read_tensors
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PROCESSOR = "preprocessor_config.json"
@@ -42,17 +45,23 @@ _TEXT_SETTINGS = {
 def from_transformers(folder: str | Path, *, name: str, precision: Precision = "fp32") -> DualEncoder:
     """A CLIPModel (config.json, weights, preprocessor_config.json) such as PLIP, in evaluation mode.
 
-    Raises ModelError for a model of another type, CheckpointError for files that are absent or damaged.
+    Raises ModelError for a model of another type, or with a setting that open_clip's CLIP cannot represent;
+    CheckpointError for files that are absent or damaged.
     """
     folder = Path(folder)
+    refuse_programs(folder)
     weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
     if weights is None:
         what = "this directory has no weights"
         raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=f"expected {_WEIGHTS[0]}")
-    config = open_clip_config(_clip_config(folder))
+    clip_config = _clip_config(folder)
+    require_representable(clip_config, where=folder / "config.json")
+    _require_clip_tokenizer(folder)
+    config = open_clip_config(clip_config)
     found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
     clip = build_clip(config)
     check_tensors(found, transformers_tensors(clip, config), where=weights)
+    check_values(found, where=weights)
     clip.load_state_dict(to_open_clip(found, config))
     return DualEncoder(
         clip,
@@ -93,6 +102,22 @@ def transformers_tensors(clip: nn.Module, config: Mapping[str, Any]) -> dict[str
     }
 
 
+def transformers_features(
+    folder: Path, images: torch.Tensor, tokens: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Raw features (B, D) by tower that transformers computes from the CLIPModel in `folder`.
+
+    images float (B, 3, H, W), tokens int64 (B, L)
+    """
+    from transformers import CLIPModel
+
+    network = CLIPModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    return {
+        "image": network.get_image_features(pixel_values=images).pooler_output,
+        "text": network.get_text_features(input_ids=tokens).pooler_output,
+    }
+
+
 def _clip_config(folder: Path) -> dict[str, Any]:
     """The folder's CLIPConfig, with transformers' defaults for settings that an old file leaves out."""
     from transformers import CLIPConfig
@@ -102,6 +127,15 @@ def _clip_config(folder: Path) -> dict[str, Any]:
         what = f"this is a transformers model of type '{tree.get('model_type')}', not a CLIPModel"
         raise ModelError(what, where=folder, key="model_type", fix="convert a folder of a CLIPModel")
     return CLIPConfig(**tree).to_dict()
+
+
+def _require_clip_tokenizer(folder: Path) -> None:
+    """Raises ModelError where the folder's tokenizer is not CLIP's, which the converted model will use."""
+    file = folder / "tokenizer_config.json"
+    kind = read_json(file).get("tokenizer_class") if file.is_file() else None
+    if kind not in (None, "CLIPTokenizer", "CLIPTokenizerFast"):
+        what = f"the text tower was trained with the tokenizer '{kind}', not CLIP's"
+        raise ModelError(what, where=file, key="tokenizer_class", fix="convert a model with CLIP's tokenizer")
 
 
 def _preprocess(folder: Path, size: int) -> Preprocess:

@@ -17,6 +17,9 @@ from his2lip.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 
+# CLIP clamps the scale at 100, which is 4.6 as a logarithm. An exponentiated scale starts at 14.
+MAX_LOG_SCALE = 10.0
+
 _LISTED = 3  # tensor names that an error lists
 _WRAPPERS = (
     "state_dict",
@@ -49,9 +52,24 @@ def read_tensors(path: str | Path) -> Tensors:
 
 
 def load_weights(clip: nn.Module, state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:
-    """Loads `state` into `clip`. Raises CheckpointError for a missing, extra or misshapen tensor."""
+    """Loads `state` into `clip`. Raises CheckpointError for tensors of another model or invalid values."""
     check_tensors(state, {name: tuple(t.shape) for name, t in clip.state_dict().items()}, where=where)
+    check_values(state, where=where)
     clip.load_state_dict(state)
+
+
+def check_values(state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:
+    """Raises CheckpointError, whose key is the tensor, for NaN, infinity, or a scale that is no logarithm."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            what = f"the tensor {name} contains NaN or infinity"
+            fix = "use a checkpoint from before its training diverged, or copy it again"
+            raise CheckpointError(what, where=where, key=name, fix=fix)
+    log_scale = state.get("logit_scale")
+    if log_scale is not None and float(log_scale.max()) > MAX_LOG_SCALE:
+        what = f"logit_scale is {float(log_scale.max()):.4g}, which is not a logarithm"
+        fix = "store the logarithm of the scale, as CLIP does (2.66 at the start of training)"
+        raise CheckpointError(what, where=where, key="logit_scale", fix=fix)
 
 
 def check_tensors(

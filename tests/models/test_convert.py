@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -11,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from model_factory import CAPTIONS, hf_model, published_plip, wordpiece_folder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.checkpoint import save_checkpoint
-from his2lip.models.exchange import CLIP_B32, from_released
+from his2lip.models.exchange import CLIP_B32, check_features, convert, from_released
 from his2lip.models.hf_clip import open_clip_config
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import RELEASED_PREPROCESS
@@ -263,3 +265,83 @@ def test_a_transformers_model_of_another_type_is_refused(tmp_path: Path) -> None
     with pytest.raises(ModelError) as refused:
         from_transformers(tmp_path, name="x")
     assert refused.value.key == "model_type"
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting", "value"),
+    [
+        ("text_config", "hidden_act", "gelu_new"),
+        ("vision_config", "hidden_act", "relu"),
+        ("vision_config", "hidden_act", "gelu"),  # the text tower has quick_gelu
+        ("text_config", "layer_norm_eps", 1e-6),
+        ("vision_config", "layer_norm_eps", 1e-12),
+        ("text_config", "attention_dropout", 0.1),
+        ("vision_config", "num_channels", 4),
+        ("text_config", "vocab_size", 49000),
+        ("text_config", "eos_token_id", 3),
+    ],
+)
+def test_a_setting_that_open_clip_cannot_represent_is_refused_by_name(
+    tower: str, setting: str, value: object, tmp_path: Path
+) -> None:
+    folder = published_plip(tmp_path, hf_model(**SMALL))
+    tree = json.loads((folder / "config.json").read_text())
+    tree[tower][setting] = value
+    (folder / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ModelError) as refused:
+        from_transformers(folder, name="x")
+    assert (refused.value.key, refused.value.where) == (f"{tower}.{setting}", folder / "config.json")
+
+
+def test_a_tokenizer_other_than_clips_is_refused(tmp_path: Path) -> None:
+    folder = published_plip(tmp_path, hf_model(**SMALL))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(ModelError) as refused:
+        from_transformers(folder, name="x")
+    assert refused.value.key == "tokenizer_class"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("visual_projection.weight", float("nan")),
+        ("text_projection.weight", float("inf")),
+        ("logit_scale", 100.0),  # the scale itself, where its logarithm belongs
+    ],
+)
+@pytest.mark.parametrize("format", ["transformers", "released"])
+def test_weights_that_are_not_numbers_or_no_logarithm_are_refused_by_name(
+    name: str, value: float, format: str, tmp_path: Path
+) -> None:
+    if format == "transformers":
+        folder = published_plip(tmp_path, hf_model(**SMALL))
+        state = load_file(folder / "model.safetensors")
+        state[name].view(-1)[0] = value
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError) as refused:
+            from_transformers(folder, name="x")
+        assert refused.value.key == name
+        return
+    whole = name if name == "logit_scale" else f"vision_encoder.model.{name}"
+    spoil = lambda s: s.update({whole: torch.full_like(s[whole], value)})  # noqa: E731
+    sides, _ = released_file(tmp_path / "best.pt", size=SMALL, change=spoil)
+    config = open_clip_config(sides["text_encoder"].config.to_dict())
+    with pytest.raises(CheckpointError) as refused:
+        from_released(tmp_path / "best.pt", backbone="clip", config=config)
+    assert refused.value.key == whole
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_a_conversion_checks_its_features_against_transformers(act: str, tmp_path: Path) -> None:
+    towers = {tower: SMALL[tower] | {"hidden_act": act} for tower in ("text_config", "vision_config")}
+    folder = published_plip(tmp_path, hf_model(**(SMALL | towers)))
+    model, meta = convert(folder, source="transformers")
+    assert model.config["quick_gelu"] is (act == "quick_gelu")
+    assert meta["converted"]["from"] == "transformers"
+    for tower, name in (("image", "visual.ln_post.weight"), ("text", "ln_final.weight")):
+        wrong = copy.deepcopy(model)
+        with torch.no_grad():
+            wrong.clip.get_parameter(name).mul_(1.01)
+        with pytest.raises(CheckpointError) as refused:
+            check_features(wrong, folder)
+        assert refused.value.key == tower

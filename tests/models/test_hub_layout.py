@@ -136,7 +136,9 @@ def test_a_tokenizer_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     config["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     with pytest.raises(ModelError) as refused:
         load_model(f"local-dir:{published_open_clip(folder, config)}")
+    assert refused.value.key == "auto_map"
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError) as refused:
+        load_model(f"local-dir:{published_open_clip(folder, config)}")
     assert refused.value.key == "trust_remote_code"
-    config["text_cfg"].pop("tokenizer_kwargs")
-    load_model(f"local-dir:{published_open_clip(folder, config)}")  # by transformers' own for a BERT
     assert not mark.exists()

@@ -146,7 +146,8 @@ def malicious(folder: Path) -> Path:
     ("file", "options", "key"),
     [
         (malicious, ["--from", "released", "--backbone", "clip"], "pickle"),
-        (malicious, ["--from", "open_clip", "--backbone", "ViT-B-32"], "pickle"),
+        (malicious, ["--from", "open_clip", "--backbone", "ViT-B-32-quickgelu"], "pickle"),
+        (malicious, ["--from", "open_clip", "--backbone", "ViT-B-32"], "quick_gelu"),
         (
             lambda f: released_b32(f / "a.pt", without="text_encoder.projection_head.weight"),
             ["--from", "released", "--backbone", "clip"],
