@@ -13,6 +13,7 @@ from typing import Any
 import pydantic
 import pytest
 import typer.main
+from test_architecture import ALLOWED
 
 from his2lip.cli import app
 from his2lip.evaluation.config import BenchmarkConfig
@@ -86,6 +87,7 @@ OPTIONS = {
 
 
 def command_of(words: list[str]) -> tuple[str, ...]:
+    words = words[next((i for i, word in enumerate(words) if not word.startswith("--")), 0) :]
     return max((path for path in CLI if tuple(words[: len(path)]) == path), key=len)
 
 
@@ -170,6 +172,25 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w\s-]", "", head.lower()).replace(" ", "-") for head in heads}, (
                 target
             )
+
+
+def test_the_packages_of_the_architecture_page_import_what_it_says() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_/]+)` \| [^|]+ \| ([^|]+) \|$", page, flags=re.MULTILINE)
+    stated = {name.rstrip("/"): {w for w in imports.split(", ") if w != "–"} for name, imports in rows}
+    rooms = {
+        name: allowed for name, allowed in ALLOWED.items() if name not in ("data", "__init__", "__main__")
+    }
+    found: dict[str, set[str]] = {f"data/{folder}": set() for folder in _data_packages()}
+    for folder in _data_packages():
+        for path in (ROOT / "his2lip/data" / folder).glob("*.py"):
+            imported = re.findall(r"from his2lip\.data\.(\w+)", path.read_text(encoding="utf-8"))
+            found[f"data/{folder}"] |= set(imported) - {folder}
+    assert stated == rooms | found
+
+
+def _data_packages() -> list[str]:
+    return [path.parent.name for path in (ROOT / "his2lip/data").glob("*/__init__.py")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
