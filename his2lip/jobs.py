@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from his2lip import __version__, resources
 from his2lip.errors import ClusterError, first_line
+from his2lip.runtime import protect_token, token_path
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -145,9 +146,9 @@ def _authorization() -> dict[str, str]:
     In token mode Ray sends the token by itself, but it reads the mode only once, when it is imported.
     """
     token = os.environ.get("RAY_AUTH_TOKEN")
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if not token and path.is_file():
-        token = path.read_text(encoding="ascii").strip()
+    protect_token(create=False)
+    if not token and token_path().is_file():
+        token = token_path().read_text(encoding="ascii").strip()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -1,15 +1,28 @@
-"""Starts a local Ray or joins a cluster, without Ray's own log lines, on the cores of this process."""
+"""Starts a local Ray or joins a cluster: quietly, on the cores of this process, closed to other machines."""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import stat
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from his2lip.logs import LEVEL, terminal_level
 
+_log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
 _CONNECT_S = 5.0  # to wait for an answer from the cluster's address
+# Bytes that the path of a Unix socket may have, and those that Ray adds to the folder that it is given.
+_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+_RAY_ADDS = len("/ray/session_2026-01-01_00-00-00_000000_1234567890/sockets/plasma_store.123")
+_SHORT_FOLDER = Path("/tmp")
 
 
 def usable_cpus() -> int:
@@ -33,38 +46,123 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
     """Joins the cluster at RAY_ADDRESS (Ray sets it for a submitted job), else starts a local Ray.
 
     Does nothing where Ray is initialized. A local Ray has as many CPUs as this process may use, unless
-    `num_cpus` is given; `object_store_memory` is in bytes. No usage statistics are sent, and the output of
-    workers is shown only with --verbose. Raises ClusterError where the cluster does not answer.
+    `num_cpus` is given; `object_store_memory` is in bytes. All its ports are on 127.0.0.1, and its token is
+    readable only by its owner. No usage statistics are sent, and the output of workers is shown only with
+    --verbose. Raises ClusterError where the cluster does not answer or a local Ray cannot start.
     """
     share_cores()  # Ray's workers inherit it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Tasks that request no CPU get processes too. With a lower limit, Ray warns about them on two cores.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    address = os.environ.get("RAY_ADDRESS", "")
+    local = is_local()
+    if local:
+        _stay_on_loopback()
     import ray
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS", "")
     _check_address(address)
+    protect_token(create=local)
     quiet_ray()
     options: dict[str, Any] = {
         "logging_level": logging.WARNING,
         "log_to_driver": terminal_level() <= logging.INFO,
     }
-    if address and LEVEL in os.environ:  # workers of a local Ray inherit it
-        options["runtime_env"] = {"env_vars": {LEVEL: os.environ[LEVEL]}}
-    if not address:
+    if local:
         options |= {
             "address": "local",
             "num_cpus": num_cpus or usable_cpus(),
             "object_store_memory": object_store_memory,
             "include_dashboard": False,
+            "_temp_dir": _temporary_folder(),
         }
+    elif LEVEL in os.environ:  # workers of a local Ray inherit it
+        options["runtime_env"] = {"env_vars": {LEVEL: os.environ[LEVEL]}}
     try:
         ray.init(**options)
     except ConnectionError as error:
         raise _no_answer(address, error) from None
+
+
+def is_local() -> bool:
+    """Whether `start_ray` starts a Ray on this machine, or has: RAY_ADDRESS names no cluster."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def token_path() -> Path:
+    """The file of this machine's Ray token, where Ray itself looks for it."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def protect_token(*, create: bool) -> bool:
+    """Makes the token readable only by its owner; whether others could read it before.
+
+    With `create`, a token is written where there is none. Ray would write it with the default umask, and
+    who can read the token can run any program as the user. Does nothing where the token is in the
+    environment, or the user has turned tokens off.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return False
+    path = token_path()
+    if create and not path.exists():
+        _write_token(path)
+    if not path.exists() or not stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return False
+    path.chmod(0o600)
+    _log.info("%s could be read by others; it is now readable only by you", path)
+    return True
+
+
+def _write_token(path: Path) -> None:
+    """Writes a new token, complete and private from the first moment; keeps one that appears meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, new = tempfile.mkstemp(dir=path.parent)  # exclusive, with mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))  # as long as Ray's own
+        with suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        os.unlink(new)
+
+
+def _stay_on_loopback() -> None:
+    """Makes a local Ray, and what its workers start, listen on 127.0.0.1 only; by default all interfaces."""
+    # Ray's switch for machines without clusters. A user's own setting has precedence.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "ray" in sys.modules:  # it read the switch when it was imported
+        from ray._private import ray_constants
+
+        switch = os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"].lower()
+        ray_constants.ENABLE_RAY_CLUSTER = switch in ("1", "true")
+    interface = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if interface is not None:  # for torch.distributed, where a run has several workers
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _temporary_folder() -> str | None:
+    """The folder for Ray's sessions: Ray's own choice (None), or /tmp where sockets would not fit in it.
+
+    The path of a Unix socket is limited to about 100 bytes, and job schedulers set long values of TMPDIR.
+    Raises ClusterError where /tmp cannot be used either.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or str(_SHORT_FOLDER)
+    if len(os.fsencode(chosen)) + _RAY_ADDS <= _SOCKET_PATH:
+        return None
+    if os.access(_SHORT_FOLDER, os.W_OK):
+        _log.info(
+            "Ray's sessions go to %s, since the paths of sockets below %s are too long", _SHORT_FOLDER, chosen
+        )
+        return str(_SHORT_FOLDER / "ray")
+    from his2lip.errors import ClusterError
+
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    most = _SOCKET_PATH - _RAY_ADDS
+    what = f"Ray cannot put its sockets below {name}, whose path is longer than {most} bytes"
+    raise ClusterError(what, where=chosen, key=name, fix="set RAY_TMPDIR to a folder with a short path")
 
 
 def _check_address(address: str) -> None:

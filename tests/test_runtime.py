@@ -1,27 +1,147 @@
-"""Starting or joining Ray: a cluster that is not there is said at once."""
+"""Starting a local Ray or joining a cluster: ports, token, folders, and clusters that do not answer."""
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-START = "from his2lip.runtime import start_ray\nstart_ray()"
+from his2lip.errors import ClusterError
+from his2lip.runtime import _temporary_folder, protect_token
+
+START = "from his2lip.runtime import start_ray\nstart_ray(num_cpus=1, object_store_memory=100 << 20)\n"
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the token of this test is; there is none yet."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "home" / "auth_token"))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home" / "auth_token"
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_a_new_token_is_never_readable_by_others(token: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert not protect_token(create=True)
+    finally:
+        os.umask(before)
+    assert _mode(token) == 0o600
+    assert len(token.read_text()) == 64
+
+
+def test_commands_that_start_at_once_agree_on_one_token(token: Path) -> None:
+    threads = [threading.Thread(target=protect_token, kwargs={"create": True}) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first = token.read_text()
+    protect_token(create=True)
+    assert token.read_text() == first
+    assert len(first) == 64
+
+
+def test_a_token_that_others_can_read_is_made_private_and_kept(token: Path) -> None:
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    assert protect_token(create=True)
+    assert (_mode(token), token.read_text()) == (0o600, "secret")
+    assert not protect_token(create=True), "it is private already"
+
+
+def test_no_token_is_written_to_join_a_cluster_or_where_tokens_are_off(
+    token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protect_token(create=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    protect_token(create=True)
+    assert not token.exists()
+
+
+_LISTENERS = (
+    START
+    + """
+import json, os, time, ray
+from listeners import listeners
+@ray.remote
+def work():
+    time.sleep(3)
+task = work.remote()
+time.sleep(2)
+print(json.dumps(sorted(listeners(os.getpid()))))
+"""
+)
+
+
+@pytest.mark.parametrize("before", ["", "import ray, ray.train\n"], ids=["", "ray is imported before"])
+def test_a_local_ray_listens_on_this_machine_only_and_its_token_is_private(before: str, token: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", before + _LISTENERS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    listeners = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listeners}
+    assert {address for _, address in listeners} == {"127.0.0.1"}
+    assert _mode(token) == 0o600
+
+
+def test_a_long_temporary_folder_is_replaced_by_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: Path
+) -> None:
+    folder = tmp_path / ("job" * 20)
+    folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"TMPDIR": str(folder), "RAY_AUTH_TOKEN_PATH": str(token)}
+    done = subprocess.run(
+        [sys.executable, "-c", START + "import ray; print(ray.nodes()[0]['Alive'])"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "True"
+
+
+def test_rays_own_choice_of_folder_is_kept_where_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp/job-1234567")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert _temporary_folder() is None
+
+
+def test_a_long_folder_without_a_short_one_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "long/" * 30)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ClusterError) as refused:
+        _temporary_folder()
+    assert refused.value.key == "RAY_TMPDIR"
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("127.0.0.1:1", "does not answer"),
-        ("ray://127.0.0.1:1", "does not answer"),
-        ("127.0.0.1:99999", "does not answer"),
-        ("http://127.0.0.1:8265", "job server"),
-    ],
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:8265"]
 )
-def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(address: str, said: str) -> None:
+def test_a_cluster_that_does_not_answer_is_one_sentence_within_seconds(address: str) -> None:
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", START],
@@ -33,5 +153,4 @@ def test_a_cluster_that_is_not_there_is_one_sentence_within_seconds(address: str
     assert time.monotonic() - start < 30
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("his2lip.errors.ClusterError: ")
-    assert said in last
     assert address in last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import typer
 from his2lip.cli.console import say, table
 from his2lip.cli.registry import command
 from his2lip.resources import sqlite_file, store_uri
-from his2lip.runtime import usable_cpus
+from his2lip.runtime import protect_token, token_path, usable_cpus
 
 _PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")
 
@@ -116,18 +115,14 @@ def _shared_memory() -> Finding:
 
 
 def _ray_token() -> Finding:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if not path.exists():
-        return Finding("Ray token", "none yet (Ray writes one at its first start)")
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if not mode & 0o077:
-        return Finding("Ray token", str(path))
+    path = token_path()
     try:
-        path.chmod(0o600)  # Ray creates it with the default umask
+        exposed = protect_token(create=False)
     except OSError:
-        fix = f"others can read it: chmod 600 {path}"
-        return Finding("Ray token", f"{path}, mode {mode:04o}", "note", fix)
-    return Finding("Ray token", f"{path}, now readable only by you (others could read it)")
+        return Finding("Ray token", str(path), "note", f"others can read it: chmod 600 {path}")
+    if exposed:
+        return Finding("Ray token", f"{path}, now readable only by you (others could read it)")
+    return Finding("Ray token", str(path) if path.exists() else "none yet (the first run writes one)")
 
 
 def _weights() -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from his2lip.evaluation.protocols import card_of, select
 from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.logs import log_to
+from his2lip.runtime import is_local
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -266,7 +266,7 @@ def _gpus(config: BenchmarkConfig) -> float:
     have = ray.cluster_resources().get("GPU", 0.0)
     if config.gpus == "auto":
         return 1.0 if have >= 1 else 0.0
-    if config.gpus > have and _is_local():
+    if config.gpus > have and is_local():
         what = f"gpus is {config.gpus:g}, and this machine has {have:g}"
         raise RunError(what, key="gpus", fix="set gpus=auto")
     return config.gpus
@@ -277,7 +277,7 @@ def _resources(group: Sequence[ModelEntry], config: BenchmarkConfig) -> dict[str
     import ray
 
     have = ray.cluster_resources()
-    most = have if _is_local() else {}
+    most = have if is_local() else {}
     asked = {"num_cpus": min(config.cpus, most.get("CPU", config.cpus))}
     if group[0].path.startswith(PREFIX):
         return asked
@@ -293,11 +293,6 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
     models = 1 if entry.blend is None else 3  # the two, and their blend
     return float(2 * models * weights + 2**30)
-
-
-def _is_local() -> bool:
-    """Whether Ray runs on this machine only: on a cluster, RAY_ADDRESS is set for the driver."""
-    return not os.environ.get("RAY_ADDRESS")
 
 
 def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompts: str | None) -> CellPlan:

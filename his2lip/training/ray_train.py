@@ -20,10 +20,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.logs import log_to
-from his2lip.runtime import start_ray
+from his2lip.runtime import is_local, start_ray
 from his2lip.training import run_inputs as assemble
 from his2lip.training.config import TrainConfig
 from his2lip.training.progress import Progress, State
+from his2lip.training.rendezvous import LocalTorchConfig
 from his2lip.training.run_directory import RunDir, begin, refuse_object_store
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _run_on_ray(
         _work,
         # As bytes: Ray's controller holds it too, and need not import what the validator is made of.
         train_loop_config={"job": ray.cloudpickle.dumps(job)},
+        torch_config=LocalTorchConfig() if is_local() else ray.train.torch.TorchConfig(),
         scaling_config=_scaling(config, say),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # Ray keeps no checkpoints of ours here, so that it cannot hand back old weights
@@ -255,7 +257,7 @@ def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.Scali
     lacking = {k: v * workers.num for k, v in each.items() if v * workers.num > total.get(k, 0)}
     if lacking:
         what = ", ".join(f"{total.get(k, 0):g} of {v:g} {k}" for k, v in lacking.items())
-        if not os.environ.get("RAY_ADDRESS"):
+        if is_local():
             raise ClusterError(f"this machine has {what} that the workers want", where="workers")
         say(f"the cluster has {what} that the workers want; waiting for it to grow")
     return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=bool(use_gpu), resources_per_worker=each)

@@ -87,7 +87,9 @@ def test_run_leaves_best_and_last_and_nothing_else(whole: TrainResult, config_fi
     assert whole.steps == STEPS
     assert [epoch["step"] for epoch in whole.history] == [EPOCH, 2 * EPOCH, STEPS]
     assert whole.history[-1]["select/excess"] < whole.history[0]["select/excess"]
-    assert {p.name for p in whole.run_dir.iterdir()} == {"best", "last", "ray", "run.json", ".lock"}
+    assert {p.name for p in whole.run_dir.iterdir()} == {
+        *("best", "last", "ray", "run.json", ".lock", "his2lip.log"),
+    }
     assert sum(p.stat().st_size for p in (whole.run_dir / "ray").rglob("*")) < 10_000
     meta = read_meta(whole.best)
     assert TrainConfig.model_validate(meta["config"]).optim == named(config_file, "x").optim

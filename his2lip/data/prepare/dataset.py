@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from his2lip.data.readers import get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
-from his2lip.runtime import start_ray
+from his2lip.runtime import is_local, start_ray
 
 ProgressCallback = Callable[[int, int], None]  # files done, files to read
 
@@ -179,7 +178,7 @@ def _run(
 
 def _worth_sharing(parts: list[Part]) -> bool:
     """Whether a cluster is given, or a split has several parts, which take longer than Ray's start."""
-    return bool(os.environ.get("RAY_ADDRESS")) or len(parts) > len({part.split for part in parts})
+    return not is_local() or len(parts) > len({part.split for part in parts})
 
 
 def _here(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
