@@ -15,6 +15,12 @@ from his2lip.errors import DatasetError, His2lipError, first_line
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
+# Written by Windows, macOS's archiver, Synology and Linux; other such names are hidden, as .DS_Store and ._x.
+_LITTER = (
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx",
+    "@eadir", "#recycle", "lost+found",
+)  # fmt: skip
+
 
 @contextmanager
 def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
@@ -87,6 +93,11 @@ def check_writable(uri: str | Path, *, fix: str) -> None:
 
 def not_writable(error: OSError, *, where: str | Path, fix: str) -> DatasetError:
     return DatasetError(f"nothing can be written here: {first_line(error)}", where=str(where), fix=fix)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or was written by a file manager or server."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def printable(key: str) -> str:

@@ -90,6 +90,10 @@ def prepare_dataset(
     if report.root != Path(os.path.abspath(root)):
         say(f"unpacked in {report.root}; it may be removed")
     show_counts(report.info)
+    for rule in load_card(card).carve:
+        if not {rule.source, rule.into} <= report.info.counts.keys():
+            say(f"note: one of '{rule.source}' and '{rule.into}', which is carved from it, is empty")
+            say("  if you need both, set another seed or fraction of `carve` on the card")
     _show_left_out(report, out)
     if names is not None:
         say(f"names and reasons: {names}; keep it and the key, and give neither away")

@@ -66,6 +66,40 @@ def test_corpus_imports_with_a_reason_for_each_file_left_out(tmp_path: Path) -> 
     assert len(report.uncovered) == 81
 
 
+def test_every_file_is_read_passed_over_or_left_out(tmp_path: Path) -> None:
+    for name in (
+        "Tumor/CD20.TXT",
+        "Tumor/CD3.txt",
+        "Tumor/notes.md",
+        "Stroma /FAP .txt",
+        "Thumbs.db",
+        "@eaDir/a.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("Brown cells.\n")
+    bank, report = CaptionBank.from_folder(tmp_path)
+    assert set(whole(bank)) == {("Tumor", "CD20"), ("Tumor", "CD3"), ("Stroma", "FAP")}
+    assert (report.found, report.read, report.passed_over) == (4, 3, 2)
+    assert [path for path, _ in report.left_out] == ["Tumor/notes.md"]
+
+
+def test_two_files_of_one_pair_are_an_error(tmp_path: Path) -> None:
+    for name in ("CD3.txt", "cd3 .TXT"):
+        (tmp_path / "Tumor").mkdir(exist_ok=True)
+        (tmp_path / "Tumor" / name).write_text("Brown cells.\n")
+    with pytest.raises(DatasetError, match=r"cd3 \.TXT") as refused:
+        CaptionBank.from_folder(tmp_path)
+    assert refused.value.where == tmp_path / "Tumor"
+
+
+def test_unicode_forms_of_one_caption_are_one_caption(tmp_path: Path) -> None:
+    (tmp_path / "Tumor").mkdir()
+    (tmp_path / "Tumor/CD3.txt").write_text("Na\u00efve cells.\nNai\u0308ve cells.\n", encoding="utf-8")
+    bank, report = CaptionBank.from_folder(tmp_path)
+    assert whole(bank)["Tumor", "CD3"] == ("Na\u00efve cells.",) * 2
+    assert report.repeated == 1
+
+
 def test_released_corpus_imports_whole(shared: Path) -> None:
     bank, report = CaptionBank.from_folder(shared / "captions/AugmentedCaptions")
     assert (report.captions, report.read, report.blank_lines) == (7289, 73, 703)

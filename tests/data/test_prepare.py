@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from his2lip.data.readers import base
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
+from his2lip.synthetic.layouts import write_layout
 
 MIHIC = load_card("mihic")
 FOLDERS = {"train": 12, "val": 4, "test": 6}
@@ -193,6 +196,105 @@ def test_two_datasets_are_not_mixed_in_one_place(tmp_path: Path, real_ihc: np.nd
     assert {p.name for p in out.iterdir()} == {"dataset.json", "train", "val", "test"}
 
 
+def interrupted(card: Card, root: Path, out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(card, root, out, part_bytes=20_000, progress=stop_after(12))
+    assert len(list(out.rglob("*.parquet"))) > 1
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_manifest_that_is_corrected_after_an_interruption_is_read_again(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    root, out, cut = tmp_path / "in", tmp_path / "out", Cutter(real_ihc)
+    card = Card(name="mine", reader="manifest", splits={"train": Split(role="train")})
+    names = [cut.write(root / f"{i}.png").name for i in range(20)]
+
+    def write_labels(label: str) -> None:
+        (root / "manifest.csv").write_text("path,label\n" + "".join(f"{name},{label}\n" for name in names))
+        os.utime(root / "manifest.csv", ns=(0, 0))  # only what it says differs
+
+    write_labels("neg")
+    interrupted(card, root, out)
+    write_labels("pos")
+    assert prepare(card, root, out, part_bytes=20_000).info.counts == {"train": {"pos": 20}}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_picture_that_is_replaced_after_an_interruption_is_read_again(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    root, out, cut = tmp_path / "in", tmp_path / "out", Cutter(real_ihc)
+    card = Card(name="mine", reader="folder", splits={"train": Split(role="train")})
+    paths = [cut.write(root / f"a/{i}.png") for i in range(20)]
+    interrupted(card, root, out)
+    for path in paths:
+        cut.write(path)
+    prepare(card, root, out, part_bytes=20_000)
+    for batch in open_shards(out).iter_rows("train", ["patch_id", "image"]):
+        for row in batch.to_pylist():
+            assert row["image"] == (root / row["patch_id"].removeprefix("mine/")).read_bytes()
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("name", ["bcdata", "pantumor"])
+def test_annotations_that_are_corrected_after_an_interruption_are_read_again(
+    tmp_path: Path, real_ihc: np.ndarray, name: str
+) -> None:
+    card, root, out = load_card(name), tmp_path / "in", tmp_path / "out"
+    write_layout(name, root, lambda side, *_: np.tile(real_ihc, (3, 3, 1))[:side, :side], each=2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(card, root, out, part_bytes=1, progress=stop_after(1))
+    for path in [*root.rglob("*.h5"), *root.rglob("*.json")]:
+        if path.suffix == ".h5":
+            import h5py
+
+            with h5py.File(path, "r+") as file:
+                file["coordinates"][0] = (60, 60)
+        else:
+            path.write_text(path.read_text().replace("[40, 60, 20, 20]", "[44, 66, 20, 20]"))
+    assert (
+        prepare(card, root, out, part_bytes=1).info.digest == prepare(card, root, tmp_path / "b").info.digest
+    )
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_own_data_in_an_archive_has_the_classes_and_splits_of_its_folders(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    cut = Cutter(real_ihc)
+    card = Card(name="mine", reader="folder", splits={s: Split(role="train") for s in ("train", "test")})
+    for split in card.splits:
+        for label in ("neg", "pos"):
+            cut.write(tmp_path / f"in/{split}/{label}/1.png")
+    shutil.make_archive(str(tmp_path / "zips/x"), "zip", tmp_path / "in")
+    expected = prepare(card, tmp_path / "in", tmp_path / "plain").info
+    shutil.make_archive(str(tmp_path / "one split/train"), "zip", tmp_path / "in/train")
+    info = prepare(card, tmp_path / "one split/train.zip", tmp_path / "train").info
+    assert info.counts == {"train": {"neg": 1, "pos": 1}}, "its name is that of a split"
+    for i, root in enumerate((tmp_path / "zips/x.zip", tmp_path / "zips")):
+        info = prepare(card, root, tmp_path / f"out{i}").info
+        assert info.counts == expected.counts == {s: {"neg": 1, "pos": 1} for s in ("test", "train")}
+        assert info.digest == expected.digest
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_files_of_file_managers_are_counted_and_never_read_as_images(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    cut = Cutter(real_ihc)
+    cut.write(tmp_path / "in/a/1.png")
+    litter = ("._1.png", ".thumbnails/1.png", "@eaDir/1.png/THUMB_M.png", "Thumbs.db.png", "__MACOSX/a/1.png")
+    for name in litter:
+        cut.write(tmp_path / "in/a" / name)
+    (tmp_path / "in/a/Thumbs.db.png").rename(tmp_path / "in/a/Thumbs.db")
+    (tmp_path / "in/.DS_Store").write_bytes(b"x")
+    report = prepare(MINE, tmp_path / "in", tmp_path / "out")
+    assert (report.found, report.read, report.quarantined) == (1, 1, [])
+    assert list(report.passed_over.values()) == [6], "every other file under the root"
+    assert report.info.counts == {"test": {"a": 1}}
+
+
 def stop_after(files: int) -> Callable[[int, int], None]:
     def step(done: int, total: int) -> None:
         if done >= files:
@@ -215,15 +317,42 @@ GROUPS = st.sets(st.text(min_size=1, max_size=6), min_size=2, max_size=30)
 
 
 @given(GROUPS, st.floats(0.05, 0.95), st.integers(0, 5))
-def test_carving_moves_its_share_of_groups_and_leaves_some(
-    groups: set[str], fraction: float, seed: int
-) -> None:
+def test_carving_depends_on_the_group_and_the_rule_only(groups: set[str], fraction: float, seed: int) -> None:
     rule = Carve(source="train", into="select", fraction=fraction, by="case", seed=seed)
-    moved = carve({"train": groups}, [rule])
-    assert set(moved.values()) == {"select"}
-    assert {group for _, group in moved} < groups
-    assert abs(len(moved) - fraction * len(groups)) <= 1
-    assert moved == carve({"train": groups}, [rule])
+    split_of = {group: carve("train", group, [rule]) for group in groups}
+    assert set(split_of.values()) <= {"train", "select"}
+    assert {carve("test", group, [rule]) for group in groups} == {"test"}, "other splits are left as they are"
+    larger = rule.model_copy(update={"fraction": 0.99 * fraction + 0.01})
+    for group, split in split_of.items():
+        assert split == "train" or carve("train", group, [larger]) == "select", "a larger share"
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_carving_moves_its_share_of_many_groups_and_each_rule_its_own(fraction: float) -> None:
+    rules = [Carve(source="train", into=into, fraction=fraction, by="case") for into in ("select", "test")]
+    splits = Counter(carve("train", f"P{i}", rules) for i in range(4000))
+    assert splits["select"] / 4000 == pytest.approx(fraction, abs=0.025)
+    assert splits["test"] / (4000 - splits["select"]) == pytest.approx(fraction, abs=0.035)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_another_patient_moves_no_patient_to_another_split(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    card = Card(
+        name="mine",
+        reader="folder",
+        splits={"train": Split(role="train"), "test": Split(role="report")},
+        carve=[Carve(source="train", into="test", fraction=0.5, by="case")],
+        options={"case_pattern": "(P[0-9]+)"},
+    )
+    cut, splits = Cutter(real_ihc), []
+    for patients in (6, 9):
+        for i in range(patients):
+            cut.write(tmp_path / f"in/a/P{i}.png")
+        prepare(card, tmp_path / "in", tmp_path / f"out{patients}")
+        splits.append({row["case_id"]: row["split"] for row in rows(tmp_path / f"out{patients}").values()})
+    before, after = splits
+    assert len(set(before.values())) == 2
+    assert {case: after[case] for case in before} == before
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -14,6 +14,7 @@ from stream_data import stream, write_patches
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.images.codec import decode
 from his2lip.data.shards.reader import open_shards
+from his2lip.data.shards.schema import WITHOUT_IMAGE
 from his2lip.data.stream.augment import draw_turn, turn
 from his2lip.data.stream.batch import Batch
 from his2lip.errors import ConfigError, DatasetError
@@ -112,8 +113,42 @@ def test_patches_without_captions_sit_out_where_the_bank_drops_them(shards: str)
 
 def test_missing_labels_are_minus_one(tmp_path: Path) -> None:
     uri = write_patches(tmp_path / "unlabelled", patches=16, labelled=False)
-    (batch,) = stream(uri)
+    (batch,) = stream(uri, shrink=True)
     assert batch.tissue.tolist() == batch.biomarker.tolist() == [-1] * 16
+
+
+def test_patches_of_one_pair_cannot_be_trained_on(tmp_path: Path) -> None:
+    uri = write_patches(tmp_path / "unlabelled", patches=16, labelled=False)
+    with pytest.raises(DatasetError) as refused:
+        stream(uri)
+    assert (refused.value.where, refused.value.key) == (uri, "data.split")
+
+
+def test_patches_of_one_pair_among_those_with_captions_cannot_be_trained_on(shards: str) -> None:
+    table = open_shards(shards).table("train", ["tissue", "biomarker"]).to_pylist()
+    pair = (table[0]["tissue"], table[0]["biomarker"])
+    with pytest.raises(DatasetError) as refused:
+        stream(shards, bank=CaptionBank({pair: ("One.",)}, "drop"), lanes=1, batch_size=1)
+    assert refused.value.key == "data.split"
+
+
+def test_a_flipped_bit_in_a_shard_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+    uri = write_patches(tmp_path / "set", patches=60, sizes=(16,))
+    (shard,) = Path(uri).rglob("*.parquet")
+    whole, rng = shard.read_bytes(), np.random.default_rng(0)
+    expected = open_shards(uri).table("train", [*WITHOUT_IMAGE, "image"])
+    errors = 0
+    for bit in rng.choice(8 * len(whole), 300, replace=False).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        shard.write_bytes(data)
+        try:
+            read = open_shards(uri).table("train", [*WITHOUT_IMAGE, "image"])
+        except DatasetError:
+            errors += 1
+        else:
+            assert read.equals(expected), f"bit {bit} of {shard} changed the rows without an error"
+    assert errors > 250
 
 
 def test_a_split_for_reporting_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 from his2lip import taxonomy
 from his2lip.data.captions.templates import Pair
 from his2lip.errors import DatasetError, TaxonomyError
-from his2lip.files import printable
+from his2lip.files import is_litter, printable
 
 HELD_OUT = 0.2  # share of a pair's families that are held out
 _NEAR = 0.8  # Jaccard index of the words from which two captions of a pair belong to one family
@@ -114,6 +115,7 @@ class CaptionReport:
     families_held_out: int
     held_out: int  # captions of families that are held out
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: int = 0  # hidden files and those that file managers write, which are not among `found`
     uncovered: list[tuple[str, str]] = field(default_factory=list)  # pairs of MIHIC without captions
 
     def __str__(self) -> str:
@@ -135,8 +137,9 @@ def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
     """
     if not root.is_dir():
         raise DatasetError("this folder of captions does not exist", where=root, fix="check the path")
-    found = sorted(root.rglob("*.txt"))
+    found, passed_over = _files(root)
     blocks: dict[Pair, list[list[str]]] = {}
+    files: dict[Pair, Path] = {}
     left_out, blank = [], 0
     for path in found:
         try:
@@ -145,6 +148,10 @@ def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
         except DatasetError as error:
             left_out.append((printable(path.relative_to(root).as_posix()), printable(error.what)))
             continue
+        if pair in files:
+            what = f"two files have the captions of one pair: {files[pair].name} and {path.name}"
+            raise DatasetError(what, where=path.parent, key=path.name, fix="merge them into one file")
+        files[pair] = path
         blank += lines.count("")
         blocks.setdefault(pair, []).extend(_blocks(lines))
     if not blocks:
@@ -161,9 +168,17 @@ def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
         families_held_out=split.families_held_out,
         held_out=sum(map(len, split.held_out.values())),
         left_out=left_out,
+        passed_over=passed_over,
         uncovered=[p for p in mihic_pairs() if p not in blocks],
     )
     return split, report
+
+
+def _files(root: Path) -> tuple[list[Path], int]:
+    """All files under `root` in sorted order, and the number of those that file managers write."""
+    paths = sorted(path for path in root.rglob("*") if not path.is_dir())
+    found = [path for path in paths if not any(map(is_litter, path.relative_to(root).parts))]
+    return found, len(paths) - len(found)
 
 
 def mihic_pairs() -> list[tuple[str, str]]:
@@ -185,10 +200,12 @@ def _blocks(lines: list[str]) -> list[list[str]]:
 def _pair_of(path: Path, root: Path) -> Pair:
     """The pair of a file's path. Raises DatasetError, whose `what` is the reason, for any other path."""
     parts = path.relative_to(root).parts
+    if path.suffix.lower() != ".txt":
+        raise DatasetError(f"not a text file by its name ({path.suffix or 'no extension'})")
     if len(parts) != 2:
         raise DatasetError(_nested(path, root))
     try:
-        return taxonomy.tissue(parts[0]), taxonomy.biomarker(path.stem)
+        return taxonomy.tissue(parts[0].strip()), taxonomy.biomarker(path.stem.strip())
     except TaxonomyError as error:
         raise DatasetError(error.what) from None
 
@@ -203,7 +220,7 @@ def _nested(path: Path, root: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = unicodedata.normalize("NFC", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DatasetError(f"not UTF-8 (byte {error.start})") from None
     except OSError as error:

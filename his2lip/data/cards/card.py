@@ -72,11 +72,11 @@ class Split(Config):
 
 
 class Carve(Config):
-    """A share of one split, by whole groups and a fixed seed, that becomes another split."""
+    """Moves whole groups of one split into another, each by a hash of its name that is keyed by the seed."""
 
     source: str
     into: str
-    fraction: float = pydantic.Field(gt=0, lt=1)
+    fraction: float = pydantic.Field(gt=0, lt=1)  # of the groups, on average
     by: Grouping
     seed: int = 0
 

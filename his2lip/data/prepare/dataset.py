@@ -16,12 +16,14 @@ from his2lip.data.images import Tiling
 from his2lip.data.prepare.listing import Part, deal, list_files
 from his2lip.data.prepare.parts import FOLDER, FinishedParts, PartJob, PartResult
 from his2lip.data.prepare.privacy import NameMap
-from his2lip.data.prepare.unpack import unpack
+from his2lip.data.prepare.unpack import Unpacked, unpack
 from his2lip.data.readers import get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
 from his2lip.runtime import is_local, start_ray
+
+_OWN_LAYOUTS = ("folder", "manifest")  # readers whose layout begins at the root
 
 ProgressCallback = Callable[[int, int], None]  # files done, files to read
 
@@ -74,7 +76,8 @@ def prepare(
     """
     with _claimed(out) as (system, target):
         unpacked = unpack(root, unpack_to, tell=tell)
-        reader = get_reader(card, unpacked.root)
+        folder = _folder_to_read(card, unpacked)
+        reader = get_reader(card, folder)
         listing = list_files(reader, limit)
         refused = unpacked.refused + listing.quarantined
         if names is not None:
@@ -88,7 +91,7 @@ def prepare(
             target=target,
             row_group_bytes=row_group_bytes,
         )
-        parts = deal(reader, listing.wanted, part_bytes)
+        parts = deal(reader, listing, part_bytes)
         finished = FinishedParts(system, target, dataset=card.name, plan=job.plan(parts))
         results = _run(job, parts, finished, names, ray=ray, progress=progress)
         info = _summary(job, results, refused, root)
@@ -101,8 +104,19 @@ def prepare(
             passed_over=dict(listing.passed_over),
             left_out=info.left_out,
             info=info,
-            root=unpacked.root,
+            root=folder,
         )
+
+
+def _folder_to_read(card: Card, unpacked: Unpacked) -> Path:
+    """The folder of an only archive for readers of a user's own layout: its name is no class.
+
+    Published layouts may need the name, and so does an archive of one split.
+    """
+    only = unpacked.only
+    if only is None or card.reader not in _OWN_LAYOUTS or only.name in card.splits:
+        return unpacked.root
+    return only
 
 
 @contextmanager

@@ -16,47 +16,58 @@ from his2lip.data.shards import id_key
 from his2lip.errors import DatasetError, His2lipError
 from his2lip.files import is_utf8, printable
 
+_LITTER = "hidden files and those that file managers write"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All files found: those to read (key -> split), and the others with reasons."""
+    """All files found: those to read (key -> split, key -> stamp), and the others with reasons.
+
+    A stamp changes whenever the patches of its file may change.
+    """
 
     wanted: dict[str, str] = field(default_factory=dict)
+    stamps: dict[str, bytes] = field(default_factory=dict)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Files that become one Parquet file of one split."""
+    """Files that become one Parquet file of one split; `content` is a digest of their stamps."""
 
     name: str
     split: str
     keys: list[str]
+    content: str
 
 
-def carve(items: dict[str, set[str]], rules: list[Carve]) -> dict[tuple[str, str], str]:
-    """(split, group) -> split for the groups that move; `items` is split -> its groups.
+def carve(split: str, group: str, rules: list[Carve]) -> str:
+    """The split of a group of files that `split` was given to: itself, or the one that a rule moves it into.
 
-    Groups are ranked by a seeded hash, and the first share of them moves, whatever the order of files.
+    Each rule moves a group by a hash of its name, keyed by the seed. So the split of a group does not depend
+    on the other groups: more patients may be added later, and none changes its split. A rule moves its
+    fraction of groups on average, not exactly.
     """
-    moved: dict[tuple[str, str], str] = {}
     for rule in rules:
-        left = [g for g in items.get(rule.source, set()) if (rule.source, g) not in moved]
-        ranked = sorted(left, key=lambda g: _rank(rule.seed, g))
-        share = round(rule.fraction * len(ranked))
-        if len(ranked) > 1:
-            share = min(max(share, 1), len(ranked) - 1)
-        moved |= {(rule.source, group): rule.into for group in ranked[:share]}
-    return moved
+        if (
+            rule.source == split
+            and _uniform(f"{rule.seed}/{rule.source}/{rule.into}/{group}") < rule.fraction
+        ):
+            return rule.into
+    return split
+
+
+def _uniform(key: str) -> float:
+    """A number in [0, 1) from a hash of `key`."""
+    hashed = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(hashed, "big") / 2**64
 
 
 def list_files(reader: Reader, limit: int | None) -> Listing:
     """Finds all files, lets the reader interpret each, and assigns each to a split."""
     listing = Listing()
     names: set[int] = set()
-    groups: dict[str, set[str]] = {}
-    group_of: dict[str, str] = {}
     by = {rule.source: rule.by for rule in reader.card.carve}
     for key in _limited(reader, limit):
         try:
@@ -71,14 +82,28 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
             listing.quarantined.append((printable(key), error.what))
             continue
         names.add(name)
+        listing.stamps[key] = _stamp(reader, item)
         listing.wanted[key] = item.split
         if item.split in by:
-            group_of[key] = item.group(by[item.split])
-            groups.setdefault(item.split, set()).add(group_of[key])
-    moved = carve(groups, reader.card.carve)
-    for key, group in group_of.items():
-        listing.wanted[key] = moved.get((listing.wanted[key], group), listing.wanted[key])
+            listing.wanted[key] = carve(item.split, item.group(by[item.split]), reader.card.carve)
+    if reader.litter:
+        listing.passed_over[_LITTER] = reader.litter
     return listing
+
+
+def _stamp(reader: Reader, item: Item) -> bytes:
+    """A digest of what decides the patches of a file: path, row in a table, size and time of its files.
+
+    It changes where a manifest, a picture or an annotation is corrected.
+    """
+    whole = hashlib.blake2b(repr(item).encode("utf-8", "surrogateescape"), digest_size=16)
+    for path in reader.sources(item):
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue  # the reader will report it
+        whole.update(f"{path.name}/{found.st_size}/{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return whole.digest()
 
 
 def _item(reader: Reader, key: str) -> Item:
@@ -113,21 +138,27 @@ def _limited(reader: Reader, limit: int | None) -> Iterator[str]:
         yield from sorted(reader.find(), key=lambda key: _rank(0, key))[:limit]
 
 
-def deal(reader: Reader, wanted: dict[str, str], part_bytes: int) -> list[Part]:
+def deal(reader: Reader, listing: Listing, part_bytes: int) -> list[Part]:
     """Files split by split, in a seeded order, in parts of about `part_bytes`."""
     parts: list[Part] = []
-    for split in sorted(set(wanted.values())):
-        keys = sorted((k for k, s in wanted.items() if s == split), key=lambda key: _rank(0, key))
-        number, size, waiting = 0, 0, []
+    for split in sorted(set(listing.wanted.values())):
+        keys = sorted((k for k, s in listing.wanted.items() if s == split), key=lambda key: _rank(0, key))
+        size, first = 0, len(parts)
+        waiting: list[str] = []
         for key in keys:
             waiting.append(key)
             size += _size(reader.root / key)
             if size >= part_bytes:
-                parts.append(Part(f"{split}/part-{number:05d}.parquet", split, waiting))
-                number, size, waiting = number + 1, 0, []
+                parts.append(_part(split, len(parts) - first, waiting, listing))
+                size, waiting = 0, []
         if waiting:
-            parts.append(Part(f"{split}/part-{number:05d}.parquet", split, waiting))
+            parts.append(_part(split, len(parts) - first, waiting, listing))
     return parts
+
+
+def _part(split: str, number: int, keys: list[str], listing: Listing) -> Part:
+    content = hashlib.blake2b(b"".join(listing.stamps[key] for key in keys), digest_size=16).hexdigest()
+    return Part(f"{split}/part-{number:05d}.parquet", split, keys, content)
 
 
 def _rank(seed: int, key: str) -> bytes:

@@ -108,7 +108,7 @@ class PartJob:
     row_group_bytes: int
 
     def plan(self, parts: list[Part]) -> str:
-        """The digest of everything that decides the content of the parts."""
+        """The digest of everything that decides the parts' content: card, options, and files as they are."""
         card, key = self.reader.card.model_dump(mode="json"), self.key.name("plan", "") if self.key else None
         return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
 

@@ -37,10 +37,14 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Unpacked:
-    """The folder to read, and the entries of archives that were refused: (ARCHIVE!PATH, reason)."""
+    """The folder to read, and the entries of archives that were refused: (ARCHIVE!PATH, reason).
+
+    `only` is the folder of the archive where there is one archive and no other file.
+    """
 
     root: Path
     refused: list[tuple[str, str]]
+    only: Path | None = None
 
 
 def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambda text: None) -> Unpacked:
@@ -76,7 +80,8 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
         refused += [
             (key, "a file of an archive has its place") for key in plain if not _link(base, work, key)
         ]
-    return Unpacked(root=work, refused=[(printable(place), why) for place, why in refused])
+        only = job.folder(keys[0]) if len(keys) == 1 and not plain else None
+    return Unpacked(root=work, only=only, refused=[(printable(place), why) for place, why in refused])
 
 
 def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
@@ -135,6 +140,11 @@ class _Job:
         except (OSError, ValueError):
             fix = "remove that folder, or give another with --unpack-to"
             raise DatasetError("the record of unpacked archives is broken", where=work, fix=fix) from None
+
+    def folder(self, key: str) -> Path | None:
+        """The folder that an archive was unpacked to, or None."""
+        known = self._record.get(key)
+        return self._work / known["folder"] if known else None
 
     def outermost(self, archive: Path, key: str) -> list[tuple[str, str]]:
         """Unpacks an archive unless it is there already; returns its refused entries with reasons."""

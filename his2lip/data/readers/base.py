@@ -13,10 +13,9 @@ from his2lip.data.cards import Card
 from his2lip.data.images import Tile, Tiling, decode, tiles_of
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
+from his2lip.files import is_litter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-# Litter of operating systems and archivers, which nobody counts as part of a dataset.
-LITTER = ("thumbs.db", "desktop.ini", "__macosx")
 # A file of this name says that the images beside it are not real (synthetic/rehearsal.py).
 GENERATED = "GENERATED-BY-HIS2LIP.txt"
 
@@ -70,20 +69,24 @@ class Reader(ABC):
             fix = "give the dataset's folder as --root"
             raise DatasetError("this folder does not exist", where=root, fix=fix)
         self.root, self.card = Path(os.path.abspath(root)), card  # "." has neither name nor parents
-        self.generated = False
+        self.generated, self.litter = False, 0
 
     def find(self) -> Iterator[str]:
-        """Paths of all files under the root, relative to it, without hidden files and litter.
+        """Paths of all files under the root, relative to it. Hidden files and litter are only counted.
 
-        Folders that are links, or that may not be listed, stand among them, so that they are quarantined.
+        Folders that are links, or that may not be listed, are among the paths, so that they are quarantined.
         """
         closed: list[OSError] = []
+        litter = 0
         for folder, folders, files in os.walk(self.root, onerror=closed.append):
-            folders[:] = sorted(f for f in folders if not _litter(f))
+            litter += sum(map(is_litter, files))
+            litter += sum(_count(Path(folder, name)) for name in folders if is_litter(name))
+            folders[:] = sorted(f for f in folders if not is_litter(f))
             self.generated |= GENERATED in files
             for name in sorted(files) + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
-                if not _litter(name) and name != GENERATED:
+                if not is_litter(name) and name != GENERATED:
                     yield self._key(os.path.join(folder, name))
+        self.litter = litter
         yield from (self._key(error.filename) for error in closed)
 
     def _key(self, path: str) -> str:
@@ -92,6 +95,10 @@ class Reader(ABC):
     @abstractmethod
     def item(self, key: str) -> Item:
         """What a file's place says. Raises DatasetError (with the reason), or PassedOver."""
+
+    def sources(self, item: Item) -> list[Path]:
+        """The files that decide the patches of `item`: the file itself, and annotations that belong to it."""
+        return [self.root / item.key]
 
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         """The patches of a file: the file itself as published, or what `tiling` cuts from it."""
@@ -143,5 +150,6 @@ _COPIED = (
 )  # fmt: skip
 
 
-def _litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LITTER
+def _count(folder: Path) -> int:
+    """The number of files in a folder and those below it."""
+    return sum(len(files) for _, _, files in os.walk(folder))

@@ -60,6 +60,9 @@ class BcdataReader(Reader):
             mpp=self.card.mpp,
         )
 
+    def sources(self, item: Item) -> list[Path]:
+        return [*super().sources(item), *self._annotations(item.key)]
+
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         options = validate(BcdataOptions, self.card.options, where=f"card {self.card.name}, options")
         side, most = options.field_px, options.per_image

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pydantic
 
@@ -58,6 +58,9 @@ class PantumorReader(Reader):
             mpp=self.card.mpp,
         )
 
+    def sources(self, item: Item) -> list[Path]:
+        return [*super().sources(item), *self._annotation_files]
+
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         options = validate(PantumorOptions, self.card.options, where=f"card {self.card.name}, options")
         with open_slide(self.root / item.key, fallback_mpp=item.mpp) as slide:
@@ -92,18 +95,21 @@ class PantumorReader(Reader):
         return None
 
     @cached_property
+    def _annotation_files(self) -> list[Path]:
+        return [self.root / key for key in super().find() if key.lower().endswith(ANNOTATIONS)]
+
+    @cached_property
     def _cells(self) -> dict[str, list[Cell]]:
         """Slide file name -> its cells, of every annotation file under the root; their keys are unique."""
         cells: dict[str, dict[str, Cell]] = {}
-        for key in super().find():
-            if key.lower().endswith(ANNOTATIONS):
-                for slide, of_slide in read_cells(self.root / key).items():
-                    known = cells.setdefault(slide, {})
-                    for cell in of_slide:
-                        name, n = cell.key, 1
-                        while name in known:  # each file, and a careless one itself, counts from 0
-                            name, n = f"{cell.key}.{n}", n + 1
-                        known[name] = replace(cell, key=name)
+        for path in self._annotation_files:
+            for slide, of_slide in read_cells(path).items():
+                known = cells.setdefault(slide, {})
+                for cell in of_slide:
+                    name, n = cell.key, 1
+                    while name in known:  # each file, and a careless one itself, counts from 0
+                        name, n = f"{cell.key}.{n}", n + 1
+                    known[name] = replace(cell, key=name)
         return {slide: list(of_slide.values()) for slide, of_slide in cells.items()}
 
 

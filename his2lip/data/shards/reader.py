@@ -139,8 +139,11 @@ def open_shards(uri: str | Path) -> ShardSet:
 
 
 def read_row_group(system: fs.FileSystem, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group: all columns but the image, unless `columns` says otherwise. Arrow's errors pass."""
-    with pq.ParquetFile(group.path, filesystem=system) as file:
+    """One row group: all columns but the image, unless `columns` names others. Arrow's errors are not caught.
+
+    The checksums of its pages are verified where it has them: shards of older versions have none.
+    """
+    with pq.ParquetFile(group.path, filesystem=system, page_checksum_verification=True) as file:
         wanted = list(_schema(columns).names)
         return file.read_row_group(group.index, columns=wanted, use_threads=False).select(wanted)
 

@@ -48,6 +48,7 @@ class PartWriter:
             compression={name: "none" if name == "image" else "zstd" for name in SCHEMA.names},
             use_dictionary=DICTIONARIES,
             write_statistics=WITHOUT_IMAGE,  # an image's minimum would be an image
+            write_page_checksum=True,  # a CRC-32 of each page, which readers check
         )
 
     def add(self, patch: Patch) -> None:

@@ -183,7 +183,9 @@ def _refuse_report(shards: ShardSet, split: str) -> None:
 def _plan(shards: ShardSet, split: str, bank: CaptionBank, options: StreamOptions, sizes: list[int]) -> Plan:
     pairs, keep = _pairs(shards, split, bank)
     batch_size = options.batch_size
-    if options.shrink:
+    if not options.shrink:
+        _refuse_one_pair(shards, split, pairs if keep is None else pairs[keep])
+    else:
         rows = sum(sizes) if keep is None else int(keep.sum())
         batch_size = max(min(batch_size, rows) // options.lanes, 1) * options.lanes
     return Plan(
@@ -196,6 +198,22 @@ def _plan(shards: ShardSet, split: str, bank: CaptionBank, options: StreamOption
         pairs=pairs,
         balance=options.balance,
     )
+
+
+def _refuse_one_pair(shards: ShardSet, split: str, pairs: Ints) -> None:
+    """Raises DatasetError where all patches have one (tissue, biomarker) pair.
+
+    Captions and the loss distinguish patches only by their pairs, so that nothing could be learnt.
+    """
+    if len(pairs) and (pairs == pairs[0]).all():
+        tissue, biomarker = divmod(int(pairs[0]), len(BIOMARKERS) + 1)
+        names = f"{(*TISSUES, 'unknown')[tissue]} with {(*BIOMARKERS, 'unknown')[biomarker]}"
+        what = (
+            f"all {len(pairs):,} patches of the split '{split}' have one pair of tissue type and biomarker "
+            f"({names}): captions and loss cannot tell them apart, and labels beside these are not trained on"
+        )
+        fix = "train on patches of several tissue types or biomarkers"
+        raise DatasetError(what, where=shards.uri, key="data.split", fix=fix)
 
 
 def _pairs(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
