@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError, did_you_mean, redact
 
 MAX_VALUES = 1_000_000  # values in one YAML file, aliases counted each time that they are used
 
@@ -143,10 +143,25 @@ def resolved(config: pydantic.BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def dump_yaml(config: pydantic.BaseModel) -> str:
-    """The whole configuration as YAML that `load` reads back to an equal one."""
+def recorded(config: pydantic.BaseModel) -> dict[str, Any]:
+    """`resolved` without the secrets of addresses, for files and for MLflow."""
+    tree: dict[str, Any] = _redacted(resolved(config))
+    return tree
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(key): _redacted(inner) for key, inner in value.items()}
+    return [_redacted(inner) for inner in value] if isinstance(value, list) else value
+
+
+def dump_yaml(config: pydantic.BaseModel | Mapping[str, Any]) -> str:
+    """The whole configuration, or its plain JSON values, as YAML that `load` reads back to an equal one."""
     # Non-ASCII text is escaped: PyYAML writes some line separators as they are and folds them when reading.
-    return yaml.safe_dump(resolved(config), sort_keys=False)
+    tree = resolved(config) if isinstance(config, pydantic.BaseModel) else dict(config)
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def digest(value: Any) -> str:

@@ -27,6 +27,8 @@ class His2lipError(Exception):
         key: str | None = None,
         fix: str | None = None,
     ) -> None:
+        what, fix = redact(what), redact(fix) if fix else None
+        where = redact(where) if isinstance(where, str) else where
         self.what, self.where, self.key, self.fix = what, where, key, fix
         place = f" ({where})" if where is not None else ""
         tail = f"; {fix}" if fix else ""
@@ -96,6 +98,23 @@ def first_line(error: BaseException) -> str:
 
 def _reason(match: re.Match[str]) -> str:
     return match[1] if match[2] is None else f"{match[1]} ({match[2].lower()})"
+
+
+# user:password@ and token@ of an address, and the parameters of its query whose names are those of secrets.
+_USER = re.compile(r"(?<=://)(?:([^\s/:@]*):[^\s/]*|[^\s/:@]+)@")
+_QUERY = re.compile(
+    r"([?&;][^=&#\s]*(?:key|secret|passw|pwd|token|sig|credential|auth)[^=&#\s]*=)[^&#\s'\"]+", re.IGNORECASE
+)
+
+
+def redact(text: str) -> str:
+    """The text with `***` in place of passwords, tokens and keys in its addresses.
+
+    Every place that shows or records an address calls this. Errors and log lines do it by themselves.
+    """
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1***", _USER.sub(lambda user: f"{user[1]}:***@" if user[1] else "***@", text))
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

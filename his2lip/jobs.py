@@ -32,8 +32,13 @@ _VERBOSE_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
 )
 INTERRUPTED = 130  # exit code after Ctrl-C; the job itself continues
-# Folders that are not sent with a job, besides what .gitignore names.
-_EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/docs/"]
+# What is not sent with a job, besides what .gitignore names: folders that it does not need, and secrets.
+_EXCLUDES = [
+    *("/.git/", "/.venv/", "/runs/", "/tests/", "/docs/"),
+    *(".env", ".env.*", "*.env", ".netrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*"),
+    *(".ssh/", ".aws/", ".ray/", ".kaggle/", ".huggingface/", "auth_token", "kaggle.json"),
+    *("*credentials*", "*secret*", "*token", "*.token", "*.keyfile"),
+]
 
 
 def submit(

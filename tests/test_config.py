@@ -23,9 +23,11 @@ from his2lip.config import (
     json_schema,
     load,
     read_yaml,
+    recorded,
+    resolved,
     set_values,
 )
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, redact
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
@@ -273,3 +275,32 @@ def test_every_option_of_a_command_has_a_meaning(kind: type[Config]) -> None:
 )
 def test_files_of_the_project_fit_the_json_schema(kind: type[Config], file: str) -> None:
     jsonschema.validate(read_yaml(resources.find(file)), json_schema(kind))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg://me:pa:ss@db.org:5432/x", "postgresql+psycopg://me:***@db.org:5432/x"),
+        ("https://me:p@ss@mlflow.org/api", "https://me:***@mlflow.org/api"),
+        ("https://hf_abcdef@huggingface.co/x", "https://***@huggingface.co/x"),
+        ("s3://AKIA:abc@bucket/x", "s3://AKIA:***@bucket/x"),
+        ("s3://b/x?region=eu&secret_key=abc&scheme=http", "s3://b/x?region=eu&secret_key=***&scheme=http"),
+        ("https://b.org/x?X-Amz-Signature=abc", "https://b.org/x?X-Amz-Signature=***"),
+        ("cannot read s3://k:abc@b/x or gs://b/y", "cannot read s3://k:***@b/x or gs://b/y"),
+        ("http://127.0.0.1:8265/a@b", "http://127.0.0.1:8265/a@b"),
+        ("models:/name@champion", "models:/name@champion"),
+        ("sqlite:////home/me@org/mlflow.db", "sqlite:////home/me@org/mlflow.db"),
+        ("you@example.org", "you@example.org"),
+    ],
+)
+def test_secrets_of_addresses_are_redacted(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    error = ConfigError(text, where=text, fix=text)
+    assert (error.what, error.where, error.fix) == (shown, shown, shown)
+
+
+def test_a_recorded_configuration_has_no_secrets_and_the_resolved_one_is_as_given() -> None:
+    config = Outer(name="s3://k:abc@b/x", inner=Inner(names=["a", "https://t@h/x"]))
+    assert recorded(config)["name"] == "s3://k:***@b/x"
+    assert recorded(config)["inner"]["names"] == ["a", "https://***@h/x"]
+    assert resolved(config)["name"] == "s3://k:abc@b/x"

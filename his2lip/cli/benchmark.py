@@ -67,7 +67,7 @@ def report(
 
 def run_benchmark(config: BenchmarkConfig) -> GridResult:
     """Runs the grid, records it in MLflow and writes its pages; failed cells are printed, not raised."""
-    from his2lip.config import digest, resolved
+    from his2lip.config import digest, recorded
     from his2lip.evaluation import run_grid
     from his2lip.files import check_writable
     from his2lip.runtime import start_ray
@@ -80,7 +80,7 @@ def run_benchmark(config: BenchmarkConfig) -> GridResult:
     _show_licences(config)
     start_ray()
     total = len(config.models) * len(config.uris()) * len(config.protocols)
-    with tracker.run(EXPERIMENT, config.name, resolved(config), tags={RUN_ID: digest(config)}) as run:
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags={RUN_ID: digest(config)}) as run:
         done = 0
         with ProgressBar(config.name) as bar:
 
@@ -151,6 +151,7 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
     from his2lip.evaluation import figures
 
     paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
+    run.remove_children(keep={cell.cell for cell in result.cells})
     written = run.children()
     for cell in (c for c in result.cells if c.cell not in written):
         run.cell(

@@ -8,6 +8,8 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from his2lip.errors import redact
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,7 +34,7 @@ def heading(text: str) -> None:
 
 def say(text: str) -> None:
     """Prints one plain line; brackets in it are not markup."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(redact(text), markup=False, soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:

@@ -13,7 +13,7 @@ from his2lip.resources import find
 if TYPE_CHECKING:
     from his2lip.evaluation import SelectValidator
     from his2lip.tracking import Run
-    from his2lip.training import Progress, TrainConfig, TrainResult
+    from his2lip.training import StepReport, TrainConfig, TrainResult
 
 EXPERIMENT = "his2lip-train"
 
@@ -37,7 +37,7 @@ def train(
 
 def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     """Starts or resumes a training run, or reports a finished one, and records it in MLflow."""
-    from his2lip.config import digest, resolved
+    from his2lip.config import digest, recorded
     from his2lip.runtime import quiet_ray, start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import identity, open_data, train, with_absolute_paths
@@ -49,11 +49,11 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     quiet_ray()
     start_ray()
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
-    with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with ProgressBar(config.name) as bar:
 
-            def on_report(report: Progress) -> None:
+            def on_report(report: StepReport) -> None:
                 bar.update(_line(report), done=report.step, total=report.steps)
                 run.metrics(report.metrics, step=report.step)
 
@@ -87,7 +87,7 @@ def _record(run: Run, config: TrainConfig, result: TrainResult) -> None:
     run.model_metrics(model, result.metrics)
 
 
-def _line(report: Progress) -> str:
+def _line(report: StepReport) -> str:
     shown = [f"step {report.step}/{report.steps}", f"epoch {report.epoch}"]
     names = {"train/loss": "loss", "select/excess": "select excess", "train/images_per_second": "images/s"}
     shown += [f"{label} {report.metrics[key]:.3g}" for key, label in names.items() if key in report.metrics]

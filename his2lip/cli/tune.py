@@ -39,7 +39,7 @@ def tune(
 
 def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     """Runs the trials that remain, and records all of them in MLflow; the result holds all trials."""
-    from his2lip.config import digest, resolved
+    from his2lip.config import digest, recorded
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import caption_notes, open_data, terms_of_run
@@ -53,7 +53,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
     tags = {RUN_ID: run_id}
-    with tracker.run(EXPERIMENT, config.name, resolved(config), tags=tags, fresh=fresh) as run:
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, fresh=fresh) as run:
         with ProgressBar(config.name) as bar:
 
             def on_trial(row: TrialRow) -> None:
@@ -80,12 +80,19 @@ def _record(run: Run, config: SweepConfig, result: SweepResult) -> None:
     from his2lip.models import read_meta
     from his2lip.tuning import DONE, importances, save_plots
 
+    ended = {_trial_id(result.name, row): row for row in result.trials if row.state in DONE}
+    run.remove_children(keep=ended)  # such as those of a sweep whose folder was removed
     written = run.children()
-    for row in result.trials:
-        trial_id = f"{result.name}/{row.number}"
-        if row.state in DONE and trial_id not in written:
-            failed = row.state == "failed"
-            run.trial(trial_id, f"trial {row.number}", params=row.params, metrics=row.metrics, failed=failed)
+    for trial_id, row in ended.items():
+        if trial_id not in written:
+            run.trial(
+                trial_id,
+                f"trial {row.number}",
+                params=row.params,
+                metrics=row.metrics,
+                code_version=row.code_version,
+                failed=row.state == "failed",
+            )
     if result.best is not None and result.best.value is not None:
         run.metrics({f"best/{config.metric}": result.best.value})
         checkpoint = best_checkpoint(result)
@@ -102,10 +109,21 @@ def _record(run: Run, config: SweepConfig, result: SweepResult) -> None:
         run.artifact(result.directory / "plots", "plots")
 
 
+def _trial_id(sweep: str, row: TrialRow) -> str:
+    """Identifies a trial by its content: one of the same number in a repeated sweep has another id."""
+    from his2lip.config import digest
+
+    return f"{sweep}/{row.number}/{digest(row.to_json())[:16]}"
+
+
 def _show_result(config: SweepConfig, result: SweepResult) -> None:
     """The best trials, the trials that raised an error, and where plots and checkpoint are."""
     if result.finished_before:
         say(f"{config.name} was finished before; nothing was run (add trials with trials=N)")
+    versions = result.code_versions
+    if len(versions) > 1:
+        counts = ", ".join(f"{count} with {version}" for version, count in versions.items())
+        say(f"trials of different versions of the code are compared here: {counts} (--fresh starts again)")
     keys = list(config.space)
     rows = sorted(
         (row for row in result.trials if row.value is not None),

@@ -12,7 +12,7 @@ import typer
 from his2lip.cli.console import say
 from his2lip.cli.registry import command
 from his2lip.errors import TrackingError
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.resources import relocate_store, sqlite_file, store_uri
 
 
 @command("ui")
@@ -32,6 +32,8 @@ def ui(
     if file is not None and not file.is_file():
         fix = "his2lip train, tune or benchmark makes one; or name another with --store"
         raise TrackingError("there is no MLflow store here", where=uri, key="--store", fix=fix)
+    if file is not None:
+        relocate_store(file)
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
     say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

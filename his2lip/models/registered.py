@@ -11,7 +11,7 @@ from typing import Any
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.models.provenance import META, is_checkpoint, read_meta
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.resources import relocate_store, sqlite_file, store_uri
 
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
 
@@ -81,6 +81,8 @@ def _download(uri: str, path: str, scratch: str) -> Path:
     if file is not None and not file.is_file():
         what = f"'{uri}' is in MLflow, and there is no MLflow store here"
         raise ModelError(what, where=store, key=uri, fix=_FIX)
+    if file is not None:
+        relocate_store(file)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow

@@ -1,4 +1,4 @@
-"""What MLflow holds of models, for drivers only: scores from all experiments, and its registry."""
+"""Models in MLflow, for drivers only: scores from all experiments, and the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST = 500  # logged models that are read, the latest first
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One set of weights as MLflow knows it: the names it was logged under, latest first, and macro F1."""
+    """One set of weights in MLflow: the names that it was logged under, the latest first, and macro F1."""
 
     names: Sequence[str]
     path: str | None
@@ -36,7 +36,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Promoted:
-    """One version of a registered model; `aliases` are the names by which it is asked for."""
+    """One version of a registered model and its aliases."""
 
     name: str
     version: int
@@ -46,7 +46,7 @@ class Promoted:
 
     @property
     def uri(self) -> str:
-        """What `load_model` takes."""
+        """The name for `load_model`."""
         return (
             f"models:/{self.name}@{self.aliases[0]}"
             if self.aliases
@@ -55,7 +55,7 @@ class Promoted:
 
 
 def scored_models(tracker: Tracker) -> list[Scored]:
-    """Every set of weights that a command of ours logged, the latest first, with all its scores together."""
+    """Every set of weights that his2lip logged, the latest first, with all of its scores."""
     names = {e.experiment_id: e.name for e in tracker.client.search_experiments()}
     found: dict[str, Scored] = {}
     for model in _logged(tracker.client, list(names)):
@@ -103,12 +103,12 @@ def promote(
     terms: str,
     description: str,
 ) -> tuple[Promoted, int | None]:
-    """Gives the alias to the version of `name` with this checkpoint, logging it where it is not there yet.
+    """Gives the alias to the version of `name` with this checkpoint, which is registered where it is new.
 
-    files     what `mlflow.pyfunc.log_model` takes of a model's files
-    identity  digest of all that the checkpoint says of itself: equal weights can be two models
-    source    what they were made from
-    terms     of use in brief, for a table; `description` says them whole
+    files     the model's files, as arguments of `mlflow.pyfunc.log_model`
+    identity  digest of the checkpoint's provenance, since equal weights can be two models
+    source    what the model was made from
+    terms     terms of use in brief, for a table; `description` has all of them
     Returns the version, and the one that had the alias before. Raises TrackingError where MLflow refuses.
     """
     from mlflow.exceptions import MlflowException
@@ -127,10 +127,9 @@ def promote(
             version = _register(tracker, files, name, source, tags, description)
         client.set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
-        said = f"MLflow did not take the model: {first_line(error)}"
-        raise TrackingError(
-            said, where=tracker.uri, fix="choose another --alias or --as, or repair the store"
-        ) from error
+        what = f"MLflow refused the model: {first_line(error)}"
+        fix = "choose another --alias or --as, or repair the store"
+        raise TrackingError(what, where=tracker.uri, key="--alias", fix=fix) from error
     promoted = Promoted(name=name, version=version, aliases=[alias], weights=weights, terms=terms)
     return promoted, None if before is None else int(before)
 
@@ -143,14 +142,14 @@ def _register(
     tags: dict[str, str],
     description: str,
 ) -> int:
-    """Logs the files as a model, with the scores that these weights have, and makes it a version."""
+    """Logs the files as a model, with the scores of these weights, and registers it as a version."""
     import mlflow
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client = tracker.client
     with tracker.run(EXPERIMENT, name, {"model": source}) as run:
         with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an example and type hints that a signature makes needless
+            warnings.simplefilter("ignore")  # about an example and type hints, which the signature replaces
             made = mlflow.pyfunc.log_model(name=name, tags=tags, model_type=MODEL_TYPE, **files)
         _carry_scores(run, made.model_id, tags[WEIGHTS])
         if not client.search_registered_models(f"name = '{name}'"):
@@ -167,7 +166,7 @@ def _register(
 
 
 def _carry_scores(run: Run, model_id: str, weights: str) -> None:
-    """Gives a logged model the scores on datasets that its weights have under other names."""
+    """Copies to a logged model the scores on datasets that its weights have under other names."""
     from mlflow.entities import Metric
 
     experiments = [e.experiment_id for e in run.client.search_experiments()]
@@ -196,7 +195,7 @@ def _promoted(version: Any, aliases: Sequence[str]) -> Promoted:
 
 
 def _logged(client: MlflowClient, experiments: list[str]) -> Iterator[LoggedModel]:
-    """Logged models of ours, the latest first."""
+    """Models that his2lip logged, the latest first."""
     newest = [{"field_name": "creation_timestamp", "ascending": False}]
     token, read = None, 0
     while read < _MOST:
@@ -208,7 +207,7 @@ def _logged(client: MlflowClient, experiments: list[str]) -> Iterator[LoggedMode
 
 
 def _macro_f1(model: LoggedModel) -> dict[str, float]:
-    """Macro F1 by dataset, `select` for the split that it was chosen on."""
+    """Macro F1 by dataset; `select` is the split that the checkpoint was chosen on."""
     scores = {}
     for metric in model.metrics or []:
         if metric.key == "macro_f1" and metric.dataset_name:

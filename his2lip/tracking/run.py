@@ -1,4 +1,4 @@
-"""One MLflow run: its parameters, curves, checkpoints as logged models, and their scores on datasets."""
+"""An MLflow run: its parameters, metrics, checkpoints as logged models, and their scores on datasets."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from his2lip.errors import redact
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found again
+RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
 PARENT = "mlflow.parentRunId"
-BATCH = 500  # metrics in one request; MLflow takes 1,000
+CODE_VERSION = "his2lip.code_version"  # tag: the code that made a trial
+BATCH = 500  # metrics per request; MLflow allows 1,000
 
 
 @dataclass(frozen=True)
 class Run:
-    """One MLflow run, open."""
+    """An MLflow run that is being written."""
 
     client: MlflowClient
     run_id: str
     experiment_id: str
 
     def params(self, config: Mapping[str, Any]) -> None:
-        """The configuration's leaves as parameters, `optim.lr` and the like; long values are cut."""
+        """The values of a configuration as parameters by their dotted keys; long values are cut."""
         from mlflow.entities import Param
 
         leaves = [Param(_name(key), str(value)[:6000]) for key, value in _flat(config)]
@@ -39,30 +42,32 @@ class Run:
             self.client.log_batch(self.run_id, params=leaves[start : start + 100])
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Finite values at a step; others are left out, since SQL stores cannot order them."""
+        """Finite values at a step; NaN and infinite ones are left out, since SQL stores cannot sort them."""
         self.client.log_batch(self.run_id, metrics=_metrics(values, step))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, or a folder with all that is in it."""
+        """A file, or a folder with its content."""
         if path.is_dir():
             self.client.log_artifacts(self.run_id, str(path), folder)
         else:
             self.client.log_artifact(self.run_id, str(path), folder)
 
     def dataset(self, name: str, *, digest: str, uri: str, context: str) -> None:
-        """That this run read a dataset; `context` is training, select or report."""
+        """A dataset that this run read; `context` is training, select or report."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        made = Dataset(name=name, digest=digest[:36], source_type="his2lip", source=json.dumps({"uri": uri}))
+        made = Dataset(
+            name=name, digest=digest[:36], source_type="his2lip", source=json.dumps({"uri": redact(uri)})
+        )
         tag = InputTag("mlflow.data.context", context)
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(made, [tag])])
 
     def model(
         self, name: str, *, digest: str, path: str | None = None, params: Mapping[str, Any] | None = None
     ) -> str:
-        """The id of the logged model with these weights in this experiment; made where there is none yet.
+        """The id of the logged model with these weights in this experiment, created where there is none.
 
-        It is an external model: its files stay where they are (`path`), until it is promoted.
+        It is an external model: its files stay at `path` until it is promoted.
         """
         import mlflow
 
@@ -87,20 +92,33 @@ class Run:
         return self.model(name, digest=meta["tensor_digest"], path=str(path.absolute()), params=params)
 
     def model_metrics(self, model_id: str, values: Mapping[str, float]) -> None:
-        """Metrics of a logged model that belong to no dataset in particular; those it has are left alone."""
+        """Adds metrics of a logged model that belong to no dataset; those that it has are not repeated."""
         logged = self.client.get_logged_model(model_id).metrics or []
         have = {(metric.key, metric.value) for metric in logged}
         fresh = {key: value for key, value in values.items() if (_name(key), value) not in have}
         self.client.log_batch(self.run_id, metrics=_metrics(fresh, 0, {"model_id": model_id}))
 
     def children(self) -> set[str]:
-        """The `his2lip.run_id`s of the runs below this one that are written already."""
-        found: set[str] = set()
+        """The `his2lip.run_id`s of the finished child runs."""
+        return set(self._children())
+
+    def remove_children(self, *, keep: Collection[str]) -> None:
+        """Deletes the child runs whose `his2lip.run_id` is not in `keep`.
+
+        They are of an earlier call with the same inputs, whose files were removed or whose results changed.
+        """
+        for child_id, run_id in self._children().items():
+            if child_id not in keep:
+                self.client.delete_run(run_id)
+
+    def _children(self) -> dict[str, str]:
+        """`his2lip.run_id` -> MLflow's id of each finished child run."""
+        found: dict[str, str] = {}
         token: str | None = None
         while token != "":
             filters = f"tags.`{PARENT}` = '{self.run_id}' AND status != 'RUNNING'"
             page = self.client.search_runs([self.experiment_id], filters, page_token=token)
-            found |= {run.data.tags.get(RUN_ID, "") for run in page}
+            found |= {run.data.tags.get(RUN_ID, ""): run.info.run_id for run in page}
             token = page.token or ""
         return found
 
@@ -111,12 +129,15 @@ class Run:
         *,
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
+        code_version: str | None = None,
         failed: bool = False,
     ) -> None:
-        """One ended trial as a run below this one."""
+        """One ended trial as a child run."""
         with self._child(trial_id, name) as child:
             child.params(params)
             child.metrics(metrics)
+            if code_version is not None:
+                self.client.set_tag(child.run_id, CODE_VERSION, code_version)
             if failed:
                 self.client.set_tag(child.run_id, "his2lip.failed", "true")
 
@@ -132,10 +153,10 @@ class Run:
         metrics: Mapping[str, float],
         generated: bool,
     ) -> None:
-        """One scored cell as a run below this one: its metrics on the logged model and on the dataset.
+        """One grid cell as a child run, with its metrics on the logged model and on the dataset.
 
-        The UI's comparison of models then shows them side by side. A generated twin goes by NAME-generated,
-        so that nobody takes its scores for the real dataset's.
+        MLflow then compares models side by side. A generated twin is called NAME-generated, so that its
+        scores are not mistaken for those of the real dataset.
         """
         name = f"{dataset}-generated" if generated else dataset
         name = name if protocol == "default" else f"{name}.{protocol}"
@@ -172,10 +193,10 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _name(key: str) -> str:
-    """What MLflow takes as a name: letters, digits and a few signs."""
+    """A name as MLflow allows it: letters, digits and a few signs."""
     return re.sub(r"[^\w\-./ ]", "_", key)[:250]
 
 
 def model_name(name: str) -> str:
-    """What MLflow takes as a model's name; it refuses the signs that its URIs are made of."""
+    """A model's name as MLflow allows it, without the signs of its URIs."""
     return re.sub(r"[^\w\- ]", "-", name)[:250]

@@ -1,4 +1,4 @@
-"""One MLflow store: reached, made where it is a file that is not there yet, and its runs found again."""
+"""An MLflow store: connected, created where it is a missing file, and its runs started or resumed."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import TrackingError, first_line
 from his2lip.files import locked
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
 from his2lip.tracking.run import RUN_ID, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ARTIFACTS = "artifacts"  # folder beside a SQLite store's file
-# Else MLflow's UI guesses from the logged models that these are experiments with agents.
+# Without this tag MLflow's UI takes these for experiments with agents.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One MLflow store, reached and ready."""
+    """A connected MLflow store."""
 
     uri: str
     client: MlflowClient
 
     @classmethod
     def open(cls, uri: str | None = None) -> Tracker:
-        """The store that `store_uri` names, made where it is a file that is not there yet.
+        """The store at `store_uri(uri)`, created where it is a missing file.
 
-        Raises TrackingError, within seconds, for a store that cannot be reached.
+        The paths of a SQLite store that was moved are corrected. Raises TrackingError within seconds where
+        the store cannot be reached.
         """
-        # A store that is away should be said at once; MLflow would go on trying for minutes.
+        # MLflow would try for minutes to reach a store.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -51,9 +53,11 @@ class Tracker:
                 mlflow.set_tracking_uri(uri)
                 client = mlflow.MlflowClient(uri)
                 client.search_experiments(max_results=1)
+                if (file := sqlite_file(uri)) is not None:
+                    relocate_store(file)
         except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
-            said = f"the MLflow store cannot be used: {first_line(error)}"
-            raise TrackingError(said, where=uri, fix=fix) from error
+            what = f"the MLflow store cannot be used: {first_line(error)}"
+            raise TrackingError(what, where=uri, key="MLFLOW_TRACKING_URI", fix=fix) from error
         return cls(uri, client)
 
     @contextlib.contextmanager
@@ -68,8 +72,8 @@ class Tracker:
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        With a `his2lip.run_id` tag, the latest run of that id in this experiment is gone on with, unless
-        `fresh`. Raises TrackingError where the store is lost on the way.
+        With a `his2lip.run_id` tag, the latest run of that id in this experiment is continued, unless
+        `fresh`. Parameters and config.json are written once. Raises TrackingError where the store is lost.
         """
         from mlflow.exceptions import MlflowException
 
@@ -92,13 +96,17 @@ class Tracker:
             with contextlib.suppress(MlflowException):  # the store itself may be what failed
                 self.client.set_terminated(known, status)
             if isinstance(error, MlflowException):
-                said = f"the MLflow store was lost: {first_line(error)}"
-                raise TrackingError(said, where=self.uri, fix="the same command goes on") from error
+                what = f"the MLflow store was lost: {first_line(error)}"
+                raise TrackingError(what, where=self.uri, fix="the same command resumes") from error
             raise
 
     def _experiment(self, name: str) -> str:
+        """The id of the experiment, created where there is none and restored where it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":  # MLflow keeps its name in use
+                _log.warning("the experiment '%s' was deleted in MLflow and is restored", name)
+                self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         file = sqlite_file(self.uri)
         place = (file.absolute().parent / ARTIFACTS / name).as_uri() if file else None
@@ -120,7 +128,7 @@ class Tracker:
 
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Keeps processes apart while a SQLite store is made: eight at once on a fresh file make seven fail."""
+    """Locks a SQLite store while it is created: of eight processes at once on a new file seven fail."""
     file = sqlite_file(uri)
     if file is None:
         yield

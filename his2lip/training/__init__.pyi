@@ -1,9 +1,10 @@
 from .config import TrainConfig as TrainConfig
 from .local import run_in_process as run_in_process
-from .progress import Progress as Progress
+from .progress import StepReport as StepReport
 from .ray_train import TrainResult as TrainResult
 from .ray_train import train as train
 from .run_directory import RunDir as RunDir
+from .run_directory import code_version as code_version
 from .run_directory import refuse_object_store as refuse_object_store
 from .run_inputs import caption_notes as caption_notes
 from .run_inputs import identity as identity

@@ -1,4 +1,4 @@
-"""From a TrainConfig to what a worker works with: the model, the loss, and where checkpoints go."""
+"""Builds what a run needs from its configuration: the process settings, the model, the checkpoint writers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from his2lip.config import resolved
+from his2lip.config import recorded
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.errors import ConfigError
@@ -30,7 +30,7 @@ from his2lip.training.run_inputs import terms_of_run
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:
-    """Threads as configured; on the CPU also the algorithms that give the same bits every time."""
+    """Sets the number of threads and, on the CPU, the deterministic algorithms."""
     torch.set_num_threads(config.workers.threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -39,9 +39,9 @@ def prepare_process(config: TrainConfig, device: torch.device) -> None:
 def build_model(
     config: TrainConfig, device: torch.device, *, source: str | Path | None = None
 ) -> DualEncoder:
-    """The backbone that `config` names, or the run's checkpoint `source`, with what `config` makes of it.
+    """The backbone of `config`, or the run's checkpoint `source`, prepared for fine-tuning on `device`.
 
-    In the precision that suits `device`, and ready to learn: frozen parts, adapters and heads in place.
+    Preprocessing, image size, frozen towers, adapters and heads are as configured.
     """
     precision = _precision(config.model.precision, device)
     model = load_model(str(source or config.model.backbone), precision=precision, seed=config.seed)
@@ -71,43 +71,48 @@ def _precision(asked: str, device: torch.device) -> Precision:
     if asked == "auto":
         return "bf16" if has_bf16 else "fp32"
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError("this GPU has no bf16", where="model.precision", fix="set it to auto or fp32")
+        raise ConfigError(
+            "this GPU does not support bf16",
+            where="model.precision",
+            key="model.precision",
+            fix="set it to auto or fp32",
+        )
     return "bf16" if asked == "bf16" else "fp32"
 
 
 def best_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:
-    """Writes `best` alone, for runs that nobody goes on with."""
-    known = _known(config, shards, bank)
+    """Writes `best` only, for runs that are never resumed."""
+    common = _metadata(config, shards, bank)
 
     def save(model: DualEncoder, resume: ResumeState, metrics: dict[str, float], best: bool) -> None:
         if best:
-            save_checkpoint(run.best, model, meta=known | {"step": resume.step, "metrics": metrics})
+            save_checkpoint(run.best, model, meta=common | {"step": resume.step, "metrics": metrics})
 
     return save
 
 
 def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:
-    """Writes `best` and `last`, each atomically; only `last` carries the optimizer.
+    """Writes `best` and `last`, each atomically; only `last` has the state of the optimizer.
 
-    A process killed between the two leaves a `best` that is newer than `last`; going on from `last` computes
-    the very same `best` again.
+    A process killed between the two leaves a `best` that is newer than `last`. Resuming from `last` then
+    computes the same `best` again.
     """
-    known, save_best = _known(config, shards, bank), best_writer(run, config, shards, bank)
+    common, save_best = _metadata(config, shards, bank), best_writer(run, config, shards, bank)
 
     def save(model: DualEncoder, resume: ResumeState, metrics: dict[str, float], best: bool) -> None:
         save_best(model, resume, metrics, best)
         save_checkpoint(
-            run.last, model, meta=known | {"step": resume.step, "metrics": metrics}, resume=resume
+            run.last, model, meta=common | {"step": resume.step, "metrics": metrics}, resume=resume
         )
 
     return save
 
 
-def _known(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
-    """What his2lip.json says of the run itself."""
+def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
+    """The part of his2lip.json that all checkpoints of the run share."""
     start = config.model.backbone
     return {
-        "config": resolved(config),
+        "config": recorded(config),
         "vocabularies": shards.info.vocabularies,
         "data_digest": shards.digest,
         "captions_digest": bank.digest,

@@ -1,4 +1,4 @@
-"""The exact gradient of a large contrastive batch from small pieces and several ranks.
+"""The exact gradient of a large contrastive batch, computed in small pieces and on several ranks.
 
 A contrastive loss does not average over micro-batches. The cached-gradient method (Gao et al. 2021, "Scaling
 Deep Contrastive Learning Batch Size under Memory Limited Setup") embeds the pieces without a graph, takes the
@@ -17,11 +17,11 @@ Encode = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 # (N, D) image features, (N, D) caption features -> the scalar to differentiate
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_BUCKET = 25_000_000  # gradient elements that travel in one all-reduce: 100 MB of float32
+_BUCKET = 25_000_000  # gradient elements per all-reduce: 100 MB of float32
 
 
 def seed_everything(*key: int) -> None:
-    """Seeds torch's generators by a key such as (seed, step, rank, piece): nothing to save, all to replay."""
+    """Seeds torch's generators by a key such as (seed, step, rank, piece), so that no state need be saved."""
     digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -38,7 +38,7 @@ def accumulate(
     """Adds the gradient of `objective` over the whole batch to the parameters; returns its value, detached.
 
     images float (N, 3, H, W), tokens int64 (N, L). At most `piece` pairs have a graph at once; None: all.
-    Each piece draws its dropout from `seed` and its own number, the same at both of its passes.
+    The dropout of each piece depends on `seed` and its number, and is the same in both of its passes.
     """
     starts = range(0, len(images), piece or len(images))
 
@@ -70,10 +70,10 @@ def accumulate(
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], *, world: int) -> None:
-    """Replaces each gradient by its mean over the ranks: with the loss's gather, one process's gradient.
+    """Replaces each gradient by its mean over the ranks, which equals the gradient of one process.
 
-    Buckets are cut by the order of the parameters alone. (DDP re-cuts its buckets by the first step's order
-    of arrival, so that a resumed run may add in another order and differ in the last bit.)
+    Buckets depend on the order of the parameters only. DistributedDataParallel arranges its buckets by the
+    order of arrival in the first step, so a resumed run could differ in the last bit.
     """
     if world == 1:
         return
@@ -87,7 +87,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], *, world: int) -> None
 
 
 def _buckets(gradients: Sequence[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
-    """Runs of neighbours of one dtype, each of at most `_BUCKET` elements or one tensor."""
+    """Consecutive gradients of one dtype, at most `_BUCKET` elements or one tensor each."""
     bucket: list[torch.Tensor] = []
     for gradient in gradients:
         full = sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET

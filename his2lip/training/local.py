@@ -1,4 +1,4 @@
-"""One run in this very process, as a trial of a sweep does it: no Ray, and nothing built twice."""
+"""One run in this process, without Ray: how the trials of a sweep train."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from his2lip.models import DualEncoder
 from his2lip.training.build import best_writer, build_model, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
-from his2lip.training.progress import Progress
+from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
@@ -32,13 +32,13 @@ def run_in_process(
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Outcome:
-    """Trains here from the first step, with the local loader, and reports at the end of each epoch.
+    """Trains in this process from the first step, with the local loader; reports at the end of each epoch.
 
-    report    gets step, epoch, train/… and select/…, all finite floats; answering True ends the run
+    report    gets step, epoch, train/… and select/…, all finite floats; returning True ends the run
     validate  as for `train`
-    folder    where the checkpoint `best` goes; None keeps none
-    A later call in the same process takes over the untrained model and the decoded batches where its backbone
-    and data are the same, as they are in the trials of one sweep.
+    folder    where the checkpoint `best` is written; None writes none
+    A later call in the same process reuses the untrained model and the decoded batches where backbone and
+    data are the same, as in the trials of one sweep.
     """
     device = torch.device(device)
     prepare_process(config, device)
@@ -47,10 +47,10 @@ def run_in_process(
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
-        lambda: StreamSource(config, bank, preprocess=model.preprocess, keep=True),
+        lambda: StreamSource(config, bank, preprocess=model.preprocess, cache_train=True),
     )
 
-    def each_epoch(progress: Progress) -> bool | None:
+    def each_epoch(progress: StepReport) -> bool | None:
         if progress.kind == "step":
             return None
         return report({**progress.metrics, "step": float(progress.step), "epoch": float(progress.epoch)})
@@ -69,20 +69,20 @@ def run_in_process(
 
 
 class _Latest(Generic[T]):
-    """The thing that was made last, and its key: trials of one sweep ask for the same one over and over."""
+    """A cache of one object, the latest: consecutive trials of a sweep need the same one."""
 
     def __init__(self) -> None:
         self._key: str | None = None
-        self._thing: T | None = None
+        self._value: T | None = None
 
     def get(self, key: str, make: Callable[[], T]) -> T:
-        if self._thing is None or key != self._key:
-            self._key, self._thing = key, make()
-        return self._thing
+        if self._value is None or key != self._key:
+            self._key, self._value = key, make()
+        return self._value
 
 
 class _Untrained:
-    """A model that goes back to its first weights each time it is asked for."""
+    """A model that is reset to its first weights for each run."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._model = build_model(config, device)

@@ -1,4 +1,4 @@
-"""The training loop in plain torch: batches in, metrics and checkpoints out; Ray, Tune or a test drives."""
+"""The training loop in plain torch. Ray Train, a trial of a sweep, or a test drives it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from his2lip.models import ResumeState
 from his2lip.training.config import TrainConfig
 from his2lip.training.gradient import accumulate, average_gradients
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
-from his2lip.training.progress import Clock, Progress, State
+from his2lip.training.progress import Clock, StepReport, TrainState
 
 if TYPE_CHECKING:
     from his2lip.loss import LossOutput, WISELoss
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """What the loop asks of the data: this rank's share of the global batches, from any step on."""
+    """The data as the loop reads it: this rank's share of the global batches, from any step on."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in one epoch."""
 
     def train(self, start: int, stop: int) -> Iterable[Batch]:
-        """The batches of steps start, …, stop - 1, whatever epochs they span."""
+        """The batches of steps start, …, stop - 1, which may span several epochs."""
 
     def select(self) -> Iterable[Batch]:
-        """The validation batches, the same at every call; none where there is no select split."""
+        """The validation batches, the same at every call; none without a select split."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `fit` ended. `stopped` where `report` asked to end early."""
+    """How `fit` ended. `stopped`: `report` ended it early."""
 
-    state: State
+    state: TrainState
     metrics: dict[str, float]
     stopped: bool
 
 
-# Called by rank 0 alone: (model, what going on needs, latest metrics, whether this is the best so far).
+# Called by rank 0 only: (model, what resuming needs, latest metrics, whether this is the best so far).
 Save = Callable[["DualEncoder", ResumeState, dict[str, float], bool], None]
-# Called on every rank. All metrics are the same there, but for the validator's, which rank 0 alone has, and
-# the clock's. True ends the run early: every rank must answer alike.
-Report = Callable[[Progress], bool | None]
+# Called on every rank. Metrics are the same on all ranks, except those of `validate`, which only rank 0 has,
+# and those of the clock. Returning True ends the run early; every rank must return the same.
+OnReport = Callable[[StepReport], bool | None]
 # Zero-shot metrics of the model on the select split, such as {"macro_f1": 0.8}.
 Validate = Callable[["DualEncoder"], Mapping[str, float]]
 
@@ -62,7 +62,7 @@ def fit(
     loss: WISELoss,
     source: Source,
     *,
-    report: Report,
+    report: OnReport,
     save: Save | None = None,
     validate: Validate | None = None,
     resume: ResumeState | None = None,
@@ -72,9 +72,10 @@ def fit(
 ) -> Outcome:
     """Trains `model` in place until the configured step, or until `report` returns True.
 
-    Everything random is keyed by (seed, step, rank), and the learning rate by the step, so that a run that is
-    resumed from any saved state ends in the same bits (on CPU, with the same number of threads).
-    Raises DivergedError where the loss stops being finite, ConfigError where the model cannot be trained so.
+    Random numbers depend on (seed, step, rank) only, and the learning rate on the step. A run that is resumed
+    from any saved state therefore ends with the same bits (on CPU, with the same number of threads).
+    Raises DivergedError where the loss becomes NaN or infinite, ConfigError where the model does not fit the
+    options.
     """
     device = torch.device(device)
     model.to(device)
@@ -83,12 +84,12 @@ def fit(
     _refuse_batch_norm(config, model)
     optimizer = build_optimizer(model, loss, config.optim, layer_decay=config.finetune.layer_decay)
     run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate)
-    return run.go(State() if resume is None else run.restore(resume), report)
+    return run.go(TrainState() if resume is None else run.restore(resume), report)
 
 
 @dataclass
 class _Run:
-    """The loop's constants and its clock, so that its parts need not hand them around."""
+    """One call of `fit`: its arguments, the optimizer and the clock."""
 
     config: TrainConfig
     model: DualEncoder
@@ -105,27 +106,27 @@ class _Run:
         self.epoch_steps = self.source.steps_per_epoch
         self.steps = self.config.optim.steps or self.config.optim.epochs * self.epoch_steps
         self.clock = Clock()
-        # What learns: the released hard loss has a scale of its own.
+        # The loss has a parameter where it is the released hard one: its own logit scale.
         self.parts = nn.ModuleDict({"model": self.model, "loss": self.loss})
 
-    def restore(self, resume: ResumeState) -> State:
-        """Puts back what the model's own checkpoint lacks; CheckpointError where that does not fit."""
+    def restore(self, resume: ResumeState) -> TrainState:
+        """Restores all but the model's checkpoint. Raises CheckpointError where the state does not fit it."""
         resume.restore(self.model, self.optimizer, self.parts)
         own = {name: torch.tensor(value) for name, value in resume.extra["loss"].items()}
         self.loss.load_state_dict(own)
-        return State.from_json(resume.extra["run"])
+        return TrainState.from_json(resume.extra["run"])
 
-    def go(self, state: State, report: Report) -> Outcome:
-        """From `state` to the last step; one report each `log_every` steps and one at each epoch's end."""
+    def go(self, state: TrainState, report: OnReport) -> Outcome:
+        """Trains from `state` on. Reports every `log_every` steps and at the end of each epoch."""
         metrics: dict[str, float] = dict(state.history[-1]) if state.history else {}
         for batch in self.clock.timed(self.source.train(state.step, self.steps)):
             output = self.train_step(batch)
-            state = State(batch.step + 1, state.best_step, state.best_score, state.history)
+            state = TrainState(batch.step + 1, state.best_step, state.best_score, state.history)
             self.clock.count(len(batch) * self.world)
             done = state.step == self.steps
             if done or state.step % self.epoch_steps == 0:
                 state, metrics = self.end_epoch(state, output)
-                if report(self.progress("epoch", state, metrics)) and not done:
+                if report(self.step_report("epoch", state, metrics)) and not done:
                     return Outcome(state, metrics, stopped=True)
                 self.clock.reset()
                 continue
@@ -134,12 +135,12 @@ class _Run:
             if state.step % self.config.log_every == 0:
                 measured = self.measure(output, state.step)
                 self.clock.reset()
-                if report(self.progress("step", state, measured)):
+                if report(self.step_report("step", state, measured)):
                     return Outcome(state, measured, stopped=True)
         return Outcome(state, metrics, stopped=False)
 
     def train_step(self, batch: Batch) -> LossOutput:
-        """One step of AdamW on the global batch of which `batch` is this rank's share; the loss's output."""
+        """One step of AdamW on a global batch, of which `batch` is this rank's share; the loss's output."""
         self.model.train()
         outputs: list[LossOutput] = []
 
@@ -162,7 +163,7 @@ class _Run:
         if self.config.optim.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
         self.optimizer.step()
-        if self.loss.clamp:  # past the bound the loss gives the scale no gradient, and it would stay there
+        if self.loss.clamp:  # beyond the bound the scale has no gradient, so it could not return
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         return outputs[-1]
@@ -174,7 +175,7 @@ class _Run:
         return self.model.preprocess.normalize(images), tokens
 
     def features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and caption features, float32 (B, D) each, embedded in pieces of `micro_batch`."""
+        """Image and caption features, float32 (B, D) each, computed `micro_batch` pairs at a time."""
         images, tokens = self.inputs(batch)
         piece = self.config.optim.micro_batch or len(images)
         pieces = [self.model(i, t) for i, t in zip(images.split(piece), tokens.split(piece), strict=True)]
@@ -186,12 +187,12 @@ class _Run:
         tissue, biomarker = batch.tissue.to(self.device), batch.biomarker.to(self.device)
         return self.loss(image_features, text_features, tissue, biomarker, self.model.logit_scale)
 
-    def end_epoch(self, state: State, output: LossOutput) -> tuple[State, dict[str, float]]:
-        """Validates, judges whether this is the best model so far, saves it; the new state and metrics."""
+    def end_epoch(self, state: TrainState, output: LossOutput) -> tuple[TrainState, dict[str, float]]:
+        """Validates and saves the model; the new state and the metrics."""
         metrics = self.measure(output, state.step) | self.measure_select(state.step)
         score = _score(metrics, self.config.checkpoint.select_by)
         best = score >= state.best_score  # without a select split every epoch ties, and the last one is best
-        state = State(
+        state = TrainState(
             state.step,
             state.step if best else state.best_step,
             score if best else state.best_score,
@@ -200,27 +201,27 @@ class _Run:
         self.write(state, metrics, best=best)
         return state, metrics
 
-    def write(self, state: State, metrics: dict[str, float], *, best: bool) -> None:
-        """The schedule is a function of the step and the generators are seeded by it: neither has a state."""
+    def write(self, state: TrainState, metrics: dict[str, float], *, best: bool) -> None:
+        """Saves the model, on rank 0. Schedule and random generators depend on the step, without a state."""
         if self.save is not None and self.rank == 0:
-            # A float32 scalar survives as a JSON number.
+            # A float32 scalar is exact as a JSON number.
             of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
             extra = {"run": state.to_json(), "loss": of_loss}
             saved = ResumeState.capture(self.model, self.optimizer, self.parts, step=state.step, extra=extra)
             self.save(self.model, saved, metrics, best)
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:
-        """The latest step's loss terms, and the pace since the last report. Raises DivergedError."""
+        """The loss terms of a step, and the speed since the last report. Raises DivergedError."""
         return {f"train/{name}": value for name, value in self.numbers(output, step).items()} | {
             "train/lr": learning_rate(step - 1, steps=self.steps, config=self.config.optim),
             "train/logit_scale": self.model.logit_scale.detach().exp().item(),
-            "train/images_per_second": self.clock.pace(),
+            "train/images_per_second": self.clock.images_per_second(),
             "train/data_wait": self.clock.wait_share(),
         }
 
     @torch.no_grad()
     def measure_select(self, step: int) -> dict[str, float]:
-        """WISE loss and excess on the select split, and what the driver's `validate` adds to them."""
+        """Loss and excess on the select split, and the metrics of `validate`."""
         self.model.eval()
         sums: dict[str, float] = {}
         pairs = 0
@@ -235,36 +236,40 @@ class _Run:
         return found
 
     def numbers(self, output: LossOutput, step: int) -> dict[str, float]:
-        """A loss output's scalars, with the weighted excess: all that there is to learn."""
+        """The scalars of a loss output, and the weighted excess. Raises DivergedError."""
         numbers = output.metrics()
         if not all(map(math.isfinite, numbers.values())):
             raise DivergedError(
-                f"the loss is not finite any more at step {step}",
+                f"the loss became NaN or infinite at step {step}",
                 where=self.config.name,
-                fix="lower optim.lr, and begin anew with --fresh or another name",
+                key="optim.lr",
+                fix="lower optim.lr, and start again with --fresh or another name",
             )
         weights = self.loss.weights
         excess = sum(getattr(weights, term) * numbers[f"excess_{term}"] for term in TERMS)
         return {"loss": numbers.pop("total"), "excess": excess, **numbers}
 
-    def progress(self, kind: Literal["step", "epoch"], state: State, metrics: dict[str, float]) -> Progress:
+    def step_report(
+        self, kind: Literal["step", "epoch"], state: TrainState, metrics: dict[str, float]
+    ) -> StepReport:
         epoch = (state.step - 1) // self.epoch_steps + 1
-        return Progress(kind, state.step, self.steps, epoch, metrics)
+        return StepReport(kind, state.step, self.steps, epoch, metrics)
 
 
 def _score(metrics: Mapping[str, float], select_by: str) -> float:
-    """Higher is better; 0 for all where there is nothing to select by."""
+    """The value that selects the best checkpoint, the higher the better; 0 without a select split."""
     if select_by == "loss":
         return -metrics.get("select/loss", 0.0)
     return metrics.get("select/macro_f1", 0.0)
 
 
 def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:
-    """Batch statistics make one image's features depend on the others of its piece."""
+    """Raises ConfigError: batch normalisation makes features depend on how a batch is cut into pieces."""
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if norms and config.optim.micro_batch is not None:
         raise ConfigError(
-            "this backbone has batch normalisation: pieces of a batch cannot give the whole one's gradient",
+            "this backbone has batch normalisation: a batch in pieces would have another gradient",
             where="optim.micro_batch",
+            key="optim.micro_batch",
             fix="leave optim.micro_batch out, or choose a ViT backbone",
         )

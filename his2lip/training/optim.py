@@ -1,4 +1,4 @@
-"""AdamW over what learns, and the learning rate as a pure function of the step."""
+"""AdamW over the trained parameters, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from his2lip.training.config import OptimConfig
 def build_optimizer(
     model: DualEncoder, loss: nn.Module, config: OptimConfig, *, layer_decay: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW over all that learns in `model`, in its groups, and in `loss` (the released hard one's scale)."""
+    """AdamW over the trained parameters of `model`, and of `loss` (the released hard loss has a scale)."""
     groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=layer_decay)
     groups.append({"params": list(loss.parameters()), "lr_scale": 1.0, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
@@ -36,6 +36,6 @@ def warmup_steps(steps: int, config: OptimConfig) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """`rate` for the top of the towers; a group below learns at its own share of it."""
+    """Sets `rate` for the top of the towers, and each lower group's share of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

@@ -1,4 +1,4 @@
-"""How far a run is: what it reports, where it stands, and how fast it goes."""
+"""The progress of a run: its reports, the state that a checkpoint saves, and its speed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One report. `metrics` holds finite floats: train/…, and at the end of an epoch select/… as well."""
+class StepReport:
+    """One progress report. `metrics` has finite floats: train/…, and select/… at the end of an epoch."""
 
     kind: Literal["step", "epoch"]
-    step: int  # steps done
+    step: int  # number of steps done
     steps: int  # steps of the whole run
-    epoch: int  # epochs begun, from 1
+    epoch: int  # the current epoch, from 1
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a run stands after `step` steps; with the model and the optimizer, all that going on needs."""
+class TrainState:
+    """The state of a run after `step` steps. Model, optimizer and this state are all that resuming needs."""
 
     step: int = 0
     best_step: int = 0
@@ -42,7 +42,7 @@ class State:
         }
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> State:
+    def from_json(cls, tree: Mapping[str, Any]) -> TrainState:
         score = tree["best_score"]
         return cls(
             step=tree["step"],
@@ -53,7 +53,7 @@ class State:
 
 
 class Clock:
-    """Images a second, and the share of the time that went in waiting for data, since the last reset."""
+    """Images per second, and the share of the time spent waiting for data, since the last reset."""
 
     def __init__(self) -> None:
         self.reset()
@@ -62,7 +62,7 @@ class Clock:
         self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def timed(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        """The same batches; the time that `batches` takes to give each is counted as waiting."""
+        """The same batches; the time until each one arrives counts as waiting for data."""
         iterator = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -73,9 +73,10 @@ class Clock:
             yield batch
 
     def count(self, images: int) -> None:
+        """Adds images that were trained on."""
         self._images += images
 
-    def pace(self) -> float:
+    def images_per_second(self) -> float:
         return self._images / max(time.perf_counter() - self._start, 1e-9)
 
     def wait_share(self) -> float:

@@ -1,4 +1,4 @@
-"""A run's directory: what it is made of, whether it is finished, and who is at work in it."""
+"""The folder of a run: its state (run.json), its lock, and its two checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunDir:
         return self.path / "last"
 
     def read(self) -> dict[str, Any] | None:
-        """run.json, or None where no run has begun here. Raises RunError for a broken one."""
+        """The content of run.json, or None without the file. Raises RunError where it is damaged."""
         try:
             tree = json.loads((self.path / _STATE).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -43,11 +43,11 @@ class RunDir:
         except ValueError:
             tree = None
         if not isinstance(tree, dict) or not tree.keys() >= {"id", "status", "code_version"}:
-            raise RunError("run.json is broken", where=self.path, fix="start anew with --fresh")
+            raise RunError("run.json is damaged", where=self.path / _STATE, fix="start again with --fresh")
         return tree
 
     def write(self, tree: Mapping[str, Any]) -> None:
-        """Replaces run.json; a reader sees the old one or the new one, whole."""
+        """Replaces run.json atomically."""
         new = self.path / f"{_STATE}.tmp"
         with new.open("w", encoding="utf-8") as file:
             file.write(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
@@ -57,10 +57,13 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second command out; the lock goes with its process, however that ends."""
+        """Locks the folder against a second command. Raises RunError where another one has the lock.
+
+        The system releases the lock when the process ends, also when it is killed.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         busy = RunError(
-            "another command is at work on this run",
+            "another command is running this run",
             where=self.path,
             fix="wait for it, or give this run another name",
         )
@@ -68,36 +71,36 @@ class RunDir:
             yield
 
     def clear(self) -> None:
-        """Removes all that earlier runs left here. Raises RunError where the folder is not a run's."""
-        foreign = [path.name for path in self.path.iterdir() if not path.name.startswith((".", _STATE))]
-        if foreign and not (self.path / _STATE).exists():
-            said = f"this folder holds no run, but {min(foreign)}, which --fresh would remove"
-            raise RunError(said, where=self.path, fix="give this run another name or storage")
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _STATE):  # the state last
+        """Removes the files of earlier runs. Raises RunError where the folder is not that of a run."""
+        others = [path.name for path in self.path.iterdir() if not path.name.startswith((".", _STATE))]
+        if others and not (self.path / _STATE).exists():
+            what = f"this folder has no run, but {min(others)}, which --fresh would remove"
+            raise RunError(what, where=self.path, key="name", fix="give this run another name or storage")
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _STATE):  # run.json last
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def sweep(self) -> None:
-        """Removes checkpoints that a killed process was still writing."""
+    def remove_unfinished(self) -> None:
+        """Removes checkpoints that a killed process had not finished writing."""
         for path in self.path.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def refuse_object_store(storage: str) -> None:
-    """Raises RunError where runs and sweeps were to be kept in an object store."""
+    """Raises RunError where `storage` is the URI of an object store, which runs and sweeps cannot use."""
     if "://" in storage:
-        what, fix = "runs are kept in a folder so far", "give a path that all nodes share"
-        raise RunError(what, where=storage, fix=fix)
+        what, fix = "runs and sweeps need a folder", "give a path that all nodes share"
+        raise RunError(what, where=storage, key="storage", fix=fix)
 
 
-def begin(
+def start_or_resume(
     run: RunDir, *, identity: Mapping[str, Any], fresh: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The state to go on from: a new one, an unfinished one, or a finished one (its `status` says so).
+    """The content of run.json: new, or of an earlier run that is unfinished or finished (its `status`).
 
-    `identity` holds `id`, what it is the digest of (`made_of`), and the code version. Wants `run.locked()`.
-    Raises RunError where the name is in use by a run that is made of something else and has saved anything:
-    one that was refused, or stopped before its first checkpoint, leaves nothing to lose.
+    `identity` has the run's inputs (`made_of`), their digest (`id`) and the code version. The caller has the
+    lock. Raises RunError where a run of this name has other inputs and has saved a checkpoint; a run without
+    any checkpoint is replaced.
     """
     if fresh:
         run.clear()
@@ -113,22 +116,23 @@ def begin(
         raise RunError(
             f"the name '{run.path.name}' is in use by a run with other {_difference(state, identity)}",
             where=run.path,
-            fix="give this run another name (name=…), or start anew with --fresh",
+            key="name",
+            fix="give this run another name (name=…), or start again with --fresh",
         )
     if state["status"] == "finished":
-        say(f"run '{run.path.name}' was finished before; nothing was run (--fresh starts anew)")
+        say(f"run '{run.path.name}' was finished before; nothing was run (--fresh starts again)")
         return state
-    run.sweep()
+    run.remove_unfinished()
     if state["code_version"] != identity["code_version"]:
         say(
-            f"going on with run '{run.path.name}', which began with code version {state['code_version']}; "
-            f"this is {identity['code_version']}"
+            f"run '{run.path.name}' was started with code version {state['code_version']} and is resumed "
+            f"with {identity['code_version']}"
         )
     return state
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two identities, in the user's words: dotted keys of the config, or the data."""
+    """What differs between two identities: dotted keys of the configuration, data or captions."""
     before, after = _leaves(old.get("made_of", {})), _leaves(new["made_of"])
     keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     names = [k.removeprefix("config.") for k in keys]
@@ -147,7 +151,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """The package's version and a digest of its sources: an edited checkout is told from a release."""
+    """The version of the package and a digest of its sources, so that an edited checkout has its own."""
     root = Path(his2lip.__file__).parent
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

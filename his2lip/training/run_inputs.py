@@ -1,4 +1,4 @@
-"""What a run is made of: its configuration, patches and captions, and the digest that names them together."""
+"""The inputs of a run: configuration, shards and captions, and the digest that identifies them together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from his2lip.config import digest, resolved
+from his2lip.config import digest, recorded
 from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
@@ -18,14 +18,14 @@ from his2lip.training.run_directory import code_version
 
 
 def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
-    """The shards and captions of a run, and its config with splits by name where it had their roles.
+    """The run's shards and captions, and its configuration with splits by name in place of roles.
 
-    Raises DatasetError where something is missing or cannot be read, ConfigError for a model that only its
-    authors' package runs.
+    Raises DatasetError where something is missing or cannot be read, and ConfigError for a model that is only
+    available in its authors' package.
     """
     named = BACKBONES.get(config.model.backbone)
     if named is not None and named.frozen:
-        what = f"'{named.name}' runs in its authors' package, as a frozen baseline"
+        what = f"'{named.name}' is only available as a frozen baseline, in its authors' package"
         fix = "choose clip, plip, biomedclip or an open_clip name"
         raise ConfigError(what, where="model.backbone", key="model.backbone", fix=fix)
     shards = open_shards(config.data.shards)
@@ -38,7 +38,7 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
 
 
 def _captions(config: TrainConfig) -> CaptionBank:
-    """Our templates, a bank that was saved, or a folder in the released corpus's layout."""
+    """The templates, a saved caption bank, or a folder in the layout of the released corpus."""
     named = config.data.captions
     if named == "templates":
         bank = CaptionBank.templates()
@@ -50,27 +50,30 @@ def _captions(config: TrainConfig) -> CaptionBank:
 
 
 def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
-    """What a run is made of, its digest (principle 7), and what else run.json records."""
+    """The content of a new run.json: the run's inputs (`made_of`), their digest (`id`), and more.
+
+    The digest is the identity of the run (design section 4, principle 7).
+    """
     made_of: dict[str, Any] = {
         "config": config.identity(),
         "data": shards.digest,
         "captions": bank.digest,
     }
-    if is_checkpoint(config.model.backbone):  # the weights count, not where they are
+    if is_checkpoint(config.model.backbone):  # by its weights, not by its path
         made_of["config"]["model"]["backbone"] = read_meta(config.model.backbone)["tensor_digest"]
     return {
         "id": digest(made_of),
         "made_of": made_of,
-        "config": resolved(config),
+        "config": recorded(config),
         "code_version": code_version(),
     }
 
 
 def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
-    """What a user should know of the captions before hours go into training on them.
+    """Notes on the captions, for the user to read before the training starts.
 
-    What an import of a folder left out, how many patches have no captions of their own, and that the released
-    sampling is approximated. Our own templates leave nothing to say.
+    What the import of a folder left out, how many patches have no captions of their own, and that the
+    released sampling is an approximation. There are no notes on the templates.
     """
     notes = [] if bank.report is None else [str(bank.report)]
     if config.data.captions != "templates":
@@ -82,7 +85,7 @@ def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> l
 
 
 def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
-    """Terms of use of what this run makes: its data's, and those of a checkpoint that it starts from."""
+    """Terms of use of the run's checkpoints: those of its data and of the checkpoint that it starts from."""
     known = [terms_of(shards.info)]
     start = config.model.backbone
     if is_checkpoint(start) and (before := read_meta(start).get("terms")) is not None:
@@ -91,7 +94,7 @@ def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The same run for a process that stands in another folder, or knows no MLflow store."""
+    """The same run for a process in another folder, and without an MLflow store."""
     from his2lip.models import local_name
 
     data = config.data.model_copy(

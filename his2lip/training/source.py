@@ -1,4 +1,4 @@
-"""The loop's data: this rank's share of the training order and of the select split, kept where that pays."""
+"""The data of the loop: this rank's share of the training batches and of the select split."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 Read = Callable[[int, int], Iterable[Batch]]  # the batches of steps start .. stop - 1
 
-_KEEP_BYTES = 256 << 20  # decoded batches that may stay in memory, of each split
+_CACHE_BYTES = 256 << 20  # of decoded batches per split
 
 
 class StreamSource:
-    """`loop.Source` over TrainStream. The select batches are decoded once, where they fit in memory.
+    """`loop.Source` over TrainStream. Select batches are decoded once, as far as they fit in memory.
 
-    keep  whether training batches stay in memory as well: trials of one sweep see the very same ones
+    cache_train  whether training batches stay in memory too: the trials of a sweep train on the same ones
     """
 
     def __init__(
@@ -31,27 +31,27 @@ class StreamSource:
         preprocess: Preprocess,
         rank: int = 0,
         world: int = 1,
-        keep: bool = False,
+        cache_train: bool = False,
     ) -> None:
         self._config, self._bank = config, bank
         self._preprocess = preprocess
         self._rank, self._world = rank, world
         self._train = self._train_stream()
-        self._kept_train = Kept(self._train.batches, limit=_KEEP_BYTES if keep else 0)
+        self._train_cache = BatchCache(self._train.batches, limit=_CACHE_BYTES if cache_train else 0)
         self._select = self._select_stream()
-        self._kept_select = Kept(self._select.batches, limit=_KEEP_BYTES) if self._select else None
+        self._select_cache = BatchCache(self._select.batches, limit=_CACHE_BYTES) if self._select else None
 
     @property
     def steps_per_epoch(self) -> int:
         return self._train.steps_per_epoch
 
     def train(self, start: int, stop: int) -> Iterable[Batch]:
-        return self._kept_train(start, stop)
+        return self._train_cache(start, stop)
 
     def select(self) -> Iterable[Batch]:
-        if self._select is None or self._kept_select is None:
+        if self._select is None or self._select_cache is None:
             return ()
-        return self._kept_select(0, self._select.steps_per_epoch)
+        return self._select_cache(0, self._select.steps_per_epoch)
 
     def close(self) -> None:
         """Stops reading."""
@@ -70,7 +70,7 @@ class StreamSource:
         )
 
     def _select_stream(self) -> TrainStream | None:
-        """Read here, with no start-up of Ray Data at each epoch; a small split makes smaller batches."""
+        """Reads in this process, since Ray Data would start again at each epoch; batches may be smaller."""
         select = self._config.data.select
         return None if select is None else self._stream(select, loader="local", augment=False, shrink=True)
 
@@ -90,24 +90,24 @@ class StreamSource:
         return TrainStream(data.shards, split, self._bank, stream_options, rank=self._rank, world=self._world)
 
 
-class Kept:
-    """Batches by step, read once and then kept, while all of them stay under `limit` bytes."""
+class BatchCache:
+    """Batches by step: each is read once and then kept in memory, up to `limit` bytes in total."""
 
     def __init__(self, read: Read, *, limit: int) -> None:
         self._read, self._limit = read, limit
-        self._kept: dict[int, Batch] = {}
+        self._cached: dict[int, Batch] = {}
         self._bytes = 0
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         for step in range(start, stop):
-            if step not in self._kept:
-                yield from self._keep(self._read(step, stop))
+            if step not in self._cached:
+                yield from self._store(self._read(step, stop))
                 return
-            yield self._kept[step]
+            yield self._cached[step]
 
-    def _keep(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _store(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            if batch.step not in self._kept and self._bytes + batch.images.nbytes <= self._limit:
-                self._kept[batch.step] = batch
+            if batch.step not in self._cached and self._bytes + batch.images.nbytes <= self._limit:
+                self._cached[batch.step] = batch
                 self._bytes += batch.images.nbytes
             yield batch

@@ -99,15 +99,15 @@ class SweepConfig(Config):
 
     @property
     def worst_value(self) -> float:
-        """The finite value that stands for a trial whose metric was NaN or infinite."""
+        """The value of a trial whose metric was NaN or infinite."""
         return WORST[self.mode] if self.worst is None else self.worst
 
     def check_keys(self, known: Iterable[str]) -> None:
-        """Raises ConfigError where the space varies a key that the training configuration does not have."""
+        """Raises ConfigError where the space varies a key that the training options do not have."""
         check_keys(self.space, known, where=f"sweep {self.name}, key space")
 
     def identity(self) -> dict[str, Any]:
-        """What all trials share, besides what they train. Trials and points can be added; this stays."""
+        """The options that all trials share, but the training run. Trials and points can be added later."""
         tree = resolved(self)
         for key in (
             "name",

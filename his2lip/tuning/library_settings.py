@@ -1,4 +1,4 @@
-"""How Ray Tune and Optuna are set for the time of a sweep: quiet, and writing nothing that is not read."""
+"""Settings of Ray Tune and Optuna during a sweep: no output of their own, and no files that are not read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a training configuration mean the driver's folder
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no JSON, CSV and TensorBoard files: the study holds it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as everywhere; the study can go on
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not used for going on
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver tells of them
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths start at the driver's folder
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no JSON, CSV and TensorBoard files: the study has all of it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; the study can be resumed
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not used to resume
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver prints them
 }
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna's own log lines off the terminal."""
+def silence_optuna() -> Iterator[None]:
+    """Hides Optuna's log lines."""
     import optuna
 
     level = optuna.logging.get_verbosity()
@@ -32,7 +32,7 @@ def quiet_optuna() -> Iterator[None]:
 
 @contextmanager
 def tune_settings() -> Iterator[None]:
-    """Tune's environment as above, and its lines about its own resuming off the terminal."""
+    """Sets Tune's environment as above, and hides its log lines about its own resuming."""
     before = {key: os.environ.get(key) for key in _SETTINGS}
     logger = logging.getLogger("ray.tune")
     level = logger.level
@@ -40,7 +40,7 @@ def tune_settings() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # A trial whose process died makes its first reports again.
+            # A trial whose process died repeats its first reports.
             warnings.filterwarnings("ignore", message="The reported value is ignored")
             yield
     finally:

@@ -13,24 +13,24 @@ from his2lip.errors import ConfigError, DivergedError
 from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, corners, dotted_keys
-from his2lip.tuning.trial import Report
+from his2lip.tuning.trial import TrialReporter
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
-    from his2lip.training import Progress
+    from his2lip.training import StepReport
 
     Validator = Callable[[DualEncoder], Mapping[str, float]]
 
-# What a run can be selected by, and so what a sweep can: the checkpoint it keeps is that of the value.
+# The metrics that a sweep can choose by, each with the `checkpoint.select_by` that keeps its best checkpoint.
 SELECT_BY: dict[str, Literal["macro_f1", "loss"]] = {"select/macro_f1": "macro_f1", "select/loss": "loss"}
 
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """Trains `base` with a trial's parameters; picklable, and called in the trial's process.
+    """Trains `base` with the parameters of a trial. It is picklable and called in the process of the trial.
 
-    `validator` gives zero-shot metrics of a model on the select split, as for `training.train`. `inputs` is
-    what the trials are made of besides the sweep's own configuration: for `run_sweep`.
+    validator  computes zero-shot metrics of a model on the select split, as for `training.train`
+    inputs     what the trials depend on besides the configuration of the sweep, for `run_sweep`
     """
 
     base: TrainConfig
@@ -42,17 +42,17 @@ class TrainingObjective:
         tree = set_values(self.base.model_dump(mode="json"), params)
         return validate(TrainConfig, tree, where=f"trial {dict(params)}")
 
-    def __call__(self, params: dict[str, Any], report: Report) -> None:
+    def __call__(self, params: dict[str, Any], report: TrialReporter) -> None:
         config = self.config(params)
         run = self._on_workers if config.workers.num > 1 else self._in_process
         try:
             run(config, report)
         except DivergedError:
-            # Bad parameters, which the sweep is to learn of.
+            # The parameters are bad, which the sampler has to know.
             report({metric: float("nan") for metric in SELECT_BY})
 
-    def _in_process(self, config: TrainConfig, report: Report) -> None:
-        """Here, where an earlier trial has left its decoded patches and its untrained model."""
+    def _in_process(self, config: TrainConfig, report: TrialReporter) -> None:
+        """Trains in this process, with the decoded patches and the untrained model of earlier trials."""
         from his2lip.training import RunDir, run_in_process
 
         try:
@@ -60,14 +60,14 @@ class TrainingObjective:
                 config, report=report, validate=self.validator, folder=report.folder, device=_device(config)
             )
         finally:
-            # A trial is not gone on with, and its optimizer's state is twice the size of its model.
+            # A trial is never resumed, and the optimizer's state is twice as large as the model.
             shutil.rmtree(RunDir(report.folder).last, ignore_errors=True)
 
-    def _on_workers(self, config: TrainConfig, report: Report) -> None:
-        """On Ray Train's workers, which this process drives: 15 to 20 s for each trial, before it trains."""
+    def _on_workers(self, config: TrainConfig, report: TrialReporter) -> None:
+        """Trains on Ray Train's workers, which take 15 to 20 s per trial to start."""
         from his2lip.training import train
 
-        def on_report(progress: Progress) -> bool:
+        def on_report(progress: StepReport) -> bool:
             return progress.kind == "epoch" and report(progress.metrics)
 
         run = config.model_copy(update={"name": "run", "storage": str(report.folder)})
@@ -82,10 +82,10 @@ class TrainingObjective:
 def training_objective(
     config: SweepConfig, *, make_validator: Callable[[TrainConfig], Validator | None] = lambda base: None
 ) -> TrainingObjective:
-    """The sweep's objective, after all that can be known to be wrong with the sweep before its first trial.
+    """The objective of a sweep, after all checks that are possible before the first trial.
 
-    Raises ConfigError for a key that training does not have, for a point or an end of a range that it
-    refuses, and for a split that a sweep must not choose by; DatasetError where the data cannot be read.
+    Raises ConfigError for a key that training does not have, and for a point or an end of a range that it
+    refuses; DatasetError where the data cannot be read or a sweep must not choose by the split.
     """
     from his2lip.training import identity, open_data, refuse_object_store, with_absolute_paths
 
@@ -103,21 +103,25 @@ def training_objective(
 
 
 def _base(config: SweepConfig) -> TrainConfig:
-    """The training configuration that trials start from, with the sweep's split and metric put into it."""
+    """The training options that trials start from, with the split and the metric of the sweep."""
     if config.metric not in SELECT_BY:
         raise ConfigError(
-            f"a sweep chooses by {' or '.join(SELECT_BY)}, not by '{config.metric}'", where=config.name
+            f"a sweep chooses by {' or '.join(SELECT_BY)}, not by '{config.metric}'",
+            where=config.name,
+            key="metric",
         )
     by_loss = SELECT_BY[config.metric] == "loss"
     varied = [key for key in config.space if key.startswith("loss.")]
     if by_loss and varied:
         raise ConfigError(
-            f"'{config.metric}' means another thing at each value of {varied[0]}",
+            f"'{config.metric}' cannot be compared between different values of {varied[0]}",
             where=config.name,
+            key="metric",
             fix="set metric to select/macro_f1",
         )
     if config.mode != ("min" if by_loss else "max"):
-        raise ConfigError(f"mode {config.mode} would choose the worst {config.metric}", where=config.name)
+        what = f"mode {config.mode} would choose the worst {config.metric}"
+        raise ConfigError(what, where=config.name, key="mode")
     tree = set_values(
         config.train,
         {
@@ -131,12 +135,15 @@ def _base(config: SweepConfig) -> TrainConfig:
 
 
 def _device(config: TrainConfig) -> str:
-    """The GPU that Ray lent to this trial, if any and if it may use one; whatever else the machine has."""
+    """cuda where Ray gave this trial a GPU and it may use one, else cpu."""
     import ray
 
-    lent = ray.get_gpu_ids() if ray.is_initialized() else []
-    if config.workers.use_gpu is True and not lent:
+    assigned = ray.get_gpu_ids() if ray.is_initialized() else []
+    if config.workers.use_gpu is True and not assigned:
         raise ConfigError(
-            "workers.use_gpu is true, but this trial was lent no GPU", where=config.name, fix="set gpus=1"
+            "workers.use_gpu is true, but this trial has no GPU",
+            where=config.name,
+            key="gpus",
+            fix="set gpus=1",
         )
-    return "cuda" if lent and config.workers.use_gpu else "cpu"
+    return "cuda" if assigned and config.workers.use_gpu else "cpu"

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: which parameters matter, which values do well, how the best value came about."""
+"""Plots of a sweep: importance of parameters, parallel coordinates, history of the best value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
 from his2lip.templates import render, trusted
-from his2lip.tuning.library_settings import quiet_optuna
+from his2lip.tuning.library_settings import silence_optuna
 from his2lip.tuning.study import to_row
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from plotly.graph_objects import Figure
 
-PLOTS = "plots"  # the sweep's folder of pictures
+PLOTS = "plots"  # folder of the plots, in the folder of the sweep
 
 
 def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> list[Path]:
-    """Writes one page with all plots, which needs no network, and each plot as plotly's JSON; their paths.
+    """Writes a page with all plots, which needs no network, and each plot as JSON; returns the paths.
 
-    Trials without a finite value of their own are left out: a stated worst value would bend every scale.
+    Trials without a finite value are left out, since the worst value would stretch every axis.
     Raises RunError where fewer than two trials are left.
     """
     usable = _usable(study)
@@ -29,7 +29,8 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
         raise RunError(
             f"plots need two finished trials, and this sweep has {len(usable)}",
             where=directory,
-            fix="the same command goes on with it",
+            key="trials",
+            fix="the same command resumes the sweep",
         )
     folder = directory / PLOTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,9 +43,9 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Each parameter's share of what decides the value (fANOVA, Hutter et al. 2014), largest first.
+    """The share of each parameter in the variance of the value (fANOVA, Hutter et al. 2014), largest first.
 
-    Empty where fewer than two trials finished, or where all came to one value.
+    Empty where fewer than two trials finished, or where all have the same value.
     """
     from optuna.importance import get_param_importances
 
@@ -83,10 +84,10 @@ def _usable(study: Study) -> list[FrozenTrial]:
 
 
 def _only(study: Study, trials: list[FrozenTrial]) -> Study:
-    """The same study with these trials alone, in memory."""
+    """A copy of the study in memory, with these trials only."""
     import optuna
 
-    with quiet_optuna():
+    with silence_optuna():
         copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
     copy.add_trials(trials)
     return copy

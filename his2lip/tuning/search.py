@@ -1,4 +1,4 @@
-"""The searcher of a sweep: what Ray Tune asks for and is told goes to the study through here."""
+"""The searcher of a sweep: connects Ray Tune to the Optuna study."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from his2lip.config import digest
 from his2lip.errors import His2lipError
+from his2lip.training import code_version
 from his2lip.tuning.study import TrialRow, to_row
 from his2lip.tuning.trial import VALUE
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class PlacedTPE(BaseSampler):
-    """TPE whose draw for a trial depends on the sweep's seed, the trial's place and the study, and no more.
+    """TPE whose sample for a trial depends only on the seed, the trial's position and the study.
 
-    Optuna's own sampler, made again with the same seed, would repeat its first draws after an interruption.
+    Optuna's own sampler starts again at its seed when a sweep is resumed, and repeats its first samples.
     """
 
     def __init__(self, *, seed: int, startup: int) -> None:
@@ -34,10 +35,10 @@ class PlacedTPE(BaseSampler):
         self._tpe = TPESampler(seed=seed, n_startup_trials=startup)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        # A trial that failed is run again in its own place.
-        lived = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        place = sum(t.number != trial.number for t in lived)
-        seed = int(digest([self._seed, place])[:8], 16)
+        # A trial that failed is run again at its own position.
+        counted = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        position = sum(t.number != trial.number for t in counted)
+        seed = int(digest([self._seed, position])[:8], 16)
         self._tpe = TPESampler(seed=seed, n_startup_trials=self._startup)
         self._tpe.before_trial(study, trial)
 
@@ -56,9 +57,10 @@ class PlacedTPE(BaseSampler):
 
 
 class StudySearch(OptunaSearch):
-    """OptunaSearch that also writes what is known of a trial into the study, and tells the driver of its end.
+    """OptunaSearch that also records each trial's attributes in the study and calls `on_trial` at its end.
 
-    A mistake of the user's, or an error of the driver's callback, is kept in `error`: Tune would wrap it.
+    error    a user's mistake, or an error of `on_trial`, which Tune would wrap
+    records  Tune's own trials of this call
     """
 
     def __init__(self, study: Study, *, on_trial: Callable[[TrialRow], None], **options: Any) -> None:
@@ -67,10 +69,12 @@ class StudySearch(OptunaSearch):
         self.ended = 0
         self.raised = 0
         self.error: Exception | None = None
-        self.records: list[Trial] = []  # Tune's own, of all trials of this call
+        self.records: list[Trial] = []
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         params = super().suggest(trial_id)
+        if params is not None:
+            self._ot_trials[trial_id].set_user_attr("code_version", code_version())
         return {"number": self._ot_trials[trial_id].number, "params": params}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -93,21 +97,21 @@ class StudySearch(OptunaSearch):
             self.error = problem
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database is the state, and Tune's pickles of it would be another."""
+        """Does nothing: the state is in the study's database."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as in `save`."""
+        """Does nothing, as `save`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher for a resuming of its own, which is not used."""
+        """Nothing is pickled: Tune's own way to resume is not used."""
         return {}
 
 
 class NewestFirst:
-    """Mixed into Tune's schedulers: an actor that is free goes to the newest pending trial.
+    """Mixed into Tune's schedulers: the newest pending trial gets an actor that is free.
 
-    Tune gives it to the oldest, whose own actor is about to start: that one is thrown away, and another is
-    started for the newest. While trials are shorter than a process's start, this starts one for every trial.
+    Tune would give it to the oldest pending trial, whose own actor is about to start; it would discard that
+    actor and start another for the newest. Short trials would then start one process each.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
@@ -116,7 +120,7 @@ class NewestFirst:
 
 
 class TrialRecords(Callback):
-    """Gives the searcher Tune's records of its trials, where the reason of a process's failure stands."""
+    """Gives the searcher Tune's trials, which have the reason why a process failed."""
 
     def __init__(self, search: StudySearch) -> None:
         self._search = search
@@ -126,7 +130,7 @@ class TrialRecords(Callback):
 
 
 def _attributes(result: dict | None, record: Trial) -> dict[str, Any]:
-    """What the study keeps of a trial besides its value."""
+    """The attributes of a trial in the study, besides its value."""
     if result is None:
         lines = Path(record.error_file).read_text(encoding="utf-8").strip().splitlines()
         return {"error": f"its process failed: {lines[-1]}"}

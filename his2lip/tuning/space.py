@@ -1,4 +1,4 @@
-"""The search space: a range or a choice for each dotted key of the configuration that a sweep varies."""
+"""The search space: a range or a choice of values for each dotted key that a sweep varies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Uniform(Config):
 
 
 class Log(Config):
-    """A real number in [low, high], each factor of ten as likely as the next; zero is not in it."""
+    """A real number in [low, high], uniform in its logarithm; it excludes zero."""
 
     kind: Literal["log"]
     low: float = Field(gt=0, allow_inf_nan=False)
@@ -67,7 +67,7 @@ class Log(Config):
 
 
 class Int(Config):
-    """A whole number in [low, high], both included, in steps of `step`, or spread over its logarithm."""
+    """A whole number in [low, high], in steps of `step`; with `log`, uniform in its logarithm."""
 
     kind: Literal["int"]
     low: int
@@ -94,7 +94,7 @@ class Int(Config):
 
 
 class Choice(Config):
-    """One of some values, without any order among them."""
+    """One of several values without an order."""
 
     kind: Literal["choice"]
     values: tuple[Scalar, ...] = Field(min_length=1)
@@ -152,14 +152,14 @@ def dotted_keys(kind: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
 
 
 def corners(space: Mapping[str, Dimension]) -> Iterable[Params]:
-    """Each end of each dimension by itself: points at which a wrong range shows before the first trial."""
+    """The ends of each dimension, one at a time: points that show a wrong range before the first trial."""
     for key, dimension in space.items():
         ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
         yield from ({key: end} for end in ends)
 
 
 def describe(dimension: Dimension) -> str:
-    """A dimension in a few words, for messages and tables."""
+    """A dimension in brief, for messages."""
     if isinstance(dimension, Choice):
         return "{" + ", ".join(map(str, dimension.values)) + "}"
     return f"[{dimension.low:g}, {dimension.high:g}]"

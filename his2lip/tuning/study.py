@@ -1,4 +1,4 @@
-"""The study of a sweep in its database: opened, taken up after an interruption, and read as a table."""
+"""The Optuna study of a sweep: opened, prepared to resume, and read as a table of trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from his2lip.config import digest, resolved
+from his2lip.config import digest, recorded
 from his2lip.errors import RunError, first_line
 from his2lip.tuning.config import SweepConfig
 
@@ -17,44 +17,45 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 State = Literal["finished", "stopped", "failed", "error", "interrupted", "running", "waiting"]
-# States of trials that are done with: they have a value, and no later command runs them again.
+# States of trials that have a value and are not run again.
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRow:
-    """One trial. `value` is its best report's metric; of a failed one, the sweep's stated worst value.
+    """One trial. `value` is the metric of its best report; for a failed trial, the sweep's worst value.
 
     finished: ran to its end. stopped: ended early by ASHA. failed: its metric was NaN or infinite.
-    error: it raised; interrupted: its sweep was. Both of these run again under a new number.
+    error: raised an exception. interrupted: its sweep was stopped. Both run again under a new number.
     """
 
     number: int
     state: State
     params: dict[str, Any]
     value: float | None = None
-    metrics: dict[str, float]  # all that the objective reported with `value`
+    metrics: dict[str, float]  # of the report that has `value`
     reports: int = 0
     seconds: float | None = None
-    note: str | None = None  # why it failed, or what it raised
-    retry_of: int | None = None  # the number of the trial that this one is another attempt at
+    note: str | None = None  # why it failed, or the exception
+    retry_of: int | None = None  # number of the trial that this one repeats
+    code_version: str | None = None  # of the code that ran it; None for trials from before it was recorded
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> Study:
-    """The sweep's study, made where it is not there yet.
+    """The study of the sweep, created where there is none.
 
-    Raises RunError where a study of this name was begun with another configuration or other inputs.
+    Raises RunError where the study of this name has another configuration or other inputs.
     """
     import optuna
 
     try:
         storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # SQLAlchemy's own family, or the import of a driver
-        said = f"the study's database cannot be opened: {first_line(error)}"
-        raise RunError(said, where=url, fix="check study=URL") from None
+        what = f"the study's database cannot be opened: {first_line(error)}"
+        raise RunError(what, where=url, key="study", fix="check study=URL") from None
     direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
         study_name=config.name, storage=storage, direction=direction, load_if_exists=True
@@ -64,20 +65,23 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
     if known is None:
         study.set_user_attr("identity", identity)
     elif digest(known) != digest(identity):
+        key, before, now = _first_difference(known, identity)
+        values = f"{before!r:.60} then, {now!r:.60} now"
         raise RunError(
-            f"the sweep '{config.name}' was begun with another {_first_difference(known, identity)}",
+            f"the sweep '{config.name}' was started with another {key} ({values})",
             where=url,
-            fix="give this one another name, or start anew with --fresh",
+            key=key,
+            fix="give this one another name, or start again with --fresh",
         )
-    study.set_user_attr("sweep", resolved(config))
+    study.set_user_attr("sweep", recorded(config))
     return study
 
 
-def take_up(study: Study, config: SweepConfig) -> int:
-    """Makes a study ready to go on, whatever stopped it, and returns how many trials are still to run.
+def prepare_resume(study: Study, config: SweepConfig) -> int:
+    """Prepares an interrupted study to resume; returns the number of trials that remain.
 
-    Trials left RUNNING become FAIL; each trial that ended without a value is enqueued once more with the very
-    same parameters, and so is each point that was never enqueued.
+    RUNNING trials become FAIL. Each trial that ended without a value is enqueued again with the same
+    parameters, and so is each point that was not enqueued yet.
     """
     from optuna.trial import TrialState
 
@@ -101,19 +105,19 @@ def take_up(study: Study, config: SweepConfig) -> int:
 
 
 def rows(study: Study) -> list[TrialRow]:
-    """Every trial of a study, by number."""
+    """All trials of a study, by number."""
     return [to_row(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def best_rows(table: list[TrialRow], mode: str, count: int) -> list[TrialRow]:
-    """The `count` best trials that reached a value of their own, best first; ties go to the earlier one."""
+    """The `count` best trials with a finite metric, best first; of equal ones the earlier is first."""
     sign = -1 if mode == "max" else 1
     own = [row for row in table if row.state in ("finished", "stopped") and row.value is not None]
     return sorted(own, key=lambda row: (sign * (row.value or 0.0), row.number))[:count]
 
 
 def to_row(trial: FrozenTrial) -> TrialRow:
-    """One of Optuna's trials in our words."""
+    """A trial of Optuna as a TrialRow."""
     attrs = trial.user_attrs
     return TrialRow(
         number=trial.number,
@@ -125,6 +129,7 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         seconds=attrs.get("seconds"),
         note=attrs.get("failed") or attrs.get("error"),
         retry_of=attrs.get("retry_of"),
+        code_version=attrs.get("code_version"),
     )
 
 
@@ -143,15 +148,15 @@ def _state(trial: FrozenTrial) -> State:
 
 def _enqueue(study: Study, params: Mapping[str, Any], **attrs: Any) -> None:
     with warnings.catch_warnings():
-        # Values were checked against the space already.
+        # The values are checked against the space before.
         warnings.simplefilter("ignore", UserWarning)
         study.enqueue_trial(dict(params), user_attrs={k: v for k, v in attrs.items() if v is not None})
 
 
-def _first_difference(known: Any, now: Any, path: str = "") -> str:
-    """The first dotted key at which two nested mappings differ, with both values."""
+def _first_difference(known: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
+    """The first dotted key at which two nested mappings differ, and both values."""
     if isinstance(known, Mapping) and isinstance(now, Mapping):
         for key in sorted({*known, *now}):
             if known.get(key) != now.get(key):
                 return _first_difference(known.get(key), now.get(key), f"{path}.{key}" if path else key)
-    return f"{path} ({known!r:.60} then, {now!r:.60} now)"
+    return path, known, now

@@ -1,22 +1,23 @@
-"""A sweep: Ray Tune runs the trials, Optuna chooses and keeps them, and the same call goes on with it."""
+"""A sweep: Ray Tune runs the trials, Optuna chooses and records them; the same call resumes it."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.config import dump_yaml
+from his2lip.config import dump_yaml, recorded
 from his2lip.errors import RunError
 from his2lip.files import locked
 from his2lip.logs import log_to
 from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.library_settings import quiet_optuna, tune_settings
-from his2lip.tuning.study import DONE, TrialRow, best_rows, open_study, rows, take_up
+from his2lip.tuning.library_settings import silence_optuna, tune_settings
+from his2lip.tuning.study import DONE, TrialRow, best_rows, open_study, prepare_resume, rows
 from his2lip.tuning.trial import Objective
 
 if TYPE_CHECKING:
@@ -27,23 +28,28 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A sweep of which so many trials raised before any came to a value is broken, not unlucky.
-HOPELESS = 3
-TRIALS = "trials"  # the folder of the trials' own folders, one a number
-# More reports than any trial makes: ASHA would stop a trial that reaches its last rung.
+# A sweep ends where its first trials all raise errors, this many of them.
+MAX_FIRST_ERRORS = 3
+TRIALS = "trials"  # folder of the trials, each in a folder named by its number
+# More reports than any trial makes, since ASHA would stop a trial at its last rung.
 MANY_REPORTS = 10**6
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep stands after a call. `finished_before`: nothing was left to run."""
+    """A sweep after a call of `run_sweep`. `finished_before`: no trial remained."""
 
     name: str
     directory: Path
     study_url: str
     trials: list[TrialRow]
-    best: TrialRow | None  # None where no trial came to a finite value
+    best: TrialRow | None  # None where no trial has a finite value
     finished_before: bool
+
+    @property
+    def code_versions(self) -> dict[str, int]:
+        """How many of the trials that have a value ran with each version of the code."""
+        return dict(Counter(row.code_version or "unknown" for row in self.trials if row.state in DONE))
 
     @property
     def params(self) -> dict[str, Any]:
@@ -52,7 +58,7 @@ class SweepResult:
 
     @property
     def best_folder(self) -> Path | None:
-        """What the best trial kept."""
+        """The folder of the best trial."""
         return self.directory / TRIALS / str(self.best.number) if self.best else None
 
     def study(self) -> Study:
@@ -63,7 +69,7 @@ class SweepResult:
 
 
 def sweep_directory(config: SweepConfig) -> Path:
-    """Where the sweep's study, trials' checkpoints and plots are. Raises RunError for an object store."""
+    """The folder of the sweep's study, checkpoints and plots. Raises RunError for an object store."""
     refuse_object_store(config.storage)
     return (Path(config.storage) / "tune" / config.name).resolve()
 
@@ -76,15 +82,17 @@ def run_sweep(
     inputs: Mapping[str, Any] | None = None,
     fresh: bool = False,
 ) -> SweepResult:
-    """Runs the trials that are still to run, on the Ray that the driver started, and returns all of them.
+    """Runs the trials that remain, on the Ray that the driver started, and returns all trials.
 
-    `objective(params, report)` runs in Ray actors; `on_trial` in this process, after each trial. `inputs` is
-    what the trials are made of besides the sweep's own settings: by default, `config.train`.
+    objective  `objective(params, report)`, called in Ray actors
+    on_trial   called in this process after each trial
+    inputs     what the trials depend on besides the options of the sweep; default: `config.train`
+    fresh      removes an earlier sweep of this name first
 
-    A trial whose metric is not finite counts as run, at `config.worst_value`; one that raises is told to the
-    study as failed and runs again at the next call. Raises RunError where the name is in use by other inputs,
-    where another process is running this sweep, or where every trial raises; and a user's mistake that a
-    trial meets (His2lipError) as it is.
+    A trial whose metric is NaN or infinite counts as finished, with `config.worst_value`. A trial that raises
+    an exception is recorded as failed and runs again at the next call. Raises RunError where the name is in
+    use by other inputs, where another process is running this sweep, or where all first trials raise; and a
+    user's mistake in a trial (His2lipError) as it is.
     """
     import ray
 
@@ -95,12 +103,12 @@ def run_sweep(
     busy = RunError(
         "this sweep is being run by another process", where=directory, fix="wait for it, or stop it"
     )
-    with locked(directory / "lock", busy=busy), quiet_optuna(), tune_settings():
+    with locked(directory / "lock", busy=busy), silence_optuna(), tune_settings():
         if fresh:
-            _forget(config, directory, url)
+            _remove_earlier(config, directory, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
-        (directory / "sweep.yaml").write_text(dump_yaml(config), encoding="utf-8")
-        remaining = take_up(study, config)
+        (directory / "sweep.yaml").write_text(dump_yaml(recorded(config)), encoding="utf-8")
+        remaining = prepare_resume(study, config)
         log_to(directory)
         _log.info("sweep %s: %d trials to run", config.name, remaining)
         if remaining:
@@ -118,7 +126,7 @@ def _run(
     directory: Path,
     on_trial: Callable[[TrialRow], None],
 ) -> None:
-    """Runs `count` trials; their results are in the study."""
+    """Runs `count` trials and records them in the study."""
     from his2lip.tuning.search import PlacedTPE, StudySearch
     from his2lip.tuning.trial import VALUE
 
@@ -146,7 +154,8 @@ def _run(
     table = rows(study)
     if search.raised and not any(row.state in DONE for row in table):
         note = [row.note for row in table if row.state == "error"][-1]
-        raise RunError(f"every trial raised an error, the last: {note}", where=f"sweep {config.name}")
+        what = f"every trial raised an error, the last: {note}"
+        raise RunError(what, where=f"sweep {config.name}", key="train")
 
 
 def _tuner(
@@ -181,19 +190,19 @@ def _tuner(
             stop=_stopper(search),
             verbose=0,
             callbacks=[TrialRecords(search)],
-            # There is nothing to save at a trial's end: the objective keeps its own checkpoints.
+            # The objective writes its own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            # For processes that die, of memory or with their node; what an objective raises is not retried.
+            # Retries of processes that die; an exception of the objective is not retried.
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )
 
 
 def _resources(config: SweepConfig) -> dict[str, float]:
-    """A GPU or a share of one, but no CPU: two trials would starve what they start themselves (Ray Data).
+    """A GPU or a share of one, but no CPU, since two trials would leave none for Ray Data.
 
-    A trial that drives workers of its own leaves the GPUs to them; one that may not use a GPU takes none.
-    Tune refuses an empty request, hence the one byte of memory.
+    A trial with workers of its own leaves the GPUs to them. Tune refuses an empty request, so trials without
+    a GPU request one byte of memory.
     """
     import ray
 
@@ -228,7 +237,7 @@ def _scheduler(config: SweepConfig) -> Any:
 
 
 def _stopper(search: StudySearch) -> Any:
-    """Ends the sweep at the user's mistake, or where the first trials all raise."""
+    """Ends the sweep at a user's mistake, or where the first trials all raise errors."""
     from ray.tune import Stopper
 
     class Broken(Stopper):
@@ -236,21 +245,21 @@ def _stopper(search: StudySearch) -> Any:
             return False
 
         def stop_all(self) -> bool:
-            return search.error is not None or search.ended == search.raised >= HOPELESS
+            return search.error is not None or search.ended == search.raised >= MAX_FIRST_ERRORS
 
     return Broken()
 
 
 def keep_best(directory: Path, table: list[TrialRow], *, mode: str, keep: int) -> None:
-    """Removes what ended trials left under `directory`/trials, but for the `keep` best ones."""
+    """Removes the folders of ended trials in `directory`/trials, except those of the `keep` best."""
     kept = {row.number for row in best_rows(table, mode, keep)}
     for row in table:
         if row.number not in kept and row.state not in ("running", "waiting"):
             shutil.rmtree(directory / TRIALS / str(row.number), ignore_errors=True)
 
 
-def _forget(config: SweepConfig, directory: Path, url: str) -> None:
-    """Removes a sweep of this name: its study, its trials' checkpoints and its plots."""
+def _remove_earlier(config: SweepConfig, directory: Path, url: str) -> None:
+    """Removes an earlier sweep of this name: its study, checkpoints and plots."""
     import optuna
 
     if config.name in optuna.get_all_study_names(storage=url):

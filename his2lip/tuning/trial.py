@@ -1,4 +1,4 @@
-"""Turns an objective that calls `report` into one that answers `next`, by a thread that waits in between."""
+"""One trial as Ray Tune runs it: the objective works in a thread, one report at a time."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from his2lip.logs import log_to
 _log = logging.getLogger(__name__)
 
 
-class Report(Protocol):
-    """What an objective is given to speak with: it ends early where a call returns True."""
+class TrialReporter(Protocol):
+    """What an objective reports with. Where a call returns True, the objective has to end."""
 
-    number: int  # the trial's, in its study
-    folder: Path  # where the trial may keep files; made by whoever needs it
+    number: int  # of the trial, in its study
+    folder: Path  # for the trial's files; it may not exist yet
 
     def __call__(self, metrics: Mapping[str, float], /) -> bool: ...
 
 
-Objective = Callable[[dict[str, Any], Report], None]
+Objective = Callable[[dict[str, Any], TrialReporter], None]
 
 
 @dataclass(frozen=True)
 class Reported:
-    """The objective reported these metrics, and waits."""
+    """The objective reported these metrics and waits."""
 
     metrics: dict[str, float]
 
@@ -48,18 +48,18 @@ class Ended:
     trace: str = ""
 
 
-class Bridge:
-    """One call of an objective. It works while `next` waits, and stands still between two calls of `next`.
+class ObjectiveThread:
+    """One call of an objective in a thread, which runs only while `next` waits for it.
 
-    The bridge itself is the `report` that the objective is given.
+    It is also the `report` that the objective is given.
     """
 
     def __init__(
         self, objective: Objective, params: dict[str, Any], *, number: int = 0, folder: Path = Path()
     ) -> None:
         self.number, self.folder = number, folder
-        self._said: SimpleQueue[Reported | Ended] = SimpleQueue()
-        self._go_on: SimpleQueue[bool] = SimpleQueue()
+        self._answers: SimpleQueue[Reported | Ended] = SimpleQueue()
+        self._resume: SimpleQueue[bool] = SimpleQueue()
         self._stopped = False
         self._waiting = False
         self._thread = threading.Thread(
@@ -67,43 +67,43 @@ class Bridge:
         )
 
     def next(self) -> Reported | Ended:
-        """Lets the objective work until it reports or ends. Not to be called after Ended."""
+        """Runs the objective until it reports or ends. Must not be called after Ended."""
         if self._waiting:
-            self._go_on.put(True)
+            self._resume.put(True)
         else:
             self._thread.start()
-        answer = self._said.get()
+        answer = self._answers.get()
         self._waiting = isinstance(answer, Reported)
         return answer
 
     def stop(self) -> None:
-        """Makes the objective's open call of `report` (and later ones) return True, and waits for its end."""
+        """Makes the current and later calls of `report` return True, and waits for the objective to end."""
         if self._waiting:
             self._waiting = False
-            self._go_on.put(False)
+            self._resume.put(False)
         if self._thread.ident is not None:
             self._thread.join()
 
     def __call__(self, metrics: Mapping[str, float], /) -> bool:
         if not self._stopped:
-            self._said.put(Reported({key: float(value) for key, value in metrics.items()}))
-            self._stopped = not self._go_on.get()
+            self._answers.put(Reported({key: float(value) for key, value in metrics.items()}))
+            self._stopped = not self._resume.get()
         return self._stopped
 
     def _run(self, objective: Objective, params: dict[str, Any]) -> None:
         try:
             objective(params, self)
         except Exception as error:
-            self._said.put(Ended(error, traceback.format_exc()))
+            self._answers.put(Ended(error, traceback.format_exc()))
         else:
-            self._said.put(Ended())
+            self._answers.put(Ended())
 
 
-VALUE = "value"  # the key of a result that searcher and scheduler read
+VALUE = "value"  # the key of a result for searcher and scheduler
 
 
 class TrialActor(Trainable):
-    """Runs one trial after another in one process: what the objective caches is there for the next."""
+    """Runs one trial after another in one process, so that a trial can use what an earlier one cached."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters adds the keywords
         self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float, trials: Path
@@ -118,29 +118,32 @@ class TrialActor(Trainable):
         number = new_config["number"]
         folder = self._trials / str(number)
         _log.info("trial %d starts with %s", number, new_config["params"])
-        self._bridge = Bridge(self._objective, dict(new_config["params"]), number=number, folder=folder)
+        self._thread = ObjectiveThread(
+            self._objective, dict(new_config["params"]), number=number, folder=folder
+        )
         self._result: dict[str, Any] = {
             VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
         }  # fmt: skip
         return True
 
     def step(self) -> dict[str, Any]:
-        answer = self._bridge.next()
+        answer = self._thread.next()
         if isinstance(answer, Ended):
             self._end(answer)
         else:
-            self._take(answer.metrics)
+            self._record(answer.metrics)
         return {**self._result, "done": self._result["ended"]}
 
     def cleanup(self) -> None:
-        if hasattr(self, "_bridge"):
-            self._bridge.stop()
+        if hasattr(self, "_thread"):
+            self._thread.stop()
 
-    def _take(self, metrics: Mapping[str, float]) -> None:
-        """Notes one report; one without a finite metric ends the trial at the sweep's worst value."""
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        """Records one report; a NaN or infinite metric ends the trial with the sweep's worst value."""
         if self._metric not in metrics:
             fix = did_you_mean(self._metric, metrics) if metrics else None
-            self._end(Ended(ConfigError(f"the objective does not report '{self._metric}'", fix=fix)))
+            what = f"the objective does not report '{self._metric}'"
+            self._end(Ended(ConfigError(what, key=self._metric, fix=fix)))
             return
         value, result = metrics[self._metric], self._result
         result["reports"] += 1
@@ -159,9 +162,9 @@ class TrialActor(Trainable):
         if error is None and not self._result["reports"]:
             error = RuntimeError("the objective ended without a report")
         self._result["ended"] = True
-        _log.info("trial %d ends with %s", self._bridge.number, self._result)
+        _log.info("trial %d ends with %s", self._thread.number, self._result)
         if error is not None:
-            _log.info("trial %d raised an error: %s", self._bridge.number, answer.trace or error)
+            _log.info("trial %d raised an error: %s", self._thread.number, answer.trace or error)
             self._result["error"] = f"{type(error).__name__}: {error}"
             self._result["mistake"] = error if isinstance(error, His2lipError) else None
             self._result["trace"] = answer.trace

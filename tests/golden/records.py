@@ -56,7 +56,7 @@ from his2lip.synthetic.twins import twin_names, write_twin
 from his2lip.training.build import build_model, checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
-from his2lip.training.progress import Progress
+from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import identity, open_data
 from his2lip.training.source import StreamSource
@@ -138,7 +138,7 @@ def train_curve(config: TrainConfig, *, rank: int = 0, world: int = 1) -> Tree:
     config, _, bank = open_data(config)
     model = build_model(config, torch.device("cpu"))
     first = model.tensor_digest()
-    told: list[Progress] = []
+    told: list[StepReport] = []
     source = StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world)
     fit(config, model, WISELoss.from_config(config.loss), source, report=told.append, rank=rank, world=world)
     source.close()
@@ -514,7 +514,7 @@ def resume_curve(checkpoint: Path) -> Tree:
         config, _, bank = open_data(resume_config())
         model, resume = load_model(checkpoint), load_resume(checkpoint)
         assert resume is not None
-        told: list[Progress] = []
+        told: list[StepReport] = []
         source = StreamSource(config, bank, preprocess=model.preprocess)
         fit(config, model, WISELoss.from_config(config.loss), source, report=told.append, resume=resume)
         source.close()

@@ -9,14 +9,14 @@ import pytest
 from training_data import write_small_shards
 
 from his2lip.config import validate
-from his2lip.errors import ConfigError, RunError
+from his2lip.errors import ConfigError, DatasetError, RunError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models.load import load_model
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import TrainingObjective, training_objective
 from his2lip.tuning.sweep import run_sweep
-from his2lip.tuning.trial import Bridge
+from his2lip.tuning.trial import ObjectiveThread
 
 
 @pytest.fixture(scope="module")
@@ -99,39 +99,42 @@ def test_the_identity_of_a_sweep_is_what_its_trials_are_made_of(tree: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key"),
     [
         (
             {"space": {"loss.weights.image_imaeg": {"kind": "uniform", "low": 0, "high": 2}}, "points": []},
-            r"unknown key 'loss.weights.image_imaeg' .*did you mean 'loss.weights.image_image'",
+            "loss.weights.image_imaeg",
         ),
         (
             {"space": {"loss.tau": {"kind": "uniform", "low": 0.0, "high": 2}}, "points": []},
-            r"greater than 0, got 0.0 \(trial \{'loss.tau': 0.0\}, key loss.tau\)",
+            "loss.tau",
         ),
-        ({"metric": "select/accuracy"}, "a sweep chooses by select/macro_f1 or select/loss"),
-        ({"metric": "select/loss", "mode": "min"}, "means another thing at each value of loss"),
-        ({"mode": "min"}, "would choose the worst"),
-        ({"split": "train"}, "cannot choose by the train split 'train'"),
+        ({"metric": "select/accuracy"}, "metric"),
+        ({"metric": "select/loss", "mode": "min"}, "metric"),
+        ({"mode": "min"}, "mode"),
+        ({"split": "train"}, "split"),
     ],
 )
 def test_what_is_wrong_shows_before_the_first_trial(
-    tree: dict[str, Any], changes: dict[str, Any], message: str
+    tree: dict[str, Any], changes: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DatasetError)) as refused:
         objective(tree, **changes)
+    assert refused.value.key == key
 
 
 def test_a_sweep_in_an_object_store_is_refused_as_training_refuses_it(tree: dict[str, Any]) -> None:
-    with pytest.raises(RunError, match=r"runs are kept in a folder so far \(s3://bucket/runs\)"):
+    with pytest.raises(RunError) as refused:
         objective(tree, storage="s3://bucket/runs")
+    assert (refused.value.key, refused.value.where) == ("storage", "s3://bucket/runs")
 
 
 def test_a_trial_uses_a_gpu_only_where_ray_lent_it_one(tree: dict[str, Any]) -> None:
     tree["train"]["workers"] = {"use_gpu": True}
     made = objective(tree)
-    with pytest.raises(ConfigError, match=r"was lent no GPU.*set gpus=1"):
-        made({"loss.tau": 1.0}, Bridge(made, {}))
+    with pytest.raises(ConfigError) as refused:
+        made({"loss.tau": 1.0}, ObjectiveThread(made, {}))
+    assert refused.value.key == "gpus"
 
 
 def test_a_loss_that_is_not_finite_any_more_is_a_failed_trial_and_not_a_mistake(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from his2lip.config import recorded
 from his2lip.errors import TrackingError
-from his2lip.tracking.run import RUN_ID, WEIGHTS
+from his2lip.tracking.run import PATH, RUN_ID, WEIGHTS
 from his2lip.tracking.store import Tracker
+from his2lip.training.config import TrainConfig
 
 SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
 
@@ -56,7 +59,7 @@ def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
     assert "config.json" in [a.path for a in client.list_artifacts(found.info.run_id)]
 
 
-def test_going_on_with_a_run_writes_into_the_same_one(tracker: Tracker) -> None:
+def test_a_resumed_run_is_the_same_record(tracker: Tracker) -> None:
     ids = []
     for step in (1, 2):
         with tracker.run("his2lip-train", "again", {"a": 1}, tags={RUN_ID: "train-2"}) as run:
@@ -76,12 +79,13 @@ def test_a_fresh_start_has_a_run_of_its_own_that_later_calls_go_on_with(tracker:
     assert ids[0] != ids[1] == ids[2]
 
 
-def test_a_store_that_is_lost_on_the_way_is_said_and_the_run_is_not_called_finished(tracker: Tracker) -> None:
+def test_a_run_whose_store_is_lost_is_not_marked_finished(tracker: Tracker) -> None:
     with (
-        pytest.raises(TrackingError, match=r"store was lost.*same command goes on"),
+        pytest.raises(TrackingError) as refused,
         tracker.run("his2lip-train", "lost", {}, tags={RUN_ID: "lost"}) as run,
     ):
         tracker.client.log_metric("no-such-run", "a", 1.0)
+    assert refused.value.where == tracker.uri
     assert tracker.client.get_run(run.run_id).info.status == "FAILED"
 
 
@@ -110,6 +114,72 @@ def test_a_sweeps_trials_are_its_children_and_none_is_written_twice(tracker: Tra
         [run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'", order_by=["start_time"]
     )
     assert sorted(c.data.params["tau"] for c in children) == ["0", "1", "2", "3"]
+
+
+def test_children_that_are_not_of_the_present_result_are_deleted(tracker: Tracker) -> None:
+    for ids in (("a", "b"), ("b", "c")):
+        with tracker.run("his2lip-tune", "repeated", {}, tags={RUN_ID: "repeated"}) as run:
+            run.remove_children(keep=ids)
+            for child in set(ids) - run.children():
+                run.trial(child, child, params={}, metrics={"f1": 0.1}, code_version="1")
+    assert run.children() == {"b", "c"}
+
+
+def test_a_deleted_experiment_is_restored_by_the_next_run(tracker: Tracker) -> None:
+    with tracker.run("his2lip-deleted", "first", {}, tags={RUN_ID: "deleted"}) as run:
+        pass
+    tracker.client.delete_experiment(run.experiment_id)
+    with tracker.run("his2lip-deleted", "second", {}, tags={RUN_ID: "later"}) as again:
+        again.metrics({"f1": 0.5})
+    assert again.experiment_id == run.experiment_id
+    assert tracker.client.get_run(again.run_id).data.metrics == {"f1": 0.5}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_store_whose_folder_was_moved_or_copied_has_its_artifacts_there(
+    tmp_path: Path, copied: bool
+) -> None:
+    old, new = tmp_path / "old place", tmp_path / "new"
+    tracker = Tracker.open(f"sqlite:///{old}/mlflow.db")
+    best = old / "train" / "first" / "best"
+    best.mkdir(parents=True)
+    with tracker.run("his2lip-train", "first", {"a": 1}, tags={RUN_ID: "moved"}) as run:
+        model = run.checkpoint(best, "first", {"tensor_digest": "a" * 64})
+    tracker.client._tracking_client.store.engine.dispose()
+    shutil.copytree(old, new) if copied else old.rename(new)
+
+    moved = Tracker.open(f"sqlite:///{new}/mlflow.db")
+    assert moved.client.get_run(run.run_id).info.artifact_uri.startswith((new / "artifacts").as_uri())
+    assert [a.path for a in moved.client.list_artifacts(run.run_id)] == ["config.json"]
+    assert moved.client.get_logged_model(model).tags[PATH] == str(new / "train" / "first" / "best")
+    with moved.run("his2lip-train", "second", {"a": 2}, tags={RUN_ID: "later"}):
+        pass
+    assert old.exists() == copied
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def test_a_store_that_is_reached_by_a_link_is_not_moved(tmp_path: Path) -> None:
+    folder, link = tmp_path / "store", tmp_path / "link"
+    uri = f"sqlite:///{folder}/mlflow.db"
+    before = Tracker.open(uri)._experiment("his2lip-train")
+    link.symlink_to(folder)
+    Tracker.open(f"sqlite:///{link}/mlflow.db")
+    location = Tracker.open(uri).client.get_experiment(before).artifact_location
+    assert location == (folder / "artifacts" / "his2lip-train").as_uri()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def test_secrets_of_addresses_are_not_written(tracker: Tracker) -> None:
+    secret = "s3://KEY:SECRET@bucket/x?secret_key=SECRET"
+    with tracker.run("his2lip-train", "secret", recorded(TrainConfig(data={"shards": secret}))) as run:  # type: ignore[arg-type]
+        run.dataset("x", digest="d" * 64, uri=secret, context="training")
+    found = tracker.client.get_run(run.run_id)
+    config = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/config.json")
+    (data,) = found.inputs.dataset_inputs
+    assert found.data.params["data.shards"] == "s3://KEY:***@bucket/x?secret_key=***"
+    for text in (config, data.dataset.source):
+        assert "bucket" in text
+        assert "SECRET" not in text
 
 
 def test_the_uis_comparison_of_models_is_the_leaderboard(tracker: Tracker) -> None:
@@ -144,6 +214,7 @@ def test_four_processes_may_meet_a_fresh_store_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store"])
 def test_a_store_that_cannot_be_used_is_said_in_one_sentence(uri: str) -> None:
-    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+    with pytest.raises(TrackingError) as caught:
         Tracker.open(uri)
+    assert (caught.value.key, caught.value.where) == ("MLFLOW_TRACKING_URI", uri)
     assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ from his2lip.models.encoder import DualEncoder
 from his2lip.models.provenance import read_meta
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
-from his2lip.training.progress import Progress
+from his2lip.training.progress import StepReport
 from his2lip.training.ray_train import TrainResult, train
 
 # The workers have no path to this module.
@@ -112,7 +112,7 @@ def test_same_loop_in_this_process_gives_the_same_bits(
 
 
 def test_two_workers_end_in_one_workers_weights(whole: TrainResult, config_file: Path) -> None:
-    told: list[Progress] = []
+    told: list[StepReport] = []
     pair = train(named(config_file, "pair", "workers.num=2"), on_report=told.append)
     assert [p.step for p in told if p.kind == "epoch"] == [EPOCH, 2 * EPOCH, STEPS]
     assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-5)
@@ -129,7 +129,7 @@ def test_killed_worker_ends_as_the_uninterrupted_one(
     notes: list[str] = []
     validator = Validator(tmp_path / "pid")
 
-    def kill(progress: Progress) -> None:
+    def kill(progress: StepReport) -> None:
         steps.append(progress.step)
         if progress.step == moment and steps.count(moment) == 1:
             os.kill(int(validator.pid_file.read_text()), signal.SIGKILL)
@@ -186,9 +186,9 @@ def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) ->
 
 
 def test_run_that_the_driver_ends_early_stops_its_workers_and_goes_on_later(config_file: Path) -> None:
-    told: list[Progress] = []
+    told: list[StepReport] = []
 
-    def on_report(progress: Progress) -> bool:
+    def on_report(progress: StepReport) -> bool:
         told.append(progress)
         return progress.kind == "epoch"
 
@@ -201,8 +201,21 @@ def test_run_that_the_driver_ends_early_stops_its_workers_and_goes_on_later(conf
 
 
 def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:
-    with pytest.raises(RunError, match=r"'whole' is in use by a run with other optim\.lr.*--fresh"):
+    with pytest.raises(RunError, match=r"optim\.lr") as refused:
         train(named(config_file, "whole", "optim.lr=0.002"))
+    assert (refused.value.key, refused.value.where) == ("name", whole.run_dir)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_finished_run_whose_checkpoint_was_removed_is_refused(
+    whole: TrainResult, config_file: Path, name: str
+) -> None:
+    run = whole.run_dir.parent / f"without-{name}"
+    shutil.copytree(whole.run_dir, run)
+    shutil.rmtree(run / name)
+    with pytest.raises(RunError) as refused:
+        train(named(config_file, run.name))
+    assert (refused.value.key, refused.value.where) == (name, run / name)
 
 
 def test_fresh_starts_anew(whole: TrainResult, config_file: Path) -> None:

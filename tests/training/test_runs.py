@@ -1,4 +1,4 @@
-"""A run's directory: begun, gone on with, finished, refused, cleared, locked."""
+"""The folder of a run: started, resumed, finished, refused, cleared, locked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import RunError
-from his2lip.training.run_directory import RunDir, begin, code_version
+from his2lip.training.run_directory import RunDir, code_version, start_or_resume
 
 
 def made(lr: float = 1.0, data: str = "d", version: str = "1") -> dict:
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def start(run: RunDir, identity: dict, *, fresh: bool = False) -> tuple[dict, list[str]]:
     said: list[str] = []
-    return begin(run, identity=identity, fresh=fresh, say=said.append), said
+    return start_or_resume(run, identity=identity, fresh=fresh, say=said.append), said
 
 
 def test_new_run_is_running_and_says_nothing(run: RunDir) -> None:
@@ -36,7 +36,7 @@ def test_new_run_is_running_and_says_nothing(run: RunDir) -> None:
     assert run.read() == state
 
 
-def test_same_inputs_go_on_in_silence(run: RunDir) -> None:
+def test_same_inputs_resume_without_a_note(run: RunDir) -> None:
     start(run, made())
     state, said = start(run, made())
     assert (state["status"], said) == ("running", [])
@@ -50,7 +50,7 @@ def test_finished_run_says_so(run: RunDir) -> None:
     assert "was finished before; nothing was run" in said[0]
 
 
-def test_other_code_goes_on_and_says_so(run: RunDir) -> None:
+def test_other_code_resumes_with_a_note(run: RunDir) -> None:
     start(run, made())
     _, said = start(run, made(version="2"))
     assert "code version 1" in said[0]
@@ -63,8 +63,9 @@ def test_name_in_use_by_other_inputs_is_refused_and_the_difference_named(
 ) -> None:
     start(run, made())
     run.last.mkdir()
-    with pytest.raises(RunError, match=rf"other {named}.*--fresh"):
+    with pytest.raises(RunError, match=rf"\b{named}\b") as refused:
         start(run, other)
+    assert (refused.value.key, refused.value.where) == ("name", run.path)
     assert run.read()["id"] == made()["id"]
 
 
@@ -75,7 +76,7 @@ def test_name_of_a_run_that_saved_nothing_is_free(run: RunDir) -> None:
     assert run.read()["id"] == made(lr=2.0)["id"]
 
 
-def test_fresh_forgets_all_that_stood_there(run: RunDir) -> None:
+def test_fresh_removes_all_files_of_the_earlier_run(run: RunDir) -> None:
     start(run, made())
     (run.path / "last").mkdir()
     (run.path / "last" / "model.safetensors").write_bytes(b"old")
@@ -84,7 +85,7 @@ def test_fresh_forgets_all_that_stood_there(run: RunDir) -> None:
     assert not run.last.exists()
 
 
-def test_checkpoint_that_was_being_written_is_swept_away(run: RunDir) -> None:
+def test_unfinished_checkpoint_is_removed(run: RunDir) -> None:
     start(run, made())
     (run.path / ".last.1234.tmp").mkdir()
     run.last.mkdir()
@@ -93,10 +94,11 @@ def test_checkpoint_that_was_being_written_is_swept_away(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": 1}', ""])
-def test_broken_state_is_one_sentence(run: RunDir, text: str) -> None:
+def test_damaged_state_is_refused(run: RunDir, text: str) -> None:
     (run.path / "run.json").write_text(text)
-    with pytest.raises(RunError, match=r"run.json is broken .*--fresh"):
+    with pytest.raises(RunError) as refused:
         start(run, made())
+    assert refused.value.where == run.path / "run.json"
 
 
 def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
@@ -109,8 +111,9 @@ def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(RunError, match="another command"), run.locked():
+        with pytest.raises(RunError) as refused, run.locked():
             pass
+        assert refused.value.where == run.path
         process.kill()  # as hard as it gets: the lock goes with its holder
         process.wait()
     with run.locked():
@@ -125,6 +128,7 @@ def test_code_version_names_release_and_sources() -> None:
 
 def test_fresh_removes_no_folder_that_is_not_a_runs(run: RunDir) -> None:
     (run.path / "patches").mkdir()
-    with pytest.raises(RunError, match="holds no run, but patches"):
+    with pytest.raises(RunError, match="patches") as refused:
         start(run, made(), fresh=True)
+    assert refused.value.where == run.path
     assert (run.path / "patches").is_dir()

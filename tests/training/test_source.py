@@ -15,7 +15,7 @@ from his2lip.data.stream.batch import Batch
 from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_inputs import caption_notes, open_data
-from his2lip.training.source import Kept, StreamSource
+from his2lip.training.source import BatchCache, StreamSource
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_kept_batches_are_the_read_ones_and_those_that_fit_are_read_once(limit: 
             reads.append(step)
             yield batch(step)
 
-    kept = Kept(read, limit=limit)
+    kept = BatchCache(read, limit=limit)
     for _ in range(3):
         assert [b.step for b in kept(0, 5)] == [0, 1, 2, 3, 4]
     assert reads == [*range(5), *range(fit, 5), *range(fit, 5)]
@@ -89,7 +89,7 @@ def test_kept_batches_are_the_read_ones_and_those_that_fit_are_read_once(limit: 
 
 
 def test_reading_that_stops_early_leaves_a_whole_memory(tmp_path: Path) -> None:
-    kept = Kept(lambda start, stop: map(batch, range(start, stop)), limit=10_000)
+    kept = BatchCache(lambda start, stop: map(batch, range(start, stop)), limit=10_000)
     iterator = kept(0, 5)
     next(iterator)
     del iterator

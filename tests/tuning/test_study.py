@@ -11,7 +11,7 @@ import pytest
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import best_rows, open_study, rows, take_up
+from his2lip.tuning.study import best_rows, open_study, prepare_resume, rows
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
 POINTS = ({"x": 0.0}, {"x": 1.0})
@@ -36,7 +36,7 @@ def test_points_are_enqueued_once_however_often_the_study_is_opened(url: str) ->
     config = sweep()
     for _ in range(3):
         study = open_study(config, url, inputs={})
-        assert take_up(study, config) == 4
+        assert prepare_resume(study, config) == 4
     assert [row.state for row in rows(study)] == ["waiting", "waiting"]
     assert [ask(study).params["x"] for _ in POINTS] == [0.0, 1.0]
 
@@ -44,45 +44,45 @@ def test_points_are_enqueued_once_however_often_the_study_is_opened(url: str) ->
 def test_a_running_trial_of_a_dead_driver_fails_and_runs_again_once_with_its_parameters(url: str) -> None:
     config = sweep(points=[])
     study = open_study(config, url, inputs={})
-    take_up(study, config)
+    prepare_resume(study, config)
     lost = ask(study)
     study = open_study(config, url, inputs={})
-    assert take_up(study, config) == 4
-    assert take_up(study, config) == 4
+    assert prepare_resume(study, config) == 4
+    assert prepare_resume(study, config) == 4
     assert [row.state for row in rows(study)] == ["interrupted", "waiting"]
     again = ask(study)
     assert again.params == lost.params
     study.tell(again, 0.5)
-    assert take_up(study, config) == 3
+    assert prepare_resume(study, config) == 3
     assert [row.state for row in rows(study)] == ["interrupted", "finished"]
 
 
 def test_an_interrupted_point_is_not_enqueued_a_second_time_as_a_point(url: str) -> None:
     config = sweep()
     study = open_study(config, url, inputs={})
-    take_up(study, config)
+    prepare_resume(study, config)
     ask(study)
-    take_up(study, config)
+    prepare_resume(study, config)
     waiting = [t.system_attrs["fixed_params"]["x"] for t in study.trials if t.state.name == "WAITING"]
     assert sorted(waiting) == [0.0, 1.0]
 
 
 def test_points_added_to_the_file_are_run_when_the_sweep_goes_on(url: str) -> None:
     study = open_study(sweep(), url, inputs={})
-    take_up(study, sweep())
+    prepare_resume(study, sweep())
     more = sweep(points=[*POINTS, {"x": 2.0}])
-    take_up(open_study(more, url, inputs={}), more)
+    prepare_resume(open_study(more, url, inputs={}), more)
     assert len(rows(study)) == 3
 
 
 def test_nothing_is_enqueued_once_all_trials_are_run(url: str) -> None:
     config = sweep(trials=1, points=[{"x": 0.0}])
     study = open_study(config, url, inputs={})
-    take_up(study, config)
+    prepare_resume(study, config)
     study.tell(ask(study), 1.0)
     left = ask(study)
     changed = sweep(trials=1, points=[{"x": 2.0}])
-    assert take_up(study, changed) == 0
+    assert prepare_resume(study, changed) == 0
     states = [row.state for row in rows(study)]
     assert states == ["finished", "interrupted"], left.number
 
@@ -90,13 +90,9 @@ def test_nothing_is_enqueued_once_all_trials_are_run(url: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "inputs", "difference"),
     [
-        ({"seed": 3}, {"data": "a"}, r"another seed \(0 then, 3 now\)"),
-        (
-            {"space": {"x": {"kind": "uniform", "low": 0.0, "high": 3.0}}},
-            {"data": "a"},
-            r"another space.x.high \(2.0 then, 3.0 now\)",
-        ),
-        ({}, {"data": "b"}, r"another data \('a' then, 'b' now\)"),
+        ({"seed": 3}, {"data": "a"}, "seed"),
+        ({"space": {"x": {"kind": "uniform", "low": 0.0, "high": 3.0}}}, {"data": "a"}, "space.x.high"),
+        ({}, {"data": "b"}, "data"),
     ],
 )
 def test_a_name_in_use_by_other_inputs_is_refused(
@@ -104,8 +100,9 @@ def test_a_name_in_use_by_other_inputs_is_refused(
 ) -> None:
     open_study(sweep(), url, inputs={"data": "a"})
     open_study(sweep(trials=9), url, inputs={"data": "a"})
-    with pytest.raises(RunError, match=difference):
+    with pytest.raises(RunError) as refused:
         open_study(sweep(**changes), url, inputs=inputs)
+    assert refused.value.key == difference
 
 
 def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
@@ -122,6 +119,7 @@ def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["nonsense", "nosuchdialect://host/study", "sqlite:////proc/no/study.db"])
 def test_a_database_that_cannot_be_opened_is_one_sentence(wrong: str) -> None:
-    with pytest.raises(RunError, match="cannot be opened") as caught:
+    with pytest.raises(RunError) as caught:
         open_study(sweep(), wrong, inputs={})
+    assert (caught.value.key, caught.value.where) == ("study", wrong)
     assert "\n" not in str(caught.value)
