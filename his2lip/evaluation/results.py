@@ -24,7 +24,7 @@ from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric
 
-_FIX = "run his2lip benchmark again: it writes the tables anew from the finished grid cells"
+_FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
 
 @dataclass(frozen=True)

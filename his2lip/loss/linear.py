@@ -102,7 +102,7 @@ class _CrossEntropy(torch.autograd.Function):
         others = a if b is None else b
         # sum_j ½ (P_ij + P_ji) others_j, by the class of row i.
         wanted = 0.5 * batch.targets.symmetric_means(others)
-        # Two tiles, used over and over: fresh ones would be page-faulted in anew each time.
+        # Two tiles that are reused: new ones would cause page faults each time.
         buffers = a.new_empty(2, min(batch.tile, own.stop - own.start), len(others))
         row_lse, column_lse = _log_sum_exps(a, b, scale, batch, buffers)
         value = 0.5 * (row_lse.sum() + column_lse[own].sum())

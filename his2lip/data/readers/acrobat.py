@@ -43,7 +43,7 @@ class AcrobatReader(Reader):
             key=key,
             name=file,
             split=self.official_split(match["split"], {"val": "validation"}),
-            case_id=f"{match['split']}-{match['case']}",  # numbers may start anew in each published part
+            case_id=f"{match['split']}-{match['case']}",  # numbers may start again in each published part
             slide_id=file.rpartition(".")[0],
             biomarker=biomarker,
             label=biomarker,

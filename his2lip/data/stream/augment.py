@@ -26,7 +26,7 @@ _DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # of each in
 
 
 class Augment(Config):
-    """Random changes of a patch, drawn anew in each epoch."""
+    """Random changes of a patch, drawn again for each epoch."""
 
     turns: bool = True
     """One of the eight flips and quarter turns."""
