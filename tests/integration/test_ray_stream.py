@@ -139,8 +139,9 @@ def test_a_shard_that_vanishes_is_named_in_one_sentence(tmp_path: Path) -> None:
     shards = open_shards(write_patches(tmp_path / "set", patches=60))
     groups = shards.row_groups("train")
     (tmp_path / "set" / "train" / "part-00000.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"cannot be read any more.*part-00000\.parquet") as caught:
+    with pytest.raises(DatasetError) as caught:
         list(read_by_ray(shards.filesystem, groups, head_bytes=0, ranks=1))
+    assert "part-00000.parquet" in str(caught.value.where)
     assert "Traceback" not in str(caught.value)
 
 
