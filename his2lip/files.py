@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +14,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from his2lip.errors import DatasetError, His2lipError, first_line
+
+_ANSWER_S = 5.0  # to wait for a server to answer at all
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
@@ -55,6 +59,10 @@ def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
         raise DatasetError("no place is named", fix="give a folder or an address, and check shell variables")
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())
+    if text.startswith("://"):
+        raise DatasetError("this address has no scheme", where=text, fix="such as s3://BUCKET/PATH")
+    if text.startswith(("gs://", "gcs://")):
+        _check_google_credentials(text)
     try:
         return fs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -62,13 +70,32 @@ def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     except OSError as error:
         said = f"this store cannot be reached: {first_line(error)}"
         raise DatasetError(said, where=text, fix="check bucket, network and rights") from None
-    scheme, _, path = text.partition("://")
     try:
-        import fsspec
+        from fsspec.core import url_to_fs
 
-        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), path.rstrip("/")
-    except (ImportError, ValueError) as error:
-        raise DatasetError(f"this address cannot be used: {error}", where=text) from None
+        options = {"timeout": _ANSWER_S} if text.startswith("ftp://") else {}
+        store, path = url_to_fs(text, **options)
+    except Exception as error:  # fsspec's drivers raise errors of any type for parts that an address lacks
+        what = f"this address cannot be used: {first_line(error)}"
+        raise DatasetError(
+            what, where=text, fix="check its host, its bucket or repository, and its path"
+        ) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(store)), path.rstrip("/")
+
+
+def _check_google_credentials(uri: str) -> None:
+    """Raises DatasetError for gs:// without credentials; Arrow would try for minutes to find some."""
+    known = Path("~/.config/gcloud/application_default_credentials.json").expanduser()
+    given = any(part in uri for part in ("://anonymous@", "endpoint_override="))
+    if given or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or known.is_file():
+        return
+    server = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")  # on machines of Google's cloud
+    host, _, port = server.partition(":")
+    try:
+        socket.create_connection((host, int(port or 80)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError):
+        fix = "gcloud auth application-default login, or gs://anonymous@BUCKET/… for a public bucket"
+        raise DatasetError("there are no Google credentials on this machine", where=uri, fix=fix) from None
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:

@@ -34,10 +34,12 @@ _VERBOSE_LOGGERS = (
 INTERRUPTED = 130  # exit code after Ctrl-C; the job itself continues
 # What is not sent with a job, besides what .gitignore names: folders that it does not need, and secrets.
 _EXCLUDES = [
-    *("/.git/", "/.venv/", "/runs/", "/tests/", "/docs/"),
-    *(".env", ".env.*", "*.env", ".netrc", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*"),
-    *(".ssh/", ".aws/", ".ray/", ".kaggle/", ".huggingface/", "auth_token", "kaggle.json"),
-    *("*credentials*", "*secret*", "*token", "*.token", "*.keyfile"),
+    *("/.git/", "/.venv*/", "/runs/", "/tests/", "/docs/"),
+    *(".env", ".env.*", "*.env", ".netrc", ".git-credentials", ".npmrc", ".pypirc", "auth_token"),
+    *(".ssh/", ".aws/", ".ray/", ".config/", ".kube/", ".docker/", ".azure/", ".kaggle/", ".huggingface/"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.keyfile", "id_rsa*", "id_dsa*", "id_ecdsa*"),
+    *("id_ed25519*", "kaggle.json", "*service-account*.json", "*service_account*.json"),
+    *("*credentials*", "*secret*", "*token", "*.token"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,24 @@ def _main_that_raises(error: str, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
 
+def test_a_second_ctrl_c_while_the_first_is_at_work_ends_without_a_traceback() -> None:
+    script = (
+        "import os, signal, time, his2lip.cli, his2lip.data.cards as cards, sys\n"
+        "def fail():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "cards.list_cards = fail; sys.argv = ['his2lip', 'data', 'list']\n"
+        "his2lip.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 130
+    assert done.stderr == "Stopped; the same command resumes from here.\n"
+
+
 def test_ctrl_c_says_how_to_go_on_and_ends_with_130() -> None:
     done = _main_that_raises("KeyboardInterrupt")
     assert done.returncode == 130
@@ -150,6 +169,19 @@ def test_an_error_of_ours_keeps_its_traceback_and_ends_with_1() -> None:
     done = _main_that_raises("KeyError('ours')")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_the_ui_on_a_port_in_use_is_refused_and_announces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = his2lip("ui", "--port", str(port), "--store", f"sqlite:///{tmp_path}/mlflow.db")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"127.0.0.1:{port}" in done.stderr
 
 
 def test_the_ui_of_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
-"""The file layer: a lock that one process has at a time."""
+"""The file layer: addresses of stores, and a lock that one process has at a time."""
 
 import errno
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from his2lip.errors import RunError
-from his2lip.files import locked
+from his2lip.errors import DatasetError, RunError
+from his2lip.files import filesystem, locked
 
 HOLDER = """
 import pathlib, sys
@@ -81,3 +82,24 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), locked(tmp_path / "file" / "lock"):
         pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("ftp://", "ftp:///data", "github://", "github://owner/path", "github://owner:@main/x"),
+        *("nosuch://x/y", "://x", "gs://bucket/x", "ftp://127.0.0.1:1/x"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_sentence_within_seconds(
+    uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # no Google credentials
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(DatasetError) as refused:
+        filesystem(uri)
+    assert time.monotonic() - start < 20
+    assert refused.value.where == uri
+    assert "\n" not in str(refused.value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_STOPPED = "Stopped; the same command resumes from here."
 # System errors about a place that cannot be written to, which the user can fix.
 _PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
@@ -86,14 +89,27 @@ def _options(
     setup("info" if verbose else None)
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """The first Ctrl-C ends the work in order; a second one, given meanwhile, ends the process at once."""
+    signal.signal(signal.SIGINT, _end_at_once)
+    raise KeyboardInterrupt
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    os.write(2, f"{_STOPPED}\n".encode())
+    os._exit(130)  # a second KeyboardInterrupt would end in a traceback of whatever is cleaning up
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     share_cores()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored (nohup)
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except SystemExit as end:
         if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            typer.echo("Stopped; the same command resumes from here.", err=True)
+            typer.echo(_STOPPED, err=True)
         raise
     except Exception as error:
         from his2lip.errors import His2lipError

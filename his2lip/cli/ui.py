@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from his2lip.cli.console import say
 from his2lip.cli.registry import command
-from his2lip.errors import TrackingError
+from his2lip.errors import TrackingError, first_line
 from his2lip.resources import relocate_store, sqlite_file, store_uri
 
 
@@ -32,6 +33,14 @@ def ui(
     if file is not None and not file.is_file():
         fix = "his2lip train, tune or benchmark makes one; or name another with --store"
         raise TrackingError("there is no MLflow store here", where=uri, key="--store", fix=fix)
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(("127.0.0.1", port))
+    except OSError as error:
+        what = f"port {port} on this machine cannot be used: {first_line(error)}"
+        where, fix = f"127.0.0.1:{port}", "choose another --port"
+        raise TrackingError(what, where=where, key="--port", fix=fix) from None
     if file is not None:
         relocate_store(file)
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")

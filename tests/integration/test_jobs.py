@@ -20,6 +20,10 @@ from his2lip.errors import ClusterError
 from his2lip.jobs import submit
 
 REPO = Path(__file__).resolve().parents[2]
+SECRETS = [
+    *(".env", ".env.local", "app/.env", ".netrc", ".ssh/id_ed25519", ".aws/credentials", ".ray/auth_token"),
+    *("auth_token", "deploy.pem", "keys/server.key", "id_rsa", "gcp-credentials.json", "hub.token"),
+]
 SUBMIT = """
 import sys
 from his2lip.errors import His2lipError
@@ -115,16 +119,23 @@ def test_exit_codes_are_the_commands_own(cluster: Cluster, tmp_path: Path) -> No
     assert killed.returncode not in (0, 2)
 
 
-def test_arguments_and_the_working_directory_arrive_less_what_git_ignores(
+def test_arguments_and_the_working_directory_arrive_without_secrets_and_what_git_ignores(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
     (tmp_path / ".gitignore").write_text("secret\n", encoding="utf-8")
     (tmp_path / "secret").write_text("no", encoding="utf-8")
+    for name in SECRETS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("no", encoding="utf-8")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "old").write_text("no", encoding="utf-8")
     argument = "a b='$HOME' `x`; \"y\" [a]"
-    program = "import os, sys; print([f for f in os.listdir() if f[0] != '.'], [sys.argv[1]])"
+    program = (
+        "import os, sys\n"
+        "files = [os.path.relpath(os.path.join(d, f)) for d, _, names in os.walk('.') for f in names]\n"
+        "print(sorted(f for f in files if f != '.gitignore'), [sys.argv[1]])"
+    )
     done = cluster.submit(sys.executable, "-c", program, argument, working_dir=tmp_path)
     assert done.stdout.splitlines()[-1] == f"['config.yaml'] {[argument]}"
 
