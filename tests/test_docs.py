@@ -221,7 +221,7 @@ def _texts() -> Iterator[tuple[str, str]]:
     """Everything that a user or a developer reads: pages, remarks, help, docstrings, comments, messages."""
     for path in [*PAGES, *REMARKS, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run"]:
         yield page_name(path), path.read_text(encoding="utf-8")
-    for path in (*ROOT.glob("his2lip/cli/*.py"), *ROOT.glob("benchmarks/**/*.py")):
+    for path in (*ROOT.glob("his2lip/**/*.py"), *ROOT.glob("benchmarks/**/*.py")):
         yield page_name(path), path.read_text(encoding="utf-8")
 
 
