@@ -169,14 +169,22 @@ def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
     }
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _image_files(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and the image files inside the given folders, in order and without repeats."""
+    """The given files, and the image files inside the given folders, in order and without repeats.
+
+    Hidden files and folders inside a given folder are left out.
+    """
     from his2lip.serving import IMAGE_FILES
 
     suffixes, files = {*IMAGE_FILES, *_SLIDE_FILES}, dict[Path, None]()
     for path in paths:
         if path.is_dir():
-            files |= dict.fromkeys(sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes))
+            found = (p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            files |= dict.fromkeys(sorted(p for p in found if not _is_hidden(p.relative_to(path))))
         elif path.is_file():
             files[path] = None
         else:

@@ -36,7 +36,7 @@ def list_models() -> None:
 @command("models show")
 def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.models import meta_of, terms_of_use
+    from his2lip.models import load_model, meta_of, terms_of_use
 
     meta = meta_of(model)
     if not meta:
@@ -44,6 +44,7 @@ def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
         raise CheckpointError(
             what, where=model, fix="his2lip models list shows what is known of other models"
         )
+    load_model(model)  # a damaged checkpoint is an error, whatever its provenance says
     table(("", "value"), [(key, meta[key]) for key in _SHOWN if key in meta])
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():

@@ -75,11 +75,11 @@ def split_names(names: str | None) -> list[str] | None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a CSV file (UTF-8) and prints its path."""
+    """Writes a CSV file (UTF-8) and prints its path; bytes of file names that are not UTF-8 are escaped."""
     import csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

@@ -20,6 +20,7 @@ from .provenance import origins as origins
 from .provenance import read_meta as read_meta
 from .provenance import terms_of_use as terms_of_use
 from .provenance import terms_summary as terms_summary
+from .provenance import weights_identity as weights_identity
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
 from .registered import is_registered as is_registered
 from .registered import local_name as local_name

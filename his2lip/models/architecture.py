@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,26 @@ HF_TEXT_FOLDER = "hf_text"  # a checkpoint's copy of the Hugging Face configurat
 # Configurations that this package contains, so that BiomedCLIP loads offline; and the former name of one.
 _PACKAGED_HF_TEXT = Path(__file__).parent / "hf_text"
 _RENAMED = {"BiomedNLP-PubMedBERT-base-uncased-abstract": "BiomedNLP-BiomedBERT-base-uncased-abstract"}
+
+# Sizes far above those of any published model. Larger ones are damage, and would exhaust time or memory.
+_LARGEST = {
+    "embed_dim": 20_000,
+    "width": 20_000,
+    "hidden_size": 20_000,
+    "intermediate_size": 100_000,
+    "layers": 500,
+    "num_hidden_layers": 500,
+    "heads": 1_000,
+    "num_attention_heads": 1_000,
+    "image_size": 4_096,
+    "patch_size": 4_096,
+    "mlp_ratio": 100,
+    "context_length": 10_000,
+    "max_position_embeddings": 100_000,
+    "vocab_size": 2_000_000,
+}
+
+_HARMLESS = 500_000_000  # parameters; smaller networks are built, and errors of their files are precise
 
 # The tiny backbone. Convolutions learn texture from a few thousand patches; a small ViT does not. Group norm
 # keeps the features of a patch independent of the rest of its batch, so that one worker and two agree. The
@@ -42,17 +62,23 @@ TINY_PREPROCESS = Preprocess(size=(64, 64), mean=(0.72, 0.68, 0.77), std=(0.20, 
 
 
 def build_clip(
-    model_cfg: Mapping[str, Any], *, folder: Path | None = None, seed: int | None = None
+    model_cfg: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    seed: int | None = None,
+    weights: Path | None = None,
 ) -> nn.Module:
     """The open_clip model of `model_cfg` with random weights, which `load_weights` replaces.
 
     folder   a checkpoint's directory: a Hugging Face text tower's configuration is read from its `hf_text`
     seed     seed of the weights; None draws them from torch's global generator
+    weights  the file that `load_weights` will read: an architecture that cannot fit into it is refused
 
     Raises ModelError where open_clip cannot build this configuration, a part of it is not on this machine, or
     the text tower is a program of its authors.
     """
     config = copy.deepcopy(dict(model_cfg))
+    _check_sizes(config, where=folder)
     text, vision = _towers(config, folder)
     custom = config.pop("custom_text", False) or "hf_model_name" in text
     if "timm_model_name" in vision:
@@ -63,7 +89,9 @@ def build_clip(
     kind = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
         if "hf_model_name" in text:
-            _refuse_text_program(text["hf_model_name"])
+            _check_text_config(text["hf_model_name"])
+        if weights is not None and weights.is_file():
+            _check_fits(lambda: kind(**copy.deepcopy(config)), weights)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -98,9 +126,36 @@ def _hf_text_source(name: str, folder: Path | None) -> str:
     return str(packaged) if packaged.is_dir() and not Path(name).is_dir() else name
 
 
-def _refuse_text_program(name: str) -> None:
-    """Raises ModelError where the configuration of a Hugging Face text tower names a program."""
+def _check_text_config(name: str) -> None:
+    """Raises ModelError for a Hugging Face text configuration with a program or an impossible size."""
     from transformers import PretrainedConfig
 
     config, _ = PretrainedConfig.get_config_dict(name)
     refuse_program(config, where=name)
+    _check_sizes(config, where=name)
+
+
+def _check_sizes(config: Mapping[str, Any], *, where: str | Path | None) -> None:
+    """Raises ModelError, whose key is the setting, for a size that no model has."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, where=where)
+        elif key in _LARGEST:
+            sizes = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(size, int | float) and size > _LARGEST[key] for size in sizes):
+                what = f"{key} is {value}, above the limit of {_LARGEST[key]:,}"
+                raise ModelError(what, where=where, key=key, fix="copy the configuration again")
+
+
+def _check_fits(build: Callable[[], nn.Module], weights: Path) -> None:
+    """Raises ModelError where a large network has more parameters than its weight file has bytes."""
+    try:
+        with torch.device("meta"):  # without memory for the parameters
+            count = sum(p.numel() for p in build().parameters())
+    except NotImplementedError:  # an initialisation that needs values
+        return
+    size = weights.stat().st_size
+    if count > max(size, _HARMLESS):
+        what = f"the architecture has {count:,} parameters, and its weight file {size:,} bytes"
+        fix = "copy the configuration and the weights again"
+        raise ModelError(what, where=weights, key="model_cfg", fix=fix)

@@ -66,7 +66,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     meta = read_meta(folder)
     refuse_programs(folder)
     config, preprocess = _settings(folder / OPEN_CLIP)
-    clip = build_clip(config, folder=folder)
+    clip = build_clip(config, folder=folder, weights=folder / WEIGHTS)
     state = _read_tensors(folder / WEIGHTS)
     load_weights(clip, state, where=folder / WEIGHTS)
     if tensor_digest(state) != meta.get("tensor_digest"):
@@ -83,6 +83,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
         precision=precision,
         similarity=meta.get("similarity", "cosine"),
     )
+    _check_recorded(model, meta, folder / OPEN_CLIP)
     return model.eval()
 
 
@@ -90,6 +91,16 @@ def copy_checkpoint(folder: str | Path, to: Path) -> None:
     """Copies a checkpoint without the state to resume from."""
     ignored = shutil.ignore_patterns(RESUME_FOLDER)
     shutil.copytree(current_folder(Path(folder)), to, ignore=ignored)
+
+
+def _check_recorded(model: DualEncoder, meta: Mapping[str, Any], where: Path) -> None:
+    """Raises CheckpointError where architecture or preprocessing were edited after the save."""
+    found = {"config_digest": model.config_digest(), "preprocess_digest": model.preprocess.digest}
+    for key, value in found.items():
+        if meta.get(key, value) != value:
+            what = f"{where.name} is not the one that {META} describes"
+            fix = "copy the whole checkpoint directory again"
+            raise CheckpointError(what, where=where, key=key, fix=fix)
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], Preprocess]:

@@ -195,7 +195,7 @@ def _hub_layout(
     except (ValueError, KeyError, TypeError) as error:
         what = f"{OPEN_CLIP} cannot be used: {error!r}"
         raise CheckpointError(what, where=config_file, key=OPEN_CLIP) from None
-    clip = build_clip(config)
+    clip = build_clip(config, weights=weights)
     try:
         load_open_clip_weights(clip, str(weights), strict=True, weights_only=True)
     except Exception as error:  # torch, safetensors and pickle each raise their own

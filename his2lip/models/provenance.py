@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from his2lip.config import digest
 from his2lip.data.cards import Terms, strictest
 from his2lip.errors import CheckpointError
 from his2lip.models.catalogue import BACKBONES, Backbone
@@ -18,6 +20,17 @@ Meta = Mapping[str, Any]  # the contents of his2lip.json; empty for a model with
 
 # What remains true of a checkpoint when its weights are changed without training.
 _KEPT_IN_BLENDS = ("config", "vocabularies", "data_digest", "captions_digest", "patch")
+# Types of the entries that commands read; others are stored and shown as they are.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "similarity": str,
+    "tensor_digest": str,
+    "tokenizer": dict,
+    "config": dict,
+    "metrics": dict,
+    "terms": dict,
+    "began_as": (str, list),
+}
 _ORIGINS = "began_as"  # key in his2lip.json
 
 
@@ -31,7 +44,28 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     if meta.get("format") != FORMAT:
         what = f"checkpoint format {meta.get('format')} is unknown"
         raise CheckpointError(what, where=folder, key="format", fix="load it with the his2lip that wrote it")
+    for key, kinds in _KINDS.items():
+        if key in meta and not isinstance(meta[key], kinds):
+            what = f"'{key}' in {META} is {type(meta[key]).__name__}"
+            raise CheckpointError(what, where=folder, key=key, fix="copy the checkpoint again")
     return meta
+
+
+def weights_identity(name: str) -> str:
+    """What identifies the model that a name loads, for the identity of a run.
+
+    A checkpoint is identified by the digests of its weights, architecture and preprocessing; any other folder
+    by the contents of its files; any other name by itself.
+    """
+    folder = Path(name.removeprefix("local-dir:"))
+    if is_checkpoint(folder):
+        meta = read_meta(folder)
+        keys = ("tensor_digest", "config_digest", "preprocess_digest", "tokenizer", "similarity")
+        return digest({key: meta.get(key) for key in keys})
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest({str(path.relative_to(folder)): _sha256(path) for path in files})
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -63,6 +97,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path.name} is not a mapping", where=path.parent, key=path.name)
     return tree
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def terms_of_use(name: str, meta: Meta) -> list[str]:

@@ -59,7 +59,7 @@ def from_transformers(folder: str | Path, *, name: str, precision: Precision = "
     _require_clip_tokenizer(folder)
     config = open_clip_config(clip_config)
     found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
-    clip = build_clip(config)
+    clip = build_clip(config, weights=weights)
     check_tensors(found, transformers_tensors(clip, config), where=weights)
     check_values(found, where=weights)
     clip.load_state_dict(to_open_clip(found, config))

@@ -20,6 +20,7 @@ Tensors = dict[str, torch.Tensor]
 # CLIP clamps the scale at 100, which is 4.6 as a logarithm. An exponentiated scale starts at 14.
 MAX_LOG_SCALE = 10.0
 
+_LFS_POINTER = b"version https://git-lfs"
 _LISTED = 3  # tensor names that an error lists
 _WRAPPERS = (
     "state_dict",
@@ -37,7 +38,7 @@ def read_tensors(path: str | Path) -> Tensors:
     """
     path = Path(path)
     try:
-        tree = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        tree = load_file(path) if _is_safetensors(path) else _unpickle(path)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError("this weight file does not exist", where=path, key=path.name) from None
     except pickle.UnpicklingError:
@@ -108,6 +109,16 @@ def _tensors_refused(problem: str, descriptions: list[str], key: str, where: str
     more = f" and {len(descriptions) - _LISTED} more" if len(descriptions) > _LISTED else ""
     what = f"the checkpoint {problem}: {', '.join(descriptions[:_LISTED])}{more}"
     return CheckpointError(what, where=where, key=key)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by suffix or contents. Raises CheckpointError for a git-lfs pointer."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(_LFS_POINTER):
+        what = "this is a git-lfs pointer, not the weights"
+        raise CheckpointError(what, where=path, key="git-lfs", fix="run git lfs pull in its repository")
+    return path.suffix == ".safetensors" or start[8:10] == b'{"'  # a length of 8 bytes, then JSON
 
 
 def _unpickle(path: Path) -> Any:

@@ -12,7 +12,7 @@ from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
 from his2lip.errors import ConfigError
-from his2lip.models import BACKBONES, is_checkpoint, read_meta
+from his2lip.models import BACKBONES, is_checkpoint, read_meta, weights_identity
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import code_version
 
@@ -59,8 +59,8 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
         "data": shards.digest,
         "captions": bank.digest,
     }
-    if is_checkpoint(config.model.backbone):  # by its weights, not by its path
-        made_of["config"]["model"]["backbone"] = read_meta(config.model.backbone)["tensor_digest"]
+    # A folder counts by its contents, not by its path.
+    made_of["config"]["model"]["backbone"] = weights_identity(config.model.backbone)
     return {
         "id": digest(made_of),
         "made_of": made_of,

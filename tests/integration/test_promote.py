@@ -20,7 +20,7 @@ from his2lip.errors import CheckpointError, ConfigError, ModelError
 from his2lip.evaluation import BenchmarkConfig
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
-from his2lip.models.provenance import read_meta
+from his2lip.models.provenance import read_meta, weights_identity
 from his2lip.models.registered import local_name
 from his2lip.synthetic.twins import write_twin
 from his2lip.tracking.registry import promoted_models
@@ -250,7 +250,8 @@ def test_training_starts_from_a_registered_model_and_pins_what_its_alias_means(
     config, opened, bank = open_data(with_absolute_paths(validate(TrainConfig, tree)))
     digest = read_meta("runs/train/start/best")["tensor_digest"]
     assert read_meta(config.model.backbone)["tensor_digest"] == digest
-    assert identity(config, opened, bank)["made_of"]["config"]["model"]["backbone"] == digest
+    made_of = identity(config, opened, bank)["made_of"]
+    assert made_of["config"]["model"]["backbone"] == weights_identity("runs/train/start/best")
     assert terms_of_run(config, opened).commercial is False
     his2lip("models", "promote", checkpoint("next", seed=7), "--alias", "champion", "--as", "start")
     moved = with_absolute_paths(validate(TrainConfig, tree))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from his2lip import taxonomy
+from his2lip.cli.classify import classify as classify_command
 from his2lip.data.images.codec import encode_png
 from his2lip.errors import ConfigError, ImageError, TaxonomyError
 from his2lip.evaluation.prompts import PromptSet
@@ -157,3 +159,16 @@ def test_prompts_with_a_placeholder_need_a_biomarker() -> None:
     first, _ = ask(prompts="marker_staining", biomarker="sma")
     assert all("{" not in line for line in first.prompts.all_sentences())
     assert "SMA-positive cells" in first.prompts.of("positive")[0]
+
+
+def test_hidden_folders_are_left_out_and_names_that_are_not_utf8_are_written(
+    real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    folder, csv = tmp_path / "images", tmp_path / "rows.csv"
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    for file in (folder / "a.png", odd, folder / ".thumbnails" / "a.png", folder / ".b.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode_png(real_tiles[0]))
+    classify_command([folder], model="tiny", csv=csv)
+    names = [line.split(",")[0].rpartition("/")[2] for line in csv.read_text(encoding="utf-8").splitlines()]
+    assert names == ["image", "a.png", "caf\\udce9.png"]
