@@ -49,6 +49,11 @@ def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
         yield
 
 
+def absolute(place: str) -> str:
+    """A local path as an absolute one; URIs stay as they are. Other processes may run in other folders."""
+    return place if "://" in place else os.path.abspath(place)
+
+
 def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """The file system behind a local path or a URI (s3, gs, or any fsspec scheme), and the path on it.
 

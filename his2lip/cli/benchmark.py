@@ -11,11 +11,11 @@ from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError
 from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
-    from his2lip.evaluation import BenchmarkConfig, GridResult, ModelEntry
+    from his2lip.evaluation import BenchmarkConfig, CellFailure, CellResult, GridResult, ModelEntry
     from his2lip.tracking import Run
 
 EXPERIMENT = "his2lip-benchmark"
@@ -48,7 +48,7 @@ def benchmark(
     if replaced is not None:
         chosen["models"] = replaced
     asked = load(BenchmarkConfig, find(config), chosen)
-    if run_benchmark(_narrowed(asked, split_names(datasets))).failed:
+    if run_benchmark(asked, datasets=split_names(datasets)).failed:
         raise typer.Exit(1)
 
 
@@ -65,8 +65,11 @@ def report(
     say(f"leaderboard: {write_report(folder, out)}")
 
 
-def run_benchmark(config: BenchmarkConfig) -> GridResult:
-    """Runs the grid, records it in MLflow and writes its pages; failed cells are printed, not raised."""
+def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None) -> GridResult:
+    """Runs the grid, records it in MLflow and writes its pages; failures are printed, not raised.
+
+    With `datasets`, only these are scored, and the leaderboard keeps its rows of the others.
+    """
     from his2lip.config import digest, recorded
     from his2lip.evaluation import run_grid
     from his2lip.files import check_writable
@@ -79,17 +82,17 @@ def run_benchmark(config: BenchmarkConfig) -> GridResult:
     config = _with_local_models(config)
     _show_licences(config)
     start_ray()
-    total = len(config.models) * len(config.uris()) * len(config.protocols)
+    total = len(config.models) * len(datasets or config.uris()) * len(config.protocols)
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags={RUN_ID: digest(config)}) as run:
         done = 0
         with ProgressBar(config.name) as bar:
 
-            def on_cell(outcome: object) -> None:
+            def on_cell(cell: CellResult | CellFailure) -> None:
                 nonlocal done
                 done += 1
-                bar.update(f"{done} cells (about {total} of models), {outcome.model} on {outcome.dataset}")  # type: ignore[attr-defined]
+                bar.update(f"{done} of about {total} grid cells, {cell.model} on {cell.dataset}")
 
-            result = run_grid(config, on_cell=on_cell)
+            result = run_grid(config, datasets=datasets, on_cell=on_cell)
         _record(run, config, result)
         page = write_report(Path(config.folder))
         run.artifact(page)
@@ -106,18 +109,6 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         what = "no benchmark has been run here (there is no leaderboard.csv)"
         raise ConfigError(what, where=folder, fix="his2lip benchmark benchmarks/zero_shot.yaml")
     return write_pages(board, out or folder / "report")
-
-
-def _narrowed(config: BenchmarkConfig, datasets: list[str] | None) -> BenchmarkConfig:
-    """The same benchmark on some of its datasets; on all of them where `datasets` is None."""
-    if datasets is None:
-        return config
-    known = config.uris()
-    for name in datasets:
-        if name not in known:
-            what, fix = f"the benchmark has no dataset '{name}'", did_you_mean(name, known)
-            raise ConfigError(what, key="--datasets", fix=fix)
-    return config.model_copy(update={"datasets": {name: known[name] for name in datasets}})
 
 
 def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
@@ -175,6 +166,10 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     rows = [[m, *(percent(scores.get((m, *column))) for column in columns)] for m in models]
     several = len({protocol for _, protocol in columns}) > 1
     table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
+    empty = {(c.dataset, c.protocol): c.empty_classes for c in result.cells}
+    for (dataset, protocol), classes in empty.items():
+        if classes:
+            say(f"{dataset} ({protocol}): no unit of {', '.join(classes)}; counts as 0 in macro F1")
     for failure in result.failed:
         say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
     for what in result.damaged:

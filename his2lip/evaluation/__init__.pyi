@@ -10,6 +10,7 @@ from .prompts import PromptSet as PromptSet
 from .prompts import list_prompts as list_prompts
 from .published_table import comparison_name as comparison_name
 from .published_table import published_figures as published_figures
+from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
 from .results import figures as figures
 from .results import metric_fields as metric_fields

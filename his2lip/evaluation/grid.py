@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.data.cards import Card
 from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean, first_line
+from his2lip.errors import ConfigError, DatasetError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, Scorer, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, Scorer, cell_folder, run_cell
 from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import card_of, select
-from his2lip.evaluation.results import CellFailure, CellResult
+from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.files import absolute
 from his2lip.logs import log_to
 from his2lip.runtime import is_local
 
@@ -77,13 +78,23 @@ class GridResult:
 
 
 def run_grid(
-    config: BenchmarkConfig, *, on_cell: Callable[[CellResult | CellFailure], None] | None = None
+    config: BenchmarkConfig,
+    *,
+    datasets: Sequence[str] | None = None,
+    on_cell: Callable[[CellResult | CellFailure], None] | None = None,
 ) -> GridResult:
     """Scores the grid cells that are not finished. Ray must have been started.
 
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
     stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives.
+
+    With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
+    datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
     """
+    config = _with_absolute_paths(config)
+    kept = [] if datasets is None else _other_rows(config, datasets)
+    if datasets is not None:
+        config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
     log_to(config.folder)
     plans, failed = plan_cells(config)
     _log.info(
@@ -112,11 +123,53 @@ def run_grid(
     return GridResult(
         cells=cells,
         failed=failures,
-        leaderboard=write_leaderboard(config.folder, cells, failures),
+        leaderboard=write_leaderboard(config.folder, [*cells, *kept], failures),
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
     )
+
+
+def _with_absolute_paths(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same benchmark for the cluster's processes, which may run in another folder than this one."""
+    places = {"cache": absolute(config.cache), "storage": absolute(config.storage)}
+    uris = {name: absolute(uri) for name, uri in config.uris().items()}
+    return config.model_copy(
+        update=places | {"datasets": uris, "models": [_with_absolute_path(entry) for entry in config.models]}
+    )
+
+
+def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
+    blend = entry.blend
+    if blend is not None:
+        blend = blend.model_copy(update={"base": _absolute_model(blend.base)})
+    return entry.model_copy(update={"path": _absolute_model(entry.path), "blend": blend})
+
+
+def _absolute_model(name: str) -> str:
+    """A folder by its absolute path; other names of models as they are."""
+    from his2lip.models import BACKBONES
+
+    prefix = "local-dir:" if name.startswith("local-dir:") else ""
+    folder = name.removeprefix(prefix)
+    return f"{prefix}{absolute(folder)}" if name not in BACKBONES and Path(folder).is_dir() else name
+
+
+def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> list[CellResult]:
+    """The rows of the present leaderboard for the benchmark's other datasets."""
+    known = config.uris()
+    for name in datasets:
+        if name not in known:
+            what, fix = f"the benchmark has no dataset '{name}'", did_you_mean(name, known)
+            raise ConfigError(what, key="--datasets", fix=fix)
+    board = Path(config.folder, "leaderboard.csv")
+    rows = read_results(board) if board.is_file() else []
+    kept = [row for row in rows if row.dataset in known and row.dataset not in datasets]
+    for row in kept:
+        if not Path(cell_folder(config.folder, row.cell), "predictions.parquet").is_file():
+            what = f"the grid cell of {row.model} on {row.dataset} is on the leaderboard, but not stored"
+            raise ConfigError(what, where=config.folder, key=row.cell, fix="run the whole benchmark again")
+    return kept
 
 
 def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailure]]:
@@ -165,11 +218,19 @@ def score_models(
         for plan in mine:
             cache.counts = Counts()
             try:
+                _check_shards(plan)
                 run = run_cell(scorer, plan, config.folder)
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
                 yield Outcome(run.result, cache.counts, reused=run.reused, damaged=run.damaged)
+
+
+def _check_shards(plan: CellPlan) -> None:
+    """Raises DatasetError where this process, on its machine, reads other shards than the driver planned."""
+    if open_shards(plan.uri).digest != plan.data_digest:
+        what = "this machine has other shards here than the one that started the benchmark"
+        raise DatasetError(what, where=plan.uri, key=plan.dataset, fix="use a folder or URI that both see")
 
 
 def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
 from his2lip.errors import ConfigError
+from his2lip.files import absolute
 from his2lip.models import BACKBONES, is_checkpoint, read_meta, weights_identity
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import code_version
@@ -99,18 +99,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
     data = config.data.model_copy(
         update={
-            "shards": _absolute(config.data.shards),
+            "shards": absolute(config.data.shards),
             "captions": config.data.captions
             if config.data.captions == "templates"
-            else _absolute(config.data.captions),
+            else absolute(config.data.captions),
         }
     )
     backbone = local_name(config.model.backbone, config.storage)
     if Path(backbone).exists():
         backbone = str(Path(backbone).absolute())
     model = config.model.model_copy(update={"backbone": backbone})
-    return config.model_copy(update={"data": data, "model": model, "storage": _absolute(config.storage)})
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(place)
+    return config.model_copy(update={"data": data, "model": model, "storage": absolute(config.storage)})

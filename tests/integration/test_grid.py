@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import shutil
 import signal
@@ -21,9 +22,9 @@ from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import GridResult, run_grid
+from his2lip.evaluation.grid import GridResult, plan_cells, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
-from his2lip.evaluation.results import fields
+from his2lip.evaluation.results import CellFailure, fields
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 
@@ -295,6 +296,49 @@ def test_a_protocol_that_no_dataset_has_is_the_user_s_mistake(
         run_grid(make(protocols=["papr"]))
     assert refused.value.key == "protocols"
     assert "'paper'" in str(refused.value.fix)
+
+
+def test_datasets_that_are_scored_again_leave_the_rows_of_the_others(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
+    config = make(models=["tiny"])
+    whole = run_grid(config)
+    before = read_leaderboard(whole)
+    part = run_grid(config, datasets=["beta"])
+    assert [cell.dataset for cell in part.cells] == ["beta"]
+    assert sorted(read_leaderboard(part), key=str) == sorted(before, key=str)
+    with pytest.raises(ConfigError) as refused:
+        run_grid(config, datasets=["betta"])
+    assert refused.value.key == "--datasets"
+
+
+def test_relative_paths_mean_the_folder_of_the_driver_not_that_of_the_workers(
+    ray_local: None,
+    make: Callable[..., BenchmarkConfig],
+    tmp_path: Path,
+    real_ihc: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = run_grid(make(models=["tiny"], datasets=["alpha"]))
+    monkeypatch.chdir(tmp_path)  # the workers were started elsewhere
+    places = {"shards": "shards", "cache": "cache2", "storage": "runs2"}
+    best = {"name": "tuned", "path": "best"}
+    found = run_grid(make(models=["tiny", best], datasets=["alpha"], **places))
+    assert not found.failed
+    assert (tmp_path / "runs2/benchmark/t/leaderboard.csv").is_file()
+    assert (tmp_path / "cache2").is_dir()
+    assert found.cells[0] == wanted.cells[0]
+
+
+def test_a_worker_that_reads_other_shards_than_the_driver_fails_its_grid_cell(
+    make: Callable[..., BenchmarkConfig],
+) -> None:
+    config = make(models=["tiny"], datasets=["alpha"])
+    plans, _ = plan_cells(config)
+    changed = [dataclasses.replace(plan, data_digest="another") for plan in plans]
+    (outcome,) = score_models(config.models, changed, config)
+    assert isinstance(outcome.cell, CellFailure)
+    assert config.uris()["alpha"] in outcome.cell.reason
 
 
 def test_gpus_that_a_laptop_does_not_have_are_refused_at_once(
