@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sqlite3
@@ -494,8 +495,8 @@ def resume_config() -> TrainConfig:
     tree = {
         "name": "golden",
         "data": {
-            "shards": str(FILES / "shards/bcdata"),
-            "select": "validation",
+            "shards": str(FILES / "shards/mist"),
+            "select": "select",
             "batch_size": 4,
             "lanes": 2,
             "loader": "local",
@@ -591,6 +592,8 @@ def prepare_flat(
 ) -> dict[str, Any]:
     """Prepares a small tree in MIHIC's layout, which is written first, into `out`."""
     write_layout("mihic", folder, flat, each=1)
+    for path in folder.rglob("*.png"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # resumed for the same files only
     report = prepare(load_card("mihic"), folder, out, progress=progress)
     return {"digest": report.info.digest, "read": report.read, "found": report.found}
 

@@ -20,6 +20,11 @@ from his2lip.errors import DatasetError, first_line
 from his2lip.files import write_file
 
 FOLDER = "_progress"
+# Fields of a card that describe the dataset to people or to the benchmark, and decide no row of a shard.
+_REMARKS = {
+    *("title", "source", "licence", "citation", "published", "protocols"),
+    *("pretraining", "differences", "unknown"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,12 @@ class PartJob:
     row_group_bytes: int
 
     def plan(self, parts: list[Part]) -> str:
-        """The digest of everything that decides the parts' content: card, options, and files as they are."""
-        card, key = self.reader.card.model_dump(mode="json"), self.key.name("plan", "") if self.key else None
+        """The digest of everything that decides the parts' content: card, options, and files as they are.
+
+        The card's remarks do not decide it.
+        """
+        card = self.reader.card.model_dump(mode="json", exclude=_REMARKS)
+        key = self.key.name("plan", "") if self.key else None
         return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
 
     def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
