@@ -87,7 +87,7 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "uri",
     [
-        *("ftp://", "ftp:///data", "github://", "github://owner/path", "github://owner:@main/x"),
+        *("ftp://", "ftp:///data", "github://", "github://owner/path"),
         *("nosuch://x/y", "://x", "gs://bucket/x", "ftp://127.0.0.1:1/x"),
     ],
 )
