@@ -1,16 +1,17 @@
-"""Canonical names of tissue types and biomarkers, their fixed ids, and the spellings seen in the wild."""
+"""The taxonomy: canonical names of tissue types and biomarkers, their fixed ids, and other spellings."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from his2lip.errors import TaxonomyError, did_you_mean
 
-# The 7 tissue types of MIHIC; a tissue type's id is its place here, and never changes.
+# The 7 tissue types of MIHIC. A tissue type's id is its index here and never changes.
 TISSUES: tuple[str, ...] = ("Alveoli", "Background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
 
-# The 12 biomarkers of MIHIC first, then those of the other nine datasets; ids are places here: append only.
+# The 12 biomarkers of MIHIC, then those of the other nine datasets. Ids are indices here: only append.
 MIHIC_BIOMARKERS: tuple[str, ...] = (
     "CD3", "CD20", "CD34", "CD38", "CD68", "CDK4", "Cyclin-D1", "D2-40", "FAP", "Ki67", "P53", "SMA",
 )  # fmt: skip
@@ -19,9 +20,9 @@ BIOMARKERS: tuple[str, ...] = (
     "Podocin",
 )  # fmt: skip
 
-# Spellings seen in the wild. Case never matters; a separator (space, hyphen, underscore) may stand, or be
-# left out, where one stands here and between a letter and a digit: ki67, Ki-67 and KI 67 are one, while
-# CD3-1 is not CD31.
+# Spellings found in published files. Case never matters. A separator (space, hyphen, underscore) is optional
+# where a spelling has one, and between a letter and a digit: ki67, Ki-67 and KI 67 are equal, while CD3-1 is
+# not CD31.
 _TISSUE_ALIASES = {
     "alveolus": "Alveoli",
     "immune cell": "Immune cells",
@@ -34,7 +35,7 @@ _BIOMARKER_ALIASES = {
     "podoplanin": "D2-40",
     "PDPN": "D2-40",
     "MIB-1": "Ki67",
-    "CKi67": "Ki67",  # a slip in the released prompts
+    "CKi67": "Ki67",  # a typing error in the released prompts
     "TP53": "P53",
     "alpha-SMA": "SMA",
     "aSMA": "SMA",
@@ -75,6 +76,16 @@ _TISSUE_PATTERNS = _patterns(TISSUES, _TISSUE_ALIASES)
 _BIOMARKER_PATTERNS = _patterns(BIOMARKERS, _BIOMARKER_ALIASES)
 
 
+def normalised(text: str) -> str:
+    """Text as names are stored: in Unicode's composed form (NFC), without white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def folded(text: str) -> str:
+    """Text as names are compared: normalised, and without regard to case."""
+    return normalised(text).casefold()
+
+
 def tissue(name: str) -> str:
     """The canonical tissue type that `name` spells. Raises TaxonomyError for an unknown one."""
     return _whole(name, _TISSUE_PATTERNS, "tissue type", TISSUES)
@@ -86,16 +97,16 @@ def biomarker(name: str) -> str:
 
 
 def find_biomarker(text: str, among: Iterable[str] | None = None) -> str | None:
-    """The biomarker that stands as a whole word in `text` (a file name, say), longest spelling first.
+    """The biomarker that is a whole word of `text` (such as a file name), longest spelling first, or None.
 
     `29-041-Izd2-w35-proSPC-4-les1` gives proSPC, `0011-CD34-1-1` CD34, `x-CD3-4-1` CD3, `x-D2-40-1` D2-40.
-    `among` narrows the search to some canonical names. None where none stands there.
+    `among` restricts the search to these canonical names.
     """
     return partition_biomarker(text, among)[1]
 
 
 def partition_biomarker(text: str, among: Iterable[str] | None = None) -> tuple[str, str | None, str]:
-    """What stands before the biomarker that `find_biomarker` finds, its canonical name, and what follows."""
+    """The text before the biomarker of `find_biomarker`, its canonical name, and the text after it."""
     wanted = set(BIOMARKERS if among is None else among)
     for pattern, canonical in _BIOMARKER_PATTERNS:
         if canonical in wanted and (match := pattern.search(text)):
@@ -104,11 +115,11 @@ def partition_biomarker(text: str, among: Iterable[str] | None = None) -> tuple[
 
 
 def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, known: tuple[str, ...]) -> str:
-    spelt = name.strip().rstrip("+")
+    spelling = normalised(name).rstrip("+")
     for pattern, canonical in patterns:
-        if pattern.fullmatch(spelt):
+        if pattern.fullmatch(spelling):
             return canonical
-    raise TaxonomyError(f"unknown {kind} '{name}'", fix=did_you_mean(name, known))
+    raise TaxonomyError(f"unknown {kind} '{name}'", key=name, fix=did_you_mean(name, known))
 
 
 def tissue_id(name: str | None) -> int:

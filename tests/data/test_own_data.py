@@ -25,7 +25,7 @@ def rows(uri: Path) -> dict[str, dict]:
 
 
 def adds_up(report: PrepareReport) -> bool:
-    return report.read + len(report.quarantined) == report.found
+    return report.read + report.passed_over.total() + len(report.quarantined) == report.found
 
 
 def test_folder_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
@@ -57,9 +57,9 @@ def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.nda
         {
             "path": ["a.png", "b/c.png", "gone.png", "../x.png", "a.png", "d.png"],
             "split": ["train", "test", "train", "train", "train", "nowhere"],
-            "tissue": ["tumour", "", "", "", "", ""],
-            "mpp": ["0.5", "", "", "", "", ""],
-            "label": ["x", "y", "", "", "", ""],
+            "tissue": ["tumour", "", "", "", "tumour", ""],
+            "mpp": ["0.5", "", "", "", "0.5", ""],
+            "label": ["x", "y", "", "", "x", ""],
         }
     )
     if kind == "csv":
@@ -76,7 +76,7 @@ def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.nda
     )
     report = prepare(card, tmp_path / "in", tmp_path / "out")
     assert adds_up(report)
-    assert (report.found, report.read) == (6, 2)
+    assert (report.found, report.read) == (5 + 1, 2)  # paths that rows name, and the manifest
     row = rows(tmp_path / "out")["mine/a.png"]
     assert (row["tissue"], row["label"], row["split"]) == ("Tumor", "x", "train")
     assert row["mpp"] == pytest.approx(0.5)
@@ -85,8 +85,10 @@ def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.nda
 def test_manifest_with_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,biomarkr\na.png,CD3\n")
     card = Card.model_validate({"name": "mine", "reader": "manifest", "splits": {"test": {"role": "report"}}})
-    with pytest.raises(DatasetError, match="did you mean 'biomarker'"):
+    with pytest.raises(DatasetError) as refused:
         prepare(card, tmp_path, tmp_path / "out")
+    assert refused.value.key == "biomarkr"
+    assert "'biomarker'" in (refused.value.fix or "")
 
 
 def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
@@ -96,7 +98,7 @@ def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ih
     (tmp_path / "in/manifest.csv").write_text("label,path\nx,a.png\ny,b.png,left,over\nz\n")
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
     assert adds_up(report)
-    assert (report.found, report.read) == (3, 1)
+    assert (report.found, report.read, len(report.quarantined)) == (3 + 1, 1, 2)
     assert dict(report.quarantined)["b.png"] == "its row has more cells than the table has columns"
 
 
@@ -104,7 +106,7 @@ def test_first_row_of_a_manifest_may_have_too_many_cells_too(tmp_path: Path, rea
     Cutter(real_ihc).write(tmp_path / "in/b.png")
     (tmp_path / "in/manifest.csv").write_text("path,label\na.png,x,over\nb.png,y\n")
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
-    assert (report.found, report.read) == (2, 1)
+    assert (report.found, report.read, len(report.quarantined)) == (2 + 1, 1, 1)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
@@ -118,15 +120,139 @@ def test_manifest_as_a_spreadsheet_writes_it_is_read(
     assert rows(tmp_path / "out")["mine/a,b.png"]["case_id"] == "P1"
 
 
-@pytest.mark.parametrize("mpp", ["nan", "inf", "-0.5", "0", "half"])
+@pytest.mark.parametrize("mpp", ["inf", "-0.5", "0", "half", "0.04", "352.8", "1.234,5"])
 def test_manifest_row_whose_scale_is_no_scale_is_quarantined(
     tmp_path: Path, real_ihc: np.ndarray, mpp: str
 ) -> None:
     for name in ("a.png", "b.png"):
         Cutter(real_ihc).write(tmp_path / "in" / name)
-    (tmp_path / "in/manifest.csv").write_text(f"path,mpp\na.png,{mpp}\nb.png,0.5\n")
+    (tmp_path / "in/manifest.csv").write_text(f"path;mpp\na.png;{mpp}\nb.png;0.5\n")
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
-    assert report.quarantined == [("a.png", f"'{mpp}' is not a number of microns a pixel")]
+    ((place, reason),) = report.quarantined
+    assert place == "a.png"
+    assert f"'{mpp}'" in reason
+
+
+def manifest(root: Path, text: str, pixels: np.ndarray, *names: str) -> None:
+    for name in names:
+        Cutter(pixels).write(root / name)
+    (root / "manifest.csv").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["path;mpp\na.png;0,25\n", 'path,mpp\na.png,"0,25"\n', "path\tmpp\na.png\t0,25\n"]
+)
+def test_a_manifest_s_decimal_commas_are_read_as_such(
+    tmp_path: Path, real_ihc: np.ndarray, text: str
+) -> None:
+    manifest(tmp_path / "in", text, real_ihc, "a.png")
+    prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert rows(tmp_path / "out")["mine/a.png"]["mpp"] == pytest.approx(0.25)
+
+
+def test_white_space_case_and_nan_of_a_manifest_make_no_new_values(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    text = " Path ,SPLIT,case_id,label\na.png, TEST ,C1,pos\n ./b.png,test,C1 , pos \nc.png,Test,NaN,nan\n"
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png", "c.png")
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert report.info.counts == {"test": {"pos": 2, "(none)": 1}}
+    cases = [row["case_id"] for row in rows(tmp_path / "out").values()]
+    assert sorted(cases, key=str) == ["C1", "C1", None]
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [("case_id", "C1", "c1"), ("label", "pos", "Pos"), ("label", "caf\u00e9", "CAFE\u0301")],
+)
+def test_one_name_in_two_spellings_is_an_error(
+    tmp_path: Path, real_ihc: np.ndarray, column: str, first: str, second: str
+) -> None:
+    manifest(tmp_path / "in", f"path,{column}\na.png,{first}\nb.png,{second}\n", real_ihc, "a.png", "b.png")
+    with pytest.raises(DatasetError) as refused:
+        prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert (refused.value.key, refused.value.where) == (column, tmp_path / "in/manifest.csv")
+
+
+def test_one_path_with_two_labels_is_quarantined_and_equal_rows_count_once(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    text = "path,label\na.png,x\n./a.png,y\nb.png,x\nb.png,x\n"
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png")
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert report.quarantined == [("a.png", "two rows name it, and they differ")]
+    assert list(rows(tmp_path / "out")) == ["mine/b.png"]
+    assert adds_up(report)
+
+
+def test_a_file_is_found_in_either_unicode_form_of_its_name(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    manifest(tmp_path / "in", f"path\n{composed}\n", real_ihc, decomposed)
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert report.read == 1
+    assert list(rows(tmp_path / "out")) == [f"mine/{composed}"]
+
+
+def test_a_split_s_folder_is_known_in_any_case_and_two_spellings_are_an_error(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    Cutter(real_ihc).write(tmp_path / "in/TEST/pos/1.png")
+    card = Card.model_validate(OWN | {"reader": "folder"})
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert report.info.counts == {"test": {"pos": 1}}
+    for extra, key in (("Test/pos/2.png", "split"), ("TEST/Pos/2.png", "label")):
+        Cutter(real_ihc).write(tmp_path / "in" / extra)
+        with pytest.raises(DatasetError) as refused:
+            prepare(card, tmp_path / "in", tmp_path / "out2")
+        assert refused.value.key == key
+        (tmp_path / "in" / extra).unlink()
+
+
+BY_CASE: dict[str, Any] = {
+    "name": "mine",
+    "reader": "folder",
+    "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
+    "carve": [{"source": "train", "into": "test", "fraction": 0.5, "by": "case"}],
+}
+
+
+def test_a_case_pattern_that_misses_paths_is_an_error_where_cases_are_kept_whole(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    for name in ("P1_a", "P2_a", "p1_b", "p2_b"):
+        Cutter(real_ihc).write(tmp_path / f"in/pos/{name}.png")
+    options = {"case_pattern": "/(P\\d)_"}
+    with pytest.raises(DatasetError, match="2 of 4") as refused:
+        prepare(Card.model_validate(BY_CASE | {"options": options}), tmp_path / "in", tmp_path / "out")
+    assert refused.value.key == "options.case_pattern"
+    by_file = BY_CASE | {"carve": [BY_CASE["carve"][0] | {"by": "file"}], "options": options}
+    report = prepare(Card.model_validate(by_file), tmp_path / "in", tmp_path / "out")
+    assert [place for place, _ in report.left_out] == ["pos/p1_b.png", "pos/p2_b.png"]
+
+
+@pytest.mark.parametrize("text", ["path,label\na.png,x\nb.png,x\n", "path,case_id\na.png,P1\nb.png,nan\n"])
+def test_rows_without_a_case_are_an_error_where_cases_are_kept_whole(
+    tmp_path: Path, real_ihc: np.ndarray, text: str
+) -> None:
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png")
+    with pytest.raises(DatasetError) as refused:
+        prepare(Card.model_validate(BY_CASE | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert refused.value.key == "case_id"
+
+
+def test_every_file_is_read_passed_over_by_a_rule_or_quarantined(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    root = tmp_path / "in"
+    for name in ("pos/1.png", "pos/._1.png", "@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/1.png"):
+        Cutter(real_ihc).write(root / name)
+    for name in ("pos/Thumbs.db", "__MACOSX/pos/1.png", "pos/notes.txt", ".DS_Store"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    report = prepare(Card.model_validate(OWN | {"reader": "folder"}), root, tmp_path / "out")
+    assert (report.found, report.read) == (8, 1)
+    assert report.passed_over == {"a hidden file, or one of a file manager, server or archiver": 6}
+    assert [place for place, _ in report.quarantined] == ["pos/notes.txt"]
 
 
 def test_the_commonest_reason_is_said_where_nothing_could_be_read(tmp_path: Path) -> None:
@@ -178,7 +304,7 @@ def test_anhir_is_tiled_and_split_by_lesion(tmp_path: Path, real_ihc: np.ndarray
         Cutter(real_ihc, 480).write(path)
         Cutter(real_ihc, 96).write(tmp_path / f"in/lung-lesion_1/scale-5pc/{name}.jpg")
     report = prepare(LESIONS, tmp_path / "in", tmp_path / "out", view="tiles(size=96)")
-    assert (report.found, report.read) == (4, 4)
+    assert (report.found, report.read) == (12, 4)
     assert report.passed_over == {"an H&E twin": 2, "the same image at a smaller scale": 6}
     assert set(report.info.counts) == {"train", "test"}
     shards = open_shards(tmp_path / "out")
@@ -192,7 +318,7 @@ def test_anhir_is_tiled_and_split_by_lesion(tmp_path: Path, real_ihc: np.ndarray
 def test_real_anhir_lesions_are_tiled_and_split_by_lesion(tmp_path: Path, shared: Path) -> None:
     root = shared / "real_ihc/anhir_cima_lung-lesion"
     report = prepare(LESIONS, root, tmp_path / "out", view="tiles(size=224)")
-    assert (report.found, report.read, report.passed_over) == (4, 4, {"an H&E twin": 1})
+    assert (report.found, report.read, report.passed_over) == (5, 4, {"an H&E twin": 1})
     for split in ("train", "test"):
         assert min(report.info.counts[split][stain] for stain in ("CD31", "proSPC")) >= 8
     assert {row["case_id"] for row in rows(tmp_path / "out").values()} == {"29-041-Izd2-w35"}

@@ -37,6 +37,7 @@ class Layout:
     faults: Callable[[Path], dict[str, str]] = lambda root: {}
     twice: str | None = None
     outside: int = 0  # coordinates that lie outside of an image
+    absent: int = 0  # places in the report that are not files: names in tables
     dangling: str = "the file cannot be read: No such file"
     options: dict = field(default_factory=dict)
 
@@ -112,6 +113,7 @@ def pantumor_faults(root: Path) -> dict[str, str]:
 
 def manifest_rows(root: Path, keys: list[str]) -> None:
     rows = [f"{path},train,,,x" for path in (*keys, "notes.txt", "gone.png")]
+    rows += ["good/1.png,train,CD3,0.5,x"]
     rows += ["../out.png,train,,,x", "b/1.png,nowhere,,,x", "b/2.png,train,CD999,,x", "b/3.png,train,,wide,x"]
     rows += ["a/1.png,train,CD3,0.5,x", "a/1.png,train,CD3,0.5,again", "b/4.png,train,,,x,left over"]
     (root / "manifest.csv").write_text("\n".join(["path,split,biomarker,mpp,label", *rows]))
@@ -121,6 +123,7 @@ def manifest_faults(root: Path) -> dict[str, str]:
     image = (root / "a/1.png").read_bytes()
     for i in range(1, 5):
         touch(root, f"b/{i}.png", image)
+    touch(root, "good/1.png", image)
     return {
         "gone.png": "there is no such file",
         "../out.png": "leads out of the root",
@@ -128,8 +131,13 @@ def manifest_faults(root: Path) -> dict[str, str]:
         "b/2.png": "CD999",
         "b/3.png": "'wide' is not a number",
         "b/4.png": "more cells",
-        "a/1.png": "another file has the same patch id",
+        "a/1.png": "two rows name it, and they differ",
     }
+
+
+def files_under(root: Path) -> int:
+    """All files under the root, links and special files included."""
+    return sum(len(files) for _, _, files in os.walk(root))
 
 
 HER2 = "Patch-based-dataset/train_data_patch"
@@ -228,8 +236,8 @@ LAYOUTS = {
         suffix=".tiff",
         tell=pantumor_boxes,
         faults=pantumor_faults,
-        twice="HNSCC_0.tiff",
         outside=2,
+        absent=1,  # gone.tiff
         dangling="annotations without their slide",
     ),
     "folder": Layout(
@@ -240,6 +248,7 @@ LAYOUTS = {
         bad=lambda i, s: f"bad/{i}{s}",
         tell=manifest_rows,
         faults=manifest_faults,
+        absent=2,  # gone.png and ../out.png
         dangling="there is no such file",
     ),
 }
@@ -297,7 +306,8 @@ def test_every_bad_file_is_quarantined_with_its_reason(
 
     report = prepare(card, root, tmp_path / "out")
     said = dict(report.quarantined)
-    assert report.found == report.read + len(report.quarantined)
+    assert report.found == report.read + report.passed_over.total() + len(report.quarantined)
+    assert report.found == files_under(root) + layout.absent
     wrong = {key: said.get(key) for key, word in want.items() if word not in said.get(key, "")}
     assert wrong == {}
     beside = {key: reason for key, reason in said.items() if key not in want}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from his2lip import config, resources
+from his2lip import config, resources, taxonomy
 from his2lip.config import Config
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
 
@@ -163,10 +163,12 @@ class Card(Config):
     def label(self, spelling: str) -> str:
         """The dataset's class that `spelling` means. Raises DatasetError for an unknown one."""
         for name, aliases in self.classes.items():
-            if spelling.casefold() in (name.casefold(), *(a.casefold() for a in aliases)):
+            if taxonomy.folded(spelling) in map(taxonomy.folded, (name, *aliases)):
                 return name
-        known = did_you_mean(spelling, self.classes)
-        raise DatasetError(f"'{spelling}' is not a class of this dataset", where=self.name, fix=known)
+        fix = did_you_mean(spelling, self.classes)
+        raise DatasetError(
+            f"'{spelling}' is not a class of this dataset", where=self.name, key=spelling, fix=fix
+        )
 
 
 def load_card(name_or_path: str | Path) -> Card:

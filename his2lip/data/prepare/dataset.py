@@ -30,16 +30,16 @@ ProgressCallback = Callable[[int, int], None]  # files done, files to read
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """The outcome for each file: `read + len(quarantined) == found`.
+    """The outcome for each file: `read + passed_over.total() + len(quarantined) == found`.
 
-    `passed_over` counts, by reason, further files that the layout does not use. `left_out` has the parts of
+    `passed_over` counts, by reason, files that the layout does not use. `left_out` has the parts of
     files that gave no patch.
     """
 
     found: int
     read: int
     quarantined: list[tuple[str, str]]
-    passed_over: dict[str, int]
+    passed_over: Counter[str]
     left_out: list[tuple[str, str]]
     info: DatasetInfo
     root: Path  # the folder that was read: the one given, or the one that its archives were unpacked to
@@ -98,10 +98,10 @@ def prepare(
         write_file(system, f"{target}/{INFO}", to_json(info))
         finished.remove()
         return PrepareReport(
-            found=len(listing.wanted) + len(refused),
+            found=len(listing.wanted) + len(refused) + listing.passed_over.total(),
             read=sum(r.read for r in results),
             quarantined=info.quarantined,
-            passed_over=dict(listing.passed_over),
+            passed_over=listing.passed_over,
             left_out=info.left_out,
             info=info,
             root=folder,

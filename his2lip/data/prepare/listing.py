@@ -16,8 +16,6 @@ from his2lip.data.shards import id_key
 from his2lip.errors import DatasetError, His2lipError
 from his2lip.files import is_utf8, printable
 
-_LITTER = "hidden files and those that file managers write"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
@@ -86,8 +84,7 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
         listing.wanted[key] = item.split
         if item.split in by:
             listing.wanted[key] = carve(item.split, item.group(by[item.split]), reader.card.carve)
-    if reader.litter:
-        listing.passed_over[_LITTER] = reader.litter
+    listing.passed_over.update(reader.passed_over)  # what `find` counted and did not yield
     return listing
 
 

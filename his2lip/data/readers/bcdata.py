@@ -17,11 +17,11 @@ from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _KINDS = ("positive", "negative")
-_LEAST_TISSUE = 0.5  # of a patch without cells, so that bare glass is no class of tissue
+_LEAST_TISSUE = 0.5  # share of tissue of a patch without nuclei, so that bare glass is not a class
 
 
 class BcdataOptions(Config):
-    """Side of a patch in pixels, and how many of each class an image gives at most, by a seeded choice."""
+    """Side of a patch in pixels, and the largest number of patches of a class per image (a seeded choice)."""
 
     field_px: int = pydantic.Field(default=64, ge=MIN_SIDE)
     per_image: pydantic.PositiveInt | None = 40
@@ -39,10 +39,14 @@ class BcdataReader(Reader):
     suffixes = (".png",)
 
     def find(self) -> Iterator[str]:
-        """Images, and annotations that have no image; an image's own annotations belong to it."""
-        keys = list(super().find())
-        pictures = {_numbered(key) for key in keys if key.lower().endswith(".png")}
-        yield from (key for key in keys if not key.endswith(".h5") or _numbered(key) not in pictures)
+        """Images, and annotations that have no image."""
+        keys = list(self.files())
+        images = {_numbered(key) for key in keys if key.lower().endswith(".png")}
+        for key in keys:
+            if key.endswith(".h5") and _numbered(key) in images:
+                self.passed_over["the annotations of an image"] += 1
+            else:
+                yield key
 
     def item(self, key: str) -> Item:
         if key.endswith(".h5"):
@@ -115,14 +119,14 @@ def read_points(path: Path) -> list[tuple[float, float]]:
 
 
 def _empty_places(slide: PlainSlide, points: list[Point], side: int) -> list[Point]:
-    """Centres of a grid of squares that lie on tissue and hold no point, with half a cell's room around."""
+    """Centres of a grid of squares on tissue that contain no point, nor have one within side / 8 of them."""
     room = side / 2 + side / 8
-    cells = np.array([p[:2] for p in points], dtype=float).reshape(-1, 2)
+    nuclei = np.array([p[:2] for p in points], dtype=float).reshape(-1, 2)
     mask = tissue_mask(slide.pixels)
     places = []
     for y in range(side // 2, slide.height - side // 2 + 1, side):
         for x in range(side // 2, slide.width - side // 2 + 1, side):
-            free = not (np.abs(cells - (x, y)).max(axis=1, initial=0) < room).any() if len(cells) else True
+            free = not (np.abs(nuclei - (x, y)).max(axis=1, initial=0) < room).any() if len(nuclei) else True
             square = mask[y - side // 2 : y + side // 2, x - side // 2 : x + side // 2]
             if free and square.mean() >= _LEAST_TISSUE:
                 places.append(Point(x, y, "none"))
@@ -136,7 +140,7 @@ def _some(points: list[Point], most: int | None, seed: str) -> list[Point]:
 
 
 def _numbered(key: str) -> tuple[str, str]:
-    """(split, number) that an image and its annotations share."""
+    """(split folder, number), which an image and its annotations have in common."""
     parts = key.split("/")
     folder = parts[-3] if key.endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
     return folder, Path(parts[-1]).stem

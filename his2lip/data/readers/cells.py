@@ -1,20 +1,22 @@
-"""Annotated cells from COCO JSON, a CSV of boxes, or a SlideRunner/EXACT SQLite database."""
+"""Annotated cells of slides, from COCO JSON, a CSV of boxes, or a SlideRunner/EXACT SQLite database."""
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import sqlite3
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from his2lip import taxonomy
+from his2lip.data.readers.tables import read_table
 from his2lip.errors import DatasetError
 
 ANNOTATIONS = (".json", ".csv", ".sqlite", ".db")
 
-# Headers that a table of boxes may have; the first that is there counts.
+# Headers that a table of boxes may have; the first that is present counts.
 _COLUMNS = {
     "slide": ("slide", "filename", "file_name", "image", "file"),
     "label": ("label", "class", "category", "name"),
@@ -36,66 +38,112 @@ GROUP BY a.uid ORDER BY a.uid
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell's centre in level-0 pixels, its class as the source spells it, a key unique in the slide."""
+class AnnotatedCell:
+    """One annotated cell of a slide.
+
+    x, y   its centre in level-0 pixels; NaN where the source has no number
+    label  its class as the source spells it
+    key    unique in the slide
+    fault  why it cannot be used, or None
+    """
 
     x: float
     y: float
     label: str
     key: str
+    fault: str | None = None
 
 
-def read_cells(path: Path) -> dict[str, list[Cell]]:
-    """Slide file name -> its cells. Raises DatasetError for a file that is none of the known formats."""
+def read_cells(path: Path) -> dict[str, list[AnnotatedCell]]:
+    """Slide, as the source names it (a path with `/`) -> its cells.
+
+    Raises DatasetError for a file that is none of the known formats.
+    """
     read = {".json": _coco, ".csv": _boxes}.get(path.suffix.lower(), _sliderunner)
     try:
         return read(path)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error, sqlite3.Error) as error:
-        said = f"these annotations cannot be read ({type(error).__name__}: {error})"
+    except (OSError, ValueError, KeyError, TypeError, DatasetError, sqlite3.Error) as error:
+        what = f"these annotations cannot be read ({type(error).__name__}: {error})"
         raise DatasetError(
-            said, where=path, fix="COCO JSON, a CSV of boxes or a SlideRunner database"
+            what, where=path, fix="give COCO JSON, a CSV of boxes or a SlideRunner database"
         ) from None
 
 
-def _coco(path: Path) -> dict[str, list[Cell]]:
+def find_slide(name: str, annotations: str, slides: list[str]) -> str | None:
+    """The slide that an annotation file means by `name`, or None where there is none.
+
+    name         the slide as the annotation file names it
+    annotations  the annotation file's path relative to the root
+    slides       the slides' paths relative to the root
+
+    In this order: the path from the root, the path from the annotation file's folder, and the only slide
+    whose path ends with `name`, or with which `name` ends. Raises DatasetError where several do.
+    """
+    wanted = PurePosixPath(taxonomy.normalised(name)).parts
+    known = {PurePosixPath(taxonomy.normalised(slide)).parts: slide for slide in slides}
+    beside = PurePosixPath(taxonomy.normalised(annotations)).parts[:-1] + wanted
+    for exact in (wanted, beside):
+        if exact in known:
+            return known[exact]
+    ending = [
+        slide
+        for parts, slide in known.items()
+        if parts[-len(wanted) :] == wanted or wanted[-len(parts) :] == parts
+    ]
+    if len(ending) > 1:
+        raise DatasetError(f"'{name}' may be {' or '.join(sorted(ending))}", where=annotations)
+    return ending[0] if ending else None
+
+
+def _coco(path: Path) -> dict[str, list[AnnotatedCell]]:
     tree = json.loads(path.read_text(encoding="utf-8"))
-    slides = {image["id"]: _base(image["file_name"]) for image in tree["images"]}
+    slides = {image["id"]: _posix(image["file_name"]) for image in tree["images"]}
     classes = {category["id"]: category["name"] for category in tree["categories"]}
     cells = defaultdict(list)
     for i, box in enumerate(tree["annotations"]):
         x, y, width, height = map(float, box["bbox"])
-        cell = Cell(x + width / 2, y + height / 2, classes[box["category_id"]], f"cell-{box.get('id', i)}")
+        key = f"cell-{box.get('id', i)}"
+        cell = AnnotatedCell(x + width / 2, y + height / 2, classes[box["category_id"]], key)
         cells[slides[box["image_id"]]].append(cell)
     return dict(cells)
 
 
-def _boxes(path: Path) -> dict[str, list[Cell]]:
+def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
-    with path.open(encoding="utf-8-sig", newline="") as source:
-        for i, row in enumerate(csv.DictReader(source)):
-            known = {name.strip().lower(): value for name, value in row.items() if name}
-            given = {what: known[name] for what in _COLUMNS if (name := _first(what, known))}
-            x, y = float(given["x0"]), float(given["y0"])
-            right = float(given["x1"]) if "x1" in given else x + float(given.get("w", 0))
-            bottom = float(given["y1"]) if "y1" in given else y + float(given.get("h", 0))
-            cell = Cell((x + right) / 2, (y + bottom) / 2, given["label"].strip(), f"cell-{i}")
-            cells[_base(given["slide"])].append(cell)
+    table = read_table(path)
+    header, *rows = table.rows
+    place = {name.lower(): column for column, name in reversed(list(enumerate(header)))}
+    columns = {what: place[name] for what in _COLUMNS if (name := _first(what, place))}
+    for i, row in enumerate(rows):
+        given = {what: row[column] for what, column in columns.items() if column < len(row)}
+        slide, label, key = _posix(given["slide"]), given.get("label", ""), f"cell-{i}"
+        try:
+            numbers = {what: table.number(given[what]) for what in columns if what not in ("slide", "label")}
+        except (DatasetError, KeyError) as error:
+            fault = error.what if isinstance(error, DatasetError) else "its row is too short"
+            cells[slide].append(AnnotatedCell(math.nan, math.nan, label, key, fault))
+            continue
+        x, y = numbers["x0"], numbers["y0"]
+        right = numbers["x1"] if "x1" in numbers else x + numbers.get("w", 0)
+        bottom = numbers["y1"] if "y1" in numbers else y + numbers.get("h", 0)
+        cells[slide].append(AnnotatedCell((x + right) / 2, (y + bottom) / 2, label, key))
     return dict(cells)
 
 
-def _first(what: str, known: dict[str, str]) -> str | None:
+def _first(what: str, known: dict[str, int]) -> str | None:
     """The header in `known` that means `what`."""
     return next((name for name in _COLUMNS[what] if name in known), None)
 
 
-def _sliderunner(path: Path) -> dict[str, list[Cell]]:
+def _sliderunner(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
         for uid, slide, label, x, y in base.execute(_SQL):
-            cells[_base(slide)].append(Cell(float(x), float(y), str(label), f"cell-{uid}"))
+            cells[_posix(slide)].append(AnnotatedCell(float(x), float(y), str(label), f"cell-{uid}"))
     return dict(cells)
 
 
-def _base(name: str) -> str:
-    """The file name alone, whichever system wrote the path."""
-    return PurePosixPath(PureWindowsPath(name).as_posix()).name
+def _posix(name: str) -> str:
+    """A path with `/`, whichever system wrote it; an absolute path is kept as its file name only."""
+    path = PureWindowsPath(name)
+    return path.name if path.anchor else PurePosixPath(path.as_posix()).as_posix()

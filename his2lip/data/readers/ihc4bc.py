@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,28 +12,33 @@ from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.cards import Card
 from his2lip.data.readers.base import Item, PassedOver, Reader
+from his2lip.data.readers.tables import read_table
 from his2lip.errors import DatasetError
 
-_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_UNSURE = "?"  # in place of a status, where rows contradict each other
 _MARKERS = ("ER", "PR", "Ki67", "HER2")
 
 
 class Ihc4bcOptions(Config):
-    """Mean DAB from which a nucleus is 1+, 2+, 3+; the fraction at 1+ from which a patch is positive."""
+    """Mean DAB from which a nucleus is 1+, 2+ and 3+; the fraction of them from which a patch is positive."""
 
     dab_thresholds: dict[str, list[float]]
     positive_from: dict[str, float]
 
 
 class Nuclei(NamedTuple):
-    """A row of a label table: its status (a, 0 or d) and the mean DAB of each nucleus."""
+    """A row of a label table.
+
+    status  a, 0 or d (discarded)
+    dab     mean DAB (optical density) of each nucleus
+    fault   why the row cannot be used, or None
+    """
 
     status: str
     dab: list[float]
+    fault: str | None = None
 
 
-class Table(NamedTuple):
+class LabelTable(NamedTuple):
     """A label table: the biomarker that its path names, and image name -> row."""
 
     biomarker: str
@@ -42,18 +46,18 @@ class Table(NamedTuple):
 
 
 class Ihc4bcReader(Reader):
-    """Positive or negative by the fraction of stained nuclei; HER2 waits for its label format."""
+    """Positive or negative by the fraction of stained nuclei; HER2 labels have an unknown format."""
 
     def __init__(self, root: Path, card: Card) -> None:
         super().__init__(root, card)
-        self._without_image: dict[str, list[str]] = {}  # label table -> names that `find` did not meet
+        self._without_image: dict[str, list[str]] = {}  # label table -> its rows without an image
 
     def find(self) -> Iterator[str]:
         """Images, and label tables of which some rows have no image."""
-        tables = self._tables  # one that cannot be read stops everything: without it no image has a label
+        tables = self._tables  # an unreadable table stops everything: without it no image has a label
         there: set[tuple[str, str]] = set()
-        for key in super().find():
-            if not key.lower().endswith(".csv"):
+        for key in self.files():
+            if key not in tables:
                 there.add((key.split("/")[-4:][0].casefold(), Path(key).stem))
                 yield key
         for key, table in tables.items():
@@ -61,6 +65,8 @@ class Ihc4bcReader(Reader):
             if missing:
                 self._without_image[key] = missing
                 yield key
+            else:
+                self.passed_over["a table of labels"] += 1
 
     def item(self, key: str) -> Item:
         if key in self._without_image:
@@ -76,8 +82,10 @@ class Ihc4bcReader(Reader):
         nuclei = self._nuclei.get((biomarker, Path(file).stem))
         if nuclei is None:
             raise DatasetError("no label row names it")
-        if nuclei.status == _UNSURE:
-            raise DatasetError("two label rows name it, and they differ")
+        if len(self._folders[biomarker, Path(file).stem]) > 1:
+            raise DatasetError("a label row names it by file name only, and another image has the same")
+        if nuclei.fault is not None:
+            raise DatasetError(nuclei.fault)
         if nuclei.status == "d":
             raise PassedOver("discarded by the authors (status d)")
         return Item(
@@ -106,17 +114,24 @@ class Ihc4bcReader(Reader):
         return validate(Ihc4bcOptions, self.card.options, where=f"card {self.card.name}, options")
 
     @cached_property
-    def _tables(self) -> dict[str, Table]:
+    def _folders(self) -> dict[tuple[str, str], set[tuple[str, ...]]]:
+        """(biomarker, image name) -> the different folders (patient, region) that have such an image."""
+        folders = defaultdict(set)
+        for key, rule in self.walk():
+            parts = key.split("/")
+            biomarker = taxonomy.find_biomarker(parts[-4], _MARKERS) if len(parts) > 3 else None
+            if rule is None and biomarker is not None and "IHC" in parts:
+                folders[biomarker, Path(key).stem].add(tuple(parts[-3:-1]))
+        return folders
+
+    @cached_property
+    def _tables(self) -> dict[str, LabelTable]:
         """Every CSV whose path names a biomarker, by its path."""
         tables = {}
-        for path in sorted(self.root.rglob("*.csv")):
-            key = path.relative_to(self.root).as_posix()
+        for key in sorted(key for key, rule in self.walk() if rule is None and key.lower().endswith(".csv")):
             biomarker = taxonomy.find_biomarker(key, _MARKERS)
             if biomarker is not None:
-                try:
-                    tables[key] = Table(biomarker, _rows(path))
-                except (OSError, UnicodeDecodeError, csv.Error) as error:
-                    raise DatasetError(f"this label table cannot be read: {error}", where=path) from None
+                tables[key] = LabelTable(biomarker, _rows(self.root / key))
         return tables
 
     @cached_property
@@ -130,26 +145,21 @@ class Ihc4bcReader(Reader):
 
 
 def _rows(path: Path) -> dict[str, Nuclei]:
-    """Image name -> its row in one table."""
+    """Image name -> its row `name, status, nuclei, mean DAB …` of one table, with or without a header."""
+    table = read_table(path)
     rows: dict[str, Nuclei] = {}
-    for name, row in _read(path):
-        rows[name] = _agreed(rows.get(name), row)
+    for cells in table.rows:
+        if len(cells) >= 2 and cells[1].lower() in ("a", "0", "d"):
+            name, status = Path(cells[0]).stem, cells[1].lower()
+            try:
+                row = Nuclei(status, [number for cell in cells[3:] for number in table.numbers(cell)])
+            except DatasetError as error:
+                row = Nuclei(status, [], f"its label row cannot be used: {error.what}")
+            rows[name] = _agreed(rows.get(name), row)
     return rows
 
 
 def _agreed(known: Nuclei | None, row: Nuclei) -> Nuclei:
-    """The row, unless another of the same name says otherwise: then neither counts."""
-    return row if known in (None, row) else Nuclei(_UNSURE, [])
-
-
-def _read(path: Path) -> Iterator[tuple[str, Nuclei]]:
-    """Rows `name, status, nuclei, mean DAB …` with any usual delimiter, with or without a header."""
-    with path.open(encoding="utf-8-sig", newline="") as source:
-        sample = source.read(4096)
-        source.seek(0)
-        delimiter = max(",;\t", key=sample.count)
-        for row in csv.reader(source, delimiter=delimiter):
-            cells = [cell.strip() for cell in row]
-            if len(cells) >= 2 and cells[1].lower() in ("a", "0", "d"):
-                dab = [float(n) for cell in cells[3:] for n in _NUMBER.findall(cell)]
-                yield Path(cells[0]).stem, Nuclei(cells[1].lower(), dab)
+    """The row, unless another one of the same name differs: then neither counts."""
+    differ = "two label rows name it, and they differ"
+    return row if known in (None, row) else Nuclei(row.status, [], differ)

@@ -1,9 +1,10 @@
-"""Your own images, a table: CSV (, ; or tabs) or Parquet with a column `path` and columns of shards."""
+"""Your own images, a table: CSV or Parquet with a column `path` and columns of shards."""
 
 from __future__ import annotations
 
-import csv
 import math
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,13 +14,20 @@ import pyarrow.parquet as pq
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
-from his2lip.data.readers.base import Item, Reader
-from his2lip.errors import DatasetError, did_you_mean
+from his2lip.data.cards import MAX_MPP, MIN_MPP
+from his2lip.data.readers.base import Item, Reader, refuse_spellings
+from his2lip.data.readers.tables import Table, read_table
+from his2lip.errors import DatasetError, did_you_mean, first_line
 
 _COLUMNS = (
     "path", "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "stain",
     "score", "mpp",
 )  # fmt: skip
+_NAMES = ("case_id", "slide_id", "region_id", "label")  # columns whose values are compared as names
+_MISSING = ("", "nan", "<na>")  # how programs write a cell without a value
+_TOO_LONG = ""  # the name of a column for the cells beyond the header
+
+Row = dict[str, str]
 
 
 class ManifestOptions(Config):
@@ -29,78 +37,127 @@ class ManifestOptions(Config):
 
 
 class ManifestReader(Reader):
-    """Finds what the table lists, and nothing else; `path` is relative to the root."""
+    """Reads the files that the table lists; `path` is relative to the root. Other files are passed over.
+
+    Cells are read without white space around them, and `nan` is a missing value. Equal rows count once; a
+    path whose rows differ is quarantined.
+    """
 
     def find(self) -> Iterator[str]:
-        yield from (row["path"] or "" for row in self._table)
+        yield from self._by_path
+        listed = {self._on_disk(key) for key in self._by_path}
+        for key in self.files():
+            if key == self._manifest:
+                self.passed_over["the manifest"] += 1
+            elif key not in listed:
+                self.passed_over["a file that the manifest does not list"] += 1
 
     def item(self, key: str) -> Item:
         self.parts(key, 1)
         path = PurePosixPath(key)
         if path.is_absolute() or ".." in path.parts:
             raise DatasetError("the path leads out of the root")
-        if not (self.root / key).is_file():
+        if not (self.root / self._on_disk(key)).is_file():
             raise DatasetError("the table lists it, but there is no such file")
-        row = {name: value for name, value in self._rows[key].items() if value and name != "path"}
-        if None in row:
+        row, *others = self._by_path[key]
+        if any(other != row for other in others):
+            raise DatasetError("two rows name it, and they differ")
+        given = {name: value for name, value in row.items() if value and name != "path"}
+        if _TOO_LONG in given:
             raise DatasetError("its row has more cells than the table has columns")
-        split = row.pop("split", self.base_split)
-        if split not in self.card.splits:
-            raise DatasetError(f"the split '{split}' is not on the card")
-        tissue, biomarker, label = (row.pop(name, None) for name in ("tissue", "biomarker", "label"))
+        named = given.pop("split", self.base_split)
+        split = self.find_split(named)
+        if split is None:
+            raise DatasetError(f"the split '{named}' is not on the card")
+        tissue, biomarker, label = (given.pop(name, None) for name in ("tissue", "biomarker", "label"))
         return Item(
-            key=key,
+            key=self._on_disk(key),
             name=key,
             split=split,
             tissue=taxonomy.tissue(tissue) if tissue else None,
             biomarker=taxonomy.biomarker(biomarker) if biomarker else None,
             label=self.card.label(label) if label and self.card.classes else label,
-            mpp=_number(row.pop("mpp", None)) or self.card.mpp,
-            **row,
+            mpp=self._mpp(given.pop("mpp", None)),
+            **given,
         )
 
-    @cached_property
-    def _rows(self) -> dict[str, dict[str, str]]:
-        return {row["path"]: row for row in reversed(self._table)}  # the first row of a path counts
+    def _mpp(self, text: str | None) -> float | None:
+        if text is None:
+            return self.card.mpp
+        try:
+            mpp = self._table.number(text)
+        except DatasetError:
+            mpp = math.nan
+        if not MIN_MPP <= mpp <= MAX_MPP:
+            raise DatasetError(
+                f"'{text}' is not a number of microns per pixel from {MIN_MPP:g} to {MAX_MPP:g}"
+            )
+        return mpp
+
+    def _on_disk(self, key: str) -> str:
+        """The path in the Unicode form in which the file system has it."""
+        forms = (key, unicodedata.normalize("NFC", key), unicodedata.normalize("NFD", key))
+        return next((form for form in forms if (self.root / form).is_file()), key)
+
+    @property
+    def _manifest(self) -> str:
+        where = f"card {self.card.name}, options"
+        return validate(ManifestOptions, self.card.options, where=where).manifest
 
     @cached_property
-    def _table(self) -> list[dict[str, str]]:
-        options = validate(ManifestOptions, self.card.options, where=f"card {self.card.name}, options")
-        path = self.root / options.manifest
-        try:
-            rows = _parquet(path) if path.suffix == ".parquet" else _csv(path)
-        except FileNotFoundError:
-            raise DatasetError(
-                "the manifest does not exist", where=path, fix="set options.manifest"
-            ) from None
-        except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DatasetError(f"the manifest cannot be read: {error}", where=path) from None
-        unknown = [name for name in (rows[0] if rows else {}) if name is not None and name not in _COLUMNS]
-        if unknown:
-            fix = did_you_mean(unknown[0], _COLUMNS)
-            raise DatasetError(f"unknown column '{unknown[0]}'", where=path, fix=fix)
-        if not rows or "path" not in rows[0]:
-            raise DatasetError("the manifest has no rows, or no column 'path'", where=path)
+    def _by_path(self) -> dict[str, list[Row]]:
+        """Path -> all rows that name it."""
+        rows = defaultdict(list)
+        for row in self._rows:
+            rows[row["path"]].append(row)
         return rows
 
+    @cached_property
+    def _rows(self) -> list[Row]:
+        """Column -> value of each row of the table, empty where it is missing."""
+        path = self.root / self._manifest
+        header = [name.casefold() for name in self._table.rows[0]] if self._table.rows else []
+        unknown = [name for name in header if name not in _COLUMNS]
+        if unknown:
+            fix = did_you_mean(unknown[0], _COLUMNS)
+            raise DatasetError(f"unknown column '{unknown[0]}'", where=path, key=unknown[0], fix=fix)
+        if len(self._table.rows) < 2 or "path" not in header:
+            raise DatasetError("the manifest has no rows, or no column 'path'", where=path, key="path")
+        rows = [_row(header, cells) for cells in self._table.rows[1:]]
+        for column in _NAMES:
+            if column != "label" or not self.card.classes:
+                refuse_spellings((row.get(column, "") for row in rows), where=path, key=column)
+        without_case = [row["path"] for row in rows if not row.get("case_id")]
+        if self.groups_by_case and without_case:
+            what = (
+                f"{len(without_case):,} rows have no case, such as {without_case[0]}; splits keep cases whole"
+            )
+            fix = "fill the column case_id, or group by 'file' on the card"
+            raise DatasetError(what, where=path, key="case_id", fix=fix)
+        return rows
 
-def _csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as source:
-        header = source.readline()
-        source.seek(0)
-        return list(csv.DictReader(source, delimiter=max(",;\t", key=header.count)))
+    @cached_property
+    def _table(self) -> Table:
+        path = self.root / self._manifest
+        if not path.is_file():
+            fix = "set options.manifest on the card"
+            raise DatasetError("the manifest does not exist", where=path, key="options.manifest", fix=fix)
+        return _parquet(path) if path.suffix == ".parquet" else read_table(path)
 
 
-def _parquet(path: Path) -> list[dict[str, str]]:
-    rows = pq.read_table(path).to_pylist()
-    return [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+def _row(header: list[str], cells: list[str]) -> Row:
+    values = ["" if cell.casefold() in _MISSING else taxonomy.normalised(cell) for cell in cells]
+    row = dict(zip(header, values, strict=False))
+    if any(values[len(header) :]):
+        row[_TOO_LONG] = "…"
+    path = row.get("path", "")
+    return row | {"path": PurePosixPath(path).as_posix() if path else ""}
 
 
-def _number(text: str | None) -> float | None:
+def _parquet(path: Path) -> Table:
     try:
-        number = float(text) if text else None
-    except ValueError:
-        number = math.nan
-    if number is None or 0 < number < math.inf:
-        return number
-    raise DatasetError(f"'{text}' is not a number of microns a pixel")
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"the manifest cannot be read: {first_line(error)}", where=path) from None
+    rows = [["" if value is None else str(value) for value in row.values()] for row in table.to_pylist()]
+    return Table([table.column_names, *rows], ".")

@@ -1,4 +1,4 @@
-"""PanTumor: whole slides with cells annotated in COCO JSON, a box CSV, or a SlideRunner/EXACT database."""
+"""PanTumor: whole slides with annotated cells in COCO JSON, a box CSV, or a SlideRunner/EXACT database."""
 
 from __future__ import annotations
 
@@ -7,52 +7,56 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pydantic
 
 from his2lip.config import Config, validate
 from his2lip.data.images import Tiling, around, encode_png, open_slide
 from his2lip.data.readers.base import Item, LeftOut, Reader
-from his2lip.data.readers.cells import ANNOTATIONS, Cell, read_cells
+from his2lip.data.readers.cells import ANNOTATIONS, AnnotatedCell, find_slide, read_cells
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _INDICATION = re.compile(r"(?<![A-Za-z])(HNSCC|NSCLC|TNBC|GC)(?![A-Za-z])", re.IGNORECASE)
-_UNKNOWN_SCALE_PX = 128  # side of a patch where neither slide nor card says microns a pixel
+_UNKNOWN_SCALE_PX = 128  # side of a patch where neither slide nor card gives microns per pixel
 
 
 class PantumorOptions(Config):
-    """Side of a patch around a cell in microns, and how many cells of a class a slide gives at most."""
+    """Side of a patch around a cell in microns, and the largest number of cells of a class per slide."""
 
     field_um: pydantic.PositiveFloat = 29.0
     max_cells: pydantic.PositiveInt | None = 2000
 
 
 class PantumorReader(Reader):
-    """A patch centred on each annotated cell; a slide is opened once."""
+    """A patch centred on each annotated cell. Annotations name their slide by its path (`find_slide`)."""
 
     suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
     def find(self) -> Iterator[str]:
-        """Slides, and names of slides that annotations speak of but that are not there."""
-        there = [key for key in super().find() if not key.lower().endswith(ANNOTATIONS)]
-        names = {PurePosixPath(key).name for key in there}
-        yield from there
-        yield from sorted(set(self._cells) - names)
+        """Slides, and names of slides that annotations mention but that are not there."""
+        for key in self.files():
+            if key.lower().endswith(ANNOTATIONS):
+                self.passed_over["a file of annotations"] += 1
+            else:
+                yield key
+        yield from sorted(self._without_slide)
 
     def item(self, key: str) -> Item:
-        file = self.parts(key, 1)[-1]
+        self.parts(key, 1)
         if not (self.root / key).is_file():
-            raise DatasetError("annotations without their slide")
-        if file not in self._cells:
+            raise DatasetError(self._without_slide.get(key, "annotations without their slide"))
+        if key in self._ambiguous:
+            raise DatasetError(f"annotations that may belong to it: {self._ambiguous[key]}")
+        if key not in self._cells:
             raise DatasetError("a slide without annotations")
         indication = _INDICATION.search(key)
         return Item(
             key=key,
-            name=file,
+            name=key,
             split=self.base_split,
-            slide_id=file.rpartition(".")[0],
+            slide_id=key.rpartition(".")[0],
             region_id=indication[1].upper() if indication else None,
             biomarker="CD3",
             mpp=self.card.mpp,
@@ -67,9 +71,9 @@ class PantumorReader(Reader):
             if slide.mpp_note:
                 yield LeftOut(item.name, slide.mpp_note)
             side = round(options.field_um / slide.mpp) if slide.mpp else _UNKNOWN_SCALE_PX
-            kept: dict[str, list[Cell]] = {}
+            kept: dict[str, list[AnnotatedCell]] = {}
             seen: set[tuple[float, float]] = set()
-            for cell in self._cells[item.name]:
+            for cell in self._cells[item.key]:
                 reason = self._reason(cell, slide.width, slide.height)
                 if reason is None and (cell.x, cell.y) in seen:
                     reason = "two cells lie here"
@@ -84,8 +88,10 @@ class PantumorReader(Reader):
                     place = {"x": left, "y": top, "width": side, "height": side, "mpp": slide.mpp}
                     yield self.patch(item, encode_png(pixels), f"#{cell.key}", label=label, **place)
 
-    def _reason(self, cell: Cell, width: int, height: int) -> str | None:
+    def _reason(self, cell: AnnotatedCell, width: int, height: int) -> str | None:
         """Why a cell gives no patch, or None."""
+        if cell.fault is not None:
+            return cell.fault
         if not (0 <= cell.x < width and 0 <= cell.y < height):
             return "the cell lies outside the slide"
         try:
@@ -94,26 +100,56 @@ class PantumorReader(Reader):
             return error.what
         return None
 
+    @property
+    def _cells(self) -> dict[str, list[AnnotatedCell]]:
+        """Slide's path -> its cells, from every annotation file under the root."""
+        return self._joined[0]
+
+    @property
+    def _without_slide(self) -> dict[str, str]:
+        """A slide that annotations name but that is not there, or not to be told apart -> the reason."""
+        return self._joined[1]
+
+    @property
+    def _ambiguous(self) -> dict[str, str]:
+        """Slide's path -> the annotations that may mean it or another slide."""
+        return self._joined[2]
+
     @cached_property
     def _annotation_files(self) -> list[Path]:
-        return [self.root / key for key in super().find() if key.lower().endswith(ANNOTATIONS)]
+        return [
+            self.root / key for key, rule in self.walk() if rule is None and key.lower().endswith(ANNOTATIONS)
+        ]
 
     @cached_property
-    def _cells(self) -> dict[str, list[Cell]]:
-        """Slide file name -> its cells, of every annotation file under the root; their keys are unique."""
-        cells: dict[str, dict[str, Cell]] = {}
-        for path in self._annotation_files:
-            for slide, of_slide in read_cells(path).items():
+    def _joined(self) -> tuple[dict[str, list[AnnotatedCell]], dict[str, str], dict[str, str]]:
+        keys = [key for key, rule in self.walk() if rule is None]
+        slides = [key for key in keys if key.lower().endswith(self.suffixes)]
+        cells: dict[str, dict[str, AnnotatedCell]] = {}
+        without_slide: dict[str, str] = {}
+        ambiguous: dict[str, str] = {}
+        for source in (key for key in keys if key.lower().endswith(ANNOTATIONS)):
+            for name, of_slide in read_cells(self.root / source).items():
+                try:
+                    slide = find_slide(name, source, slides)
+                except DatasetError as error:
+                    without_slide[name] = f"annotations of {source}: {error.what}"
+                    ambiguous |= {s: f"{source} names '{name}'" for s in slides if s.endswith(name)}
+                    continue
+                if slide is None:
+                    without_slide[name] = "annotations without their slide"
+                    continue
                 known = cells.setdefault(slide, {})
                 for cell in of_slide:
-                    name, n = cell.key, 1
-                    while name in known:  # each file, and a careless one itself, counts from 0
-                        name, n = f"{cell.key}.{n}", n + 1
-                    known[name] = replace(cell, key=name)
-        return {slide: list(of_slide.values()) for slide, of_slide in cells.items()}
+                    key, n = cell.key, 1
+                    while key in known:  # every file counts from 0, and some repeat a number
+                        key, n = f"{cell.key}.{n}", n + 1
+                    known[key] = replace(cell, key=key)
+        return {slide: list(of_slide.values()) for slide, of_slide in cells.items()}, without_slide, ambiguous
 
 
-def _some(cells: list[Cell], most: int | None, seed: str) -> list[Cell]:
+def _some(cells: list[AnnotatedCell], most: int | None, seed: str) -> list[AnnotatedCell]:
+    """At most `most` cells, chosen by a seeded hash."""
     if most is None or len(cells) <= most:
         return cells
     return sorted(cells, key=lambda c: hashlib.blake2b(f"{seed}#{c.key}".encode()).digest())[:most]
