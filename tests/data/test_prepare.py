@@ -290,7 +290,7 @@ def test_files_of_file_managers_are_counted_and_never_read_as_images(
     (tmp_path / "in/a/Thumbs.db.png").rename(tmp_path / "in/a/Thumbs.db")
     (tmp_path / "in/.DS_Store").write_bytes(b"x")
     report = prepare(MINE, tmp_path / "in", tmp_path / "out")
-    assert (report.found, report.read, report.quarantined) == (1, 1, [])
+    assert (report.found, report.read, report.quarantined) == (7, 1, [])
     assert list(report.passed_over.values()) == [6], "every other file under the root"
     assert report.info.counts == {"test": {"a": 1}}
 

@@ -103,7 +103,7 @@ def labelled_shards(folder: Path, images: list[np.ndarray], *, protocols: bool =
                     dataset="own-labels",
                     split=list(splits)[number % 3],
                     label="dark" if image.mean() < median else "pale",
-                    biomarker="CD3",
+                    biomarker=("CD3", "CD20")[number // 3 % 2],
                     width=image.shape[1],
                     height=image.shape[0],
                 )
