@@ -129,7 +129,7 @@ def test_a_promoted_model_holds_tensors_and_text_and_no_pickle(promoted: str) ->
 
 
 REFUSED = {
-    "oversized base64": ({"inputs": {"image": ["A" * (MAX_BASE64 + 4)]}}, "over the bound of 33,554,432"),
+    "oversized base64": ({"inputs": {"image": ["A" * (MAX_BASE64 + 4)]}}, "33,554,432"),
     "a decompression bomb": ({"inputs": {"image": [_base64(_bomb(60_000))]}}, "decompression bomb"),
     "not base64": ({"inputs": {"image": ["no base64!"]}}, "this is not base64 (image 0)"),
     "not an image": ({"inputs": {"image": [_base64(b"hello")]}}, "this is not an image"),
@@ -141,7 +141,7 @@ REFUSED = {
     "a number": ({"dataframe_records": [{"image": 5}]}, "a string in base64, not int (image 0)"),
     "nothing for an image": ({"dataframe_records": [{"image": None}]}, "not NoneType (image 0)"),
     "a list for an image": ({"inputs": {"image": [["QUJD"]]}}, "a string in base64, not list"),
-    "an empty list": ({"inputs": {"image": []}}, "the request holds no image"),
+    "an empty list": ({"inputs": {"image": []}}, "no image"),
     "no records": ({"dataframe_records": []}, "missing inputs"),
     "another column": ({"dataframe_records": [{"picture": "QUJD"}]}, "missing inputs"),
     "too many": ({"inputs": {"image": ["QUJD"] * (MAX_IMAGES + 1)}}, "send at most 64"),
@@ -155,9 +155,9 @@ REFUSED = {
     ),
     "a file of the server's": (
         {"inputs": {"image": ["QUJD"]}, "params": {"prompts": "/etc/hosts.yaml"}},
-        "no prompt set is called",
+        "/etc/hosts.yaml",
     ),
-    "no class": ({"inputs": {"image": ["QUJD"]}, "params": {"top": 0}}, "at least one class"),
+    "no class": ({"inputs": {"image": ["QUJD"]}, "params": {"top": 0}}, "top is 0"),
     "a word for a number": ({"inputs": {"image": ["QUJD"]}, "params": {"top": "x"}}, "top"),
     "another body": ([1], "Received a list"),
     "no JSON": (b"{", "valid JSON"),
