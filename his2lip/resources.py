@@ -69,7 +69,7 @@ def relocate_store(file: Path) -> None:
     """
     if not file.is_file():
         return
-    folder = file.absolute().parent
+    folder = file.resolve().parent  # of the file itself, where the store is reached through a link
     with closing(sqlite3.connect(file, timeout=60)) as database, database:
         try:
             locations = database.execute("SELECT name, artifact_location FROM experiments").fetchall()
