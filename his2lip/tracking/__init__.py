@@ -1,4 +1,4 @@
-"""MLflow, for drivers only: runs that go on, checkpoints as logged models, and their scores on datasets."""
+"""MLflow, for drivers only: runs that can be resumed, checkpoints as logged models, and their scores."""
 
 import lazy_loader
 

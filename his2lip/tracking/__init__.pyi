@@ -3,7 +3,6 @@ from .registry import Scored as Scored
 from .registry import promote as promote
 from .registry import promoted_models as promoted_models
 from .registry import scored_models as scored_models
-from .run import BATCH as BATCH
 from .run import PATH as PATH
 from .run import RUN_ID as RUN_ID
 from .run import WEIGHTS as WEIGHTS

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unprivileged import needs_setpriv, run_as_user
 
 from his2lip.cli.data import prepare_dataset
 from his2lip.data.captions.bank import CaptionBank
@@ -19,6 +20,18 @@ from his2lip.taxonomy import BIOMARKERS, TISSUES
 
 Factory = pytest.TempPathFactory
 TEMPLATES = CaptionBank.templates()
+
+
+_IMPORT = """
+from pathlib import Path
+from his2lip.data.captions.corpus import read_corpus
+from his2lip.errors import DatasetError
+
+try:
+    read_corpus(Path("in"))
+except DatasetError as error:
+    print(error.where)
+"""
 
 
 def corpus(root: Path) -> Path:
@@ -81,6 +94,18 @@ def test_every_file_is_read_passed_over_or_left_out(tmp_path: Path) -> None:
     assert set(whole(bank)) == {("Tumor", "CD20"), ("Tumor", "CD3"), ("Stroma", "FAP")}
     assert (report.found, report.read, report.passed_over) == (4, 3, 2)
     assert [path for path, _ in report.left_out] == ["Tumor/notes.md"]
+
+
+@needs_setpriv
+def test_folder_of_captions_that_may_not_be_listed_is_an_error(tmp_path: Path) -> None:
+    for tissue in ("Stroma", "Tumor"):
+        (tmp_path / "in" / tissue).mkdir(parents=True)
+        (tmp_path / "in" / tissue / "CD3.txt").write_text("brown cells\n")
+    (tmp_path / "in/Tumor").chmod(0)
+    done = run_as_user(_IMPORT, cwd=tmp_path)
+    (tmp_path / "in/Tumor").chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).name == "Tumor"
 
 
 def test_two_files_of_one_pair_are_an_error(tmp_path: Path) -> None:

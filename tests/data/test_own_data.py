@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from layouts import Cutter
+from unprivileged import needs_setpriv, run_as_user
 
 from his2lip.data.cards.card import Card, load_card
 from his2lip.data.prepare.dataset import PrepareReport, prepare
@@ -284,14 +285,25 @@ def test_folder_that_is_a_link_is_quarantined_not_lost(tmp_path: Path, real_ihc:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+_PREPARE = """
+import json, sys
+from his2lip.data.cards import Card
+from his2lip.data.prepare import prepare
+
+card, root, out = sys.argv[1:]
+print(json.dumps(prepare(Card.model_validate_json(card), root, out).quarantined))
+"""
+
+
+@needs_setpriv
 def test_folder_that_may_not_be_listed_is_quarantined_not_lost(tmp_path: Path, real_ihc: np.ndarray) -> None:
     for name in ("a", "b"):
         Cutter(real_ihc).write(tmp_path / "in" / name / "1.png")
     (tmp_path / "in/b").chmod(0)
-    report = prepare(Card.model_validate(OWN | {"reader": "folder"}), tmp_path / "in", tmp_path / "out")
+    done = run_as_user(_PREPARE, json.dumps(OWN | {"reader": "folder"}), "in", "out", cwd=tmp_path)
     (tmp_path / "in/b").chmod(0o700)
-    assert [place for place, _ in report.quarantined] == ["b"]
+    assert done.returncode == 0, done.stderr
+    assert [place for place, _ in json.loads(done.stdout)] == ["b"]
 
 
 LESIONS = load_card("benchmarks/datasets/own/anhir-lesions.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from his2lip import taxonomy
 from his2lip.data.captions.templates import Pair
-from his2lip.errors import DatasetError, TaxonomyError
+from his2lip.errors import DatasetError, TaxonomyError, first_line
 from his2lip.files import is_litter, printable
 
 HELD_OUT = 0.2  # share of a pair's families that are held out
@@ -175,8 +176,17 @@ def read_corpus(root: Path) -> tuple[FamilySplit, CaptionReport]:
 
 
 def _files(root: Path) -> tuple[list[Path], int]:
-    """All files under `root` in sorted order, and the number of those that file managers write."""
-    paths = sorted(path for path in root.rglob("*") if not path.is_dir())
+    """All files under `root` in sorted order, and the number of those that file managers write.
+
+    Raises DatasetError for a folder that cannot be listed: its captions would be lost.
+    """
+
+    def refuse(error: OSError) -> None:
+        what = f"this folder cannot be listed: {first_line(error)}"
+        raise DatasetError(what, where=error.filename, key="--root", fix="check its rights")
+
+    walked = os.walk(root, onerror=refuse)
+    paths = sorted(Path(folder, name) for folder, _, names in walked for name in names)
     found = [path for path in paths if not any(map(is_litter, path.relative_to(root).parts))]
     return found, len(paths) - len(found)
 

@@ -112,7 +112,7 @@ def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
 def _is_unpacked(folder: Path) -> bool:
     """Whether `unpack` made this folder of the archive beside it."""
     archive = folder.with_name(folder.name.removesuffix(_SUFFIX))
-    return (folder / _RECORD).is_file() and archive != folder and archive.is_file()
+    return os.path.isfile(folder / _RECORD) and archive != folder and archive.is_file()  # False where closed
 
 
 def _unpacked_by_hand(path: Path) -> bool:
@@ -124,7 +124,7 @@ def _unpacked_by_hand(path: Path) -> bool:
 
 
 def _is_there(place: Path, entry: Entry) -> bool:
-    return place.is_file() and place.stat().st_size == entry.size
+    return os.path.isfile(place) and place.stat().st_size == entry.size
 
 
 class _Job:

@@ -1,4 +1,4 @@
-"""Readers of published layouts, one file a layout; a card names its reader."""
+"""Readers of published layouts, one file per layout; a card names its reader."""
 
 from __future__ import annotations
 
