@@ -73,7 +73,13 @@ def test_a_report_split_is_refused(write_shards: Write) -> None:
     assert (refused.value.key, refused.value.where) == ("data.select", shards.uri)
 
 
-def labelled_shards(folder: Path, images: list[np.ndarray], *, protocols: bool = True) -> str:
+def labelled_shards(
+    folder: Path,
+    images: list[np.ndarray],
+    *,
+    protocols: bool = True,
+    biomarkers: tuple[str, ...] = ("CD3", "CD20"),
+) -> str:
     """Shards with labels of their own, `dark` and `pale`, and without tissue types."""
     prompts = folder / "prompts.yaml"
     prompts.write_text("classes: {dark: [a dark patch], pale: [a pale patch]}")
@@ -103,7 +109,7 @@ def labelled_shards(folder: Path, images: list[np.ndarray], *, protocols: bool =
                     dataset="own-labels",
                     split=list(splits)[number % 3],
                     label="dark" if image.mean() < median else "pale",
-                    biomarker=("CD3", "CD20")[number // 3 % 2],
+                    biomarker=biomarkers[number // 3 % len(biomarkers)],
                     width=image.shape[1],
                     height=image.shape[0],
                 )
@@ -141,7 +147,7 @@ def test_a_protocol_is_taken_by_its_name_and_an_unknown_one_is_refused(own_label
 
 
 def test_a_dataset_with_nothing_to_score_by_is_refused(tmp_path: Path, real_ihc: np.ndarray) -> None:
-    shards = labelled_shards(tmp_path, tiles(real_ihc)[:12], protocols=False)
+    shards = labelled_shards(tmp_path, tiles(real_ihc)[:12], protocols=False, biomarkers=("CD3",))
     with pytest.raises(DatasetError) as refused:
         SelectValidator(shards).check()
     assert refused.value.key == "data.select"
