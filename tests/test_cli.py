@@ -127,6 +127,7 @@ def _main_that_raises(error: str, *arguments: str) -> subprocess.CompletedProces
 def test_a_second_ctrl_c_while_the_first_is_at_work_ends_without_a_traceback() -> None:
     script = (
         "import os, signal, time, his2lip.cli, his2lip.data.cards as cards, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # else ignored in a background job
         "def fail():\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
