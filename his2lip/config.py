@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,11 +41,15 @@ C = TypeVar("C", bound=Config)
 
 
 class OptionError(ValueError):
-    """Raised by a validator of several options: `key` is the dotted name of the one to change."""
+    """An option or argument that cannot be used: `key` is its name, dotted in a config."""
 
     def __init__(self, what: str, *, key: str) -> None:
         super().__init__(what)
         self.key = key
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keeps `key` when the error crosses a process boundary (Ray pickles exceptions)."""
+        return partial(type(self), key=self.key), self.args
 
 
 def load(

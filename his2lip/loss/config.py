@@ -1,4 +1,4 @@
-"""The options of the WISE loss, and the only table of which of its terms each `terms` keeps."""
+"""The options of the WISE loss, and the table of the terms that each value of `terms` keeps."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class LossWeights(Config):
     def keep(self, terms: Terms) -> LossWeights:
         """The same weights for the terms that `terms` keeps, and 0 for the others.
 
-        Raises ValueError for an unknown `terms`.
+        Raises OptionError for an unknown `terms`.
         """
         if terms not in KEPT:
-            raise ValueError(f"terms must be one of {', '.join(KEPT)}, got {terms!r}")
+            raise OptionError(f"terms must be one of {', '.join(KEPT)}, got {terms!r}", key="terms")
         left_out = set(TERMS) - set(KEPT[terms])
         return self.model_copy(update=dict.fromkeys(left_out, 0.0))
 
 
 class SimilarityWeights(Config):
-    """What two pairs have in common and how much it adds to their similarity S_ij."""
+    """How much each label that two pairs share adds to their similarity S_ij."""
 
     tissue: Weight = 1.0
     """For the same tissue type."""
@@ -59,24 +59,24 @@ class SimilarityWeights(Config):
 
     @property
     def full(self) -> float:
-        """S_ii: the similarity of a row to itself, and to any row with the same two labels."""
+        """S_ii: the similarity of a pair to itself, and to every pair with the same two labels."""
         return self.tissue + self.pair + self.biomarker
 
 
 class LossConfig(Config):
-    """The WISE loss. With `variant: released` the last four options have the released code's values."""
+    """The WISE loss. With `variant: released`, `similarity`, `tau`, `kappa` and `normalize` are ignored."""
 
     variant: Literal["wise", "released"] = "wise"
     """wise, or released: the arithmetic of the authors' code, to float32 rounding."""
     terms: Terms = "full"
-    """full: all three terms. image_text: only that one. image_only, text_only: image-text and the term of
-    that modality. hard: only image-text, with one-hot targets."""
+    """full: all three terms. image_text: only the image-text term. image_only: image-text and image-image.
+    text_only: image-text and text-text. hard: only image-text, with one-hot targets."""
     weights: LossWeights = LossWeights()
     similarity: SimilarityWeights = SimilarityWeights()
     tau: Positive = 1.0
     """Temperature of the targets P = softmax(S / tau)."""
     kappa: Positive | Literal["scale"] = 1.0
-    """Scale of the intramodal logits; "scale" uses the model's learned logit scale."""
+    """Factor of the image-image and text-text logits; "scale" uses the model's learned logit scale."""
     normalize: bool = True
     """Whether image-text logits use L2-normalised features. The released code does not normalise them."""
 
@@ -89,5 +89,5 @@ class LossConfig(Config):
 
     @property
     def scoring(self) -> Literal["cosine", "dot"]:
-        """How features are compared that were trained under this loss."""
+        """How to compare features of a model that was trained with this loss."""
         return "cosine" if self.variant == "wise" and self.normalize else "dot"

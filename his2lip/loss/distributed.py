@@ -1,4 +1,4 @@
-"""The global batch seen from one rank: which rows are its own, features gathered with gradient, sums."""
+"""The global batch as one rank sees it: its own rows, features gathered with gradient, sums over ranks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Ranks:
-    """How the N rows of the global batch lie over the ranks, in rank order; a rank may hold any number."""
+    """How many of the N rows of the global batch each rank has, in rank order; a rank may have none."""
 
     sizes: tuple[int, ...]
     rank: int
 
     @classmethod
-    def of(cls, rows: int, device: torch.device, *, gather: bool) -> Ranks:
-        """Asks every rank of the default process group for its rows; alone where there is none."""
-        if not (gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    def of(cls, rows: int, device: torch.device) -> Ranks:
+        """Exchanges the number of rows with the other ranks of the default process group.
+
+        This is a collective operation. Without a process group there is one rank, which has all rows.
+        """
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return cls((rows,), 0)
         sizes = torch.empty(dist.get_world_size(), dtype=torch.int64, device=device)
         dist.all_gather_into_tensor(sizes, torch.tensor([rows], device=device))
@@ -38,7 +41,10 @@ class Ranks:
         return slice(start, start + self.sizes[self.rank])
 
     def gather(self, local: torch.Tensor) -> torch.Tensor:
-        """(R, ...) of each rank -> (N, ...) of all, without gradient. Shorter ranks are padded on the way."""
+        """(R, ...) of each rank -> (N, ...) of all ranks, in rank order, without gradient.
+
+        The collective needs equal shapes, so ranks with fewer rows send padding, which is then removed.
+        """
         if self.count == 1:
             return local
         longest = max(self.sizes)
@@ -52,7 +58,10 @@ class Ranks:
         return torch.cat([part[:size] for part, size in parts])
 
     def gather_with_gradient(self, local: torch.Tensor) -> torch.Tensor:
-        """(R, D) of each rank -> (N, D) of all; a gradient from any rank reaches the row's owner, summed."""
+        """(R, D) of each rank -> (N, D) of all ranks, in rank order.
+
+        In backward, the gradients of all ranks with respect to a row are summed on the rank that has it.
+        """
         return local if self.count == 1 else _Gather.apply(local, self)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -64,7 +73,7 @@ class Ranks:
         return total
 
     def logsumexp(self, values: torch.Tensor) -> torch.Tensor:
-        """log of the sum over ranks of exp(values), for (N,) of each rank, without gradient."""
+        """(N,) of each rank -> (N,): log of the sum over ranks of exp(values), without gradient."""
         if self.count == 1:
             return values
         gathered = values.new_empty(self.count * len(values))
@@ -73,7 +82,7 @@ class Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """`Ranks.gather`, whose backward sums over ranks and keeps this rank's rows."""
+    """`Ranks.gather` with a backward that sums gradients over ranks and returns those of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, ranks: Ranks) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The plain N x N cross-entropy towards soft targets: what the linear path must equal."""
+"""The cross-entropy towards soft targets by its definition, with N x N matrices, to test the linear form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from his2lip.loss.targets import SimilarityWeights, similarity
 
 
 class ReferenceCrossEntropy:
-    """Cross-entropies of one batch, each rank's share of the sum over the batch, every matrix written out."""
+    """The same as `LinearCrossEntropy`, with the targets P and the logits L as matrices (R, N)."""
 
     def __init__(
         self,
@@ -29,15 +29,15 @@ class ReferenceCrossEntropy:
             self.targets = (scores / tau).softmax(dim=1)
 
     def between(self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Share of sum_i ½ CE(P_i, scale · a_i b^T) + ½ CE(P_i, scale · b_i a^T), for (N, D) each."""
+        """Share of sum_i ½ CE(P_i, scale · a_i b^T) + ½ CE(P_i, scale · b_i a^T), for a and b (N, D)."""
         return 0.5 * (self._direction(a, b, scale) + self._direction(b, a, scale))
 
     def within(self, a: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Share of sum_i CE(P_i, scale · a_i a^T), for (N, D)."""
+        """Share of sum_i CE(P_i, scale · a_i a^T), for a (N, D)."""
         return self._direction(a, a, scale)
 
     def entropy(self) -> torch.Tensor:
-        """Share of the sum over rows of the entropy of P_i."""
+        """Share of sum_i H(P_i), the entropy of the targets."""
         return torch.special.entr(self.targets).sum()
 
     def _direction(self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""WISELoss: three weighted terms, their excess over the targets' entropy, the released code's variants."""
+"""WISELoss: the three weighted terms, their excess over the entropy of the targets, and released variants."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Literal
 import torch
 from torch import nn
 
+from his2lip.config import OptionError
 from his2lip.loss.config import TERMS, LossConfig, LossWeights, SimilarityWeights, Terms
 from his2lip.loss.distributed import Ranks
 from his2lip.loss.linear import LinearCrossEntropy, unit_rows
 from his2lip.loss.reference import ReferenceCrossEntropy
 
-MAX_LOG_SCALE = math.log(100.0)  # CLIP's clamp (Radford et al. 2021, section 2.5)
+MAX_LOG_SCALE = math.log(100.0)  # largest log of the logit scale (CLIP: Radford et al. 2021, section 2.5)
 
 Method = Literal["linear", "reference"]
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Scalars, in nats. `total` carries the gradient; each term does too, unless its weight is 0.
+    """The loss of one batch as scalars, in nats. Terms of weight 0 have no gradient.
 
-    A term is a mean cross-entropy over the global batch; its excess is that less the targets' own entropy,
-    which no features can go below.
+    A term is the mean cross-entropy over the global batch. `entropy` is the mean entropy of the targets: the
+    smallest possible value of a term. The excess of a term is the term minus `entropy`.
     """
 
     total: torch.Tensor
@@ -37,28 +38,32 @@ class LossOutput:
     entropy: torch.Tensor
 
     def metrics(self) -> dict[str, float]:
-        """Every scalar by its name, as floats; waits for the device."""
+        """Every scalar by its name, as a float; waits until the device has computed them."""
         names = [field.name for field in fields(self)]
         values = torch.stack([getattr(self, name).detach() for name in names]).tolist()
         return dict(zip(names, values, strict=True))
 
 
 class WISELoss(nn.Module):
-    """L = alpha CE(image-text, both ways) + beta CE(image-image) + gamma CE(text-text), towards soft targets.
+    """L = alpha CE(image-text) + beta CE(image-image) + gamma CE(text-text), towards soft targets.
+
+    CE(image-text) is the mean of both directions.
 
     weights     alpha, beta, gamma
-    similarity  what two pairs share and how much it counts; None: hard targets, each pair answers to itself
+    similarity  how much each shared label adds to the similarity of two pairs; None: one-hot targets
     tau         temperature of the targets, > 0
-    kappa       scale of the intramodal logits, > 0, or "scale": the learnt one
-    normalize   whether image-text logits use L2-normalised features (intramodal ones always do)
-    clamp       whether the learnt scale is clamped at 100
-    method      "linear": memory linear in N; "reference": the plain N x N form, for tests and comparison
-    tile        rows of logits that "linear" holds at once; None: by memory
-    gather      "auto": under torch.distributed the batch is that of all ranks; None: this rank's alone
-    own_scale   start of a log-space scale that the loss itself learns, in place of the model's
+    kappa       factor of the intramodal logits, > 0, or "scale": the logit scale
+    normalize   whether image-text logits use L2-normalised features; intramodal logits always do
+    clamp       whether the logit scale is limited to at most 100
+    method      "linear": memory linear in N; "reference": N x N matrices, for tests
+    tile        rows of logits that "linear" computes at once; None: chosen by memory
+    own_scale   initial value of a log-space scale that is a parameter of the loss and replaces the model's
 
-    Over several ranks every rank reports the global batch's values, and its gradient is its rows' share times
-    the number of ranks: DistributedDataParallel's mean over ranks is then the gradient of the global loss.
+    Raises OptionError, a ValueError whose `key` is the name of the argument, for a value that is not allowed.
+
+    With torch.distributed initialised, the batch is the global batch of all ranks. Each rank reports the
+    values of the global batch. Its gradient is the share of its rows times the number of ranks, so that the
+    mean over ranks, which DistributedDataParallel computes, is the gradient of the global loss.
     """
 
     def __init__(
@@ -72,44 +77,32 @@ class WISELoss(nn.Module):
         clamp: bool = True,
         method: Method = "linear",
         tile: int | None = None,
-        gather: Literal["auto"] | None = "auto",
         own_scale: float | None = None,
     ) -> None:
         super().__init__()
         if not (math.isfinite(tau) and tau > 0):
-            raise ValueError(f"tau must be a finite number above 0, got {tau}")
+            raise OptionError(f"tau must be a finite number above 0, got {tau}", key="tau")
         if kappa != "scale" and not (math.isfinite(kappa) and kappa > 0):
-            raise ValueError(f"kappa must be 'scale' or a finite number above 0, got {kappa}")
+            raise OptionError(f"kappa must be 'scale' or a finite number above 0, got {kappa}", key="kappa")
         if method not in ("linear", "reference"):
-            raise ValueError(f"method must be 'linear' or 'reference', got {method!r}")
+            raise OptionError(f"method must be 'linear' or 'reference', got {method!r}", key="method")
         if tile is not None and tile < 1:
-            raise ValueError(f"tile must be 1 or more, got {tile}")
+            raise OptionError(f"tile must be 1 or more, got {tile}", key="tile")
         self.weights = weights or LossWeights()
         self.similarity, self.tau, self.kappa = similarity, tau, kappa
-        self.normalize, self.clamp, self.method, self.tile, self.gather = (
-            normalize,
-            clamp,
-            method,
-            tile,
-            gather,
-        )
+        self.normalize, self.clamp, self.method, self.tile = normalize, clamp, method, tile
         self.own_scale = None if own_scale is None else nn.Parameter(torch.tensor(own_scale))
 
     @classmethod
-    def released(
-        cls,
-        *,
-        weights: LossWeights | None = None,
-        terms: Terms = "full",
-        method: Method = "linear",
-        tile: int | None = None,
-        gather: Literal["auto"] | None = "auto",
-    ) -> WISELoss:
+    def released(cls, *, weights: LossWeights | None = None, terms: Terms = "full") -> WISELoss:
         """The released code's behaviour: raw features in the image-text logits, no clamp, kappa = tau = 1.
 
-        terms  "full": all three; "image_only", "text_only": image-text and that modality's own term;
-               "image_text": that alone; "hard": one-hot targets, image-text alone, a scale of its own that
-               starts at e and is learnt (give the loss's parameters to the optimizer).
+        terms  "full": all three terms
+               "image_text": only the image-text term
+               "image_only", "text_only": the image-text term and the term of that modality
+               "hard": only the image-text term, with one-hot targets. Its logit scale is a parameter of the
+               loss that starts at e, so the loss's parameters must be given to the optimizer.
+        Raises OptionError for an unknown value of `terms`.
         """
         hard = terms == "hard"
         return cls(
@@ -117,15 +110,12 @@ class WISELoss(nn.Module):
             similarity=None if hard else SimilarityWeights(),
             normalize=False,
             clamp=False,
-            method=method,
-            tile=tile,
-            gather=gather,
             own_scale=1.0 if hard else None,
         )
 
     @classmethod
     def from_config(cls, config: LossConfig) -> WISELoss:
-        """The loss that a training configuration describes."""
+        """The loss with the options of a training configuration."""
         if config.variant == "released":
             return cls.released(weights=config.weights, terms=config.terms)
         return cls(
@@ -144,17 +134,22 @@ class WISELoss(nn.Module):
         biomarker: torch.Tensor,
         logit_scale: torch.Tensor,
     ) -> LossOutput:
-        """The loss of one batch.
+        """The loss of one batch, of which this rank has R pairs.
+
+        Computes in float64 where any features are float64, else in float32.
 
         Args:
-            image_features: float (R, D), raw or normalised; half precisions are computed in float32.
-            text_features: float (R, D); row i belongs to row i of the images.
+            image_features: float (R, D), raw or normalised.
+            text_features: float (R, D); row i is the caption of image i.
             tissue: int64 (R,), -1 where missing.
             biomarker: int64 (R,), -1 where missing.
-            logit_scale: scalar, in log space, as CLIP keeps it.
+            logit_scale: scalar, the log of the factor of the logits, as in CLIP.
+
+        Raises OptionError, whose `key` is the name of the argument, where shapes or dtypes do not fit, or
+        where the global batch is empty.
         """
         _check_shapes(image_features, text_features, tissue, biomarker)
-        # Half-precision logits would lose the few hundredths of a nat that there are to learn.
+        # In large batches the excess is a few hundredths of a nat, which half-precision logits would lose.
         with torch.autocast(image_features.device.type, enabled=False):
             return self._forward(image_features, text_features, torch.stack([tissue, biomarker]), logit_scale)
 
@@ -163,32 +158,32 @@ class WISELoss(nn.Module):
     ) -> LossOutput:
         dtype = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
         image, text = image.to(dtype), text.to(dtype)
-        ranks = Ranks.of(len(image), image.device, gather=self.gather == "auto")
+        ranks = Ranks.of(len(image), image.device)
         if sum(ranks.sizes) == 0:
-            raise ValueError("the loss of an empty batch is not defined")
+            raise OptionError("the loss of an empty batch is not defined", key="image_features")
         if ranks.count > 1:
-            # One collective for both modalities, so that all ranks meet in the same order in backward too.
+            # One collective for both modalities, so that all ranks call it in the same order in backward.
             both = ranks.gather_with_gradient(torch.cat([image, text], dim=1))
             image, text = both.split(image.shape[1], dim=1)
             labels = ranks.gather(labels.T).T
         shares = self._term_shares(image, text, labels, ranks, self._scale(logit_scale, dtype))
         means = shares * (ranks.count / len(image))
         if ranks.count > 1:
-            # Every rank shows the global values; its gradient stays that of its own share.
+            # Each rank reports the values of the global batch, with the gradient of its own share.
             means = means + (ranks.sum(shares) / len(image) - means).detach()
         return self._output(means)
 
     def _scale(self, logit_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         log_scale = logit_scale if self.own_scale is None else self.own_scale
         if self.clamp:
-            # Before exp, the bound in the scale's own precision: a scale held at it keeps its gradient.
+            # Clamps before exp, in the dtype of the scale, so that a scale equal to the bound has a gradient.
             log_scale = log_scale.clamp(max=torch.full_like(log_scale, MAX_LOG_SCALE))
         return log_scale.reshape(()).to(dtype).exp()
 
     def _term_shares(
         self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, ranks: Ranks, scale: torch.Tensor
     ) -> torch.Tensor:
-        """(T + 1,) this rank's shares of the sums: the T terms in the order of TERMS, then the entropy."""
+        """(T + 1,) this rank's shares of the sums over the batch: the terms as in TERMS, then the entropy."""
         x, c = unit_rows(image), unit_rows(text)
         a, b = (x, c) if self.normalize else (image, text)
         kappa = scale if self.kappa == "scale" else torch.full_like(scale, float(self.kappa))
@@ -214,7 +209,7 @@ class WISELoss(nn.Module):
     def _output(self, means: torch.Tensor) -> LossOutput:
         *of_terms, entropy = means.unbind()
         terms: dict[str, torch.Tensor] = {}
-        # A term of weight 0 stays out of the sum, where its infinity would make the total a NaN.
+        # A term of weight 0 is not added: 0 times an infinite term would be NaN.
         total = torch.zeros_like(entropy)
         for name, mean in zip(TERMS, of_terms, strict=True):
             weight = getattr(self.weights, name)
@@ -233,12 +228,10 @@ def _check_shapes(
     image: torch.Tensor, text: torch.Tensor, tissue: torch.Tensor, biomarker: torch.Tensor
 ) -> None:
     if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            "image and text features must both be (N, D) with the same N and D, "
-            f"got {tuple(image.shape)} and {tuple(text.shape)}"
-        )
+        what = "image_features and text_features must both have shape (N, D) with the same N and D"
+        got = f"got {tuple(image.shape)} and {tuple(text.shape)}"
+        raise OptionError(f"{what}, {got}", key="image_features" if image.ndim != 2 else "text_features")
     for name, labels in (("tissue", tissue), ("biomarker", biomarker)):
         if labels.shape != image.shape[:1] or labels.is_floating_point():
-            raise ValueError(
-                f"{name} must be {len(image)} whole numbers, got {labels.dtype} {tuple(labels.shape)}"
-            )
+            what = f"{name} must be {len(image)} integers, got {labels.dtype} {tuple(labels.shape)}"
+            raise OptionError(what, key=name)

@@ -1,4 +1,4 @@
-"""One thread for the small tensors of these tests: more would only wait for each other."""
+"""One thread: the tensors of these tests are too small for several threads to be faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory-linear path against the plain one: values, every gradient, and that it holds no N x N matrix."""
+"""The memory-linear form equals the reference in values and gradients, and makes no N x N matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-6  # relative, in float64
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[torch.Tensor, ...]:
-    """Features, labels and scale: one-class batches, missing labels, N = 1 and odd N among them."""
+    """Features, labels and logit scale; includes batches of one class, missing labels, N = 1 and odd N."""
     n = draw(st.integers(1, 30))
     tissues = draw(st.sampled_from([[0], [-1], [0, 1, 2], [-1, 0, 1, 2, 3, 4, 5, 6]]))
     biomarkers = draw(st.sampled_from([[5], [-1], [0, 1], [-1, *range(12)]]))
@@ -67,7 +67,7 @@ def run(batch: tuple[torch.Tensor, ...], **options: Any) -> tuple[dict[str, floa
 def test_linear_equals_reference_in_every_value_and_gradient(batch, options, tile):
     fast, fast_gradients = run(batch, **options, tile=tile)
     plain, plain_gradients = run(batch, **options, method="reference")
-    # Terms are compared on the scale of log N at least, and excesses (small differences) on their own terms'.
+    # An excess is a small difference of large terms, so its absolute tolerance is relative to the terms.
     size = max(1.0, *(abs(v) for v in plain.values()))
     for name, value in plain.items():
         assert fast[name] == pytest.approx(value, rel=TOLERANCE, abs=1e-11 * size), name
@@ -77,7 +77,7 @@ def test_linear_equals_reference_in_every_value_and_gradient(batch, options, til
 
 
 @pytest.mark.parametrize("term", ["image_text", "image_image", "text_text"])
-def test_each_term_carries_the_reference_gradient_by_itself(term):
+def test_each_single_term_has_the_gradient_of_the_reference(term):
     generator = torch.Generator().manual_seed(1)
     image, text = (torch.randn(23, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     labels = [torch.randint(-1, k, (23,), generator=generator) for k in (4, 5)]
@@ -92,7 +92,7 @@ def test_each_term_carries_the_reference_gradient_by_itself(term):
 
 @pytest.mark.parametrize("kappa", [1.0, "scale"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_gradients_are_those_of_finite_differences(kappa, normalize):
+def test_gradients_equal_finite_differences(kappa, normalize):
     generator = torch.Generator().manual_seed(2)
     image, text = (torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     tissue, biomarker = torch.tensor([0, 0, 1, 1, 1, -1, 2]), torch.tensor([0, 1, 2, 2, -1, 0, 0])
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(kappa, normalize):
     assert torch.autograd.gradcheck(lambda x, c, s: loss(x, c, tissue, biomarker, s).total, leaves)
 
 
-def test_unit_rows_equal_torchs_normalize_zero_rows_included():
+def test_unit_rows_and_their_gradient_equal_torchs_normalize_also_for_a_row_of_zeros():
     rows = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows[2] = 0
     rows.requires_grad_()
@@ -113,7 +113,7 @@ def test_unit_rows_equal_torchs_normalize_zero_rows_included():
 
 
 class _LargestTensor(TorchDispatchMode):
-    """Watches every operation for the largest tensor that it makes."""
+    """Records the number of elements of the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["labelled", "all labels missing"])
-def test_linear_path_never_makes_an_n_by_n_tensor(missing):
+def test_linear_form_never_makes_an_n_by_n_tensor(missing):
     n, d, tile = 400, 8, 16
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(n, d, generator=generator).requires_grad_() for _ in range(2))
@@ -139,8 +139,8 @@ def test_linear_path_never_makes_an_n_by_n_tensor(missing):
     assert largest.elements <= 2 * tile * n
 
 
-def test_entropy_at_the_designs_size_is_the_figure_that_it_states():
-    # Design section 6: at N = 8,192 log N is 9.01 and the targets' own entropy 8.86 (7 x 12 equal classes).
+def test_entropy_of_8192_pairs_of_84_equally_frequent_classes_is_8_86_nats():
+    # log N is 9.01, so a perfect model can reduce the loss by only 0.15 nats.
     generator = torch.Generator().manual_seed(0)
     labels = [torch.randint(0, k, (8192,), generator=generator) for k in (7, 12)]
     features = torch.randn(8192, 2, generator=generator)

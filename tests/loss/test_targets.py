@@ -1,4 +1,4 @@
-"""Similarity, soft targets and their entropy: the null rules and the class form."""
+"""Similarity, soft targets and their entropy: the rules for missing labels, and the form by classes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def matrix(
     return similarity(torch.tensor(tissue), torch.tensor(biomarker), weights).tolist()
 
 
-def test_similarity_is_two_for_the_same_pair_one_for_the_same_tissue_else_nothing():
+def test_similarity_is_two_for_the_same_pair_one_for_the_same_tissue_and_otherwise_zero():
     assert matrix([0, 0, 0, 1], [3, 3, 4, 3]) == [[2, 2, 1, 0], [2, 2, 1, 0], [1, 1, 2, 0], [0, 0, 0, 2]]
 
 
-def test_similarity_is_the_product_of_the_papers_label_vectors():
+def test_similarity_is_the_scalar_product_of_the_papers_label_vectors():
     generator = torch.Generator().manual_seed(0)
     tissue, biomarker = (torch.randint(0, k, (50,), generator=generator) for k in (7, 12))
     y = torch.cat(
@@ -37,16 +37,16 @@ def test_similarity_is_the_product_of_the_papers_label_vectors():
     torch.testing.assert_close(similarity(tissue, biomarker, WEIGHTS), y @ y.T)
 
 
-def test_a_missing_biomarker_is_the_same_pair_as_itself_alone():
+def test_a_missing_biomarker_is_the_same_pair_as_itself_only():
     assert matrix([0, 0, 0], [-1, -1, 2]) == [[2, 1, 1], [1, 2, 1], [1, 1, 2]]
 
 
-def test_a_missing_tissue_is_similar_to_itself_alone_whatever_its_biomarker():
+def test_a_missing_tissue_is_similar_to_itself_only_whatever_its_biomarker():
     everything = SimilarityWeights(tissue=1, pair=1, biomarker=1)
     assert matrix([-1, -1, 0], [2, 2, 2], everything) == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
 
 
-def test_the_third_weight_joins_one_biomarker_across_tissues():
+def test_the_biomarker_weight_makes_the_same_biomarker_similar_across_tissues():
     assert matrix([0, 1], [5, 5], SimilarityWeights(biomarker=0.25)) == [[2.25, 0.25], [0.25, 2.25]]
 
 
@@ -61,7 +61,7 @@ weight = st.floats(0, 3)
     tau=st.sampled_from([0.005, 0.2, 1.0, 20.0]),
     cut=st.integers(0, 30),
 )
-def test_class_form_gives_the_dense_targets_means_and_entropy(pairs, weights, tau, cut):
+def test_form_by_classes_gives_the_means_and_entropy_of_the_dense_targets(pairs, weights, tau, cut):
     tissue, biomarker = torch.tensor(pairs).T
     n, own = len(pairs), slice(min(cut, len(pairs)), len(pairs))
     dense = (similarity(tissue, biomarker, weights, dtype=torch.float64) / tau).softmax(dim=1)

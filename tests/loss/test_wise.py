@@ -1,16 +1,19 @@
-"""The loss against arithmetic written out independently, its variants, and what it refuses."""
+"""The loss against an independent numpy implementation, its variants, and the arguments that it refuses."""
 
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 from torch.nn import functional
 
+from his2lip.config import OptionError
 from his2lip.loss.targets import SimilarityWeights
 from his2lip.loss.wise import LossOutput, LossWeights, WISELoss
 
@@ -18,7 +21,7 @@ TERMS = ("image_text", "image_image", "text_text")
 
 
 def formula(x, c, tissue, biomarker, log_scale, *, released=False, tau=1.0, weights=(1.0, 0.5, 0.5)):
-    """The design's formula in numpy, entry by entry."""
+    """The formula of the loss in numpy, entry by entry."""
     n = len(x)
     s = np.zeros((n, n))
     for i in range(n):
@@ -64,20 +67,28 @@ def evaluate(loss: WISELoss, x, c, tissue, biomarker, log_scale: float) -> LossO
     )
 
 
-@pytest.mark.parametrize("method", ["linear", "reference"])
-@pytest.mark.parametrize("released", [False, True], ids=["default", "released"])
+@pytest.mark.parametrize(
+    ("loss", "released"),
+    [
+        (WISELoss(tile=4), False),
+        (WISELoss(method="reference"), False),
+        (WISELoss.released(), True),
+        (WISELoss(method="reference", normalize=False, clamp=False), True),
+    ],
+    ids=["default linear", "default reference", "released linear", "released reference"],
+)
 @pytest.mark.parametrize("log_scale", [math.log(1 / 0.07), 5.5])
-def test_both_methods_equal_the_formula_written_in_numpy(method, released, log_scale):
+def test_both_methods_equal_the_formula_written_in_numpy(loss, released, log_scale):
     batch = draw(9, spread=2.0)
-    loss = WISELoss.released(method=method) if released else WISELoss(method=method, tile=4)
     found = evaluate(loss, *batch, log_scale).metrics()
     for name, value in formula(*batch, log_scale, released=released).items():
         assert found[name] == pytest.approx(value, rel=1e-10), name
 
 
-def test_two_pairs_of_one_tissue_give_the_value_worked_out_by_hand():
-    # S = [[2, 1], [1, 2]], so P = [p, 1 - p] with p = e / (1 + e). Images and captions are the unit axes, so
-    # logits are [[s, 0], [0, s]] and a row costs log(1 + e^-s) + (1 - p) s; the intramodal ones have s = 1.
+def test_two_pairs_of_one_tissue_give_the_value_computed_by_hand():
+    # S = [[2, 1], [1, 2]], so a row of P has p = e / (1 + e) on the diagonal and 1 - p beside it. Images and
+    # captions are unit axes, so logits are [[s, 0], [0, s]], and the cross-entropy of a row is
+    # log(1 + e^-s) + (1 - p) s. The intramodal logits have s = 1.
     axes, s = torch.eye(2, dtype=torch.float64), 3.0
     p = math.e / (1 + math.e)
     between = math.log(1 + math.exp(-s)) + (1 - p) * s
@@ -88,11 +99,11 @@ def test_two_pairs_of_one_tissue_give_the_value_worked_out_by_hand():
     assert out.image_text.item() == pytest.approx(between, rel=1e-12)
     assert out.image_image.item() == out.text_text.item() == pytest.approx(within, rel=1e-12)
     assert out.total.item() == pytest.approx(between + within, rel=1e-12)
-    # kappa = 1 makes the intramodal logits S itself, shifted: the excess there is nothing at all.
+    # With kappa = 1 the intramodal logits equal S minus 1, so their softmax is P and the excess is 0.
     assert out.excess_image_image.item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_excess_is_the_term_less_the_entropy_and_never_negative():
+def test_excess_is_the_term_minus_the_entropy_and_never_negative():
     out = evaluate(WISELoss(), *draw(30, seed=3), 2.0).metrics()
     for term in TERMS:
         assert out[f"excess_{term}"] == pytest.approx(out[term] - out["entropy"], abs=1e-12)
@@ -110,11 +121,11 @@ def test_hard_targets_are_the_plain_clip_loss():
     assert out.entropy.item() == 0
 
 
-def test_released_hard_variant_learns_a_scale_of_its_own_from_e():
+def test_released_hard_variant_learns_its_own_scale_which_starts_at_e():
     x, c, tissue, biomarker = draw(7)
     loss = WISELoss.released(terms="hard")
     assert [p.exp().item() for p in loss.parameters()] == pytest.approx([math.e])
-    out = evaluate(loss, x, c, tissue, biomarker, -50.0)  # the model's scale is not looked at
+    out = evaluate(loss, x, c, tissue, biomarker, -50.0)  # the model's scale, which is not used
     logits = math.e * torch.tensor(x) @ torch.tensor(c).T
     partner = torch.arange(7)
     plain = (functional.cross_entropy(logits, partner) + functional.cross_entropy(logits.T, partner)) / 2
@@ -133,15 +144,15 @@ def test_released_hard_variant_learns_a_scale_of_its_own_from_e():
         ("text_only", (1, 0, 0.25)),
     ],
 )
-def test_released_variants_leave_out_what_their_name_says(terms, weights):
+def test_released_variants_sum_the_terms_that_their_name_keeps(terms, weights):
     batch = draw(8)
     given = LossWeights(image_text=1, image_image=0.5, text_text=0.25)
     found = evaluate(WISELoss.released(terms=terms, weights=given), *batch, 1.0).total.item()
     assert found == pytest.approx(formula(*batch, 1.0, released=True, weights=weights)["total"], rel=1e-10)
 
 
-def test_released_loss_starts_far_above_log_n_where_the_default_starts_near_it():
-    # At random initialisation the towers give raw features of norm near 10 (ViT-B/32).
+def test_released_loss_starts_far_above_log_n_and_the_default_starts_near_it():
+    # At random initialisation the towers of ViT-B/32 give raw features with norms near 10.
     x, c, tissue, biomarker = draw(32, d=512, spread=10 / math.sqrt(512))
     scale = math.log(1 / 0.07)
     default = evaluate(WISELoss(), x, c, tissue, biomarker, scale).image_text.item()
@@ -150,7 +161,7 @@ def test_released_loss_starts_far_above_log_n_where_the_default_starts_near_it()
     assert released > 30
 
 
-def test_a_term_of_weight_zero_is_reported_and_gives_no_gradient():
+def test_a_term_of_weight_zero_is_reported_and_has_no_gradient():
     x, c, tissue, biomarker = (torch.as_tensor(v) for v in draw(5))
     c.requires_grad_()
     weights = LossWeights(image_text=0, image_image=1, text_text=0)
@@ -178,7 +189,7 @@ def test_half_precision_features_are_computed_in_float32(dtype, method):
     assert x.grad.dtype == dtype
 
 
-def test_scale_held_at_the_clamp_keeps_its_gradient_and_beyond_it_does_not():
+def test_scale_equal_to_the_clamp_has_a_gradient_and_a_larger_scale_has_none():
     x, c, tissue, biomarker = (torch.as_tensor(v) for v in draw(6))
     gradients = []
     for value in (math.log(100.0), 4.7):
@@ -190,7 +201,7 @@ def test_scale_held_at_the_clamp_keeps_its_gradient_and_beyond_it_does_not():
     assert gradients[1] == 0
 
 
-def test_labels_decide_the_targets_by_equality_alone():
+def test_targets_depend_only_on_which_labels_are_equal():
     x, c, tissue, biomarker = draw(12)
     renamed = (
         np.where(tissue < 0, tissue, 1000 - tissue),
@@ -202,7 +213,7 @@ def test_labels_decide_the_targets_by_equality_alone():
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "name"),
     [
         ({"tau": 0.0}, "tau"),
         ({"tau": math.nan}, "tau"),
@@ -211,30 +222,59 @@ def test_labels_decide_the_targets_by_equality_alone():
         ({"tile": 0}, "tile"),
     ],
 )
-def test_an_option_that_means_nothing_is_refused_by_its_name(options, word):
-    with pytest.raises(ValueError, match=word):
+def test_an_option_outside_its_range_is_refused_by_its_name(options, name):
+    with pytest.raises(OptionError) as refused:
         WISELoss(**options)
+    assert refused.value.key == name
 
 
-def test_weights_below_zero_and_unknown_terms_are_refused():
-    with pytest.raises(ValueError, match="text_text"):
-        LossWeights(text_text=-0.1)
-    with pytest.raises(ValueError, match="pair"):
-        SimilarityWeights(pair=math.inf)
-    with pytest.raises(ValueError, match="image_only"):
+@pytest.mark.parametrize(
+    ("weights", "name", "value"), [(LossWeights, "text_text", -0.1), (SimilarityWeights, "pair", math.inf)]
+)
+def test_weights_below_zero_or_infinite_are_refused_by_their_name(weights, name, value):
+    with pytest.raises(pydantic.ValidationError) as refused:
+        weights(**{name: value})
+    assert [error["loc"] for error in refused.value.errors()] == [(name,)]
+
+
+def test_unknown_terms_are_refused_with_the_known_ones():
+    with pytest.raises(OptionError) as refused:
         WISELoss.released(terms="images")  # type: ignore[arg-type]
+    assert refused.value.key == "terms"
+    assert "image_only" in str(refused.value)
 
 
-def test_shapes_that_do_not_fit_are_refused_with_both_shapes():
-    ids, scale = torch.zeros(4, dtype=torch.int64), torch.tensor(1.0)
-    with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
-        WISELoss()(torch.zeros(4, 3), torch.zeros(5, 3), ids, ids, scale)
-    with pytest.raises(ValueError, match="biomarker"):
-        WISELoss()(torch.zeros(4, 3), torch.zeros(4, 3), ids, ids[:3], scale)
-    with pytest.raises(ValueError, match="tissue"):
-        WISELoss()(torch.zeros(4, 3), torch.zeros(4, 3), ids.float(), ids, scale)
-    with pytest.raises(ValueError, match="empty"):
-        WISELoss()(torch.zeros(0, 3), torch.zeros(0, 3), ids[:0], ids[:0], scale)
+def test_the_name_of_a_refused_argument_survives_pickling():
+    with pytest.raises(OptionError) as refused:
+        WISELoss(tau=0.0)
+    copy = pickle.loads(pickle.dumps(refused.value))
+    assert (type(copy), copy.key, str(copy)) == (OptionError, "tau", str(refused.value))
+
+
+IDS = torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "tissue", "biomarker", "name"),
+    [
+        ((4,), (4,), IDS, IDS, "image_features"),
+        ((4, 3), (5, 3), IDS, IDS, "text_features"),
+        ((4, 3), (4, 3), IDS.float(), IDS, "tissue"),
+        ((4, 3), (4, 3), IDS, IDS[:3], "biomarker"),
+        ((0, 3), (0, 3), IDS[:0], IDS[:0], "image_features"),
+    ],
+    ids=["not a matrix", "other number of rows", "float labels", "too few labels", "empty batch"],
+)
+def test_tensors_that_do_not_fit_are_refused_by_the_arguments_name(image, text, tissue, biomarker, name):
+    with pytest.raises(OptionError) as refused:
+        WISELoss()(torch.zeros(image), torch.zeros(text), tissue, biomarker, torch.tensor(1.0))
+    assert refused.value.key == name
+
+
+def test_features_of_different_shapes_are_refused_with_both_shapes():
+    with pytest.raises(OptionError) as refused:
+        WISELoss()(torch.zeros(4, 3), torch.zeros(5, 3), IDS, IDS, torch.tensor(1.0))
+    assert all(str(shape) in str(refused.value) for shape in ((4, 3), (5, 3)))
 
 
 def test_loss_imports_where_ray_mlflow_and_optuna_are_not_installed():

@@ -1,4 +1,4 @@
-"""The speed script of the loss runs in its --quick form and writes what a reader needs."""
+"""The speed script of the loss runs with --quick and records both programs and the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "speed" / "wise_loss.py"
 
 
-def test_quick_benchmark_writes_both_sides_the_machine_and_that_they_agree(tmp_path: Path):
+def test_quick_benchmark_records_both_programs_the_machine_and_their_difference(tmp_path: Path):
     out = tmp_path / "wise.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--n", "256", "--d", "32", "--threads", "1"]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)

@@ -52,7 +52,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
 
 def run(model: TwoTowers, n: int, piece: int | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     images, tokens, tissue, biomarker = batch(n)
-    loss = WISELoss(gather=None)
+    loss = WISELoss()
     model.zero_grad()
     value = accumulate(
         model,
@@ -81,7 +81,7 @@ def test_mean_of_the_pieces_own_losses_is_not_the_gradient() -> None:
     model = TwoTowers()
     _, wanted = run(model, 8, None)
     images, tokens, tissue, biomarker = batch(8)
-    loss = WISELoss(gather=None)
+    loss = WISELoss()
     model.zero_grad()
     for half in (slice(0, 4), slice(4, 8)):
         image, text = model(images[half], tokens[half])
@@ -99,7 +99,7 @@ def test_pieces_with_dropout_give_the_gradient_of_one_graph_with_the_same_masks(
         seed_everything(0, 1, 2, i)
         pieces.append(model(images[start : start + 5], tokens[start : start + 5]))
     image, text = (torch.cat(side) for side in zip(*pieces, strict=True))
-    WISELoss(gather=None)(image, text, tissue, biomarker, model.logit_scale).total.backward()
+    WISELoss()(image, text, tissue, biomarker, model.logit_scale).total.backward()
     assert_same(found, gradients(model), atol=1e-12)
 
 
