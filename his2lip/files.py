@@ -61,7 +61,8 @@ def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     """
     text = str(uri)
     if not text:
-        raise DatasetError("no place is named", fix="give a folder or an address, and check shell variables")
+        fix = "give a folder or an address; a shell variable that is not set is empty"
+        raise DatasetError("the folder or address is empty", key="uri", fix=fix)
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())
     if text.startswith("://"):

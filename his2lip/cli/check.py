@@ -97,16 +97,17 @@ def _check_card(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
     card = load_card(name)
     report = check_card(card)
+    problems = [str(problem) for problem in report.problems]
     for protocol, rule in card.protocols.items():
         try:
             PromptSet.load(rule.prompts).narrow(rule.classes)
         except ConfigError as error:
-            report.problems.append(f"protocol {protocol}: {error}")
+            problems.append(f"protocols.{protocol}.prompts: {error}")
     rows = [(n, p.split, p.label, len(p.classes), p.basis) for n, p in card.protocols.items()]
     if rows:
         table((f"{card.name}: protocol", "split", "label", "classes", "basis"), rows)
     known = [f"differs: {line}" for line in card.differences] + [f"unknown: {line}" for line in card.unknown]
-    return report.problems, [*report.warnings, *known]
+    return problems, [*map(str, report.warnings), *known]
 
 
 def _show_images(images: ImageStats) -> None:

@@ -41,7 +41,7 @@ def _page(report: CheckReport) -> str:
         ],
         leaks=[
             {
-                "kind": KINDS[leak.kind][1].strip(","),
+                "kind": KINDS[leak.kind][1],
                 "splits": " and ".join(leak.splits),
                 "count": leak.count,
                 "problem": problem,

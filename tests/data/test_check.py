@@ -1,4 +1,4 @@
-"""data check finds what is broken, what differs from the published counts, and what leaks."""
+"""Check of shards: damaged rows and images, differences from the published counts, and leaks are found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import DatasetError
 
 CARD = {"name": "toy", "reader": "folder"}
-CASE_LEAK = "1 case stands in test and train, such as toy/99.png and toy/1.png"
+CASE_LEAK = "1 case is in test and train, such as toy/99.png and toy/1.png"
 SPLITS = {"train": {"role": "train", "groups": "case"}, "test": {"role": "report", "groups": "case"}}
 
 
@@ -43,7 +43,7 @@ def patch(i: int, pixels: np.ndarray, **more: object) -> Patch:
     return Patch(patch_id=f"toy/{i}.png", dataset="toy", **fields)
 
 
-def test_sound_dataset_has_no_problem(tmp_path: Path, patches: list[Patch]) -> None:
+def test_undamaged_dataset_has_no_problem(tmp_path: Path, patches: list[Patch]) -> None:
     report = check(write(tmp_path / "a", patches))
     assert report.problems == report.warnings == []
 
@@ -75,37 +75,43 @@ def test_same_pixels_in_other_bytes_are_found(tmp_path: Path, patches: list[Patc
     jpeg = encode_jpeg(decode(patches[1].image))
     twins = [patch(90, decode(jpeg), split="train"), patch(92, decode(jpeg), split="test", image=jpeg)]
     report = check(write(tmp_path / "a", [*patches[2:], *twins]))
-    assert report.problems == [
-        "1 image, pixel for pixel, stands in test and train, such as toy/92.png and toy/90.png"
-    ]
+    assert [(leak.kind, leak.count) for leak, problem in report.leaks if problem] == [("pixels", 1)]
+    (problem,) = report.problems
+    assert problem.endswith(" in test and train, such as toy/92.png and toy/90.png")
 
 
 def test_images_that_look_alike_are_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
     again = decode(encode_jpeg(decode(patches[1].image), quality=60))
     report = check(write(tmp_path / "a", [*patches, patch(92, again, split="test")]))
-    said = "1 look-alike image stands in test and train, such as toy/92.png and toy/1.png"
-    assert (report.problems, report.warnings) == ([], [said])
+    assert [(leak.kind, leak.count, problem) for leak, problem in report.leaks] == [("look", 1, False)]
+    (warning,) = report.warnings
+    assert warning.endswith(" in test and train, such as toy/92.png and toy/1.png")
+    assert report.problems == []
 
 
-def test_stain_column_that_the_pixels_deny_is_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
-    said = [replace(p, stain="haematoxylin") for p in patches]
-    (warning,) = check(write(tmp_path / "a", said)).warnings
-    assert warning.endswith("images that should be haematoxylin look like DAB")
+def test_stain_that_the_pixels_contradict_is_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
+    (warning,) = check(write(tmp_path / "a", [replace(p, stain="haematoxylin") for p in patches])).warnings
+    assert "'haematoxylin'" in warning
+    assert warning.endswith("DAB")
 
 
-def test_stain_of_no_known_name_is_a_warning(tmp_path: Path, patches: list[Patch]) -> None:
+def test_unknown_stain_is_a_warning_with_the_known_ones(tmp_path: Path, patches: list[Patch]) -> None:
     report = check(write(tmp_path / "s", [replace(patch, stain="brown") for patch in patches]))
-    assert any("stained 'brown', none of DAB, AEC" in said for said in report.warnings)
+    (warning,) = report.warnings
+    assert "16 images" in warning
+    assert "'brown'; known: DAB, AEC" in warning
 
 
 def test_changed_image_is_found(tmp_path: Path, patches: list[Patch]) -> None:
     path = write(tmp_path / "a", patches) / "test/part-00000.parquet"
     table = pq.read_table(path)
-    harmed = table["image"].to_pylist()
-    harmed[0] = harmed[1]
+    images = table["image"].to_pylist()
+    images[0] = images[1]
     at = table.column_names.index("image")
-    pq.write_table(table.set_column(at, table.schema.field("image"), [harmed]), path)
-    assert check(tmp_path / "a").problems == ["toy/0.png: the image is not the one that was written"]
+    pq.write_table(table.set_column(at, table.schema.field("image"), [images]), path)
+    (problem,) = check(tmp_path / "a").problems
+    assert problem.startswith("toy/0.png: ")
+    assert "sha256" in problem
 
 
 def test_changed_label_is_found(tmp_path: Path, patches: list[Patch]) -> None:
@@ -113,18 +119,24 @@ def test_changed_label_is_found(tmp_path: Path, patches: list[Patch]) -> None:
     table = pq.read_table(path)
     at = table.column_names.index("label")
     pq.write_table(table.set_column(at, table.schema.field("label"), [["b", "a", "a", "a"]]), path)
-    problems = check(tmp_path / "a").problems
-    assert "the digest of the rows is not the one in dataset.json" in problems
-    assert any("the rows count" in line for line in problems)
+    counts, digest = check(tmp_path / "a").problems
+    assert "`counts`" in counts
+    assert "{'a': 4}" in counts
+    assert "{'b': 1, 'a': 3}" in counts
+    assert "`digest`" in digest
 
 
 def test_missing_shard_is_a_problem(tmp_path: Path, patches: list[Patch]) -> None:
-    (write(tmp_path / "a", patches) / "test/part-00000.parquet").unlink()
+    path = write(tmp_path / "a", patches) / "test/part-00000.parquet"
+    path.unlink()
     (problem,) = check(tmp_path / "a").problems
-    assert "this shard is missing" in problem
+    assert str(path) in problem
+    assert "missing" in problem
 
 
-def test_difference_from_published_counts_names_both(tmp_path: Path, patches: list[Patch]) -> None:
+def test_difference_from_the_published_counts_is_a_warning_with_both(
+    tmp_path: Path, patches: list[Patch]
+) -> None:
     published = {"counts": {"test": {"a": 5}, "train": {"all": 12}}}
     report = check(write(tmp_path / "a", patches, generated=False, published=published))
     assert (report.problems, report.warnings) == ([], ["test, a: 4 patches here, 5 published"])
@@ -139,24 +151,39 @@ def test_carved_split_counts_with_its_source(tmp_path: Path, patches: list[Patch
     assert check(uri).warnings == []
 
 
-def test_dataset_json_of_another_shape_is_one_clear_error(tmp_path: Path, patches: list[Patch]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "key"),
+    [
+        ({"counts": [1]}, "counts"),
+        ({"odd": 1}, "odd"),
+        ({"parts": {"a": "b"}}, "parts.a"),
+        ({"quarantined": [["a"]]}, "quarantined.0.1"),
+        ({"digest": None}, "digest"),
+    ],
+)
+def test_dataset_json_with_a_wrong_value_is_refused_by_its_key(
+    tmp_path: Path, patches: list[Patch], fault: dict[str, object], key: str
+) -> None:
     file = write(tmp_path / "s", patches) / "dataset.json"
-    tree = json.loads(file.read_text())
-    for key, value, said in (
-        ("counts", [1], "counts is not"),
-        ("odd", 1, "odd"),
-        ("parts", {"a": "b"}, "parts"),
-    ):
-        file.write_text(json.dumps(tree | {key: value}))
-        with pytest.raises(DatasetError, match=f"dataset.json is broken.*{said}"):
-            check(tmp_path / "s")
+    file.write_text(json.dumps(json.loads(file.read_text()) | fault))
+    with pytest.raises(DatasetError) as refused:
+        check(tmp_path / "s")
+    assert (refused.value.where, refused.value.key) == (str(tmp_path / "s"), key)
 
 
-def test_nothing_prepared_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no place is named"):
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1}'])
+def test_dataset_json_that_is_not_one_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DatasetError) as refused:
+        check(tmp_path)
+    assert refused.value.where == str(tmp_path)
+    assert refused.value.key is not None
+
+
+def test_a_place_without_a_prepared_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as refused:
+        check(tmp_path)
+    assert (refused.value.where, refused.value.key) == (str(tmp_path), "dataset.json")
+    with pytest.raises(DatasetError) as refused:
         check("")
-    with pytest.raises(DatasetError, match="no prepared dataset"):
-        check(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(DatasetError, match="broken"):
-        check(tmp_path)
+    assert refused.value.key == "uri"

@@ -1,4 +1,4 @@
-"""Leaks are found between splits, and nowhere else; a picture is known again after small changes."""
+"""Leaks are found between splits and nowhere else; an image looks alike after small changes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SQUARES = [(y, x) for y in range(0, 384, 96) for x in range(0, 384, 96)]
 
 
 @given(st.lists(st.tuples(SPLITS, st.one_of(st.none(), st.sampled_from("abcdef"))), max_size=40))
-def test_shared_cases_are_those_that_sets_say(rows: list[tuple[str, str | None]]) -> None:
+def test_shared_cases_are_those_of_a_plain_reference(rows: list[tuple[str, str | None]]) -> None:
     seen = Sightings()
-    stands: dict[str, set[str]] = {}
+    splits_of: dict[str, set[str]] = {}
     values: dict[str, list[str | None]] = {}
     for split, case in rows:
-        seen.take(split, {"case": case})
+        seen.add(split, {"case": case})
         values.setdefault(split, []).append(case)
         if case is not None:
-            stands.setdefault(case, set()).add(split)
+            splits_of.setdefault(case, set()).add(split)
     wanted: dict[tuple[str, ...], int] = {}
-    for splits in stands.values():
+    for splits in splits_of.values():
         if len(splits) > 1:
             wanted[tuple(sorted(splits))] = wanted.get(tuple(sorted(splits)), 0) + 1
     found = list(seen.leaks())
@@ -41,12 +41,12 @@ def looks(pictures: dict[str, list[np.ndarray]]) -> list[Leak]:
     seen = Sightings()
     for split, images in pictures.items():
         for image in images:
-            seen.take(split, {"look": difference_hash(image)})
+            seen.add(split, {"look": difference_hash(image)})
     return list(seen.leaks())
 
 
 @pytest.mark.parametrize("change", ["quality 60", "brighter", "half size"])
-def test_picture_that_was_saved_again_looks_alike(real_ihc: np.ndarray, change: str) -> None:
+def test_an_image_that_was_saved_again_looks_alike(real_ihc: np.ndarray, change: str) -> None:
     squares = [real_ihc[y : y + 96, x : x + 96] for y, x in SQUARES]
     changed = []
     for square in squares:
@@ -72,11 +72,11 @@ def test_all_pairs_within_the_bound_are_found_and_none_beyond() -> None:
     bits = rng.integers(0, 2, (40, 256), dtype=np.uint8)
     seen = Sightings()
     for own in bits:
-        seen.take("train", {"look": np.packbits(own).tobytes()})
+        seen.add("train", {"look": np.packbits(own).tobytes()})
     for i, own in enumerate(bits):
         other = own.copy()
         other[rng.choice(256, ALIKE + i % 2, replace=False)] ^= 1  # every second one a bit too far
-        seen.take("test", {"look": np.packbits(other).tobytes()})
+        seen.add("test", {"look": np.packbits(other).tobytes()})
     (leak,) = seen.leaks()
     assert leak.count == 20
 

@@ -1,4 +1,4 @@
-"""Terms of use: read from a card, joined to the strictest, kept through JSON."""
+"""Terms of use: read from a card, the strictest of several, and the same after JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def of(name: str, *, generated: bool = False) -> Terms:
     return terms_of(info_file.summarise([], load_card(name), generated=generated))
 
 
-def test_a_ban_wins_over_the_unknown_and_the_unknown_over_a_leave() -> None:
+def test_forbidden_wins_over_unknown_and_unknown_over_allowed() -> None:
     free, unknown, banned = of("mihic"), of("mist"), of("ihc4bc")
     assert strictest([free, free]).commercial is True
     assert strictest([free, unknown]).commercial is None
@@ -45,7 +45,7 @@ def test_a_ban_wins_over_the_unknown_and_the_unknown_over_a_leave() -> None:
 
 
 @given(ANY, ANY)
-def test_joining_never_allows_what_one_of_them_does_not(a: Terms, b: Terms) -> None:
+def test_the_strictest_terms_allow_nothing_that_one_of_them_does_not(a: Terms, b: Terms) -> None:
     both = strictest([a, b])
     for one in (a, b):
         assert not (both.commercial and one.commercial is not True)
@@ -61,20 +61,21 @@ def test_terms_are_the_same_after_json(one: Terms) -> None:
 
 
 @pytest.mark.parametrize("tree", [None, [], {}, {"attribution": [], "more": 1}])
-def test_terms_that_are_none_are_one_sentence(tree: object) -> None:
-    with pytest.raises(DatasetError, match="terms of use cannot be read"):
+def test_values_that_are_not_terms_are_refused_with_their_place(tree: object) -> None:
+    with pytest.raises(DatasetError) as refused:
         Terms.from_json(tree, where="here")
+    assert (refused.value.where, refused.value.key) == ("here", "terms")
 
 
 @pytest.mark.parametrize("name", list_cards())
-def test_a_card_whose_terms_are_not_known_says_so(name: str) -> None:
+def test_a_note_tells_when_terms_are_not_known(name: str) -> None:
     found = of(name)
     assert any("not known" in note for note in found.notes()) == (
         None in (found.commercial, found.derivatives)
     )
 
 
-def test_generated_pixels_have_no_terms() -> None:
+def test_generated_images_have_no_restrictions() -> None:
     assert of("ihc4bc", generated=True).notes() == []
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from markupsafe import escape
 
 from his2lip.cli.check import check_dataset
-from his2lip.data.cards.card import Card
+from his2lip.data.cards import Card, terms_of
 from his2lip.data.images.codec import decode, encode_png
-from his2lip.data.shards.schema import Patch
-from his2lip.data.shards.writer import ShardWriter
+from his2lip.data.shards import Patch, ShardWriter, open_shards
 from his2lip.errors import ConfigError, DatasetError
 
 EVIL = '<script>alert("x")</script>'
@@ -52,7 +52,7 @@ def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
 ) -> None:
     with pytest.raises(typer.Exit):  # a case leaks
         check_dataset(str(shards), page=tmp_path / "pages")
-    assert "problem: 1 case stands in test and train" in capsys.readouterr().out
+    assert "problem: 1 case is in test and train" in capsys.readouterr().out
     page = (tmp_path / "pages/toy.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -61,7 +61,8 @@ def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
     assert len(pictures) == 12, "six of each class"
     assert all(max(decode(p).shape) <= 96 for p in pictures)
     assert "<td>cases</td>" in page
-    assert '<li class="">whether commercial use' in page, "the terms stand beside the findings"
+    (note, *_) = terms_of(open_shards(shards).info).notes()
+    assert f'<li class="">{escape(note)}' in page, "the terms are listed with the findings"
     assert "<td>DAB</td><td>20</td>" in page
 
 
@@ -97,4 +98,4 @@ def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.Captu
     )
     with pytest.raises(typer.Exit):
         check_dataset(str(card))
-    assert "problem: protocol default: " in capsys.readouterr().out, "the prompts have no class x"
+    assert "problem: protocols.default.prompts: " in capsys.readouterr().out, "the prompts have no class x"

@@ -1,4 +1,4 @@
-"""Dataset cards: what a dataset is, whose it is, how its files are read, split and scored."""
+"""Dataset cards: the YAML that declares a dataset's source, licence, layout, splits and protocols."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from his2lip import config, resources, taxonomy
-from his2lip.config import Config
+from his2lip.config import Config, OptionError
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
 
-CARDS = "benchmarks/datasets"
-PROMPTS = "benchmarks/prompts"
+CARDS = "benchmarks/datasets"  # relative to `resources.root()`
 
-# Microns per pixel that an image of a microscope can have; published slides lie between 0.1 and 10.
+# Limits of microns per pixel of a microscope's image; published slides lie between 0.1 and 10.
 MIN_MPP, MAX_MPP = 0.05, 20.0
 Mpp = Annotated[float, pydantic.Field(ge=MIN_MPP, le=MAX_MPP)]
 
@@ -23,60 +22,74 @@ Role = Literal["train", "select", "report"]
 Grouping = Literal["case", "slide", "region", "file"]
 
 
-def _plain(name: str) -> str:
-    if re.fullmatch(r"\w[\w.-]*", name) is None:  # a folder of shards has it: no path leads out of --out
+def _check_split_name(name: str) -> str:
+    """Refuses names that lead out of a folder, since a folder of shards gets the split's name."""
+    if re.fullmatch(r"\w[\w.-]*", name) is None:
         raise ValueError("a split's name is made of letters, digits, '.', '-' and '_'")
     return name
 
 
-SplitName = Annotated[str, pydantic.AfterValidator(_plain)]
+SplitName = Annotated[str, pydantic.AfterValidator(_check_split_name)]
 
 
 class Source(Config):
     """Where the authors publish the dataset."""
 
-    record: str | None = None  # an identifier such as "Zenodo 10065510"
+    record: str | None = None
+    """An identifier, such as `Zenodo 10065510`."""
     url: str | None = None
     access: Literal["open", "registration", "request", "local", "unknown"] = "unknown"
 
 
 class Licence(Config):
-    """Terms of use as fields, so that programs can check them; None where the terms are unknown."""
+    """Terms of use as fields, so that programs can check them. None: unknown."""
 
     name: str = "unknown"
     spdx: str | None = None
+    """The licence's identifier in the SPDX list."""
     attribution: bool | None = None
+    """Whether the dataset must be cited."""
     commercial_use: bool | None = None
-    derivatives: bool | None = None  # may anything be made of it, such as a trained model?
+    derivatives: bool | None = None
+    """Whether works may be derived from the dataset, such as a trained model."""
     share_alike: bool | None = None
+    """Whether derived works must be shared under the same licence."""
     note: str | None = None
 
 
 class Published(Config):
-    """What the authors, or the paper, say that it holds; a difference is a warning, never an error."""
+    """The content of the dataset as its authors or the paper state it. A difference is only a warning."""
 
     unit: str = "patch"
-    images: int | None = None  # as the paper's Table 1 counts
-    size_px: int | None = None  # a side
-    counts: dict[str, dict[str, int]] = {}  # split -> label (or "all") -> number
+    images: int | None = None
+    """Number of images in the paper's Table 1."""
+    size_px: int | None = None
+    """Pixels per side of an image."""
+    counts: dict[str, dict[str, int]] = {}
+    """Split -> label, or `all` -> number of images."""
     note: str | None = None
 
 
 class Split(Config):
-    """One split: who may read it, who made it, and what of it recurs elsewhere."""
+    """One split of the dataset."""
 
     role: Role
+    """What the split may be used for: train, select (choice of models) or report (reported figures)."""
     origin: Literal["official", "ours"] = "official"
-    groups: Grouping | None = None  # what is kept whole between splits
-    recurs: str | None = None  # what may still recur across splits
+    """Who defined the split."""
+    groups: Grouping | None = None
+    """What lies in one split only; null: unknown."""
+    recurs: str | None = None
+    """What may be in other splits too."""
 
 
 class Carve(Config):
-    """Moves whole groups of one split into another, each by a hash of its name that is keyed by the seed."""
+    """Moves groups of one split into another; a hash of its name and the seed decides for each group."""
 
     source: str
     into: str
-    fraction: float = pydantic.Field(gt=0, lt=1)  # of the groups, on average
+    fraction: float = pydantic.Field(gt=0, lt=1)
+    """Share of the groups that is moved, on average."""
     by: Grouping
     seed: int = 0
 
@@ -84,107 +97,132 @@ class Carve(Config):
 class Protocol(Config):
     """How a split is scored: which rows, which classes, which prompts, and how images and logits are treated.
 
-    Rows of `split` that match every list of `where` are scored. A row's class is the one whose list holds the
-    row's value in the column `label`; rows of `apart` are predicted and reported but not scored; rows of
-    neither are left out. `unit: image` or `slide` pools rows that share `pool_by`. `view` is how an image
-    larger than the model's input is shown to it: squashed whole, its centre cropped, or tiles at `tile_mpp`.
+    The rows of `split` that match `where` are selected. A selected row is
+
+    - scored, as the class whose list in `classes` has the row's value of the column `label`;
+    - else predicted and reported without a score, if a list in `apart` has that value;
+    - else left out.
     """
 
     split: str
-    label: Literal["tissue", "biomarker", "label", "score", "pair"]  # pair: "{tissue} {biomarker}"
+    label: Literal["tissue", "biomarker", "label", "score", "pair"]
+    """The column of the labels. pair: "{tissue} {biomarker}"."""
     classes: dict[str, list[str]]
+    """Class -> labels."""
     prompts: str
+    """A prompt file, or the name of one of benchmarks/prompts."""
     where: dict[str, list[str]] = {}
+    """Column -> allowed values; a row must match all of them."""
     apart: dict[str, list[str]] = {}
+    """Name -> labels that are reported, but not scored."""
     unit: Literal["patch", "image", "slide"] = "patch"
+    """What is scored once. image, slide: the rows with the same value of `pool_by` are pooled."""
     pool_by: str | None = None
     view: Literal["squash", "centre", "tiles"] = "squash"
-    tile_mpp: Mpp | None = None  # microns a pixel of the tiles; None: the training data's
+    """How an image that is larger than the model's input is shown to the model: resized whole, its centre
+    cropped, or as tiles at `tile_mpp`."""
+    tile_mpp: Mpp | None = None
+    """Microns per pixel of the tiles; null: those of the model's training data."""
     max_tiles: pydantic.PositiveInt | None = None
     pooling: Literal["mean_embedding", "mean_logit", "max"] = "mean_embedding"
+    """How the sentences of a class become one logit."""
     scoring: Literal["cosine", "dot"] = "cosine"
     preprocessing: Literal["native", "released"] = "native"
-    ordinal: bool = False  # the classes are ordered: quadratic kappa is reported too
-    breakdown: str | None = None  # a column whose values are reported one by one
+    """native: the model's own. released: mean and standard deviation of MIHIC, as in the paper's code."""
+    ordinal: bool = False
+    """Whether the classes are ordered, so that quadratic kappa is reported too."""
+    breakdown: str | None = None
+    """A column: figures are also reported for each of its values."""
     basis: Literal["published", "inferred", "ours"]
+    """Where the protocol comes from: the publication, its figures, or this project."""
     note: str | None = None
 
     @pydantic.model_validator(mode="after")
-    def _classes_do_not_overlap(self) -> Protocol:
-        values = [v for listed in (*self.classes.values(), *self.apart.values()) for v in listed]
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise ValueError(f"the label '{twice[0]}' stands in two classes")
+    def _check_classes(self) -> Protocol:
+        labels = [label for listed in (*self.classes.values(), *self.apart.values()) for label in listed]
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        if repeated:
+            raise OptionError(f"the label '{repeated[0]}' is listed more than once", key="classes")
         if len(self.classes) < 2:
-            raise ValueError("a protocol needs two classes or more")
+            raise OptionError("a protocol must have at least two classes", key="classes")
         return self
 
 
 class Card(Config):
-    """One dataset, as its YAML declares it. Only `name`, `reader` and `splits` must be given."""
+    """One dataset, as its YAML declares it. Only `name`, `reader` and `splits` are required."""
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     reader: str
+    """The reader of the dataset's layout (`his2lip.data.readers.READERS`)."""
     splits: dict[SplitName, Split]
     title: str = ""
-    options: dict[str, Any] = {}  # the reader's own
+    options: dict[str, Any] = {}
+    """Options of the reader."""
     source: Source = Source()
     licence: Licence = Licence()
     citation: str = ""
     organ: list[str] = []
     scanner: str | None = None
     magnification: pydantic.PositiveFloat | None = None
-    mpp: Mpp | None = None  # microns a pixel; None where unknown
+    mpp: Mpp | None = None
+    """Microns per pixel; null: unknown."""
     mpp_basis: Literal["published", "inferred", "unknown"] = "unknown"
-    stain: str | None = None  # of all images, unless the reader knows better
+    stain: str | None = None
+    """Stain of the images for which the reader gives none."""
     published: Published = Published()
-    classes: dict[str, list[str]] = {}  # the dataset's own classes and the spellings of each
+    classes: dict[str, list[str]] = {}
+    """The dataset's own classes -> other spellings of each."""
     carve: list[Carve] = []
     protocols: dict[str, Protocol] = {}
-    in_domain: bool = False  # the training distribution of the paper's models: left out of zero-shot means
-    pretraining: dict[str, Literal["no", "yes", "possible", "unknown"]] = {}  # may a backbone have seen it?
-    differences: list[str] = []  # from what the paper's Table 1 says
-    unknown: list[str] = []  # what nobody could find out
+    in_domain: bool = False
+    """Whether the paper's models were trained on it; if so, it is left out of zero-shot means."""
+    pretraining: dict[str, Literal["no", "yes", "possible", "unknown"]] = {}
+    """Backbone -> whether its pretraining data may have had these images."""
+    differences: list[str] = []
+    """Differences from the paper's Table 1."""
+    unknown: list[str] = []
+    """Facts that could not be found out."""
 
     @pydantic.model_validator(mode="after")
-    def _splits_are_declared(self) -> Card:
-        named = [(f"protocol {n}", p.split) for n, p in self.protocols.items()]
-        named += [(f"carve into {c.into}", s) for c in self.carve for s in (c.source, c.into)]
-        for who, split in named:
+    def _check_splits(self) -> Card:
+        named = [(f"protocols.{name}.split", protocol.split) for name, protocol in self.protocols.items()]
+        for number, carve in enumerate(self.carve):
+            named += [(f"carve.{number}.source", carve.source), (f"carve.{number}.into", carve.into)]
+        for key, split in named:
             if split not in self.splits:
-                raise ValueError(f"{who} names the split '{split}', which `splits` does not declare")
+                raise OptionError(f"`splits` does not declare the split '{split}'", key=key)
         return self
 
     @property
     def roles(self) -> dict[str, Role]:
-        """Role of each split."""
+        """Split -> role."""
         return {name: split.role for name, split in self.splits.items()}
 
     def label(self, spelling: str) -> str:
-        """The dataset's class that `spelling` means. Raises DatasetError for an unknown one."""
+        """The dataset's class that `spelling` names. Raises DatasetError for an unknown class."""
         for name, aliases in self.classes.items():
             if taxonomy.folded(spelling) in map(taxonomy.folded, (name, *aliases)):
                 return name
+        what = f"'{spelling}' is not a class of this dataset"
         fix = did_you_mean(spelling, self.classes)
-        raise DatasetError(
-            f"'{spelling}' is not a class of this dataset", where=self.name, key=spelling, fix=fix
-        )
+        raise DatasetError(what, where=self.name, key=spelling, fix=fix)
 
 
 def load_card(name_or_path: str | Path) -> Card:
-    """The card that his2lip carries under a name, or that a YAML file of the user's holds.
+    """The card of a name in `list_cards`, or of a YAML file (a path that ends in .yaml or .yml).
 
-    Raises ConfigError for an unknown name, a missing file, or a card with a wrong key.
+    Raises ConfigError for an unknown name, a missing file, and a card that is not valid.
     """
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
         return config.load(Card, resources.find(text))
     path = resources.root() / CARDS / f"{text}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no dataset card is named '{text}'", fix=did_you_mean(text, list_cards()))
+        what = f"no dataset card is named '{text}'"
+        raise ConfigError(what, key=text, fix=did_you_mean(text, list_cards()))
     return config.load(Card, path)
 
 
 def list_cards() -> list[str]:
-    """Names of the cards that his2lip carries, sorted."""
+    """Names of the cards that are part of the package, sorted."""
     return sorted(path.stem for path in (resources.root() / CARDS).glob("*.yaml"))

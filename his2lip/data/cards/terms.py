@@ -1,4 +1,4 @@
-"""Terms of use that travel: what datasets' licences ask of whoever uses what was made of them."""
+"""Terms of use of datasets, and of what is derived from them, such as shards and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from his2lip.errors import DatasetError
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms of one dataset, or the strictest of several; None where they are not known.
+    """The terms of one dataset, or the strictest of several. None: unknown.
 
-    `datasets` is name -> licence; `attribution` are the citations that must be given.
+    datasets     name -> licence
+    commercial   whether commercial use is allowed
+    derivatives  whether derived works are allowed
+    share_alike  whether derived works must be shared under the same licence
+    attribution  citations that must be given
     """
 
     datasets: dict[str, str]
@@ -25,39 +29,41 @@ class Terms:
     attribution: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a checkpoint's his2lip.json, under `terms`."""
+        """The value of `terms` in a checkpoint's his2lip.json."""
         return asdict(self) | {"attribution": list(self.attribution)}
 
     @classmethod
     def from_json(cls, tree: Any, *, where: str) -> Terms:
-        """`to_json` read back. Raises DatasetError for anything else."""
+        """Reads what `to_json` returned. Raises DatasetError for anything else."""
         try:
             return cls(**(tree | {"attribution": tuple(tree["attribution"])}))
         except (TypeError, KeyError) as error:
-            raise DatasetError(f"these terms of use cannot be read: {error}", where=where) from None
+            what = f"the terms of use cannot be read: {error}"
+            raise DatasetError(what, where=where, key="terms") from None
 
     def notes(self) -> list[str]:
-        """What someone should know before making anything of these data, a sentence each."""
+        """Restrictions to know before the data are used, and terms that are unknown; one sentence each."""
         named = ", ".join(f"{name}: {licence}" for name, licence in self.datasets.items())
         unknown = [
             what
             for what, value in (("commercial use", self.commercial), ("derived works", self.derivatives))
             if value is None
         ]
-        said = []
+        notes = []
         if unknown:
-            said.append(f"whether {' and '.join(unknown)} may be made of these data is not known ({named})")
+            uses = " and ".join(unknown)
+            notes.append(f"it is not known whether the licence allows {uses} ({named})")
         if self.derivatives is False:
-            said.append(f"the licence forbids derived works, which a trained model may be ({named})")
+            notes.append(f"the licence forbids derived works, and a trained model may be one ({named})")
         if self.commercial is False:
-            said.append(f"the licence forbids commercial use, of what is trained on it too ({named})")
+            notes.append(f"the licence forbids commercial use, also of models trained on the data ({named})")
         if self.share_alike:
-            said.append(f"what is made of these data must be shared under the same licence ({named})")
-        return said
+            notes.append(f"works derived from these data must be shared under the same licence ({named})")
+        return notes
 
 
 class _Prepared(Protocol):
-    """What `terms_of` reads of a prepared dataset's description (`data.shards.DatasetInfo`)."""
+    """The fields of `data.shards.DatasetInfo` that `terms_of` reads."""
 
     @property
     def name(self) -> str: ...
@@ -68,14 +74,14 @@ class _Prepared(Protocol):
 
 
 def terms_of(info: _Prepared) -> Terms:
-    """The terms of a prepared dataset, from the card in its dataset.json. Generated pixels have none."""
+    """The terms of a prepared dataset, from the card in its dataset.json. Generated images have none."""
     if info.generated:
         return Terms(datasets={f"{info.name}-generated": "none, generated"})
     return terms_of_card(info.name, info.card)
 
 
 def terms_of_card(name: str, card: Mapping[str, Any]) -> Terms:
-    """The terms that a dataset's card states, whatever was made of the dataset."""
+    """The terms that a dataset's card states; `card` is the card as plain JSON values."""
     licence = validate(Licence, card.get("licence", {}), where=f"{name}, licence")
     cite = licence.attribution is not False
     return Terms(
@@ -88,7 +94,7 @@ def terms_of_card(name: str, card: Mapping[str, Any]) -> Terms:
 
 
 def strictest(terms: Iterable[Terms]) -> Terms:
-    """What holds where all of `terms` hold at once: a ban wins over the unknown, the unknown over a leave."""
+    """The terms of what is derived from several datasets: per field, forbidden over unknown over allowed."""
     terms = list(terms)
     return Terms(
         datasets={name: licence for one in terms for name, licence in one.datasets.items()},

@@ -1,4 +1,4 @@
-"""data check of a dataset card: are its fields, classes, protocols and counts fit to prepare and score by?"""
+"""Check of a dataset card: finds faults in its options, classes, protocols and counts, without its images."""
 
 from __future__ import annotations
 
@@ -18,74 +18,98 @@ _SCORES = ("0", "1+", "2+", "3+")
 
 
 @dataclass(frozen=True)
+class CardFinding:
+    """A problem or a warning, in one sentence. `key` is the dotted key of the card that it is about."""
+
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}"
+
+
+@dataclass(frozen=True)
 class CardReport:
-    """`problems` would stop or mislead a benchmark; `warnings` are to be known. Each is one sentence."""
+    """The result of `check_card`.
+
+    problems  faults with which the card cannot be used, or gives wrong figures
+    warnings  what a user should know before trusting or publishing figures
+    """
 
     card: Card
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    problems: list[CardFinding] = field(default_factory=list)
+    warnings: list[CardFinding] = field(default_factory=list)
 
 
 def check_card(card: Card) -> CardReport:
-    """Checks what can be checked without the dataset's files (its prompts apart, which evaluation reads)."""
-    problems = [*_reader(card), *_classes(card)]
-    if card.stain is not None and card.stain not in LOOKS:
-        problems.append(f"no image is stained '{card.stain}'; {did_you_mean(card.stain, LOOKS)}")
+    """Checks a card without reading the dataset's files or its prompts."""
+    problems = [*_check_reader(card), *_check_classes(card), *_check_stain(card)]
     for name, protocol in card.protocols.items():
-        problems += [f"protocol {name}: {said}" for said in _protocol(card, protocol)]
-    return CardReport(card, problems + list(_counts(card)), list(_to_know(card)))
+        problems += _check_protocol(card, protocol, key=f"protocols.{name}")
+    return CardReport(card, [*problems, *_check_counts(card)], list(_warnings(card)))
 
 
-def _reader(card: Card) -> Iterator[str]:
-    """A reader that is not there, and options that it does not take."""
+def _check_reader(card: Card) -> Iterator[CardFinding]:
     if card.reader not in READERS:
-        yield f"no reader is named '{card.reader}'; {did_you_mean(card.reader, READERS)}"
+        yield CardFinding(
+            "reader", f"no reader is named '{card.reader}'; {did_you_mean(card.reader, READERS)}"
+        )
         return
     module = importlib.import_module(f"his2lip.data.readers.{card.reader}")
     options = [kind for name, kind in vars(module).items() if name.endswith("Options")]
     try:
-        validate(options[0] if options else Config, card.options, where="options")
+        validate(options[0] if options else Config, card.options)
     except ConfigError as error:
-        yield str(error)
+        what = f"{error.what}; {error.fix}" if error.fix else error.what
+        yield CardFinding(".".join(filter(None, ("options", error.key))), what)
 
 
-def _classes(card: Card) -> Iterator[str]:
-    """Spellings that two classes claim: a file's label would depend on their order."""
+def _check_classes(card: Card) -> Iterator[CardFinding]:
+    """Two classes must not have one spelling, since the label of a file would depend on their order."""
     owner: dict[str, str] = {}
     for name, aliases in card.classes.items():
         for spelling in {s.casefold() for s in (name, *aliases)}:
             if owner.setdefault(spelling, name) != name:
-                yield f"'{spelling}' spells both the class {owner[spelling]} and the class {name}"
+                what = f"'{spelling}' is a spelling of the class '{owner[spelling]}' and of '{name}'"
+                yield CardFinding(f"classes.{name}", what)
 
 
-def _protocol(card: Card, protocol: Protocol) -> Iterator[str]:
-    """Label rules and columns that no row could ever meet, and splits that must not be scored."""
+def _check_stain(card: Card) -> Iterator[CardFinding]:
+    if card.stain is not None and card.stain not in LOOKS:
+        yield CardFinding("stain", f"no stain is named '{card.stain}'; {did_you_mean(card.stain, LOOKS)}")
+
+
+def _check_protocol(card: Card, protocol: Protocol, *, key: str) -> Iterator[CardFinding]:
+    """The split must have the role `report`, and the columns and labels must exist in shards."""
     role = card.roles[protocol.split]
     if role != "report":
-        yield f"it scores the split {protocol.split}, whose role is {role}, not report"
-    for group in (protocol.classes, protocol.apart):
-        for values in group.values():
-            yield from _values(card, protocol.label, values)
+        what = (
+            f"the split '{protocol.split}' has the role '{role}', and only splits for 'report' may be scored"
+        )
+        yield CardFinding(f"{key}.split", what)
+    for option, groups in (("classes", protocol.classes), ("apart", protocol.apart)):
+        for name, labels in groups.items():
+            yield from _check_values(card, protocol.label, labels, key=f"{key}.{option}.{name}")
     for column, values in protocol.where.items():
-        yield from _values(card, column, values)
+        yield from _check_values(card, column, values, key=f"{key}.where.{column}")
     for option, named in (("pool_by", protocol.pool_by), ("breakdown", protocol.breakdown)):
         if named is not None and named not in WITHOUT_IMAGE:
-            yield f"{option} names the column '{named}', which shards do not have"
+            yield CardFinding(f"{key}.{option}", f"shards have no column '{named}'")
 
 
-def _values(card: Card, column: str, values: Iterable[str]) -> Iterator[str]:
-    """Values that a column never holds, each with the nearest that it may."""
+def _check_values(card: Card, column: str, values: Iterable[str], *, key: str) -> Iterator[CardFinding]:
+    """The column must exist and be able to have each of the values."""
     if column != "pair" and column not in WITHOUT_IMAGE:
-        yield f"it names the column '{column}', which shards do not have"
+        yield CardFinding(key, f"shards have no column '{column}'")
         return
     known = _vocabulary(card, column)
     for value in values:
         if known and value not in known:
-            yield f"no row's {column} can be '{value}'; {did_you_mean(value, known)}"
+            yield CardFinding(key, f"the column '{column}' never has '{value}'; {did_you_mean(value, known)}")
 
 
 def _vocabulary(card: Card, column: str) -> tuple[str, ...]:
-    """All that a column may hold; nothing where that is open."""
+    """All values that a column can have; empty where they are not limited."""
     vocabularies: dict[str, tuple[str, ...]] = {
         "tissue": taxonomy.TISSUES,
         "biomarker": taxonomy.BIOMARKERS,
@@ -97,29 +121,33 @@ def _vocabulary(card: Card, column: str) -> tuple[str, ...]:
     return vocabularies.get(column, ())
 
 
-def _counts(card: Card) -> Iterator[str]:
-    """Published counts that name a split or a class which the card does not."""
+def _check_counts(card: Card) -> Iterator[CardFinding]:
+    """Published counts must be of splits and classes of the card."""
     for split, labels in card.published.counts.items():
+        key = f"published.counts.{split}"
         if split not in card.splits:
-            yield f"published.counts names the split '{split}', which `splits` does not declare"
+            yield CardFinding(key, f"`splits` does not declare the split '{split}'")
         for label in labels:
             if label != "all" and card.classes and label not in card.classes:
-                yield f"published.counts names the class '{label}'; {did_you_mean(label, card.classes)}"
+                fix = did_you_mean(label, card.classes)
+                yield CardFinding(f"{key}.{label}", f"the card has no class '{label}'; {fix}")
 
 
-def _to_know(card: Card) -> Iterator[str]:
-    """What a user should know before trusting figures, or sharing them."""
-    yield from terms_of_card(card.name, card.model_dump(mode="json")).notes()
+def _warnings(card: Card) -> Iterator[CardFinding]:
+    for note in terms_of_card(card.name, card.model_dump(mode="json")).notes():
+        yield CardFinding("licence", note)
     if not card.citation:
-        yield "no citation is given"
+        yield CardFinding("citation", "none is given")
     if card.mpp is None:
-        yield "microns a pixel are unknown: tiles at a scale will be cut in pixels"
+        what = "microns per pixel are unknown, so tiles are cut by pixels even where a view gives a scale"
+        yield CardFinding("mpp", what)
     if not card.protocols:
-        yield "no protocol is given, so the dataset cannot be benchmarked"
+        yield CardFinding("protocols", "there is none, so the dataset cannot be benchmarked")
     total = sum(sum(labels.values()) for labels in card.published.counts.values())
     if card.published.counts and card.published.images not in (None, total):
         images = card.published.images
-        yield f"the published counts add up to {total:,}, and {images:,} images are published in all"
+        what = f"the counts add up to {total:,}, but {images:,} images are published in all"
+        yield CardFinding("published.counts", what)
     for name, split in card.splits.items():
         if split.recurs:
-            yield f"{name}: {split.recurs}"
+            yield CardFinding(f"splits.{name}.recurs", split.recurs)

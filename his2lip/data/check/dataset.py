@@ -1,4 +1,4 @@
-"""data check: are prepared shards whole and true, and does anything leak between their splits?"""
+"""Check of prepared shards: content, published counts, leaks between splits, and stains."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ from his2lip.data.shards import (
 )
 from his2lip.errors import DatasetError, ImageError
 
-Progress = Callable[[int, int], None]  # rows done, rows in all
+ProgressCallback = Callable[[int, int], None]  # rows done, rows in all
 
-_BATCH = 64  # rows that are Python objects at once; one row group is in memory
+_BATCH_ROWS = 64  # rows that are converted to Python objects at once
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """`problems` should stop a benchmark; `warnings` are to be known. Each is one sentence.
+    """The result of `check`.
 
-    `leaks` pairs what recurs between splits with whether that is a problem.
+    images    statistics of the images, and thumbnails where they were asked for
+    problems  faults that should stop a benchmark; one sentence each
+    warnings  what a user should know; one sentence each
+    leaks     what is in two splits, and whether that is a problem
     """
 
     info: DatasetInfo
@@ -46,40 +49,45 @@ class CheckReport:
     leaks: list[tuple[Leak, bool]] = field(default_factory=list)
 
 
-def check(uri: str | Path, *, samples: int = 0, progress: Progress | None = None) -> CheckReport:
-    """Reads every row and image once. Raises DatasetError where there is no prepared dataset.
+def check(uri: str | Path, *, samples: int = 0, progress: ProgressCallback | None = None) -> CheckReport:
+    """Reads every row and image of a prepared dataset once.
 
-    `samples` is how many thumbnails of each class the report keeps.
+    uri      folder or URI of the shards
+    samples  number of thumbnails per class in the report
+
+    A shard that cannot be read is a problem in the report, and ends the check. Raises DatasetError where
+    there is no prepared dataset.
     """
     shards = open_shards(uri)
     report = CheckReport(shards.info, ImageStats(samples=samples))
     card = validate(Card, shards.info.card, where=f"{uri}/dataset.json, card")
-    seen = _Seen()
+    totals = _Totals()
     try:
         for done, row in enumerate(_rows(shards), start=1):
-            seen.take(row, report)
+            totals.add(row, report)
             if progress is not None:
                 progress(done, shards.info.rows)
     except DatasetError as error:
         report.problems.append(str(error))
         return report
-    _compare_content(seen, report)
+    _compare_content(totals, report)
     if not shards.info.generated:
         _compare_published(card, report)
-    _find_leaks(card, shards, seen, report)
+    _find_leaks(card, shards, totals, report)
     report.warnings.extend(report.images.warnings())
     return report
 
 
-class _Seen:
-    """What one pass over the rows leaves: sums, counts, and in which splits each value stands."""
+class _Totals:
+    """Gathered in one pass over the rows: their digest and counts, and the splits that each value is in."""
 
     def __init__(self) -> None:
         self.content = self.rows = 0
         self.counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.sightings = Sightings()
 
-    def take(self, row: dict[str, Any], report: CheckReport) -> None:
+    def add(self, row: dict[str, Any], report: CheckReport) -> None:
+        """Adds one row with all its columns, and reports the faults of its image."""
         image, label = row.pop("image"), row["label"] or NO_LABEL
         self.content = (self.content + row_digest(row)) % 2**256
         self.rows += 1
@@ -93,72 +101,83 @@ class _Seen:
             values["look"] = difference_hash(pixels)
             names = {key: row[key] for key in ("patch_id", "split", "stain")}
             report.images.add(pixels, look_at(pixels), label=label, **names)
-        self.sightings.take(row["split"], values)
+        self.sightings.add(row["split"], values)
 
 
 def _pixels(image: bytes, row: dict[str, Any], report: CheckReport) -> np.ndarray | None:
-    """The image decoded, or None with a problem said."""
+    """The decoded image, uint8 (H, W, 3); None where it cannot be used, which is reported as a problem."""
     if hashlib.sha256(image).hexdigest() != row["sha256"]:
-        report.problems.append(f"{row['patch_id']}: the image is not the one that was written")
+        report.problems.append(f"{row['patch_id']}: the sha256 of the image differs from the row's")
         return None
     try:
         pixels = decode(image)
     except ImageError as error:
         report.problems.append(f"{row['patch_id']}: {error.what}")
         return None
-    if pixels.shape[:2] != (row["height"], row["width"]):
-        report.problems.append(f"{row['patch_id']}: the size in the row is not the image's")
+    height, width = pixels.shape[:2]
+    if (height, width) != (row["height"], row["width"]):
+        stated = f"{row['width']} x {row['height']} px"
+        report.problems.append(
+            f"{row['patch_id']}: the row states {stated}, the image has {width} x {height}"
+        )
     return pixels
 
 
 def _rows(shards: ShardSet) -> Iterator[dict[str, Any]]:
     for split in shards.splits:
-        for batch in shards.iter_rows(split, SCHEMA.names, batch_rows=_BATCH):
+        for batch in shards.iter_rows(split, SCHEMA.names, batch_rows=_BATCH_ROWS):
             yield from batch.to_pylist()
 
 
-def _compare_content(seen: _Seen, report: CheckReport) -> None:
+def _compare_content(totals: _Totals, report: CheckReport) -> None:
+    """Compares the rows with dataset.json, and warns of quarantined files."""
     info = report.info
-    counts = {split: dict(labels) for split, labels in seen.counts.items()}
+    counts = {split: dict(labels) for split, labels in totals.counts.items()}
     if counts != info.counts:
-        report.problems.append(f"the rows count {counts}, dataset.json says {info.counts}")
-    if content_digest(info.name, seen.rows, seen.content) != info.digest:
-        report.problems.append("the digest of the rows is not the one in dataset.json")
+        report.problems.append(f"`counts` in dataset.json is {info.counts}, but the shards have {counts}")
+    if content_digest(info.name, totals.rows, totals.content) != info.digest:
+        report.problems.append("`digest` in dataset.json differs from the digest of the rows")
     if info.quarantined:
         path, reason = info.quarantined[0]
         n = len(info.quarantined)
-        said = f"{n:,} {'file was' if n == 1 else 'files were'} quarantined, such as {path}: {reason}"
-        report.warnings.append(said)
+        files = "file was" if n == 1 else "files were"
+        report.warnings.append(f"{n:,} {files} quarantined, such as {path}: {reason}")
 
 
 def _compare_published(card: Card, report: CheckReport) -> None:
-    """A difference from the published counts is a warning that names both."""
+    """Warns where the number of patches differs from the published number.
+
+    Counts of a carved split are added to the split that it was carved from.
+    """
     if report.info.view != "published" or card.published.unit != "patch":
         return
-    ours = {split: dict(labels) for split, labels in report.info.counts.items()}
+    here = {split: dict(labels) for split, labels in report.info.counts.items()}
     for carve in reversed(card.carve):
-        for label, n in ours.pop(carve.into, {}).items():
-            ours.setdefault(carve.source, {})[label] = ours.get(carve.source, {}).get(label, 0) + n
+        for label, n in here.pop(carve.into, {}).items():
+            here.setdefault(carve.source, {})[label] = here.get(carve.source, {}).get(label, 0) + n
     for split, labels in card.published.counts.items():
-        have = ours.get(split, {})
-        for label, want in labels.items():
-            n = sum(have.values()) if label == "all" else have.get(label, 0)
-            if n != want:
-                report.warnings.append(f"{split}, {label}: {n:,} patches here, {want:,} published")
+        found = here.get(split, {})
+        for label, published in labels.items():
+            n = sum(found.values()) if label == "all" else found.get(label, 0)
+            if n != published:
+                report.warnings.append(f"{split}, {label}: {n:,} patches here, {published:,} published")
 
 
-def _find_leaks(card: Card, shards: ShardSet, seen: _Seen, report: CheckReport) -> None:
-    """Values that stand in two splits. What the card says to recur, or cannot be told apart, is a warning."""
-    for leak in seen.sightings.leaks():
+def _find_leaks(card: Card, shards: ShardSet, totals: _Totals, report: CheckReport) -> None:
+    """Reports values that are in two splits, unless all of these have the role `report`.
+
+    A leak that the card allows (`may_recur`) is a warning, and so are images that only look alike.
+    """
+    for leak in totals.sightings.leaks():
         if {card.roles.get(split) for split in leak.splits} == {"report"}:
             continue
         problem = leak.kind != "look" and not may_recur(card, leak)
         report.leaks.append((leak, problem))
-        said = f"{leak}, such as {' and '.join(_patches(leak, shards))}"
-        (report.problems if problem else report.warnings).append(said)
+        line = f"{leak}, such as {' and '.join(_patches(leak, shards))}"
+        (report.problems if problem else report.warnings).append(line)
 
 
 def _patches(leak: Leak, shards: ShardSet) -> Iterator[str]:
-    """The patch id of the leak's example in each split."""
+    """The patch id of the leak's example in each of its splits."""
     for split, row in zip(leak.splits, leak.rows, strict=True):
         yield shards.table(split, ["patch_id"])["patch_id"][row].as_py()

@@ -1,4 +1,4 @@
-"""Image statistics of prepared shards: size, colour, blank share and stain, by split and class."""
+"""Statistics of the images of prepared shards: size, colour, blank share and stain, by split and class."""
 
 from __future__ import annotations
 
@@ -13,26 +13,41 @@ from PIL import Image
 
 from his2lip.data.images import LOOKS, StainLook, encode_jpeg, sampled
 
-SAMPLES = 6  # pictures kept of each class
-_CLASSES = 100  # classes of which pictures are kept, at most
-_THUMBNAIL = 96  # pixels a side, at most
-NO_STAIN = "(not said)"
+SAMPLES = 6  # thumbnails per class
+NO_STAIN = "(none)"  # the stain of rows whose column `stain` is empty
+_CLASSES = 100  # largest number of classes with thumbnails
+_THUMBNAIL = 96  # pixels per side, at most
+# Declared stain -> look -> share of the images that show a stain above which the look is worth a warning.
+# A haematoxylin look is no evidence against DAB and AEC, since a negative patch has it. AEC and DAB are
+# easily confused, so they count against each other only above half of the images.
+_CONTRADICTS: dict[str, dict[str, float]] = {
+    "DAB": {"H&E": 0.05, "AEC": 0.5},
+    "AEC": {"H&E": 0.05, "DAB": 0.5},
+    "haematoxylin": {"H&E": 0.05, "DAB": 0.05, "AEC": 0.05},
+    "H&E": {"DAB": 0.25, "AEC": 0.25, "haematoxylin": 0.75},
+}
 
 
 @dataclass
 class GroupStats:
-    """Sums over the images of one split and class; colours are means over an image's pixels, 0 to 255."""
+    """Sums over the images of one split and class.
+
+    images, blank        number of images, and of those that show hardly any tissue
+    widths, heights      the smallest and the largest, in pixels
+    colour               float64 (3,): sum of the images' mean R, G, B (0 to 255)
+    grey, grey_squared   sums of the images' mean grey levels (0 to 255), and of their squares
+    """
 
     images: int = 0
     blank: int = 0
-    widths: tuple[int, int] = (0, 0)  # the least and the most
+    widths: tuple[int, int] = (0, 0)
     heights: tuple[int, int] = (0, 0)
-    colour: np.ndarray = field(default_factory=lambda: np.zeros(3))  # sum of each image's mean R, G, B
+    colour: np.ndarray = field(default_factory=lambda: np.zeros(3))
     grey: float = 0.0
     grey_squared: float = 0.0
 
     def add(self, pixels: np.ndarray, look: StainLook) -> None:
-        """Takes one image, uint8 (H, W, 3)."""
+        """Adds one image, uint8 (H, W, 3)."""
         colour = sampled(pixels).reshape(-1, 3).mean(axis=0)
         grey = float(colour.mean())
         height, width = pixels.shape[:2]
@@ -46,33 +61,34 @@ class GroupStats:
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """The mean colour, rounded."""
+        """Mean R, G, B of the images, rounded."""
         red, green, blue = (self.colour / max(self.images, 1)).round().astype(int).tolist()
         return red, green, blue
 
     @property
     def brightness(self) -> tuple[float, float]:
-        """Mean and standard deviation, over images, of their mean grey level."""
+        """Mean and standard deviation of the images' mean grey levels."""
         mean = self.grey / max(self.images, 1)
         return mean, max(self.grey_squared / max(self.images, 1) - mean * mean, 0.0) ** 0.5
 
     @property
     def blank_percent(self) -> str:
-        """How many images show hardly any tissue, as people read it."""
+        """Share of the images that show hardly any tissue, as text."""
         return f"{100 * self.blank / max(self.images, 1):.1f}%"
 
     @property
     def size(self) -> str:
-        """`128 x 128 px`, or the smallest and the largest width and height."""
+        """Width and height as text: `128 x 128 px`, or ranges such as `48 to 64 x 32 to 64 px`."""
         return f"{_range(self.widths)} x {_range(self.heights)} px"
 
 
 class ImageStats:
-    """Gathers them image by image; memory grows with the number of classes only.
+    """Gathers statistics image by image. Memory grows only with the number of classes.
 
-    groups   (split, class) -> its sums
-    stains   stain as the row says -> what deconvolution says (None: blank) -> images
-    samples  class -> thumbnails (JPEG bytes), a few chosen by their patch id's hash; empty unless asked for
+    groups  (split, class) -> sums
+    stains  declared stain -> stain by colour deconvolution (None: blank) -> number of images
+
+    The argument `samples` is the number of thumbnails to keep per class.
     """
 
     def __init__(self, *, samples: int = 0) -> None:
@@ -84,7 +100,7 @@ class ImageStats:
     def add(
         self, pixels: np.ndarray, look: StainLook, *, patch_id: str, split: str, label: str, stain: str | None
     ) -> None:
-        """Takes one image, uint8 (H, W, 3), and what it looks like."""
+        """Adds one image, uint8 (H, W, 3), with its look and its row's values."""
         self.groups[split, label].add(pixels, look)
         self.stains[stain or NO_STAIN][look.stain] += 1
         if self._samples:
@@ -92,23 +108,24 @@ class ImageStats:
 
     @property
     def samples(self) -> dict[str, list[tuple[str, bytes]]]:
-        """class -> (patch id, JPEG thumbnail) of its samples, sorted by patch id."""
+        """Class -> (patch id, JPEG thumbnail) of each sample, sorted by patch id."""
         return {label: sorted((i, data) for _, i, data in kept) for label, kept in sorted(self._kept.items())}
 
     def warnings(self) -> Iterator[str]:
-        """What the stain check finds against the `stain` column, a sentence each."""
-        for said, looks in sorted(self.stains.items()):
-            if said not in (*LOOKS, NO_STAIN):
-                known = ", ".join(LOOKS)
-                yield f"{sum(looks.values()):,} images are said to be stained '{said}', none of {known}"
-            judged = sum(n for look, n in looks.items() if look is not None)
-            against = {look: n for look, n in looks.items() if look in _AGAINST.get(said, {})}
-            for look, n in sorted(against.items(), key=lambda one: str(one[0])):
-                if n > _AGAINST[said][str(look)] * judged:
-                    yield f"{n:,} of {judged:,} images that should be {said} look like {look}"
+        """Unknown stains in the column `stain`, and looks that contradict it; one sentence each."""
+        for declared, looks in sorted(self.stains.items()):
+            if declared not in (*LOOKS, NO_STAIN):
+                yield f"{sum(looks.values()):,} images have the stain '{declared}'; known: {', '.join(LOOKS)}"
+            stained = sum(n for look, n in looks.items() if look is not None)
+            limits = _CONTRADICTS.get(declared, {})
+            for look, n in sorted(
+                (look, n) for look, n in looks.items() if look is not None and look in limits
+            ):
+                if n > limits[look] * stained:
+                    yield f"{n:,} of {stained:,} images have the stain '{declared}' but look like {look}"
 
     def _sample(self, pixels: np.ndarray, patch_id: str, label: str) -> None:
-        """Keeps those whose hash is smallest: a fair choice, the same in any order of rows."""
+        """Keeps the images whose patch ids have the smallest hashes, whatever the order of the rows."""
         if label not in self._kept and len(self._kept) >= _CLASSES:
             return
         kept = self._kept.setdefault(label, [])
@@ -117,17 +134,6 @@ class ImageStats:
             heapq.heappush(kept, (rank, patch_id, _thumbnail(pixels)))
         elif rank > kept[0][0]:
             heapq.heapreplace(kept, (rank, patch_id, _thumbnail(pixels)))
-
-
-# Stain as a row says -> look -> share of the images that show a stain from which it is worth a warning. A
-# haematoxylin look is no evidence against an antibody (a negative patch has it), and AEC against DAB is only
-# where nearly all say so, for each is easily taken for the other.
-_AGAINST: dict[str, dict[str, float]] = {
-    "DAB": {"H&E": 0.05, "AEC": 0.5},
-    "AEC": {"H&E": 0.05, "DAB": 0.5},
-    "haematoxylin": {"H&E": 0.05, "DAB": 0.05, "AEC": 0.05},
-    "H&E": {"DAB": 0.25, "AEC": 0.25, "haematoxylin": 0.75},
-}
 
 
 def _thumbnail(pixels: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""What recurs between splits: cases, slides, regions, files, equal pixels, and images that look alike."""
+"""Leaks: cases, slides, regions, files, equal pixels and look-alike images that are in two splits or more."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ from PIL import Image
 
 from his2lip.data.cards import Card
 
-KINDS = {  # one, and several
+KINDS = {  # kind of a leak -> its name in the singular and in the plural
     "case": ("case", "cases"),
     "slide": ("slide", "slides"),
     "region": ("region", "regions"),
     "file": ("file", "files"),
-    "pixels": ("image, pixel for pixel,", "images, pixel for pixel,"),
+    "pixels": ("image with equal pixels", "images with equal pixels"),
     "look": ("look-alike image", "look-alike images"),
 }
-ALIKE = (
-    15  # bits of 256 in which hashes of one picture differ: JPEG at quality 60 changes 6, others 36 or more
-)
-_LADDER = ("case", "slide", "region", "file")
-_SIDE = 16  # a difference hash of 16 x 16 bits tells neighbouring tiles apart
+# Largest number of bits, of 256, in which the hashes of look-alike images differ. Saving a patch as JPEG of
+# quality 60 changes 6 bits; two different patches differed in at least 36.
+ALIKE = 15
+_LEVELS = ("case", "slide", "region", "file")  # from coarse to fine
+_SIDE = 16  # bits per side of a difference hash; enough to distinguish neighbouring tiles
 _FLAT = 6.0  # standard deviation of grey levels below which patches (glass, plain stroma) all look alike
-_MOST = 512  # neighbours in one band's order that are compared; runs this long hold stripes, not pictures
+_NEIGHBOURS = 512  # compared per hash and band; only repetitive images have longer runs of one band value
 
 
 @dataclass(frozen=True)
 class Leak:
-    """`count` values of a kind that stand in all of `splits`; `rows` has one row number in each, to show."""
+    """Values of one kind that are in several splits.
+
+    kind    a key of KINDS
+    splits  the splits that have all of the values
+    count   number of values
+    rows    an example: its row number in each of `splits`
+    """
 
     kind: str
     splits: tuple[str, ...]
@@ -39,20 +45,23 @@ class Leak:
     rows: tuple[int, ...]
 
     def __str__(self) -> str:
-        one, several = KINDS[self.kind]
-        subject = f"{self.count:,} {several} stand" if self.count > 1 else f"1 {one} stands"
+        singular, plural = KINDS[self.kind]
+        subject = f"{self.count:,} {plural} are" if self.count > 1 else f"1 {singular} is"
         return f"{subject} in {' and '.join(self.splits)}"
 
 
 class Sightings:
-    """In which splits each value stands, as hashes: 72 bytes a row, whatever the images' size."""
+    """Records the values of the rows of each split as hashes, 72 bytes per row."""
 
     def __init__(self) -> None:
         self._hashes: dict[str, dict[str, array[int]]] = {kind: {} for kind in KINDS if kind != "look"}
         self._looks: dict[str, bytearray] = {}
 
-    def take(self, split: str, values: dict[str, str | bytes | None]) -> None:
-        """One row's values by kind (None where unknown); rows come in the order of their split."""
+    def add(self, split: str, values: dict[str, str | bytes | None]) -> None:
+        """Adds one row's values (kind -> value, None where unknown). Rows come in the order of their split.
+
+        The value of the kind `look` is a `difference_hash`.
+        """
         for kind, hashes in self._hashes.items():
             value = values.get(kind)
             hashes.setdefault(split, array("Q")).append(0 if value is None else _hash(value))
@@ -62,7 +71,7 @@ class Sightings:
         )
 
     def leaks(self) -> Iterator[Leak]:
-        """Values that stand in two splits or more, kind by kind."""
+        """Leaks of each kind: one per set of splits, and one per pair of splits for look-alike images."""
         for kind, hashes in self._hashes.items():
             yield from _equal(kind, {s: np.frombuffer(h, dtype=np.uint64) for s, h in hashes.items()})
         looks = {s: np.frombuffer(h, dtype=np.uint64).reshape(-1, 4) for s, h in self._looks.items()}
@@ -70,40 +79,43 @@ class Sightings:
 
 
 def may_recur(card: Card, leak: Leak) -> bool:
-    """Whether the card's grouping is finer than the leak's kind: a split by file lets slides recur."""
+    """Whether the card's splits allow the leak, since their grouping is finer than its kind.
+
+    For example, a slide may be in two splits that were made by file.
+    """
     groups = [card.splits[s].groups for s in leak.splits if s in card.splits]
-    finest = max((_LADDER.index(g) for g in groups if g), default=0)
-    return leak.kind in _LADDER and _LADDER.index(leak.kind) < finest
+    finest = max((_LEVELS.index(g) for g in groups if g), default=0)
+    return leak.kind in _LEVELS and _LEVELS.index(leak.kind) < finest
 
 
 def difference_hash(pixels: np.ndarray) -> bytes | None:
-    """32 bytes of which alike-looking images share all but `ALIKE` bits; None for a flat one.
+    """A hash (32 bytes) of uint8 (H, W, 3) that differs by at most `ALIKE` bits between look-alike images.
 
-    uint8 (H, W, 3) in. Bit = whether a cell of the grey thumbnail is brighter than its right neighbour (N.
-    Krawetz's dHash).
+    None for an image that is too uniform to be recognised. Each bit tells whether a pixel of the grey 17 x 16
+    thumbnail is brighter than its left neighbour (dHash, N. Krawetz).
     """
     grey = Image.fromarray(pixels).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
-    cells = np.asarray(grey, dtype=np.int16)
-    if cells.std() < _FLAT:
+    levels = np.asarray(grey, dtype=np.int16)
+    if levels.std() < _FLAT:
         return None
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
+    return np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes()
 
 
 def _hash(value: str | bytes) -> int:
     data = value.encode() if isinstance(value, str) else value
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1  # 0 is "unknown"
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1  # 0 means unknown
 
 
 def _equal(kind: str, hashes: dict[str, np.ndarray]) -> Iterator[Leak]:
-    """Equal hashes in several splits; of each set of splits, how many and one example."""
+    """Leaks of equal values, from split -> hashes, uint64 (rows,)."""
     splits = sorted(hashes)
     firsts = {s: np.unique(hashes[s], return_index=True) for s in splits}
     values = np.unique(np.concatenate([firsts[s][0] for s in splits])) if splits else np.zeros(0)
     values = values[values != 0]
-    stands = np.zeros((len(splits), len(values)), dtype=bool)
+    present = np.zeros((len(splits), len(values)), dtype=bool)
     for i, split in enumerate(splits):
-        stands[i] = np.isin(values, firsts[split][0])
-    patterns, first, counts = np.unique(stands, axis=1, return_index=True, return_counts=True)
+        present[i] = np.isin(values, firsts[split][0])
+    patterns, first, counts = np.unique(present, axis=1, return_index=True, return_counts=True)
     for pattern, example, count in zip(patterns.T, first, counts, strict=True):
         if pattern.sum() > 1:
             among = tuple(split for split, there in zip(splits, pattern, strict=True) if there)
@@ -112,7 +124,11 @@ def _equal(kind: str, hashes: dict[str, np.ndarray]) -> Iterator[Leak]:
 
 
 def _alike(looks: dict[str, np.ndarray]) -> Iterator[Leak]:
-    """Pairs of splits with hashes at most ALIKE bits apart; counted on the side where they are fewer."""
+    """Leaks of look-alike images, from split -> difference hashes, uint64 (rows, 4).
+
+    The count of a pair of splits is the number of images with a look-alike in the other split, in the split
+    that has fewer of them.
+    """
     splits = sorted(looks)
     if len(splits) < 2:
         return
@@ -121,7 +137,7 @@ def _alike(looks: dict[str, np.ndarray]) -> Iterator[Leak]:
     row = np.concatenate([np.arange(len(looks[s])) for s in splits])
     known = hashes.any(axis=1)
     hashes, split, row = hashes[known], split[known], row[known]
-    alike = np.zeros((len(hashes), len(splits)), dtype=bool)  # whether an image has its like in a split
+    alike = np.zeros((len(hashes), len(splits)), dtype=bool)  # (image, split): has a look-alike there
     example: dict[tuple[int, int], tuple[int, int]] = {}
     for a, b in _close_pairs(hashes, split):
         alike[a, split[b]] = alike[b, split[a]] = True
@@ -134,15 +150,19 @@ def _alike(looks: dict[str, np.ndarray]) -> Iterator[Leak]:
 
 
 def _close_pairs(hashes: np.ndarray, split: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places (a, b) of uint64 (N, 4) hashes of two splits, split[a] < split[b], at most ALIKE bits apart.
+    """Yields indices (a, b) of hashes that differ by at most ALIKE bits, with split[a] < split[b].
 
-    Two hashes that differ in 15 bits or fewer are equal in one of their 16 bands of 16 bits at least, so only
-    those that share a band are compared: neighbours, once they are sorted by it. A pair may come repeatedly.
+    hashes  uint64 (N, 4)
+    split   int64 (N,): number of each hash's split
+
+    Two hashes that differ in at most 15 bits are equal in at least one of their 16 bands of 16 bits. So the
+    hashes are sorted by each band, and only those with an equal band are compared. A pair may be yielded more
+    than once.
     """
     for band in hashes.view(np.uint16).T:
         order = np.argsort(band, kind="stable")
         at = np.arange(len(order))
-        for distance in range(1, _MOST):
+        for distance in range(1, _NEIGHBOURS):
             at = at[at + distance < len(order)]
             at = at[band[order[at]] == band[order[at + distance]]]
             if not len(at):

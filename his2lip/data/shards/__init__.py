@@ -10,7 +10,7 @@ from his2lip.data.shards.info import (
     summarise,
     to_json,
 )
-from his2lip.data.shards.labels import PAIR, column_values, label_values, labelled_rows
+from his2lip.data.shards.labels import column_values, label_values, labelled_rows
 from his2lip.data.shards.reader import RowGroup, ShardSet, open_shards, read_row_group
 from his2lip.data.shards.scale import patch_scale
 from his2lip.data.shards.schema import SCHEMA, WITHOUT_IMAGE, Patch
@@ -21,7 +21,6 @@ __all__ = [
     "INFO",
     "LEARNING_ROLES",
     "NO_LABEL",
-    "PAIR",
     "PART_BYTES",
     "ROW_GROUP_BYTES",
     "SCHEMA",

@@ -1,4 +1,4 @@
-"""dataset.json: what a prepared dataset says of itself, beside its shards."""
+"""dataset.json: the description of a prepared dataset, stored beside its shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 
@@ -15,19 +15,22 @@ from his2lip.data.cards import Card, Role
 from his2lip.errors import DatasetError
 
 SCHEMA_VERSION = 1
-NO_LABEL = "(none)"  # how rows without a label are counted
+NO_LABEL = "(none)"  # the key in `counts` of rows without a label
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartInfo:
     """One finished Parquet file of a split.
 
-    `content` is the sum, modulo 2^256, of the sha256 of each row: the order of rows does not show in it.
-    `keys` are 64-bit hashes of the patch ids, for the search for duplicates.
+    path     relative to the dataset's folder
+    bytes    total size of the encoded images
+    counts   label, or NO_LABEL -> rows
+    content  sum of the rows' `row_digest`s modulo 2^256, which does not depend on their order
+    keys     `id_key` of each patch id, to find duplicates
     """
 
     split: str
-    path: str  # relative to the dataset
+    path: str
     rows: int
     bytes: int
     counts: dict[str, int]
@@ -37,10 +40,21 @@ class PartInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What stands in dataset.json. `counts` is split -> label -> rows; `parts` is path -> rows.
+    """The content of dataset.json.
 
-    `digest` names the content (every row's metadata and image hash), whatever the order or the row groups.
+    card          the dataset card as plain JSON values
+    generated     whether the images are generated, not real
+    counts        split -> label, or NO_LABEL -> rows
+    roles         split -> role
+    vocabularies  column -> its possible values, in the order of their class numbers
+    digest        identity of the content: all rows' metadata and image hashes, in any order
+    parts         path of each shard relative to the dataset's folder -> rows
+    view          `published`, or the view by which the patches were cut
+    quarantined   (path, reason) of files that could not be used
+    left_out      (place, reason) of parts of files that were not used
     """
+
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
 
     name: str
     card: dict[str, Any]
@@ -51,12 +65,13 @@ class DatasetInfo:
     digest: str
     parts: dict[str, int]
     view: str = "published"
-    quarantined: list[tuple[str, str]] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    quarantined: list[tuple[str, str]]
+    left_out: list[tuple[str, str]]
     schema_version: int = SCHEMA_VERSION
 
     @property
     def rows(self) -> int:
+        """Number of patches in all splits."""
         return sum(self.parts.values())
 
 
@@ -69,15 +84,15 @@ def summarise(
     quarantined: Iterable[tuple[str, str]] = (),
     left_out: Iterable[tuple[str, str]] = (),
 ) -> DatasetInfo:
-    """Joins the finished parts of a dataset. Raises DatasetError for a patch id that stands twice."""
+    """The description of a dataset from its finished parts. Raises DatasetError for a repeated patch id."""
     parts = sorted(parts, key=lambda part: part.path)
     _refuse_duplicates(parts)
     counts: dict[str, dict[str, int]] = {}
     for part in parts:
-        ours = counts.setdefault(part.split, {})
+        of_split = counts.setdefault(part.split, {})
         for label, n in part.counts.items():
-            ours[label] = ours.get(label, 0) + n
-    seen = {label for of_split in counts.values() for label in of_split if label != NO_LABEL}
+            of_split[label] = of_split.get(label, 0) + n
+    seen = {label for labels in counts.values() for label in labels if label != NO_LABEL}
     known = [label for label in card.classes if label in seen] + sorted(seen - set(card.classes))
     return DatasetInfo(
         name=card.name,
@@ -99,53 +114,56 @@ def summarise(
 
 
 def to_json(info: DatasetInfo) -> bytes:
-    """dataset.json's bytes, the same for the same dataset."""
+    """The bytes of dataset.json; equal infos give equal bytes."""
     return (json.dumps(asdict(info), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def from_json(data: bytes, *, where: str) -> DatasetInfo:
-    """dataset.json read back. Raises DatasetError for another schema version or a broken file."""
+    """Reads the bytes of dataset.json; `where` is the dataset's place, for messages.
+
+    Raises DatasetError for another schema version, and for a file that is damaged; its `key` is the first key
+    at fault.
+    """
     try:
         tree = json.loads(data)
         version = tree["schema_version"]
     except (ValueError, KeyError, TypeError):
-        raise DatasetError("dataset.json is broken", where=where, fix="prepare the dataset again") from None
+        what = "dataset.json is damaged: it is not JSON with a `schema_version`"
+        raise DatasetError(what, where=where, key="schema_version", fix="prepare the dataset again") from None
     refuse_version(version, where=where)
     try:
-        pairs = {key: [(path, why) for path, why in tree[key]] for key in ("quarantined", "left_out")}
-        info = DatasetInfo(**(tree | pairs))  # which refuses keys that it does not know
-        return pydantic.TypeAdapter(DatasetInfo).validate_python(vars(info))
+        return pydantic.TypeAdapter(DatasetInfo).validate_python(tree)
     except pydantic.ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        said = f"dataset.json is broken: {key} is not what it should be"
-        raise DatasetError(said, where=where, fix="prepare the dataset again") from None
-    except (TypeError, KeyError, ValueError) as error:
-        raise DatasetError(f"dataset.json is broken: {error}", where=where) from None
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        what = f"dataset.json is damaged: `{key}`: {first['msg']}"
+        raise DatasetError(what, where=where, key=key, fix="prepare the dataset again") from None
 
 
 def refuse_version(version: object, *, where: str) -> None:
-    """Raises DatasetError unless `version` is the one that this code writes."""
+    """Raises DatasetError unless `version` is SCHEMA_VERSION."""
     if str(version) != str(SCHEMA_VERSION):
         raise DatasetError(
-            f"these shards have schema version {version}, this his2lip reads {SCHEMA_VERSION}",
+            f"the shards have schema version {version}, and this version of his2lip reads {SCHEMA_VERSION}",
             where=where,
-            fix="prepare the dataset again with this version",
+            key="schema_version",
+            fix="prepare the dataset again with this version of his2lip",
         )
 
 
 def row_digest(row: dict[str, Any]) -> int:
-    """sha256 of a row's metadata (its image by its own sha256) as an integer, to be added up."""
+    """sha256 of a row without its image as an integer; its column `sha256` represents the image."""
     text = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 def id_key(patch_id: str) -> int:
-    """A patch id as 64 bits."""
+    """A 64-bit hash of a patch id."""
     return int.from_bytes(hashlib.blake2b(patch_id.encode(), digest_size=8).digest(), "big")
 
 
 def content_digest(name: str, rows: int, content: int) -> str:
-    """The dataset's digest from its number of rows and the sum of their `row_digest`s."""
+    """The dataset's digest from its name, its number of rows, and the sum of their `row_digest`s."""
     text = f"{name}\n{SCHEMA_VERSION}\n{rows}\n{content % 2**256:064x}"
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -156,4 +174,5 @@ def _refuse_duplicates(parts: Iterable[PartInfo]) -> None:
         before = len(seen)
         seen.update(part.keys)
         if len(seen) != before + part.rows:
-            raise DatasetError("a patch id stands here and in another shard", where=part.path)
+            what = "a patch id is in this shard and in another one"
+            raise DatasetError(what, where=part.path, key="patch_id")

@@ -1,4 +1,4 @@
-"""Labels: which rows of a split have a class, and its number, by one column of the shards."""
+"""Labels: the value of a column for each row, and the class numbers of the rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def labelled_rows(
     *,
     where: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose label has a class number.
+    """The rows whose label has a class number.
 
     column   a column of the shards, or `pair`
-    numbers  label -> class number; rows with another label, or with none, are left out
+    numbers  label -> class number; rows with no label or another one are left out
     where    column -> allowed values; rows with another value are left out
 
-    Returns row numbers, int64 (N,) ascending, and class numbers, int64 (N,). Raises DatasetError for a column
-    that the table does not have.
+    Returns row numbers, int64 (N,) in ascending order, and class numbers, int64 (N,). Raises DatasetError for
+    a column that the table does not have.
     """
     values = label_values(table, column)
     kept = np.array([value in numbers for value in values], dtype=bool)
@@ -38,7 +38,7 @@ def labelled_rows(
 
 
 def label_values(table: pa.Table, column: str) -> list:
-    """The label of each row, None where it has none; a `pair` needs both tissue type and biomarker."""
+    """The label of each row, or None. A `pair` is None unless tissue type and biomarker are both known."""
     if column != PAIR:
         return column_values(table, column)
     both = zip(column_values(table, "tissue"), column_values(table, "biomarker"), strict=True)
@@ -46,7 +46,7 @@ def label_values(table: pa.Table, column: str) -> list:
 
 
 def column_values(table: pa.Table, column: str) -> list:
-    """One column as Python values. Raises DatasetError where the table does not have it."""
+    """One column as Python values. Raises DatasetError for a column that the table does not have."""
     if column not in table.column_names:
         fix = did_you_mean(column, SCHEMA.names)
         raise DatasetError(f"shards have no column '{column}'", key=column, fix=fix)

@@ -1,4 +1,4 @@
-"""The columns of a shard, one row of it, and the file systems that shards live on."""
+"""The schema of shards: their columns, and one row of them."""
 
 from __future__ import annotations
 
@@ -36,16 +36,22 @@ SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+# Columns that are dictionary-encoded, since their values repeat.
 DICTIONARIES = ["dataset", "split", "case_id", "slide_id", "tissue", "biomarker", "label", "stain", "score"]
 WITHOUT_IMAGE = [name for name in SCHEMA.names if name != "image"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """One row. `image` holds encoded bytes; `patch_id` is dataset/relative path[#tile].
+    """One row of a shard. None: unknown.
 
-    Tissue types and biomarkers are canonical names or None; `mpp` is microns a pixel; `sha256` (of `image`,
-    hex) is filled in where it is absent.
+    patch_id           unique: dataset/relative path[#tile]
+    image              encoded bytes
+    tissue, biomarker  canonical names of the taxonomy
+    label              the dataset's own class
+    x, y               left and top of a tile in its image, in pixels
+    mpp                microns per pixel, rounded to float32 as in its column
+    sha256             of `image`, hexadecimal; computed where it is empty
     """
 
     patch_id: str
@@ -69,7 +75,7 @@ class Patch:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.mpp is not None:  # as its column will hold it: digests are of what is read back
+        if self.mpp is not None:  # digests are computed from the values that will be read back
             object.__setattr__(self, "mpp", float(np.float32(self.mpp)))
         if not self.sha256:
             object.__setattr__(self, "sha256", hashlib.sha256(self.image).hexdigest())

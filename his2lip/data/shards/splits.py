@@ -1,4 +1,4 @@
-"""Splits: which split of a prepared dataset a name or a role means, and who may read it."""
+"""Splits: finds a split of a prepared dataset by its name or role, and checks that it may be read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from his2lip.data.cards import Role
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 
-# Roles that may be read while a model is trained or chosen: never `report`.
+# Roles of splits that may be read while a model is trained or chosen.
 LEARNING_ROLES: tuple[Role, ...] = ("train", "select")
 
 
 def resolve_split(
     shards: ShardSet, name: str, *, roles: Sequence[Role], key: str, or_else: str | None = None
 ) -> str:
-    """The split called `name`, or else the dataset's only split whose role is `name`.
+    """The name of a split: the one called `name`, else the dataset's only split whose role is `name`.
 
-    `roles` are the roles that the caller may read. `key` is the option or config key that `name` came from.
-    `or_else` is another value that the key may take, for the message. Raises DatasetError where there is no
-    such split, where several splits have that role, or where the split has a role that is not in `roles`.
+    roles    roles that the caller may read
+    key      the option or config key that `name` came from
+    or_else  another value that the key may take, for the message
+
+    Raises DatasetError where there is no such split, where several splits have that role, or where the role
+    of the split is not in `roles`.
     """
     found = _find(shards, name)
     role = None if found is None else shards.info.roles.get(found)

@@ -1,4 +1,4 @@
-"""Writing of shards: row groups bounded by bytes, files that appear only when whole, dataset.json last."""
+"""Writes shards: row groups of bounded size, files that appear only when complete, dataset.json last."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from his2lip.data.shards.schema import DICTIONARIES, SCHEMA, WITHOUT_IMAGE, Patc
 from his2lip.errors import DatasetError, did_you_mean
 from his2lip.files import check_writable, filesystem, not_writable, write_file
 
-ROW_GROUP_BYTES = 24 << 20  # of images; 16 to 32 MB keeps a read long and a shuffle window small
-PART_BYTES = 256 << 20  # of images a file
+ROW_GROUP_BYTES = 24 << 20  # of images; large enough for fast reads, small enough to shuffle in memory
+PART_BYTES = 256 << 20  # of images per file
 INFO = "dataset.json"
+_FIX = "check the path and its permissions, or choose another --out"
 
 
 class PartWriter:
-    """Writes one Parquet file of one split; it appears under its name only when it is closed."""
+    """Writes one Parquet file of one split. The file gets its name only when it is closed."""
 
     def __init__(
         self,
@@ -36,8 +37,8 @@ class PartWriter:
     ) -> None:
         self._fs, self._path, self._name, self._split = system, f"{root}/{name}", name, split
         self._limit = row_group_bytes
-        self._waiting: list[Patch] = []
-        self._waiting_bytes = self.bytes = self._rows = self._content = 0
+        self._buffer: list[Patch] = []
+        self._buffer_bytes = self.bytes = self._rows = self._content = 0
         self._counts: dict[str, int] = {}
         self._keys: list[int] = []
         system.create_dir(self._path.rpartition("/")[0], recursive=True)
@@ -47,26 +48,26 @@ class PartWriter:
             filesystem=system,
             compression={name: "none" if name == "image" else "zstd" for name in SCHEMA.names},
             use_dictionary=DICTIONARIES,
-            write_statistics=WITHOUT_IMAGE,  # an image's minimum would be an image
-            write_page_checksum=True,  # a CRC-32 of each page, which readers check
+            write_statistics=WITHOUT_IMAGE,  # the minimum of the image column would be a whole image
+            write_page_checksum=True,  # a CRC-32 per page, which `read_row_group` verifies
         )
 
     def add(self, patch: Patch) -> None:
-        """Takes one row; a full row group goes to the file."""
+        """Adds one row; a full row group is written to the file."""
         row = {name: getattr(patch, name) for name in WITHOUT_IMAGE}
         self._content = (self._content + info_file.row_digest(row)) % 2**256
         self._keys.append(info_file.id_key(patch.patch_id))
         label = patch.label or NO_LABEL
         self._counts[label] = self._counts.get(label, 0) + 1
-        self._waiting.append(patch)
+        self._buffer.append(patch)
         self._rows += 1
-        self._waiting_bytes += len(patch.image)
+        self._buffer_bytes += len(patch.image)
         self.bytes += len(patch.image)
-        if self._waiting_bytes >= self._limit:
+        if self._buffer_bytes >= self._limit:
             self._flush()
 
     def close(self) -> PartInfo:
-        """Finishes the file and gives it its name."""
+        """Writes the remaining rows and gives the file its name."""
         self._flush()
         self._file.close()
         self._fs.move(f"{self._path}.tmp", self._path)
@@ -81,25 +82,25 @@ class PartWriter:
         )
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes the unfinished file."""
         self._file.close()
         self._fs.delete_file(f"{self._path}.tmp")
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._buffer:
             return
-        columns = [pa.array([getattr(p, f.name) for p in self._waiting], f.type) for f in SCHEMA]
-        self._file.write_table(
-            pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(self._waiting)
-        )
-        self._waiting, self._waiting_bytes = [], 0
+        columns = [pa.array([getattr(p, f.name) for p in self._buffer], f.type) for f in SCHEMA]
+        self._file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(self._buffer))
+        self._buffer, self._buffer_bytes = [], 0
 
 
 class ShardWriter:
     """Writes a dataset patch by patch: URI/{split}/part-00000.parquet, …, and dataset.json last.
 
-    Memory holds one unfinished row group a split. As a context manager it closes on success, and after an
-    exception leaves no dataset.json, so that nobody takes the unfinished dataset for a whole one.
+    One unfinished row group per split is in memory. As a context manager, it calls `close` on success. After
+    an exception, it removes unfinished files and writes no dataset.json, so the dataset cannot be opened.
+
+    The constructor raises DatasetError as `claim` does.
     """
 
     def __init__(
@@ -121,13 +122,13 @@ class ShardWriter:
         self._keys: set[int] = set()
 
     def add(self, patch: Patch) -> None:
-        """Takes one patch. Raises DatasetError for a patch id seen before, or a split not on the card."""
+        """Adds one patch. Raises DatasetError for a repeated patch id and for a split not on the card."""
         if patch.split not in self._card.splits:
-            fix = did_you_mean(patch.split, self._card.splits)
-            raise DatasetError(f"the card has no split '{patch.split}'", where=patch.patch_id, fix=fix)
+            what, fix = f"the card has no split '{patch.split}'", did_you_mean(patch.split, self._card.splits)
+            raise DatasetError(what, where=patch.patch_id, key=patch.split, fix=fix)
         key = info_file.id_key(patch.patch_id)
         if key in self._keys:
-            raise DatasetError("this patch id stands twice", where=patch.patch_id)
+            raise DatasetError("two patches have this patch id", where=patch.patch_id, key="patch_id")
         self._keys.add(key)
         part = self._open.get(patch.split) or self._start(patch.split)
         part.add(patch)
@@ -135,7 +136,7 @@ class ShardWriter:
             self._done.append(self._open.pop(patch.split).close())
 
     def close(self, *, quarantined: Iterable[tuple[str, str]] = ()) -> DatasetInfo:
-        """Finishes all files and writes dataset.json; a second call gives the same answer."""
+        """Finishes all files and writes dataset.json. A second call only returns the same description."""
         if self.info is not None:
             return self.info
         self._done += [part.close() for part in self._open.values()]
@@ -167,18 +168,17 @@ class ShardWriter:
 
 
 def claim(uri: str | Path) -> tuple[fs.FileSystem, str]:
-    """Where a new dataset goes. Raises DatasetError where one stands, or where nothing can be written."""
+    """The file system and path of a new dataset, created and writable.
+
+    Raises DatasetError where a prepared dataset is there already, and where nothing can be written.
+    """
     system, root = filesystem(uri)
-    if _stands(system, f"{root}/{INFO}", where=uri):
-        raise DatasetError(
-            "a prepared dataset stands here already", where=root, fix="remove it, or choose another --out"
-        )
-    check_writable(uri, fix="check path and rights, or choose another --out")
-    return system, root
-
-
-def _stands(system: fs.FileSystem, path: str, *, where: str | Path) -> bool:
     try:
-        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
+        exists = system.get_file_info(f"{root}/{INFO}").type != fs.FileType.NotFound
     except OSError as error:
-        raise not_writable(error, where=where, fix="check path and rights, or choose another --out") from None
+        raise not_writable(error, where=uri, fix=_FIX) from None
+    if exists:
+        what = "a prepared dataset is here already"
+        raise DatasetError(what, where=root, key="--out", fix="remove it, or choose another --out")
+    check_writable(uri, fix=_FIX)
+    return system, root
