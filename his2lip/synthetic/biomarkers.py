@@ -1,4 +1,4 @@
-"""Where each biomarker stains: four patterns, which cells and structures, how many of them, how strongly."""
+"""Where each biomarker stains: the cells and structures that bind it, how many, and how strongly."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Pattern = Literal["nuclear", "membranous", "endothelial", "stromal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """How one kind of cell binds the antibody, in absorbance; `share` None uses the index of the case."""
+    """How one kind of cell binds the antibody. Amounts are absorbances of the chromogen."""
 
-    share: float | None
+    share: float | None  # probability that a cell is stained; None: `Biology.positive` of the biomarker
     nucleus: float = 0.0
     membrane: float = 0.0
     cytoplasm: float = 0.0
@@ -27,22 +27,26 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Programme:
-    """One biomarker: its pattern, the cells that bind it and the structures that do."""
+    """How one biomarker stains: its pattern, and the cells and structures that bind it."""
 
     pattern: Pattern
-    cells: dict[str, Bound] = field(default_factory=dict)
-    layers: dict[str, float] = field(default_factory=dict)
-    granular: float = 0.15  # unevenness of the deposit
+    cells: dict[str, Bound] = field(default_factory=dict)  # by kind of cell (cells.KINDS)
+    layers: dict[str, float] = field(default_factory=dict)  # absorbance by structure (scene.LAYERS)
+    granular: float = 0.15  # how granular the chromogen is in the cytoplasm
 
 
 def _nuclear(tumour: float, **others: tuple[float, float]) -> Programme:
-    """Tumour nuclei by the index of the case at `tumour` strength; other kinds as kind=(share, strength)."""
+    """A nuclear stain. The case decides the share of tumour nuclei that stain.
+
+    tumour  absorbance of stained tumour nuclei
+    others  (share, absorbance) of stained nuclei of other kinds of cell
+    """
     cells = {kind: Bound(share=share, nucleus=strength) for kind, (share, strength) in others.items()}
     return Programme(pattern="nuclear", cells={"tumour": Bound(share=None, nucleus=tumour)} | cells)
 
 
 def _surface(kinds: dict[str, tuple[float, float, float]], granular: float = 0.15) -> Programme:
-    """Membrane and cytoplasm: kind -> (share, membrane, cytoplasm)."""
+    """A membranous or cytoplasmic stain: kind of cell -> (share, membrane, cytoplasm)."""
     cells = {k: Bound(share=s, membrane=m, cytoplasm=c) for k, (s, m, c) in kinds.items()}
     return Programme(pattern="membranous", cells=cells, granular=granular)
 
@@ -90,7 +94,7 @@ PROGRAMMES: dict[str, Programme] = {
     "Cc10": _surface({"columnar": (0.5, 0.1, 0.8)}, granular=0.4),
     "FHL2": _surface({"tumour": (1.0, 0.5, 0.4), "columnar": (1.0, 0.5, 0.4)}),
     "Podocin": _surface({"flat": (0.5, 0.5, 0.2)}),
-    # endothelial; podoplanin (D2-40) marks type I pneumocytes too
+    # endothelial; D2-40 (podoplanin) also stains type I pneumocytes
     "CD34": Programme(
         pattern="endothelial",
         cells={"endothelium": Bound(share=0.95, membrane=0.5, cytoplasm=0.5)},
@@ -125,16 +129,16 @@ PROGRAMMES: dict[str, Programme] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The grade that a dataset's label sets; None means that the case decides."""
+    """The staining of tumour cells that a dataset's label prescribes; None means that the case decides."""
 
-    share: float | None = None  # of tumour cells that stain: exactly this share, not a chance for each
-    strength: float = 1.0  # of their staining, a ratio
-    complete: float = 1.0  # share of each membrane that stains
-    centre: bool | None = None  # whether the cell in the middle stains
+    share: float | None = None  # share of the tumour cells that stain; exact, not a probability for each cell
+    strength: float = 1.0  # factor of their absorbance
+    complete: float = 1.0  # share of the membranes' area that stains
+    centre: bool | None = None  # whether the cell in the middle of the field stains
 
 
-# HER2 as graded: none, faint and broken membranes, weak to moderate complete ones, strong complete ones
-# (Wolff et al. 2018, ASCO/CAP guideline update, J Clin Oncol 36:2105-2122).
+# HER2 scores by membrane staining: 0 none, 1+ faint and incomplete, 2+ weak to moderate and complete, 3+
+# strong and complete (Wolff et al. 2018, ASCO/CAP guideline update, J Clin Oncol 36:2105-2122).
 HER2_READINGS: dict[str, Reading] = {
     "0": Reading(share=0.03, strength=0.15, complete=0.3),
     "1+": Reading(share=0.55, strength=0.28, complete=0.5),
@@ -146,7 +150,7 @@ HER2_READINGS: dict[str, Reading] = {
 def chromogen(
     scene: Scene, biomarker: str, biology: Biology, rng: np.random.Generator, reading: Reading | None = None
 ) -> Map:
-    """Absorbance (S, S) of the chromogen that `biomarker` binds in `scene`, before any unspecific haze."""
+    """Absorbance (S, S) of the chromogen of `biomarker` in `scene`, without unspecific staining."""
     programme = PROGRAMMES[biomarker]
     reading = reading or Reading()
     maps, grain = scene.maps, np.clip(1 + programme.granular * 2.0 * scene.texture[1], 0.15, 2.5)
@@ -172,7 +176,7 @@ def _per_cell(
     rng: np.random.Generator,
     reading: Reading,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Absorbance of nucleus, membrane and cytoplasm of each cell, float32 (N,) each."""
+    """Absorbances of the nucleus, the membrane and the cytoplasm of each cell, float32 (N,) each."""
     share, nucleus, membrane, cytoplasm = (np.zeros(len(NAMES), np.float32) for _ in range(4))
     for kind, bound in programme.cells.items():
         row, graded = NAMES.index(kind), kind == "tumour"

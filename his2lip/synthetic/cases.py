@@ -1,4 +1,4 @@
-"""The variation between cases and between slides: biology, staining strength, hue, illumination."""
+"""How cases and slides vary: biology, strength and hue of stains, illumination."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from numpy.typing import NDArray
 
 
 def keyed_rng(*key: str | int) -> np.random.Generator:
-    """A generator that depends only on `key`: the same in any process, order or version of Python."""
+    """A random generator that depends only on `key`, not on the process or on earlier draws."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Biology:
-    """One patient's tissue. Ratios about 1; fractions in 0..1."""
+    """The tissue of one case. `size` and `spacing` are factors about 1; the rest are fractions in 0..1."""
 
-    size: float = 1.0  # of nuclei
-    spacing: float = 1.0  # between cells
-    cohesion: float = 0.9  # share of a tumour field that is tumour nest
-    glands: float = 0.3  # chance that a nest has lumens
-    infiltrate: float = 0.04  # lymphocytes among tumour cells
-    activated: float = 0.4  # share of stroma that is FAP+ and SMA+ myofibroblasts
-    positive: dict[str, float] = field(default_factory=dict)  # biomarker -> fraction of tumour nuclei stained
+    size: float = 1.0  # of the radii of nuclei
+    spacing: float = 1.0  # of the distances between cells
+    cohesion: float = 0.9  # share of a tumour field that is covered by tumour nests
+    glands: float = 0.3  # probability that the nests of a field have lumens
+    infiltrate: float = 0.04  # share of lymphocytes among the cells of a nest
+    activated: float = 0.4  # share of the fibroblasts that are myofibroblasts (FAP+, SMA+)
+    positive: dict[str, float] = field(default_factory=dict)  # biomarker -> share of stained tumour nuclei
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staining:
-    """One slide's staining: strengths ratios about 1, haze and wash absorbances, tilts shifts of hue."""
+    """The staining and illumination of one slide."""
 
-    counterstain: float = 1.0
-    chromogen: float = 1.0
-    eosin: float = 1.0
-    haze: float = 0.0  # chromogen bound everywhere in tissue
-    wash: float = 0.0  # haematoxylin left everywhere in tissue
+    counterstain: float = 1.0  # factor of the absorbance of haematoxylin
+    chromogen: float = 1.0  # factor of the absorbance of DAB or AEC
+    eosin: float = 1.0  # factor of the absorbance of eosin
+    haze: float = 0.0  # absorbance of chromogen on all tissue
+    wash: float = 0.0  # absorbance of haematoxylin on all tissue
+    # (3, 3): shifts (data.images.tilt) of the vectors of haematoxylin, chromogen and eosin, in R, G, B.
     tilts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 3)))
-    thickness: float = 1.0  # of the section: all absorbances
-    uneven: float = 0.0  # how far absorbances vary over the slide, standard deviation of their logarithm
-    light: float = 1.0  # lamp or exposure
-    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    thickness: float = 1.0  # of the section: a factor of all absorbances
+    uneven: float = 0.0  # standard deviation of the logarithm of absorbances between fields of the slide
+    light: float = 1.0  # factor of the lamp or the exposure
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of red, green and blue light
 
 
 NOMINAL_BIOLOGY = Biology()
@@ -49,7 +50,11 @@ NOMINAL_STAINING = Staining()
 
 
 def draw_biology(rng: np.random.Generator) -> Biology:
-    """A patient. P53 is null, wild type or mutant; other nuclear markers have their own index."""
+    """A random case.
+
+    P53 is null, wild type or mutant, with 0, 25 or 85 % of stained nuclei. The share of the other nuclear
+    markers is drawn independently for each.
+    """
     p53 = float(rng.choice([0.0, 0.25, 0.85], p=[0.15, 0.35, 0.5]))
     return Biology(
         size=float(rng.normal(1.0, 0.06)),
@@ -70,7 +75,7 @@ def draw_biology(rng: np.random.Generator) -> Biology:
 
 
 def draw_staining(rng: np.random.Generator) -> Staining:
-    """A slide: one run of the stainer, one section; varied so widely that colour does not tell the tissue."""
+    """A random slide. Slides vary so widely that the colour of a patch does not reveal its tissue type."""
     return Staining(
         counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),

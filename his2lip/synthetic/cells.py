@@ -1,4 +1,4 @@
-"""Cells: what each kind looks like, where they lie, and their maps of nuclei, bodies and membranes."""
+"""Cells of a tissue: the looks of each kind, their positions, and maps of nuclei, bodies and membranes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from his2lip.synthetic.grid import Grid, Map, band, dots, step
 
 Array = NDArray[np.float32]
-BLOCK = 64  # pixels; large patches are drawn block by block so that memory stays small
+BLOCK = 64  # pixels; patches are drawn in blocks of this side, so that memory stays small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of cell. Lengths in microns, stains in absorbance, the rest ratios."""
+    """One kind of cell. Lengths are in microns and amounts of stain in absorbance; the rest are ratios."""
 
-    radius: float  # of the nucleus, geometric mean of its half axes
-    spread: float  # relative standard deviation of radius between cells
-    aspect: float  # long half axis over short one
+    radius: float  # of the nucleus: geometric mean of its half axes
+    spread: float  # relative standard deviation of the radius between cells
+    aspect: float  # long half axis of the nucleus divided by its short half axis
     dark: float  # haematoxylin in the nucleus
-    clump: float  # contrast of chromatin texture
-    rim: float = 0.0  # condensed chromatin at the nuclear edge
+    clump: float  # contrast of the chromatin texture
+    rim: float = 0.0  # additional chromatin at the edge of the nucleus
     nucleoli: float = 0.0  # mean number of nucleoli
-    body: float = 1.3  # cell over nucleus, along each axis
-    offset: float = 0.0  # nucleus off the cell's centre, in nuclear radii
+    body: float = 1.3  # size of the cell divided by that of the nucleus, along each axis
+    offset: float = 0.0  # distance between the centres of nucleus and cell, in radii of the nucleus
     cytoplasm: float = 0.05  # haematoxylin in the cytoplasm
 
 
-# Sizes: lymphocyte nuclei 6 to 7 um across, carcinoma nuclei 9 to 14, fibroblasts 15 to 20 long and 3 thin.
+# Diameters of nuclei: lymphocytes 6 to 7 um, carcinoma 9 to 14 um. Fibroblasts are 15 to 20 um by 3 um.
 KINDS: dict[str, Kind] = {
     "tumour": Kind(
         radius=5.2, spread=0.16, aspect=1.28, dark=0.29, clump=0.24, rim=0.55, nucleoli=1.3, body=1.55,
@@ -67,26 +67,22 @@ NAMES: tuple[str, ...] = tuple(KINDS)
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """N cells as arrays. Lengths in microns; `angle` of the long axis in radians."""
+    """N cells as arrays. Lengths are in microns."""
 
-    kind: NDArray[np.int64]  # (N,) places in NAMES
-    centre: Array  # (N, 2) of the nucleus
-    angle: Array  # (N,)
+    kind: NDArray[np.int64]  # (N,) indices in NAMES
+    centre: Array  # (N, 2) (x, y) of the nucleus
+    angle: Array  # (N,) of the long axis, in radians
     axes: Array  # (N, 2) half axes of the nucleus
-    body: Array  # (N, 2) centre of the cell body, which need not be the nucleus's
-    tone: Array  # (N,) how dark this nucleus is among its kind
+    body: Array  # (N, 2) (x, y) of the centre of the cell body
+    tone: Array  # (N,) factor of the haematoxylin in the nucleus, about 1
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def of(self, field: str) -> Array:
-        """`field` of each cell's kind, float32 (N,)."""
+        """The value of `field` of each cell's kind, float32 (N,)."""
         table = np.array([getattr(KINDS[name], field) for name in NAMES], np.float32)
         return table[self.kind]
-
-    def is_kind(self, names: set[str]) -> Array:
-        """1 for the cells whose kind is among `names`, else 0, float32 (N,)."""
-        return np.array([name in names for name in NAMES], np.float32)[self.kind]
 
     def take(self, keep: NDArray[np.bool_]) -> Cells:
         """The cells where `keep` (N,) is true."""
@@ -94,7 +90,11 @@ class Cells:
 
 
 def lattice(rng: np.random.Generator, grid: Grid, spacing: float, jitter: float = 0.22) -> Array:
-    """A shaken hexagonal lattice: points (N, 2) about `spacing` microns apart, on and just off the patch."""
+    """Points (N, 2) of a hexagonal lattice with random rotation, offset and noise, on and around the patch.
+
+    spacing  distance of the points in microns
+    jitter   standard deviation of the noise, as a share of `spacing`
+    """
     reach = grid.span / 2 + 1.2 * spacing
     count = int(np.ceil(1.42 * reach / spacing)) + 1
     i, j = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1))
@@ -114,7 +114,11 @@ def make_cells(
     angle: Array | None,
     size: float,
 ) -> Cells:
-    """Cells of `kinds` at `centre` (N, 2), turned by `angle` (N,) or at random, nuclei scaled by `size`."""
+    """Cells of the N `kinds` at `centre` (N, 2), with random sizes and shapes.
+
+    angle  (N,) of the long axis, in radians; None: random
+    size   factor of the radii
+    """
     ids = np.array([NAMES.index(k) for k in kinds], np.int64)
     blank = np.zeros(len(ids), np.float32)
     cells = Cells(ids, centre.astype(np.float32), blank, blank, centre, blank)
@@ -132,25 +136,28 @@ def make_cells(
 
 
 def join(groups: list[Cells]) -> Cells:
-    """All cells of several groups as one."""
+    """The cells of all groups in one record."""
     return Cells(*(np.concatenate([getattr(g, name) for g in groups]) for name in Cells.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
 class CellMaps:
-    """Soft masks of cells in 0..1 and, for each pixel, the cell that owns it (row of Cells)."""
+    """Soft masks of cells in 0..1 and, for each pixel, the cell that owns it, as its row in `Cells`."""
 
     nucleus: Map
-    depth: Map  # 0 at a nucleus's centre, 1 at its edge
-    nucleus_owner: NDArray[np.int64]
+    depth: Map  # 0 in the centre of the nearest nucleus, 1 at its edge
+    nucleus_owner: NDArray[np.int64]  # (S, S)
     body: Map
     membrane: Map
-    body_owner: NDArray[np.int64]
+    body_owner: NDArray[np.int64]  # (S, S)
     nucleoli: Map
 
 
 def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray[np.float32]) -> CellMaps:
-    """Maps of `cells`; `warp` (2, S, S) in microns bends outlines, so that no nucleus is a clean ellipse."""
+    """Maps of `cells`.
+
+    warp  (2, S, S), the shift of each pixel in microns; it makes the outlines of nuclei irregular
+    """
     size = grid.size
     depth, body_edge, gap = (np.empty((size, size), np.float32) for _ in range(3))
     nucleus_owner, body_owner = (np.zeros((size, size), np.int64) for _ in range(2))
@@ -159,7 +166,7 @@ def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray
     body_axes = cells.axes * ratio
     body_forms = _forms(cells.body, cells.angle, body_axes)
     short = body_axes.min(1)
-    reach = 4 + 1.3 * body_axes.max(1)  # microns beyond which a cell draws nothing
+    reach = 4 + 1.3 * body_axes.max(1)  # microns from the centre, beyond which a cell draws nothing
     for top in range(0, size, BLOCK):
         for left in range(0, size, BLOCK):
             view = np.s_[top : top + BLOCK, left : left + BLOCK]
@@ -172,7 +179,7 @@ def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray
             rows = np.arange(len(q))
             nucleus_owner[view] = near[first].reshape(x.shape)
             depth[view] = np.sqrt(np.maximum(q[rows, first], 0)).reshape(x.shape)
-            # Bodies compete in microns beyond their outline, so neighbours share a straight border.
+            # A pixel belongs to the body with the nearest outline, so neighbours share a straight border.
             distance = (np.sqrt(np.maximum(basis.reshape(-1, 6) @ body_forms[near].T, 0)) - 1) * short[near]
             owner = distance.argmin(1)
             edge = distance[rows, owner].copy()
@@ -191,7 +198,7 @@ def draw_cells(rng: np.random.Generator, cells: Cells, grid: Grid, warp: NDArray
 
 
 def _forms(centre: Array, angle: Array, axes: Array) -> Array:
-    """Quadratic forms (N, 6) over (x2, xy, y2, x, y, 1) that are 1 on each ellipse."""
+    """Coefficients (N, 6) over (x², xy, y², x, y, 1) of quadratic forms that are 1 on each ellipse."""
     c, s = np.cos(angle), np.sin(angle)
     u, v = axes[:, 0] ** -2, axes[:, 1] ** -2
     xx, yy, xy = c * c * u + s * s * v, s * s * u + c * c * v, c * s * (u - v)
@@ -201,7 +208,7 @@ def _forms(centre: Array, angle: Array, axes: Array) -> Array:
 
 
 def _near(centre: Array, reach: Array, x: Array, y: Array) -> NDArray[np.int64]:
-    """Rows of the cells that can own a pixel of this block; at least two, so that a second nearest exists."""
+    """Rows of the cells that can own a pixel of this block: at least two, a nearest and a second nearest."""
     over = np.maximum(
         np.maximum(x.min() - centre[:, 0], centre[:, 0] - x.max()),
         np.maximum(y.min() - centre[:, 1], centre[:, 1] - y.max()),

@@ -1,4 +1,4 @@
-"""The contact sheet: one generated patch of every tissue type and biomarker, labelled as generated."""
+"""The contact sheet: one generated patch of every tissue type and biomarker."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from his2lip import taxonomy
 from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, render
 
-TILE, MPP = 96, 0.4531  # the pixels of the twin, and 1.5 times its field: 43 um
-GAP, LEFT, TOP, FOOT = 3, 112, 62, 26
+SEED = 1
+TILE, MPP = 96, 0.4531  # side in pixels of a patch, and microns per pixel as in the MIHIC twin: 43 microns
+GAP, LEFT, TOP, FOOT = 3, 112, 62, 26  # pixels between patches and beside the grid
 TITLE = "Generated IHC patches: not real"
 NOTE = (
     "Rows: tissue types; columns: biomarkers by pattern. Each column is one generated case and slide. "
-    "43 microns a side."
+    "Each patch is 43 microns wide."
 )
-# Columns in groups of one staining pattern, so that the four can be compared.
+# Biomarkers, one column each, by staining pattern.
 PATTERNS = {
     "nuclear": ("Ki67", "P53", "Cyclin-D1", "CDK4"),
     "membranous or cytoplasmic": ("CD3", "CD20", "CD38", "CD68"),
@@ -27,8 +28,8 @@ PATTERNS = {
 }
 
 
-def contact_sheet(*, seed: int = 1) -> Image.Image:
-    """The 7 x 12 grid as one picture; the same for the same seed."""
+def contact_sheet() -> Image.Image:
+    """The 7 x 12 patches as one picture, which is the same at each call."""
     markers = [marker for group in PATTERNS.values() for marker in group]
     pitch = TILE + GAP
     size = (LEFT + pitch * len(markers), TOP + pitch * len(taxonomy.TISSUES) + FOOT)
@@ -41,12 +42,12 @@ def contact_sheet(*, seed: int = 1) -> Image.Image:
         top = TOP + row * pitch
         pen.text((LEFT - 8, top + TILE // 2), tissue, "black", _font(14), anchor="rm")
         for column, marker in enumerate(markers):
-            sheet.paste(_patch(tissue, marker, seed), (LEFT + column * pitch, top))
+            sheet.paste(_patch(tissue, marker), (LEFT + column * pitch, top))
     return sheet
 
 
 def _head(pen: ImageDraw.ImageDraw, pitch: int) -> None:
-    """Names of patterns and biomarkers over their columns."""
+    """Draws the names of patterns and biomarkers above their columns."""
     column = 0
     for pattern, group in PATTERNS.items():
         left, right = LEFT + column * pitch, LEFT + (column + len(group)) * pitch - GAP
@@ -57,18 +58,18 @@ def _head(pen: ImageDraw.ImageDraw, pitch: int) -> None:
             column += 1
 
 
-def _patch(tissue: str, marker: str, seed: int) -> Image.Image:
-    biology, staining = _case(marker, seed)
+def _patch(tissue: str, marker: str) -> Image.Image:
+    biology, staining = _case(marker)
     spec = Spec(tissue=tissue, biomarker=marker, size=TILE, mpp=MPP, biology=biology, staining=staining)
-    return Image.fromarray(render(spec, keyed_rng(seed, "sheet", tissue, marker)))
+    return Image.fromarray(render(spec, keyed_rng(SEED, "sheet", tissue, marker)))
 
 
-def _case(marker: str, seed: int) -> tuple[Biology, Staining]:
-    """One case per column; its nuclear markers stain, so that the pattern is visible."""
-    biology = draw_biology(keyed_rng(seed, "sheet", marker))
+def _case(marker: str) -> tuple[Biology, Staining]:
+    """The case of a column. At least 40 % of its tumour nuclei stain, to make nuclear patterns visible."""
+    biology = draw_biology(keyed_rng(SEED, "sheet", marker))
     shown = {name: max(share, 0.4) for name, share in biology.positive.items()}
     biology.positive.update(shown)
-    return biology, draw_staining(keyed_rng(seed, "sheet", marker, "slide"))
+    return biology, draw_staining(keyed_rng(SEED, "sheet", marker, "slide"))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -76,7 +77,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m his2lip.synthetic.contact_sheet OUT.png`."""
+    """Runs `python -m his2lip.synthetic.contact_sheet OUT.png`, which writes the sheet."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) != 1:
         print("usage: python -m his2lip.synthetic.contact_sheet OUT.png", file=sys.stderr)

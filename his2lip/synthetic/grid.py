@@ -1,4 +1,4 @@
-"""The pixel grid of a patch in microns, and the fast primitives drawn on it: noise, dots, bands, blur."""
+"""The pixel grid of a patch in microns, and the primitives that are drawn on it: noise, dots, bands, blur."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.float32]  # (S, S), one value per pixel, row = y
+Map = NDArray[np.float32]  # (S, S), one value per pixel; the row is y
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Grid:
 
     @property
     def axis(self) -> NDArray[np.float32]:
-        """Pixel centres along one side, float32 (S,), microns."""
+        """The centres of the pixels along one side, float32 (S,), in microns."""
         return _axis(self.size, self.mpp)
 
     def sample(self, field: Map, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`field` at the pixels nearest to `points` (N, 2); points outside take the edge's value."""
+        """(N,) values of `field` at the pixels nearest to `points` (N, 2); outside, those of the edge."""
         index = np.clip((points / self.mpp).astype(np.int32), 0, self.size - 1)
         return field[index[:, 1], index[:, 0]]
 
@@ -41,7 +41,10 @@ def _axis(size: int, mpp: float) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=256)
 def _spline(size: int, mpp: float, scale: float) -> NDArray[np.float32]:
-    """Cubic B-spline weights (S, K) of knots `scale` microns apart; rows of unit length keep the variance."""
+    """Cubic B-spline weights (S, K) of K knots, `scale` microns apart.
+
+    Rows have unit length, so that a weighted sum of N(0, 1) knots has variance 1.
+    """
     knots = int(np.ceil(size * mpp / scale)) + 4
     distance = np.abs(_axis(size, mpp)[:, None] / scale - (np.arange(knots) - 1.5)[None, :])
     near = 2 / 3 - distance**2 + distance**3 / 2
@@ -51,7 +54,7 @@ def _spline(size: int, mpp: float, scale: float) -> NDArray[np.float32]:
 
 
 def noise(rng: np.random.Generator, grid: Grid, scale: float, count: int = 1) -> NDArray[np.float32]:
-    """`count` smooth random fields, float32 (count, S, S), about N(0, 1), varying over `scale` microns."""
+    """`count` smooth random fields, float32 (count, S, S), about N(0, 1), that vary over `scale` microns."""
     weights = _spline(grid.size, grid.mpp, max(scale, grid.mpp))
     knots = rng.standard_normal((count, weights.shape[1], weights.shape[1]), dtype=np.float32)
     return np.asarray(weights @ knots @ weights.T, np.float32)
@@ -60,7 +63,10 @@ def noise(rng: np.random.Generator, grid: Grid, scale: float, count: int = 1) ->
 def dots(
     grid: Grid, points: NDArray[np.float32], radius: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> Map:
-    """Sum of Gaussian spots, one matrix product: `points` (N, 2), `radius` (N,) in microns, `weight` (N,)."""
+    """The sum of Gaussian spots at `points` (N, 2), of `radius` (N,) in microns and height `weight` (N,).
+
+    It is computed by one matrix product.
+    """
     if len(points) == 0:
         return np.zeros((grid.size, grid.size), np.float32)
     width = np.maximum(radius, 0.6 * grid.mpp)[:, None]
@@ -70,13 +76,16 @@ def dots(
 
 
 def step(signed_distance: NDArray[np.float32], softness: float) -> NDArray[np.float32]:
-    """1 where the signed distance (microns) is positive, 0 where negative, an edge `softness` wide."""
+    """1 where the signed distance is positive and 0 where it is negative, with an edge `softness` wide.
+
+    Both are in microns.
+    """
     t = np.clip(signed_distance / softness + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def band(distance: NDArray[np.float32], width: float) -> NDArray[np.float32]:
-    """A ridge of 1 at distance 0, `width` microns to either side."""
+    """A Gaussian ridge: 1 at distance 0, and 1/e at `width` on either side. Both are in microns."""
     return np.exp(-((distance / width) ** 2))
 
 
@@ -88,7 +97,7 @@ def _gauss(size: int, sigma: float) -> NDArray[np.float32]:
 
 
 def blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Gaussian blur of float32 (S, S, C) by `sigma` pixels, edges renormalised."""
+    """Gaussian blur of float32 (S, S, C) by `sigma` pixels, normalised at the edges."""
     if sigma < 0.2:
         return image
     kernel = _gauss(image.shape[0], round(sigma, 2))

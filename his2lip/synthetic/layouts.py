@@ -1,4 +1,4 @@
-"""Writes small folders in the published layouts, for tests and for rehearsals before a download."""
+"""Writes small folders in the layouts that the datasets' authors publish, for tests and for rehearsals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 from his2lip.data.images import encode_jpeg, encode_png
 from his2lip.errors import DatasetError, did_you_mean
 
-# (side in pixels, tissue type or None, biomarker or None) -> uint8 (side, side, 3): pixels for one image.
+# (side in pixels, tissue type or None, biomarker or None for H&E) -> the next image, uint8 (side, side, 3).
 DrawImage = Callable[[int, str | None, str | None], np.ndarray]
 
 
 def write_layout(name: str, root: Path, draw: DrawImage, *, each: int = 2) -> None:
-    """Writes the layout of the card `name` under `root`, quirks included, with `each` images per class.
+    """Writes the layout of the card `name` under `root`, with `each` images per class.
 
-    Raises DatasetError for a name without a layout.
+    Irregular file and folder names of the published dataset are included. Raises DatasetError for a name
+    without a layout.
     """
     if name not in _LAYOUTS:
         raise DatasetError(f"no layout is known for '{name}'", key=name, fix=did_you_mean(name, _LAYOUTS))
@@ -39,7 +40,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 def _mihic(root: Path, draw: DrawImage, each: int) -> None:
-    """Mixed case and a space in folders; stains that contain the separator."""
+    """Folder names have mixed case and a space; two of the stains contain `-`, the separator of fields."""
     folders = ("alveoli", "background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
     for first, split in enumerate(("train", "val", "test")):
         for i, folder in enumerate(folders):
@@ -50,7 +51,7 @@ def _mihic(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _bci(root: Path, draw: DrawImage, each: int) -> None:
-    """The score in the name, an H&E twin beside each image."""
+    """The HER2 score is in the file name; each IHC image has an H&E twin in another folder."""
     for split in ("train", "test"):
         for i, score in enumerate(("0", "1+", "2+", "3+")):
             for n in range(each):
@@ -60,7 +61,7 @@ def _bci(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _mist(root: Path, draw: DrawImage, each: int) -> None:
-    """A is H&E, B is IHC; the first field of a name is the slide."""
+    """Folders that end in A have H&E, in B have IHC; the first field of a file name is the slide."""
     for stain in ("HER2", "Ki67", "ER", "PR"):
         for split in ("train", "val"):
             for n in range(each):
@@ -70,7 +71,7 @@ def _mist(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _her2_ihc_40x(root: Path, draw: DrawImage, each: int) -> None:
-    """Both of the authors' splits; a card uses one of them."""
+    """Both splits that the authors publish, by patch and by slide; a card uses one of them."""
     for base, partition in (("Patch-based-dataset", "patch"), ("WSI-based-dataset", "wsi")):
         for split in ("train", "test"):
             for label in ("class_0", "class_1+", "class_2+", "class_3+"):
@@ -80,7 +81,7 @@ def _her2_ihc_40x(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _hnscc(root: Path, draw: DrawImage, each: int) -> None:
-    """Two layouts side by side; PCK and PanCK; the counterstain only as Hematoxylin."""
+    """Two layouts in one folder; PanCK is also spelt PCK; Hematoxylin images have the counterstain only."""
     for n in range(1, each + 1):
         for letter in "TMS":
             for stain in ("Hematoxylin", "CD3", "CD8", "FoxP3", "PCK" if n % 2 else "PanCK"):
@@ -93,7 +94,7 @@ def _hnscc(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _ihc4bc(root: Path, draw: DrawImage, each: int) -> None:
-    """`Her2` in the folder, statuses a, 0 and d, one table of nuclei per biomarker."""
+    """HER2 is spelt Her2; one table per biomarker has the status (a, 0 or d) and the nuclei of each image."""
     for stain in ("ER", "Her2", "Ki67", "PR"):
         rows = [["name", "status", "nuclei", "mean DAB"]]
         for n in range(4 * each):
@@ -109,7 +110,7 @@ def _ihc4bc(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _bcdata(root: Path, draw: DrawImage, each: int) -> None:
-    """Points (x, y) in h5 under `coordinates`, int64 (M, 2), one file for each kind."""
+    """Points (x, y) in HDF5 under `coordinates`, int64 (M, 2); positive and negative points in two files."""
     import h5py
 
     points = {"positive": [(100, 120), (5, 9), (300, 310)], "negative": [(200, 40), (330, 100)]}
@@ -124,7 +125,7 @@ def _bcdata(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _anhir(root: Path, draw: DrawImage, each: int) -> None:
-    """Two scales of each image, the stain as a token of the name, an H&E section beside."""
+    """Each image at two scales; the stain is a token of the file name; one section of each lesion is H&E."""
     for lesion in range(1, each + 1):
         for stain in ("CD31-3", "proSPC-4", "Ki67-7", "Cc10-5", "He"):
             for scale, side in (("scale-5pc", 96), ("scale-25pc", 480)):
@@ -135,7 +136,7 @@ def _anhir(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _acrobat(root: Path, draw: DrawImage, each: int) -> None:
-    """Pyramidal TIFF, `.tif` and `.tiff`, an H&E section of each case; tissue on the left of bare glass."""
+    """Pyramidal TIFF, `.tif` and `.tiff`; one section of each case is H&E; the right third is bare glass."""
     for n in range(each):
         for stain in ("HE", "ER", "PGR", "HER2", "KI67"):
             for split, folder, suffix in (
@@ -149,7 +150,7 @@ def _acrobat(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _pantumor(root: Path, draw: DrawImage, each: int) -> None:
-    """Slides of two indications, annotated cells as COCO boxes."""
+    """Slides of two tumour types, with annotated nuclei as boxes in a COCO file."""
     names = ("IMMUNE CELL", "NON-TUMOR CELL", "TUMOR CELL")
     pictures: list[dict] = []
     boxes: list[dict] = []
@@ -166,7 +167,10 @@ def _pantumor(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def write_pyramid(path: Path, pixels: np.ndarray, *, mpp: float) -> None:
-    """uint8 (H, W, 3) as a tiled, pyramidal TIFF of three levels, as scanners write them."""
+    """Writes uint8 (H, W, 3) as a tiled, pyramidal TIFF of three levels, as scanners do.
+
+    mpp  microns per pixel of the largest level
+    """
     import tifffile
 
     path.parent.mkdir(parents=True, exist_ok=True)

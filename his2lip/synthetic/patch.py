@@ -1,4 +1,4 @@
-"""One generated patch from its description: scene, staining, light, scanner; pure in (spec, rng)."""
+"""Renders one generated patch from its description: tissue, staining, light and scanner."""
 
 from __future__ import annotations
 
@@ -33,24 +33,29 @@ Stain = Literal["DAB", "AEC", "haematoxylin", "H&E"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a patch shows. `biomarker` is used for the stains DAB and AEC only."""
+    """The description of a patch. `biomarker` has an effect only with the stains DAB and AEC.
+
+    size     side in pixels; mpp: microns per pixel
+    reading  the staining that the dataset's label prescribes; None: the case decides
+    centre   kind (cells.KINDS) of the cell in the middle of the field
+    Raises TaxonomyError for an unknown tissue type.
+    """
 
     tissue: str
     biomarker: str | None = None
     stain: Stain = "DAB"
     size: int = 64
-    mpp: float = 0.452  # MIHIC's field of view, 29 um, at 64 px
+    mpp: float = 0.452  # at 64 px, the field of view of MIHIC: 29 microns
     biology: Biology = NOMINAL_BIOLOGY
     staining: Staining = NOMINAL_STAINING
     scanner: Scanner = DEFAULT
     reading: Reading | None = None
-    centre: str | None = None  # kind of the cell in the middle (cells.KINDS)
+    centre: str | None = None
 
     def __post_init__(self) -> None:
         if self.tissue not in taxonomy.TISSUES:
-            raise TaxonomyError(
-                f"unknown tissue type '{self.tissue}'", fix=f"known: {', '.join(taxonomy.TISSUES)}"
-            )
+            what, fix = f"unknown tissue type '{self.tissue}'", f"known: {', '.join(taxonomy.TISSUES)}"
+            raise TaxonomyError(what, key=self.tissue, fix=fix)
 
     @property
     def grid(self) -> Grid:
@@ -60,7 +65,7 @@ class Spec:
 def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) -> NDArray[np.uint8]:
     """The patch, uint8 (size, size, 3) RGB. Equal specs and generators in equal states give equal pixels.
 
-    `scene` is tissue built before, for serial sections and twins that show the same field in other stains.
+    scene  tissue that is already built: serial sections show the same field in several stains
     """
     scene_rng, stain_rng, scanner_rng = rng.spawn(3)
     if scene is None:
@@ -70,7 +75,7 @@ def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) 
 
 
 def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light (S, S, 3) in 0..1 that passes through the stained scene."""
+    """Transmitted light of the stained scene, float32 (S, S, 3) in 0..1."""
     look = spec.staining
     second_stain = _second_stain(scene, spec, rng)
     here, counterstain_here = np.exp(look.uneven * rng.standard_normal(2))
@@ -92,20 +97,20 @@ def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.floa
 
 
 def _second_stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> tuple[Map, Map]:
-    """Amounts of chromogen and of eosin."""
+    """Amounts (S, S) of chromogen and of eosin, in absorbance."""
     nothing = np.zeros_like(scene.tissue)
     if spec.stain == "H&E":
         return nothing, _eosin(scene) * spec.staining.eosin
     if spec.stain == "haematoxylin" or spec.biomarker is None:
         return nothing, nothing
     bound = chromogen(scene, spec.biomarker, spec.biology, rng, spec.reading) * spec.staining.chromogen
-    # Dead tissue binds antibodies unspecifically; haze lies on all tissue, more on cells than on fibres.
+    # Unspecific staining: haze on all tissue, stronger on cells than on fibres, strongest on dead tissue.
     haze = spec.staining.haze * scene.tissue * (0.6 + 0.6 * scene.maps.body + 1.2 * scene.layers["debris"])
     return bound + haze, nothing
 
 
 def _counterstain(scene: Scene) -> Map:
-    """Haematoxylin, absorbance: chromatin above all, a little in cytoplasm and matrix."""
+    """Absorbance (S, S) of haematoxylin: strong in chromatin, weak in cytoplasm and matrix."""
     maps, cells, layers = scene.maps, scene.cells, scene.layers
     owner = maps.nucleus_owner
     dark, clump, rim = (cells.of(name) for name in ("dark", "clump", "rim"))
@@ -120,7 +125,7 @@ def _counterstain(scene: Scene) -> Map:
 
 
 def _eosin(scene: Scene) -> Map:
-    """Eosin, absorbance: collagen, muscle, cytoplasm, debris, red cells."""
+    """Absorbance (S, S) of eosin, in collagen, muscle, cytoplasm, debris and red blood cells."""
     layers, maps = scene.layers, scene.maps
     ground = 0.03 + 0.16 * layers["collagen"] + 0.26 * layers["muscle"] + 0.24 * layers["debris"]
     ground = ground + 0.45 * layers["red"] + 0.05 * layers["matrix"] + 0.14 * maps.body

@@ -1,4 +1,4 @@
-"""One row of a twin before it is drawn: what the patch shows, and the columns of its shard."""
+"""One row of a twin before its image is drawn: what the patch shows, and its columns in the shard."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from his2lip.synthetic.tissues import build
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwinRow:
-    """A patch to be drawn. `columns` are those of the shard schema, as the real dataset's reader fills them.
+    """A patch that can be drawn. `columns` are those that the reader of the real dataset fills.
 
-    What is drawn hangs on (seed, dataset, case), (…, slide), (…, field) and (…, patch id) alone, so rows can
-    be drawn in any order, by any number of processes. Rows of one `field` show one piece of tissue.
+    All random choices are keyed by the seed, the dataset, the case and one of: slide, field, patch id. So
+    rows can be drawn in any order and by any number of processes, with the same result.
     """
 
     seed: int
     dataset: str
     split: str
-    case: str  # the generated patient, also where the real dataset names none
-    slide: str  # one section, stained in one run
-    field: str
+    case: str  # the generated case; it exists also where the real dataset names no cases
+    slide: str  # rows of one slide have the same staining
+    field: str  # rows of one field show the same tissue
     patch_id: str
     shows: str  # tissue type of the scene
-    marker: str | None
+    marker: str | None  # biomarker
     stain: Stain
     size: int
     mpp: float
@@ -41,10 +41,10 @@ class TwinRow:
     columns: dict[str, Any]
     reading: Reading | None = None
     centre: str | None = None
-    biology: tuple[tuple[str, Any], ...] = ()  # fields of Biology that the dataset's label decides
+    biology: tuple[tuple[str, Any], ...] = ()  # fields of Biology that are set, in place of the case's
 
     def spec(self) -> Spec:
-        """The patch's full description."""
+        """The full description of the patch."""
         biology = _biology(self.seed, self.dataset, self.case)
         return Spec(
             tissue=self.shows,
@@ -71,7 +71,7 @@ def _staining(*key: str | int) -> Staining:
 
 
 def pixels(row: TwinRow) -> NDArray[np.uint8]:
-    """The row's image, uint8 (size, size, 3) RGB."""
+    """The image of the row, uint8 (size, size, 3) RGB."""
     spec = row.spec()
     place = keyed_rng(row.seed, row.dataset, row.case, row.field)
     scene = build(spec.tissue, spec.grid, place, spec.biology, centre=spec.centre)
@@ -79,7 +79,7 @@ def pixels(row: TwinRow) -> NDArray[np.uint8]:
 
 
 def draw(row: TwinRow) -> bytes:
-    """The row's image as the real dataset publishes it: PNG or JPEG bytes."""
+    """The image of the row, encoded as PNG or JPEG."""
     image = pixels(row)
     if row.format == "jpeg":
         import simplejpeg

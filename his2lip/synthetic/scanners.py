@@ -1,4 +1,4 @@
-"""Scanners: white point, exposure, optics, noise, sharpening and JPEG; one setting for each dataset."""
+"""Scanners: how transmitted light becomes pixels, with different settings for each dataset."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from his2lip.synthetic.grid import Grid, blur, noise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scanner:
-    """How light becomes pixels."""
+    """The settings of a scanner. Light and pixel values are relative to full scale, which is 1."""
 
-    white: tuple[float, float, float] = (0.95, 0.945, 0.95)  # of bare glass, 1 = full scale
-    blur: float = 0.45  # microns, standard deviation of the point spread
-    sharpen: float = 0.2  # unsharp mask added by the firmware
-    noise: float = 0.008  # of full scale
-    gamma: float = 1.0  # tone curve on top of linear light
-    saturation: float = 1.0
-    shading: float = 0.01  # illumination across the field
-    jpeg: int | None = 88  # quality of the scanner's own compression; None keeps raw pixels
+    white: tuple[float, float, float] = (0.95, 0.945, 0.95)  # red, green and blue of bare glass
+    blur: float = 0.45  # microns, standard deviation of the point spread function
+    sharpen: float = 0.2  # weight of the firmware's unsharp mask
+    noise: float = 0.008  # standard deviation
+    gamma: float = 1.0  # exponent of the tone curve; 1 is linear in light
+    saturation: float = 1.0  # factor
+    shading: float = 0.01  # relative variation of the illumination over the field
+    jpeg: int | None = 88  # quality of the scanner's own compression; None: not compressed
 
 
 DEFAULT = Scanner()
-# Our own settings: plausible for the makes of scanner in the paper's Table 1, different between datasets.
+# Our settings. They are plausible for the scanners in the paper's Table 1, and differ between datasets.
 SCANNERS: dict[str, Scanner] = {
     "mihic": DEFAULT,
     "pantumor": Scanner(white=(0.93, 0.92, 0.94), blur=0.38, saturation=1.1, jpeg=80),
@@ -39,13 +39,12 @@ SCANNERS: dict[str, Scanner] = {
     "anhir-lung": Scanner(white=(0.95, 0.93, 0.95), blur=0.8, saturation=0.85, jpeg=85),
     "acrobat": Scanner(white=(0.93, 0.92, 0.93), blur=0.9, saturation=1.05, jpeg=80),
 }
-PLAIN = Scanner(white=(1.0, 1.0, 1.0), blur=0.0, sharpen=0.0, noise=0.0, shading=0.0, jpeg=None)
 
 
 def capture(
     light: NDArray[np.float32], grid: Grid, scanner: Scanner, staining: Staining, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Transmitted `light` (S, S, 3) in 0..1 as the scanner records it, uint8 (S, S, 3) RGB."""
+    """What the scanner records of transmitted `light` (S, S, 3) in 0..1: uint8 (S, S, 3) RGB."""
     gain = (
         np.array(scanner.white, np.float32) * np.array(staining.tint, np.float32) * np.float32(staining.light)
     )
@@ -69,7 +68,7 @@ def capture(
 
 
 def _through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """The losses of the scanner's own compression, by a real encoder."""
+    """The pixels after JPEG compression by a real encoder."""
     import simplejpeg
 
     coded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="422")

@@ -1,4 +1,4 @@
-"""Structures that tissues share: fibres, vessels, alveolar septa, debris, cartilage, blood, carbon."""
+"""Structures that several tissues have: fibres, vessels, alveolar septa, debris, cartilage, blood, carbon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from his2lip.synthetic.scene import Canvas, Points
 
 
 def fibres(canvas: Canvas, where: Map | float = 1.0) -> Map:
-    """Wavy collagen bundles, laid where `where` is 1. Returns their angle at each pixel (radians)."""
+    """Adds wavy collagen fibres, in proportion to `where` (0..1). Returns their angle (S, S) in radians."""
     grid, rng = canvas.grid, canvas.rng
     turn = rng.uniform(0, np.pi)
     wave = noise(rng, grid, 14.0, 2)
@@ -29,7 +29,12 @@ def fibres(canvas: Canvas, where: Map | float = 1.0) -> Map:
 def spindle_cells(
     canvas: Canvas, angle: Map, kinds: list[str], share: list[float], spacing: float, where: Map
 ) -> None:
-    """Spindle cells that follow the fibres, where `where` exceeds one half."""
+    """Adds spindle cells along the fibres, where `where` exceeds 0.5.
+
+    angle    (S, S), of the fibres, in radians
+    share    probability of each of `kinds`
+    spacing  distance between the cells in microns
+    """
     rng = canvas.rng
     points = lattice(rng, canvas.grid, spacing, jitter=0.3)
     points = points[canvas.free(points) & (canvas.grid.sample(where, points) > 0.5)]
@@ -40,7 +45,12 @@ def spindle_cells(
 def vessel(
     canvas: Canvas, centre: tuple[float, float], radius: float, *, lymph: bool = False, muscle: float = 0.0
 ) -> None:
-    """A vessel cut across: lumen, endothelium with flat nuclei, `muscle` microns of wall; blood in some."""
+    """Adds the cross-section of a vessel: a lumen, an endothelium with flat nuclei, and blood in some.
+
+    centre, radius  in microns
+    lymph           a lymphatic vessel, without blood, in place of a blood vessel
+    muscle          thickness of the muscular wall in microns; 0: none
+    """
     rng = canvas.rng
     squeeze, turn = rng.uniform(1.0, 1.9), rng.uniform(0, np.pi)
     x, y = canvas.xy
@@ -70,7 +80,10 @@ def _beyond(points: Points, centre: tuple[float, float], radius: float) -> NDArr
 def _rim_nuclei(
     canvas: Canvas, kind: str, centre: tuple[float, float], half: tuple[float, float], turn: float
 ) -> None:
-    """Two to five endothelial nuclei, flat against the lumen."""
+    """One to six flat endothelial nuclei around the lumen.
+
+    half  half axes of the lumen in microns; turn: its angle in radians
+    """
     count = int(np.clip(canvas.rng.poisson(0.35 * (half[0] + half[1])), 1, 6))
     at = np.linspace(0, 2 * np.pi, count, endpoint=False) + canvas.rng.uniform(0, 6.3, 1)
     at = at + canvas.rng.normal(0, 0.25, count)
@@ -83,7 +96,10 @@ def _rim_nuclei(
 
 
 def red_cells(canvas: Canvas, where: Map, density: float = 1.0) -> None:
-    """Red blood cells, 6 to 7 microns across, paler in the middle, no nucleus."""
+    """Adds red blood cells where `where` (0..1) is 1: 6 to 7 microns wide, pale in the middle, no nucleus.
+
+    density  share of the places that have a cell
+    """
     grid, rng = canvas.grid, canvas.rng
     points = lattice(rng, grid, 7.0, jitter=0.15)
     points = points[rng.random(len(points)) < density]
@@ -100,7 +116,10 @@ def red_cells(canvas: Canvas, where: Map, density: float = 1.0) -> None:
 
 
 def septa(canvas: Canvas, thickness: float) -> tuple[Points, Points]:
-    """Alveolar walls between air spaces. Returns points along them (N, 2) and the walls' angle there (N,)."""
+    """Adds alveolar walls, `thickness` microns thick, between air spaces.
+
+    Returns points (N, 2) on the walls, and the angles (N,) of the walls at these points, in radians.
+    """
     grid, rng = canvas.grid, canvas.rng
     x, y = canvas.xy
     spacing = max(24.0, 0.9 * grid.span) if grid.span < 60 else 38.0
@@ -129,7 +148,7 @@ def septa(canvas: Canvas, thickness: float) -> tuple[Points, Points]:
 
 
 def thin(points: Points, apart: float) -> Points:
-    """The first of `points` (N, 2) that are at least `apart` microns from all kept before."""
+    """The `points` (N, 2), in their order, that are at least `apart` microns from all points kept before."""
     close = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) < apart
     blocked = np.zeros(len(points), bool)
     kept = np.zeros(len(points), bool)
@@ -141,7 +160,7 @@ def thin(points: Points, apart: float) -> Points:
 
 
 def debris(canvas: Canvas) -> None:
-    """Necrotic debris: smudged, granular, with fragments of nuclei."""
+    """Adds necrotic debris: blurred and granular."""
     grid, rng = canvas.grid, canvas.rng
     slow, fine = noise(rng, grid, 6.0)[0], noise(rng, grid, 1.3)[0]
     grains = step(noise(rng, grid, 1.8)[0] - 0.7, 0.9)
@@ -151,7 +170,7 @@ def debris(canvas: Canvas) -> None:
 
 
 def carbon(canvas: Canvas, clumps: int) -> None:
-    """Anthracotic pigment: black granules under a micron, heaped in macrophages."""
+    """Adds anthracotic pigment: clumps of black granules, smaller than a micron, in macrophages."""
     grid, rng = canvas.grid, canvas.rng
     heart = rng.uniform(0.1, 0.9, (clumps, 2)) * grid.span
     count = rng.integers(25, 70, clumps)
@@ -164,7 +183,7 @@ def carbon(canvas: Canvas, clumps: int) -> None:
 
 
 def cartilage(canvas: Canvas) -> None:
-    """Hyaline cartilage: glassy matrix, darker around lacunae, each with a chondrocyte or a pair."""
+    """Adds hyaline cartilage: a matrix that is darker around lacunae with one or two chondrocytes."""
     grid, rng = canvas.grid, canvas.rng
     points = lattice(rng, grid, 14.5, jitter=0.2)
     pair = rng.random(len(points)) < 0.3

@@ -1,4 +1,4 @@
-"""The seven tissue types as fields of cells and structures, and the mixtures that other datasets need."""
+"""Builds the scene of a field of each of the seven tissue types, from cells and structures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from his2lip.synthetic.structures import (
 def build(
     tissue: str, grid: Grid, rng: np.random.Generator, biology: Biology, *, centre: str | None = None
 ) -> Scene:
-    """A field of a canonical tissue type; `centre` puts one cell of that kind in the middle."""
+    """The scene of a field of `tissue`, a canonical tissue type.
+
+    centre  kind (cells.KINDS) of one cell that is placed in the middle of the field
+    """
     canvas = Canvas.blank(grid, rng, biology.size)
     _BUILDERS[tissue](canvas, biology)
     if centre is not None:
@@ -34,7 +37,7 @@ def build(
 
 
 def _tumour(canvas: Canvas, biology: Biology) -> None:
-    """Nests of carcinoma in a little stroma; lumens where the tumour is glandular; a few lymphocytes."""
+    """Nests of carcinoma with some stroma between them, lumens in some tumours, and a few lymphocytes."""
     grid, rng = canvas.grid, canvas.rng
     share = (
         float(np.clip(rng.normal(biology.cohesion, 0.10), 0.7, 1.0)) if grid.span < 60 else biology.cohesion
@@ -50,7 +53,7 @@ def _tumour(canvas: Canvas, biology: Biology) -> None:
 
 
 def _region(canvas: Canvas, share: float, scale: float) -> Map:
-    """A soft mask over about `share` of the field, with borders that wander over `scale` microns."""
+    """A soft mask over about `share` of the field, whose borders vary over `scale` microns."""
     if share >= 0.97:
         return np.ones_like(canvas.tissue)
     field = noise(canvas.rng, canvas.grid, scale)[0]
@@ -58,7 +61,7 @@ def _region(canvas: Canvas, share: float, scale: float) -> Map:
 
 
 def _stroma_between(canvas: Canvas, where: Map, biology: Biology) -> None:
-    """Stroma around nests: fibres, spindle cells, at times a capillary."""
+    """Stroma around nests: fibres, spindle cells and, in some fields, a capillary."""
     if where.max() < 0.5:
         return
     grid, rng = canvas.grid, canvas.rng
@@ -79,7 +82,7 @@ def _spindles(canvas: Canvas, angle: Map, where: Map, biology: Biology, spacing:
 
 
 def _glands(canvas: Canvas, nest: Map) -> None:
-    """Lumens inside nests, with mucus at times."""
+    """Lumens inside nests."""
     grid, rng = canvas.grid, canvas.rng
     points = lattice(rng, grid, 34.0, jitter=0.2)
     points = points[grid.sample(nest, points) > 0.9]
@@ -91,7 +94,7 @@ def _glands(canvas: Canvas, nest: Map) -> None:
     canvas.holes += [(float(x), float(y), float(r) + 4.0) for (x, y), r in zip(points, radius, strict=True)]
 
 
-# Shares of (T, B, plasma, macrophage): a T zone, a follicle, a plasma-cell infiltrate, a mixed one.
+# Shares of (T, B, plasma, macrophage): a T zone, a follicle, a plasma-cell infiltrate, a mixed infiltrate.
 _INFILTRATES = (
     (0.78, 0.1, 0.04, 0.08),
     (0.12, 0.78, 0.04, 0.06),
@@ -101,7 +104,7 @@ _INFILTRATES = (
 
 
 def _immune(canvas: Canvas, biology: Biology) -> None:
-    """Packed lymphocytes with plasma cells and macrophages; at times a small vessel."""
+    """Dense lymphocytes with plasma cells and macrophages and, in some fields, a small vessel."""
     grid, rng = canvas.grid, canvas.rng
     fibres(canvas, 0.35)
     if rng.random() < 0.3:
@@ -115,7 +118,7 @@ def _immune(canvas: Canvas, biology: Biology) -> None:
 
 
 def _stroma(canvas: Canvas, biology: Biology) -> None:
-    """Collagen, spindle cells along it, blood and lymphatic vessels."""
+    """Collagen with spindle cells along its fibres, and blood and lymphatic vessels."""
     grid, rng = canvas.grid, canvas.rng
     angle = fibres(canvas)
     count = rng.poisson(1.1 * max(1.0, (grid.span / 43) ** 2))
@@ -127,7 +130,7 @@ def _stroma(canvas: Canvas, biology: Biology) -> None:
 
 
 def _necrosis(canvas: Canvas, biology: Biology) -> None:
-    """Granular debris with ghosts of nuclei and shrunken, dark ones; macrophages at times."""
+    """Granular debris with pale ghost nuclei, shrunken dark (pyknotic) nuclei and a few macrophages."""
     grid, rng = canvas.grid, canvas.rng
     debris(canvas)
     points = lattice(rng, grid, 11.0 * biology.spacing, jitter=0.25)
@@ -142,7 +145,7 @@ def _necrosis(canvas: Canvas, biology: Biology) -> None:
 
 
 def _alveoli(canvas: Canvas, biology: Biology) -> None:
-    """Thin walls between air spaces: pneumocytes, capillaries, at times a macrophage in the air."""
+    """Thin walls between air spaces, with pneumocytes and capillaries; some air spaces have a macrophage."""
     rng = canvas.rng
     thickness = rng.uniform(3.0, 8.5)
     points, angle = septa(canvas, thickness)
@@ -157,7 +160,7 @@ def _alveoli(canvas: Canvas, biology: Biology) -> None:
 
 
 def _background(canvas: Canvas, biology: Biology) -> None:
-    """Glass: at times dust, or a smear of mucus too faint to be tissue."""
+    """Glass, in some fields with dust or a faint smear of mucus."""
     grid, rng = canvas.grid, canvas.rng
     canvas.tissue[:] = 0
     if rng.random() < 0.4:
@@ -170,7 +173,7 @@ def _background(canvas: Canvas, biology: Biology) -> None:
 
 
 def _other(canvas: Canvas, biology: Biology) -> None:
-    """What the other six classes leave: here blood, cartilage, anthracotic tissue, bronchial epithelium."""
+    """Tissue of no other class: blood, cartilage, anthracotic tissue or bronchial epithelium."""
     _OTHERS[canvas.rng.integers(len(_OTHERS))](canvas, biology)
 
 
@@ -192,7 +195,7 @@ def _anthracosis(canvas: Canvas, biology: Biology) -> None:
 
 
 def _bronchus(canvas: Canvas, biology: Biology) -> None:
-    """Ciliated epithelium between air and stroma: tall nuclei side by side on a basement membrane."""
+    """Ciliated epithelium between air and stroma: tall nuclei next to each other on a basement membrane."""
     grid, rng = canvas.grid, canvas.rng
     turn = rng.uniform(0, 2 * np.pi)
     across = np.array([np.cos(turn), np.sin(turn)], np.float32)

@@ -1,4 +1,4 @@
-"""The plans of the ten twins: the rows of each, as the real files and labels would give them."""
+"""The plans of the ten twins: the rows of each, like those of the real files and labels."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from his2lip.synthetic.biomarkers import HER2_READINGS, Reading
 from his2lip.synthetic.cases import keyed_rng
 from his2lip.synthetic.rows import TwinRow
 
-FIELD_UM = 29.0  # side of a MIHIC patch: 128 px at 0.2264 um
-HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # as the cards have them
-DETAIL, REGION = 64, 128  # side in pixels of cell-sized and of larger patches
+FIELD_UM = 29.0  # side of a MIHIC patch in microns: 128 px at 0.2264 microns per pixel
+HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # microns per pixel, as on the cards
+DETAIL, REGION = 64, 128  # sides in pixels of small and of large patches
 
 
 @dataclass(frozen=True, slots=True)
 class TwinPlan:
-    """What all rows of one twin have in common, and their number: `scale` 1 is that of the demo."""
+    """What all rows of one twin have in common. `scale` is a factor of its numbers of cases."""
 
     name: str
     seed: int
     scale: float
 
     def count(self, base: int) -> int:
-        """`base` scaled, at least 1."""
+        """`base` times the scale, at least 1."""
         return max(1, round(base * self.scale))
 
     def row(self, split: str, case: str, slide: str, path: str, **rest: Any) -> TwinRow:
-        """A row with this twin's usual values: DAB, 64 px over 29 um, PNG, its own field."""
+        """A row of this twin. Defaults: DAB, 64 px over 29 microns, PNG, its own field of tissue."""
         defaults: dict[str, Any] = {
             "marker": None, "stain": "DAB", "size": DETAIL, "mpp": FIELD_UM / DETAIL, "format": "png",
             "field": path, "columns": {},
@@ -57,7 +57,7 @@ def _mihic(plan: TwinPlan) -> Iterator[TwinRow]:
                 )  # fmt: skip
 
 
-# (tissue of the scene, kind of the cell in the middle) for each annotated class.
+# Annotated class -> (tissue type of the scene, kind of the cell in the middle), used in turn.
 _PANTUMOR_CELLS = {
     "tumour cell": (("Tumor", "tumour"),),
     "immune cell": (("Immune cells", "T"), ("Tumor", "T")),
@@ -66,7 +66,7 @@ _PANTUMOR_CELLS = {
 
 
 def _pantumor(plan: TwinPlan) -> Iterator[TwinRow]:
-    """CD3; a patch around each annotated cell; region_id is the tumour indication."""
+    """CD3: one patch around each annotated nucleus; region_id is the tumour type."""
     for organ, number in product(("HNSCC", "NSCLC", "TNBC", "GC"), range(plan.count(3))):
         slide = f"{organ}_{number:02d}"
         for (label, cells), k in product(_PANTUMOR_CELLS.items(), range(4)):
@@ -86,7 +86,7 @@ def _pantumor(plan: TwinPlan) -> Iterator[TwinRow]:
 
 
 def _bcdata(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Ki67; patches around positive and negative points, and of tissue without points; no patients named."""
+    """Ki67: patches around positive and negative points, and of tissue without points; without case ids."""
     number = 0
     for split, images in (("train", 8), ("validation", 4), ("test", 16)):
         for image in range(number, number := number + plan.count(images)):
@@ -109,7 +109,7 @@ _HNSCC_STAINS = ("Hematoxylin", "CD3", "CD8", "FoxP3", "PanCK")
 
 
 def _hnscc(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Red AEC on serial stains of one field, beside the counterstain; eight patients."""
+    """Each field of eight cases in serial stains: the counterstain only, then biomarkers in red AEC."""
     for case, (label, (letter, shows, biology)) in product(range(plan.count(8)), _HNSCC_REGIONS.items()):
         for name in _HNSCC_STAINS:
             marker = None if name == "Hematoxylin" else taxonomy.biomarker(name)
@@ -123,7 +123,7 @@ def _hnscc(plan: TwinPlan) -> Iterator[TwinRow]:
             )  # fmt: skip
 
 
-# Fractions of stained nuclei, clear of the thresholds (1 % for ER and PR, 20 % for Ki67).
+# Ranges of the share of stained nuclei, well away from the thresholds: 1 % for ER and PR, 20 % for Ki67.
 _IHC4BC_SHARES = {
     "ER": {"negative": (0.0, 0.0), "positive": (0.15, 0.98)},
     "PR": {"negative": (0.0, 0.0), "positive": (0.15, 0.9)},
@@ -132,7 +132,7 @@ _IHC4BC_SHARES = {
 
 
 def _ihc4bc(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Positive and negative by the fraction of stained nuclei."""
+    """Positive and negative cases of three biomarkers, which differ in the share of stained nuclei."""
     case = 0
     for split, cases in (("train", 6), ("select", 3), ("test", 12)):
         for number in range(case, case := case + max(2, plan.count(cases))):
@@ -153,7 +153,7 @@ def _ihc4bc(plan: TwinPlan) -> Iterator[TwinRow]:
 
 
 def _her2(plan: TwinPlan) -> Iterator[TwinRow]:
-    """HER2 0 to 3+; the files do not name a slide."""
+    """HER2 0 to 3+, without slide ids."""
     number = 0
     for split, folder, each in (("train", "train", 10), ("select", "train", 5), ("test", "test", 24)):
         for score, k in product(HER2_READINGS, range(plan.count(each))):
@@ -170,49 +170,45 @@ _BREAST = ("HER2", "Ki67", "ER", "PR")
 
 
 def _bci(plan: TwinPlan) -> Iterator[TwinRow]:
-    """HER2 with an H&E twin of each field."""
+    """HER2 0 to 3+. twin_id names the H&E image of the same field, which is not in the shards."""
     number = 0
     for split, folder, each in (("train", "train", 6), ("select", "train", 3), ("test", "test", 16)):
         for score, k in product(HER2_READINGS, range(plan.count(each))):
             name, number = f"{folder}/{number:05d}_{folder}_{score}.png", number + 1
-            usual = {
-                "shows": "Tumor", "marker": "HER2", "reading": HER2_READINGS[score], "size": REGION,
-                "field": name,
-            }  # fmt: skip
             columns: dict[str, Any] = {
                 "score": score,
                 "label": score,
                 "biomarker": "HER2",
                 "twin_id": f"bci/HE/{name}",
             }
-            yield plan.row(split, f"{split}{k}", score, f"IHC/{name}", columns=columns, **usual)
-            yield plan.row(split, f"{split}{k}", f"{score} H&E", f"HE/{name}", stain="H&E", **usual)
+            yield plan.row(
+                split, f"{split}{k}", score, f"IHC/{name}", shows="Tumor", marker="HER2", size=REGION,
+                field=name, reading=HER2_READINGS[score], columns=columns,
+            )  # fmt: skip
 
 
 def _mist(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Four biomarkers, each IHC field (B) with its H&E (A)."""
+    """Four biomarkers. twin_id names the H&E image of the same field, which is not in the shards."""
     number = 0
     for split, folder, slides in (("train", "train", 5), ("select", "train", 3), ("val", "val", 12)):
         for slide, marker in product(range(number, number := number + plan.count(slides)), _BREAST):
             case, name = f"67M21{slide:05d}", f"67M21{slide:05d}_15_{taxonomy.biomarker_id(marker)}.jpg"
-            twin = f"{marker}/{folder}A/{name}"
-            usual = {
-                "shows": "Tumor", "marker": marker, "reading": _breast_reading(plan, marker, name),
-                "size": REGION, "mpp": MIST_MPP, "field": name, "format": "jpeg",
-            }  # fmt: skip
             columns: dict[str, Any] = {
                 "biomarker": marker,
                 "label": marker,
                 "slide_id": case,
                 "mpp": MIST_MPP,
+                "twin_id": f"mist/{marker}/{folder}A/{name}",
             }
-            columns |= {"twin_id": f"mist/{twin}"}
-            yield plan.row(split, case, marker, f"{marker}/{folder}B/{name}", columns=columns, **usual)
-            yield plan.row(split, case, f"{marker} H&E", twin, stain="H&E", **usual)
+            yield plan.row(
+                split, case, marker, f"{marker}/{folder}B/{name}", shows="Tumor", marker=marker, size=REGION,
+                mpp=MIST_MPP, format="jpeg", field=name, reading=_breast_reading(plan, marker, name),
+                columns=columns,
+            )  # fmt: skip
 
 
 def _breast_reading(plan: TwinPlan, marker: str, key: str) -> Reading:
-    """Biology of a tumour that mostly stains, so that the image reveals the biomarker."""
+    """The staining of a tumour that is positive in most cases, so that images reveal the biomarker."""
     rng = keyed_rng(plan.seed, plan.name, "reading", marker, key)
     if marker == "HER2":
         return HER2_READINGS[str(rng.choice(["1+", "2+", "3+"], p=[0.2, 0.3, 0.5]))]
@@ -221,13 +217,13 @@ def _breast_reading(plan: TwinPlan, marker: str, key: str) -> Reading:
 
 
 def _anhir(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Lesions and lobes of lung at low power; one image per stain. Microns per pixel are unknown."""
+    """Lung lesions and lobes at low magnification, one image per biomarker; microns per pixel are unknown."""
     for number in range(plan.count(16)):
         part, region, shows = (("lung-lesion", "les1", "Tumor"), ("lung-lobes", "lob1", "Alveoli"))[
             number % 2
         ]
         animal = f"29-{number:03d}-Izd2-w35"
-        for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5", "He"):
+        for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5"):
             marker, slide = taxonomy.find_biomarker(token), f"{animal}-{token}-{region}"
             columns: dict[str, Any] = {
                 "biomarker": marker,
@@ -238,8 +234,8 @@ def _anhir(plan: TwinPlan) -> Iterator[TwinRow]:
             columns |= {"region_id": f"{animal}-{region}"}
             yield plan.row(
                 "test", animal, token, f"{part}_{number // 2 + 1}/scale-100pc/{slide}.jpg", shows=shows,
-                marker=marker, stain="DAB" if marker else "H&E", size=REGION, mpp=0.65, format="jpeg",
-                field=animal, biology=(("cohesion", 0.85), ("size", 0.9)), columns=columns,
+                marker=marker, size=REGION, mpp=0.65, format="jpeg", field=animal,
+                biology=(("cohesion", 0.85), ("size", 0.9)), columns=columns,
             )  # fmt: skip
 
 
@@ -249,12 +245,12 @@ _ACROBAT_SPLITS = (
 
 
 def _acrobat(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Tiles of slides at 10x: four stains and H&E of each case."""
+    """Two tiles of a slide at 10x for each of four biomarkers of each case."""
     number = 0
     for split, folder, cases in _ACROBAT_SPLITS:
         for case in range(number, number := number + plan.count(cases)):
-            for token, tile in product(("KI67", "ER", "PGR", "HER2", "HE"), range(2)):
-                marker, slide = taxonomy.find_biomarker(token), f"{case}_{token}_{folder}"
+            for token, tile in product(("KI67", "ER", "PGR", "HER2"), range(2)):
+                marker, slide = taxonomy.biomarker(token), f"{case}_{token}_{folder}"
                 columns: dict[str, Any] = {
                     "biomarker": marker,
                     "label": marker,
@@ -264,9 +260,9 @@ def _acrobat(plan: TwinPlan) -> Iterator[TwinRow]:
                 columns |= {"mpp": ACROBAT_MPP, "x": 0, "y": REGION * tile}
                 yield plan.row(
                     split, str(case), token, f"{slide}.tif#0-{REGION * tile}", shows="Tumor", marker=marker,
-                    stain="DAB" if marker else "H&E", size=REGION, mpp=ACROBAT_MPP, field=f"{case}/{tile}",
-                    reading=_breast_reading(plan, marker, str(case)) if marker else None,
-                    biology=(("cohesion", 0.7),), columns=columns,
+                    size=REGION, mpp=ACROBAT_MPP, field=f"{case}/{tile}",
+                    reading=_breast_reading(plan, marker, str(case)), biology=(("cohesion", 0.7),),
+                    columns=columns,
                 )  # fmt: skip
 
 

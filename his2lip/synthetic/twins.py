@@ -1,4 +1,4 @@
-"""Small generated twins of the ten datasets, written as shards that the same cards and protocols score."""
+"""Small generated twins of the ten datasets, as shards that the real datasets' cards and protocols fit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from his2lip.synthetic.cases import keyed_rng
 from his2lip.synthetic.rows import TwinRow, draw
 from his2lip.synthetic.twin_plans import PLANS, TwinPlan
 
-VERSION = 1  # of the generator: a change of any pixel or column raises it
-SCALES: dict[str, float] = {"demo": 1.0, "small": 0.25}
-ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, like a real dataset
+VERSION = 1  # of the generator; it is raised when any pixel or column changes
+
+MAX_SCALE = 1000
+ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, as a real dataset has
 
 
 class Mapper(Protocol):
-    """Applies a function to rows in their order: the builtin `map`, that of a pool, or one over Ray tasks."""
+    """Applies a function to rows and returns the results in their order, such as the builtin `map`."""
 
     def __call__(
         self, function: Callable[[TwinRow], bytes], rows: Sequence[TwinRow], /
@@ -34,22 +35,24 @@ def twin_names() -> list[str]:
     return list(PLANS)
 
 
-def twin_rows(name: str, *, seed: int = 0, scale: str | float = "demo", he: bool = False) -> list[TwinRow]:
-    """The rows of a twin, not drawn yet, in an order shuffled by the seed.
+def twin_rows(name: str, *, seed: int = 0, scale: float = 1.0) -> list[TwinRow]:
+    """The rows of a twin, whose images are not drawn yet, in an order that is shuffled by the seed.
 
-    `he` adds the H&E images that stand beside immunostained ones. The datasets' readers pass them over, so
-    shards do not hold them. Raises DatasetError for an unknown name or scale.
+    scale  factor of the twin's numbers of cases, above 0 and at most MAX_SCALE
+    Raises DatasetError for an unknown name, or a scale out of range.
     """
     if name not in PLANS:
-        raise DatasetError(f"no dataset '{name}' has a generated twin", fix=did_you_mean(name, PLANS))
-    rows = [row for row in PLANS[name](TwinPlan(name, seed, _scale(scale))) if he or row.stain != "H&E"]
+        what, fix = f"no dataset '{name}' has a generated twin", did_you_mean(name, PLANS)
+        raise DatasetError(what, key=name, fix=fix)
+    if not 0 < scale <= MAX_SCALE:
+        fix = f"use a factor above 0 and at most {MAX_SCALE}"
+        raise DatasetError(f"a twin cannot have scale {scale:g}", key="--scale", fix=fix)
+    rows = list(PLANS[name](TwinPlan(name, seed, scale)))
     return [rows[i] for i in keyed_rng(seed, name, "order").permutation(len(rows))]
 
 
-def twin_patches(
-    name: str, *, seed: int = 0, scale: str | float = "demo", mapper: Mapper = map
-) -> Iterator[Patch]:
-    """The patches of a twin, in the order of `twin_rows` for any mapper."""
+def twin_patches(name: str, *, seed: int = 0, scale: float = 1.0, mapper: Mapper = map) -> Iterator[Patch]:
+    """The patches of a twin, drawn by `mapper`, in the order of `twin_rows`."""
     rows = twin_rows(name, seed=seed, scale=scale)
     for row, image in zip(rows, mapper(draw, rows), strict=True):
         yield _patch(row, image)
@@ -60,58 +63,48 @@ def write_twin(
     out_uri: str | Path,
     *,
     seed: int = 0,
-    scale: str | float = "demo",
-    workers: int = 1,
-    mapper: Mapper | None = None,
-    row_group_bytes: int = ROW_GROUP_BYTES,
+    scale: float = 1.0,
+    mapper: Mapper = map,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetInfo:
     """Writes the generated twin of a dataset as shards; dataset.json marks it as generated.
 
-    `scale` is "demo", "small" or a factor on the demo's numbers. The bytes are the same whatever `workers`
-    (processes of this machine) or `mapper` (the caller's own way to spread work) is. `progress` is called
-    with the number of patches written since the last call. Raises DatasetError for an unknown name or scale.
+    scale     factor of the twin's numbers of cases
+    mapper    draws the images, for example in several processes; it does not change the bytes
+    progress  called with the number of patches written since its last call
+    Raises DatasetError for an unknown name, or a scale out of range.
     """
     from threadpoolctl import threadpool_limits
 
-    patches = _drawn(name, seed, scale, workers, mapper)
     writer = ShardWriter(
         out_uri,
         card=load_card(name),
         generated=True,
         view=twin_view(seed, scale),
-        row_group_bytes=row_group_bytes,
+        row_group_bytes=ROW_GROUP_BYTES,
     )
-    with threadpool_limits(1), writer:  # matrix products of one patch are too small to share
-        for patch in patches:
+    with threadpool_limits(1), writer:  # matrix products of one patch are too small for several threads
+        for patch in twin_patches(name, seed=seed, scale=scale, mapper=mapper):
             writer.add(patch)
             if progress is not None:
                 progress(1)
         return writer.close()
 
 
-def twin_view(seed: int = 0, scale: str | float = "demo") -> str:
-    """The view in dataset.json, which records how a twin was made: equal views mean equal bytes."""
-    return f"generated(seed={seed}, scale={_scale(scale):g}, version={VERSION})"
-
-
-def _drawn(name: str, seed: int, scale: str | float, workers: int, mapper: Mapper | None) -> Iterator[Patch]:
-    if mapper is not None or workers <= 1:
-        yield from twin_patches(name, seed=seed, scale=scale, mapper=mapper or map)
-        return
-    with process_mapper(workers) as spread:
-        yield from twin_patches(name, seed=seed, scale=scale, mapper=spread)
+def twin_view(seed: int, scale: float) -> str:
+    """The `view` in dataset.json of a twin. Twins of one dataset with equal views have equal bytes."""
+    return f"generated(seed={seed}, scale={scale:g}, version={VERSION})"
 
 
 @contextmanager
 def process_mapper(workers: int) -> Iterator[Mapper]:
-    """A mapper over `workers` fresh processes of one thread each, to be used for several twins."""
+    """A mapper over `workers` new processes with one thread each, which serves any number of twins."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         yield lambda function, rows: pool.map(function, rows, chunksize=16)
 
 
 def _one_thread() -> None:
-    """Limits linear algebra to one thread: the matrix products are too small to share."""
+    """Limits linear algebra to one thread: the matrix products are too small for several."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
@@ -123,12 +116,3 @@ def _patch(row: TwinRow, image: bytes) -> Patch:
         patch_id=row.patch_id, image=image, dataset=row.dataset, split=row.split, width=row.size,
         height=row.size, **columns,
     )  # fmt: skip
-
-
-def _scale(scale: str | float) -> float:
-    factor = SCALES.get(scale) if isinstance(scale, str) else float(scale)
-    if factor is None or not 0 < factor <= 1000:
-        raise DatasetError(
-            f"a twin cannot have scale '{scale}'", fix="use demo, small, or a factor such as 0.5"
-        )
-    return factor

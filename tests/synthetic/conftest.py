@@ -1,4 +1,4 @@
-"""One thread of linear algebra: the products of one patch are too small to share."""
+"""One thread of linear algebra: the matrix products of one patch are too small for several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour alone does not tell tissue types on other cases; structure does."""
+"""Tissue types of other cases cannot be predicted from the mean colour, but from the texture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from his2lip.synthetic.twins import twin_rows
 
 @pytest.fixture(scope="module")
 def mihic() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images and tissue types of 8 training cases and of 3 test cases, uint8 (N, 64, 64, 3) each."""
+    """Images, uint8 (N, 64, 64, 3), and tissue types (N,) of 8 training cases, then of 3 test cases."""
     rows = [r for r in twin_rows("mihic") if r.split == "test" or (r.split == "train" and r.case < "0008")]
     rows = [r for r in rows if r.case < "0034"]
     images = np.stack([pixels(r) for r in rows])
@@ -27,7 +27,7 @@ def mihic() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def texture(images: np.ndarray) -> np.ndarray:
-    """Edges at three scales and directions, and the spread of haematoxylin-like darkness: (N, F)."""
+    """(N, F) features of edges at three scales and in two directions, and the spread of darkness."""
     dark = -np.log10((images[..., 0].astype(np.float32) + 1) / 256)
     features = [dark.std((1, 2)), np.percentile(dark, 95, axis=(1, 2)) - np.percentile(dark, 5, axis=(1, 2))]
     for sigma in (0.7, 1.5, 3.0):
@@ -41,14 +41,18 @@ def texture(images: np.ndarray) -> np.ndarray:
     return np.stack(features, -1)
 
 
-def test_mean_colour_stays_under_one_half(mihic: tuple[np.ndarray, ...]) -> None:
+def test_mean_colour_predicts_the_tissue_type_with_a_macro_f1_below_one_half(
+    mihic: tuple[np.ndarray, ...],
+) -> None:
     images, tissue, other_images, other_tissue = mihic
     classifier = KNeighborsClassifier(15).fit(images.mean((1, 2)), tissue)
     score = f1_score(other_tissue, classifier.predict(other_images.mean((1, 2))), average="macro")
     assert 1 / 7 < score < 0.5
 
 
-def test_simple_texture_tells_tissue_far_better_than_colour(mihic: tuple[np.ndarray, ...]) -> None:
+def test_simple_texture_predicts_the_tissue_type_far_better_than_mean_colour(
+    mihic: tuple[np.ndarray, ...],
+) -> None:
     images, tissue, other_images, other_tissue = mihic
     colour = KNeighborsClassifier(15).fit(images.mean((1, 2)), tissue).predict(other_images.mean((1, 2)))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(texture(images), tissue)

@@ -1,4 +1,4 @@
-"""Each biomarker stains where it stains in tissue: four patterns, the right cells, the graded share."""
+"""Each biomarker stains in its pattern, on its own kinds of cell, and in the share that a label sets."""
 
 from __future__ import annotations
 
@@ -28,15 +28,30 @@ def bound(scene: Scene, marker: str, reading: Reading | None = None) -> np.ndarr
 
 
 def inside(amount: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the chromogen that lies within a soft mask."""
+    """The share of the chromogen that is inside a soft mask."""
     return float((amount * mask).sum() / amount.sum())
 
 
-def test_every_biomarker_of_the_taxonomy_has_a_programme() -> None:
+def is_kind(scene: Scene, *kinds: str) -> np.ndarray:
+    """1 for each cell of one of these kinds, else 0: float32 (N,)."""
+    return np.isin(scene.cells.kind, [NAMES.index(kind) for kind in kinds]).astype(np.float32)
+
+
+def nuclei_of(scene: Scene, *kinds: str) -> np.ndarray:
+    """A soft mask of the nuclei of these kinds of cell."""
+    return scene.maps.nucleus * is_kind(scene, *kinds)[scene.maps.nucleus_owner]
+
+
+def bodies_of(scene: Scene, *kinds: str) -> np.ndarray:
+    """A soft mask of the bodies of these kinds of cell."""
+    return scene.maps.body * is_kind(scene, *kinds)[scene.maps.body_owner]
+
+
+def test_every_biomarker_of_the_taxonomy_can_be_drawn() -> None:
     assert set(PROGRAMMES) == set(BIOMARKERS)
 
 
-def test_the_twelve_follow_the_four_published_patterns() -> None:
+def test_the_twelve_biomarkers_of_mihic_have_the_four_published_patterns() -> None:
     patterns = {
         "nuclear": {"Ki67", "P53", "Cyclin-D1", "CDK4"},
         "membranous": {"CD3", "CD20", "CD38", "CD68"},
@@ -48,23 +63,23 @@ def test_the_twelve_follow_the_four_published_patterns() -> None:
 
 
 @pytest.mark.parametrize("marker", ["Ki67", "P53", "Cyclin-D1"])
-def test_nuclear_stains_lie_in_tumour_nuclei(marker: str) -> None:
+def test_nuclear_stains_are_in_tumour_nuclei(marker: str) -> None:
     scene = scene_of("Tumor")
     amount = bound(scene, marker)
     assert inside(amount, scene.maps.nucleus) > 0.93
-    assert inside(amount, scene.nuclei_of({"tumour"})) > 0.85
+    assert inside(amount, nuclei_of(scene, "tumour")) > 0.85
 
 
 @pytest.mark.parametrize(
     ("marker", "kind"), [("CD3", "T"), ("CD20", "B"), ("CD38", "plasma"), ("CD68", "macrophage")]
 )
-def test_surface_stains_lie_on_their_cells_and_round_the_nucleus(marker: str, kind: str) -> None:
+def test_surface_stains_are_on_their_kind_of_cell_and_outside_its_nucleus(marker: str, kind: str) -> None:
     amounts, on_cells, on_nuclei = 0.0, 0.0, 0.0
     for seed in range(4):
         scene = scene_of("Immune cells", seed)
         amount = bound(scene, marker)
-        # A membrane is a ridge on the border, so half of its soft profile lies outside the body.
-        own = scene.cells.is_kind({kind})[scene.maps.body_owner]
+        # A membrane is a ridge on the border, so half of its soft profile is outside the body.
+        own = is_kind(scene, kind)[scene.maps.body_owner]
         amounts += amount.sum()
         on_cells += (amount * own).sum()
         on_nuclei += (amount * scene.maps.nucleus).sum()
@@ -74,11 +89,11 @@ def test_surface_stains_lie_on_their_cells_and_round_the_nucleus(marker: str, ki
 
 def test_t_cell_marker_leaves_tumour_cells_unstained() -> None:
     scene = scene_of("Tumor")
-    tumour = scene.nuclei_of({"tumour"}) > 0.5
+    tumour = nuclei_of(scene, "tumour") > 0.5
     assert bound(scene, "CD3")[tumour].mean() < 0.03
 
 
-def test_endothelial_stains_line_their_own_vessels() -> None:
+def test_endothelial_stains_are_on_the_lining_of_their_own_kind_of_vessel() -> None:
     blood = lymph = 0
     for seed in range(12):
         scene = scene_of("Stroma", seed)
@@ -91,28 +106,28 @@ def test_endothelial_stains_line_their_own_vessels() -> None:
                 assert amount.max() < 0.2
                 continue
             blood, lymph = blood + (marker == "CD34"), lymph + (marker == "D2-40")
-            near = np.maximum(np.minimum(1.5 * lining, 1), scene.cells.is_kind({kind})[scene.maps.body_owner])
+            near = np.maximum(np.minimum(1.5 * lining, 1), is_kind(scene, kind)[scene.maps.body_owner])
             assert inside(amount, near) > 0.8
     assert blood >= 3
     assert lymph >= 3
 
 
-def test_stromal_stains_keep_out_of_tumour_nests() -> None:
+def test_stromal_stains_are_in_stroma_and_not_in_tumour_nests() -> None:
     tumour, stroma = scene_of("Tumor"), scene_of("Stroma")
     for marker in ("FAP", "SMA"):
-        nest = tumour.bodies_of({"tumour"}) > 0.5
+        nest = bodies_of(tumour, "tumour") > 0.5
         assert bound(tumour, marker)[nest].mean() < 0.25 * bound(stroma, marker).mean()
-        assert inside(bound(stroma, marker), scene_mask_of_stroma(stroma)) > 0.9
+        assert inside(bound(stroma, marker), mask_of_stroma(stroma)) > 0.9
 
 
-def scene_mask_of_stroma(scene: Scene) -> np.ndarray:
-    """Fibres, vessel walls and spindle cells, to the outside of their membranes."""
-    spindle = scene.cells.is_kind({"fibroblast", "myofibroblast"})[scene.maps.body_owner]
+def mask_of_stroma(scene: Scene) -> np.ndarray:
+    """Fibres, vessel walls, and all pixels that belong to spindle cells."""
+    spindle = is_kind(scene, "fibroblast", "myofibroblast")[scene.maps.body_owner]
     return np.maximum.reduce([scene.layers["muscle"], (scene.layers["collagen"] > 0.05) * 1.0, spindle])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_a_graded_share_of_tumour_nuclei_stains_exactly(share: float) -> None:
+def test_the_share_of_stained_tumour_nuclei_is_the_one_that_is_set(share: float) -> None:
     scene = scene_of("Tumor")
     amount = bound(scene, "ER", Reading(share=share))
     rows = np.flatnonzero(scene.cells.kind == NAMES.index("tumour"))
@@ -121,14 +136,14 @@ def test_a_graded_share_of_tumour_nuclei_stains_exactly(share: float) -> None:
     seen = [r for r in rows if (core & (owner == r)).sum() > 8]
     stained = sum(amount[core & (owner == r)].mean() > 0.1 for r in seen)
     assert len(seen) > 10
-    assert abs(stained / len(seen) - share) < 0.25  # cells beyond the border count in the share
+    assert abs(stained / len(seen) - share) < 0.25  # cells outside the field count in the share too
     if share in (0.0, 1.0):
         assert stained == share * len(seen)
 
 
 def test_her2_grades_rise_in_amount_and_completeness_of_membranes() -> None:
     scene = scene_of("Tumor")
-    membrane = scene.maps.membrane * scene.bodies_of({"tumour"}) > 0.6
+    membrane = scene.maps.membrane * bodies_of(scene, "tumour") > 0.6
     means = [bound(scene, "HER2", HER2_READINGS[g])[membrane].mean() for g in ("0", "1+", "2+", "3+")]
     covered = [
         (bound(scene, "HER2", HER2_READINGS[g])[membrane] > 0.08).mean() for g in ("0", "1+", "2+", "3+")
@@ -149,10 +164,10 @@ def test_every_tissue_builds_at_any_size(tissue: str, size: int) -> None:
         assert field.max() <= 1.001
 
 
-def test_tissues_differ_as_tissues_do() -> None:
+def test_tissue_types_differ_in_the_area_of_tissue_and_of_nuclei() -> None:
     living = set(NAMES) - {"ghost"}
     covered = {tissue: scene_of(tissue).tissue.mean() for tissue in TISSUES}
-    nuclear = {tissue: scene_of(tissue).nuclei_of(living).mean() for tissue in TISSUES}
+    nuclear = {tissue: nuclei_of(scene_of(tissue), *living).mean() for tissue in TISSUES}
     assert covered["Background"] == 0
     assert covered["Alveoli"] < 0.7 < covered["Tumor"]
     assert nuclear["Background"] == 0

@@ -1,4 +1,4 @@
-"""A rehearsal is prepared as the real dataset would be, and never taken for it."""
+"""A rehearsal is prepared like the real dataset, and its shards are always marked as generated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_layout_can_be_rehearsed(tmp_path: Path, name: str, monkeypatch: p
     assert check(tmp_path / "out").problems == []
 
 
-def test_any_folder_of_a_rehearsal_is_known_to_be_generated(tmp_path: Path) -> None:
+def test_shards_made_of_any_folder_of_a_rehearsal_are_marked_as_generated(tmp_path: Path) -> None:
     write_rehearsal("mihic", tmp_path / "in")
     for folder in (p for p in (tmp_path / "in").rglob("*") if any(q.suffix == ".png" for q in p.glob("*"))):
         assert (folder / GENERATED).is_file()
@@ -46,7 +46,7 @@ def test_any_folder_of_a_rehearsal_is_known_to_be_generated(tmp_path: Path) -> N
     assert report.info.generated
 
 
-def test_same_rehearsal_is_kept_and_another_refused(tmp_path: Path) -> None:
+def test_the_same_rehearsal_is_kept_and_another_one_in_its_folder_is_refused(tmp_path: Path) -> None:
     assert write_rehearsal("bcdata", tmp_path / "a/bcdata")
     files = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*.png")}
     assert not write_rehearsal("bcdata", tmp_path / "a/bcdata")
@@ -54,8 +54,14 @@ def test_same_rehearsal_is_kept_and_another_refused(tmp_path: Path) -> None:
     assert all(
         (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == files[path] for path in files
     )
-    with pytest.raises(DatasetError, match="bcdata") as refused:
+    with pytest.raises(DatasetError) as in_use:
         write_rehearsal("bcdata", tmp_path / "a/bcdata", seed=1)
-    assert refused.value.key == "--out"
-    with pytest.raises(ConfigError, match="did you mean 'mihic'"):
-        write_rehearsal("mihik", tmp_path / "a/mihik")
+    assert (in_use.value.key, in_use.value.where) == ("--out", tmp_path / "a/bcdata")
+
+
+def test_a_rehearsal_of_an_unknown_dataset_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        write_rehearsal("mihik", tmp_path / "mihik")
+    assert refused.value.key == "mihik"
+    assert "'mihic'" in str(refused.value.fix)
+    assert not (tmp_path / "mihik").exists()

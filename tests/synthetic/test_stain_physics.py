@@ -1,4 +1,4 @@
-"""Stains mix as light does: what is put in comes out again by an independent colour deconvolution."""
+"""Stains mix by the law of Beer and Lambert: an independent colour deconvolution recovers the amounts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from his2lip.synthetic.biomarkers import chromogen
 from his2lip.synthetic.cases import NOMINAL_BIOLOGY, Biology, keyed_rng
 from his2lip.synthetic.grid import Grid
 from his2lip.synthetic.patch import Spec, render, stain
-from his2lip.synthetic.scanners import PLAIN
+from his2lip.synthetic.scanners import Scanner
 from his2lip.synthetic.tissues import build
 
 GRID = Grid(96, 0.4531)
 HALF = Biology(positive={"Ki67": 0.5, "P53": 0.5, "Cyclin-D1": 0.5, "CDK4": 0.5})
-ABSORBANCE = -np.log10(1e-6)  # skimage's stain amount 1 is six decades of absorbance
+ABSORBANCE = -np.log10(1e-6)  # a stain amount of 1 in scikit-image is an absorbance of 6
+# A scanner that records the light without any change.
+PLAIN = Scanner(white=(1.0, 1.0, 1.0), blur=0.0, sharpen=0.0, noise=0.0, shading=0.0, jpeg=None)
 
 
 def chromogen_seen(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -27,7 +29,7 @@ def chromogen_seen(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return separate_stains(rgb.astype(np.float64), matrix)[..., 1] * ABSORBANCE
 
 
-def test_vectors_are_the_published_ones_that_scikit_image_carries() -> None:
+def test_stain_vectors_are_the_published_ones_in_scikit_image() -> None:
     published = {"H": rgb_from_hed[0], "E": rgb_from_hed[1], "DAB": rgb_from_hdx[1], "AEC": rgb_from_hax[1]}
     ours = {"H": stains.HAEMATOXYLIN, "E": stains.EOSIN, "DAB": stains.DAB, "AEC": stains.AEC}
     for name, vector in published.items():
@@ -64,7 +66,7 @@ def test_counterstain_alone_shows_no_dab(tissue: str) -> None:
     assert np.abs(chromogen_seen(stain(scene, spec, keyed_rng(4)), hdx_from_rgb)).max() < 0.03
 
 
-def test_glass_is_as_white_as_the_scanner_says() -> None:
+def test_glass_has_the_white_point_of_the_scanner() -> None:
     spec = Spec(tissue="Background", biomarker="CD3", scanner=PLAIN)
     assert np.median(render(spec, keyed_rng(5)), axis=(0, 1)).min() >= 253
     dimmed = replace(spec, scanner=replace(PLAIN, white=(0.9, 0.8, 0.7)))
@@ -72,7 +74,7 @@ def test_glass_is_as_white_as_the_scanner_says() -> None:
     np.testing.assert_allclose(level, [229.5, 204, 178.5], atol=2)
 
 
-def test_no_staining_strength_leaves_the_range_of_pixels() -> None:
+def test_very_strong_staining_gives_dark_pixels_without_overflow() -> None:
     heavy = replace(Spec(tissue="Tumor").staining, counterstain=3.0, chromogen=3.0, thickness=2.0)
     image = render(Spec(tissue="Tumor", biomarker="P53", biology=HALF, staining=heavy), keyed_rng(6))
     assert image.dtype == np.uint8
@@ -81,7 +83,7 @@ def test_no_staining_strength_leaves_the_range_of_pixels() -> None:
     assert image.std() > 20
 
 
-def test_haematoxylin_and_eosin_is_pink_where_immunostaining_is_brown() -> None:
+def test_immunostaining_is_brown_and_haematoxylin_with_eosin_is_pink() -> None:
     scene = build("Stroma", GRID, keyed_rng(7), NOMINAL_BIOLOGY)
     spec = Spec(tissue="Stroma", biomarker="SMA", size=96, mpp=GRID.mpp, scanner=PLAIN)
     brown = render(spec, keyed_rng(8), scene=scene)
