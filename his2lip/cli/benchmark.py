@@ -82,15 +82,12 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     config = _with_local_models(config)
     _show_licences(config)
     start_ray()
-    total = len(config.models) * len(datasets or config.uris()) * len(config.protocols)
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags={RUN_ID: digest(config)}) as run:
-        done = 0
         with ProgressBar(config.name) as bar:
 
-            def on_cell(cell: CellResult | CellFailure) -> None:
-                nonlocal done
-                done += 1
-                bar.update(f"{done} of about {total} grid cells, {cell.model} on {cell.dataset}")
+            def on_cell(cell: CellResult | CellFailure, done: int, total: int) -> None:
+                text = f"{done} of {total} grid cells, {cell.model} on {cell.dataset}"
+                bar.update(text, done=done, total=total)
 
             result = run_grid(config, datasets=datasets, on_cell=on_cell)
         _record(run, config, result)

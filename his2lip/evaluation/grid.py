@@ -81,12 +81,13 @@ def run_grid(
     config: BenchmarkConfig,
     *,
     datasets: Sequence[str] | None = None,
-    on_cell: Callable[[CellResult | CellFailure], None] | None = None,
+    on_cell: Callable[[CellResult | CellFailure, int, int], None] | None = None,
 ) -> GridResult:
     """Scores the grid cells that are not finished. Ray must have been started.
 
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
-    stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives.
+    stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives, with the
+    number of outcomes so far and in total.
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
@@ -100,20 +101,25 @@ def run_grid(
     _log.info(
         "benchmark %s: %d models, %d protocols of datasets", config.name, len(config.models), len(plans)
     )
-    tell = on_cell or (lambda _: None)
-    for failure in failed:
-        tell(failure)
     config = config.model_copy(update={"gpus": _gpus(config)})
     baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
     entries = [*config.models, *baselines]
-    outcomes: list[Outcome] = [Outcome(failure) for failure in failed]
+    total = len(failed) + sum(len(_plans_of(entry, plans)) for entry in entries)
+    outcomes: list[Outcome] = []
+
+    def receive(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if on_cell is not None:
+            on_cell(outcome.cell, len(outcomes), total)
+
+    for failure in failed:
+        receive(Outcome(failure))
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
     for outcome in _on_ray([*([m] for m in config.models), baselines], plans, config):
-        outcomes.append(outcome)
         counts.add(outcome.counts)
         _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
-        tell(outcome.cell)
+        receive(outcome)
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]

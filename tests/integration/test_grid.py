@@ -117,11 +117,12 @@ def test_every_model_meets_every_dataset_and_leaves_its_evidence(
 ) -> None:
     told = []
     config = make(protocols=["default", "paper"])
-    result = run_grid(config, on_cell=told.append)
+    result = run_grid(config, on_cell=lambda *outcome: told.append(outcome))
     assert (len(result.cells), result.failed, result.ran) == (8, [], 8)
-    assert {(c.model, c.dataset, c.protocol) for c in told} == {
+    assert {(c.model, c.dataset, c.protocol) for c, _, _ in told} == {
         (c.model, c.dataset, c.protocol) for c in result.cells
     }
+    assert [(done, total) for _, done, total in told] == [(n, 8) for n in range(1, 9)]
     board = read_leaderboard(result)
     assert list(board[0]) == list(fields())
     assert [(row["model"], row["dataset"]) for row in board] == [(c.model, c.dataset) for c in result.cells]
