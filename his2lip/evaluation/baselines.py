@@ -19,17 +19,17 @@ from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
 NEIGHBOURS = 15  # largest k of the mean-colour k-NN; the square root of the train rows where that is smaller
-# A pixel counts as stained above this DAB optical density, unmixed with the vectors of Ruifrok and Johnston
-# (2001) as scikit-image has them: skimage.color.rgb2hed gives about 0.03 where there is only counterstain.
+# DAB optical density above which a pixel counts as stained. It is unmixed by skimage.color.rgb2hed, with the
+# vectors of Ruifrok and Johnston (2001), which gives about 0.03 where there is only counterstain.
 STAINED_OD = 0.05
-STAIN_SIDE = 512  # largest side in pixels of the stained share; larger images are subsampled without blurring
+STAIN_SIDE = 512  # px; the stained share of larger images is measured after subsampling without blurring
 _VERSION = 1
 
 
 class ColourEncoder:
-    """An image as four numbers: its mean red, green and blue (0 to 1), and its stained share (0 to 1).
+    """Four numbers in [0, 1] of an image: its mean red, green and blue, and its stained share.
 
-    It is an encoder, so that the embedding cache reads each image once for the colour baselines too.
+    It is an `ImageEncoder`, so that the embedding cache reads each image only once for the colour baselines.
     """
 
     width = 4
@@ -73,7 +73,7 @@ class BaselineScorer:
         return digest({"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest})
 
     def trained_on(self, plan: CellPlan) -> bool:
-        return False  # the flag is about models only
+        return False  # only models are marked as in-domain
 
     def score(self, plan: CellPlan) -> Scores:
         return _KINDS[self._kind](plan, self._cache)
@@ -104,7 +104,7 @@ def train_split(plan: CellPlan) -> str | None:
 
 
 def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """Uniform random classes, seeded by the split's digest: equal units get equal guesses."""
+    """Uniform random classes. The digest of the split is the seed, so the same units get the same classes."""
     selection = plan.selection
     rng = np.random.default_rng(int(selection.split_sha256[:16], 16))
     return _one_hot(rng.integers(len(selection.classes), size=len(selection.labels)), selection)
@@ -118,10 +118,14 @@ def majority(plan: CellPlan, cache: EmbeddingCache) -> Scores:
 
 
 def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """k nearest neighbours on mean red, green and blue, fitted on the train split."""
+    """k nearest neighbours on mean red, green and blue, fitted on the train split.
+
+    Raises DatasetError where there is no train split.
+    """
     split = train_split(plan)
     if split is None:
-        raise DatasetError("the mean-colour baseline needs a train split to fit on", where=plan.uri)
+        what = "the mean-colour baseline needs a train split to fit on"
+        raise DatasetError(what, where=plan.uri, key="train")
     from sklearn.neighbors import KNeighborsClassifier
 
     shards = open_shards(plan.uri)
@@ -139,11 +143,12 @@ def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """Positive where the stained share exceeds a threshold.
 
     The threshold has the best balanced accuracy on the train split. Without a train split it is Otsu's
-    (1979), which uses no labels.
+    (1979), which uses no labels. Raises DatasetError where the classes are not a positive and a negative one.
     """
     positive = _positive_class(plan.selection.classes)
     if positive is None:
-        raise DatasetError("the stained-area baseline needs a positive and a negative class", where=plan.uri)
+        what = "the stained-area baseline needs a positive and a negative class"
+        raise DatasetError(what, where=plan.uri, key="classes")
     shards, split = open_shards(plan.uri), train_split(plan)
     units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, 3]
     if split is None:
@@ -157,21 +162,22 @@ def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
 
 
 def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """Positive where one DAB feature exceeds a threshold (dab.py).
+    """Positive where one of the DAB features (dab.py) exceeds a threshold.
 
-    The threshold is fitted on the train split. The feature is chosen on the select split where there is one.
+    The threshold is fitted on the train split. The feature is chosen on the select split where there is one,
+    otherwise on the train split. Raises DatasetError where there is no train split, or where the classes are
+    not a positive and a negative one.
     """
     positive, split = _positive_class(plan.selection.classes), train_split(plan)
     if positive is None or split is None:
-        raise DatasetError(
-            "the DAB threshold needs one positive and one negative class, and a train split", where=plan.uri
-        )
+        what = "the DAB threshold needs one positive and one negative class, and a train split"
+        raise DatasetError(what, where=plan.uri, key="classes" if positive is None else "train")
     shards = open_shards(plan.uri)
 
-    def labelled(of: str) -> tuple[np.ndarray, np.ndarray]:
-        """(features, whether positive) of the labelled units of a split."""
-        fitted = select(shards, plan.protocol, split=of)
-        features = _features(cache, DabEncoder(), shards, of, fitted)
+    def labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(features (U, F), whether positive, bool (U,)) of the labelled units of a split."""
+        fitted = select(shards, plan.protocol, split=name)
+        features = _features(cache, DabEncoder(), shards, name, fitted)
         return features[fitted.scored], fitted.labels[fitted.scored] == positive
 
     selects = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
@@ -190,14 +196,14 @@ _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {
 
 
 def _colours(cache: EmbeddingCache, shards: ShardSet, split: str, selection: Selection) -> np.ndarray:
-    """float32 (U, 4): the mean of the four numbers over each unit's rows."""
+    """float32 (U, 4): the mean of the numbers of `ColourEncoder` over each unit's rows."""
     return _features(cache, ColourEncoder(), shards, split, selection)
 
 
 def _features(
     cache: EmbeddingCache, encoder: ImageEncoder, shards: ShardSet, split: str, selection: Selection
 ) -> np.ndarray:
-    """float32 (U, F): the mean of an encoder's numbers over each unit's rows."""
+    """float32 (U, F): the mean of an encoder's features over each unit's rows."""
     features = cache.embed(encoder, shards, split, rows=selection.rows).features
     sums = np.zeros((len(selection.labels), features.shape[1]))
     np.add.at(sums, selection.unit, features)
@@ -205,13 +211,14 @@ def _features(
 
 
 def _fitting_labels(plan: CellPlan) -> np.ndarray:
+    """int64 (U,): the scored labels of the train split, or of the scored split where there is none."""
     split = train_split(plan)
     chosen = plan.selection if split is None else select(open_shards(plan.uri), plan.protocol, split=split)
     return chosen.labels[chosen.labels != APART]
 
 
 def _positive_class(classes: tuple[str, ...]) -> int | None:
-    """The number of the positive class of two (`positive`, `Ki67-positive`, HER2 3+); None where unclear."""
+    """The number of the positive class of two, such as `Ki67-positive` or HER2 `3+`; None where unclear."""
     if len(classes) != 2:
         return None
     found = [c for c, name in enumerate(classes) if "positive" in name.lower() or name.endswith("3+")]
@@ -229,7 +236,7 @@ def _one_hot(predicted: np.ndarray, selection: Selection) -> Scores:
 
 
 def _by_margin(margin: np.ndarray, positive: int) -> Scores:
-    """Scores of two classes from each unit's distance (U,) above the threshold of class number `positive`."""
+    """Scores of two classes, where `margin` (U,) is above 0 for the units of class number `positive`."""
     scores = np.stack([-margin, margin], axis=1).astype(np.float32)
     return _scores(scores if positive == 1 else scores[:, ::-1])
 

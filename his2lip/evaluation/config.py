@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from his2lip.config import Config
+from his2lip.config import Config, OptionError
 from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
@@ -87,7 +87,8 @@ class BenchmarkConfig(Config):
     def _names_differ(self) -> BenchmarkConfig:
         names = [m.name for m in self.models] + [f"{PREFIX}{b}" for b in self.baselines]
         if twice := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"two models are called '{min(twice)}'; give each another name")
+            what = f"two models are called '{min(twice)}'; give each another name"
+            raise OptionError(what, key="models")
         return self
 
     @property
@@ -115,7 +116,8 @@ def _models(entry: Any) -> list[Any]:
     unknown = set(entry) - {"blend", "alphas", "name", "trained_on"}
     pair, alphas = entry.get("blend"), entry["alphas"]
     if unknown or not isinstance(pair, list) or len(pair) != 2 or not isinstance(alphas, list) or not alphas:
-        raise ValueError("a sweep of alpha must be {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}")
+        what = "a sweep of alpha must be {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}"
+        raise OptionError(what, key="alphas")
     base, tuned = pair
     sweep = entry.get("name") or _display(str(tuned))
     row = {"path": tuned} | {key: entry[key] for key in ("trained_on",) if key in entry}

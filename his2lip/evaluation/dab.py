@@ -1,4 +1,4 @@
-"""DAB features of an image, and the threshold on one of them that best separates positive from negative."""
+"""DAB features of an image, and the threshold on one feature that best separates positive and negative."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from his2lip.data.images import tissue_mask, unmix
 from his2lip.errors import DatasetError
 from his2lip.evaluation.encoders import decoder_version
 
-# Optical densities of DAB from which IHC4BC calls a nucleus 2+ or 3+ (ER, PR: .26, .46; Ki67: .35, .55). Its
-# thresholds for 1+ (.06, .12) are means over whole nuclei: single pixels of counterstain reach them too.
+# Optical densities of DAB from which IHC4BC calls a nucleus 2+ and 3+ (0.26 and 0.46 in ER and PR, 0.35 and
+# 0.55 in Ki67). Its thresholds of 1+, 0.06 and 0.12, are for the mean over a nucleus. They are left out,
+# because single pixels with counterstain only reach them too.
 LEVELS = (0.26, 0.35, 0.46, 0.55)
 FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
-SIDE = 512  # largest side in pixels; larger images are subsampled without blurring
+SIDE = 512  # px; larger images are subsampled to at most this side, without blurring
 
 
 def dab_features(pixels: np.ndarray) -> np.ndarray:
-    """`FEATURES` of uint8 (H, W, 3), as float32 (F,).
+    """The `FEATURES` of an image, uint8 (H, W, 3), as float32 (F,).
 
-    These are the shares of the tissue whose DAB density reaches each of `LEVELS`, the mean density over the
-    tissue, and the mean density over the pixels that reach the first level. All are 0 where there is no
-    tissue. Stains are unmixed with the vectors of Ruifrok and Johnston (2001).
+    They are: for each of `LEVELS`, the share of the tissue whose DAB density reaches it; the mean density
+    over the tissue; and the mean density over the pixels that reach the first level. All are 0 where there is
+    no tissue. Stains are unmixed with the vectors of Ruifrok and Johnston (2001).
     """
     step = -(-max(pixels.shape[:2]) // SIDE)
     pixels = pixels[::step, ::step]
@@ -37,7 +38,7 @@ def dab_features(pixels: np.ndarray) -> np.ndarray:
 
 
 class DabEncoder:
-    """`dab_features` as an encoder, so that the embedding cache reads each image once."""
+    """`dab_features` as an `ImageEncoder`, so that the embedding cache reads each image only once."""
 
     width = len(FEATURES)
 
@@ -62,7 +63,7 @@ class DabEncoder:
 
 
 class Rule(NamedTuple):
-    """Positive where feature number `feature` exceeds `threshold`."""
+    """An image is positive where its feature number `feature` exceeds `threshold`."""
 
     feature: int
     threshold: float
@@ -73,44 +74,47 @@ def fit_rule(
 ) -> Rule:
     """The best rule on one feature.
 
-    Each feature's threshold is fitted on `features` (N, F) and `positive`, bool (N,). The feature is the one
-    with the best balanced accuracy on `select`, other (features, positive), where given. Equal features are
-    compared on the fitted rows, then by the distance of the class means, since on few rows many are equal.
+    The threshold of each feature is fitted on `features` (N, F) and `positive`, bool (N,). The feature with
+    the best balanced accuracy on `select`, another (features, positive), is chosen. Where several are equally
+    good there, as with few rows, or where `select` is None, the balanced accuracy on `features` decides, and
+    then the distance between the means of the two classes. Raises DatasetError as `best_threshold` does.
     """
     rules = [Rule(f, best_threshold(features[:, f], positive)) for f in range(features.shape[1])]
 
     def worth(rule: Rule) -> list[float]:
         judged = [*([select] if select else []), (features, positive)]
         right = [_balanced(values[:, rule.feature] > rule.threshold, truth) for values, truth in judged]
-        return [*right, _apart(features[:, rule.feature], positive)]
+        return [*right, _separation(features[:, rule.feature], positive)]
 
     return max(rules, key=worth)
 
 
 def best_threshold(values: np.ndarray, positive: np.ndarray) -> float:
-    """The threshold between two neighbouring `values` (N,) with the best balanced accuracy.
+    """The threshold on `values` (N,) with the best balanced accuracy for `positive`, bool (N,).
 
-    Raises DatasetError where all images are positive, or all are negative.
+    It lies between two neighbouring values, or below all. Raises DatasetError, whose `key` is the class that
+    no image has, where all images are positive or all are negative.
     """
     if positive.all() or not positive.any():
-        raise DatasetError("fitting a threshold needs both positive and negative images")
+        what = "fitting a threshold needs both positive and negative images"
+        raise DatasetError(what, key="negative" if positive.any() else "positive")
     levels, place = np.unique(values, return_inverse=True)
     up = np.bincount(place, weights=positive, minlength=len(levels))
     down = np.bincount(place, weights=~positive, minlength=len(levels))
-    # Threshold k is below level k: positives from k on are right, and so are negatives before it.
+    # Threshold k is below level k: positive images from level k on are right, and negative ones below it.
     right = (up.sum() - np.cumsum(up) + up) / up.sum() + (np.cumsum(down) - down) / down.sum()
     k = int(right.argmax())
     return float(levels[k] - 1e-6 if k == 0 else (levels[k - 1] + levels[k]) / 2)
 
 
 def _balanced(predicted: np.ndarray, positive: np.ndarray) -> float:
-    """Mean recall of the classes that are present: a small select split may have only one."""
+    """Mean recall of the classes that occur. A small select split may have only one class."""
     right = predicted == positive
     return float(np.mean([right[of].mean() for of in (positive, ~positive) if of.any()]))
 
 
-def _apart(values: np.ndarray, positive: np.ndarray) -> float:
-    """Distance of the two class means in standard deviations (d')."""
+def _separation(values: np.ndarray, positive: np.ndarray) -> float:
+    """Distance between the means of the two classes, in standard deviations (d')."""
     up, down = values[positive], values[~positive]
     spread = float(np.sqrt((up.var() + down.var()) / 2))
     return float(up.mean() - down.mean()) / (spread + 1e-6)

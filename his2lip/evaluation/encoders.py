@@ -1,4 +1,4 @@
-"""Encoders for the cache: from pixels to crops, from crops or sentences to raw features, and an identity."""
+"""Encoders of images and sentences for the embedding cache: raw features, and the keys that identify them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from his2lip.evaluation.views import View
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
-# A sentence that different tokenizers encode differently.
+# A sentence that is different tokens for different tokenizers.
 _PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 
 Preprocessing = Literal["native", "released"]
 
 
 class ImageEncoder(Protocol):
-    """What the embedding cache needs of an encoder: a model, or the features of a baseline."""
+    """What the embedding cache needs of an encoder, which is a model or a baseline's measurement."""
 
-    width: int  # D, the numbers of one feature
+    width: int  # D, the length of a feature vector
 
     @property
     def key(self) -> str:
-        """sha256 of everything but the image that decides a feature: weights, architecture, view, …"""
+        """sha256 of everything that a feature depends on, except the image: weights, architecture, view, …"""
 
     def crop_key(self, mpp: float | None) -> str:
-        """Text that differs where microns per pixel change the crops; empty where they do not."""
+        """Text that differs between microns per pixel that give different crops; empty if none do."""
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
-        """From uint8 (H, W, 3) to an array (T, …) of T >= 1 inputs. Several threads call it at once."""
+        """An image, uint8 (H, W, 3), as T >= 1 inputs (T, …). Several threads call it at the same time."""
 
     def encode(self, crops: np.ndarray) -> np.ndarray:
-        """From inputs (T, …) to raw features, float32 (T, D)."""
+        """Inputs (T, …) as raw features, float32 (T, D)."""
 
 
 class ModelEncoder:
-    """The image tower of a dual encoder under a view and a preprocessing."""
+    """The image tower of a dual encoder, with a view and a preprocessing."""
 
     def __init__(
         self,
@@ -52,15 +52,16 @@ class ModelEncoder:
         preprocessing: Preprocessing = "native",
         weights: str | None = None,
     ) -> None:
-        """`weights` is the model's tensor digest where the caller knows it: hashing takes 1 s per gigabyte.
-
-        `preprocessing` is the model's own ("native"), or that of the paper's code ("released").
+        """
+        view           default: `squash`
+        preprocessing  "native": the model's own; "released": that of the paper's code
+        weights        tensor digest of the model, if the caller has computed it; it takes 1 s per gigabyte
         """
         self.model = model
         self._weights = weights
         self.view = view or View()
         self.width = model.dim
-        # The view decides what is cut off, so every crop is resized whole.
+        # The view has already cropped the image, so the preprocessing resizes each crop without cropping it.
         self._preprocess = (
             model.preprocess.as_released()
             if preprocessing == "released"
@@ -86,7 +87,7 @@ class ModelEncoder:
         return "" if side is None else f"@{side}"
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
-        """uint8 (T, 3, h, w) at the model's input size."""
+        """The crops of the view as uint8 (T, 3, h, w), resized to the model's input size."""
         resized = [self._preprocess.resize(crop) for crop in self.view.crops(pixels, mpp)]
         return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
 
@@ -102,34 +103,34 @@ class SentenceEncoder:
     """The text tower of a dual encoder."""
 
     def __init__(self, model: DualEncoder, *, weights: str | None = None) -> None:
-        """`weights` as for `ModelEncoder`."""
+        """`weights` as in `ModelEncoder`."""
         self.model = model
         self.width = model.dim
         self._weights = weights
 
     @cached_property
     def key(self) -> str:
-        """sha256 of everything but the sentence that decides a feature."""
+        """sha256 of everything that a feature depends on, except the sentence."""
         return digest(
             {
                 "schema": 1,
                 "tensors": self._weights or self.model.tensor_digest(),
                 "config": self.model.config_digest(),
                 "precision": self.model.precision,
-                # A released CLIP tower may have been trained with BERT's ids: the tokenizer counts.
+                # The tokenizer: a released CLIP tower may have been trained with the token ids of BERT.
                 "tokens": self.model.tokenize([_PROBE]).tolist(),
             }
         )
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        """Raw features, float32 (P, D)."""
+        """P sentences as raw features, float32 (P, D)."""
         with inference(self.model):
             return self.model.encode_text(sentences, normalize=False).cpu().numpy()
 
 
 @contextmanager
 def inference(model: DualEncoder) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model is in the mode that it was in before."""
+    """Puts the model into evaluation mode, without gradients, and restores its mode afterwards."""
     import torch
 
     training = model.training

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from his2lip.config import Config
+from his2lip.config import Config, OptionError
 
 Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
 
@@ -21,7 +21,8 @@ class Predictions:
     classes            (C,) names; all of them count, whether or not a unit has them
     ordered            whether the classes are given in their order (scores 0, 1+, 2+, 3+)
 
-    Raises ValueError for no units, arrays of different lengths, or numbers out of range.
+    Raises OptionError, whose `key` is the argument, for no units, arrays of different lengths, or class
+    numbers out of range.
     """
 
     labels: np.ndarray
@@ -32,12 +33,13 @@ class Predictions:
     def __post_init__(self) -> None:
         labels, predicted = np.asarray(self.labels), np.asarray(self.predicted)
         if labels.shape != predicted.shape or labels.ndim != 1 or not len(labels):
-            raise ValueError(
-                f"labels {labels.shape} and predictions {predicted.shape} must be of one length above 0"
-            )
-        both = np.concatenate([labels, predicted])
-        if both.min() < 0 or both.max() >= len(self.classes):
-            raise ValueError(f"class numbers must lie between 0 and {len(self.classes) - 1}")
+            what = "labels and predicted must be vectors of the same length, and not empty"
+            got = f"got {labels.shape} and {predicted.shape}"
+            raise OptionError(f"{what}, {got}", key="predicted" if labels.size else "labels")
+        for name, numbers in (("labels", labels), ("predicted", predicted)):
+            if numbers.min() < 0 or numbers.max() >= len(self.classes):
+                what = f"{name} must be class numbers from 0 to {len(self.classes) - 1}"
+                raise OptionError(what, key=name)
 
     @property
     def numbers(self) -> list[int]:

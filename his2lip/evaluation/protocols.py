@@ -20,15 +20,16 @@ APART = -1  # class number of units that are predicted and reported, but not sco
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of one split that a protocol scores, and the U units that they form.
+    """The N rows of one split that a protocol scores, and the U units that they form.
 
-    rows            int64 (N,), row numbers within the split, ascending
-    unit            int64 (N,), the unit of each row, numbered in order of first appearance
-    unit_ids        (U,) patch ids, or values of the column that pools rows into units
+    classes         (C,) names of the classes
+    rows            int64 (N,), row numbers in the split, ascending
+    unit            int64 (N,), the unit of each row; units are numbered in the order in which they appear
+    unit_ids        (U,) patch ids, or values of the column by which rows are pooled into units
     case_ids        (U,), None where unknown
-    labels          int64 (U,) class numbers, APART for units that are not scored
-    breakdown       (U,) values of the protocol's breakdown column, or None
-    without_mpp     number of rows whose microns per pixel are unknown: their tiles are sized in pixels
+    labels          int64 (U,) class numbers; APART for units that are not scored
+    breakdown       (U,) values of the protocol's breakdown column; None where it has none
+    without_mpp     number of rows with unknown microns per pixel, whose tiles have a fixed size in pixels
     split_sha256    digest of units and labels
     images_sha256   digest of images and their microns per pixel
     """
@@ -46,12 +47,15 @@ class Selection:
 
     @property
     def scored(self) -> np.ndarray:
-        """bool (U,): units that count in the figures."""
+        """bool (U,): the units that count in the figures."""
         return self.labels != APART
 
 
 def card_of(shards: ShardSet) -> Card:
-    """The card that his2lip carries under the dataset's name; otherwise the one stored with the shards."""
+    """The card of this name that is part of his2lip, or else the card stored with the shards.
+
+    Raises ConfigError for a stored card that is not valid.
+    """
     try:
         return load_card(shards.info.name)
     except ConfigError:
@@ -59,10 +63,11 @@ def card_of(shards: ShardSet) -> Card:
 
 
 def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) -> Selection:
-    """Rows, labels and units of `protocol` on its own split, or on another split by the same label rule.
+    """Rows, labels and units of `protocol` on a split.
 
-    Raises DatasetError where there is nothing to score, where all units have one class, or where the rows of
-    one unit have different labels.
+    split  default: the protocol's own split
+    Raises DatasetError where no row fits the protocol, where all scored units have the same class, or where
+    the rows of one unit have different classes.
     """
     split = split or protocol.split
     table = shards.table(split)
@@ -100,7 +105,7 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
 
 
 def view_of(protocol: Protocol) -> View:
-    """The protocol's view; options that it leaves out have the defaults of `View`."""
+    """The view of a protocol. Options that the protocol does not set have the defaults of `View`."""
     default = View()
     return View(
         kind=protocol.view,
@@ -110,15 +115,15 @@ def view_of(protocol: Protocol) -> View:
 
 
 def _class_numbers(protocol: Protocol) -> dict[str, int]:
-    """Label -> class number; APART for labels that are predicted but not scored."""
+    """Label -> class number, or APART for labels that are predicted but not scored."""
     numbers = {value: c for c, values in enumerate(protocol.classes.values()) for value in values}
     return numbers | {value: APART for values in protocol.apart.values() for value in values}
 
 
 def _units(table: pa.Table, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """(unit ids, the unit of each row, the first row of each unit).
+    """(unit ids (U,), the unit of each row int64 (N,), the first row of each unit int64 (U,)).
 
-    Tiles of one image share their patch id up to `#`; tiles of one slide share their slide id.
+    Tiles of one image have the same patch id before `#`. Tiles of one slide have the same slide id.
     """
     ids = table["patch_id"].to_pylist()
     if protocol.unit != "patch":
@@ -142,7 +147,8 @@ def _columns(table: pa.Table, *names: str) -> Iterable[tuple[str, ...]]:
 def _labels_seen(table: pa.Table, protocol: Protocol) -> str:
     seen = sorted({str(v) for v in label_values(table, protocol.label)})
     wanted = sorted(v for values in protocol.classes.values() for v in values)
-    return f"its {protocol.label} values are {', '.join(seen[:8]) or 'none'}; wanted: {', '.join(wanted[:8])}"
+    found = ", ".join(seen[:8]) or "none"
+    return f"its {protocol.label} values are {found}; the protocol needs {', '.join(wanted[:8])}"
 
 
 def _hash_lines(lines: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""A dual encoder as a scorer of the grid: cached features, scored by zero-shot classification."""
+"""A dual encoder as a scorer of the grid: zero-shot classification of cached features."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class ModelScorer:
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
-        """`trained_on` are names or digests of datasets. A `fine_tuned` model also counts as trained on every
-        dataset whose card says `in_domain`.
+        """
+        trained_on  names or digests of the datasets that the model was trained on
+        fine_tuned  the model also counts as trained on every dataset whose card has `in_domain: true`
         """
         self.name = name
         self.weights = model.tensor_digest()

@@ -1,4 +1,4 @@
-"""Views: the crops of an image that a model reads."""
+"""Views: which crops of an image a model gets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from his2lip.config import Config
 
 
 class View(Config):
-    """How an image of any size becomes square crops, each then resized to the model's input.
+    """How an image of any size is cropped. Each crop is then resized to the model's input size.
 
-    squash  the whole image, its sides forced equal (what the released code does to any image)
-    centre  the largest centred square
-    tiles   at most `max_tiles` squares of `size` pixels at `mpp` microns per pixel, spread evenly. The
-            defaults are the field of a MIHIC patch: 128 px at 0.226 µm, which is 29 µm. A tile is `size` of
-            the image's own pixels where its microns per pixel are unknown.
+    squash  the whole image, resized to a square without keeping its aspect ratio, as in the released code
+    centre  the largest square in the middle
+    tiles   at most `max_tiles` squares, evenly spread, each with the field of `size` pixels at `mpp` microns
+            per pixel. The defaults are the field of a MIHIC patch: 128 px at 0.226 µm, which is 29 µm. In an
+            image with unknown microns per pixel, a tile is `size` pixels wide.
     """
 
     kind: Literal["squash", "centre", "tiles"] = "squash"
@@ -26,11 +26,11 @@ class View(Config):
     max_tiles: int = 16
 
     def key(self) -> dict[str, Any]:
-        """The options that decide pixels: those of tiles count for tiles only."""
+        """The options that change pixels: `size`, `mpp` and `max_tiles` only count for tiles."""
         return self.model_dump() if self.kind == "tiles" else {"kind": self.kind}
 
     def side(self, mpp: float | None) -> int | None:
-        """Side of a tile in the image's own pixels; None for the other kinds of view."""
+        """Side of a tile in pixels of an image of `mpp` microns per pixel; None for the other views."""
         if self.kind != "tiles":
             return None
         if mpp is None or not math.isfinite(mpp) or mpp <= 0:
@@ -38,7 +38,10 @@ class View(Config):
         return max(1, round(self.size * self.mpp / mpp))
 
     def crops(self, pixels: np.ndarray, mpp: float | None = None) -> list[np.ndarray]:
-        """At least one crop of uint8 (H, W, 3), not copied. All are square, except for `squash`."""
+        """At least one crop of an image (H, W, 3), as array views. All are square, except with `squash`.
+
+        mpp  microns per pixel of the image; None: unknown
+        """
         height, width = pixels.shape[:2]
         if self.kind == "squash":
             return [pixels]
@@ -54,7 +57,7 @@ class View(Config):
 
 
 def _grid(columns: int, rows: int, most: int) -> tuple[int, int]:
-    """The finest grid (columns, rows) of at most `most` tiles, in the proportions of the whole grid."""
+    """The largest grid (columns, rows) of at most `most` tiles in about the proportions of the full grid."""
     if columns * rows <= most:
         return columns, rows
     kept = min(columns, max(1, round(math.sqrt(most * columns / rows))), most)
@@ -62,6 +65,6 @@ def _grid(columns: int, rows: int, most: int) -> tuple[int, int]:
 
 
 def _starts(length: int, side: int, count: int) -> list[int]:
-    """Starts of `count` tiles of one side within a length, each in the middle of its equal share."""
+    """First pixels of `count` tiles along `length`, each in the middle of one of `count` equal parts."""
     share = length / count
     return [round(min(max((i + 0.5) * share - side / 2, 0), length - side)) for i in range(count)]

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from his2lip.config import OptionError
+
 Pooling = Literal["mean_embedding", "mean_logit", "max"]
 Scoring = Literal["cosine", "dot"]
 
@@ -17,10 +19,10 @@ Scoring = Literal["cosine", "dot"]
 class Scores:
     """Scores of U units (images, or groups of crops) for C classes.
 
-    scores     float32 (U, C), cosine or dot product; higher is more similar
+    scores     float32 (U, C), cosine or dot product; a higher score is more similar
     predicted  int64 (U,), the first class with the highest score
-    prompt     int64 (U,), number of the predicted class's sentence that is most similar to the unit
-    ties       units with more than one class at the highest score
+    prompt     int64 (U,), which sentence of the predicted class is most similar to the unit, from 0
+    ties       number of units for which several classes have the highest score
     """
 
     scores: np.ndarray
@@ -42,23 +44,26 @@ def score(
     scoring: Scoring = "cosine",
     groups: np.ndarray | None = None,
 ) -> Scores:
-    """Scores image features (N, D) against C >= 2 classes of sentence features, class c being (P_c, D).
+    """Scores image features (N, D) against the sentence features of C >= 2 classes, (P_c, D) of class c.
 
-    Features are raw. `cosine` normalises both sides; `dot` does not, as in the released code.
-    `mean_embedding` scores against one vector per class, the mean of its sentences (CLIP's ensemble,
-    Radford et al. 2021, section 3.1.4: under cosine the mean of unit vectors, made a unit vector again);
-    `mean_logit` averages the sentences' scores; `max` takes the best sentence (the released default).
-    `groups`, int64 (N,), is the unit of each row, 0 to U-1: a unit's score is the mean over its rows.
-
-    Raises ValueError for options, shapes or values that cannot be scored.
+    image_features, text_features  raw features
+    scoring  "cosine" normalises both kinds of features; "dot" does not, as in the released code
+    pooling  "mean_embedding" compares with one vector per class, the mean of its sentences (CLIP's ensemble,
+             Radford et al. 2021, section 3.1.4). With "cosine" it is the mean of unit vectors, normalised.
+             "mean_logit" is the mean of the sentences' scores. "max" is the score of the most similar
+             sentence (the default of the released code).
+    groups   int64 (N,), the unit of each row, from 0 to U-1; the score of a unit is the mean over its rows.
+             None: each row is a unit.
+    Raises OptionError, a ValueError whose `key` is the argument, for what cannot be scored.
     """
-    images = _checked(image_features, "image features")
-    texts = [_checked(t, f"text features of class {c}") for c, t in enumerate(text_features)]
+    images = _checked(image_features, "image_features")
+    texts = [_checked(t, "text_features", of=f" of class {c}") for c, t in enumerate(text_features)]
     _check_options(pooling, scoring)
     if len(texts) < 2:
-        raise ValueError(f"scoring needs at least two classes, not {len(texts)}")
+        raise OptionError(f"scoring needs at least two classes, got {len(texts)}", key="text_features")
     if {t.shape[1] for t in texts} != {images.shape[1]}:
-        raise ValueError(f"text features and image features differ in size: {images.shape[1]} is expected")
+        what = f"text_features must have {images.shape[1]} columns, as image_features have"
+        raise OptionError(what, key="text_features")
     if scoring == "cosine":
         images, texts = _unit(images), [_unit(t) for t in texts]
 
@@ -76,7 +81,7 @@ def score(
 def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray) -> Scores:
     """The predicted class, its most similar sentence, and the number of ties.
 
-    Computed from float32, which is what is stored, so that predictions follow from the stored scores.
+    They are computed from the scores in float32, which are stored, so that the stored scores reproduce them.
     """
     scores = scores.astype(np.float32)
     predicted = scores.argmax(axis=1)
@@ -89,47 +94,51 @@ def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray)
 
 
 def _products(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """images (N, D) times texts (P, D) transposed; equal texts give bitwise equal columns.
+    """(N, P) images (N, D) times texts (P, D) transposed; equal texts give bitwise equal columns.
 
-    The rounding of a matrix product may depend on the place of a column. This would hide the tie of a
-    sentence that two classes share, so each distinct sentence is multiplied once.
+    The rounding of a matrix product can depend on the position of a column. If two classes had the same
+    sentence, their tie would be lost. So each distinct sentence is multiplied once.
     """
     distinct, place = np.unique(texts, axis=0, return_inverse=True)
     return (images @ distinct.T)[:, place.reshape(-1)]
 
 
 def _mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """Mean of the rows (N, K) of each group: (U, K), in the order of the groups' numbers."""
+    """(U, K): the mean of the rows of `values` (N, K) in each group, in the order of the groups' numbers."""
     if groups is None:
         return values
     if len(groups) != len(values):
-        raise ValueError(f"groups has {len(groups)} rows, the features have {len(values)}")
+        what = f"groups has {len(groups)} rows, and image_features have {len(values)}"
+        raise OptionError(what, key="groups")
     sizes = np.bincount(groups)
     if (sizes == 0).any():
-        raise ValueError("groups must be numbered from 0 without gaps")
+        raise OptionError("groups must be numbered from 0 without gaps", key="groups")
     sums = np.zeros((len(sizes), values.shape[1]))
     np.add.at(sums, groups, values)
     return sums / sizes[:, None]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; a row of zeros stays zero."""
+    """The rows, normalised to length 1. A row of zeros stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1.0)
 
 
-def _checked(features: np.ndarray, what: str) -> np.ndarray:
+def _checked(features: np.ndarray, argument: str, *, of: str = "") -> np.ndarray:
     """`features` as float64 (N, D), so that the order of summation does not change a ranking."""
     array = np.asarray(features, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{what} must be a matrix that is not empty, not of shape {array.shape}")
+        what = f"{argument}{of} must be a matrix that is not empty, got shape {array.shape}"
+        raise OptionError(what, key=argument)
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} have values that are not finite")
+        raise OptionError(f"{argument}{of} must be finite", key=argument)
     return array
 
 
 def _check_options(pooling: str, scoring: str) -> None:
     if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling is one of {', '.join(get_args(Pooling))}, not '{pooling}'")
+        what = f"pooling must be one of {', '.join(get_args(Pooling))}, got '{pooling}'"
+        raise OptionError(what, key="pooling")
     if scoring not in get_args(Scoring):
-        raise ValueError(f"scoring is one of {', '.join(get_args(Scoring))}, not '{scoring}'")
+        what = f"scoring must be one of {', '.join(get_args(Scoring))}, got '{scoring}'"
+        raise OptionError(what, key="scoring")

@@ -1,4 +1,4 @@
-"""Report: the leaderboard as pages, and whether a published figure can be compared with."""
+"""Pages: the leaderboard of a benchmark, and the check of a dataset."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Sweeps of alpha between a frozen and a tuned model: macro F1 on the training distribution and elsewhere."""
+"""Sweeps of alpha between a frozen and a tuned model: macro F1 in-domain and on the other datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Mean macro F1 (fractions) of one blend on its training distribution and on all other datasets."""
+    """Mean macro F1 of one blend, as fractions, on in-domain datasets and on all other datasets."""
 
     sweep: str
     alpha: float
@@ -26,7 +26,7 @@ class Point:
 
 
 def curve_points(board: Board) -> list[Point]:
-    """The points of every sweep, by sweep and alpha. Blends that lack a grid cell are left out."""
+    """The points of all sweeps, sorted by sweep and alpha. Blends without all grid cells are left out."""
     blends = {(c.blend, c.alpha): c.model for c in board.cells if c.blend is not None and c.alpha is not None}
     points = []
     for (sweep, alpha), model in sorted(blends.items()):
@@ -37,7 +37,7 @@ def curve_points(board: Board) -> list[Point]:
 
 
 def curve_csv(points: Sequence[Point]) -> str:
-    """The points as CSV, fractions in [0, 1]."""
+    """The points as CSV; figures are fractions in [0, 1]."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("sweep", "alpha", "in_domain_macro_f1", "out_of_domain_macro_f1"))
@@ -46,7 +46,7 @@ def curve_csv(points: Sequence[Point]) -> str:
 
 
 def curve_plot(points: Sequence[Point]) -> Figure:
-    """One line per sweep, from the frozen model (alpha 0) to the tuned one (1)."""
+    """One line per sweep, from the frozen model (alpha 0) to the tuned model (alpha 1)."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -58,7 +58,7 @@ def curve_plot(points: Sequence[Point]) -> Figure:
             mode="lines+markers+text", textposition="top center",
         )  # fmt: skip
     figure.update_layout(
-        xaxis_title="macro F1 on the training distribution, %", yaxis_title="macro F1 elsewhere, mean, %",
+        xaxis_title="mean macro F1, in-domain, %", yaxis_title="mean macro F1, other datasets, %",
         showlegend=True, height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
     )  # fmt: skip
     return figure

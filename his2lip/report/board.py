@@ -1,4 +1,4 @@
-"""The leaderboard of a benchmark: its grid cells by model and column, and the means of models."""
+"""The leaderboard of a benchmark: its grid cells by model and column, and the mean of each model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from his2lip.report.comparability import is_possible
 
 
 def heading(cell: CellResult) -> str:
-    """Name of a grid cell's column: dataset, protocol unless it is `default`, and whether it is generated."""
+    """Name of a grid cell's column, such as `bci (paper, generated)`; the protocol `default` is left out."""
     marks = [cell.protocol] if cell.protocol != "default" else []
     marks += ["generated"] if cell.generated else []
     return f"{cell.dataset} ({', '.join(marks)})" if marks else cell.dataset
@@ -21,37 +21,39 @@ def heading(cell: CellResult) -> str:
 
 @dataclass(frozen=True)
 class Board:
-    """All grid cells of one benchmark: a row per model, a column per dataset, protocol and origin."""
+    """All grid cells of one benchmark: one row per model, and one column per `heading`."""
 
     cells: Sequence[CellResult]
 
     @property
     def columns(self) -> list[str]:
+        """The headings of the columns, in the order of the grid cells."""
         return list(dict.fromkeys(heading(cell) for cell in self.cells))
 
     @property
     def models(self) -> list[str]:
-        """Models by their zero-shot mean, the best first, then baselines."""
+        """The models, those with the highest zero-shot mean first, then the baselines in the same order."""
         baseline = {cell.model: cell.is_baseline for cell in self.cells}
         return sorted(baseline, key=lambda name: (baseline[name], -(self.mean(name) or -1.0)))
 
     @property
     def generated(self) -> bool:
-        """Whether any column is a generated twin. Its figures say nothing about the real dataset."""
+        """Whether any column is of a generated twin, whose figures say nothing about the real dataset."""
         return any(cell.generated for cell in self.cells)
 
     def cell(self, model: str, column: str) -> CellResult | None:
+        """The grid cell of a model and a column; None where the model was not scored there."""
         return next((c for c in self.cells if c.model == model and heading(c) == column), None)
 
     def in_domain(self) -> list[str]:
-        """Columns that are the training distribution of at least one model."""
+        """The columns that are in-domain for at least one model."""
         seen = {heading(cell) for cell in self.cells if cell.in_domain}
         return [column for column in self.columns if column in seen]
 
     def zero_shot(self) -> list[str]:
-        """The columns of every model's mean.
+        """The columns of the zero-shot mean: those that are in-domain for no model.
 
-        They are no model's training distribution. Generated twins count only where all columns are generated.
+        Columns of generated twins are only included where all columns are generated.
         """
         left_out = set(self.in_domain())
         if not all(cell.generated for cell in self.cells):
@@ -61,20 +63,23 @@ class Board:
     def mean(
         self, model: str, figure: str = "macro_f1", *, columns: Sequence[str] | None = None
     ) -> float | None:
-        """A model's mean over `columns`, by default the zero-shot ones; None where one has no such figure."""
+        """The mean of a figure of a model over `columns`; None where one of them has no such figure.
+
+        columns  default: those of `zero_shot`
+        """
         cells = [self.cell(model, column) for column in (self.zero_shot() if columns is None else columns)]
         values = [value for c in cells if c is not None and (value := getattr(c, figure)) is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
 
     def empty_classes(self) -> dict[str, list[str]]:
-        """Classes without a unit in the scored split, by column; columns that have none are left out."""
+        """Column -> its classes that have no unit in the scored split; only columns with such classes."""
         found = {heading(cell): cell.empty_classes for cell in self.cells}
         return {column: names for column, names in found.items() if names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One pair of the paper's Table 2, and whether it is possible for the classes of its protocol."""
+    """One pair of figures in the paper's Table 2, and whether it is possible for its number of classes."""
 
     model: str
     dataset: str
@@ -89,7 +94,7 @@ def read_board(path: Path) -> Board:
 
 
 def published_rows() -> list[PublishedRow]:
-    """The paper's Table 2. Each pair is checked against the number of classes of our `paper` protocol."""
+    """The paper's Table 2. The number of classes of a dataset is that of the card's protocol `paper`."""
     cards = {comparison_name(name): load_card(name) for name in list_cards()}
     classes = {name: len(card.protocols["paper"].classes) for name, card in cards.items()}
     return [

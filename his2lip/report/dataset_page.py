@@ -1,4 +1,4 @@
-"""A checked dataset as one HTML page: counts, pictures of each class, leaks, statistics and stains."""
+"""The check of a dataset as one HTML page: counts, pictures of each class, leaks, statistics and stains."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from his2lip.data.images import LOOKS
 from his2lip.data.shards import DatasetInfo
 from his2lip.templates import render
 
-_LINES = 100  # problems, notes and quarantined files that are listed; the page counts the others
-_BAR = 300  # width in px of the longest bar
+_LINES = 100  # most problems, notes or quarantined files that are listed; the number of the others is shown
+_BAR = 300  # px, width of the longest bar
 
 
 def write_page(report: CheckReport, path: Path) -> None:
-    """Writes the page, which fetches nothing from elsewhere."""
+    """Writes the page, which needs no other file and no network."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_page(report), encoding="utf-8")
 
@@ -61,7 +61,7 @@ def _page(report: CheckReport) -> str:
 
 
 def _counts(info: DatasetInfo) -> Iterator[dict[str, Any]]:
-    """The number of images of each split and class, with a bar as long as it."""
+    """The number of images of each split and class, and the width in px of a bar that shows it."""
     most = max((n for labels in info.counts.values() for n in labels.values()), default=1)
     for split, labels in info.counts.items():
         role = info.roles.get(split, "")

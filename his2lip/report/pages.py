@@ -16,16 +16,22 @@ from his2lip.report.plots import draw_plots
 from his2lip.templates import percent, render, trusted
 
 GENERATED = (
-    "Columns marked generated are of generated twins, which rehearse the benchmark. "
-    "They say nothing of the real datasets, and stand beside no published figure."
+    "Columns marked generated are of generated twins, which only test the benchmark. "
+    "Their figures say nothing about the real datasets, and cannot be compared with published figures."
 )
-FIRST = "macro_f1"  # the metric that models are sorted by; its table comes first
+FIRST = "macro_f1"  # models are sorted by this metric, and its table comes first
 _MEAN = "zero-shot mean"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a table; None where the model was not scored, or has no such figure."""
+    """One figure of a table.
+
+    value    None where the model was not scored or has no such figure
+    shown    the value as text
+    is_best  whether it is the largest of its column
+    hint     what the page shows when the pointer is over it
+    """
 
     value: float | None
     shown: str
@@ -35,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A model's figures: one per column of the board, then its mean."""
+    """The figures of a model: one per column of the board, then its mean."""
 
     model: str
     is_baseline: bool
@@ -44,7 +50,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's head: its name, and below it in small print what the reader must know about it."""
+    """The head of a column: its name, and notes on it in small print below the name."""
 
     title: str
     notes: str
@@ -52,7 +58,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Table:
-    """One metric of every model on every column."""
+    """One metric of all models on all columns."""
 
     title: str
     heads: Sequence[Head]
@@ -73,13 +79,13 @@ def write_pages(leaderboard: Path, out: Path) -> Path:
     if points := curve_points(board):
         curve.write_text(curve_csv(points), encoding="utf-8")
     else:
-        curve.unlink(missing_ok=True)  # an earlier call's
+        curve.unlink(missing_ok=True)  # of an earlier call
     shutil.copyfile(leaderboard, out / leaderboard.name)
     return page
 
 
 def markdown(board: Board) -> str:
-    """A table per metric."""
+    """The leaderboard as Markdown, with one table per metric."""
     parts = ["# Leaderboard", ""]
     if board.generated:
         parts += [f"> {GENERATED}", ""]
@@ -93,7 +99,7 @@ def markdown(board: Board) -> str:
 
 
 def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
-    """The whole page."""
+    """The leaderboard as an HTML page, with plots and the published figures."""
     datasets = list(dict.fromkeys(row.dataset for row in published))
     pairs = {(row.model, row.dataset): row for row in published}
     return render(
@@ -121,7 +127,7 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
 
 
 def tables(board: Board) -> list[Table]:
-    """One table per metric of the record that any grid cell has; `FIRST` comes first."""
+    """One table per metric that at least one grid cell has; `FIRST` comes first."""
     known = [
         name
         for name in metric_fields()
@@ -161,7 +167,7 @@ def _head(name: str, board: Board) -> Head:
 
 
 def _hint(cell: CellResult | None, name: str) -> str:
-    """What a figure rests on: n, its interval, and the paper's figure with the difference."""
+    """Details of a figure: n, its interval, and the difference from the paper's figure."""
     if cell is None:
         return ""
     parts = [f"n = {cell.n}"]
@@ -174,7 +180,7 @@ def _hint(cell: CellResult | None, name: str) -> str:
 
 
 def _shown(value: float | None, unit: str) -> str:
-    """A fraction in percent, a coefficient as it is; nothing for None."""
+    """A fraction in percent, a coefficient with three decimals; no text for None."""
     if unit == "fraction" or value is None:
         return percent(value)
     return f"{value:.3f}"
@@ -187,14 +193,14 @@ def _notes(board: Board) -> list[str]:
 def _domain_note(board: Board) -> str:
     own = board.in_domain()
     if not own:
-        return "No column is any model's training distribution."
-    return f"Left out of the {_MEAN}, as some models' training distribution: {', '.join(own)}."
+        return "No column is in-domain for any model."
+    return f"Not in the {_MEAN}, because they are in-domain for some models: {', '.join(own)}."
 
 
 def _empty_class_notes(board: Board) -> list[str]:
-    """Classes that the scored split has no unit of: they count as 0 in macro F1, whatever the model."""
+    """Classes without a unit in the scored split. For every model their F1 is 0, which lowers macro F1."""
     return [
-        f"{column}: no unit of {', '.join(names)} in the scored split: counts as 0 in macro F1."
+        f"{column}: the scored split has no unit of {', '.join(names)}, so their F1 counts as 0 in macro F1."
         for column, names in board.empty_classes().items()
     ]
 
@@ -204,5 +210,5 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name in a Markdown table: no bars, no tags, one line."""
+    """A name for a Markdown table: on one line, with bars and HTML escaped."""
     return html.escape(" ".join(text.split()).replace("|", "\\|"), quote=False)

@@ -1,4 +1,4 @@
-"""The leaderboard's plots, by plotly. `PLOTS` lists those that the page shows."""
+"""The plots of the leaderboard, made with plotly. `PLOTS` lists those on the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def heat_map(board: Board) -> Figure:
-    """Macro F1, percent, of every model (rows) on every column of the board."""
+    """Macro F1 in percent of each model (rows) on each column of the board."""
     import plotly.graph_objects as go
 
     models = list(reversed(board.models))
@@ -32,10 +32,10 @@ def heat_map(board: Board) -> Figure:
 
 
 def in_domain_against_zero_shot(board: Board) -> Figure | None:
-    """Each model's macro F1 on its training distribution (x) and its zero-shot mean (y), percent.
+    """Macro F1 of each model on the first in-domain column (x) and its zero-shot mean (y), in percent.
 
-    None where no column is the training distribution of a model. Fine-tuning moves models to the right; the
-    plot shows whether it moves them up too.
+    Fine-tuning moves models to the right, and the plot shows whether it also moves them up. None where no
+    column is in-domain, or no model has both figures.
     """
     import plotly.graph_objects as go
 
@@ -70,20 +70,20 @@ def frozen_to_tuned(board: Board) -> Figure | None:
     return curve_plot(points) if points else None
 
 
-# Title on the page -> a function of the board; it returns None where the board has nothing to draw.
+# Title on the page -> a function that draws the board, or returns None where the board lacks the figures.
 PLOTS: dict[str, Callable[[Board], Figure | None]] = {
     "Models by datasets": heat_map,
-    "Training distribution against zero-shot": in_domain_against_zero_shot,
-    "Between frozen and tuned: alpha at each point": frozen_to_tuned,
+    "In-domain and zero-shot macro F1": in_domain_against_zero_shot,
+    "Blends of a frozen and a tuned model; labels are alpha": frozen_to_tuned,
 }
 
 
 def draw_plots(board: Board) -> list[tuple[str, Figure]]:
-    """(title, figure) of every plot that the board has data for, in the order of `PLOTS`."""
+    """(title, figure) of each plot that can be drawn, in the order of `PLOTS`."""
     figures = [(title, draw(board)) for title, draw in PLOTS.items()]
     return [(title, figure) for title, figure in figures if figure is not None]
 
 
 def _label(name: str) -> str:
-    """A name as text of plotly, which reads some HTML; the marks of a column go on a line below it."""
+    """A name as plotly text, in which HTML is escaped; text in brackets goes on a second line."""
     return html.escape(name).replace(" (", "<br>(", 1)

@@ -1,4 +1,4 @@
-"""Crops, stain jitter and caption dropout: keyed, bounded, and never a DAB that is not brown."""
+"""Crops, stain jitter and caption dropout: reproducible, within their bounds, and DAB stays brown."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def jitters(augment: Augment) -> list[Jitter]:
 
 
 def hue(pixels: np.ndarray) -> float:
-    """Degrees, of the mean colour: 0 red, 20 to 35 the brown of DAB, 240 blue."""
+    """The hue of the mean colour in degrees: 0 is red, 20 to 35 the brown of DAB, 240 blue."""
     return 360 * colorsys.rgb_to_hsv(*pixels.reshape(-1, 3).mean(0) / 255)[0]
 
 
 def turned(before: float, after: float) -> float:
-    """Degrees between two hues, the shorter way round."""
+    """The smaller angle between two hues, in degrees."""
     return abs((after - before + 180) % 360 - 180)
 
 
@@ -54,7 +54,7 @@ _HED /= np.linalg.norm(_HED, axis=1, keepdims=True)
 
 
 def stained(amounts: tuple[float, float, float]) -> np.ndarray:
-    """An even patch of these natural optical densities of haematoxylin, eosin and DAB."""
+    """A uniform patch with these natural optical densities of haematoxylin, eosin and DAB."""
     return np.full((8, 8, 3), 255 * np.exp(-np.array(amounts) @ _HED), dtype=np.float32).round().astype("u1")
 
 
@@ -73,15 +73,15 @@ def test_dab_stays_brown(real_ihc: np.ndarray, augment: Augment, bound: float) -
         assert max(turned(before, hue(jitter(patch))) for jitter in jitters(augment)) < bound
 
 
-def test_a_hue_shift_as_natural_images_get_would_turn_dab_blue(real_ihc: np.ndarray) -> None:
-    """The test above could not tell, were this within its bounds."""
+def test_the_hue_jitter_of_natural_images_makes_dab_blue(real_ihc: np.ndarray) -> None:
+    """Shows that the test above can fail."""
     patch = real_dab(real_ihc)
     shifted = np.asarray(adjust_hue(Image.fromarray(patch), 0.5))
     assert turned(240, hue(shifted)) < 60
 
 
-def test_jitter_changes_each_stain_by_its_own_strength() -> None:
-    numbers = np.array([0.5, 0.5, 1.0, 0.5, 0.5, 0.5])  # all in the middle of their range, DAB at its top
+def test_jitter_changes_the_amount_of_each_stain_by_its_own_number() -> None:
+    numbers = np.array([0.5, 0.5, 1.0, 0.5, 0.5, 0.5])  # in the middle of the range, except for DAB
     after = Jitter.of(0.1, numbers)(stained((0.5, 0.2, 1.0)))
     amounts = -np.log(after[0, 0] / 255.0) @ np.linalg.inv(_HED)
     np.testing.assert_allclose(amounts, [0.5, 0.2, 1.1], atol=0.02)
@@ -89,14 +89,14 @@ def test_jitter_changes_each_stain_by_its_own_strength() -> None:
     np.testing.assert_allclose(-np.log(tint[0, 0] / 255.0) @ np.linalg.inv(_HED), [0.1, 0, 0], atol=0.01)
 
 
-def test_jitter_of_no_strength_leaves_pixels_as_they_are(real_ihc: np.ndarray) -> None:
+def test_jitter_in_the_middle_of_its_range_does_not_change_pixels(real_ihc: np.ndarray) -> None:
     same = Jitter.of(0.1, np.full(6, 0.5))(real_ihc)
     assert np.abs(same.astype(int) - real_ihc).max() <= 1
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(0, 1000), st.text(max_size=40), st.floats(0.1, 1))
-def test_a_crop_lies_in_the_image_keeps_its_shape_and_enough_of_it(
+def test_a_crop_is_inside_the_image_with_its_aspect_ratio_and_at_least_the_given_area(
     seed: int, epoch: int, key: str, least: float
 ) -> None:
     augment = Augment(crop=least)
@@ -111,7 +111,7 @@ def test_a_crop_lies_in_the_image_keeps_its_shape_and_enough_of_it(
         assert (right - left) ** 2 >= least - 1e-9
 
 
-def test_a_crop_is_pillows_own_and_comes_before_stains_and_turn(real_ihc: np.ndarray) -> None:
+def test_the_crop_is_done_by_pillow_before_the_jitter_and_the_turn(real_ihc: np.ndarray) -> None:
     change = Change(3, (0.25, 0.1, 0.75, 0.6), Jitter.of(0.1, np.linspace(0, 0.9, 6)))
     out = np.empty((64, 64, 3), dtype=np.uint8)
     decode_into(memoryview(encode_png(real_ihc)), out, change=change, interpolation="bilinear")
@@ -121,7 +121,7 @@ def test_a_crop_is_pillows_own_and_comes_before_stains_and_turn(real_ihc: np.nda
     np.testing.assert_array_equal(out, change.jitter(np.asarray(cropped))[::-1, ::-1])
 
 
-def test_a_stream_that_starts_later_gives_the_same_augmented_pairs(
+def test_a_stream_that_starts_at_a_later_step_gives_the_same_augmented_pairs(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     uri = write_patches(tmp_path_factory.mktemp("shards") / "set", patches=64)
@@ -137,7 +137,7 @@ def test_a_stream_that_starts_later_gives_the_same_augmented_pairs(
         assert 0 < sum(changed) < len(changed)
 
 
-def test_caption_dropout_takes_its_share_by_key() -> None:
+def test_caption_dropout_replaces_its_share_of_captions_reproducibly() -> None:
     bank = CaptionBank.templates()
     draw = with_class_captions(bank.draw, 0.3)
     said = [draw(0, 0, key, "Necrosis", "CD3") for key in KEYS]
@@ -151,13 +151,13 @@ def test_caption_dropout_takes_its_share_by_key() -> None:
     assert with_class_captions(bank.draw, 0.0) == bank.draw
 
 
-def test_class_captions_name_what_is_known() -> None:
+def test_class_captions_name_the_classes_that_are_known() -> None:
     assert class_caption("Tumor", "SMA") == "tumour tissue, smooth muscle actin"
     assert class_caption("Tumor", None) == "tumour tissue"
     assert class_caption(None, None) == "a tissue section"
 
 
-class Holder(Config):
+class Section(Config):
     augment: Augmentation = Augment()
 
 
@@ -170,13 +170,23 @@ class Holder(Config):
         ({"crop": 0.8}, Augment(crop=0.8)),
     ],
 )
-def test_presets_and_sections_mean_the_same(written: object, meant: Augment) -> None:
-    holder = validate(Holder, {"augment": written})
-    assert holder.augment == meant
-    assert validate(Holder, holder.model_dump(mode="json")) == holder
+def test_presets_and_mappings_give_the_same_options(written: object, meant: Augment) -> None:
+    section = validate(Section, {"augment": written})
+    assert section.augment == meant
+    assert validate(Section, section.model_dump(mode="json")) == section
 
 
-@pytest.mark.parametrize("wrong", ["imagenet", {"stain": 0.5}, {"hue": 0.1}, {"crop": 0}, 3])
-def test_other_augmentations_are_refused(wrong: object) -> None:
-    with pytest.raises(ConfigError, match="augment"):
-        validate(Holder, {"augment": wrong})
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ("imagenet", "augment"),
+        ({"stain": 0.5}, "augment.stain"),
+        ({"hue": 0.1}, "augment.hue"),
+        ({"crop": 0}, "augment.crop"),
+        (3, "augment"),
+    ],
+)
+def test_other_augmentations_are_refused_by_key(wrong: object, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate(Section, {"augment": wrong})
+    assert refused.value.key == key

@@ -21,7 +21,7 @@ SPLITS = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"ro
 
 @pytest.fixture
 def write_shards(real_ihc: np.ndarray, tmp_path: Path) -> Callable[..., ShardSet]:
-    """write_shards(name, images=…, column=value) -> shards: 24 real tiles, brown ones Tumor, or Stroma."""
+    """write_shards(name, images=…, column=value) -> shards of 24 real tiles: Tumor if brown, else Stroma."""
 
     def write(name: str = "toy", *, images: list[np.ndarray] | None = None, **columns: Any) -> ShardSet:
         images = tiles(real_ihc)[:24] if images is None else images

@@ -1,4 +1,4 @@
-"""Baselines, on data where the right prediction is known."""
+"""Baselines on data for which the right prediction is known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cache(tmp_path: Path) -> EmbeddingCache:
     return EmbeddingCache(str(tmp_path / "cache"))
 
 
-def test_majority_takes_the_commonest_class_of_the_train_split(
+def test_majority_predicts_the_most_frequent_class_of_the_train_split(
     write_shards: Write, cache: EmbeddingCache
 ) -> None:
     shards = write_shards()
@@ -42,7 +42,9 @@ def test_chance_is_uniform_and_the_same_each_time(write_shards: Write, cache: Em
     assert 0.4 < first.mean() < 0.6
 
 
-def test_mean_colour_tells_what_colour_alone_tells(write_shards: Write, cache: EmbeddingCache) -> None:
+def test_mean_colour_separates_classes_of_different_colour_and_reads_each_image_once(
+    write_shards: Write, cache: EmbeddingCache
+) -> None:
     rng = np.random.default_rng(0)
     brown, blue = np.array([150, 110, 80]), np.array([120, 120, 180])
     images = [
@@ -54,18 +56,18 @@ def test_mean_colour_tells_what_colour_alone_tells(write_shards: Write, cache: E
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
     assert cache.counts.images == 40, "the train and the test images, once each"
     BaselineScorer("baseline:stained-area", cache).score(plan)
-    assert cache.counts.images == 40, "stained area reads the same four numbers"
+    assert cache.counts.images == 40, "stained area uses the same four numbers"
 
 
 def test_stained_area_is_the_brown_share_of_real_tissue(real_ihc: np.ndarray) -> None:
     share = float(ColourEncoder().crops(real_ihc, None)[0, 3])
-    assert 0.02 < share < 0.6, "FHL2 stains the epithelium of this colon, and not the rest"
+    assert 0.02 < share < 0.6, "FHL2 only stains the epithelium of this colon"
     glass = np.full((64, 64, 3), 240, dtype=np.uint8)
     assert ColourEncoder().crops(glass, None)[0, 3] == 0
 
 
 @pytest.mark.parametrize("fitted", [True, False])
-def test_stained_area_tells_stained_from_unstained(
+def test_stained_area_separates_stained_and_unstained_images(
     write_shards: Write, cache: EmbeddingCache, fitted: bool
 ) -> None:
     stained, plain = np.array([110, 70, 40]), np.array([170, 170, 210])
@@ -81,7 +83,9 @@ def test_stained_area_tells_stained_from_unstained(
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
 
 
-def test_dab_threshold_tells_stained_from_unstained(write_shards: Write, cache: EmbeddingCache) -> None:
+def test_dab_threshold_separates_stained_and_unstained_images_and_needs_a_train_split(
+    write_shards: Write, cache: EmbeddingCache
+) -> None:
     stained, plain = np.array([110, 70, 40]), np.array([170, 170, 210])
     images = []
     for i in range(36):
@@ -95,10 +99,10 @@ def test_dab_threshold_tells_stained_from_unstained(write_shards: Write, cache: 
     assert "no train split" in str(applies("baseline:dab-threshold", plan))
     with pytest.raises(DatasetError) as refused:
         BaselineScorer("baseline:dab-threshold", cache).score(plan)
-    assert refused.value.where == plan.uri
+    assert (refused.value.where, refused.value.key) == (plan.uri, "train")
 
 
-def test_a_baseline_says_where_it_does_not_apply(write_shards: Write, cache: EmbeddingCache) -> None:
+def test_a_baseline_that_does_not_apply_gives_the_reason(write_shards: Write, cache: EmbeddingCache) -> None:
     shards = write_shards()
     tissue = plan_of(shards, classes={"Stroma": ["Stroma"], "Tumor": ["Tumor"]})
     assert "not positive against negative" in str(applies("baseline:stained-area", tissue))

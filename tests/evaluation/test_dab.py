@@ -1,4 +1,4 @@
-"""DAB features measure what was stained, and the rule fitted on them is the best of its kind."""
+"""DAB features measure the known staining of an image, and the fitted rule is the best one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from his2lip.synthetic.twins import write_twin
 
 
 def mixed(dab: np.ndarray) -> np.ndarray:
-    """Light through 0.15 of haematoxylin and `dab` (H, W) of DAB, optical densities; uint8 (H, W, 3)."""
+    """uint8 (H, W, 3) with an optical density of 0.15 in haematoxylin and of `dab` (H, W) in DAB."""
     amounts = np.stack([np.full_like(dab, 0.15), dab], axis=-1).astype(np.float32)
     return (255 * transmit(amounts, np.stack([unit(HAEMATOXYLIN), unit(DAB)]))).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("density", [0.3, 0.4, 0.8])
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_features_are_the_share_and_the_density_that_were_stained(density: float, share: float) -> None:
+def test_features_are_the_share_and_the_density_of_the_staining(density: float, share: float) -> None:
     dab = np.zeros((64, 64))
     dab[: round(64 * share)] = density
     found = dict(zip(FEATURES, dab_features(mixed(dab)).tolist(), strict=True))
@@ -35,15 +35,15 @@ def test_features_are_the_share_and_the_density_that_were_stained(density: float
     assert found["mean over stained"] == pytest.approx(density if share else 0.0, abs=0.02)
 
 
-def test_glass_has_no_features() -> None:
+def test_all_features_of_glass_are_zero() -> None:
     assert not dab_features(np.full((32, 32, 3), 244, dtype=np.uint8)).any()
 
 
-def test_real_tissue_is_stained_in_part(real_ihc: np.ndarray) -> None:
+def test_real_tissue_is_partly_stained(real_ihc: np.ndarray) -> None:
     found = dict(zip(FEATURES, dab_features(real_ihc).tolist(), strict=True))
     areas = [found[f"area at {level}"] for level in LEVELS]
     assert areas == sorted(areas, reverse=True)
-    assert 0.3 < found["area at 0.26"] < 0.8, "FHL2 stains the epithelium of this colon, and not the rest"
+    assert 0.3 < found["area at 0.26"] < 0.8, "FHL2 only stains the epithelium of this colon"
     assert 0.2 < found["mean over tissue"] < found["mean over stained"] < 0.8
 
 
@@ -56,8 +56,8 @@ def test_positive_patches_of_the_generated_twin_are_found(tmp_path: Path) -> Non
         embedded = cache.embed(DabEncoder(), shards, split)
         labels = np.array(embedded.table["label"].to_pylist())
         known.append((embedded.features, labels == "positive"))
-    train, held, (features, positive) = known
-    rule = fit_rule(*train, select=held)
+    train, select, (features, positive) = known
+    rule = fit_rule(*train, select=select)
     assert ((features[:, rule.feature] > rule.threshold) == positive).mean() > 0.85
 
 
@@ -66,7 +66,7 @@ def test_positive_patches_of_the_generated_twin_are_found(tmp_path: Path) -> Non
         lambda rows: len({positive for _, positive in rows}) == 2
     )
 )
-def test_the_threshold_has_the_best_balanced_accuracy_of_all(rows: list[tuple[int, bool]]) -> None:
+def test_no_other_threshold_has_a_better_balanced_accuracy(rows: list[tuple[int, bool]]) -> None:
     share = np.array([value / 7 for value, _ in rows])
     positive = np.array([p for _, p in rows])
 
@@ -86,16 +86,21 @@ def test_the_select_split_chooses_the_feature() -> None:
     assert (rule.feature, rule.threshold) == (1, 0.25)
 
 
-def test_a_select_split_of_one_class_still_chooses_and_a_train_split_of_one_is_refused() -> None:
+def test_a_select_split_of_one_class_still_chooses_the_feature() -> None:
     positive = np.array([False, False, True, True])
     train = np.array([[0, 0], [0, 0], [1, 1], [1, 0.5]], dtype=float)
     only = np.array([[0, 1], [1, 1]], dtype=float), np.array([True, True])
     assert fit_rule(train, positive, select=only).feature == 1
-    with pytest.raises(DatasetError):
-        fit_rule(train, np.ones(4, dtype=bool))
 
 
-def test_among_equal_features_that_with_the_classes_furthest_apart_is_taken() -> None:
+@pytest.mark.parametrize(("positive", "missing"), [(True, "negative"), (False, "positive")])
+def test_a_train_split_of_one_class_is_refused(positive: bool, missing: str) -> None:
+    with pytest.raises(DatasetError) as refused:
+        fit_rule(np.zeros((4, 2)), np.full(4, positive))
+    assert refused.value.key == missing
+
+
+def test_of_equally_good_features_the_one_with_the_largest_distance_between_classes_is_chosen() -> None:
     positive = np.array([False, False, True, True])
     features = np.array([[0.0, 0.0], [0.9, 0.1], [1.0, 0.9], [2.0, 1.0]])
     assert fit_rule(features, positive).feature == 1

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from his2lip.config import OptionError
 from his2lip.evaluation.metrics import METRICS, Predictions, confusion, measure, per_class
 
 
@@ -59,8 +60,17 @@ def test_a_class_that_never_occurs_still_counts_in_macro_f1() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "predicted"), [([], []), ([0], [0, 1]), ([0, 2], [0, 0]), ([0, 0], [0, -1])]
+    ("labels", "predicted", "named"),
+    [
+        ([], [], "labels"),
+        ([0], [0, 1], "predicted"),
+        ([0, 2], [0, 0], "labels"),
+        ([0, 0], [0, -1], "predicted"),
+    ],
 )
-def test_labels_that_do_not_fit_are_refused(labels: list[int], predicted: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"labels|class numbers"):
+def test_labels_that_do_not_fit_are_refused_by_name(
+    labels: list[int], predicted: list[int], named: str
+) -> None:
+    with pytest.raises(OptionError) as refused:
         Predictions(np.array(labels, dtype=int), np.array(predicted, dtype=int), ["a", "b"])
+    assert refused.value.key == named

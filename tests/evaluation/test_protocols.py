@@ -1,4 +1,4 @@
-"""Protocols applied to shards: rows, classes, units, and the hashes that name them."""
+"""Protocols applied to shards: rows, classes, units, and their digests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def protocol(**changes: object) -> Protocol:
     )
 
 
-def test_rows_get_the_class_whose_list_holds_their_label(write_shards: Write) -> None:
+def test_rows_get_the_class_whose_list_has_their_label(write_shards: Write) -> None:
     shards = write_shards()
     found = select(shards, protocol())
     tissue = shards.table("test")["tissue"].to_pylist()
@@ -39,14 +39,14 @@ def test_rows_get_the_class_whose_list_holds_their_label(write_shards: Write) ->
     assert found.scored.all()
 
 
-def test_where_keeps_the_rows_that_hold_a_listed_value(write_shards: Write) -> None:
+def test_where_keeps_the_rows_that_have_a_listed_value(write_shards: Write) -> None:
     shards = write_shards()
     narrowed = select(shards, protocol(where={"slide_id": ["slide-2"]}))
     slides = shards.table("test")["slide_id"].to_pylist()
     assert [slides[r] for r in narrowed.rows] == ["slide-2"] * slides.count("slide-2")
 
 
-def test_units_apart_are_not_scored_and_does_not_count_as_a_class(write_shards: Write) -> None:
+def test_labels_apart_do_not_count_as_a_class(write_shards: Write) -> None:
     shards = write_shards()
     classes = {"Tumor": ["Tumor"], "Necrosis": ["Necrosis"]}
     with pytest.raises(DatasetError) as refused:
@@ -64,7 +64,7 @@ def test_a_pair_is_tissue_type_and_biomarker_where_both_are_known(write_shards: 
     assert refused.value.key == "pair"
 
 
-def test_a_slide_is_one_unit_and_its_rows_must_agree(write_shards: Write) -> None:
+def test_a_slide_is_one_unit_and_its_rows_must_have_one_class(write_shards: Write) -> None:
     shards = write_shards()
     with pytest.raises(DatasetError) as refused:
         select(shards, protocol(unit="slide"))
@@ -75,7 +75,7 @@ def test_a_slide_is_one_unit_and_its_rows_must_agree(write_shards: Write) -> Non
     assert [by_tissue.unit_ids[u] for u in by_tissue.unit] == tissue
 
 
-def test_the_split_hash_names_units_and_labels_and_no_order(
+def test_the_split_digest_depends_on_units_and_labels_and_the_images_digest_on_their_scale(
     write_shards: Write, real_ihc: np.ndarray
 ) -> None:
     shards = write_shards()
@@ -88,7 +88,7 @@ def test_the_split_hash_names_units_and_labels_and_no_order(
     assert other_scale.images_sha256 != found.images_sha256
 
 
-def test_an_empty_selection_says_which_labels_are_there(write_shards: Write) -> None:
+def test_an_empty_selection_is_refused_with_the_labels_of_the_split(write_shards: Write) -> None:
     with pytest.raises(DatasetError) as refused:
         select(write_shards(), protocol(classes={"yes": ["Y"], "no": ["N"]}))
     assert refused.value.key == "tissue"
@@ -98,7 +98,7 @@ def test_an_empty_selection_says_which_labels_are_there(write_shards: Write) -> 
     assert refused.value.key == "organ"
 
 
-def test_the_view_takes_the_training_field_where_the_protocol_is_silent() -> None:
+def test_the_view_has_the_default_field_where_the_protocol_sets_none() -> None:
     assert view_of(protocol(view="tiles")) == View(kind="tiles")
     assert view_of(protocol(view="tiles", tile_mpp=0.5, max_tiles=4)) == View(
         kind="tiles", mpp=0.5, max_tiles=4
@@ -106,7 +106,7 @@ def test_the_view_takes_the_training_field_where_the_protocol_is_silent() -> Non
 
 
 @pytest.mark.parametrize("name", list_cards())
-def test_every_card_s_protocols_find_their_prompts(name: str) -> None:
+def test_every_protocol_of_a_card_has_prompts_for_its_classes_and_scores_a_report_split(name: str) -> None:
     card = load_card(name)
     assert {"paper", "default"} <= set(card.protocols)
     for found in card.protocols.values():
@@ -114,7 +114,7 @@ def test_every_card_s_protocols_find_their_prompts(name: str) -> None:
         assert card.roles[found.split] == "report"
 
 
-def test_a_card_of_ones_own_that_is_broken_fails_its_cells_with_the_wrong_key(write_shards: Write) -> None:
+def test_an_invalid_card_of_the_user_fails_its_grid_cells_with_the_nearest_key(write_shards: Write) -> None:
     path = Path(write_shards().uri) / "dataset.json"
     tree = json.loads(path.read_text())
     tree["card"]["protocol"] = tree["card"].pop("protocols")

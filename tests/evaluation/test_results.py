@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pydantic
 import pytest
 from cell_results import cell_result
 from hypothesis import given, settings
@@ -138,8 +139,9 @@ def test_a_metric_that_is_added_in_one_place_is_in_every_table(
 
 
 def test_a_metric_without_a_field_stops_the_first_grid_cell() -> None:
-    with pytest.raises(ValueError, match="forgotten"):
+    with pytest.raises(pydantic.ValidationError) as refused:
         cell_result(forgotten=0.5)
+    assert [error["loc"] for error in refused.value.errors()] == [("forgotten",)]
 
 
 def test_figures_are_the_metrics_and_the_limits_that_are_known() -> None:

@@ -1,4 +1,4 @@
-"""Views: which crops of an image a model sees."""
+"""Views: which crops of an image a model gets."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_tiles_are_squares_inside_the_image_and_bounded_in_number(
         assert len(set(covered.tolist())) == len(covered) == (height // side) * (width // side) * side**2
 
 
-def test_a_tile_spans_the_same_tissue_at_every_scale() -> None:
+def test_a_tile_has_the_same_field_at_any_microns_per_pixel() -> None:
     view = View(kind="tiles", size=128, mpp=0.226)
     assert view.side(0.226) == 128
     assert view.side(0.452) == 64
     assert view.side(None) == view.side(float("nan")) == 128
 
 
-def test_squash_keeps_the_whole_image_and_centre_the_middle_square() -> None:
+def test_squash_keeps_the_whole_image_and_centre_keeps_the_middle_square() -> None:
     pixels = np.arange(6 * 10 * 3).reshape(6, 10, 3)
     assert View().crops(pixels)[0] is pixels
     np.testing.assert_array_equal(View(kind="centre").crops(pixels)[0], pixels[:, 2:8])
@@ -49,7 +49,7 @@ def test_many_tiles_are_thinned_evenly_in_both_directions() -> None:
     assert len(View(kind="tiles", size=10, max_tiles=8).crops(pixels)) == 8
 
 
-def test_only_what_decides_pixels_counts_in_the_key() -> None:
+def test_only_options_that_change_pixels_are_in_the_key() -> None:
     assert View(kind="squash", size=64).key() == View(kind="squash", size=32).key()
     assert View(kind="tiles").key() != View(kind="tiles", max_tiles=4).key()
     assert View(kind="squash").key() != View(kind="centre").key()

@@ -1,4 +1,4 @@
-"""Zero-shot scoring against a naive reference, ties, groups, and what it refuses."""
+"""Zero-shot scoring: equal to a naive reference, ties, groups, and refused arguments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from his2lip.config import OptionError
 from his2lip.evaluation.zero_shot import score
 
 
 def naive(images: np.ndarray, texts: list[np.ndarray], pooling: str, scoring: str) -> np.ndarray:
-    """One image, one class, one sentence at a time."""
+    """The scores (N, C), computed for one image, one class and one sentence at a time."""
     out = np.zeros((len(images), len(texts)))
     for i, image in enumerate(images):
         for c, sentences in enumerate(texts):
@@ -58,7 +59,7 @@ def test_scores_equal_the_naive_reference(
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5))
-def test_a_unit_scores_the_mean_of_its_rows(seed: int, sizes: list[int]) -> None:
+def test_the_score_of_a_unit_is_the_mean_over_its_rows(seed: int, sizes: list[int]) -> None:
     rng = np.random.default_rng(seed)
     groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     images, texts = rng.normal(size=(len(groups), 8)), [rng.normal(size=(3, 8)) for _ in range(3)]
@@ -68,7 +69,7 @@ def test_a_unit_scores_the_mean_of_its_rows(seed: int, sizes: list[int]) -> None
         np.testing.assert_allclose(units[unit], rows[groups == unit].mean(axis=0), rtol=1e-5, atol=1e-7)
 
 
-def test_a_sentence_that_stands_in_two_classes_ties_to_the_last_bit() -> None:
+def test_classes_with_the_same_best_sentence_have_bitwise_equal_scores() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(1, 512)).astype(np.float32)
     texts = [np.concatenate([shared, rng.normal(size=(c, 512)).astype(np.float32) * 1e-3]) for c in range(9)]
@@ -79,20 +80,20 @@ def test_a_sentence_that_stands_in_two_classes_ties_to_the_last_bit() -> None:
     assert (found.prompt == 0).all()
 
 
-def test_the_winning_prompt_is_the_predicted_class_s_closest() -> None:
+def test_prompt_is_the_most_similar_sentence_of_the_predicted_class() -> None:
     texts = [np.eye(4)[[0, 1]], np.eye(4)[[2, 3]]]
     found = score(np.array([[0, 1, 0, 0.5], [0, 0, 0, 1.0]]), texts)
     assert found.predicted.tolist() == [0, 1]
     assert found.prompt.tolist() == [1, 1]
 
 
-def test_caption_norms_move_the_dot_product_and_not_the_cosine() -> None:
+def test_norms_of_sentences_change_the_dot_product_and_not_the_cosine() -> None:
     images, texts = np.array([[1.0, 0.5]]), [np.array([[1.0, 0.0]]), np.array([[0.0, 10.0]])]
     assert score(images, texts, scoring="cosine").predicted.tolist() == [0]
     assert score(images, texts, scoring="dot").predicted.tolist() == [1]
 
 
-def test_margin_is_the_distance_to_the_second_class() -> None:
+def test_margin_is_the_difference_from_the_second_class() -> None:
     texts = [np.array([[1.0, 0]]), np.array([[0, 1.0]]), np.array([[-1.0, 0]])]
     found = score(np.array([[3.0, 4.0]]), texts)
     np.testing.assert_allclose(found.margins(), [0.8 - 0.6], atol=1e-6)
@@ -101,29 +102,37 @@ def test_margin_is_the_distance_to_the_second_class() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"pooling": "median"}, "median"),
-        ({"scoring": "euclid"}, "euclid"),
-        ({"text_features": [np.ones((1, 3))]}, "classes"),
-        ({"text_features": [np.ones((1, 3)), np.ones((0, 3))]}, "class 1"),
-        ({"text_features": [np.ones((1, 4)), np.ones((1, 4))]}, "text features"),
-        ({"image_features": np.array([[1, np.nan, 1]])}, "image features"),
+        ({"pooling": "median"}, "pooling"),
+        ({"scoring": "euclid"}, "scoring"),
+        ({"text_features": [np.ones((1, 3))]}, "text_features"),
+        ({"text_features": [np.ones((1, 3)), np.ones((0, 3))]}, "text_features"),
+        ({"text_features": [np.ones((1, 4)), np.ones((1, 4))]}, "text_features"),
+        ({"image_features": np.array([[1, np.nan, 1]])}, "image_features"),
         ({"groups": np.array([1])}, "groups"),
         ({"groups": np.array([0, 0])}, "groups"),
     ],
+    ids=["pooling", "scoring", "one class", "no sentence", "width", "not finite", "gap", "too many groups"],
 )
 def test_arguments_that_cannot_be_scored_are_refused_by_name(change: dict, named: str) -> None:
     given_ = {"image_features": np.ones((1, 3)), "text_features": [np.ones((1, 3)), -np.ones((2, 3))]}
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(OptionError) as refused:
         score(**(given_ | change))
+    assert refused.value.key == named
 
 
-def test_an_image_without_features_scores_zero_and_ties() -> None:
+def test_the_class_whose_sentences_cannot_be_scored_is_named() -> None:
+    with pytest.raises(OptionError) as refused:
+        score(np.ones((1, 3)), [np.ones((1, 3)), np.ones((0, 3))])
+    assert "class 1" in str(refused.value)
+
+
+def test_an_image_whose_features_are_all_zero_has_equal_scores() -> None:
     found = score(np.zeros((1, 3)), [np.ones((1, 3)), -np.ones((1, 3))])
     assert found.scores.tolist() == [[0, 0]]
     assert found.ties == 1
 
 
-def test_scoring_and_metrics_import_without_the_platform() -> None:
+def test_scoring_and_metrics_import_no_heavy_library() -> None:
     code = (
         "import sys, his2lip.evaluation.zero_shot, his2lip.evaluation.metrics\n"
         "heavy = {'ray', 'mlflow', 'optuna', 'torch', 'sklearn', 'transformers'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""The page of a checked dataset: all of it in one file, pictures bounded, every name escaped."""
+"""The page of a checked dataset: one file, small pictures, and every name escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLITS = {"train": {"role": "train", "groups": "case"}, "test": {"role": "report
 
 @pytest.fixture
 def shards(real_ihc: np.ndarray, tmp_path: Path) -> Path:
-    """Twenty real squares of two classes, one with a name that is a program; one case leaks."""
+    """Twenty real patches of two classes. One class is named by a script, and one case is in two splits."""
     card = Card.model_validate(
         {"name": "toy", "reader": "folder", "splits": SPLITS, "licence": {"name": EVIL}}
     )
@@ -47,7 +47,7 @@ def shards(real_ihc: np.ndarray, tmp_path: Path) -> Path:
     return tmp_path / "toy"
 
 
-def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
+def test_page_shows_pictures_leaks_and_stains_and_escapes_names(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit):  # a case leaks
@@ -56,7 +56,7 @@ def test_page_holds_pictures_leaks_and_stains_and_escapes_names(
     page = (tmp_path / "pages/toy.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page), "nothing is fetched"
+    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page), "no other file is loaded"
     pictures = [base64.b64decode(p) for p in re.findall(r"base64,([^\"]+)", page)]
     assert len(pictures) == 12, "six of each class"
     assert all(max(decode(p).shape) <= 96 for p in pictures)
@@ -77,7 +77,7 @@ def test_a_card_is_checked_by_name_and_has_no_page(
 
 
 @pytest.mark.parametrize("page", ["file/x.html", "file/x", "folder.html"])
-def test_page_that_cannot_be_written_is_one_sentence_before_any_reading(
+def test_page_that_cannot_be_written_is_refused_before_shards_are_read(
     tmp_path: Path, shards: Path, page: str
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
@@ -89,7 +89,9 @@ def test_page_that_cannot_be_written_is_one_sentence_before_any_reading(
     assert refused.value.key == "--page"
 
 
-def test_card_of_ones_own_with_a_slip_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_card_whose_prompts_lack_a_class_has_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = tmp_path / "mine.yaml"
     card.write_text(
         "name: mine\nreader: folder\nclasses: {x: [], y: []}\nsplits: {test: {role: report}}\n"

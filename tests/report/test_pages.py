@@ -1,4 +1,4 @@
-"""The leaderboard pages: escaped, honest about twins and training distributions, right in their means."""
+"""The leaderboard pages: names escaped, twins and in-domain columns marked, and means without them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _leaderboard(folder: Path, *, generated: bool = False, **more: object) -> Pa
     return path
 
 
-def test_means_leave_out_a_training_distribution_for_every_model_alike(tmp_path: Path) -> None:
+def test_means_leave_out_a_column_that_is_in_domain_for_one_model_for_every_model(tmp_path: Path) -> None:
     board = read_board(_leaderboard(tmp_path))
     assert board.zero_shot() == ["mist", "bci"]
     assert board.mean(EVIL) == pytest.approx(0.45)
@@ -37,20 +37,20 @@ def test_means_leave_out_a_training_distribution_for_every_model_alike(tmp_path:
     assert board.models == ["frozen", EVIL]
 
 
-def test_a_models_name_cannot_write_into_the_page(tmp_path: Path) -> None:
+def test_the_name_of_a_model_is_escaped_on_the_pages(tmp_path: Path) -> None:
     page = write_pages(_leaderboard(tmp_path), tmp_path / "out").read_text()
     assert "<script>alert(" not in page
     assert "&lt;script&gt;alert(" in page
     assert "<script>alert(" not in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
-def test_generated_twins_are_called_so_at_the_top_of_every_page(tmp_path: Path) -> None:
+def test_every_page_of_generated_twins_has_a_warning(tmp_path: Path) -> None:
     write_pages(_leaderboard(tmp_path, generated=True), tmp_path / "out")
     for name in ("index.html", "leaderboard.md"):
         assert "generated twins" in (tmp_path / "out" / name).read_text()
 
 
-def test_a_datasets_name_cannot_write_into_the_pages(tmp_path: Path) -> None:
+def test_the_name_of_a_column_is_escaped_on_the_pages(tmp_path: Path) -> None:
     out = write_pages(_leaderboard(tmp_path, protocol=EVIL), tmp_path / "out").parent
     for name in ("index.html", "leaderboard.md"):
         assert "<script>alert(" not in (out / name).read_text()
@@ -58,13 +58,13 @@ def test_a_datasets_name_cannot_write_into_the_pages(tmp_path: Path) -> None:
     assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {6}
 
 
-def test_a_grid_of_which_everything_failed_still_has_its_page(tmp_path: Path) -> None:
+def test_a_leaderboard_without_grid_cells_still_has_a_page(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
     path.write_text(to_csv([]))
     assert "No grid cell was scored" in write_pages(path, tmp_path / "out").read_text()
 
 
-def test_real_results_carry_no_such_warning(tmp_path: Path) -> None:
+def test_the_page_of_real_results_has_no_warning_about_twins(tmp_path: Path) -> None:
     assert "generated twins" not in write_pages(_leaderboard(tmp_path), tmp_path / "out").read_text()
 
 
@@ -90,7 +90,7 @@ class _Tags(HTMLParser):
         self.found.append((tag, {name: value or "" for name, value in attrs}))
 
 
-def test_a_twin_beside_its_real_dataset_is_a_column_of_its_own(tmp_path: Path) -> None:
+def test_a_twin_and_its_real_dataset_are_two_columns(tmp_path: Path) -> None:
     real, twin = tmp_path / "real", tmp_path / "twin"
     real.mkdir()
     twin.mkdir()
@@ -113,4 +113,4 @@ def test_a_figure_shows_its_n_its_interval_and_its_difference_from_the_papers(tm
     page = write_pages(_leaderboard(tmp_path, **known), tmp_path / "out").read_text()
     assert 'title="n = 10; interval 25.00 to 75.00; paper 10.00, difference +30.00"' in page
     page = write_pages(_leaderboard(tmp_path, generated=True, **known), tmp_path / "out").read_text()
-    assert "difference" not in page.split("<script")[0]  # a twin stands beside no published figure
+    assert "difference" not in page.split("<script")[0]  # a twin is not compared with published figures

@@ -1,4 +1,4 @@
-"""Augmentation of pixels and captions, as a pure function of (seed, epoch, patch)."""
+"""Augmentation of images and captions, as a pure function of (seed, epoch, patch id)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 CaptionDraw = Callable[[int, int, str, str | None, str | None], str]  # the signature of CaptionBank.draw
 
-TURNS = 8  # symmetries of a square; tissue has no orientation, so all are equally likely
+TURNS = 8  # the flips and quarter turns of a square; all are equally likely, as tissue has no orientation
 
-_DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # of each intensity; 0 counts as 1
+_DENSITY = -np.log(np.arange(256, dtype=np.float32).clip(1) / 255)  # natural optical density; 0 counts as 1
 
 
 class Augment(Config):
-    """Random changes of a patch, drawn again for each epoch."""
+    """Random changes of a patch, different in each epoch."""
 
     turns: bool = True
     """One of the eight flips and quarter turns."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest share of the area that a random crop keeps; 1 does not crop."""
     stain: Annotated[float, Field(ge=0, le=0.1)] = 0.0
-    """Half width of the random change of each stain's strength and tint, in natural optical density."""
+    """Largest random change of each stain's amount: a factor of 1 ± stain, and an offset of ± stain."""
 
     def draw(self, seed: int, epoch: int, key: str) -> Change:
-        """The change of the patch `key` in an epoch."""
+        """The change of the patch with the id `key` in an epoch."""
         code = draw_turn(seed, epoch, key) if self.turns else 0
         if self.crop == 1 and not self.stain:
             return Change(code)
@@ -46,9 +46,8 @@ class Augment(Config):
         return Change(code, box, jitter)
 
 
-# Names that a config may give in place of the three fields.
+# Values that a config may have in place of the three fields.
 PRESETS = {True: Augment(), False: Augment(turns=False), "ihc": Augment(crop=0.6, stain=0.05)}
-NONE = PRESETS[False]
 
 
 def _preset(value: Any) -> Any:
@@ -64,10 +63,11 @@ Augmentation = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Jitter:
-    """Random strength of haematoxylin, eosin and DAB (Tellez et al., IEEE Trans Med Imaging 37 (2018) 2126).
+    """Random amounts of haematoxylin, eosin and DAB (Tellez et al., IEEE Trans Med Imaging 37 (2018) 2126).
 
-    The amount s of each stain becomes a s + b, with a in 1 +- sigma and b in +- sigma. Hues do not change:
-    more or less DAB keeps its brown. The change is linear in optical density: density @ matrix + offset.
+    The amount s of each stain becomes a s + b, with a in [1 - sigma, 1 + sigma] and b in [-sigma, sigma]. The
+    hues of the stains do not change, so DAB stays brown. The change is linear in the natural optical density
+    of a pixel: density @ matrix + offset.
     """
 
     matrix: Floats  # (3, 3)
@@ -75,12 +75,15 @@ class Jitter:
 
     @classmethod
     def of(cls, sigma: float, numbers: npt.NDArray[np.float64]) -> Jitter:
-        """From six numbers in [0, 1)."""
+        """The jitter of six random numbers in [0, 1): a of the three stains, then b of the three stains."""
         spread = sigma * (2 * numbers - 1)
         return cls(*restaining(1 + spread[:3], spread[3:]))
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """uint8 (H, W, 3), restained by planes: the last bits of a matrix product vary by machine."""
+        """The changed pixels of an image; both are uint8 (H, W, 3).
+
+        Sums are computed plane by plane, because the last bits of a matrix product differ between machines.
+        """
         density = [_DENSITY[pixels[..., channel]] for channel in range(3)]
         part, out = np.empty_like(density[0]), np.empty_like(pixels)
         for channel in range(3):
@@ -89,7 +92,7 @@ class Jitter:
                 light += np.multiply(density[source], -self.matrix[source, channel], out=part)
             light += np.log(np.float32(255)) - self.offset[channel]
             np.exp(light, out=light)
-            light += np.float32(0.5)  # rounds
+            light += np.float32(0.5)  # the conversion to uint8 truncates, so this rounds
             out[..., channel] = np.minimum(light, np.float32(255), out=light)
         return out
 
@@ -98,9 +101,9 @@ class Jitter:
 class Change:
     """The change of one patch.
 
-    turn    0 to 7: bit 0 mirrors left and right, bit 1 top and bottom, bit 2 transposes
-    box     left, top, right, bottom of a crop, as shares of width and height
-    jitter  the new strengths of the stains
+    turn    0 to 7: bit 0 swaps left and right, then bit 1 swaps top and bottom, then bit 2 transposes
+    box     left, top, right and bottom of a crop, as fractions of the width and height; None: no crop
+    jitter  change of the amounts of stains; None: no change
     """
 
     turn: int = 0
@@ -112,13 +115,13 @@ AS_IS = Change()
 
 
 def draw_turn(seed: int, epoch: int, key: str) -> int:
-    """A `Change.turn`; all eight are equally likely."""
+    """A `Change.turn`, 0 to 7; all are equally likely."""
     text = f"{seed}/{epoch}/{key}".encode()
     return hashlib.blake2b(text, digest_size=1, person=b"his2lip.turn").digest()[0] % TURNS
 
 
 def turn(pixels: Pixels, code: int, out: Pixels) -> None:
-    """Writes one of the eight flips and quarter turns of `pixels` (S, S, 3) to `out`, of the same shape."""
+    """Writes the flip or quarter turn `code` (`Change.turn`) of `pixels` (S, S, 3) to `out` (S, S, 3)."""
     if code & 1:
         pixels = pixels[:, ::-1]
     if code & 2:
@@ -128,12 +131,15 @@ def turn(pixels: Pixels, code: int, out: Pixels) -> None:
     if code == 0:
         np.copyto(out, pixels)
         return
-    for channel in range(3):  # five times as fast as numpy's copy of all three at once
+    for channel in range(3):  # five times as fast as one copy of all three channels
         np.copyto(out[..., channel], pixels[..., channel])
 
 
 def with_class_captions(draw: CaptionDraw, share: float) -> CaptionDraw:
-    """Caption dropout: `draw`, with class captions for a share of its draws, by (seed, epoch, patch)."""
+    """Caption dropout: `draw`, but with `class_caption` in a share of the draws.
+
+    Which draws are replaced depends on (seed, epoch, patch id) only.
+    """
 
     def drawn(seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
         if _uniform(seed, epoch, patch_id, b"his2lip.caption", 1)[0] < share:
@@ -144,20 +150,23 @@ def with_class_captions(draw: CaptionDraw, share: float) -> CaptionDraw:
 
 
 def class_caption(tissue: str | None, biomarker: str | None) -> str:
-    """A caption of the classes only, without any finding, such as `necrosis, CD3`."""
+    """A caption that names only the classes and no finding, such as `necrosis, CD3`."""
     place = PLACES[tissue][0]
     return f"{place}, {STAINS[biomarker].name}" if biomarker else place
 
 
 def _box(least: float, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """A random crop of the image's aspect ratio; its share of the area is uniform in [least, 1]."""
+    """A random crop with the aspect ratio of the image, as (left, top, right, bottom) in fractions.
+
+    Its share of the area is uniform in [least, 1]. `numbers` are three random numbers in [0, 1).
+    """
     side = float(np.sqrt(least + (1 - least) * numbers[0]))
     left, top = ((1 - side) * numbers[1:]).tolist()
     return left, top, left + side, top + side
 
 
 def _uniform(seed: int, epoch: int, key: str, purpose: bytes, count: int) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1), at most 16, keyed by seed, epoch, key and purpose."""
+    """`count` (at most 16) random numbers in [0, 1) that depend only on seed, epoch, key and purpose."""
     text = f"{seed}/{epoch}/{key}".encode()
     digest = hashlib.blake2b(text, digest_size=4 * count, person=purpose).digest()
     return np.frombuffer(digest, dtype="<u4") / 2.0**32
