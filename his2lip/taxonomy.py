@@ -1,4 +1,4 @@
-"""The taxonomy: canonical names of tissue types and biomarkers, their fixed ids, and other spellings."""
+"""The taxonomy: canonical names of tissue types and biomarkers, their ids, and other spellings of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from his2lip.errors import TaxonomyError, did_you_mean
 # The 7 tissue types of MIHIC. A tissue type's id is its index here and never changes.
 TISSUES: tuple[str, ...] = ("Alveoli", "Background", "Immune cells", "Necrosis", "Other", "Stroma", "Tumor")
 
-# The 12 biomarkers of MIHIC, then those of the other nine datasets. Ids are indices here: only append.
+# The 12 biomarkers of MIHIC, then those of the other nine datasets. A biomarker's id is its index here, so
+# new ones are only appended.
 MIHIC_BIOMARKERS: tuple[str, ...] = (
     "CD3", "CD20", "CD34", "CD38", "CD68", "CDK4", "Cyclin-D1", "D2-40", "FAP", "Ki67", "P53", "SMA",
 )  # fmt: skip
@@ -20,9 +21,9 @@ BIOMARKERS: tuple[str, ...] = (
     "Podocin",
 )  # fmt: skip
 
-# Spellings found in published files. Case never matters. A separator (space, hyphen, underscore) is optional
-# where a spelling has one, and between a letter and a digit: ki67, Ki-67 and KI 67 are equal, while CD3-1 is
-# not CD31.
+# Spellings in published files. Case is ignored. A separator (space, hyphen, underscore) is optional where a
+# spelling has one, and between a letter and a digit: ki67, Ki-67 and KI 67 are the same name. Elsewhere it is
+# not: CD3-1 is not CD31.
 _TISSUE_ALIASES = {
     "alveolus": "Alveoli",
     "immune cell": "Immune cells",
@@ -59,13 +60,13 @@ _BETWEEN = r"[\s_\-]?"
 
 
 def _pattern(spelling: str) -> str:
-    """A spelling with a separator allowed where it has one, and between a letter and a digit."""
+    """A regular expression of a spelling, with optional separators."""
     parts = [re.sub(r"(?<=[A-Za-z])(?=\d)", "\0", part).split("\0") for part in _SEPARATOR.split(spelling)]
     return _BETWEEN.join(re.escape(piece) for part in parts for piece in part)
 
 
 def _patterns(names: Iterable[str], aliases: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
-    """(pattern, canonical name), the longest spelling first; a pattern is bounded by non-alphanumerics."""
+    """(pattern, canonical name) of each spelling, the longest first. A pattern matches only whole words."""
     spellings = {name: name for name in names} | aliases
     ordered = sorted(spellings, key=lambda s: (-len(s), s))
     bounded = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
@@ -77,30 +78,31 @@ _BIOMARKER_PATTERNS = _patterns(BIOMARKERS, _BIOMARKER_ALIASES)
 
 
 def normalised(text: str) -> str:
-    """Text as names are stored: in Unicode's composed form (NFC), without white space around it."""
+    """The form in which names are stored: Unicode NFC, without surrounding white space."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def folded(text: str) -> str:
-    """Text as names are compared: normalised, and without regard to case."""
+    """The form in which names are compared: `normalised` and case-folded."""
     return normalised(text).casefold()
 
 
 def tissue(name: str) -> str:
-    """The canonical tissue type that `name` spells. Raises TaxonomyError for an unknown one."""
-    return _whole(name, _TISSUE_PATTERNS, "tissue type", TISSUES)
+    """The canonical name of a tissue type. Raises TaxonomyError for an unknown one."""
+    return _canonical(name, _TISSUE_PATTERNS, "tissue type", TISSUES)
 
 
 def biomarker(name: str) -> str:
-    """The canonical biomarker that `name` spells (`CD3+` is CD3). Raises TaxonomyError for an unknown one."""
-    return _whole(name, _BIOMARKER_PATTERNS, "biomarker", BIOMARKERS)
+    """The canonical name of a biomarker (`CD3+` is CD3). Raises TaxonomyError for an unknown one."""
+    return _canonical(name, _BIOMARKER_PATTERNS, "biomarker", BIOMARKERS)
 
 
 def find_biomarker(text: str, among: Iterable[str] | None = None) -> str | None:
-    """The biomarker that is a whole word of `text` (such as a file name), longest spelling first, or None.
+    """The biomarker that is a whole word of `text` (such as a file name), or None. Longer spellings win.
+
+    among  canonical names to which the search is restricted
 
     `29-041-Izd2-w35-proSPC-4-les1` gives proSPC, `0011-CD34-1-1` CD34, `x-CD3-4-1` CD3, `x-D2-40-1` D2-40.
-    `among` restricts the search to these canonical names.
     """
     return partition_biomarker(text, among)[1]
 
@@ -114,7 +116,9 @@ def partition_biomarker(text: str, among: Iterable[str] | None = None) -> tuple[
     return text, None, ""
 
 
-def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, known: tuple[str, ...]) -> str:
+def _canonical(
+    name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, known: tuple[str, ...]
+) -> str:
     spelling = normalised(name).rstrip("+")
     for pattern, canonical in patterns:
         if pattern.fullmatch(spelling):
@@ -123,10 +127,10 @@ def _whole(name: str, patterns: list[tuple[re.Pattern[str], str]], kind: str, kn
 
 
 def tissue_id(name: str | None) -> int:
-    """The fixed id of a canonical tissue type; -1 for a missing label."""
+    """The id of a canonical tissue type; -1 for None."""
     return -1 if name is None else TISSUES.index(name)
 
 
 def biomarker_id(name: str | None) -> int:
-    """The fixed id of a canonical biomarker; -1 for a missing label."""
+    """The id of a canonical biomarker; -1 for None."""
     return -1 if name is None else BIOMARKERS.index(name)

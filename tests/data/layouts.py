@@ -1,4 +1,4 @@
-"""Small trees in the published layouts, written from real pixels, and images that are bad on purpose."""
+"""Writes squares of real pixels as files, and images that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from his2lip.data.images.codec import encode_jpeg, encode_png
+from his2lip.data.readers import Reader
+from his2lip.errors import DatasetError
 
 
 class Cutter:
@@ -32,6 +35,13 @@ class Cutter:
         return path
 
 
+def refusal(reader: Reader, key: str) -> DatasetError:
+    """The error with which a reader refuses a file."""
+    with pytest.raises(DatasetError) as refused:
+        list(reader.patches(reader.item(key), None))
+    return refused.value
+
+
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, format=kind, **options)
@@ -39,32 +49,32 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of some hundred bytes whose header claims 60,000 x 60,000 pixels."""
+    """A PNG of about a hundred bytes whose header states 60,000 x 60,000 pixels."""
     return _png(60_000, 60_000, depth=8, raw=b"\0" * 99)
 
 
 def bad_images(pixels: np.ndarray) -> Iterator[tuple[str, bytes, str]]:
-    """(file name, bytes, a word of the reason) of images that must be refused."""
+    """(file name, bytes, key of the error) of images that must be refused."""
     image = Image.fromarray(pixels)
     grey16 = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     png, jpeg = encode_png(pixels), encode_jpeg(pixels)
-    yield "empty.png", b"", "empty"
-    yield "text.png", b"not an image at all", "not an image"
-    yield "header.png", png[:20], "broken"
-    yield "truncated.png", png[: len(png) // 2], "truncated"
-    yield "truncated.jpg", jpeg[: len(jpeg) // 2], "truncated"
+    yield "empty.png", b"", "bytes"
+    yield "text.png", b"not an image at all", "format"
+    yield "header.png", png[:20], "format"
+    yield "truncated.png", png[: len(png) // 2], "pixels"
+    yield "truncated.jpg", jpeg[: len(jpeg) // 2], "pixels"
     yield "cmyk.jpg", encoded(image.convert("CMYK"), "JPEG"), "CMYK"
     yield "cmyk.tif", encoded(image.convert("CMYK"), "TIFF"), "CMYK"
-    yield "grey16.png", encoded(grey16, "PNG"), "16 bits"
-    yield "rgb16.png", rgb16(pixels), "16 bits"
-    yield "float.tif", encoded(Image.fromarray(pixels[..., 0].astype(np.float32)), "TIFF"), "floating-point"
-    yield "narrow.png", encoded(image.resize((1, 64)), "PNG"), "1 x 64 px"
-    yield "bomb.png", bomb(), "bomb"
-    yield "gif.png", encoded(image, "GIF"), "not an image"
+    yield "grey16.png", encoded(grey16, "PNG"), "I;16"
+    yield "rgb16.png", rgb16(pixels), "bits"
+    yield "float.tif", encoded(Image.fromarray(pixels[..., 0].astype(np.float32)), "TIFF"), "F"
+    yield "narrow.png", encoded(image.resize((1, 64)), "PNG"), "min_side"
+    yield "bomb.png", bomb(), "max_pixels"
+    yield "gif.png", encoded(image, "GIF"), "format"
 
 
 def rgb16(pixels: np.ndarray) -> bytes:
-    """A PNG with 16 bits a channel, which Pillow reads as 8 without a word."""
+    """A PNG with 16 bits per channel, which Pillow reads as 8 without a warning."""
     height, width = pixels.shape[:2]
     lines = (pixels.astype(">u2") * 257).astype(">u2")
     raw = b"".join(b"\0" + line.tobytes() for line in lines)

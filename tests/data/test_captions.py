@@ -112,9 +112,9 @@ def test_two_files_of_one_pair_are_an_error(tmp_path: Path) -> None:
     for name in ("CD3.txt", "cd3 .TXT"):
         (tmp_path / "Tumor").mkdir(exist_ok=True)
         (tmp_path / "Tumor" / name).write_text("Brown cells.\n")
-    with pytest.raises(DatasetError, match=r"cd3 \.TXT") as refused:
+    with pytest.raises(DatasetError) as refused:
         CaptionBank.from_folder(tmp_path)
-    assert refused.value.where == tmp_path / "Tumor"
+    assert (refused.value.where, refused.value.key) == (tmp_path / "Tumor", "cd3 .TXT")
 
 
 def test_unicode_forms_of_one_caption_are_one_caption(tmp_path: Path) -> None:
@@ -208,9 +208,10 @@ def test_missing_pair_is_dropped_or_captioned_by_templates_and_counted() -> None
     pairs = [("Tumor", "CD3")] * 3 + [("Alveoli", "CD20")] * 2 + [(None, "CD31")]
     assert not drop.covers("Alveoli", "CD20")
     assert template.covers("Alveoli", "CD20")
-    with pytest.raises(DatasetError, match="Alveoli") as refused:
+    with pytest.raises(DatasetError) as refused:
         drop.draw(0, 0, "p", "Alveoli", "CD20")
     assert refused.value.key == "missing"
+    assert "Alveoli" in refused.value.what
     assert template.draw(0, 0, "p", "Alveoli", "CD20") in TEMPLATES.captions["Alveoli", "CD20"]
     coverage = drop.coverage(pairs)
     assert coverage.missing == {("Alveoli", "CD20"): 2, (None, "CD31"): 1}

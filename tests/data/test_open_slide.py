@@ -1,4 +1,4 @@
-"""Slides: their scale is believed only where it is possible, and their scanned area has a place."""
+"""Slides: impossible microns per pixel are not used, and the scanned area has a position."""
 
 from __future__ import annotations
 
@@ -87,5 +87,7 @@ def test_a_pyramid_is_not_shown_turned(tmp_path: Path, real_ihc: np.ndarray, ori
         with open_slide(tmp_path / "a.tiff") as slide:
             assert (slide.region(0, 0, 512, 512) == real_ihc).all()
         return
-    with pytest.raises(ImageError, match=str(orientation)), open_slide(tmp_path / "a.tiff"):
+    with pytest.raises(ImageError) as refused, open_slide(tmp_path / "a.tiff"):
         pass
+    assert refused.value.key == "orientation"
+    assert str(orientation) in refused.value.what

@@ -171,9 +171,10 @@ def test_options_that_do_not_fit_together_are_refused(options: dict[str, int]) -
 
 
 def test_too_few_rows_for_one_batch_are_an_error_of_the_data() -> None:
-    with pytest.raises(DatasetError, match=r"3 usable patches .* 8") as refused:
+    with pytest.raises(DatasetError) as refused:
         Plan([3], seed=0, batch_size=8, lanes=8, window=2)
     assert refused.value.key == "batch_size"
+    assert {"3", "8"} <= set(refused.value.what.split())
 
 
 def test_workers_that_cannot_share_the_lanes_are_refused() -> None:

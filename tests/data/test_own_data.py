@@ -1,4 +1,4 @@
-"""Your own images, in folders of classes or from a table: read to the row, with a reason for each other."""
+"""A user's own images, in folders of classes or from a table: each is read, or reported with a reason."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from layouts import Cutter
+from layouts import Cutter, refusal
 from unprivileged import needs_setpriv, run_as_user
 
 from his2lip.data.cards.card import Card, load_card
 from his2lip.data.prepare.dataset import PrepareReport, prepare
+from his2lip.data.readers import get_reader
 from his2lip.data.shards.reader import open_shards
 from his2lip.errors import ConfigError, DatasetError
 
@@ -29,7 +30,7 @@ def adds_up(report: PrepareReport) -> bool:
     return report.read + report.passed_over.total() + len(report.quarantined) == report.found
 
 
-def test_folder_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_folders_of_classes_become_a_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
     cut = Cutter(real_ihc)
     for split in ("train", "test"):
         for folder in ("lymphoid", "epithelium"):
@@ -50,7 +51,7 @@ def test_folder_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarr
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray, kind: str) -> None:
+def test_a_manifest_becomes_a_dataset(tmp_path: Path, real_ihc: np.ndarray, kind: str) -> None:
     cut = Cutter(real_ihc)
     for name in ("a.png", "b/c.png", "d.png"):
         cut.write(tmp_path / "in" / name)
@@ -83,7 +84,7 @@ def test_manifest_of_ones_own_becomes_a_dataset(tmp_path: Path, real_ihc: np.nda
     assert row["mpp"] == pytest.approx(0.5)
 
 
-def test_manifest_with_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
+def test_manifest_with_an_unknown_column_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,biomarkr\na.png,CD3\n")
     card = Card.model_validate({"name": "mine", "reader": "manifest", "splits": {"test": {"role": "report"}}})
     with pytest.raises(DatasetError) as refused:
@@ -92,7 +93,7 @@ def test_manifest_with_an_unknown_column_names_the_nearest(tmp_path: Path) -> No
     assert "'biomarker'" in (refused.value.fix or "")
 
 
-def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_manifest_row_with_too_many_values_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
     cut = Cutter(real_ihc)
     for name in ("a.png", "b.png"):
         cut.write(tmp_path / "in" / name)
@@ -100,10 +101,12 @@ def test_manifest_row_with_too_many_cells_is_quarantined(tmp_path: Path, real_ih
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
     assert adds_up(report)
     assert (report.found, report.read, len(report.quarantined)) == (3 + 1, 1, 2)
-    assert dict(report.quarantined)["b.png"] == "its row has more cells than the table has columns"
+    error = refusal(get_reader(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in"), "b.png")
+    assert error.key == "columns"
+    assert dict(report.quarantined)["b.png"] == error.what
 
 
-def test_first_row_of_a_manifest_may_have_too_many_cells_too(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_first_row_of_a_manifest_may_have_too_many_values_too(tmp_path: Path, real_ihc: np.ndarray) -> None:
     Cutter(real_ihc).write(tmp_path / "in/b.png")
     (tmp_path / "in/manifest.csv").write_text("path,label\na.png,x,over\nb.png,y\n")
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
@@ -122,7 +125,7 @@ def test_manifest_as_a_spreadsheet_writes_it_is_read(
 
 
 @pytest.mark.parametrize("mpp", ["inf", "-0.5", "0", "half", "0.04", "352.8", "1.234,5"])
-def test_manifest_row_whose_scale_is_no_scale_is_quarantined(
+def test_manifest_row_with_impossible_microns_per_pixel_is_quarantined(
     tmp_path: Path, real_ihc: np.ndarray, mpp: str
 ) -> None:
     for name in ("a.png", "b.png"):
@@ -143,9 +146,7 @@ def manifest(root: Path, text: str, pixels: np.ndarray, *names: str) -> None:
 @pytest.mark.parametrize(
     "text", ["path;mpp\na.png;0,25\n", 'path,mpp\na.png,"0,25"\n', "path\tmpp\na.png\t0,25\n"]
 )
-def test_a_manifest_s_decimal_commas_are_read_as_such(
-    tmp_path: Path, real_ihc: np.ndarray, text: str
-) -> None:
+def test_decimal_commas_of_a_manifest_are_read(tmp_path: Path, real_ihc: np.ndarray, text: str) -> None:
     manifest(tmp_path / "in", text, real_ihc, "a.png")
     prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
     assert rows(tmp_path / "out")["mine/a.png"]["mpp"] == pytest.approx(0.25)
@@ -181,7 +182,9 @@ def test_one_path_with_two_labels_is_quarantined_and_equal_rows_count_once(
     text = "path,label\na.png,x\n./a.png,y\nb.png,x\nb.png,x\n"
     manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png")
     report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
-    assert report.quarantined == [("a.png", "two rows name it, and they differ")]
+    error = refusal(get_reader(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in"), "a.png")
+    assert error.key == "row"
+    assert report.quarantined == [("a.png", error.what)]
     assert list(rows(tmp_path / "out")) == ["mine/b.png"]
     assert adds_up(report)
 
@@ -223,9 +226,10 @@ def test_a_case_pattern_that_misses_paths_is_an_error_where_cases_are_kept_whole
     for name in ("P1_a", "P2_a", "p1_b", "p2_b"):
         Cutter(real_ihc).write(tmp_path / f"in/pos/{name}.png")
     options = {"case_pattern": "/(P\\d)_"}
-    with pytest.raises(DatasetError, match="2 of 4") as refused:
+    with pytest.raises(DatasetError) as refused:
         prepare(Card.model_validate(BY_CASE | {"options": options}), tmp_path / "in", tmp_path / "out")
     assert refused.value.key == "options.case_pattern"
+    assert "2 of 4" in refused.value.what
     by_file = BY_CASE | {"carve": [BY_CASE["carve"][0] | {"by": "file"}], "options": options}
     report = prepare(Card.model_validate(by_file), tmp_path / "in", tmp_path / "out")
     assert [place for place, _ in report.left_out] == ["pos/p1_b.png", "pos/p2_b.png"]
@@ -256,25 +260,33 @@ def test_every_file_is_read_passed_over_by_a_rule_or_quarantined(
     assert [place for place, _ in report.quarantined] == ["pos/notes.txt"]
 
 
-def test_the_commonest_reason_is_said_where_nothing_could_be_read(tmp_path: Path) -> None:
+def test_an_error_has_the_most_common_reason_where_no_file_could_be_read(tmp_path: Path) -> None:
     for name in ("a/a.csv", "b.jpg", "c.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text("no image")
-    with pytest.raises(DatasetError, match=r"none of 3 files could be read, such as b.jpg: not where"):
-        prepare(Card.model_validate(OWN | {"reader": "folder"}), tmp_path / "in", tmp_path / "out")
+    card = Card.model_validate(OWN | {"reader": "folder"})
+    with pytest.raises(DatasetError) as refused:
+        prepare(card, tmp_path / "in", tmp_path / "out")
+    assert (refused.value.where, refused.value.key) == (tmp_path / "in", "--root")
+    reason = refusal(get_reader(card, tmp_path / "in"), "b.jpg")
+    assert reason.key == "path"
+    assert refused.value.what.endswith(f"b.jpg: {reason.what}")
+    assert " 3 files" in refused.value.what
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("case-(", "regular expression"), ("case", "one group")])
-def test_case_pattern_that_finds_no_case_is_one_clear_error(
-    tmp_path: Path, real_ihc: np.ndarray, pattern: str, said: str
+@pytest.mark.parametrize("pattern", ["case-(", "case", "(c)(a)se"])
+def test_case_pattern_that_is_not_a_regular_expression_with_one_group_is_refused(
+    tmp_path: Path, real_ihc: np.ndarray, pattern: str
 ) -> None:
     Cutter(real_ihc).write(tmp_path / "in/a/1.png")
     card = Card.model_validate(OWN | {"reader": "folder", "options": {"case_pattern": pattern}})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError) as refused:
         prepare(card, tmp_path / "in", tmp_path / "out")
+    assert refused.value.key == "case_pattern"
+    assert "card mine" in str(refused.value.where)
 
 
-def test_folder_that_is_a_link_is_quarantined_not_lost(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_folder_that_is_a_link_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
     Cutter(real_ihc).write(tmp_path / "in/a/1.png")
     Cutter(real_ihc).write(tmp_path / "elsewhere/2.png")
     (tmp_path / "in/b").symlink_to(tmp_path / "elsewhere")
@@ -296,7 +308,7 @@ print(json.dumps(prepare(Card.model_validate_json(card), root, out).quarantined)
 
 
 @needs_setpriv
-def test_folder_that_may_not_be_listed_is_quarantined_not_lost(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_folder_that_cannot_be_listed_is_quarantined(tmp_path: Path, real_ihc: np.ndarray) -> None:
     for name in ("a", "b"):
         Cutter(real_ihc).write(tmp_path / "in" / name / "1.png")
     (tmp_path / "in/b").chmod(0)

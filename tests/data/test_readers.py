@@ -1,4 +1,4 @@
-"""Each published layout is read back to the row, and its faults are quarantined."""
+"""Each published layout is read with the right labels, and its faults are quarantined."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from layouts import refusal
 
 from his2lip.data.cards.card import list_cards, load_card
 from his2lip.data.images.codec import decode, encode_jpeg, encode_png
 from his2lip.data.images.slides import PlainSlide, around, open_slide
 from his2lip.data.prepare.dataset import PrepareReport, prepare
-from his2lip.data.readers.cells import read_cells
+from his2lip.data.readers import get_reader
+from his2lip.data.readers.annotated_cells import read_annotations
 from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError, ImageError
 from his2lip.synthetic.layouts import write_layout, write_pyramid
@@ -24,7 +26,7 @@ Read = Callable[..., tuple[PrepareReport, pd.DataFrame]]
 
 @pytest.fixture
 def draw(real_ihc: np.ndarray) -> Callable[..., np.ndarray]:
-    """Another square of real pixels at each call."""
+    """Returns another square of real pixels at each call."""
     pixels, rng = np.tile(real_ihc, (3, 3, 1)), np.random.default_rng(0)
 
     def one(side: int, tissue: str | None, biomarker: str | None) -> np.ndarray:
@@ -36,16 +38,16 @@ def draw(real_ihc: np.ndarray) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Read:
-    """Prepares the layout of a card as it was written, harmed by `harm(root)` first; rows by patch id."""
+    """Writes the layout of a card, changes it by `change(root)`, prepares it; rows by patch id."""
     monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
 
     def one(
-        name: str, *, harm: Callable[[Path], object] = lambda root: None, into: str = "", **options: object
+        name: str, *, change: Callable[[Path], object] = lambda root: None, into: str = "", **options: object
     ):
         root = tmp_path / f"{name}{into}"
         root.mkdir()
         write_layout(name, root, draw)
-        harm(root)
+        change(root)
         card = load_card(name)
         card = card.model_copy(update={"options": card.options | options})
         report = prepare(card, root, tmp_path / f"out-{root.name}")
@@ -58,7 +60,7 @@ def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Rea
 
 
 @pytest.mark.parametrize("name", list_cards())
-def test_every_layout_is_read_without_a_fault(read: Read, name: str) -> None:
+def test_every_layout_is_read_completely(read: Read, name: str) -> None:
     report, rows = read(name)
     assert report.quarantined == report.left_out == []
     assert report.info.rows == len(rows) > 0
@@ -85,13 +87,13 @@ def test_mist_biomarker_slide_and_twin(read: Read) -> None:
     assert not train & select
 
 
-def test_her2_reads_the_split_that_the_card_asks_for(read: Read) -> None:
+def test_her2_reads_the_partition_of_the_card(read: Read) -> None:
     _, rows = read("her2-ihc-40x")
     assert rows.loc["her2-ihc-40x/test_data_patch/class_3+/test_0.png", "score"] == "3+"
     assert not rows.index.str.contains("wsi").any()
 
 
-def test_her2_reads_the_split_by_slides_when_told(read: Read) -> None:
+def test_her2_reads_the_partition_by_slides_where_the_card_has_it(read: Read) -> None:
     _, rows = read("her2-ihc-40x", partition="wsi")
     assert rows.index.str.contains("_wsi/").all()
 
@@ -133,7 +135,7 @@ def test_ihc4bc_thresholds_are_of_the_biomarker(read: Read, biomarker: str, labe
                 "\n".join(f"{n}_{1000 + n}_11_1_2.jpg;a;10;0.5;{';'.join(['0.01'] * 9)}" for n in range(8))
             )
 
-    _, rows = read("ihc4bc", harm=relabel)  # one nucleus of ten: over 1 %, under 20 %
+    _, rows = read("ihc4bc", change=relabel)  # one nucleus of ten: over 1 %, under 20 %
     assert set(rows.loc[rows["biomarker"] == biomarker, "label"]) == {label}
 
 
@@ -143,16 +145,18 @@ def test_ihc4bc_copies_of_both_sizes_are_read_with_the_same_labels(read: Read, r
             path.write_bytes(encode_jpeg(np.tile(decode(path.read_bytes()), (2, 2, 1))[:300, :300]))
 
     _, compressed = read("ihc4bc")
-    _, full = read("ihc4bc", harm=resize, into="full")
+    _, full = read("ihc4bc", change=resize, into="full")
     assert set(compressed["width"]) == {256}
     assert set(full["width"]) == set(full["height"]) == {300}
     assert compressed[["label", "split", "case_id"]].equals(full[["label", "split", "case_id"]])
 
 
-def test_ihc4bc_image_without_a_label_row_is_quarantined(read: Read) -> None:
-    report, _ = read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").unlink())
-    assert {reason for _, reason in report.quarantined} == {"no label row names it"}
-    assert len(report.quarantined) == 8
+def test_ihc4bc_image_without_a_label_row_is_quarantined(read: Read, tmp_path: Path) -> None:
+    report, _ = read("ihc4bc", change=lambda root: (root / "Labels/PR_labels.csv").unlink())
+    reader = get_reader(load_card("ihc4bc"), tmp_path / "ihc4bc")
+    errors = {path: refusal(reader, path) for path, _ in report.quarantined}
+    assert {path: error.what for path, error in errors.items()} == dict(report.quarantined)
+    assert [error.key for error in errors.values()] == ["label"] * 8
 
 
 def test_bcdata_patches_are_centred_on_points(read: Read, tmp_path: Path) -> None:
@@ -167,7 +171,7 @@ def test_bcdata_patches_are_centred_on_points(read: Read, tmp_path: Path) -> Non
     assert (border == padded[9 + 32 : 9 + 96, 5 + 32 : 5 + 96]).all()
 
 
-def test_bcdata_patches_without_cells_keep_their_distance(read: Read) -> None:
+def test_bcdata_patches_without_nuclei_have_no_point_inside(read: Read) -> None:
     _, rows = read("bcdata")
     points = np.array([(100, 120), (5, 9), (300, 310), (200, 40), (330, 100)])
     empty = rows[rows["label"] == "none"]
@@ -176,8 +180,8 @@ def test_bcdata_patches_without_cells_keep_their_distance(read: Read) -> None:
         assert not inside.any()
 
 
-def test_bcdata_faults_are_quarantined_or_left_out(read: Read) -> None:
-    def harm(root: Path) -> None:
+def test_bcdata_faults_are_quarantined_or_left_out(read: Read, tmp_path: Path) -> None:
+    def change(root: Path) -> None:
         base = root / "BCData/annotations/test"
         with h5py.File(base / "positive/0.h5", "w") as file:
             file["coordinates"] = np.array([(9999, 5), (100, 120), (100, 120), (-4, 3)], np.int64)
@@ -186,13 +190,17 @@ def test_bcdata_faults_are_quarantined_or_left_out(read: Read) -> None:
         for kind in ("positive", "negative"):
             (root / f"BCData/annotations/train/{kind}/1.h5").unlink()
 
-    report, _ = read("bcdata", harm=harm)
-    reasons = {Path(path).name: reason for path, reason in report.quarantined}
-    assert reasons["77.h5"] == "an annotation without its image"
-    assert [r for p, r in report.quarantined if p.endswith("train/1.png")] == ["an image without annotations"]
-    assert any("cannot be read" in r for p, r in report.quarantined if p.endswith("test/1.png"))
+    report, _ = read("bcdata", change=change)
+    reader = get_reader(load_card("bcdata"), tmp_path / "bcdata")
+    errors = {path: refusal(reader, path) for path, _ in report.quarantined}
+    assert {path: error.what for path, error in errors.items()} == dict(report.quarantined)
+    assert {path: error.key for path, error in errors.items()} == {
+        "BCData/annotations/test/positive/77.h5": "image",
+        "BCData/images/train/1.png": "annotations",
+        "BCData/images/test/1.png": "1.h5",
+    }
     assert sorted(r for _, r in report.left_out) == ["the point lies outside the image"] * 2 + [
-        "two points lie here"
+        "two points have this position"
     ]
 
 
@@ -213,7 +221,7 @@ def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> No
 
 
 def test_anhir_reads_its_sets_at_the_largest_scale(read: Read) -> None:
-    report, rows = read("anhir-lung", harm=lambda root: (root / "lung-lesion_2").rename(root / "kidney_2"))
+    report, rows = read("anhir-lung", change=lambda root: (root / "lung-lesion_2").rename(root / "kidney_2"))
     assert sorted(rows["label"]) == ["CD31", "Cc10", "Ki67", "proSPC"]
     assert rows.index.str.startswith("anhir-lung/lung-lesion_1/scale-25pc/").all()
     assert report.passed_over["of another set"] == 10
@@ -227,12 +235,12 @@ def test_anhir_case_is_the_same_however_the_stain_is_spelt(read: Read, spelling:
         for path in root.rglob("*Ki67-7*"):
             path.rename(path.with_name(path.name.replace("Ki67-7", f"{spelling}-7")))
 
-    _, rows = read("anhir-lung", harm=respell)
+    _, rows = read("anhir-lung", change=respell)
     assert set(rows.loc[rows["biomarker"] == "Ki67", "case_id"]) == {"29-041-Izd2-w35"}
     assert rows.groupby("region_id").size().tolist() == [4, 4]
 
 
-def test_acrobat_slides_are_tiled_on_tissue_alone(read: Read) -> None:
+def test_acrobat_slides_are_tiled_only_on_tissue(read: Read) -> None:
     report, rows = read("acrobat", max_tiles=None)
     assert set(rows["biomarker"]) == {"ER", "PR", "HER2", "Ki67"}
     assert set(rows["split"]) >= {"train", "test", "validation"}
@@ -244,7 +252,7 @@ def test_acrobat_slides_are_tiled_on_tissue_alone(read: Read) -> None:
     assert report.passed_over == {"an H&E twin": 4}
 
 
-def test_acrobat_tiles_of_a_slide_are_bounded(read: Read) -> None:
+def test_acrobat_slides_have_at_most_max_tiles(read: Read) -> None:
     _, rows = read("acrobat", max_tiles=3)
     assert (rows.groupby("slide_id").size() == 3).all()
 
@@ -275,13 +283,13 @@ def test_bcdata_classes_are_kept_or_capped_as_the_card_says(
     assert counts["none"] == 6 * most if most else counts["none"] > 12
 
 
-def test_pantumor_cell_at_the_border_is_completed_by_reflection(read: Read, tmp_path: Path) -> None:
+def test_pantumor_patch_at_the_border_is_completed_by_reflection(read: Read, tmp_path: Path) -> None:
     def add(root: Path) -> None:
         (root / "edge.csv").write_text(
             "filename,xmin,ymin,xmax,ymax,label\nHNSCC_0.tiff,0,1014,10,1024,TUMOR CELL\n"
         )
 
-    _, rows = read("pantumor", harm=add)
+    _, rows = read("pantumor", change=add)
     with open_slide(tmp_path / "pantumor/HNSCC_0.tiff") as slide:
         padded = np.pad(slide.region(0, 0, 1024, 1024), ((58, 58), (58, 58), (0, 0)), mode="reflect")
     row = rows.loc["pantumor/HNSCC_0.tiff#cell-0.1"]
@@ -296,7 +304,7 @@ def stored(name: str, tmp_path: Path) -> dict[str, np.ndarray]:
 
 
 def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
-    def harm(root: Path) -> None:
+    def change(root: Path) -> None:
         (root / "extra.csv").write_text(
             "filename,xmin,ymin,xmax,ymax,label\n"
             "gone.tiff,1,1,20,20,TUMOR CELL\n"
@@ -306,7 +314,7 @@ def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
         )
         write_pyramid(root / "bare.tiff", np.full((300, 300, 3), 200, np.uint8), mpp=0.25)
 
-    report, rows = read("pantumor", harm=harm)
+    report, rows = read("pantumor", change=change)
     assert len(rows) == 18 + 1
     assert dict(report.quarantined) == {
         "gone.tiff": "annotations without their slide",
@@ -314,7 +322,7 @@ def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
     }
     assert sorted(reason for _, reason in report.left_out) == [
         "'FUNGUS' is not a class of this dataset",
-        "the cell lies outside the slide",
+        "the annotated cell lies outside the slide",
     ]
 
 
@@ -322,7 +330,7 @@ def test_cells_of_three_formats_are_the_same(tmp_path: Path, draw: Callable) -> 
     import sqlite3
 
     write_layout("pantumor", tmp_path, draw)
-    coco = read_cells(tmp_path / "annotations.json")
+    coco = read_annotations(tmp_path / "annotations.json")
     cells = [(slide, cell) for slide, of_slide in coco.items() for cell in of_slide]
     table = [(slide, c.x - 10, c.y - 10, 20, 20, c.label) for slide, c in cells]
     pd.DataFrame(table, columns=["image", "x", "y", "w", "h", "class"]).to_csv(
@@ -342,16 +350,16 @@ def test_cells_of_three_formats_are_the_same(tmp_path: Path, draw: Callable) -> 
             )
             for at in (-10, 10):
                 base.execute("INSERT INTO Annotations_coordinates VALUES (?, ?, ?)", (c.x + at, c.y + at, i))
-    assert read_cells(tmp_path / "a.csv") == coco
-    assert read_cells(tmp_path / "a.sqlite") == coco
+    assert read_annotations(tmp_path / "a.csv") == coco
+    assert read_annotations(tmp_path / "a.sqlite") == coco
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.sqlite"])
-def test_broken_annotations_are_one_clear_error(tmp_path: Path, name: str) -> None:
+def test_broken_annotations_are_refused_with_their_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"images": 1}\nx,y\n')
     with pytest.raises(DatasetError) as refused:
-        read_cells(tmp_path / name)
-    assert refused.value.where == tmp_path / name
+        read_annotations(tmp_path / name)
+    assert (refused.value.where, refused.value.key) == (tmp_path / name, "annotations")
 
 
 def test_pyramid_and_plain_image_give_the_same_pixels(tmp_path: Path, real_ihc: np.ndarray) -> None:
@@ -380,30 +388,30 @@ def test_truncated_slide_is_an_image_error(tmp_path: Path, real_ihc: np.ndarray)
         slide.region(0, 0, 512, 512)
 
 
-def test_pantumor_cells_that_two_files_name_are_read_once(read: Read) -> None:
-    def harm(root: Path) -> None:
-        of_json = read_cells(root / "annotations.json")["HNSCC_0.tiff"]
+def test_pantumor_cells_that_are_in_two_files_are_read_once(read: Read) -> None:
+    def change(root: Path) -> None:
+        of_json = read_annotations(root / "annotations.json")["HNSCC_0.tiff"]
         rows = [f"HNSCC_0.tiff,{c.x},{c.y},0,0,{c.label}" for c in of_json]
         text = "\n".join(["filename,x,y,w,h,label", *rows, "HNSCC_0.tiff,500,20,0,0,TUMOR CELL"])
         (root / "boxes.csv").write_text(text)
 
-    report, rows = read("pantumor", harm=harm)
+    report, rows = read("pantumor", change=change)
     assert len(rows) == 18 + 1
-    assert [reason for _, reason in report.left_out] == ["two cells lie here"] * 9
+    assert [reason for _, reason in report.left_out] == ["two annotated cells have this position"] * 9
 
 
-def test_ihc4bc_table_that_is_not_utf8_is_one_clear_error(read: Read) -> None:
+def test_ihc4bc_table_that_is_not_utf8_is_refused_with_its_file(read: Read) -> None:
     with pytest.raises(DatasetError) as refused:
-        read("ihc4bc", harm=lambda root: (root / "Labels/PR_labels.csv").write_bytes(b"n\xe9,a,1,0.2\n"))
+        read("ihc4bc", change=lambda root: (root / "Labels/PR_labels.csv").write_bytes(b"n\xe9,a,1,0.2\n"))
     assert Path(str(refused.value.where)).name == "PR_labels.csv"
 
 
-def test_ihc4bc_image_that_two_rows_label_otherwise_is_quarantined(read: Read) -> None:
+def test_ihc4bc_image_with_two_different_label_rows_is_quarantined(read: Read) -> None:
     def contradict(root: Path) -> None:
         rows = ["0_1000_11_1_2,a,4,0.7 0.6 0.01 0.02", "1_1001_11_1_2,d,0"]  # the same again, and another
         (root / "Labels/more_ER_labels.csv").write_text("\n".join(rows))
 
-    report, rows = read("ihc4bc", harm=contradict)
+    report, rows = read("ihc4bc", change=contradict)
     ((place, reason),) = report.quarantined
     assert place == "Images/IHC/ER/Patient_1_1001/Subregion_5/1_1001_11_1_2.jpg"
     assert reason == "two label rows name it, and they differ"
@@ -416,18 +424,18 @@ def test_ihc4bc_optical_densities_without_a_leading_zero_are_fractions(read: Rea
         for stain in ("ER", "Ki67", "PR"):
             (root / f"Labels/{stain}_labels.csv").write_text("\n".join(rows))
 
-    _, rows = read("ihc4bc", harm=relabel)
+    _, rows = read("ihc4bc", change=relabel)
     assert set(rows["label"]) == {"negative"}
 
 
-def test_bcdata_image_whose_points_all_lie_outside_is_quarantined_by_its_name(read: Read) -> None:
-    def harm(root: Path) -> None:
+def test_bcdata_image_with_all_points_outside_is_quarantined(read: Read) -> None:
+    def change(root: Path) -> None:
         (root / "BCData/images/test/1.png").write_bytes(encode_png(np.full((384, 384, 3), 250, np.uint8)))
         for kind in ("positive", "negative"):
             with h5py.File(root / f"BCData/annotations/test/{kind}/1.h5", "w") as file:
                 file["coordinates"] = np.array([(9999, 5), (-4, 3)], np.int64)
 
-    report, _ = read("bcdata", harm=harm)
+    report, _ = read("bcdata", change=change)
     assert report.quarantined == [("BCData/images/test/1.png", "the point lies outside the image")]
     assert len(report.left_out) == 4
 
@@ -456,30 +464,32 @@ def test_a_layout_is_read_from_within_its_folder(
         ('{name}.jpg,a,2,"0.01,0.92"', "positive"),
     ],
 )
-def test_ihc4bc_numbers_are_read_in_the_dialect_of_the_table(read: Read, row: str, label: str) -> None:
+def test_ihc4bc_numbers_are_read_with_the_delimiter_and_decimal_mark_of_the_table(
+    read: Read, row: str, label: str
+) -> None:
     def relabel(root: Path) -> None:
         for stain in ("ER", "Ki67", "PR"):
             rows = [row.format(name=f"{n}_{1000 + n}_11_1_2") for n in range(8)]
             (root / f"Labels/{stain}_labels.csv").write_text("\n".join(rows))
 
-    report, rows = read("ihc4bc", harm=relabel)
+    report, rows = read("ihc4bc", change=relabel)
     assert report.quarantined == []
     assert set(rows["label"]) == {label}
 
 
 @pytest.mark.parametrize("cell", ["0,01", "n/a", "nan", "1.234,5", "0.5.1"])
-def test_ihc4bc_value_that_is_no_number_of_its_table_quarantines_its_image(read: Read, cell: str) -> None:
+def test_ihc4bc_image_with_a_value_that_is_no_number_is_quarantined(read: Read, cell: str) -> None:
     def relabel(root: Path) -> None:
         rows = [f"{n}_{1000 + n}_11_1_2.jpg;a;2;{cell if n == 0 else '0.01'};0.02" for n in range(8)]
         (root / "Labels/ER_labels.csv").write_text("\n".join(rows))
 
-    report, _ = read("ihc4bc", harm=relabel)
+    report, _ = read("ihc4bc", change=relabel)
     ((place, reason),) = report.quarantined
     assert place == "Images/IHC/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg"
     assert "label row" in reason
 
 
-def test_ihc4bc_image_of_a_name_that_two_patients_have_is_quarantined(read: Read) -> None:
+def test_ihc4bc_images_of_two_patients_with_one_name_are_quarantined(read: Read) -> None:
     place = "Images/IHC/ER/{}/Subregion_5/0_1000_11_1_2.jpg"
 
     def copy(root: Path) -> None:
@@ -487,7 +497,7 @@ def test_ihc4bc_image_of_a_name_that_two_patients_have_is_quarantined(read: Read
         other.parent.mkdir(parents=True)
         other.write_bytes((root / place.format("Patient_0_1000")).read_bytes())
 
-    report, _ = read("ihc4bc", harm=copy)
+    report, _ = read("ihc4bc", change=copy)
     assert [key for key, _ in report.quarantined] == [
         place.format("Patient_0_1000"),
         place.format("Patient_9_1009"),
@@ -495,8 +505,8 @@ def test_ihc4bc_image_of_a_name_that_two_patients_have_is_quarantined(read: Read
 
 
 @pytest.mark.parametrize("named", ["path", "folder"])
-def test_pantumor_cells_are_cut_from_the_slide_of_their_path(read: Read, tmp_path: Path, named: str) -> None:
-    """Two slides of one name in two folders, named by their path, or by annotations beside them."""
+def test_pantumor_patches_are_cut_from_the_slide_of_the_path(read: Read, tmp_path: Path, named: str) -> None:
+    """Two slides with one file name in two folders. Annotations give the path, or are in the same folder."""
 
     def two(root: Path) -> None:
         header = "filename;xmin;ymin;xmax;ymax;label\n"
@@ -508,7 +518,7 @@ def test_pantumor_cells_are_cut_from_the_slide_of_their_path(read: Read, tmp_pat
             place = root / (f"{folder}/cells.csv" if named == "folder" else f"{folder}_cells.csv")
             place.write_text(header + rows[folder].format(name))
 
-    report, rows = read("pantumor", harm=two)
+    report, rows = read("pantumor", change=two)
     assert report.quarantined == []
     first, second = (f"pantumor/{folder}/same.tiff#cell-0" for folder in "AB")
     assert (rows.loc[first, "x"], rows.loc[second, "x"]) == (round(110.5 - 58), 310 - 58)
@@ -517,7 +527,7 @@ def test_pantumor_cells_are_cut_from_the_slide_of_their_path(read: Read, tmp_pat
     assert rows.loc[first, "slide_id"] != rows.loc[second, "slide_id"]
 
 
-def test_pantumor_annotations_that_two_slides_may_mean_are_used_for_neither(read: Read) -> None:
+def test_pantumor_annotations_that_may_belong_to_two_slides_are_used_for_neither(read: Read) -> None:
     def two(root: Path) -> None:
         for folder in "AB":
             write_pyramid(root / folder / "same.tiff", np.full((512, 512, 3), 90, np.uint8), mpp=0.25)
@@ -525,18 +535,18 @@ def test_pantumor_annotations_that_two_slides_may_mean_are_used_for_neither(read
             "filename,xmin,ymin,xmax,ymax,label\nsame.tiff,100,100,120,120,TUMOR CELL\n"
         )
 
-    report, rows = read("pantumor", harm=two)
+    report, rows = read("pantumor", change=two)
     assert [place for place, _ in report.quarantined] == ["A/same.tiff", "B/same.tiff", "same.tiff"]
     assert all("same.tiff" in reason for _, reason in report.quarantined)
     assert not rows.index.str.contains("same").any()
 
 
-def test_pantumor_box_whose_value_is_no_number_is_left_out(read: Read) -> None:
+def test_pantumor_box_with_a_value_that_is_no_number_is_left_out(read: Read) -> None:
     def add(root: Path) -> None:
         rows = "HNSCC_0.tiff;200,5;200;220,5;220;TUMOR CELL\nHNSCC_0.tiff;1.234,5;1;20;20;TUMOR CELL\n"
         (root / "boxes.csv").write_text(f"filename;xmin;ymin;xmax;ymax;label\n{rows}")
 
-    report, rows = read("pantumor", harm=add)
+    report, rows = read("pantumor", change=add)
     assert rows.loc["pantumor/HNSCC_0.tiff#cell-0.1", "x"] == round(210.5 - 58)
     ((place, reason),) = report.left_out
     assert place == "HNSCC_0.tiff#cell-1.1"

@@ -160,8 +160,9 @@ def test_a_split_for_reporting_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_image_in_a_shard_is_named(tmp_path: Path) -> None:
     uri = write_patches(tmp_path / "broken", patches=32, broken=7)
-    with pytest.raises(DatasetError, match=r"truncated|broken") as refused:
+    with pytest.raises(DatasetError) as refused:
         list(stream(uri))
+    assert refused.value.key == "pixels"
     assert re.search(r"set/00007 in .*part-00000\.parquet", str(refused.value.where))
 
 

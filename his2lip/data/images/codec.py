@@ -85,7 +85,7 @@ def tiff_orientation(path: Path) -> int:
 
 def _is_jpeg(data: bytes | memoryview) -> bool:
     if len(data) == 0:
-        raise ImageError("the image is empty (0 bytes)")
+        raise ImageError("the image is empty (0 bytes)", key="bytes")
     return bytes(data[:3]) == b"\xff\xd8\xff"
 
 
@@ -95,7 +95,7 @@ def _jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
     except ValueError as error:
         raise _jpeg_error(error) from None
     if colorspace in _REFUSED_MODES:
-        raise ImageError(f"the image {_REFUSED_MODES[colorspace]}", fix=_FIX)
+        raise ImageError(f"the image {_REFUSED_MODES[colorspace]}", key=colorspace, fix=_FIX)
     return height, width
 
 
@@ -109,7 +109,7 @@ def _jpeg_orientation(data: bytes | memoryview) -> int:
 def _jpeg_error(error: ValueError) -> ImageError:
     text = str(error).strip().rstrip(".")
     kind = "truncated" if "remature end" in text else "broken"
-    return ImageError(f"the JPEG is {kind}: {text[:120]}", fix="fetch the file again")
+    return ImageError(f"the JPEG is {kind}: {text[:120]}", key="pixels", fix="fetch the file again")
 
 
 def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray:
@@ -121,32 +121,33 @@ def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray
             image.load()
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, zlib.error, …
             reason = str(error) or type(error).__name__
-            raise ImageError(f"the image is truncated or broken: {reason[:120]}") from None
+            raise ImageError(f"the image is truncated or broken: {reason[:120]}", key="pixels") from None
         orientation = _orientation(image)  # after loading: a PNG may store its EXIF behind the pixels
         return _turned(np.array(_on_white(image)), orientation)
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
     if len(data) == 0:
-        raise ImageError("the image is empty (0 bytes)")
+        raise ImageError("the image is empty (0 bytes)", key="bytes")
     with _pillow_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:  # only the header is read here
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except Exception:  # an unknown format, and whatever a plugin raises for a broken header
             what = f"this is not an image in {', '.join(FORMATS)}, or its header is broken"
-            raise ImageError(what) from None
+            raise ImageError(what, key="format") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check_mode(image: Image.Image, header: bytes) -> None:
     if image.mode in _REFUSED_MODES:
-        raise ImageError(f"the image {_REFUSED_MODES[image.mode]}", fix=_FIX)
+        raise ImageError(f"the image {_REFUSED_MODES[image.mode]}", key=image.mode, fix=_FIX)
     if _bits(image, header) > 8:
-        raise ImageError(f"the image {_SIXTEEN_BIT}", fix=_FIX)
+        raise ImageError(f"the image {_SIXTEEN_BIT}", key="bits", fix=_FIX)
     if image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):  # type: ignore[attr-defined]
-        raise ImageError("the image has signed pixels, whose black and white are unknown", fix=_FIX)
+        what = "the image has signed pixels, whose black and white are unknown"
+        raise ImageError(what, key="sign", fix=_FIX)
 
 
 def _bits(image: Image.Image, header: bytes) -> int:
@@ -167,13 +168,14 @@ def _check_single(image: Image.Image) -> None:
     try:
         count = getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow reads the directories of all pages to count them
-        raise ImageError(f"the image is truncated or broken: {str(error)[:120]}") from None
+        what = f"the image is truncated or broken: {str(error)[:120]}"
+        raise ImageError(what, key="pages") from None
     if count == 1:
         return
     first = image.size
     if image.format != "TIFF" or not all(_is_smaller_copy(image, page, first) for page in range(1, count)):
         what = f"the file holds {count} pictures, and which of them is meant is unknown"
-        raise ImageError(what, fix="save the picture that is meant in a file of its own")
+        raise ImageError(what, key="pages", fix="save the picture that is meant in a file of its own")
     image.seek(0)
 
 
@@ -190,11 +192,13 @@ def _is_smaller_copy(image: Image.Image, page: int, first: tuple[int, int]) -> b
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"the image is {width} x {height} px, below the minimum of {MIN_SIDE} px per side")
+        what = f"the image is {width} x {height} px, below the minimum of {MIN_SIDE} px per side"
+        raise ImageError(what, key="min_side")
     if width * height > max_pixels:
         raise ImageError(
             f"the image is {width} x {height} px, above the limit of {max_pixels / 1e6:.0f} million pixels: "
             "a slide, or a decompression bomb",
+            key="max_pixels",
             fix="tile a slide (prepare --view 'tiles(…)', classify --slide)",
         )
 

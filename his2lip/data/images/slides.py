@@ -127,7 +127,7 @@ def open_slide(
         return
     if kind == "generic-tiff" and (orientation := codec.tiff_orientation(path)) != 1:
         what = f"the slide has the orientation tag {orientation}, which OpenSlide does not apply"
-        raise ImageError(what, fix="save it turned, without the tag")
+        raise ImageError(what, key="orientation", fix="save it turned, without the tag")
     slide = PyramidSlide(path, mpp=mpp, fallback_mpp=fallback_mpp)
     try:
         yield slide
@@ -183,7 +183,7 @@ def around(slide: Slide, x: float, y: float, side: int, out: int) -> tuple[np.nd
     inside_x = min(max(left, 0), max(slide.width - side, 0))
     inside_y = min(max(top, 0), max(slide.height - side, 0))
     if min(slide.width, slide.height) < side:
-        raise ImageError(f"the image is smaller than a patch of {side} px")
+        raise ImageError(f"the image is smaller than a patch of {side} px", key="size")
     if (inside_x, inside_y) == (left, top):
         return slide.region(left, top, side, out), left, top
     pixels = slide.region(inside_x, inside_y, side, side)

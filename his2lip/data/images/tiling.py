@@ -104,11 +104,12 @@ def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> It
 def check_grid(width: int, height: int, side: int) -> None:
     """Raises ImageError where an image has no room for a tile of `side` px, or more than `MAX_TILES`."""
     if side > min(width, height):
-        raise ImageError(f"the image is {width} x {height} px, smaller than one tile of {side} px")
+        what = f"the image is {width} x {height} px, smaller than one tile of {side} px"
+        raise ImageError(what, key="size")
     places = (width // side) * (height // side)
     if places > MAX_TILES:
         what = f"the image would be cut into {places:,} tiles of {side} px, above the limit of {MAX_TILES:,}"
-        raise ImageError(what, fix="check the microns per pixel of image and tiles")
+        raise ImageError(what, key="tiles", fix="check the microns per pixel of image and tiles")
 
 
 def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -141,7 +142,7 @@ def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> list[t
     rows, columns = np.nonzero(share >= tiling.tissue)
     places = [(int(c) * side, int(r) * side) for r, c in zip(rows, columns, strict=True)]
     if not places:
-        raise ImageError("it shows no tissue")
+        raise ImageError("the image shows no tissue", key="tissue")
     if tiling.max_tiles is None or len(places) <= tiling.max_tiles:
         return places
     kept = sorted(places, key=lambda p: hashlib.blake2b(f"{seed}#{p[0]}_{p[1]}".encode()).digest())

@@ -1,4 +1,4 @@
-"""Readers of published layouts, one file per layout; a card names its reader."""
+"""Readers of published layouts, one module per layout. A card names its reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from his2lip.errors import DatasetError, did_you_mean
 
 __all__ = ["GENERATED", "READERS", "Item", "LeftOut", "PassedOver", "Reader", "get_reader"]
 
-# Reader name -> class, in the module of that name; imported when asked for.
+# Name of a reader, which is also its module -> class. A module is imported when its reader is needed.
 READERS = {
     "acrobat": "AcrobatReader",
     "anhir": "AnhirReader",
@@ -29,10 +29,14 @@ READERS = {
 
 
 def get_reader(card: Card, root: str | Path) -> Reader:
-    """The reader that a card names, on the dataset's folder. Raises DatasetError for an unknown one."""
+    """The reader of a card for the dataset's folder.
+
+    Raises DatasetError for an unknown reader and for a folder that does not exist.
+    """
     if card.reader not in READERS:
         fix = did_you_mean(card.reader, READERS)
-        raise DatasetError(f"no reader is named '{card.reader}'", where=f"card {card.name}", fix=fix)
+        what = f"no reader is named '{card.reader}'"
+        raise DatasetError(what, where=f"card {card.name}", key="reader", fix=fix)
     module = importlib.import_module(f"his2lip.data.readers.{card.reader}")
     kind: type[Reader] = getattr(module, READERS[card.reader])
     return kind(Path(root), card)

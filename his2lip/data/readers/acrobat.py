@@ -19,15 +19,18 @@ _NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|v
 
 
 class AcrobatOptions(Config):
-    """Tiles that are cut where `--view` names none, since a slide is never a patch."""
+    """Tiles to cut where no `--view` is given, since a slide is too large for a patch."""
 
     tile_px: int = pydantic.Field(default=224, ge=MIN_SIDE)
+    """Pixels per side of a tile."""
     tile_mpp: Mpp = 0.92
+    """Microns per pixel of a tile."""
     max_tiles: pydantic.PositiveInt | None = 64
+    """Largest number of tiles per slide; null: all."""
 
 
 class AcrobatReader(Reader):
-    """The second field of a name is the stain; tiles of tissue are cut from each immunostained slide."""
+    """File name = case, stain, split. Tiles of tissue are cut from each slide except those of H&E."""
 
     suffixes = (".tif", ".tiff")
 
@@ -35,7 +38,7 @@ class AcrobatReader(Reader):
         file = self.parts(key, 1)[-1]
         match = _NAME.fullmatch(file)
         if match is None:
-            raise DatasetError("the name is not CASE_STAIN_SPLIT.tif")
+            raise DatasetError("the name is not CASE_STAIN_SPLIT.tif", key="path")
         if match["stain"].upper() == "HE":
             raise PassedOver("an H&E twin")
         biomarker = taxonomy.biomarker(match["stain"])
@@ -43,7 +46,7 @@ class AcrobatReader(Reader):
             key=key,
             name=file,
             split=self.official_split(match["split"], {"val": "validation"}),
-            case_id=f"{match['split']}-{match['case']}",  # numbers may start again in each published part
+            case_id=f"{match['split']}-{match['case']}",  # cases of two splits may have the same number
             slide_id=file.rpartition(".")[0],
             biomarker=biomarker,
             label=biomarker,

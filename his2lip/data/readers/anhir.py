@@ -1,4 +1,4 @@
-"""ANHIR: `lung-lesion_1/scale-25pc/29-041-Izd2-w35-proSPC-4-les1.jpg`, the stain a token of the name."""
+"""ANHIR: `lung-lesion_1/scale-25pc/29-041-Izd2-w35-proSPC-4-les1.jpg`; the name contains the stain."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ _REGION = re.compile(r"(les|lob)\w*$", re.IGNORECASE)
 
 
 class AnhirOptions(Config):
-    """Sets of ANHIR that are read, such as lung-lesion for lung-lesion_1 and others; none means all."""
+    """Which parts of ANHIR are read."""
 
     sets: list[str] = []
+    """How the names of the sets begin, such as lung-lesion for lung-lesion_1 and others; empty: all sets."""
 
 
 class AnhirReader(Reader):
-    """One image a stain and lesion; each stands at several scales, of which the largest present is read."""
+    """One image per stain and lesion. Of the scales at which it is there, only the largest is read."""
 
     def item(self, key: str) -> Item:
         parts = self.parts(key, 1)
-        scale = _scale(parts[-2]) if len(parts) > 1 else None
+        percent = _percent(parts[-2]) if len(parts) > 1 else None
         options = validate(AnhirOptions, self.card.options, where=f"card {self.card.name}, options")
-        if scale is not None and options.sets and not self._set_of(parts).startswith(tuple(options.sets)):
+        if percent is not None and options.sets and not self._set_of(parts).startswith(tuple(options.sets)):
             raise PassedOver("of another set")
-        if scale is not None and scale < self._largest["/".join(parts[:-2])]:
+        if percent is not None and percent < self._largest["/".join(parts[:-2])]:
             raise PassedOver("the same image at a smaller scale")
         stem = parts[-1].rpartition(".")[0]
         if _HE.search(stem):
             raise PassedOver("an H&E twin")
         before, biomarker, _ = taxonomy.partition_biomarker(stem)
         if biomarker is None:
-            raise DatasetError("no known biomarker stands in the name")
+            raise DatasetError("no known biomarker is in the name", key="biomarker")
         if biomarker not in self.card.classes:
-            raise DatasetError(f"the stain {biomarker} is not a class of the card")
+            raise DatasetError(f"the stain {biomarker} is not a class of the card", key=biomarker)
         case = before.strip("-_ ")
         region = _REGION.search(stem)
         return Item(
@@ -55,20 +56,21 @@ class AnhirReader(Reader):
         )
 
     def _set_of(self, parts: tuple[str, ...]) -> str:
-        """The folder that holds the scales; the root's own name where the root is a set."""
+        """The name of the folder of the scales, which may be the root itself."""
         return parts[-3] if len(parts) > 2 else self.root.name
 
     @cached_property
     def _largest(self) -> dict[str, int]:
-        """The largest scale, in percent, in each set's folder."""
-        scales: dict[str, int] = {}
+        """Folder of a set, relative to the root -> the largest scale in it, in percent."""
+        largest: dict[str, int] = {}
         for folder in self.root.rglob("scale-*pc"):
-            of = folder.parent.relative_to(self.root).as_posix()
-            of = "" if of == "." else of
-            scales[of] = max(scales.get(of, 0), _scale(folder.name) or 0)
-        return scales
+            relative = folder.parent.relative_to(self.root).as_posix()
+            of_set = "" if relative == "." else relative
+            largest[of_set] = max(largest.get(of_set, 0), _percent(folder.name) or 0)
+        return largest
 
 
-def _scale(folder: str) -> int | None:
+def _percent(folder: str) -> int | None:
+    """The percentage in the name of a scale's folder, or None for another folder."""
     match = _SCALE.fullmatch(folder)
     return int(match[1]) if match else None

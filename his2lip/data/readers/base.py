@@ -1,4 +1,4 @@
-"""The base of all readers: files under a root, what a file's path says about it, and its patches."""
+"""The base class of readers: the files under a folder, the labels of each file, and its patches."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from his2lip.files import is_litter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SYSTEM_RULE = "a hidden file, or one of a file manager, server or archiver"
-# A file of this name marks the images beside it as generated (synthetic/rehearsal.py).
+# A file of this name marks the images under its folder as generated (synthetic/rehearsal.py).
 GENERATED = "GENERATED-BY-HIS2LIP.txt"
 
 
 class PassedOver(DatasetError):
-    """A readable file that the layout does not use, such as an H&E twin: counted by reason."""
+    """A readable file that the dataset does not use, such as an H&E twin. It is counted by this reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One file and what its path says about it. Texts are stored normalised (`taxonomy.normalised`).
+    """One file and its labels. None: unknown. Texts are stored in the form of `taxonomy.normalised`.
 
-    key   the path relative to the root, as the file system has it
-    name  the patch id without the dataset; the same wherever the root is
+    key   path relative to the root, in the file system's own spelling
+    name  patch id without the dataset's name; it does not depend on where the root is
+    mpp   microns per pixel
     """
 
     key: str
@@ -56,24 +57,27 @@ class Item:
                 object.__setattr__(self, field.name, taxonomy.normalised(value) or None)
 
     def group(self, by: str) -> str:
-        """The value that a split keeps together: the case, slide or region, or the file where unknown."""
-        ladder = {"case": self.case_id, "slide": self.slide_id, "region": self.region_id, "file": self.name}
-        return ladder[by] or self.name
+        """The name of the item's case, slide, region or file (`by`); the file's where it is unknown."""
+        groups = {"case": self.case_id, "slide": self.slide_id, "region": self.region_id, "file": self.name}
+        return groups[by] or self.name
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A part of a file that was not used, such as a point outside the image."""
+    """A part of a file that was not used, such as an annotated point outside the image."""
 
     place: str
     reason: str
 
 
 class Reader(ABC):
-    """Reads one published layout. A subclass defines what a path means, and some also how a file is cut.
+    """Reads one published layout.
 
-    generated    whether `find` met a file that marks the images as generated
-    passed_over  reason -> number of files that `find` met and did not yield
+    A subclass defines `item`, which gets the labels of a file from its path. Some subclasses also define
+    which files there are (`find`), and how patches are cut from a file (`patches`).
+
+    generated    whether `find` found a file that marks the images as generated
+    passed_over  reason -> number of files that `find` found and did not yield
     """
 
     suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
@@ -82,20 +86,21 @@ class Reader(ABC):
         if not root.is_dir():
             fix = "give the dataset's folder as --root"
             raise DatasetError("this folder does not exist", where=root, key="--root", fix=fix)
-        self.root, self.card = Path(os.path.abspath(root)), card  # "." has neither name nor parents
+        self.root = Path(os.path.abspath(root))  # since the path "." has neither a name nor parents
+        self.card = card
         self.generated = False
         self.passed_over: Counter[str] = Counter()
 
     def find(self) -> Iterator[str]:
-        """Paths, relative to the root, of the files that the reader wants to be asked about (`item`).
+        """Paths, relative to the root, of the files for which `item` is to be called.
 
-        By default these are all files but those of SYSTEM_RULE. Folders that are links, or that may not be
-        listed, are among them, so that they are quarantined.
+        By default these are all files except those of SYSTEM_RULE. Folders that are links or cannot be listed
+        are included, so that they are quarantined.
         """
         yield from self.files()
 
     def files(self) -> Iterator[str]:
-        """All files under the root, sorted by folder; those of SYSTEM_RULE are counted and not yielded."""
+        """All files under the root, sorted by folder. Those of SYSTEM_RULE are counted, but not yielded."""
         self.passed_over.clear()
         for key, rule in self.walk():
             if rule is None:
@@ -104,7 +109,7 @@ class Reader(ABC):
                 self.passed_over[rule] += 1
 
     def walk(self) -> Iterator[tuple[str, str | None]]:
-        """(path relative to the root, None or the rule by which it is passed over) of every file."""
+        """(path relative to the root, the rule by which it is passed over or None) of every file."""
         unlistable: list[OSError] = []
         for folder, folders, files in os.walk(self.root, onerror=unlistable.append):
             folders[:] = sorted(folders)
@@ -124,64 +129,80 @@ class Reader(ABC):
 
     @abstractmethod
     def item(self, key: str) -> Item:
-        """What a file's path says about it. Raises DatasetError with the reason, or PassedOver."""
+        """The labels of a file.
+
+        Raises PassedOver for a file that the dataset does not use, and another DatasetError for a file that
+        cannot be used.
+        """
 
     def sources(self, item: Item) -> list[Path]:
-        """The files that decide the patches of `item`: the file itself, and annotations that belong to it."""
+        """The files that determine the patches of `item`: the file itself, and its annotations."""
         return [self.root / item.key]
 
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
-        """The patches of a file: the file itself as published, or what `tiling` cuts from it."""
+        """The patches of a file, and its parts that were not used.
+
+        tiling  how patches are cut from it; None: the published image is the patch, with the same bytes
+
+        Raises DatasetError (ImageError for pixels) where the file cannot be used.
+        """
         data = (self.root / item.key).read_bytes()
         if tiling is None:
-            pixels = decode(data)  # all of it, because a header does not show that a file is truncated
+            pixels = decode(data)  # completely, since a header does not show whether the file is truncated
             yield self.patch(item, data, width=pixels.shape[1], height=pixels.shape[0])
         else:
             for tile in tiles_of(data, item.mpp, tiling, seed=item.name):
                 yield self.tile(item, tile)
 
     def tile(self, item: Item, tile: Tile) -> Patch:
-        """A row for a tile of a file."""
+        """The row of a tile."""
         place = {"x": tile.x, "y": tile.y, "mpp": tile.mpp, "width": tile.width, "height": tile.height}
         return self.patch(item, tile.image, tile.suffix, **place)
 
     def patch(self, item: Item, image: bytes, suffix: str = "", **more: Any) -> Patch:
-        """A row for `image` with the values of `item`; `more` overrides them."""
+        """The row of an encoded image, with the labels of `item`. `more` overrides them."""
         fields: dict[str, Any] = {name: getattr(item, name) for name in _COPIED}
         fields |= {"stain": item.stain or self.card.stain} | more
         name = self.card.name
         return Patch(patch_id=f"{name}/{item.name}{suffix}", image=image, dataset=name, **fields)
 
     def parts(self, key: str, least: int) -> tuple[str, ...]:
-        """The path's parts, at least `least` of them. Raises DatasetError for fewer, and for other files."""
+        """The parts of a path. Raises DatasetError for fewer than `least`, and for a file of another type."""
         if not key.lower().endswith(self.suffixes):
-            raise DatasetError(f"not an image by its name ({os.path.splitext(key)[1] or 'no extension'})")
+            extension = os.path.splitext(key)[1] or "no extension"
+            raise DatasetError(f"not an image by its name ({extension})", key="extension")
         parts = tuple(key.split("/"))
         if len(parts) < least:
-            raise DatasetError("not where this layout has its images")
+            raise DatasetError("not in a folder where this layout has images", key="path")
         return parts
 
     @property
     def base_split(self) -> str:
-        """The split of all files where the dataset publishes none: the first that is not carved."""
+        """The split of the files of a dataset without official splits: the first that is not carved."""
         carved = {carve.into for carve in self.card.carve}
         return next(name for name in self.card.splits if name not in carved)
 
     def official_split(self, folder: str, names: dict[str, str] | None = None) -> str:
-        """The card's split that a folder's name means; `names` maps other names to it, in lower case."""
+        """The card's split for the name of a folder.
+
+        names  other names of splits, in lower case -> names on the card
+
+        Raises DatasetError for the name of no split.
+        """
         name = taxonomy.folded(folder)
         split = self.find_split((names or {}).get(name, name))
         if split is None:
-            raise DatasetError(f"the folder '{folder}' is none of the splits {', '.join(self.card.splits)}")
+            what = f"the folder '{folder}' is none of the splits {', '.join(self.card.splits)}"
+            raise DatasetError(what, key="split")
         return split
 
     def find_split(self, name: str) -> str | None:
-        """The card's split that `name` spells, whatever its case, or None."""
+        """The card's split of that name, whatever its case, or None."""
         return next((s for s in self.card.splits if taxonomy.folded(s) == taxonomy.folded(name)), None)
 
     @property
     def groups_by_case(self) -> bool:
-        """Whether some split of the card is made, or said to be made, by whole cases."""
+        """Whether a split of the card is carved or grouped by cases."""
         made = any(carve.by == "case" for carve in self.card.carve)
         return made or any(split.groups == "case" for split in self.card.splits.values())
 
@@ -194,7 +215,7 @@ _COPIED = (
 def refuse_spellings(values: Iterable[str], *, where: str | Path, key: str) -> None:
     """Raises DatasetError for two values that differ only in case, white space or Unicode form.
 
-    One name of a case, class or split that is written in two ways would count as two.
+    Otherwise one case, class or split with two spellings would count as two.
     """
     known: dict[str, str] = {}
     for value in values:

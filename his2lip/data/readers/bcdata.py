@@ -17,29 +17,33 @@ from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _KINDS = ("positive", "negative")
-_LEAST_TISSUE = 0.5  # share of tissue of a patch without nuclei, so that bare glass is not a class
+_LEAST_TISSUE = 0.5  # smallest share of tissue in a patch without nuclei, so that glass is not a class
 
 
 class BcdataOptions(Config):
-    """Side of a patch in pixels, and the largest number of patches of a class per image (a seeded choice)."""
+    """Which patches are cut."""
 
     field_px: int = pydantic.Field(default=64, ge=MIN_SIDE)
+    """Pixels per side of a patch."""
     per_image: pydantic.PositiveInt | None = 40
+    """Largest number of patches per class and image, chosen by a hash; null: all."""
 
 
 class Point(NamedTuple):
+    """The centre of a patch in pixels of its image, and the patch's class."""
+
     x: float
     y: float
     label: str
 
 
 class BcdataReader(Reader):
-    """A patch around each point (positive, negative), and patches of tissue far from any point (none)."""
+    """A patch around each nucleus (positive, negative), and patches of tissue without nuclei (none)."""
 
     suffixes = (".png",)
 
     def find(self) -> Iterator[str]:
-        """Images, and annotations that have no image."""
+        """Images, and annotations without an image."""
         keys = list(self.files())
         images = {_numbered(key) for key in keys if key.lower().endswith(".png")}
         for key in keys:
@@ -50,11 +54,11 @@ class BcdataReader(Reader):
 
     def item(self, key: str) -> Item:
         if key.endswith(".h5"):
-            raise DatasetError("an annotation without its image")
+            raise DatasetError("an annotation without its image", key="image")
         folder, file = self.parts(key, 2)[-2:]
         split = self.official_split(folder, {"val": "validation"})
         if not any(path.is_file() for path in self._annotations(key)):
-            raise DatasetError("an image without annotations")
+            raise DatasetError("an image without annotations", key="annotations")
         return Item(
             key=key,
             name=f"images/{folder}/{file}",
@@ -79,13 +83,13 @@ class BcdataReader(Reader):
             if not (0 <= point.x < slide.width and 0 <= point.y < slide.height):
                 yield LeftOut(place, "the point lies outside the image")
             elif point[:2] in seen:
-                yield LeftOut(place, "two points lie here")
+                yield LeftOut(place, "two points have this position")
             else:
                 seen.add(point[:2])
                 inside.append(point)
         inside += _empty_places(slide, inside, side)
         by_label = [[p for p in inside if p.label == label] for label in (*_KINDS, "none")]
-        chosen = [point for alike in by_label for point in _some(alike, most, item.name)]
+        chosen = [point for of_label in by_label for point in _choose(of_label, most, item.name)]
         for x, y, label in chosen:
             pixels, left, top = around(slide, x, y, side, side)
             at = {"x": left, "y": top, "width": side, "height": side, "label": label}
@@ -103,44 +107,50 @@ class BcdataReader(Reader):
 
 
 def read_points(path: Path) -> list[tuple[float, float]]:
-    """(x, y) in pixels of the points in an h5 file, key `coordinates`, (M, 2)."""
+    """(x, y) in pixels of the points in an HDF5 file: its dataset `coordinates`, (M, 2).
+
+    Raises DatasetError for a file that cannot be read or has another shape.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             values = np.asarray(file["coordinates"], dtype=np.float64)
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DatasetError(f"the annotation {path.name} cannot be read: {error}") from None
+        what = f"the annotation {path.name} cannot be read: {error}"
+        raise DatasetError(what, key=path.name) from None
     if values.size == 0:
         return []
     if values.ndim != 2 or values.shape[1] != 2:
-        raise DatasetError(f"the annotation {path.name} has shape {values.shape}, not (M, 2)")
+        what = f"the annotation {path.name} has shape {values.shape}, not (M, 2)"
+        raise DatasetError(what, key=path.name)
     return [(float(x), float(y)) for x, y in values]
 
 
 def _empty_places(slide: PlainSlide, points: list[Point], side: int) -> list[Point]:
-    """Centres of a grid of squares on tissue that contain no point, nor have one within side / 8 of them."""
-    room = side / 2 + side / 8
+    """Centres of the squares of a grid that show tissue and have no point inside or within side / 8."""
+    reach = side / 2 + side / 8
     nuclei = np.array([p[:2] for p in points], dtype=float).reshape(-1, 2)
     mask = tissue_mask(slide.pixels)
     places = []
     for y in range(side // 2, slide.height - side // 2 + 1, side):
         for x in range(side // 2, slide.width - side // 2 + 1, side):
-            free = not (np.abs(nuclei - (x, y)).max(axis=1, initial=0) < room).any() if len(nuclei) else True
+            free = not (np.abs(nuclei - (x, y)).max(axis=1, initial=0) < reach).any() if len(nuclei) else True
             square = mask[y - side // 2 : y + side // 2, x - side // 2 : x + side // 2]
             if free and square.mean() >= _LEAST_TISSUE:
                 places.append(Point(x, y, "none"))
     return places
 
 
-def _some(points: list[Point], most: int | None, seed: str) -> list[Point]:
+def _choose(points: list[Point], most: int | None, seed: str) -> list[Point]:
+    """At most `most` points, chosen by a hash of the seed and their position."""
     if most is None or len(points) <= most:
         return points
     return sorted(points, key=lambda p: hashlib.blake2b(f"{seed}#{p.x:g}_{p.y:g}".encode()).digest())[:most]
 
 
 def _numbered(key: str) -> tuple[str, str]:
-    """(split folder, number), which an image and its annotations have in common."""
+    """(folder of the split, number), which are the same for an image and its annotations."""
     parts = key.split("/")
     folder = parts[-3] if key.endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
     return folder, Path(parts[-1]).stem

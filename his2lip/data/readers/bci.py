@@ -1,4 +1,4 @@
-"""BCI: `{HE,IHC}/{train,test}/00000_train_1+.png`, the HER2 score in the name, an H&E twin beside each."""
+"""BCI: `{HE,IHC}/{train,test}/00000_train_1+.png`; the name contains the HER2 score."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _NAME = re.compile(r"\d+_(?:train|test)_(?P<score>0|1\+|2\+|3\+)\.\w+")
 
 
 class BciReader(Reader):
-    """IHC images are read; `twin_id` names the H&E image where it is there."""
+    """IHC images are read. `twin_id` is the H&E image of the same field, if it exists."""
 
     def item(self, key: str) -> Item:
         kind, folder, file = self.parts(key, 3)[-3:]
         match = _NAME.fullmatch(file)
         if match is None or kind.upper() not in ("HE", "IHC"):
-            raise DatasetError("not at {HE,IHC}/{train,test}/NUMBER_SPLIT_SCORE")
+            raise DatasetError("not at {HE,IHC}/{train,test}/NUMBER_SPLIT_SCORE", key="path")
         split = self.official_split(folder)
         if kind.upper() == "HE":
             raise PassedOver("an H&E twin")

@@ -1,4 +1,4 @@
-"""Your own images, one folder per class: `[split/]class/**/image.png`."""
+"""A user's own images in one folder per class: `[split/]class/**/image.png`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from his2lip.errors import DatasetError, TaxonomyError
 
 
 class FolderOptions(Config):
-    """How folders and paths are read.
-
-    means              the column that a class folder's name fills, besides `label`
-    tissue, biomarker  of all images
-    case_pattern       a regular expression with one group, searched in an image's path: its case
-    """
+    """The labels of an image that come from its folder and path, and those that all images have."""
 
     means: Literal["label", "tissue", "biomarker", "score"] = "label"
+    """The column, besides `label`, that gets the name of the class folder."""
     tissue: str | None = None
+    """Tissue type of all images."""
     biomarker: str | None = None
+    """Biomarker of all images."""
     case_pattern: str | None = None
+    """A regular expression with one group, which is the case. It is searched in the path of each image."""
 
     @pydantic.field_validator("tissue", "biomarker")
     @classmethod
@@ -46,32 +45,35 @@ class FolderOptions(Config):
         try:
             groups = re.compile(pattern).groups if pattern else 1
         except re.error as error:
-            raise ValueError(f"this is not a regular expression ({error})") from None
+            raise ValueError(f"a case pattern must be a regular expression ({error})") from None
         if groups != 1:
-            raise ValueError("a case pattern has exactly one group, in round brackets")
+            raise ValueError("a case pattern must have exactly one group, in round brackets")
         return pattern
 
 
 class FolderReader(Reader):
-    """A first folder that spells a split of the card is that split; other images are of the base split."""
+    """The first folder is the split if it has the name of one. Otherwise an image is in the base split."""
 
     def find(self) -> Iterator[str]:
-        """All files. Raises DatasetError for folders that spell one name in two ways, and for lost cases.
+        """All files.
 
-        A case is lost where the card keeps cases whole and `case_pattern` is not found in an image's path:
-        the image would be a case of its own, and a patient could be in two splits.
+        Raises DatasetError for folders that differ only in spelling. Also raises it where the card groups
+        splits by case and `case_pattern` does not match the path of an image: that image would be a case of
+        its own, so one patient could be in two splits.
         """
         keys = list(self.files())
         images = [key for key in keys if key.lower().endswith(self.suffixes)]
-        first = [PurePosixPath(key).parts[0] for key in images]
-        splits = (folder for folder in first if self.find_split(folder) is not None)
+        top = [PurePosixPath(key).parts[0] for key in images]
+        splits = (folder for folder in top if self.find_split(folder) is not None)
         refuse_spellings(splits, where=self.root, key="split")
         classes = (placed[1][0] for placed in map(self._placed, images) if len(placed[1]) > 1)
         refuse_spellings(classes, where=self.root, key="label")
         pattern = self._options.case_pattern
-        lost = [key for key in images if pattern and _case(pattern, key) is None]
-        if lost and self.groups_by_case:
-            what = f"case_pattern finds no case in {len(lost):,} of {len(images):,} paths, such as {lost[0]}"
+        missed = [key for key in images if pattern and _case(pattern, key) is None]
+        if missed and self.groups_by_case:
+            what = (
+                f"case_pattern does not match {len(missed):,} of {len(images):,} paths, such as {missed[0]}"
+            )
             fix = "change the pattern, or group by 'file' on the card"
             raise DatasetError(what, where=f"card {self.card.name}", key="options.case_pattern", fix=fix)
         yield from keys
@@ -81,7 +83,7 @@ class FolderReader(Reader):
         self.parts(key, 2)
         split, parts = self._placed(key)
         if len(parts) < 2:
-            raise DatasetError("not in a folder of a class")
+            raise DatasetError("not in a folder of a class", key="label")
         label = self.card.label(parts[0]) if self.card.classes else parts[0]
         tissue = label if options.means == "tissue" else options.tissue
         biomarker = label if options.means == "biomarker" else options.biomarker
@@ -100,7 +102,7 @@ class FolderReader(Reader):
     def patches(self, item: Item, tiling: Tiling | None) -> Iterator[Patch | LeftOut]:
         yield from super().patches(item, tiling)
         if self._options.case_pattern and item.case_id is None:
-            yield LeftOut(item.name, "its case: case_pattern finds none in the path")
+            yield LeftOut(item.name, "its case, since case_pattern does not match the path")
 
     def _placed(self, key: str) -> tuple[str, tuple[str, ...]]:
         """The split of an image, and its path below the split's folder."""

@@ -13,20 +13,20 @@ _FOLDER = re.compile(r"(?P<split>train|test)_data_(?P<partition>\w+)", re.IGNORE
 
 
 class Her2Options(Config):
-    """Which of the authors' two splits is read; one patch may stand in both, so never both at once."""
+    """Which of the authors' two partitions is read. A patch may be in both, so only one is read at a time."""
 
     partition: Literal["patch", "wsi"] = "patch"
 
 
 class Her2Ihc40xReader(Reader):
-    """Folder = HER2 score."""
+    """Folder = partition and split, then HER2 score."""
 
     def item(self, key: str) -> Item:
         options = validate(Her2Options, self.card.options, where=f"card {self.card.name}, options")
         folder, label, file = self.parts(key, 3)[-3:]
         match = _FOLDER.fullmatch(folder)
         if match is None:
-            raise DatasetError("not at {train,test}_data_{patch,wsi}/class_SCORE/FILE")
+            raise DatasetError("not at {train,test}_data_{patch,wsi}/class_SCORE/FILE", key="path")
         score = self.card.label(label)
         partition = match["partition"].lower()
         if partition != options.partition:

@@ -16,7 +16,7 @@ _COUNTERSTAIN = ("hematoxylin", "haematoxylin")
 
 
 class HnsccReader(Reader):
-    """The letter T, M or S is core, margin or stroma; a field stands once for each stain, of red AEC."""
+    """The letter T, M or S is core, margin or stroma. One image per field and stain, stained with AEC."""
 
     def item(self, key: str) -> Item:
         self.parts(key, 2)
@@ -24,8 +24,8 @@ class HnsccReader(Reader):
             raise PassedOver("immunofluorescence")
         match = _PLACE.search(key)
         if match is None:
-            raise DatasetError("the name is not CASE_REGION_N_N_STAIN")
-        alone = match["stain"].lower() in _COUNTERSTAIN
+            raise DatasetError("the name is not CASE_REGION_N_N_STAIN", key="path")
+        is_counterstain = match["stain"].lower() in _COUNTERSTAIN
         field = f"{match['case']}_{match['field']}"
         return Item(
             key=key,
@@ -33,8 +33,8 @@ class HnsccReader(Reader):
             split=self.base_split,
             case_id=match["case"],
             region_id=field,
-            biomarker=None if alone else taxonomy.biomarker(match["stain"]),
+            biomarker=None if is_counterstain else taxonomy.biomarker(match["stain"]),
             label=self.card.label(match["region"].upper()),
-            stain="haematoxylin" if alone else "AEC",
+            stain="haematoxylin" if is_counterstain else "AEC",
             mpp=self.card.mpp,
         )

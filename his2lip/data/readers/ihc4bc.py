@@ -19,10 +19,12 @@ _MARKERS = ("ER", "PR", "Ki67", "HER2")
 
 
 class Ihc4bcOptions(Config):
-    """Mean DAB from which a nucleus is 1+, 2+ and 3+; the fraction of them from which a patch is positive."""
+    """How the label of a patch follows from the mean DAB of its nuclei."""
 
     dab_thresholds: dict[str, list[float]]
+    """Biomarker -> mean DAB from which a nucleus is 1+, 2+ and 3+."""
     positive_from: dict[str, float]
+    """Biomarker -> fraction of nuclei at 1+ or more from which a patch is positive."""
 
 
 class Nuclei(NamedTuple):
@@ -39,29 +41,29 @@ class Nuclei(NamedTuple):
 
 
 class LabelTable(NamedTuple):
-    """A label table: the biomarker that its path names, and image name -> row."""
+    """A label table: the biomarker in its path, and image name -> row."""
 
     biomarker: str
     rows: dict[str, Nuclei]
 
 
 class Ihc4bcReader(Reader):
-    """Positive or negative by the fraction of stained nuclei; HER2 labels have an unknown format."""
+    """Label = positive or negative, by the fraction of stained nuclei. HER2 labels have an unknown format."""
 
     def __init__(self, root: Path, card: Card) -> None:
         super().__init__(root, card)
-        self._without_image: dict[str, list[str]] = {}  # label table -> its rows without an image
+        self._without_image: dict[str, list[str]] = {}  # label table -> image names that do not exist
 
     def find(self) -> Iterator[str]:
-        """Images, and label tables of which some rows have no image."""
-        tables = self._tables  # an unreadable table stops everything: without it no image has a label
-        there: set[tuple[str, str]] = set()
+        """Images, and label tables that have rows without an image."""
+        tables = self._tables  # an unreadable table is an error, since its images would have no label
+        present: set[tuple[str, str]] = set()
         for key in self.files():
             if key not in tables:
-                there.add((key.split("/")[-4:][0].casefold(), Path(key).stem))
+                present.add((key.split("/")[-4:][0].casefold(), Path(key).stem))
                 yield key
         for key, table in tables.items():
-            missing = [name for name in table.rows if (table.biomarker.casefold(), name) not in there]
+            missing = [name for name in table.rows if (table.biomarker.casefold(), name) not in present]
             if missing:
                 self._without_image[key] = missing
                 yield key
@@ -71,7 +73,8 @@ class Ihc4bcReader(Reader):
     def item(self, key: str) -> Item:
         if key in self._without_image:
             missing = self._without_image[key]
-            raise DatasetError(f"{len(missing):,} of its rows have no image here, such as {missing[0]}")
+            what = f"{len(missing):,} of its rows have no image here, such as {missing[0]}"
+            raise DatasetError(what, key="image")
         parts = self.parts(key, 4)
         if "IHC" not in parts:
             raise PassedOver("an H&E twin")
@@ -81,11 +84,12 @@ class Ihc4bcReader(Reader):
             raise PassedOver("HER2, of which the label format is not known")
         nuclei = self._nuclei.get((biomarker, Path(file).stem))
         if nuclei is None:
-            raise DatasetError("no label row names it")
+            raise DatasetError("no label row names it", key="label")
         if len(self._folders[biomarker, Path(file).stem]) > 1:
-            raise DatasetError("a label row names it by file name only, and another image has the same")
+            what = "a label row names it by its file name only, and another image has the same"
+            raise DatasetError(what, key="name")
         if nuclei.fault is not None:
-            raise DatasetError(nuclei.fault)
+            raise DatasetError(nuclei.fault, key="label")
         if nuclei.status == "d":
             raise PassedOver("discarded by the authors (status d)")
         return Item(
@@ -104,7 +108,7 @@ class Ihc4bcReader(Reader):
         if nuclei.status == "0":
             return "negative"
         if not nuclei.dab:
-            raise DatasetError("its label row has no nucleus")
+            raise DatasetError("its label row has no nucleus", key="nuclei")
         first = self._options.dab_thresholds[biomarker][0]
         fraction = sum(dab >= first for dab in nuclei.dab) / len(nuclei.dab)
         return "positive" if fraction >= self._options.positive_from[biomarker] else "negative"
@@ -115,7 +119,7 @@ class Ihc4bcReader(Reader):
 
     @cached_property
     def _folders(self) -> dict[tuple[str, str], set[tuple[str, ...]]]:
-        """(biomarker, image name) -> the different folders (patient, region) that have such an image."""
+        """(biomarker, image name) -> the (patient, region) folders with an image of that name."""
         folders = defaultdict(set)
         for key, rule in self.walk():
             parts = key.split("/")
@@ -136,7 +140,7 @@ class Ihc4bcReader(Reader):
 
     @cached_property
     def _nuclei(self) -> dict[tuple[str, str], Nuclei]:
-        """(biomarker, image name) -> its row, of all tables."""
+        """(biomarker, image name) -> its row, from all tables."""
         rows: dict[tuple[str, str], Nuclei] = {}
         for table in self._tables.values():
             for name, row in table.rows.items():
@@ -148,11 +152,11 @@ def _rows(path: Path) -> dict[str, Nuclei]:
     """Image name -> its row `name, status, nuclei, mean DAB …` of one table, with or without a header."""
     table = read_table(path)
     rows: dict[str, Nuclei] = {}
-    for cells in table.rows:
-        if len(cells) >= 2 and cells[1].lower() in ("a", "0", "d"):
-            name, status = Path(cells[0]).stem, cells[1].lower()
+    for fields in table.rows:
+        if len(fields) >= 2 and fields[1].lower() in ("a", "0", "d"):
+            name, status = Path(fields[0]).stem, fields[1].lower()
             try:
-                row = Nuclei(status, [number for cell in cells[3:] for number in table.numbers(cell)])
+                row = Nuclei(status, [number for field in fields[3:] for number in table.numbers(field)])
             except DatasetError as error:
                 row = Nuclei(status, [], f"its label row cannot be used: {error.what}")
             rows[name] = _agreed(rows.get(name), row)
@@ -160,6 +164,6 @@ def _rows(path: Path) -> dict[str, Nuclei]:
 
 
 def _agreed(known: Nuclei | None, row: Nuclei) -> Nuclei:
-    """The row, unless another one of the same name differs: then neither counts."""
+    """The row, or a row with a fault where a known row of the same image differs from it."""
     differ = "two label rows name it, and they differ"
     return row if known in (None, row) else Nuclei(row.status, [], differ)

@@ -1,4 +1,4 @@
-"""Your own images, a table: CSV or Parquet with a column `path` and columns of shards."""
+"""A user's own images in a table: CSV or Parquet with a column `path` and columns of shards."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ _COLUMNS = (
     "path", "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "stain",
     "score", "mpp",
 )  # fmt: skip
-_NAMES = ("case_id", "slide_id", "region_id", "label")  # columns whose values are compared as names
-_MISSING = ("", "nan", "<na>")  # how programs write a cell without a value
-_TOO_LONG = ""  # the name of a column for the cells beyond the header
+_NAMES = ("case_id", "slide_id", "region_id", "label")  # columns in which one name must have one spelling
+_MISSING = ("", "nan", "<na>")  # how programs write a missing value
+_TOO_LONG = ""  # the column of values for which the header has no name
 
-Row = dict[str, str]
+ManifestRow = dict[str, str]  # column -> value, empty where it is missing
 
 
 class ManifestOptions(Config):
-    """`manifest` is the table's path, relative to the root."""
+    """Where the table is."""
 
     manifest: str = "manifest.csv"
+    """Path of the table, relative to the root."""
 
 
 class ManifestReader(Reader):
-    """Reads the files that the table lists; `path` is relative to the root. Other files are passed over.
+    """Reads the files that the table lists, and passes over all others. `path` is relative to the root.
 
-    Cells are read without white space around them, and `nan` is a missing value. Equal rows count once; a
-    path whose rows differ is quarantined.
+    White space around values is removed, and `nan` is a missing value. Equal rows count once. A path with
+    rows that differ is quarantined.
     """
 
     def find(self) -> Iterator[str]:
@@ -56,19 +57,19 @@ class ManifestReader(Reader):
         self.parts(key, 1)
         path = PurePosixPath(key)
         if path.is_absolute() or ".." in path.parts:
-            raise DatasetError("the path leads out of the root")
+            raise DatasetError("the path leads out of the root", key="path")
         if not (self.root / self._on_disk(key)).is_file():
-            raise DatasetError("the table lists it, but there is no such file")
+            raise DatasetError("the table lists it, but there is no such file", key="file")
         row, *others = self._by_path[key]
         if any(other != row for other in others):
-            raise DatasetError("two rows name it, and they differ")
+            raise DatasetError("two rows name it, and they differ", key="row")
         given = {name: value for name, value in row.items() if value and name != "path"}
         if _TOO_LONG in given:
-            raise DatasetError("its row has more cells than the table has columns")
+            raise DatasetError("its row has more values than the table has columns", key="columns")
         named = given.pop("split", self.base_split)
         split = self.find_split(named)
         if split is None:
-            raise DatasetError(f"the split '{named}' is not on the card")
+            raise DatasetError(f"the split '{named}' is not on the card", key="split")
         tissue, biomarker, label = (given.pop(name, None) for name in ("tissue", "biomarker", "label"))
         return Item(
             key=self._on_disk(key),
@@ -89,13 +90,12 @@ class ManifestReader(Reader):
         except DatasetError:
             mpp = math.nan
         if not MIN_MPP <= mpp <= MAX_MPP:
-            raise DatasetError(
-                f"'{text}' is not a number of microns per pixel from {MIN_MPP:g} to {MAX_MPP:g}"
-            )
+            what = f"'{text}' is not a number of microns per pixel from {MIN_MPP:g} to {MAX_MPP:g}"
+            raise DatasetError(what, key="mpp")
         return mpp
 
     def _on_disk(self, key: str) -> str:
-        """The path in the Unicode form in which the file system has it."""
+        """The path in the Unicode form that the file system uses."""
         forms = (key, unicodedata.normalize("NFC", key), unicodedata.normalize("NFD", key))
         return next((form for form in forms if (self.root / form).is_file()), key)
 
@@ -105,33 +105,33 @@ class ManifestReader(Reader):
         return validate(ManifestOptions, self.card.options, where=where).manifest
 
     @cached_property
-    def _by_path(self) -> dict[str, list[Row]]:
-        """Path -> all rows that name it."""
+    def _by_path(self) -> dict[str, list[ManifestRow]]:
+        """Path -> all of its rows."""
         rows = defaultdict(list)
         for row in self._rows:
             rows[row["path"]].append(row)
         return rows
 
     @cached_property
-    def _rows(self) -> list[Row]:
-        """Column -> value of each row of the table, empty where it is missing."""
+    def _rows(self) -> list[ManifestRow]:
+        """The rows of the table. Raises DatasetError for a table that cannot be used as a manifest."""
         path = self.root / self._manifest
         header = [name.casefold() for name in self._table.rows[0]] if self._table.rows else []
         unknown = [name for name in header if name not in _COLUMNS]
         if unknown:
             fix = did_you_mean(unknown[0], _COLUMNS)
-            raise DatasetError(f"unknown column '{unknown[0]}'", where=path, key=unknown[0], fix=fix)
+            what = f"the manifest has the unknown column '{unknown[0]}'"
+            raise DatasetError(what, where=path, key=unknown[0], fix=fix)
         if len(self._table.rows) < 2 or "path" not in header:
             raise DatasetError("the manifest has no rows, or no column 'path'", where=path, key="path")
-        rows = [_row(header, cells) for cells in self._table.rows[1:]]
+        rows = [_row(header, fields) for fields in self._table.rows[1:]]
         for column in _NAMES:
             if column != "label" or not self.card.classes:
                 refuse_spellings((row.get(column, "") for row in rows), where=path, key=column)
         without_case = [row["path"] for row in rows if not row.get("case_id")]
         if self.groups_by_case and without_case:
-            what = (
-                f"{len(without_case):,} rows have no case, such as {without_case[0]}; splits keep cases whole"
-            )
+            n, example = len(without_case), without_case[0]
+            what = f"the splits are grouped by case, and {n:,} rows have no case, such as {example}"
             fix = "fill the column case_id, or group by 'file' on the card"
             raise DatasetError(what, where=path, key="case_id", fix=fix)
         return rows
@@ -145,8 +145,8 @@ class ManifestReader(Reader):
         return _parquet(path) if path.suffix == ".parquet" else read_table(path)
 
 
-def _row(header: list[str], cells: list[str]) -> Row:
-    values = ["" if cell.casefold() in _MISSING else taxonomy.normalised(cell) for cell in cells]
+def _row(header: list[str], fields: list[str]) -> ManifestRow:
+    values = ["" if field.casefold() in _MISSING else taxonomy.normalised(field) for field in fields]
     row = dict(zip(header, values, strict=False))
     if any(values[len(header) :]):
         row[_TOO_LONG] = "…"
@@ -158,6 +158,7 @@ def _parquet(path: Path) -> Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"the manifest cannot be read: {first_line(error)}", where=path) from None
+        what = f"the manifest cannot be read: {first_line(error)}"
+        raise DatasetError(what, where=path, key="options.manifest") from None
     rows = [["" if value is None else str(value) for value in row.values()] for row in table.to_pylist()]
     return Table([table.column_names, *rows], ".")

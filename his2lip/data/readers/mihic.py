@@ -8,18 +8,18 @@ from his2lip import taxonomy
 from his2lip.data.readers.base import Item, Reader
 from his2lip.errors import DatasetError
 
-# The stain may hold the separator itself: 0011-D2-40-1-1, 0011-cyclin-D1-3-12.
+# A stain may contain the separator: 0011-D2-40-1-1, 0011-cyclin-D1-3-12.
 _NAME = re.compile(r"(?P<case>[^-]+)-(?P<stain>.+)-(?P<region>\d+)-(?P<patch>\d+)\.\w+")
 
 
 class MihicReader(Reader):
-    """Folder = tissue type, file name = core, biomarker, annotated region, patch."""
+    """Folder = tissue type; file name = core (case), biomarker, annotated region, patch."""
 
     def item(self, key: str) -> Item:
         split, folder, file = self.parts(key, 3)[-3:]
         match = _NAME.fullmatch(file)
         if match is None:
-            raise DatasetError("the name is not CORE-STAIN-REGION-PATCH")
+            raise DatasetError("the name is not CORE-STAIN-REGION-PATCH", key="path")
         tissue, biomarker = taxonomy.tissue(folder), taxonomy.biomarker(match["stain"])
         slide = f"{match['case']}-{match['stain']}"
         return Item(

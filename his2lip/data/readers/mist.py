@@ -1,4 +1,4 @@
-"""MIST: `{HER2,Ki67,ER,PR}/TrainValAB/{trainA,trainB,valA,valB}/67M2100642_15_18.*`, A = H&E, B = IHC."""
+"""MIST: `{HER2,Ki67,ER,PR}/TrainValAB/{trainA,trainB,valA,valB}/67M2100642_15_18.*`; A is H&E, B is IHC."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NAME = re.compile(r"(?P<slide>\w+)_\d+_\d+\.\w+")
 
 
 class MistReader(Reader):
-    """Folder = biomarker; the name's first field is the slide; `twin_id` names the H&E patch."""
+    """Folder = biomarker; file name = slide, column, row. `twin_id` is the H&E patch, if it exists."""
 
     def item(self, key: str) -> Item:
         stain, _, folder, file = self.parts(key, 4)[-4:]
         place, name = _FOLDER.fullmatch(folder), _NAME.fullmatch(file)
         if place is None or name is None:
-            raise DatasetError("not at BIOMARKER/TrainValAB/{train,val}{A,B}/SLIDE_COLUMN_ROW")
+            raise DatasetError("not at BIOMARKER/TrainValAB/{train,val}{A,B}/SLIDE_COLUMN_ROW", key="path")
         biomarker = self.card.label(stain)
         if place["side"] == "A":
             raise PassedOver("an H&E twin")

@@ -1,4 +1,4 @@
-"""PanTumor: whole slides with annotated cells in COCO JSON, a box CSV, or a SlideRunner/EXACT database."""
+"""PanTumor: whole slides, and files of annotated cells in any format of `annotated_cells`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ import pydantic
 
 from his2lip.config import Config, validate
 from his2lip.data.images import Tiling, around, encode_png, open_slide
+from his2lip.data.readers.annotated_cells import ANNOTATIONS, AnnotatedCell, find_slide, read_annotations
 from his2lip.data.readers.base import Item, LeftOut, Reader
-from his2lip.data.readers.cells import ANNOTATIONS, AnnotatedCell, find_slide, read_cells
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
 _INDICATION = re.compile(r"(?<![A-Za-z])(HNSCC|NSCLC|TNBC|GC)(?![A-Za-z])", re.IGNORECASE)
-_UNKNOWN_SCALE_PX = 128  # side of a patch where neither slide nor card gives microns per pixel
+_UNKNOWN_SCALE_PX = 128  # pixels per side of a patch whose microns per pixel are unknown
 
 
 class PantumorOptions(Config):
-    """Side of a patch around a cell in microns, and the largest number of cells of a class per slide."""
+    """Which patches are cut."""
 
     field_um: pydantic.PositiveFloat = 29.0
+    """Microns per side of a patch."""
     max_cells: pydantic.PositiveInt | None = 2000
+    """Largest number of annotated cells per class and slide, chosen by a hash; null: all."""
 
 
 class PantumorReader(Reader):
-    """A patch centred on each annotated cell. Annotations name their slide by its path (`find_slide`)."""
+    """A patch centred on each annotated cell. `find_slide` finds the slide of an annotation."""
 
     suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
     def find(self) -> Iterator[str]:
-        """Slides, and names of slides that annotations mention but that are not there."""
+        """Slides, and names of slides in annotations for which no slide, or no single slide, was found."""
         for key in self.files():
             if key.lower().endswith(ANNOTATIONS):
                 self.passed_over["a file of annotations"] += 1
@@ -46,11 +48,13 @@ class PantumorReader(Reader):
     def item(self, key: str) -> Item:
         self.parts(key, 1)
         if not (self.root / key).is_file():
-            raise DatasetError(self._without_slide.get(key, "annotations without their slide"))
+            raise DatasetError(self._without_slide.get(key, "annotations without their slide"), key="slide")
         if key in self._ambiguous:
-            raise DatasetError(f"annotations that may belong to it: {self._ambiguous[key]}")
+            raise DatasetError(
+                f"annotations that may belong to it: {self._ambiguous[key]}", key="annotations"
+            )
         if key not in self._cells:
-            raise DatasetError("a slide without annotations")
+            raise DatasetError("a slide without annotations", key="annotations")
         indication = _INDICATION.search(key)
         return Item(
             key=key,
@@ -76,24 +80,24 @@ class PantumorReader(Reader):
             for cell in self._cells[item.key]:
                 reason = self._reason(cell, slide.width, slide.height)
                 if reason is None and (cell.x, cell.y) in seen:
-                    reason = "two cells lie here"
+                    reason = "two annotated cells have this position"
                 if reason is None:
                     seen.add((cell.x, cell.y))
                     kept.setdefault(self.card.label(cell.label), []).append(cell)
                 else:
                     yield LeftOut(f"{item.name}#{cell.key}", reason)
             for label, cells in sorted(kept.items()):
-                for cell in _some(cells, options.max_cells, item.name):
+                for cell in _choose(cells, options.max_cells, item.name):
                     pixels, left, top = around(slide, cell.x, cell.y, side, side)
                     place = {"x": left, "y": top, "width": side, "height": side, "mpp": slide.mpp}
                     yield self.patch(item, encode_png(pixels), f"#{cell.key}", label=label, **place)
 
     def _reason(self, cell: AnnotatedCell, width: int, height: int) -> str | None:
-        """Why a cell gives no patch, or None."""
+        """Why no patch is cut around an annotated cell, or None."""
         if cell.fault is not None:
             return cell.fault
         if not (0 <= cell.x < width and 0 <= cell.y < height):
-            return "the cell lies outside the slide"
+            return "the annotated cell lies outside the slide"
         try:
             self.card.label(cell.label)
         except DatasetError as error:
@@ -102,17 +106,17 @@ class PantumorReader(Reader):
 
     @property
     def _cells(self) -> dict[str, list[AnnotatedCell]]:
-        """Slide's path -> its cells, from every annotation file under the root."""
+        """Path of a slide -> its annotated cells, from all annotation files under the root."""
         return self._joined[0]
 
     @property
     def _without_slide(self) -> dict[str, str]:
-        """A slide that annotations name but that is not there, or not to be told apart -> the reason."""
+        """Name of a slide in annotations for which no slide, or no single slide, was found -> the reason."""
         return self._joined[1]
 
     @property
     def _ambiguous(self) -> dict[str, str]:
-        """Slide's path -> the annotations that may mean it or another slide."""
+        """Path of a slide -> the annotations that may belong to it or to another slide."""
         return self._joined[2]
 
     @cached_property
@@ -123,13 +127,14 @@ class PantumorReader(Reader):
 
     @cached_property
     def _joined(self) -> tuple[dict[str, list[AnnotatedCell]], dict[str, str], dict[str, str]]:
+        """`_cells`, `_without_slide` and `_ambiguous`."""
         keys = [key for key, rule in self.walk() if rule is None]
         slides = [key for key in keys if key.lower().endswith(self.suffixes)]
         cells: dict[str, dict[str, AnnotatedCell]] = {}
         without_slide: dict[str, str] = {}
         ambiguous: dict[str, str] = {}
         for source in (key for key in keys if key.lower().endswith(ANNOTATIONS)):
-            for name, of_slide in read_cells(self.root / source).items():
+            for name, of_slide in read_annotations(self.root / source).items():
                 try:
                     slide = find_slide(name, source, slides)
                 except DatasetError as error:
@@ -142,14 +147,14 @@ class PantumorReader(Reader):
                 known = cells.setdefault(slide, {})
                 for cell in of_slide:
                     key, n = cell.key, 1
-                    while key in known:  # every file counts from 0, and some repeat a number
+                    while key in known:  # numbers start at 0 in each file, and may repeat in one
                         key, n = f"{cell.key}.{n}", n + 1
                     known[key] = replace(cell, key=key)
         return {slide: list(of_slide.values()) for slide, of_slide in cells.items()}, without_slide, ambiguous
 
 
-def _some(cells: list[AnnotatedCell], most: int | None, seed: str) -> list[AnnotatedCell]:
-    """At most `most` cells, chosen by a seeded hash."""
+def _choose(cells: list[AnnotatedCell], most: int | None, seed: str) -> list[AnnotatedCell]:
+    """At most `most` cells, chosen by a hash of the seed and their keys."""
     if most is None or len(cells) <= most:
         return cells
     return sorted(cells, key=lambda c: hashlib.blake2b(f"{seed}#{c.key}".encode()).digest())[:most]

@@ -337,7 +337,9 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
             decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
         except ImageError as error:
             where = f"{patch_id} in {rows.where}"
-            raise DatasetError(error.what, where=where, fix="prepare the dataset again") from None
+            raise DatasetError(
+                error.what, where=where, key=error.key, fix="prepare the dataset again"
+            ) from None
         labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker))
         labels.patch_ids.append(patch_id)
         labels.tissue.append(tissue_id(tissue))

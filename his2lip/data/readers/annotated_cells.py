@@ -1,4 +1,4 @@
-"""Annotated cells of slides, from COCO JSON, a CSV of boxes, or a SlideRunner/EXACT SQLite database."""
+"""Annotated cells of slides, from COCO JSON, a CSV of boxes, or a SlideRunner or EXACT database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from his2lip.errors import DatasetError
 
 ANNOTATIONS = (".json", ".csv", ".sqlite", ".db")
 
-# Headers that a table of boxes may have; the first that is present counts.
+# Possible headers of each column of a CSV of boxes; the first one that is present is used.
 _COLUMNS = {
     "slide": ("slide", "filename", "file_name", "image", "file"),
     "label": ("label", "class", "category", "name"),
@@ -41,8 +41,8 @@ GROUP BY a.uid ORDER BY a.uid
 class AnnotatedCell:
     """One annotated cell of a slide.
 
-    x, y   its centre in level-0 pixels; NaN where the source has no number
-    label  its class as the source spells it
+    x, y   centre in level-0 pixels; NaN where the file has no valid number
+    label  class as the file spells it
     key    unique in the slide
     fault  why it cannot be used, or None
     """
@@ -54,30 +54,31 @@ class AnnotatedCell:
     fault: str | None = None
 
 
-def read_cells(path: Path) -> dict[str, list[AnnotatedCell]]:
-    """Slide, as the source names it (a path with `/`) -> its cells.
+def read_annotations(path: Path) -> dict[str, list[AnnotatedCell]]:
+    """Slide -> its annotated cells. A slide is named as in the file, as a path with `/`.
 
-    Raises DatasetError for a file that is none of the known formats.
+    Raises DatasetError for a file that is not in one of the formats.
     """
     read = {".json": _coco, ".csv": _boxes}.get(path.suffix.lower(), _sliderunner)
     try:
         return read(path)
     except (OSError, ValueError, KeyError, TypeError, DatasetError, sqlite3.Error) as error:
-        what = f"these annotations cannot be read ({type(error).__name__}: {error})"
-        raise DatasetError(
-            what, where=path, fix="give COCO JSON, a CSV of boxes or a SlideRunner database"
-        ) from None
+        what = f"the annotations cannot be read ({type(error).__name__}: {error})"
+        fix = "give COCO JSON, a CSV of boxes or a SlideRunner database"
+        raise DatasetError(what, where=path, key="annotations", fix=fix) from None
 
 
 def find_slide(name: str, annotations: str, slides: list[str]) -> str | None:
-    """The slide that an annotation file means by `name`, or None where there is none.
+    """The path of the slide that an annotation file names, or None where there is none.
 
     name         the slide as the annotation file names it
-    annotations  the annotation file's path relative to the root
-    slides       the slides' paths relative to the root
+    annotations  path of the annotation file, relative to the root
+    slides       paths of the slides, relative to the root
 
-    In this order: the path from the root, the path from the annotation file's folder, and the only slide
-    whose path ends with `name`, or with which `name` ends. Raises DatasetError where several do.
+    The first match of these: `name` as a path from the root; `name` as a path from the annotation file's
+    folder; the only slide whose path ends with `name`, or is the end of `name`.
+
+    Raises DatasetError where several slides match in the last way.
     """
     wanted = PurePosixPath(taxonomy.normalised(name)).parts
     known = {PurePosixPath(taxonomy.normalised(slide)).parts: slide for slide in slides}
@@ -91,7 +92,8 @@ def find_slide(name: str, annotations: str, slides: list[str]) -> str | None:
         if parts[-len(wanted) :] == wanted or wanted[-len(parts) :] == parts
     ]
     if len(ending) > 1:
-        raise DatasetError(f"'{name}' may be {' or '.join(sorted(ending))}", where=annotations)
+        what = f"'{name}' may be {' or '.join(sorted(ending))}"
+        raise DatasetError(what, where=annotations, key="slide")
     return ending[0] if ending else None
 
 
@@ -120,7 +122,7 @@ def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
         try:
             numbers = {what: table.number(given[what]) for what in columns if what not in ("slide", "label")}
         except (DatasetError, KeyError) as error:
-            fault = error.what if isinstance(error, DatasetError) else "its row is too short"
+            fault = error.what if isinstance(error, DatasetError) else "its row has too few values"
             cells[slide].append(AnnotatedCell(math.nan, math.nan, label, key, fault))
             continue
         x, y = numbers["x0"], numbers["y0"]
@@ -131,19 +133,19 @@ def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
 
 
 def _first(what: str, known: dict[str, int]) -> str | None:
-    """The header in `known` that means `what`."""
+    """The header in `known` of the column `what`, or None."""
     return next((name for name in _COLUMNS[what] if name in known), None)
 
 
 def _sliderunner(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
-        for uid, slide, label, x, y in base.execute(_SQL):
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        for uid, slide, label, x, y in database.execute(_SQL):
             cells[_posix(slide)].append(AnnotatedCell(float(x), float(y), str(label), f"cell-{uid}"))
     return dict(cells)
 
 
 def _posix(name: str) -> str:
-    """A path with `/`, whichever system wrote it; an absolute path is kept as its file name only."""
+    """A path with `/`, whichever operating system wrote it. An absolute path is reduced to its file name."""
     path = PureWindowsPath(name)
     return path.name if path.anchor else PurePosixPath(path.as_posix()).as_posix()
