@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): probabilities from similarities, by a temperature fitted on data."""
+"""Temperature scaling (Guo et al. 2017): fits the temperature that turns similarities into probabilities."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ _REFIT = "fit it again with his2lip calibrate"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A temperature, the model, prompts and patches that it was fitted to, and its effect there.
+    """A temperature, what it was fitted to, and its effect there. It is only valid for its model and prompts.
 
-    model, prompts  digests of everything that decides a similarity; the calibration is valid only for these
-    nll, ece        negative log likelihood (nats) and expected calibration error (fraction) of the patches it
-                    was fitted to, before (at the model's own scale) and after (at the temperature)
+    model        `similarity_digest` of the model
+    prompts      digest of the prompts
+    question     title of the question
+    data_digest  digest of the dataset; split: its split; n: the number of patches
+    nll, ece     negative log likelihood (nats) and expected calibration error (fraction) on these patches,
+                 before (with the model's own scale) and after (with the temperature)
     """
 
     temperature: float
@@ -49,12 +52,13 @@ class Calibration:
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
+        """Writes the calibration to a JSON file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Reads what `save` wrote. Raises ConfigError for any other file."""
+        """Reads a file of `save`. Raises ConfigError for any other file."""
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -69,8 +73,10 @@ def calibrate(
 ) -> Calibration:
     """Fits one temperature to `question` on the patches whose column `label` has one of its classes.
 
-    split   a split whose role is `select`; default: the dataset's only one
-    Raises DatasetError for a split of another role, and where no temperature can be fitted.
+    shards  folder or URI of a prepared dataset
+    cache   folder or URI of cached embeddings
+    split   a split with the role `select`; default: the dataset's only one
+    Raises DatasetError for a split with another role, and where no temperature can be fitted.
     """
     opened = open_shards(shards)
     split = resolve_split(opened, split or "select", roles=("select",), key="--split")
@@ -96,9 +102,9 @@ def calibrate(
 
 
 def calibrated(questions: Sequence[Question], model: DualEncoder, files: Iterable[Path]) -> list[Question]:
-    """The questions, with the temperature of each calibration file in the question that it was fitted to.
+    """The questions, each with the temperature of the calibration file that was fitted to its prompts.
 
-    Raises ConfigError for a file that was fitted to another model, or to none of these prompts.
+    Raises ConfigError for a file that was fitted to another model, or to prompts of none of the questions.
     """
     out = list(questions)
     for file in files:
@@ -117,9 +123,10 @@ def calibrated(questions: Sequence[Question], model: DualEncoder, files: Iterabl
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, *, where: str) -> float:
     """The temperature T that minimises the negative log likelihood of softmax(scores / T).
 
-    scores float (N, C), labels int64 (N,). The loss is convex in 1 / T, so its minimum is the root of its
-    slope: the mean over patches of (expected score - score of the true class). Raises DatasetError where no
-    finite temperature is best: scores without information on the labels, or that are never wrong.
+    scores float (N, C), labels int64 (N,). The loss is convex in 1 / T, so its minimum is where the slope,
+    the mean over patches of (expected score - score of the true class), is 0. Raises DatasetError, with the
+    place `where`, if no finite temperature is best: the scores carry no information on the labels, or every
+    patch is classified correctly.
     """
     values = scores.astype(np.float64)
     truth = values[np.arange(len(labels)), labels]
@@ -147,7 +154,11 @@ def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over bins (Guo et al. 2017, equation 3)."""
+    """Expected calibration error of probabilities (N, C) for labels int64 (N,), from 0 to 1.
+
+    It is the mean of |accuracy - confidence| over bins of confidence, weighted by their sizes (Guo et al.
+    2017, equation 3).
+    """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     gaps = np.abs(np.bincount(bins, right - confidence, minlength=_BINS))
@@ -155,7 +166,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def similarity_digest(model: DualEncoder) -> str:
-    """sha256 of what decides a model's similarities: weights, architecture, preprocessing, comparison."""
+    """sha256 of all that the similarities of a model depend on, except images and sentences."""
     return digest(
         {
             "tensors": model.tensor_digest(),
@@ -167,7 +178,10 @@ def similarity_digest(model: DualEncoder) -> str:
 
 
 def _labelled(shards: ShardSet, split: str, question: Question, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (N,) and classes (N,) of the patches with a class of the question and its biomarker."""
+    """Row numbers and class numbers, int64 (N,) each, of the patches that the question can be fitted on.
+
+    They have a class of the question in the column `label`, and the biomarker of the question, if it has one.
+    """
     classes, biomarker = question.prompts.classes, question.biomarker
     rows, labels = labelled_rows(
         shards.table(split, list(dict.fromkeys([label, "biomarker"]))),

@@ -1,4 +1,4 @@
-"""Zero-shot classification of images: one model, its questions, and the answers of each image."""
+"""Zero-shot classification of images: one model, its questions, and the answers for each image."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ImageInput = str | Path | bytes | np.ndarray  # a file, encoded bytes, or uint8 
 
 @dataclass(frozen=True)
 class Answer:
-    """A class, and how clearly the image shows it.
+    """The answer to a question: a class, and how similar the image is to it.
 
     similarity    to the class: cosine or dot product, as the model compares
-    margin        similarity less that of the next class
-    prompt        the closest sentence of the class
-    similarities  to every class, in the order of the prompt set
-    probability   of the class; None unless a temperature was fitted for this model and these prompts
+    margin        difference between this similarity and that of the second class
+    prompt        the most similar sentence of the class
+    similarities  to each class, in the order of the prompt set
+    probability   of the class; None without a temperature, which is fitted for one model and its prompts
     """
 
     label: str
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Classifier:
-    """One model with its questions, whose sentences are embedded once."""
+    """One model with its questions, whose sentences are embedded only once."""
 
     def __init__(
         self,
@@ -52,7 +52,11 @@ class Classifier:
         view: View | None = None,
         batch_size: int = 64,
     ) -> None:
-        """`questions` as from `ask`, by default the tissue type; `view` by default the squashed image."""
+        """
+        questions   as from `ask`; default: the tissue type
+        view        default: `squash`
+        batch_size  crops per forward pass
+        """
         self.model = model
         self.questions = tuple(ask() if questions is None else questions)
         self.batch_size = batch_size
@@ -64,16 +68,16 @@ class Classifier:
         }
 
     def classify(self, images: Sequence[ImageInput]) -> list[dict[str, Answer]]:
-        """Answers by question, one row per image, in order.
+        """One mapping per image: name of the question -> its answer.
 
-        Raises ImageError, whose `where` is the file, for an image that cannot be decoded.
+        Raises ImageError for an image that cannot be read or decoded. Its `where` is the file, if it is one.
         """
         size = self.batch_size
         batches = (images[a : a + size] for a in range(0, len(images), size))
         return [row for batch in batches for row in self.classify_batch(load_pixels(i) for i in batch)]
 
     def classify_batch(self, pixels: Iterable[np.ndarray]) -> list[dict[str, Answer]]:
-        """Answers by question of images, uint8 (H, W, 3), encoded together; no images give no rows."""
+        """As `classify`, for images uint8 (H, W, 3) that are encoded together."""
         features, image = self.features(pixels)
         if not len(image):
             return []
@@ -82,33 +86,36 @@ class Classifier:
         return [{name: rows[i] for name, rows in columns.items()} for i in range(image[-1] + 1)]
 
     def score(self, features: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Scores]:
-        """Scores by question of raw features (N, D), as the model compares; rows of one group are pooled."""
+        """Name of the question -> scores of raw features (N, D), as the model compares them.
+
+        groups  int64 (N,), the image of each row; None: each row is an image
+        """
         return {
             name: score(features, texts, scoring=self.model.similarity, groups=groups)
             for name, texts in self._texts.items()
         }
 
     def features(self, pixels: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Raw features (N, D) of the crops of images, uint8 (H, W, 3), and int64 (N,), the image of each.
+        """The raw features (N, D) of all crops of images, uint8 (H, W, 3), and the image of each, int64 (N,).
 
-        Images are read one at a time, and only their crops stay in memory.
+        Images are read one at a time, and only their crops are kept in memory.
         """
         own = [self.crops(image) for image in pixels]
         image = np.repeat(np.arange(len(own)), [len(crops) for crops in own])
         return self.encode(np.concatenate(own)) if own else np.zeros((0, self.model.dim), np.float32), image
 
     def crops(self, pixels: np.ndarray) -> np.ndarray:
-        """The model's inputs from one image, uint8 (T, 3, h, w); may run on several threads at once."""
+        """The model's inputs from one image, uint8 (T, 3, h, w). Several threads may call this at once."""
         return self._encoder.crops(pixels, None)
 
     def encode(self, crops: np.ndarray) -> np.ndarray:
-        """Raw features, float32 (N, D), of N >= 1 crops."""
+        """Raw features, float32 (N, D), of N >= 1 crops, uint8 (N, 3, h, w)."""
         parts = (crops[a : a + self.batch_size] for a in range(0, len(crops), self.batch_size))
         return np.concatenate([self._encoder.encode(part) for part in parts])
 
 
 def answers(question: Question, scores: Scores) -> Iterator[Answer]:
-    """One answer per unit of the scores."""
+    """The answer to `question` of each unit of its scores."""
     classes, margins = question.prompts.classes, scores.margins()
     probabilities = None if question.temperature is None else softmax(scores.scores / question.temperature)
     for i, c in enumerate(scores.predicted.tolist()):
@@ -123,7 +130,7 @@ def answers(question: Question, scores: Scores) -> Iterator[Answer]:
 
 
 def comparison_features(features: np.ndarray, model: DualEncoder) -> np.ndarray:
-    """Features (N, D) whose products are the model's similarity: unit vectors under cosine, else raw."""
+    """Features (N, D) whose scalar products are the model's similarities: normalised for cosine, else raw."""
     if model.similarity == "dot":
         return features
     length = np.linalg.norm(features, axis=1, keepdims=True)
@@ -131,13 +138,13 @@ def comparison_features(features: np.ndarray, model: DualEncoder) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float64 (N, C), rows summing to one, of logits (N, C)."""
+    """Probabilities float64 (N, C) of logits (N, C); each row sums to 1."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def load_for_inference(name: str) -> DualEncoder:
-    """A model by its name, on this machine's GPU if there is one."""
+    """Loads a model by its name, on the GPU of this machine if it has one."""
     import torch
 
     from his2lip.models import load_model
@@ -146,13 +153,14 @@ def load_for_inference(name: str) -> DualEncoder:
 
 
 def load_pixels(image: ImageInput) -> np.ndarray:
-    """uint8 (H, W, 3) of a file, of encoded bytes, or of pixels, which are returned as they are.
+    """The pixels, uint8 (H, W, 3), of a file, of encoded bytes, or of an array, which is returned unchanged.
 
-    Raises ImageError for pixels of another shape or dtype, and for what cannot be read or decoded.
+    Raises ImageError for an array of another shape or dtype, and for an image that cannot be read or decoded.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(f"pixels must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+            what = f"pixels must be uint8 (H, W, 3), got {image.dtype} {image.shape}"
+            raise ImageError(what, key="pixels")
         return image
     if isinstance(image, bytes):
         return decode(image)
@@ -163,7 +171,7 @@ def load_pixels(image: ImageInput) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> bytes:
-    """A file's bytes. Raises ImageError, whose `where` is the file, where it cannot be read."""
+    """The bytes of a file. Raises ImageError, whose `where` is the file, if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

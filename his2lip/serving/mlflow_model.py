@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow model: base64 images to answers, and one sentence for a refused request."""
+"""A checkpoint as an MLflow model, which answers requests with images in base64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from pandas import DataFrame  # MLflow's own form of a request, and its dependency
+from pandas import DataFrame  # MLflow's form of a request; MLflow depends on pandas
 
 import his2lip
 from his2lip.data.images import decode
@@ -28,15 +28,15 @@ from his2lip.serving.classifier import Answer, Classifier, load_for_inference
 from his2lip.serving.questions import ask
 
 MAX_IMAGES = 64  # per request
-MAX_BASE64 = 32 << 20  # characters per image: a file of 24 MB; a patch of 3000 px has fewer
+MAX_BASE64 = 32 << 20  # characters per image, a file of 24 MB, which is more than a patch of 3000 px needs
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec("string", "image")]),
     params=ParamSchema(
         [
             ParamSpec("prompts", "string", "tissue"),  # the name of a prompt set that is part of his2lip
-            ParamSpec("biomarker", "string", ""),  # the stained biomarker: adds the question for its staining
-            ParamSpec("guess_biomarker", "boolean", False),
+            ParamSpec("biomarker", "string", ""),  # adds the question for the staining of this biomarker
+            ParamSpec("guess_biomarker", "boolean", False),  # adds the question which biomarker is stained
             ParamSpec("top", "integer", 3),  # number of classes returned for each question
         ]
     ),
@@ -44,10 +44,10 @@ SIGNATURE = ModelSignature(
 
 
 def model_files(checkpoint: str | Path) -> dict[str, Any]:
-    """Arguments for `mlflow.pyfunc.log_model` and `save_model` that make a checkpoint a served model.
+    """Arguments of `mlflow.pyfunc.log_model` or `save_model` that store a checkpoint as a served model.
 
-    The checkpoint must be a directory called `checkpoint`. It is copied unchanged, and
-    `load_model("models:/…")` finds it under that name in the registered model.
+    `checkpoint` must be a directory called `checkpoint`. MLflow copies it unchanged, and
+    `load_model("models:/…")` finds it by that name in the registered model.
     """
     return {
         "python_model": str(Path(__file__).with_name("model_code.py")),
@@ -58,10 +58,10 @@ def model_files(checkpoint: str | Path) -> dict[str, Any]:
 
 
 class ServedModel(PythonModel):
-    """Answers requests with a column `image` of base64 strings; the signature's params select questions."""
+    """Answers requests with a column `image` of base64 strings. The params of the signature set options."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the checkpoint from the artifacts; nothing is downloaded."""
+        """Loads the checkpoint from the artifacts, without any download."""
         model = load_for_inference(context.artifacts[CHECKPOINT_ARTIFACT])
 
         @lru_cache(maxsize=32)
@@ -74,7 +74,7 @@ class ServedModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One mapping per image: question to label, similarity, margin, prompt and the `top` classes.
+        """One mapping per image: name of the question -> label, similarity, margin, prompt and `top` classes.
 
         Raises RefusedRequest, which the server returns as status 400 with one sentence.
         """
@@ -90,19 +90,20 @@ class ServedModel(PythonModel):
 
 
 class RefusedRequest(MlflowException):
-    """A request that cannot be answered; the response is one sentence, without a copy of the request."""
+    """A request that cannot be answered. The response is one sentence."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
         self.sentence = sentence
 
     def serialize_as_json(self) -> str:
-        """MLflow's server puts the whole request, images included, before the message; this omits it."""
+        """The body of the response. MLflow's default would put the whole request before the message."""
         return json.dumps({"error_code": self.error_code, "message": self.sentence})
 
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
+    """Turns errors that the user can fix into RefusedRequest."""
     try:
         yield
     except His2lipError as error:
@@ -122,21 +123,26 @@ def _column(model_input: DataFrame) -> list[Any]:
 
 
 def _decoded(text: Any, row: int) -> bytes:
-    """An image file's bytes."""
+    """The bytes of the image file that is `text` in base64."""
     where = f"image {row}"
     if not isinstance(text, str):
-        raise ImageError(f"an image is a string in base64, not {type(text).__name__}", where=where)
+        what = f"an image must be a string in base64, not {type(text).__name__}"
+        raise ImageError(what, where=where, key="image")
     if len(text) > MAX_BASE64:
-        what = f"the image is {len(text):,} characters of base64, over the limit of {MAX_BASE64:,}"
-        raise ImageError(what, where=where, fix="send a patch, not a slide")
+        what = f"the image has {len(text):,} characters of base64, more than the limit of {MAX_BASE64:,}"
+        raise ImageError(what, where=where, key="image", fix="send a patch, not a slide")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError("this is not base64", where=where, fix="encode the file's bytes") from None
+        fix = "encode the bytes of the file in base64"
+        raise ImageError("this is not base64", where=where, key="image", fix=fix) from None
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Allows only prompt sets of his2lip: a request must not make the server read a file of its choice."""
+    """Raises ConfigError for a prompt set that is not part of his2lip, or for `top` below 1.
+
+    A prompt set that is a file is refused, because requests must not make the server read other files.
+    """
     known = list_prompts()
     if options["prompts"] not in known:
         what = f"there is no prompt set '{options['prompts']}'"
@@ -147,7 +153,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
-    """One image at a time. Raises ImageError, whose `where` is the image's number."""
+    """Decodes one image at a time. Raises ImageError, whose `where` is the number of the image."""
     for number, image in enumerate(images):
         try:
             yield decode(image)
@@ -156,6 +162,7 @@ def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def _as_json(answer: Answer, top: int) -> dict[str, Any]:
+    """An answer as in the response, with its `top` most similar classes."""
     best = sorted(answer.similarities.items(), key=lambda item: -item[1])[:top]
     return {
         "label": answer.label,

@@ -1,4 +1,4 @@
-"""The file that MLflow stores with a logged model and runs to serve it (models from code, so no pickle)."""
+"""The code that MLflow stores with a logged model and runs to serve it. So the model needs no pickle."""
 
 from mlflow.models import set_model
 

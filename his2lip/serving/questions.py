@@ -11,8 +11,8 @@ from his2lip.evaluation import PromptSet
 
 TISSUE, STAINING, GUESS = "tissue", "staining", "biomarker_guess"
 
-# Prompt sets that a benchmark protocol scores, so that its figures also apply to these answers. Every other
-# biomarker uses a set with a placeholder for its name, which no protocol has measured.
+# Biomarker -> the prompt set of its benchmark protocols, whose figures also apply to these answers. All other
+# biomarkers use one set with a placeholder for their name, which no protocol scores.
 _MEASURED = {"ER": "staining", "PR": "staining", "Ki67": "staining", "HER2": "her2_status"}
 _GENERIC = "marker_staining"
 _PLACEHOLDER = "{biomarker}"
@@ -20,10 +20,13 @@ _PLACEHOLDER = "{biomarker}"
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its prompts, and a temperature where one was fitted.
+    """A question to ask of an image.
 
-    name       identifier for programs; title: for people
-    biomarker  canonical name of the biomarker that the question is about; None where it is about any
+    name         identifier for programs
+    title        name for people
+    prompts      the classes and their sentences
+    biomarker    canonical name of the biomarker that the question is about, if it is about one
+    temperature  fitted by calibration; None: the answers have no probabilities
     """
 
     name: str
@@ -39,10 +42,13 @@ def ask(
     biomarker: str | None = None,
     guess_biomarker: bool = False,
 ) -> list[Question]:
-    """The question for the tissue type, then for the staining of `biomarker`, then for the biomarker.
+    """The questions for the tissue type and, where asked for, the staining of a biomarker, and the biomarker.
 
-    The second is asked where `biomarker` (any spelling) is named, the third where `guess_biomarker` is set.
-    Raises ConfigError for an unknown prompt set, TaxonomyError for an unknown biomarker.
+    prompts          prompt set of the first question: a name, a file, or the set itself
+    biomarker        a biomarker (any spelling), whose staining is the second question
+    guess_biomarker  whether to ask which biomarker is stained
+    Raises ConfigError for an unknown prompt set, or for one with a placeholder without `biomarker`, and
+    TaxonomyError for an unknown biomarker.
     """
     name = None if biomarker is None else taxonomy.biomarker(biomarker)
     chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
@@ -56,7 +62,7 @@ def ask(
 
 
 def _filled(prompts: PromptSet, biomarker: str | None) -> PromptSet:
-    """The sentences with the biomarker's name in place of the placeholder, where they have one."""
+    """The prompts with the name of the biomarker in place of the placeholder, if they have one."""
     if not any(_PLACEHOLDER in line for line in prompts.all_sentences()):
         return prompts
     if biomarker is None:

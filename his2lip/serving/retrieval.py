@@ -1,4 +1,4 @@
-"""Retrieval: the patches of a prepared dataset that are most similar to an image or a sentence."""
+"""Retrieval: the patches of a prepared dataset that are most similar to an image or to a sentence."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 
 Query = str | Path | bytes | np.ndarray  # a sentence, or an image: a file, encoded bytes, uint8 (H, W, 3)
 
-# Relative to the largest feature: the same pixels in another batch differ by less, other pixels by more.
+# Largest difference between the features of equal pixels, relative to the largest feature. Equal pixels in
+# different batches differ by less, and different pixels by more.
 _SAME = 1e-4
 _COLUMNS = ["patch_id", "split", "tissue", "biomarker"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """One patch: rank from 1, similarity to the query as the model compares, and labels or None.
+    """One patch that was found.
 
-    `row` is its number within its split.
+    rank               from 1, the most similar
+    similarity         to the query: cosine or dot product, as the model compares
+    row                number of the patch in its split
+    tissue, biomarker  its labels; None where it has none
     """
 
     rank: int
@@ -48,8 +52,8 @@ class Match:
 class Index:
     """The N patches of some splits, embedded by one model.
 
-    table     their metadata, N rows
-    rows      int64 (N,), their numbers within their splits
+    table     columns of the patches, except the image
+    rows      int64 (N,), the row of each patch in its split
     features  raw features, float32 (N, D)
     """
 
@@ -69,11 +73,12 @@ class Index:
         biomarker: str | None = None,
         keep_query: bool = False,
     ) -> list[Match]:
-        """The `top` patches most similar to the query; equal ones in the order of the shards.
+        """The `top` patches that are most similar to the query. Ties are in the order of the shards.
 
-        tissue, biomarker  restrict the search to patches of these (any spelling)
-        keep_query         whether patches with exactly the query's pixels are included
-        Raises ImageError for an image that cannot be used, DatasetError where no patch is left to search.
+        tissue, biomarker  search only patches with these labels (any spelling)
+        keep_query         whether to include patches with the same pixels as the query
+        Raises ImageError for an image that cannot be used, DatasetError where no patch has the labels, and
+        TaxonomyError for an unknown label.
         """
         asked, sha256 = self._query(query)
         wanted = self._wanted(tissue, biomarker)
@@ -91,7 +96,7 @@ class Index:
         ]
 
     def images(self, matches: Sequence[Match]) -> list[bytes]:
-        """The encoded images of the matches, as stored in the shards."""
+        """The encoded images of the matches, from the shards."""
         found: dict[tuple[str, int], bytes] = {}
         for split in {match.split for match in matches}:
             rows = sorted(match.row for match in matches if match.split == split)
@@ -99,7 +104,7 @@ class Index:
         return [found[match.split, match.row] for match in matches]
 
     def _query(self, query: Query) -> tuple[np.ndarray, str | None]:
-        """Raw features (D,) of the query, and the sha256 of an image."""
+        """Raw features (D,) of the query, and the sha256 of its bytes if it is an image."""
         if isinstance(query, str) and not names_image(query):
             return self.cache.embed_text(SentenceEncoder(self.model), [query])[0], None
         image = query_image(query)
@@ -107,7 +112,7 @@ class Index:
         return features[0], hashlib.sha256(image).hexdigest()
 
     def _wanted(self, tissue: str | None, biomarker: str | None) -> np.ndarray:
-        """bool (N,): whether a patch is of the tissue type and biomarker, where these are named."""
+        """bool (N,): whether each patch has the tissue type and the biomarker, if they are given."""
         wanted = np.ones(len(self.table), dtype=bool)
         for column, name in (
             ("tissue", tissue and taxonomy.tissue(tissue)),
@@ -124,22 +129,23 @@ class Index:
         return wanted
 
     def _is_query(self, asked: np.ndarray, sha256: str) -> np.ndarray:
-        """bool (N,): whether a patch has the query's bytes, or its pixels in another encoding."""
+        """bool (N,): whether each patch has the bytes of the query, or its pixels in another encoding."""
         same_bytes = np.array([value == sha256 for value in self.table["sha256"].to_pylist()], dtype=bool)
         return same_bytes | (np.abs(self.features - asked).max(axis=1) <= _SAME * np.abs(asked).max())
 
 
-def build_index(
-    shards: str, model: DualEncoder, *, cache: str, splits: Sequence[str] | None = None, threads: int = 2
-) -> Index:
-    """An index of prepared shards (default: all splits); cached embeddings are reused.
+def build_index(shards: str, model: DualEncoder, *, cache: str, splits: Sequence[str] | None = None) -> Index:
+    """An index of a prepared dataset. Embeddings in the cache are reused, and others are added to it.
 
-    Raises DatasetError where there is no patch.
+    shards  folder or URI of the prepared dataset
+    cache   folder or URI of cached embeddings
+    splits  default: all splits
+    Raises DatasetError where there is no dataset, split or patch.
     """
     opened, kept = open_shards(shards), EmbeddingCache(cache)
     encoder = ModelEncoder(model)
     chosen = opened.splits if splits is None else list(splits)
-    parts = [kept.embed(encoder, opened, split, threads=threads) for split in chosen]
+    parts = [kept.embed(encoder, opened, split) for split in chosen]
     if not sum(len(p.table) for p in parts):
         raise DatasetError("there is no patch to search", where=shards, fix="name another split or dataset")
     return Index(
@@ -153,15 +159,15 @@ def build_index(
 
 
 def names_image(query: str) -> bool:
-    """Whether a query is an image file: an existing one, or by its suffix, which a sentence does not have."""
-    try:  # a sentence may be too long for the name of a file
+    """Whether a query is an image file: a file that exists, or a name with the suffix of an image."""
+    try:  # a sentence may be too long for a file name
         return query.lower().endswith(IMAGE_FILES) or Path(query).is_file()
     except (OSError, ValueError):
         return False
 
 
 def query_image(query: Query) -> bytes:
-    """Encoded bytes of a query that is an image. Raises ImageError where it cannot be read."""
+    """The encoded bytes of a query that is an image. Raises ImageError if it cannot be read."""
     if isinstance(query, np.ndarray):
         return encode_png(load_pixels(query))
     return query if isinstance(query, bytes) else read_image(query)

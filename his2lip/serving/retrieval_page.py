@@ -1,4 +1,4 @@
-"""A web page of retrieved patches that needs no other file."""
+"""The results of a retrieval as one HTML file with thumbnails."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from his2lip.data.images import decode, encode_jpeg
 from his2lip.serving.retrieval import Match
 from his2lip.templates import render
 
-_SIDE = 192  # px, the longer side of a thumbnail
+_SIDE = 192  # px, longer side of a thumbnail
 
 
 def write_page(
     path: Path, matches: Sequence[Match], images: Sequence[bytes], *, query: str | bytes, remark: str
 ) -> None:
-    """Writes the matches with thumbnails of their encoded `images`.
+    """Writes a page of the matches, with thumbnails of their encoded `images`. It needs no other file.
 
-    query    the sentence, or the encoded image, that was searched for
-    remark   a line below the title
+    query   the sentence, or the encoded image, that was searched for
+    remark  a line below the title
     """
     if isinstance(query, bytes):
         title, thumbnail = "Patches most similar to an image", _thumbnail(query)
@@ -44,7 +44,7 @@ def write_page(
 
 
 def _thumbnail(image: bytes) -> str:
-    """A small JPEG of an encoded image, in base64."""
+    """A JPEG of an encoded image, at most `_SIDE` px wide and high, in base64."""
     picture = Image.fromarray(decode(image))
     picture.thumbnail((_SIDE, _SIDE))
     return base64.b64encode(encode_jpeg(np.asarray(picture))).decode()

@@ -1,4 +1,4 @@
-"""A slide's tiles and their answers as GeoJSON for QuPath."""
+"""The tiles of a slide and their answers as GeoJSON for QuPath."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from his2lip.serving.slides import SlideReading
 
 
 def write_geojson(path: Path, reading: SlideReading) -> None:
-    """Writes a FeatureCollection of squares in level-0 pixels, one line per tile, from the slide's `origin`.
+    """Writes a FeatureCollection with one square per tile, one per line.
 
-    The fields are those that QuPath reads (its `QuPathTypeAdapters`, 0.4 and later): `objectType` tile,
-    `classification` of the first question with its colour, `measurements` as a map of finite numbers, and the
-    answers as text under `metadata`.
+    Coordinates are level-0 pixels relative to the slide's `origin`, as in QuPath. The properties are those
+    that QuPath 0.4 and later read (`QuPathTypeAdapters`): `objectType` is tile; `classification` has the
+    class of the first question and its colour; `measurements` has similarities, margins and probabilities;
+    `metadata` has the class of each question.
     """
     with path.open("w", encoding="utf-8") as out:
         out.write('{"type": "FeatureCollection", "features": [')
@@ -48,12 +49,12 @@ def _features(reading: SlideReading) -> Iterator[dict[str, Any]]:
 
 
 def _square(x: int, y: int, side: int) -> list[list[int]]:
-    """The corners of a tile as a closed ring."""
+    """The corners of a tile as a closed ring: the last point is the first."""
     return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
 
 
 def _measured(question: Question, answer: Answer) -> dict[str, float]:
-    """The numbers of one answer, under names that include the question."""
+    """The numbers of one answer by names that start with the title of the question."""
     numbers = {f"{question.title}: {label}": value for label, value in answer.similarities.items()}
     numbers[f"{question.title}: margin"] = answer.margin
     if answer.probability is not None:

@@ -1,4 +1,4 @@
-"""Maps of a slide's tiles: classes or similarities in colours over a thumbnail, with legend and scale bar."""
+"""Maps of the tiles of a slide: classes or similarities as colours over the thumbnail, with a legend."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from his2lip.serving.slides import SlideReading
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito (2008), black last: distinguishable under the common forms of colour blindness.
+# Okabe and Ito (2008), with black last. They can be distinguished with common forms of colour blindness.
 _DISTINCT: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (0, 0, 0),
 )  # fmt: skip
-# Five points of viridis (van der Walt and Smith 2015), dark to bright.
+# Five points of the colour map viridis (van der Walt and Smith 2015), from dark to bright.
 _VIRIDIS = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
 )
 
-
-_COVER = 0.5  # opacity of a tile's colour over the thumbnail
-_LINE = 24  # height of a line of the legend, px
-_LEAST_WIDTH = 480  # px, for the legend's text
-_BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # lengths of the scale bar, microns
+_COVER = 0.5  # opacity of the colour of a tile over the thumbnail
+_LINE = 24  # px, height of a line of the legend
+_LEAST_WIDTH = 480  # px, width that the text of the legend needs
+_BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # possible lengths of the scale bar in microns
 
 
 def draw_classes(reading: SlideReading, question: Question) -> Image.Image:
-    """Every tile in the colour of its class; below, each class with its share of tiles, and a scale bar."""
+    """A map of the tiles in the colours of their classes. The legend has the share of tiles of each class."""
     classes = question.prompts.classes
     colours = class_colours(len(classes))
     tile_colours = np.array(colours, dtype=np.uint8)[reading.tiles[question.name].predicted]
@@ -44,7 +43,7 @@ def draw_classes(reading: SlideReading, question: Question) -> Image.Image:
 
 
 def draw_similarity(reading: SlideReading, question: Question, label: str) -> Image.Image:
-    """Every tile by its similarity to one class, dark to bright from the lowest to the highest similarity."""
+    """A map of the tiles by their similarity to the class `label`, from dark (lowest) to bright (highest)."""
     values = reading.tiles[question.name].scores[:, question.prompts.classes.index(label)]
     low, high = float(values.min()), float(values.max())
     span = high - low or 1.0
@@ -55,7 +54,7 @@ def draw_similarity(reading: SlideReading, question: Question, label: str) -> Im
 
 
 def class_colours(count: int) -> list[Colour]:
-    """One colour per class; more than eight classes are spread over the hues."""
+    """One colour per class. More than eight classes get equally spaced hues."""
     if count <= len(_DISTINCT):
         return list(_DISTINCT[:count])
     wheel = (colorsys.hsv_to_rgb(i / count, 0.9, 0.6 + 0.4 * (i % 2)) for i in range(count))
@@ -63,7 +62,7 @@ def class_colours(count: int) -> list[Colour]:
 
 
 def similarity_colours(values: np.ndarray) -> np.ndarray:
-    """Colours uint8 (…, 3) of values in [0, 1], dark to bright."""
+    """Values (…) in [0, 1] as colours, uint8 (…, 3), from dark to bright."""
     place = np.clip(values, 0, 1) * (len(_VIRIDIS) - 1)
     points = np.arange(len(_VIRIDIS))
     channels = [np.interp(place, points, _VIRIDIS[:, c]) for c in range(3)]
@@ -73,7 +72,10 @@ def similarity_colours(values: np.ndarray) -> np.ndarray:
 def _page(
     reading: SlideReading, colours: np.ndarray, title: str, lines: list[tuple[Colour, str]]
 ) -> Image.Image:
-    """The thumbnail with the tiles' colours, uint8 (T, 3), over a title, a legend and a scale bar."""
+    """The thumbnail with the colours of the tiles, uint8 (T, 3), and below it title, legend and scale bar.
+
+    lines  (colour, text) of each line of the legend
+    """
     picture = _covered(reading, colours)
     height, width = picture.shape[:2]
     page = Image.new("RGB", (max(width, _LEAST_WIDTH), height + _LINE * (len(lines) + 3)), "white")
@@ -82,7 +84,7 @@ def _page(
     draw.text((8, height + 4), title, fill="black", font=font)
     for row, (colour, text) in enumerate(lines, start=1):
         top = height + 4 + row * _LINE
-        seen = [round(255 + _COVER * (channel - 255)) for channel in colour]  # the colour over bright tissue
+        seen = [round(255 + _COVER * (channel - 255)) for channel in colour]  # as over white
         draw.rectangle((8, top, 26, top + 16), fill=tuple(seen), outline="black")
         draw.text((34, top), text, fill="black", font=font)
     _scale_bar(draw, font, reading, width, height + 12 + (len(lines) + 1) * _LINE)
@@ -90,6 +92,7 @@ def _page(
 
 
 def _covered(reading: SlideReading, colours: np.ndarray) -> np.ndarray:
+    """The thumbnail, uint8 (h, w, 3), with the colours of the tiles, uint8 (T, 3), over it."""
     picture = reading.thumbnail.astype(np.float32)
     factor = picture.shape[1] / reading.width  # thumbnail pixels per level-0 pixel
     corners = np.stack([reading.places, reading.places + reading.side], axis=1) * factor
@@ -103,7 +106,7 @@ def _scale_bar(
     draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     reading: SlideReading, width: int, top: int,
 ) -> None:  # fmt: skip
-    """The longest round length of at most a third of the picture."""
+    """Draws the longest of `_BARS_UM` that is at most a third of the picture's width."""
     um_per_pixel = reading.mpp * reading.width / width
     length = max((um for um in _BARS_UM if um / um_per_pixel <= width / 3), default=_BARS_UM[0])
     end = 8 + round(length / um_per_pixel)

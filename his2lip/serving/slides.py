@@ -1,4 +1,4 @@
-"""Whole slides: an answer for every tile of tissue, and one for the slide from their mean embedding."""
+"""Whole slides: answers for each tile of tissue, and for the slide by the mean embedding of its tiles."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from his2lip.evaluation import Scores
 from his2lip.serving.classifier import Answer, Classifier, answers, comparison_features
 from his2lip.serving.questions import Question
 
-PATCH_SIDE = 3000  # px, the side of the largest published patches; a larger OpenSlide file is a slide
+PATCH_SIDE = 3000  # px, side of the largest published patches; a larger file that OpenSlide reads is a slide
+_THUMBNAIL = 1600  # px, longer side of a slide's thumbnail
+_THREADS = 2  # that read tiles
 
-ProgressCallback = Callable[[int, int], None]  # tiles done, tiles in all
+ProgressCallback = Callable[[int, int], None]  # (tiles done, all tiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,10 @@ class SlideReading:
     mpp            of level 0, in microns per pixel
     side           of a tile, in level-0 pixels
     origin         level-0 (x, y) of the scanned area, which viewers show as (0, 0)
-    places         int64 (T, 2), level-0 x and y of each tile's top left corner
-    tiles          scores of the T tiles, by question
-    whole          the slide's answer, by question: that of the tiles' mean embedding
+    places         int64 (T, 2), level-0 (x, y) of the top left corner of each tile
+    questions      what was asked of each tile
+    tiles          scores of the T tiles, by the name of the question
+    whole          answers for the mean embedding of the tiles, by the name of the question
     thumbnail      uint8 (h, w, 3), the slide at low magnification
     """
 
@@ -47,13 +50,13 @@ class SlideReading:
     thumbnail: np.ndarray
 
     def shares(self, question: Question) -> dict[str, float]:
-        """The share of tiles of each class, as a fraction."""
+        """Class -> its share of the tiles, as a fraction."""
         counts = np.bincount(self.tiles[question.name].predicted, minlength=len(question.prompts.classes))
         return dict(zip(question.prompts.classes, (counts / len(self.places)).tolist(), strict=True))
 
 
 def is_slide(path: Path) -> bool:
-    """Whether OpenSlide opens the file and it is larger than any patch."""
+    """Whether OpenSlide can open the file, and its image is larger than any patch."""
     import openslide
 
     try:
@@ -70,15 +73,14 @@ def read_slide(
     size: int,
     mpp: float,
     slide_mpp: float | None = None,
-    thumbnail: int = 1600,
-    threads: int = 2,
     progress: ProgressCallback | None = None,
 ) -> SlideReading:
-    """Answers of the tissue tiles of `size` px at `mpp` microns per pixel, the scale that the model knows.
+    """Answers for the tissue of a slide, in tiles of `size` px at `mpp` microns per pixel.
 
-    slide_mpp  microns per pixel of level 0, whatever the file records
-    Pixels of a few batches of tiles are in memory at a time, and the scores of all tiles. Raises ConfigError
-    where the slide's scale is unknown, ImageError for a file that cannot be read or shows no tissue.
+    size, mpp  those of the patches that the model was trained on
+    slide_mpp  microns per pixel of level 0; None: what the file records
+    The pixels of at most three batches of tiles are in memory at a time. Raises ConfigError where the microns
+    per pixel of the slide are unknown, and ImageError for a file that cannot be read or shows no tissue.
     """
     tiling = Tiling(kind="tiles", size=size, mpp=mpp)
     with open_slide(path, mpp=slide_mpp) as slide:
@@ -89,7 +91,7 @@ def read_slide(
             )
         side = tiling.side(slide.mpp)
         places = tile_places(slide, tiling, seed=path.name)
-        tiles, centre = _read_tiles(slide, places, classifier, side, size, threads, progress)
+        tiles, centre = _read_tiles(slide, places, classifier, side, size, progress)
         return SlideReading(
             width=slide.width,
             height=slide.height,
@@ -100,7 +102,7 @@ def read_slide(
             questions=classifier.questions,
             tiles=tiles,
             whole=_whole(classifier, centre),
-            thumbnail=slide.overview(thumbnail),
+            thumbnail=slide.overview(_THUMBNAIL),
         )
 
 
@@ -110,18 +112,20 @@ def _read_tiles(
     classifier: Classifier,
     side: int,
     size: int,
-    threads: int,
     progress: ProgressCallback | None,
 ) -> tuple[dict[str, Scores], np.ndarray]:
-    """Scores of all tiles by question, and their mean embedding (1, D)."""
+    """The scores of all tiles by the name of the question, and the mean embedding (1, D) of the tiles.
+
+    side  of a tile in level-0 pixels; it is resized to `size`
+    """
     parts: list[dict[str, Scores]] = []
     total, done = np.zeros(classifier.model.dim), 0
 
     def read(place: tuple[int, int]) -> np.ndarray:
         return classifier.crops(slide.region(*place, side, size))
 
-    # Closed here, so that no thread reads from a slide that is closed after an error or Ctrl-C.
-    with closing(_prefetched(read, places, batch=classifier.batch_size, threads=threads)) as batches:
+    # Closing it stops the threads before the slide is closed, also after an error or Ctrl-C.
+    with closing(_prefetched(read, places, batch=classifier.batch_size)) as batches:
         for crops in batches:
             features = classifier.encode(crops)
             parts.append(classifier.score(features))
@@ -134,10 +138,10 @@ def _read_tiles(
 
 
 def _prefetched(
-    read: Callable[[tuple[int, int]], np.ndarray], places: list[tuple[int, int]], *, batch: int, threads: int
+    read: Callable[[tuple[int, int]], np.ndarray], places: list[tuple[int, int]], *, batch: int
 ) -> Generator[np.ndarray, None, None]:
-    """Batches of crops, uint8 (B, 3, h, w); threads read the next batch while one is in use."""
-    with ThreadPoolExecutor(threads) as pool:
+    """Batches of crops, uint8 (B, 3, h, w). Threads read the next batch while the caller uses one."""
+    with ThreadPoolExecutor(_THREADS) as pool:
         waiting: list[Future[np.ndarray]] = []
         for start in range(0, len(places), batch):
             coming = [pool.submit(read, place) for place in places[start : start + batch]]
@@ -157,7 +161,10 @@ def _joined(parts: list[Scores]) -> Scores:
 
 
 def _whole(classifier: Classifier, centre: np.ndarray) -> dict[str, Answer]:
-    """The answers of a mean embedding, without probabilities: temperatures are fitted to single patches."""
+    """The answers for a mean embedding (1, D).
+
+    They have no probabilities, because temperatures are fitted to single patches.
+    """
     scores = classifier.score(centre)
     uncalibrated = [replace(question, temperature=None) for question in classifier.questions]
     return {question.name: next(answers(question, scores[question.name])) for question in uncalibrated}

@@ -1,4 +1,4 @@
-"""A small model and the real IHC image as patches, for the tests of using a model."""
+"""A small model, and the real IHC image as patches and shards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model() -> DualEncoder:
 
 @pytest.fixture
 def shards(real_ihc: np.ndarray, tmp_path: Path) -> ShardSet:
-    """The FHL2-stained colon as its user would bring it: a PNG in a folder, cut into 16 tiles by prepare."""
+    """The real image in a user's dataset: one PNG in a folder, which `prepare` cuts into 16 tiles."""
     folder = tmp_path / "published" / "FHL2"
     folder.mkdir(parents=True)
     (folder / "colon.png").write_bytes(encode_png(real_ihc))
@@ -47,14 +47,17 @@ def shards(real_ihc: np.ndarray, tmp_path: Path) -> ShardSet:
 
 @pytest.fixture(scope="session")
 def real_tiles(real_ihc: np.ndarray) -> Sequence[np.ndarray]:
-    """The image's 16 squares of 128 px, in reading order."""
+    """The 16 squares of 128 px of the real image, row by row."""
     places = range(0, 512, 128)
     return [np.ascontiguousarray(real_ihc[y : y + 128, x : x + 128]) for y in places for x in places]
 
 
 @pytest.fixture
 def write_patches(tmp_path: Path) -> Callable[..., ShardSet]:
-    """write_patches(images, tissue=[…], …) -> shards; a column is one value or a list, the split `select`."""
+    """write_patches(images, tissue=[…], …) -> shards.
+
+    A column is one value for all patches, or a list. The split is `select` by default.
+    """
 
     def write(images: Sequence[np.ndarray], **columns: Any) -> ShardSet:
         splits = {name: {"role": name} for name in ("train", "select", "report")}

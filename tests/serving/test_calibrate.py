@@ -1,4 +1,4 @@
-"""Calibration: the best temperature, fitted only on a `select` split, valid for one model and its prompts."""
+"""Calibration: the best temperature, only fitted on a `select` split, and valid for one model and prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Write = Callable[..., ShardSet]
 
 
 def _drawn(temperature: float, *, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (n, 4) like cosines, and labels drawn from their softmax at a temperature."""
+    """Scores (n, 4) in the range of cosines, and labels (n,) drawn from softmax(scores / temperature)."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(0, 0.1, (n, 4))
     chances = softmax(scores / temperature)
@@ -44,7 +44,7 @@ def test_the_fitted_temperature_minimises_the_loss(temperature: float, seed: int
     scores, labels = _drawn(temperature, n=400, seed=seed)
     try:
         found = fit_temperature(scores, labels, where="drawn")
-    except DatasetError:  # so few labels at a high temperature may say nothing
+    except DatasetError:  # at a high temperature, so few labels may carry no information
         assert temperature > 0.1
         return
     least = nll(softmax(scores / found), labels)
@@ -52,7 +52,7 @@ def test_the_fitted_temperature_minimises_the_loss(temperature: float, seed: int
         assert least <= nll(softmax(scores / (found * factor)), labels) + 1e-12
 
 
-def test_the_temperature_that_labels_were_drawn_at_is_found_again() -> None:
+def test_the_temperature_at_which_labels_were_drawn_is_recovered() -> None:
     scores, labels = _drawn(0.05, n=20_000, seed=1)
     found = fit_temperature(scores, labels, where="drawn")
     assert found == pytest.approx(0.05, rel=0.05)
@@ -62,7 +62,7 @@ def test_the_temperature_that_labels_were_drawn_at_is_found_again() -> None:
 
 def test_calibration_error_is_that_of_guo_et_al() -> None:
     chances = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
-    # bins: three of confidence 0.9, of which two are right; one of 0.6, which is right
+    # Three predictions have confidence 0.9, and two of them are right. One has 0.6, and it is right.
     assert calibration_error(chances, np.array([0, 0, 1, 0])) == pytest.approx((3 * (0.9 - 2 / 3) + 0.4) / 4)
 
 
@@ -73,7 +73,7 @@ def test_calibration_error_is_that_of_guo_et_al() -> None:
         pytest.param([0, 1, 0, 1], "split", id="never-wrong"),
     ],
 )
-def test_data_without_a_best_finite_temperature_are_refused(labels: list[int], key: str) -> None:
+def test_data_for_which_no_finite_temperature_is_best_are_refused(labels: list[int], key: str) -> None:
     scores = np.array([[0.2, 0.1], [0.1, 0.2]] * 2)
     with pytest.raises(DatasetError) as refused:
         fit_temperature(scores, np.array(labels), where="here")
@@ -82,7 +82,7 @@ def test_data_without_a_best_finite_temperature_are_refused(labels: list[int], k
 
 @pytest.fixture
 def labelled(real_ihc: np.ndarray, model: DualEncoder, write_patches: Write) -> ShardSet:
-    """64 real tiles: three in four have the class that the model gives them, the others the next one."""
+    """64 real tiles, 60 in `select`. Labels are the model's predictions, but every fourth is Tumor."""
     tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
     right = [row["tissue"].label for row in Classifier(model).classify(tiles)]
     tissue = ["Tumor" if i % 4 == 0 and t != "Tumor" else t for i, t in enumerate(right)]
@@ -101,7 +101,7 @@ def test_calibration_lowers_the_loss_and_gives_probabilities(
     for row in Classifier(model, questions).classify(real_tiles):
         values = np.array(list(row["tissue"].similarities.values()))
         assert row["tissue"].probability == pytest.approx(softmax(values[None] / found.temperature).max())
-        assert row["biomarker_guess"].probability is None, "nothing was fitted to this one"
+        assert row["biomarker_guess"].probability is None, "no temperature was fitted to this question"
 
 
 def test_a_temperature_is_never_fitted_on_a_report_split(
@@ -114,7 +114,7 @@ def test_a_temperature_is_never_fitted_on_a_report_split(
         assert (refused.value.key, refused.value.where) == ("--split", labelled.uri)
 
 
-def test_only_patches_of_the_named_biomarker_count(
+def test_a_staining_is_calibrated_on_patches_of_its_biomarker_only(
     real_ihc: np.ndarray, model: DualEncoder, write_patches: Write, tmp_path: Path
 ) -> None:
     tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
@@ -141,7 +141,7 @@ def _calibration(model: DualEncoder, question: Question) -> Calibration:
     )  # fmt: skip
 
 
-def test_a_calibration_of_another_model_or_prompts_or_a_damaged_one_is_refused(
+def test_a_calibration_of_another_model_or_other_prompts_or_a_damaged_file_is_refused(
     model: DualEncoder, tmp_path: Path
 ) -> None:
     (tissue,), file = ask(), tmp_path / "calibration.json"

@@ -1,10 +1,10 @@
-"""Real tiles answered by a model: tissue type, staining of a named biomarker, a marked guess."""
+"""Classification of real tiles: tissue type, staining of a named biomarker, and the guess of a biomarker."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,14 @@ from his2lip.serving.questions import ask
 def _features(
     model: DualEncoder, tiles: Sequence[np.ndarray], lines: Sequence[Sequence[str]], *, unit: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image features (N, D), and (C, D) means of each class's sentences, by the model's own methods."""
+    """Image features (N, D), and mean features (C, D) of each class's sentences, by the model's methods."""
     with torch.inference_mode():
         images = torch.stack([model.preprocess(tile) for tile in tiles])
         texts = torch.stack([model.encode_text(list(own), normalize=unit).mean(0) for own in lines])
         return model.encode_image(images, normalize=unit), texts
 
 
-def test_real_tiles_are_answered_as_the_cosines_say(
+def test_similarities_of_real_tiles_are_the_cosines_of_their_embeddings(
     real_tiles: Sequence[np.ndarray], model: DualEncoder
 ) -> None:
     rows = Classifier(model).classify(real_tiles)
@@ -50,7 +50,7 @@ def test_real_tiles_are_answered_as_the_cosines_say(
         assert answer.probability is None, "no temperature was fitted"
 
 
-def test_a_released_model_answers_by_its_dot_product(
+def test_similarities_of_a_released_model_are_dot_products(
     real_tiles: Sequence[np.ndarray], model: DualEncoder
 ) -> None:
     released = copy.copy(model)
@@ -104,46 +104,49 @@ def test_batches_files_and_tiles_give_the_same_answers(
 
 
 @pytest.mark.parametrize(
-    ("spelt", "title", "classes", "said"),
+    ("spelt", "title", "classes", "words"),
     [
         ("ki-67", "Ki67 staining", ("positive", "negative"), "brown DAB staining"),
         ("HER2-neu", "HER2 staining", ("negative", "positive"), "HER2-positive tumour"),
         ("cyclin d1", "Cyclin-D1 staining", ("positive", "negative"), "Cyclin-D1-positive cells"),
     ],
 )
-def test_a_named_biomarker_asks_for_its_staining(
-    spelt: str, title: str, classes: tuple[str, ...], said: str
+def test_a_named_biomarker_adds_the_question_for_its_staining(
+    spelt: str, title: str, classes: tuple[str, ...], words: str
 ) -> None:
     tissue, staining = ask(biomarker=spelt)
     assert (tissue.title, staining.title, staining.prompts.classes) == ("tissue type", title, classes)
-    assert any(said in line for line in staining.prompts.of("positive"))
+    assert any(words in line for line in staining.prompts.of("positive"))
     assert not any("{" in line for line in staining.prompts.all_sentences())
 
 
-def test_a_guess_is_another_question_and_says_that_it_is_one() -> None:
+def test_the_guess_of_the_biomarker_is_a_question_whose_title_names_it_a_guess() -> None:
     *_, guess = ask(guess_biomarker=True)
     assert guess.title == "biomarker (a guess)"
     assert guess.prompts.classes == taxonomy.BIOMARKERS
 
 
 @pytest.mark.parametrize(
-    "picture",
-    [
-        lambda t: t / "absent.png",
-        lambda t: b"",
-        lambda t: np.zeros((4, 4), dtype=np.uint8),
-        lambda t: np.zeros((4, 4, 3)),
-    ],
-    ids=["absent", "empty", "grey", "float64"],
+    "pixels", [np.zeros((4, 4), dtype=np.uint8), np.zeros((4, 4, 3))], ids=["grey", "float64"]
 )
-def test_an_image_that_cannot_be_used_is_refused(
-    model: DualEncoder, tmp_path: Path, picture: Callable[[Path], object]
-) -> None:
+def test_pixels_of_another_shape_or_dtype_are_refused(model: DualEncoder, pixels: np.ndarray) -> None:
+    with pytest.raises(ImageError) as refused:
+        Classifier(model).classify([pixels])
+    assert refused.value.key == "pixels"
+
+
+def test_an_image_that_cannot_be_read_or_decoded_is_refused(model: DualEncoder, tmp_path: Path) -> None:
+    absent, damaged = tmp_path / "absent.png", tmp_path / "damaged.png"
+    damaged.write_bytes(b"")
+    for file in (absent, damaged):
+        with pytest.raises(ImageError) as refused:
+            Classifier(model).classify([file])
+        assert refused.value.where == file
     with pytest.raises(ImageError):
-        Classifier(model).classify([picture(tmp_path)])
+        Classifier(model).classify([b""])
 
 
-def test_a_misspelt_prompt_set_or_biomarker_names_the_nearest() -> None:
+def test_a_misspelt_prompt_set_or_biomarker_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as unknown_set:
         ask(prompts="tissues")
     assert "'tissue'" in str(unknown_set.value.fix)
@@ -161,7 +164,7 @@ def test_prompts_with_a_placeholder_need_a_biomarker() -> None:
     assert "SMA-positive cells" in first.prompts.of("positive")[0]
 
 
-def test_hidden_folders_are_left_out_and_names_that_are_not_utf8_are_written(
+def test_hidden_files_are_left_out_and_file_names_that_are_not_utf8_are_escaped(
     real_tiles: Sequence[np.ndarray], tmp_path: Path
 ) -> None:
     folder, csv = tmp_path / "images", tmp_path / "rows.csv"

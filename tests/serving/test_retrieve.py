@@ -1,4 +1,4 @@
-"""Real tiles prepared by their user, embedded once and found again: by an image, by a sentence."""
+"""Retrieval of real tiles by an image or a sentence; each patch is embedded only once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def retrieve(query: Query, model: DualEncoder, shards: str, *, cache: str, top: 
 
 @pytest.fixture
 def labelled(real_tiles: Sequence[np.ndarray], write_patches: Write) -> ShardSet:
-    """Twelve real tiles to train with, of which six are Tumor and every third is Ki67, and four others."""
+    """16 real tiles: 12 in `train` and 4 in `select`. Every second one is Tumor, and every third is Ki67."""
     return write_patches(
         real_tiles,
         split=["train"] * 12 + ["select"] * 4,
@@ -39,7 +39,7 @@ def labelled(real_tiles: Sequence[np.ndarray], write_patches: Write) -> ShardSet
     )
 
 
-def test_a_patch_finds_itself_first_where_the_query_is_kept(
+def test_a_patch_is_its_own_best_match_and_left_out_by_default(
     shards: ShardSet, model: DualEncoder, tmp_path: Path
 ) -> None:
     index = build_index(shards.uri, model, cache=str(tmp_path / "cache"))
@@ -55,7 +55,7 @@ def test_a_patch_finds_itself_first_where_the_query_is_kept(
         assert without[0].patch_id == second.patch_id
 
 
-def test_the_query_s_pixels_in_another_encoding_are_left_out_too(
+def test_a_patch_with_the_querys_pixels_in_another_encoding_is_left_out_too(
     labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
 ) -> None:
     out = io.BytesIO()
@@ -65,7 +65,9 @@ def test_the_query_s_pixels_in_another_encoding_are_left_out_too(
     assert len(found) == 15
 
 
-def test_a_sentence_ranks_all_patches(shards: ShardSet, model: DualEncoder, tmp_path: Path) -> None:
+def test_a_sentence_ranks_all_patches_by_similarity(
+    shards: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
     matches = retrieve("brown nuclei", model, shards.uri, cache=str(tmp_path), top=100)
     assert [m.rank for m in matches] == list(range(1, 17))
     assert [m.similarity for m in matches] == sorted((m.similarity for m in matches), reverse=True)
@@ -86,7 +88,7 @@ def test_a_released_model_ranks_by_dot_product(
     assert [m.similarity for m in found] == pytest.approx(sorted(wanted.values(), reverse=True), rel=1e-4)
 
 
-def test_the_second_query_costs_no_image_forward(
+def test_the_second_query_needs_no_image_forward(
     labelled: ShardSet, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -103,7 +105,7 @@ def test_the_second_query_costs_no_image_forward(
     assert seen == []
 
 
-def test_patches_are_narrowed_by_split_tissue_and_biomarker(
+def test_the_search_is_restricted_by_split_tissue_and_biomarker(
     labelled: ShardSet, model: DualEncoder, tmp_path: Path
 ) -> None:
     cache = str(tmp_path)
@@ -125,7 +127,7 @@ def test_patches_are_narrowed_by_split_tissue_and_biomarker(
     assert "'train'" in str(no_split.value.fix)
 
 
-def test_images_of_matches_are_those_of_their_rows(
+def test_the_images_of_matches_are_those_of_their_rows(
     labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
 ) -> None:
     index = build_index(labelled.uri, model, cache=str(tmp_path))
@@ -142,9 +144,7 @@ def test_a_query_may_be_pixels_bytes_or_a_file(
     file.write_bytes(encode_png(real_ihc[:128, :128]))
     asked = [real_ihc[:128, :128], file.read_bytes(), file, str(file)]
     assert len({(m.patch_id, m.similarity) for q in asked for m in index.find(q, top=1)}) == 1
-    assert index.cache.counts.images == 16, (
-        "the first tile was embedded with the shards, and is its own query"
-    )
+    assert index.cache.counts.images == 16, "the query is the first tile, which is in the cache"
     with pytest.raises(ImageError) as refused:
         index.find("absent.png")
     assert refused.value.where == "absent.png"
@@ -157,7 +157,7 @@ def test_an_index_without_patches_is_refused(model: DualEncoder, tmp_path: Path)
     assert str(refused.value.where) == str(tmp_path / "nothing")
 
 
-def test_the_command_writes_rows_and_a_page_that_stands_alone(
+def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
     labelled: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Slides made of real pixels: every tile answered where it lies, together and in files that others read."""
+"""Slides made of real pixels: answers for each tile and for the slide, and the files that show them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ from his2lip.serving.slide_maps import class_colours, draw_classes, draw_similar
 from his2lip.serving.slides import PATCH_SIDE, SlideReading, is_slide, read_slide
 from his2lip.synthetic.layouts import write_pyramid
 
-PLACES = ((256, 128), (768, 128), (1536, 640))  # of the tissue on the glass, x and y, in multiples of a tile
+PLACES = (
+    (256, 128),
+    (768, 128),
+    (1536, 640),
+)  # (x, y) of the tissue on the glass, multiples of a tile's side
 
 
 @pytest.fixture(scope="module")
 def pixels(real_ihc: np.ndarray) -> np.ndarray:
-    """Level 0: the real tissue three times on bare glass, uint8 (1280, 3200, 3)."""
+    """Level 0 of a slide: the real tissue three times on bare glass, uint8 (1280, 3200, 3)."""
     glass = np.full((1280, 3200, 3), 243, np.uint8)
     for x, y in PLACES:
         glass[y : y + 512, x : x + 512] = real_ihc
@@ -53,7 +57,7 @@ def reading(slide: Path, model: DualEncoder) -> SlideReading:
     return read_slide(slide, Classifier(model, ask(biomarker="CD3")), size=128, mpp=0.25)
 
 
-def test_tiles_lie_on_tissue_alone(reading: SlideReading) -> None:
+def test_tiles_are_on_tissue_only(reading: SlideReading) -> None:
     wanted = {(x + i, y + j) for x, y in PLACES for i in range(0, 512, 128) for j in range(0, 512, 128)}
     found = {tuple(place) for place in reading.places.tolist()}
     assert found <= wanted
@@ -61,7 +65,7 @@ def test_tiles_lie_on_tissue_alone(reading: SlideReading) -> None:
     assert (reading.width, reading.height, reading.mpp, reading.side) == (3200, 1280, 0.25, 128)
 
 
-def test_every_tile_is_answered_as_the_level_0_pixels_at_its_place(
+def test_the_scores_of_a_tile_are_those_of_the_level_0_pixels_at_its_place(
     reading: SlideReading, pixels: np.ndarray, model: DualEncoder
 ) -> None:
     cut = [pixels[y : y + 128, x : x + 128] for x, y in reading.places]
@@ -69,7 +73,9 @@ def test_every_tile_is_answered_as_the_level_0_pixels_at_its_place(
     np.testing.assert_allclose(reading.tiles["tissue"].scores, wanted, atol=1e-5)
 
 
-def test_coarser_tiles_are_read_at_their_scale(slide: Path, model: DualEncoder, pixels: np.ndarray) -> None:
+def test_tiles_of_larger_microns_per_pixel_are_read_at_their_scale(
+    slide: Path, model: DualEncoder, pixels: np.ndarray
+) -> None:
     coarse = read_slide(slide, Classifier(model), size=128, mpp=0.5)
     assert coarse.side == 256
     assert (coarse.places % 256 == 0).all()
@@ -81,7 +87,7 @@ def test_coarser_tiles_are_read_at_their_scale(slide: Path, model: DualEncoder, 
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_a_slide_is_answered_by_the_mean_embedding_of_its_tiles(
+def test_the_answer_for_a_slide_is_that_of_the_mean_embedding_of_its_tiles(
     slide: Path, pixels: np.ndarray, model: DualEncoder, similarity: str
 ) -> None:
     compared = copy.copy(model)
@@ -97,7 +103,7 @@ def test_a_slide_is_answered_by_the_mean_embedding_of_its_tiles(
     assert sum(found.shares(found.questions[0]).values()) == pytest.approx(1)
 
 
-def test_pixels_of_three_batches_at_most_are_in_memory(
+def test_the_pixels_of_at_most_three_batches_are_in_memory(
     slide: Path, model: DualEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: set[int] = set()
@@ -115,10 +121,10 @@ def test_pixels_of_three_batches_at_most_are_in_memory(
     monkeypatch.setattr(Classifier, "crops", counted)
     found = read_slide(slide, Classifier(model, batch_size=5), size=128, mpp=0.25)
     assert len(found.places) > 40
-    assert most <= 15 + 2, "one batch in use, one read, one under way, and the tiles that two threads cut"
+    assert most <= 15 + 2, "a batch in use, one read, one being read, and the tiles of two threads"
 
 
-def test_geojson_has_each_tile_as_qupath_reads_it(reading: SlideReading, tmp_path: Path) -> None:
+def test_geojson_has_each_tile_with_the_fields_of_qupath(reading: SlideReading, tmp_path: Path) -> None:
     file = tmp_path / "tiles.geojson"
     write_geojson(file, reading)
     tree = json.loads(file.read_text())
@@ -131,18 +137,18 @@ def test_geojson_has_each_tile_as_qupath_reads_it(reading: SlideReading, tmp_pat
         (ring,) = feature["geometry"]["coordinates"]
         x, y = reading.places[i].tolist()
         assert ring == [[x, y], [x + 128, y], [x + 128, y + 128], [x, y + 128], [x, y]]
-        said = feature["properties"]
+        properties = feature["properties"]
         winner = int(reading.tiles["tissue"].predicted[i])
-        assert said["objectType"] == "tile"
-        assert said["classification"] == {"name": classes[winner], "color": list(colours[winner])}
-        assert said["metadata"]["CD3 staining"] in ("positive", "negative")
-        assert all(isinstance(v, float) and math.isfinite(v) for v in said["measurements"].values())
-        assert said["measurements"][f"tissue type: {classes[winner]}"] == pytest.approx(
+        assert properties["objectType"] == "tile"
+        assert properties["classification"] == {"name": classes[winner], "color": list(colours[winner])}
+        assert properties["metadata"]["CD3 staining"] in ("positive", "negative")
+        assert all(isinstance(v, float) and math.isfinite(v) for v in properties["measurements"].values())
+        assert properties["measurements"][f"tissue type: {classes[winner]}"] == pytest.approx(
             float(reading.tiles["tissue"].scores[i, winner])
         )
 
 
-def test_geojson_counts_from_the_scanned_area_where_qupath_does(
+def test_coordinates_of_geojson_are_relative_to_the_scanned_area_as_in_qupath(
     real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
 ) -> None:
     write_scn(tmp_path / "a.scn", real_ihc, mpp=0.25, offset=(700, 300), size=(4000, 2000))
@@ -151,12 +157,12 @@ def test_geojson_counts_from_the_scanned_area_where_qupath_does(
     features = json.loads((tmp_path / "a.geojson").read_text())["features"]
     corners = [feature["geometry"]["coordinates"][0][0] for feature in features]
     assert corners == (found.places - (700, 300)).tolist()
-    for x, y in corners:  # on the scanned tissue, which is 512 px wide and high, to less than a tile
+    for x, y in corners:  # on the scanned tissue, which is 512 px wide and high
         assert -128 < x < 512
         assert -128 < y < 512
 
 
-def test_a_slide_of_an_impossible_scale_needs_another(
+def test_a_slide_with_impossible_microns_per_pixel_needs_them_from_the_user(
     real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
 ) -> None:
     write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=352.8)
@@ -167,11 +173,11 @@ def test_a_slide_of_an_impossible_scale_needs_another(
     assert (found.mpp, found.side) == (0.25, 128)
 
 
-def test_a_heat_map_colours_tiles_and_leaves_glass(reading: SlideReading) -> None:
+def test_a_map_colours_the_tiles_and_not_the_glass(reading: SlideReading) -> None:
     question, scale = reading.questions[0], reading.thumbnail.shape[1] / reading.width
     page = np.asarray(draw_classes(reading, question))
     height = reading.thumbnail.shape[0]
-    assert page.shape[0] > height, "the legend stands below"
+    assert page.shape[0] > height, "the legend is below the thumbnail"
     colours = np.array(class_colours(7))[reading.tiles["tissue"].predicted]
     for (x, y), colour in zip((reading.places + 64) * scale, colours, strict=True):
         row, column = int(y), int(x)
@@ -184,7 +190,7 @@ def test_a_heat_map_colours_tiles_and_leaves_glass(reading: SlideReading) -> Non
     np.testing.assert_allclose(one[y, x], (reading.thumbnail[y, x] + np.array([253.0, 231, 37])) / 2, atol=1)
 
 
-def test_what_openslide_opens_beyond_a_patch_is_a_slide(
+def test_a_file_that_openslide_opens_and_that_is_larger_than_a_patch_is_a_slide(
     slide: Path, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
     assert is_slide(slide)
@@ -195,20 +201,23 @@ def test_what_openslide_opens_beyond_a_patch_is_a_slide(
     assert max(real_ihc.shape) < PATCH_SIDE
 
 
-def test_a_slide_without_scale_or_tissue_or_room_for_a_tile_is_refused(
+def test_a_slide_without_microns_per_pixel_or_tissue_or_room_for_a_tile_is_refused(
     real_ihc: np.ndarray, model: DualEncoder, tmp_path: Path
 ) -> None:
     plain = tmp_path / "plain.png"
     plain.write_bytes(encode_png(real_ihc))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as unknown:
         read_slide(plain, Classifier(model), size=128, mpp=0.25)
-    assert (refused.value.key, refused.value.where) == ("--slide-mpp", plain)
+    assert (unknown.value.key, unknown.value.where) == ("--slide-mpp", plain)
     assert len(read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25).places) > 12
-    with pytest.raises(ImageError, match="1024 px"):
+    with pytest.raises(ImageError) as small:
         read_slide(plain, Classifier(model), size=128, mpp=2.0, slide_mpp=0.25)
+    assert small.value.key == "size"
+    assert "1024 px" in small.value.what, "the side of a tile in the slide's pixels"
     plain.write_bytes(encode_png(np.full((512, 512, 3), 243, np.uint8)))
-    with pytest.raises(ImageError, match="tissue"):
+    with pytest.raises(ImageError) as glass:
         read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
+    assert glass.value.key == "tissue"
 
 
 def _classify(images: list[Path], csv: Path, *, model: str = "tiny", **options: Any) -> list[str]:
@@ -228,9 +237,10 @@ def test_classify_takes_slides_and_patches_together(
     names = {"section.tissue.png", "section.heat.png", "section.geojson"}
     assert {p.name for p in out.iterdir()} == names
     assert "tiles of 128 px at 0.25 µm per pixel" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="'Tumor'") as refused:
+    with pytest.raises(ConfigError) as refused:
         _classify([patch], csv, heat="Tumour")
     assert refused.value.key == "--heat"
+    assert "'Tumor'" in str(refused.value.fix)
     with pytest.raises(ConfigError) as refused:
         _classify([slide], csv)
     assert (refused.value.where, refused.value.key) == ("tiny", "--mpp")
@@ -241,7 +251,7 @@ def test_classify_takes_slides_and_patches_together(
     assert refused.value.key == "section"
 
 
-def test_a_slide_is_tiled_at_the_scale_that_the_checkpoint_was_trained_at(
+def test_a_slide_is_tiled_at_the_microns_per_pixel_of_the_models_training_patches(
     slide: Path,
     model: DualEncoder,
     real_tiles: Sequence[np.ndarray],
@@ -257,10 +267,10 @@ def test_a_slide_is_tiled_at_the_scale_that_the_checkpoint_was_trained_at(
     assert "tiles of 128 px at 0.5 µm per pixel" in capsys.readouterr().out
     tree = json.loads((tmp_path / "out/section.geojson").read_text())
     xs = [feature["geometry"]["coordinates"][0][0][0] for feature in tree["features"]]
-    assert all(x % 256 == 0 for x in xs), "0.25 µm a pixel at level 0"
+    assert all(x % 256 == 0 for x in xs), "level 0 has 0.25 µm per pixel"
 
 
-def test_patches_of_unknown_scale_leave_none(
+def test_patches_with_unknown_microns_per_pixel_have_no_scale(
     real_tiles: Sequence[np.ndarray], write_patches: Callable[..., ShardSet]
 ) -> None:
     assert patch_scale(write_patches(real_tiles), "select") is None
