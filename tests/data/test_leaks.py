@@ -25,12 +25,12 @@ def test_shared_cases_are_those_of_a_plain_reference(rows: list[tuple[str, str |
         values.setdefault(split, []).append(case)
         if case is not None:
             splits_of.setdefault(case, set()).add(split)
-    wanted: dict[tuple[str, ...], int] = {}
+    expected: dict[tuple[str, ...], int] = {}
     for splits in splits_of.values():
         if len(splits) > 1:
-            wanted[tuple(sorted(splits))] = wanted.get(tuple(sorted(splits)), 0) + 1
+            expected[tuple(sorted(splits))] = expected.get(tuple(sorted(splits)), 0) + 1
     found = list(seen.leaks())
-    assert {leak.splits: leak.count for leak in found} == wanted
+    assert {leak.splits: leak.count for leak in found} == expected
     for leak in found:
         shown = {values[s][row] for s, row in zip(leak.splits, leak.rows, strict=True)}
         assert len(shown) == 1

@@ -56,20 +56,18 @@ def test_dataset_is_prepared_checked_and_read_on_s3(
     assert refused.value.where == "ihc/some/toy"
 
 
-def test_generated_twins_are_written_to_s3_a_folder_each(bucket: str) -> None:
+def test_generated_twins_are_written_to_s3_in_one_folder_per_dataset(bucket: str) -> None:
     write_twins(bucket.format("twins"), datasets=["bcdata"], seed=0, scale=0.05)
     assert open_shards(bucket.format("twins/bcdata")).info.generated
 
 
-def test_empty_place_on_s3_is_one_clear_error(bucket: str) -> None:
+def test_a_place_on_s3_without_a_dataset_is_refused(bucket: str) -> None:
     with pytest.raises(DatasetError) as refused:
         open_shards(bucket.format("nothing"))
     assert refused.value.where == bucket.format("nothing")
 
 
-def test_bucket_that_is_not_there_is_one_clear_error(
-    bucket: str, tmp_path: Path, real_ihc: np.ndarray
-) -> None:
+def test_a_bucket_that_does_not_exist_is_refused(bucket: str, tmp_path: Path, real_ihc: np.ndarray) -> None:
     Cutter(real_ihc).write(tmp_path / "in/a/1.png")
     uri = bucket.replace("s3://ihc", "s3://none").format("toy")
     with pytest.raises(DatasetError) as refused:

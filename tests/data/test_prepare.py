@@ -31,7 +31,7 @@ FOLDERS = {"train": 12, "val": 4, "test": 6}
 
 
 def mihic_tree(root: Path, pixels: np.ndarray) -> Path:
-    """MIHIC's layout with its mixed case, its space, and stains that hold the separator."""
+    """MIHIC's layout with its mixed case, its space, and stains that contain the separator."""
     cut = Cutter(pixels, 64)
     for split, n in FOLDERS.items():
         for folder, stain in (("Immune cells", "D2-40"), ("background", "cyclin-D1"), ("Tumor", "CD34")):
@@ -213,7 +213,7 @@ def test_a_manifest_that_is_corrected_after_an_interruption_is_read_again(
 
     def write_labels(label: str) -> None:
         (root / "manifest.csv").write_text("path,label\n" + "".join(f"{name},{label}\n" for name in names))
-        os.utime(root / "manifest.csv", ns=(0, 0))  # only what it says differs
+        os.utime(root / "manifest.csv", ns=(0, 0))  # only the contents differ
 
     write_labels("neg")
     interrupted(card, root, out)

@@ -1,4 +1,4 @@
-"""With --pseudonymise no name is left under --out; the map of names leads back."""
+"""With --pseudonymise no name is left under --out, and the map of names gives the original names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def named_images(root: Path, pixels: np.ndarray) -> Path:
-    """Images of cases whose names stand in paths, EXIF, comments and text; some are broken."""
+    """Images with names of cases in their paths, EXIF, comments and text; some are broken."""
     note = PngInfo()
     note.add_text("Patient", SECRETS[1])
     exif = Image.Exif()
@@ -63,8 +63,8 @@ def named_images(root: Path, pixels: np.ndarray) -> Path:
     return root
 
 
-def holds(folder: Path, secret: str) -> list[str]:
-    """Files under `folder` in whose name or bytes a secret stands, columns of shards read plain too."""
+def containing(folder: Path, secret: str) -> list[str]:
+    """Files under `folder`, and rows of shards, whose name or content contains a secret."""
     files = [p for p in folder.rglob("*") if p.is_file()]
     found = [
         str(p) for p in files if secret in str(p.relative_to(folder)) or secret.encode() in p.read_bytes()
@@ -83,12 +83,12 @@ def test_no_name_is_left_under_out(tmp_path: Path, key_file: Path, real_ihc: np.
     root, out = named_images(tmp_path / "in", real_ihc), tmp_path / "out"
     card = Card.model_validate(CARD)
     plain = prepare(card, root, tmp_path / "plain")
-    assert all(holds(tmp_path / "plain", secret) for secret in SECRETS)  # else the search finds nothing
+    assert all(containing(tmp_path / "plain", secret) for secret in SECRETS)  # else the search finds nothing
     report = prepare(card, root, out, names=NameMap.open(key_file, tmp_path / "names.csv", out=str(out)))
     assert (report.found, report.read) == (plain.found, plain.read) == (20, 18)
     assert report.info.counts == plain.info.counts  # the same cases in the same splits
     for secret in SECRETS:
-        assert holds(out, secret) == []
+        assert containing(out, secret) == []
     assert check(out).problems == []
 
 
@@ -105,7 +105,7 @@ def test_no_name_is_left_by_an_interrupted_prepare(
     with pytest.raises(KeyboardInterrupt):
         prepare(card, root, out, names=names, part_bytes=20_000, progress=stop)
     assert list((out / "_progress").iterdir())
-    assert not any(holds(out, secret) for secret in SECRETS)
+    assert not any(containing(out, secret) for secret in SECRETS)
     names = NameMap.open(key_file, tmp_path / "names.csv", out=str(out))
     report = prepare(card, root, out, names=names, part_bytes=20_000)
     whole = prepare(card, root, tmp_path / "whole", names=names, part_bytes=20_000)
@@ -113,7 +113,7 @@ def test_no_name_is_left_by_an_interrupted_prepare(
     assert report.quarantined == whole.quarantined
 
 
-def test_map_leads_back_and_only_its_owner_reads_it(
+def test_the_map_gives_the_original_names_and_only_its_owner_may_read_it(
     tmp_path: Path, key_file: Path, real_ihc: np.ndarray
 ) -> None:
     root, out = named_images(tmp_path / "in", real_ihc), tmp_path / "out"
@@ -150,7 +150,7 @@ def test_pseudonyms_are_the_same_between_runs_and_datasets_and_change_with_the_k
     assert not cases("c", tmp_path / "other") & cases("d", key_file)
 
 
-def test_key_and_map_that_would_give_names_away_are_refused(tmp_path: Path, key_file: Path) -> None:
+def test_a_key_or_map_that_would_reveal_names_is_refused(tmp_path: Path, key_file: Path) -> None:
     out = str(tmp_path / "out")
     inside, names, short = tmp_path / "out/names.csv", tmp_path / "n.csv", tmp_path / "short"
     short.write_bytes(b"short")
@@ -195,23 +195,23 @@ def test_image_without_metadata_has_the_same_pixels(real_ihc: np.ndarray, kind: 
         assert len(bare) < len(data)
 
 
-def test_image_of_pixels_alone_is_kept_byte_for_byte(real_ihc: np.ndarray) -> None:
+def test_an_image_without_metadata_is_kept_byte_for_byte(real_ihc: np.ndarray) -> None:
     for data in (encode_png(real_ihc), encode_jpeg(real_ihc)):
         assert without_metadata(data) == data
 
 
 def write_aperio(path: Path, pixels: np.ndarray) -> None:
     """A slide as Aperio scanners write it, with a label and a macro image in one striking colour."""
-    said = "Aperio Image Library v12\n{0}x{1} [0,0 {0}x{1}] (256x256) |AppMag = 40|MPP = 0.92"
+    text = "Aperio Image Library v12\n{0}x{1} [0,0 {0}x{1}] (256x256) |AppMag = 40|MPP = 0.92"
     tiles = {"photometric": "rgb", "tile": (256, 256), "metadata": None}
     strips = {"photometric": "rgb", "rowsperstrip": 64, "metadata": None}
     magenta = np.full((128, 128, 3), (255, 0, 255), np.uint8)
     height, width = pixels.shape[:2]
     with tifffile.TiffWriter(path) as file:
-        file.write(pixels, description=said.format(width, height), **tiles)
+        file.write(pixels, description=text.format(width, height), **tiles)
         file.write(np.ascontiguousarray(pixels[::8, ::8]), description="Aperio thumbnail", **strips)
         file.write(
-            np.ascontiguousarray(pixels[::4, ::4]), description=said.format(width // 4, height // 4), **tiles
+            np.ascontiguousarray(pixels[::4, ::4]), description=text.format(width // 4, height // 4), **tiles
         )
         for name in ("label", "macro"):
             description = f"Aperio Image Library v12\n{name} 128x128"

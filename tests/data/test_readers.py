@@ -273,13 +273,13 @@ def test_pantumor_classes_are_kept_or_capped_as_the_card_says(
     assert report.info.counts["test"] == {"immune cell": each, "other cell": each, "tumour cell": each}
 
 
-@pytest.mark.parametrize(("most", "want"), [(1, (6, 6)), (2, (12, 12)), (None, (18, 12))])
+@pytest.mark.parametrize(("most", "expected"), [(1, (6, 6)), (2, (12, 12)), (None, (18, 12))])
 def test_bcdata_classes_are_kept_or_capped_as_the_card_says(
-    read: Read, most: int | None, want: tuple[int, int]
+    read: Read, most: int | None, expected: tuple[int, int]
 ) -> None:
     _, rows = read("bcdata", per_image=most)  # six images, three positive points and two negative on each
     counts = rows["label"].value_counts()
-    assert (counts["positive"], counts["negative"]) == want
+    assert (counts["positive"], counts["negative"]) == expected
     assert counts["none"] == 6 * most if most else counts["none"] > 12
 
 

@@ -1,4 +1,4 @@
-"""The stain check on real IHC, real H&E, and stains mixed from published vectors."""
+"""Stain detection on real IHC, real H&E, and stains mixed from published vectors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def counted(pictures: list[np.ndarray]) -> Counter[str | None]:
 
 @pytest.fixture(scope="module")
 def amounts(real_ihc: np.ndarray) -> np.ndarray:
-    """float32 (512, 512, 2): how much of a first and a second stain real tissue holds where."""
+    """float32 (512, 512, 2): amounts of a first and a second stain in each pixel of real tissue."""
     from skimage.color import rgb2hed
 
     return np.clip(rgb2hed(real_ihc)[..., [0, 2]], 0, None).astype(np.float32) * 2.3
@@ -43,11 +43,11 @@ def test_real_dab_is_dab(real_ihc: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("stain", SECOND)
-def test_stains_mixed_from_published_vectors_are_told_apart(amounts: np.ndarray, stain: str) -> None:
+def test_stains_mixed_from_published_vectors_are_distinguished(amounts: np.ndarray, stain: str) -> None:
     assert counted(tiles(stained(amounts, stain), 128)) == {stain: 16}
 
 
-def test_counterstain_alone_is_haematoxylin(amounts: np.ndarray) -> None:
+def test_an_image_with_only_a_counterstain_is_haematoxylin(amounts: np.ndarray) -> None:
     seen = counted(tiles(stained(amounts, "DAB", strength=0.0), 128))
     assert set(seen) == {"haematoxylin", None}, "where all was DAB, glass is left"
 
@@ -64,7 +64,7 @@ def test_a_few_brown_pixels_are_not_lost_to_sampling(amounts: np.ndarray) -> Non
     assert look_at(plain).stain == "DAB"
 
 
-def test_real_haematoxylin_and_eosin_is_never_taken_for_ihc_nor_ihc_for_it(shared: Path) -> None:
+def test_real_h_and_e_and_real_ihc_are_never_confused(shared: Path) -> None:
     folder = shared / "real_ihc"
     he, ihc = [], []
     for path in sorted(

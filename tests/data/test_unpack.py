@@ -1,4 +1,4 @@
-"""Archives are unpacked once, safely, and resume where they were interrupted; hostile ones do no harm."""
+"""Archives are unpacked once and safely, and unpacking resumes; malicious ones write nothing outside."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_nested_archives_are_unpacked_and_plain_files_lie_beside_them(tmp_path: 
     (tmp_path / "in/readme.txt").write_bytes(b"read me")
     (tmp_path / "in/linked").symlink_to(tmp_path)
     found = tree(unpack(tmp_path / "in", tmp_path / "work").root)
-    assert (tmp_path / "work/linked").is_symlink(), "a reader will say that it is not followed"
+    assert (tmp_path / "work/linked").is_symlink(), "a reader reports that it is not followed"
     within = {f"deep/outer/middle/inner/{path}": data for path, data in FILES.items()}
     assert found == within | {
         "deep/outer/middle/m.txt": b"m",
@@ -153,7 +153,7 @@ def test_interrupted_unpacking_resumes_where_it_stopped(
     assert sorted(p.name for p in (tmp_path / "in.unpacked").iterdir()) == [".lock", ".unpacked.json", "x"]
 
 
-def test_archive_that_was_unpacked_by_hand_is_left_alone(tmp_path: Path) -> None:
+def test_archive_that_was_unpacked_by_hand_is_not_unpacked_again(tmp_path: Path) -> None:
     path = zipped(tmp_path / "in/x.zip", FILES)
     shutil.unpack_archive(path, tmp_path / "in/x")
     assert unpack(tmp_path / "in").root == tmp_path / "in"

@@ -21,6 +21,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 SYSTEM_RULE = "a hidden file, or one of a file manager, server or archiver"
 # A file of this name marks the images under its folder as generated (synthetic/rehearsal.py).
 GENERATED = "GENERATED-BY-HIS2LIP.txt"
+# Labels of an item that its patches have too; the stain may also come from the card.
+_COPIED = (
+    "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "score", "mpp",
+)  # fmt: skip
 
 
 class PassedOver(DatasetError):
@@ -205,11 +209,6 @@ class Reader(ABC):
         """Whether a split of the card is carved or grouped by cases."""
         made = any(carve.by == "case" for carve in self.card.carve)
         return made or any(split.groups == "case" for split in self.card.splits.values())
-
-
-_COPIED = (
-    "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "score", "mpp",
-)  # fmt: skip
 
 
 def refuse_spellings(values: Iterable[str], *, where: str | Path, key: str) -> None:
