@@ -11,7 +11,7 @@ from loopback import on_loopback
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow server` on a free loopback port over a fresh SQLite store, stopped at the end."""
+    """The URL of an `mlflow server` with a new SQLite store, on a free loopback port."""
     folder = tmp_path_factory.mktemp("mlflow")
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]

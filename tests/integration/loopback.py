@@ -1,4 +1,4 @@
-"""A server of MLflow's on a free loopback port, for as long as a test needs it."""
+"""Starts a server of MLflow on a free loopback port, and stops it after the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from time import monotonic, sleep
 def on_loopback(
     command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """The URL of `command --host 127.0.0.1 --port …` once it answers at /health; stopped at the end."""
+    """Runs `command --host 127.0.0.1 --port …`, and gives its URL once it answers at /health."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -30,18 +30,18 @@ def on_loopback(
         _await(url, process)
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # the workers and shells below it too
+        os.killpg(process.pid, signal.SIGTERM)  # also its workers and shells
         process.wait(timeout=30)
 
 
 def _await(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Until the server answers; it imports for some seconds first."""
+    """Waits until the server answers, which takes some seconds."""
     until = monotonic() + 120
     while monotonic() < until:
-        assert process.poll() is None, "the server ended by itself"
+        assert process.poll() is None, "the server exited"
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except OSError:
             sleep(0.2)
-    raise AssertionError("the server did not come up")
+    raise AssertionError("the server did not start in time")

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, to its end, and once more."""
+"""The demo, run twice as a user runs it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_demo_learns_more_than_colour_and_a_second_call_runs_nothing(tmp_path: P
     assert rows["baseline:mean-colour", "mihic"] < 0.50
     assert len({dataset for _, dataset in rows}) == 10
     assert (tmp_path / "runs/demo/benchmark/demo/report/index.html").stat().st_size > 10_000
-    assert len(first.stdout.splitlines()) < 120  # worth reading: no walls of log lines
+    assert len(first.stdout.splitlines()) < 120  # short enough to read
     assert not re.search(r"Traceback|WARNING|\(pid=", first.stdout + first.stderr)
 
     second = _demo(tmp_path)

@@ -1,4 +1,4 @@
-"""The benchmark grid on a real local Ray: real pixels, tiny models, failures, and nothing run twice."""
+"""The benchmark grid on a real local Ray: real pixels, tiny models, failures, and no work done twice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PROTOCOLS = {
 
 
 def write_dataset(folder: Path, name: str, pixels: np.ndarray, *, count: int = 24) -> None:
-    """`count` real tiles of 64 px: the darker half is Tumor and 3+ (or 2+), the rest Stroma and 0."""
+    """A dataset of `count` real tiles of 64 px: the darker half Tumor and 3+ or 2+, the rest Stroma and 0."""
     first = {"alpha": 0, "beta": 16, "gamma": 32}[name]
     places = [((first + i) // 8 % 8, (first + i) % 8) for i in range(count)]
     tiles = [pixels[64 * y : 64 * y + 64, 64 * x : 64 * x + 64] for y, x in places]
@@ -87,7 +87,7 @@ def write_dataset(folder: Path, name: str, pixels: np.ndarray, *, count: int = 2
 
 @pytest.fixture
 def make(tmp_path: Path, real_ihc: np.ndarray) -> Callable[..., BenchmarkConfig]:
-    """make(a=b, …) -> configuration: tiny, and a checkpoint of another seed, on three prepared datasets."""
+    """make(a=b, …) -> configuration of `tiny` and a checkpoint of another seed, on three datasets."""
     for name in PROTOCOLS:
         write_dataset(tmp_path / "shards", name, real_ihc)
     save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={"data_digest": "of another dataset"})
@@ -112,7 +112,7 @@ def read_leaderboard(result: GridResult) -> list[dict[str, str]]:
         return list(csv.DictReader(source))
 
 
-def test_every_model_meets_every_dataset_and_leaves_its_evidence(
+def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     told = []
@@ -128,7 +128,7 @@ def test_every_model_meets_every_dataset_and_leaves_its_evidence(
     assert [(row["model"], row["dataset"]) for row in board] == [(c.model, c.dataset) for c in result.cells]
 
     alpha = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("tuned", "alpha", "default"))
-    assert alpha.in_domain, "a fine-tuned checkpoint on what its card calls the training distribution"
+    assert alpha.in_domain, "a fine-tuned checkpoint on a dataset whose card has in_domain: true"
     assert not any(c.in_domain for c in result.cells if c.model == "tiny")
     rows = read_predictions(config.folder, alpha).to_pylist()
     right = [row["label"] == row["predicted"] for row in rows]
@@ -154,7 +154,7 @@ def test_every_model_meets_every_dataset_and_leaves_its_evidence(
     assert len(together) == sum(c.n + c.apart for c in result.cells)
 
 
-def test_a_second_call_runs_nothing_and_answers_the_same(
+def test_a_second_call_runs_nothing_and_returns_the_same_results(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     first = run_grid(make())
@@ -173,7 +173,7 @@ def test_a_changed_prompt_is_scored_from_the_cache_without_an_image_forward(
     prompts = tmp_path / "prompts.yaml"
     prompts.write_text("classes: {Stroma: [fibrous tissue], Tumor: [malignant glands]}", encoding="utf-8")
     changed = run_grid(make(prompts={"alpha": str(prompts)}))
-    assert changed.ran == 2, "alpha's cell of each model, and no other"
+    assert changed.ran == 2, "only the grid cells of alpha, one per model"
     assert changed.counts.images == changed.counts.crops == 0
     assert changed.counts.sentences == 2 * 2
 
@@ -186,7 +186,7 @@ def test_another_protocol_is_scored_from_the_cache_too(
     assert (more.ran, more.counts.images, more.counts.sentences) == (2, 0, 0)
 
 
-def test_one_added_image_is_one_forward_a_model(
+def test_one_added_image_needs_one_forward_per_model(
     ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
     config = make(datasets=["alpha"])
@@ -198,7 +198,7 @@ def test_one_added_image_is_one_forward_a_model(
     assert grown.counts.images == 2, "one image, two models"
 
 
-def test_replaced_weights_under_the_same_path_are_another_model(
+def test_replaced_weights_in_the_same_path_are_scored_as_another_model(
     ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
 ) -> None:
     config = make(models=[{"name": "tuned", "path": str(tmp_path / "best")}], datasets=["alpha"])
@@ -209,7 +209,7 @@ def test_replaced_weights_under_the_same_path_are_another_model(
     assert second.cells[0].weights_sha256 != first.cells[0].weights_sha256
 
 
-def test_what_fails_is_named_and_stops_nothing_else(
+def test_a_failure_is_reported_with_its_reason_and_other_grid_cells_are_scored(
     ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
 ) -> None:
     (part,) = (tmp_path / "shards/beta/test").glob("*.parquet")
@@ -239,7 +239,7 @@ def test_what_fails_is_named_and_stops_nothing_else(
 
 
 def kill_readers(pipe: Path, times: int) -> None:
-    """Kills the first `times` Ray workers that open `pipe`, whose reading would wait for ever."""
+    """Kills the first `times` Ray workers that open `pipe`, which would wait forever in reading it."""
     killed: set[int] = set()
     while len(killed) < times:
         for pid in {int(p) for p in os.listdir("/proc") if p.isdigit()} - killed:
@@ -260,14 +260,14 @@ def reads(pid: int, pipe: Path) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker through /proc")
-def test_a_worker_that_dies_again_and_again_loses_its_own_cells_only(
+def test_a_worker_that_keeps_dying_only_loses_its_own_grid_cells(
     ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path / "fatal", load_model("tiny", seed=3), meta={})
     pipe = tmp_path / "fatal/open_clip_config.json"
     pipe.unlink()
     os.mkfifo(pipe)
-    held = os.open(pipe, os.O_RDWR)  # a writer is there, so that a reader's open succeeds and its read waits
+    held = os.open(pipe, os.O_RDWR)  # with a writer, opening the pipe succeeds, and reading it waits
     killer = threading.Thread(target=kill_readers, args=(pipe, 2), daemon=True)
     killer.start()
     result = run_grid(make(models=["tiny", {"name": "fatal", "path": str(tmp_path / "fatal")}]))
@@ -278,19 +278,21 @@ def test_a_worker_that_dies_again_and_again_loses_its_own_cells_only(
     assert all("died" in f.reason for f in result.failed)
 
 
-def test_baselines_stand_on_the_same_board(ray_local: None, make: Callable[..., BenchmarkConfig]) -> None:
+def test_baselines_are_on_the_leaderboard_where_they_apply(
+    ray_local: None, make: Callable[..., BenchmarkConfig]
+) -> None:
     config = make(models=["tiny"], baselines=["chance", "majority", "mean-colour", "stained-area"])
     result = run_grid(config)
     board = {(c.model, c.dataset): c for c in result.cells}
     assert not result.failed
-    assert board["baseline:mean-colour", "alpha"].accuracy >= 0.75, "the labels were made from colour"
+    assert board["baseline:mean-colour", "alpha"].accuracy >= 0.75, "the labels depend on colour"
     assert board["baseline:mean-colour", "alpha"].prompts_sha256 is None
     assert ("baseline:stained-area", "gamma") in board
-    assert ("baseline:stained-area", "alpha") not in board, "tissue types are not positive against negative"
+    assert ("baseline:stained-area", "alpha") not in board, "tissue types are not positive and negative"
     assert run_grid(config).ran == 0
 
 
-def test_a_protocol_that_no_dataset_has_is_the_user_s_mistake(
+def test_a_protocol_that_no_dataset_has_is_refused(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -299,7 +301,7 @@ def test_a_protocol_that_no_dataset_has_is_the_user_s_mistake(
     assert "'paper'" in str(refused.value.fix)
 
 
-def test_datasets_that_are_scored_again_leave_the_rows_of_the_others(
+def test_scoring_some_datasets_again_keeps_the_rows_of_the_others(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     config = make(models=["tiny"])
@@ -313,7 +315,7 @@ def test_datasets_that_are_scored_again_leave_the_rows_of_the_others(
     assert refused.value.key == "--datasets"
 
 
-def test_relative_paths_mean_the_folder_of_the_driver_not_that_of_the_workers(
+def test_relative_paths_are_relative_to_the_folder_of_the_driver(
     ray_local: None,
     make: Callable[..., BenchmarkConfig],
     tmp_path: Path,
@@ -321,7 +323,7 @@ def test_relative_paths_mean_the_folder_of_the_driver_not_that_of_the_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = run_grid(make(models=["tiny"], datasets=["alpha"]))
-    monkeypatch.chdir(tmp_path)  # the workers were started elsewhere
+    monkeypatch.chdir(tmp_path)  # the workers were started in another folder
     places = {"shards": "shards", "cache": "cache2", "storage": "runs2"}
     best = {"name": "tuned", "path": "best"}
     found = run_grid(make(models=["tiny", best], datasets=["alpha"], **places))
@@ -342,7 +344,7 @@ def test_a_worker_that_reads_other_shards_than_the_driver_fails_its_grid_cell(
     assert config.uris()["alpha"] in outcome.cell.reason
 
 
-def test_gpus_that_a_laptop_does_not_have_are_refused_at_once(
+def test_more_gpus_than_the_cluster_has_are_refused_before_any_work(
     ray_local: None, make: Callable[..., BenchmarkConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

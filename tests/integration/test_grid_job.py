@@ -1,4 +1,4 @@
-"""The grid as a Ray job on a `ray start --head` on loopback: the same command, the same cells."""
+"""The grid as a Ray job on a cluster of `ray start --head` on loopback: the same command and results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def benchmark(tmp_path: Path, real_ihc: np.ndarray) -> Path:
     return path
 
 
-def test_a_grid_submitted_as_a_job_leaves_the_same_board_and_its_exit_code(
+def test_a_grid_as_a_job_writes_the_leaderboard_and_returns_its_exit_code(
     cluster: Cluster,  # noqa: F811
     benchmark: Path,
     tmp_path: Path,
@@ -50,7 +50,7 @@ def test_a_grid_submitted_as_a_job_leaves_the_same_board_and_its_exit_code(
     before = board.read_bytes()
     (tmp_path / "shards/beta/dataset.json").write_text("{}", encoding="utf-8")
     second = cluster.submit(*command)
-    assert second.returncode == 1, "a failed cell is no success, on a cluster either"
+    assert second.returncode == 1, "a grid cell failed"
     assert "failed: tiny on beta" in second.stdout
     kept = [line for line in before.splitlines() if b",beta," not in line]
-    assert board.read_bytes().splitlines() == kept, "finished cells are read back, and no others are lost"
+    assert board.read_bytes().splitlines() == kept, "the rows of all finished grid cells are kept"

@@ -1,6 +1,6 @@
-"""The grid on real lung lesions, CD31 against proSPC, through the same prepare and the card's own protocols.
+"""The grid on real lung lesions stained for CD31 and proSPC, prepared and scored by the card of ANHIR.
 
-Where ../shared is absent, test_grid.py does the same on the real image that scikit-image carries.
+Where ../shared is absent, test_grid.py tests the same steps on the real image in scikit-image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from his2lip.evaluation.grid import run_grid
 from his2lip.evaluation.grid_cell import read_predictions
 
 
-def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
+def test_real_lesions_are_scored_per_image_by_the_protocols_of_the_card(
     ray_local: None, shared: Path, tmp_path: Path
 ) -> None:
     report = prepare(
@@ -35,13 +35,13 @@ def test_real_lesions_are_scored_an_image_by_the_card_s_protocols(
     assert not result.failed
     paper, default = (c for c in result.cells if c.model == "tiny")
     assert (paper.protocol, default.protocol) == ("paper", "default")
-    assert paper.n == default.n == 4, "two lesions, each stained for CD31 and for proSPC; H&E is left out"
+    assert paper.n == default.n == 4, "two lesions, each stained for CD31 and for proSPC"
     assert not paper.generated
-    assert paper.classes == ["CD31", "Ki67", "proSPC"], "a class that no image shows counts in macro F1 still"
+    assert paper.classes == ["CD31", "Ki67", "proSPC"], "a class without images counts in macro F1 too"
     assert paper.macro_f1 <= 2 / 3
     labels = read_predictions(config.folder, default)["label"].to_pylist()
     assert sorted(labels) == ["CD31", "CD31", "proSPC", "proSPC"]
     squashed, tiled = 4, 4 * 16
-    assert result.counts.images == 8, "each image once a view"
+    assert result.counts.images == 8, "each image once per view"
     assert squashed < result.counts.crops <= squashed + tiled
     assert run_grid(validate(BenchmarkConfig, tree)).ran == 0

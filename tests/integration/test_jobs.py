@@ -1,4 +1,4 @@
-"""Commands as Ray jobs, on a real `ray start --head` on loopback that wants a token."""
+"""Commands as Ray jobs, on a real cluster of `ray start --head` on loopback that requires a token."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ except His2lipError as error:
 @dataclass(frozen=True)
 class Cluster:
     address: str
-    env: dict[str, str]  # of a client that has the token
+    env: dict[str, str]  # environment of a client that has the token
 
     def submit(
         self, *argv: str, working_dir: Path | str = "", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Submits from a process of its own: Ray reads its token once in a process."""
+        """Submits from a new process, because Ray reads its token only once per process."""
         command = [sys.executable, "-c", SUBMIT, self.address, str(working_dir), *argv]
         env = self.env if env is None else env
         return subprocess.run(
@@ -59,8 +59,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head node with its own home, ports and folder; only the processes that it started are ended."""
-    home = Path(tempfile.mkdtemp(prefix="rj"))  # short: Ray puts sockets under it
+    """A head node with its own home, ports and folder. Only its own processes are stopped at the end."""
+    home = Path(tempfile.mkdtemp(prefix="rj"))  # a short path, because Ray makes sockets in it
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     ray = str(Path(sys.executable).with_name("ray"))
@@ -84,32 +84,32 @@ def cluster() -> Iterator[Cluster]:
     said = []
     for line in head.stdout:
         said.append(line)
-        if "will now block" in line:  # it says so once everything runs
+        if "will now block" in line:  # printed when everything has started
             break
     else:
         pytest.fail("".join(said))
-    del env["RAY_AUTH_MODE"]  # a client turns it on by itself where there is a token
+    del env["RAY_AUTH_MODE"]  # his2lip sets it where there is a token
     try:
         yield Cluster(f"http://127.0.0.1:{port}", env)
     finally:
-        head.kill()  # what it started goes with it (--block); SIGTERM would drain the node for half a minute
+        head.kill()  # its processes end too (--block); after SIGTERM the node would drain for half a minute
         head.wait()
         shutil.rmtree(home, ignore_errors=True)
 
 
-def test_a_command_runs_on_the_cluster_with_this_code_and_its_log_and_exit_code_come_back(
+def test_a_command_runs_on_the_cluster_with_the_code_of_this_checkout_and_returns_its_log(
     cluster: Cluster,
 ) -> None:
     done = cluster.submit(sys.executable, "-c", "import his2lip as h; print(h.__version__, h.__file__)")
     assert done.returncode == 0, done.stderr
     version, where = done.stdout.splitlines()[-1].split()
     assert version == __version__
-    assert "working_dir_files" in where  # the code that was sent, not the one that is installed there
+    assert "working_dir_files" in where  # the code that was sent, not an installed version
     assert done.stderr.startswith("job raysubmit_")
     assert done.stderr.count("\n") == 1
 
 
-def test_exit_codes_are_the_commands_own(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_command(cluster: Cluster, tmp_path: Path) -> None:
     wrong = cluster.submit(
         sys.executable, "-c", "import sys; print('its own words'); sys.exit(2)", working_dir=tmp_path
     )
@@ -119,7 +119,7 @@ def test_exit_codes_are_the_commands_own(cluster: Cluster, tmp_path: Path) -> No
     assert killed.returncode not in (0, 2)
 
 
-def test_arguments_and_the_working_directory_arrive_without_secrets_and_what_git_ignores(
+def test_the_job_gets_arguments_and_working_directory_without_secrets_and_ignored_files(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_arguments_and_the_working_directory_arrive_without_secrets_and_what_git
     assert done.stdout.splitlines()[-1] == f"['config.yaml'] {[argument]}"
 
 
-def test_without_the_token_the_cluster_refuses_in_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_client_without_the_token_is_refused_in_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
     env = {**cluster.env, "HOME": str(tmp_path)}
     done = cluster.submit("true", working_dir=tmp_path, env=env)
     assert done.returncode == 1
@@ -148,19 +148,19 @@ def test_without_the_token_the_cluster_refuses_in_one_sentence(cluster: Cluster,
     assert "token" in done.stderr
 
 
-def test_the_token_is_readable_by_its_owner_alone(cluster: Cluster) -> None:
+def test_the_token_file_is_readable_by_its_owner_only(cluster: Cluster) -> None:
     token = Path(cluster.env["HOME"]) / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "ftp://host", "http://", "://x"])
-def test_what_is_no_dashboards_address_is_refused(address: str) -> None:
+def test_an_address_that_is_not_a_dashboards_is_refused(address: str) -> None:
     with pytest.raises(ClusterError) as refused:
         submit(address, ["true"])
     assert (refused.value.where, refused.value.key) == (address, "--address")
 
 
-def test_a_cluster_that_does_not_answer_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_in_one_sentence(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ClusterError) as refused:
         submit(address, ["true"], working_dir=tmp_path)
@@ -168,7 +168,7 @@ def test_a_cluster_that_does_not_answer_is_told_in_one_sentence(tmp_path: Path) 
     assert "\n" not in str(refused.value)
 
 
-def test_a_job_is_submitted_from_the_checkout_that_travels_with_it(
+def test_a_job_must_be_submitted_from_the_checkout_that_is_sent_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_a_training_run_has_a_log_of_driver_and_worker_and_verbose_shows_both(fo
     assert re.search(rf"pid={worker}.*worker 0 of 1 ", shown), "Ray forwards the worker's lines"
 
 
-def test_a_benchmark_is_quiet_on_the_terminal_and_its_log_has_the_tasks_lines(folder: Path) -> None:
+def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(folder: Path) -> None:
     config = {
         "name": "logged",
         "models": ["tiny"],

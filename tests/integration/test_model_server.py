@@ -1,4 +1,4 @@
-"""A promoted checkpoint behind `mlflow models serve`, asked over HTTP; what is refused is one sentence."""
+"""A promoted checkpoint behind `mlflow models serve`: answers over HTTP, and refused requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Ask = Callable[..., tuple[int, Any]]
 
 @pytest.fixture(scope="module")
 def promoted(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of a checkpoint that `models promote` put into a server's registry."""
+    """The URI of a checkpoint that was registered by `models promote`."""
     folder = tmp_path_factory.mktemp("served")
     checkpoint = save_checkpoint(folder / "best", load_model("tiny", seed=3), meta={"name": "served"})
     with pytest.MonkeyPatch.context() as patch:
@@ -45,9 +45,9 @@ def promoted(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def ask_server(promoted: str) -> Iterator[Ask]:
-    """Posts to `mlflow models serve` on a free loopback port: (status, the JSON that came back)."""
+    """ask_server(body) -> (status, JSON of the response), from `mlflow models serve` on loopback."""
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", promoted, "--env-manager", "local"]
-    # The server starts `uvicorn` by name, as in an activated environment.
+    # The server starts `uvicorn` by its name, so it must be on PATH, as in an activated environment.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
     with on_loopback([*command, "--workers", "1"], env=environment) as url:
@@ -70,7 +70,7 @@ def _base64(data: bytes) -> str:
 
 
 def _bomb(side: int) -> bytes:
-    """A PNG of a few bytes whose header promises `side` x `side` pixels."""
+    """A PNG of a few bytes whose header states `side` x `side` pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -80,14 +80,14 @@ def _bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_a_served_checkpoint_answers_as_it_does_at_home(
+def test_a_served_checkpoint_answers_as_the_classifier_in_this_process(
     ask_server: Ask, promoted: str, real_ihc: np.ndarray
 ) -> None:
     images = [encode_png(real_ihc[:256, :256]), encode_png(real_ihc[256:, 256:])]
     body = {"inputs": {"image": [_base64(i) for i in images]}, "params": {"biomarker": "ki-67", "top": 2}}
     status, answer = ask_server(body)
     assert status == 200
-    # The same model by its alias: his2lip reads the checkpoint in it.
+    # The same model by its alias: his2lip reads its checkpoint.
     wanted = Classifier(load_model(promoted), ask(biomarker="Ki67")).classify(images)
     for served, home in zip(answer["predictions"], wanted, strict=True):
         assert list(served) == ["tissue", "staining"]
@@ -98,7 +98,7 @@ def test_a_served_checkpoint_answers_as_it_does_at_home(
             assert len(served[name]["top"]) == 2
 
 
-def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, real_ihc: np.ndarray) -> None:
+def test_every_request_format_of_mlflow_is_answered(ask_server: Ask, real_ihc: np.ndarray) -> None:
     image = _base64(encode_png(real_ihc[:128, :128]))
     forms = [
         {"inputs": {"image": [image]}},
@@ -112,7 +112,9 @@ def test_every_form_of_request_that_mlflow_knows_is_answered(ask_server: Ask, re
     assert len({json.dumps(answer) for _, answer in answers}) == 1
 
 
-def test_requests_at_once_get_the_answers_of_one(ask_server: Ask, real_ihc: np.ndarray) -> None:
+def test_concurrent_requests_get_the_same_answer_as_a_single_one(
+    ask_server: Ask, real_ihc: np.ndarray
+) -> None:
     body = {"inputs": {"image": [_base64(encode_png(real_ihc[:128, :128]))]}, "params": {"biomarker": "CD8"}}
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(ask_server, [body] * 8))
@@ -120,10 +122,10 @@ def test_requests_at_once_get_the_answers_of_one(ask_server: Ask, real_ihc: np.n
     assert len({json.dumps(answer) for _, answer in answers}) == 1
 
 
-def test_a_promoted_model_holds_tensors_and_text_and_no_pickle(promoted: str) -> None:
+def test_a_promoted_model_has_tensors_and_text_and_no_pickle(promoted: str) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(promoted))
     files = [path for path in folder.rglob("*") if path.is_file()]
-    # Python leaves its own cache where MLflow imports the copied file.
+    # Python writes its cache beside the file that MLflow imports.
     kinds = {path.suffix for path in files if path.parent.name != "__pycache__"}
     assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py"}
 
@@ -138,9 +140,9 @@ REFUSED = {
         {"inputs": {"image": [_base64(encode_png(np.zeros((64, 64, 3), np.uint8))), "QUJD"]}},
         "(image 1)",
     ),
-    "a number": ({"dataframe_records": [{"image": 5}]}, "a string in base64, not int (image 0)"),
-    "nothing for an image": ({"dataframe_records": [{"image": None}]}, "not NoneType (image 0)"),
-    "a list for an image": ({"inputs": {"image": [["QUJD"]]}}, "a string in base64, not list"),
+    "a number": ({"dataframe_records": [{"image": 5}]}, "int (image 0)"),
+    "nothing for an image": ({"dataframe_records": [{"image": None}]}, "NoneType (image 0)"),
+    "a list for an image": ({"inputs": {"image": [["QUJD"]]}}, "list (image 0)"),
     "an empty list": ({"inputs": {"image": []}}, "no image"),
     "no records": ({"dataframe_records": []}, "missing inputs"),
     "another column": ({"dataframe_records": [{"picture": "QUJD"}]}, "missing inputs"),
@@ -172,7 +174,7 @@ def test_a_bad_request_is_refused_with_a_sentence(ask_server: Ask, body: object,
     assert "Traceback" not in json.dumps(answer)
 
 
-def test_another_kind_of_body_is_415(ask_server: Ask) -> None:
+def test_a_body_of_another_content_type_gets_status_415(ask_server: Ask) -> None:
     status, answer = ask_server(b"\x89PNG", content_type="image/png")
     assert status == 415
     assert "application/json" in answer["message"]

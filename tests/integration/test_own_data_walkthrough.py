@@ -1,4 +1,4 @@
-"""docs/datasets.md does what it says: its walkthrough runs, and its facts are those of the cards."""
+"""docs/datasets.md: its walkthrough runs as written, and its facts are those of the cards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PAGE = (resources.root() / "docs/datasets.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
-    """The text below a heading, up to the next of its level."""
+    """The text below a heading, up to the next heading of the same level."""
     level = title.split()[0]
     start = PAGE.index(f"\n{title}\n") + len(title) + 2
     return re.split(rf"\n{level} ", PAGE[start:])[0]
 
 
 def write_biopsies(folder: Path, pixels: np.ndarray) -> None:
-    """Four squares of real tissue of each of ten patients, the brownest of them positive."""
+    """Four squares of real tissue for each of ten patients. The brownest half is positive."""
     squares = [pixels[y : y + 72, x : x + 72] for y in range(0, 434, 72) for x in range(0, 434, 72)]
     brown = sorted(squares, key=lambda s: float(s[..., 2].mean()) - float(s[..., 0].mean()))
     for label, first, own in (("positive", 1, brown[:20]), ("negative", 6, brown[-20:])):
@@ -37,15 +37,15 @@ def write_biopsies(folder: Path, pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("skipped", ["his2lip benchmark", pytest.param(None, marks=pytest.mark.slow)])
-def test_the_walkthrough_of_ones_own_data_runs_as_it_is_written(
+def test_the_walkthrough_of_a_users_own_data_runs_as_written(
     tmp_path: Path, real_ihc: np.ndarray, mlflow_store: str, skipped: str | None
 ) -> None:
-    """The benchmark, which starts a Ray of its own, runs among the slow tests."""
+    """The benchmark starts its own Ray, so it only runs in the slow tests."""
     text = section("## Your own data")
     steps = [(kind, body) for kind, body in FENCED.findall(text) if kind in ("sh", "text")]
     if skipped:
         at = next(i for i, (_, body) in enumerate(steps) if body.startswith(skipped))
-        steps[at : at + 2] = []  # the command, and what one should see of it
+        steps[at : at + 2] = []  # the command and its output
     write_biopsies(tmp_path / "biopsies", real_ihc)
     his2lip = tmp_path / "bin/his2lip"
     his2lip.parent.mkdir()
@@ -68,7 +68,7 @@ def test_the_walkthrough_of_ones_own_data_runs_as_it_is_written(
 
 
 @pytest.mark.parametrize("name", list_cards())
-def test_what_the_page_says_of_a_dataset_is_what_its_card_says(name: str) -> None:
+def test_the_facts_on_the_page_are_those_of_the_card(name: str) -> None:
     card, text = load_card(name), " ".join(section(f"### {name}").split())
     assert str(card.source.record) in text
     assert f"({card.source.access})" in text
@@ -81,5 +81,5 @@ def test_what_the_page_says_of_a_dataset_is_what_its_card_says(name: str) -> Non
         assert f"{card.mpp} µm" in text
 
 
-def test_the_page_names_every_dataset_and_no_other() -> None:
+def test_the_page_describes_exactly_the_datasets_that_have_a_card() -> None:
     assert sorted(re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE)) == list_cards()

@@ -1,4 +1,4 @@
-"""A training run with two workers on this machine, seen from outside: which ports its processes listen on."""
+"""The addresses on which the processes of a training run with two workers listen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from listeners import listeners
 from training_data import write_small_shards
 
 
-def test_no_process_of_a_training_run_listens_to_other_machines(tmp_path: Path) -> None:
+def test_no_process_of_a_training_run_listens_on_an_external_address(tmp_path: Path) -> None:
     shards = write_small_shards(tmp_path / "shards", train=64, select=48)
     config = {
         "name": "two",
@@ -38,5 +38,5 @@ def test_no_process_of_a_training_run_listens_to_other_machines(tmp_path: Path) 
             time.sleep(0.1)
     assert train.returncode == 0, (tmp_path / "output").read_text()
     assert {"gcs_server", "raylet"} <= {name for name, _ in seen}, seen
-    assert any("Train" in name for name, _ in seen), "workers of Ray listen too"
+    assert any("Train" in name for name, _ in seen), "the workers of Ray were seen too"
     assert {address for _, address in seen} == {"127.0.0.1"}, seen

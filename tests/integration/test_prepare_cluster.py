@@ -1,4 +1,4 @@
-"""prepare on a Ray cluster of two nodes: both write parts, and the dataset is the local one."""
+"""`prepare` on a Ray cluster of two nodes: both write parts, and the dataset equals a local one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from his2lip.data.prepare.dataset import prepare
 from his2lip.data.shards.reader import open_shards
 from his2lip.synthetic.layouts import write_layout
 
-# The reader notes the node that it reads on; being of __main__, it travels to the workers by value.
+# The reader records the node on which it reads. It is pickled by value, because it is defined in __main__.
 _SCRIPT = """
 import os, sys, uuid
 from pathlib import Path
@@ -42,7 +42,7 @@ finally:
 """
 
 
-def test_both_nodes_of_a_cluster_write_the_dataset_that_one_machine_writes(
+def test_two_nodes_of_a_cluster_together_write_the_dataset_that_one_machine_writes(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
     places = iter(range(300))

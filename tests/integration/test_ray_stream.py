@@ -1,4 +1,4 @@
-"""The training stream through real Ray Data: the same batches as in-process, wherever and however it runs."""
+"""The training stream through real Ray Data gives the same batches as reading in this process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(("start", "head_bytes"), [(0, 0), (7, 100 << 10), (18, 0)])
-def test_ray_and_local_give_the_very_same_batches_over_epochs(
+def test_ray_and_local_reading_give_equal_batches_over_several_epochs(
     shards: str, start: int, head_bytes: int
 ) -> None:
     options = {"start_step": start, "stop_step": 40, "balance": 0.5}
@@ -49,8 +49,10 @@ def test_ray_and_local_give_the_very_same_batches_over_epochs(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_two_train_workers_on_two_cpus_read_their_shares_of_one_order(shards: str, tmp_path: Path) -> None:
-    """Both CPUs are the workers': reading must not wait for a free one."""
+def test_two_workers_of_ray_train_on_two_cpus_read_their_shares_of_one_order(
+    shards: str, tmp_path: Path
+) -> None:
+    """The workers use both CPUs, so reading must not wait for a free CPU."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -80,7 +82,7 @@ def test_two_train_workers_on_two_cpus_read_their_shares_of_one_order(shards: st
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_closing_in_mid_epoch_ends_ray_s_execution_and_all_threads(shards: str) -> None:
+def test_closing_in_the_middle_of_an_epoch_stops_rays_execution_and_all_threads(shards: str) -> None:
     from ray._private.test_utils import wait_for_condition
 
     before = {thread.name for thread in threading.enumerate()}
@@ -95,7 +97,7 @@ def test_closing_in_mid_epoch_ends_ray_s_execution_and_all_threads(shards: str) 
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_closing_while_ray_still_starts_ends_it_too(shards: str) -> None:
+def test_closing_while_ray_is_starting_stops_it_too(shards: str) -> None:
     from ray._private.test_utils import wait_for_condition
 
     before = {thread.name for thread in threading.enumerate()}
@@ -107,8 +109,8 @@ def test_closing_while_ray_still_starts_ends_it_too(shards: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_ray_s_scheduling_loop_does_not_spin(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It turns in a thread of the rank; unpaced it takes a core wherever the model is the slower part."""
+def test_rays_scheduling_loop_is_paced(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop runs in a thread of the rank. Without a pause it would use a whole core."""
     turns = []
     pace = _Pace.on_execution_step
 
@@ -124,8 +126,8 @@ def test_ray_s_scheduling_loop_does_not_spin(shards: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_an_epoch_larger_than_the_object_store_passes_through_it(tmp_path: Path) -> None:
-    """80 MB of incompressible images in 8 MB row groups, and a sixteenth of 160 MB to pass through."""
+def test_an_epoch_larger_than_the_object_store_is_read(tmp_path: Path) -> None:
+    """80 MB of incompressible images in row groups of 8 MB, with a sixteenth of 160 MB of object store."""
     uri = write_patches(
         tmp_path / "large", patches=160, sizes=(416,), formats=("noise",), row_group_bytes=8 << 20
     )
@@ -135,7 +137,7 @@ def test_an_epoch_larger_than_the_object_store_passes_through_it(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_shard_that_vanishes_is_named_in_one_sentence(tmp_path: Path) -> None:
+def test_a_shard_that_vanishes_is_reported_by_its_path(tmp_path: Path) -> None:
     shards = open_shards(write_patches(tmp_path / "set", patches=60))
     groups = shards.row_groups("train")
     (tmp_path / "set" / "train" / "part-00000.parquet").unlink()
@@ -154,7 +156,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _reading_processes() -> list[str]:
-    """Ray's worker processes take the name of the task that they run."""
+    """The processes of Ray that read. A worker process has the name of its task."""
     titles = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

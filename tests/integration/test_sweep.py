@@ -1,4 +1,4 @@
-"""Sweeps on real Ray Tune and Optuna, with objectives that take no time."""
+"""Sweeps on real Ray Tune and Optuna, with fast objectives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Sweep = Callable[..., SweepResult]
 
 @pytest.fixture(autouse=True, scope="module")
 def by_value() -> Iterator[None]:
-    """Ray's processes cannot import this file: its functions travel whole."""
+    """Pickles the functions of this file by value, because Ray's processes cannot import it."""
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     yield
@@ -36,7 +36,7 @@ def by_value() -> Iterator[None]:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """Runs a sweep over x in [0, 2] in a folder of its own; keyword arguments change its configuration."""
+    """sweep(objective, …) runs a sweep over x in [0, 2]; keyword arguments change its configuration."""
 
     def run(
         objective: Objective,
@@ -64,13 +64,15 @@ def sweep(tmp_path: Path) -> Sweep:
 
 
 def parabola(params: dict[str, Any], report: TrialReporter) -> None:
-    """Best at x = 1; the second of three reports is the best."""
+    """Has its maximum at x = 1. The second of its three reports has the best value."""
     for gain in (0.0, 0.1, 0.05):
         if report({"value": gain - (params["x"] - 1.0) ** 2, "gain": gain, "process": os.getpid()}):
             return
 
 
-def test_a_sweep_runs_its_points_first_then_what_tpe_draws_and_says_when_it_is_finished(sweep: Sweep) -> None:
+def test_a_sweep_runs_its_points_first_then_points_of_tpe_and_reports_when_it_is_finished(
+    sweep: Sweep,
+) -> None:
     told: list[TrialRow] = []
     points = [{"x": 0.0}, {"x": 1.0}]
     result = sweep(parabola, on_trial=told.append, points=points, trials=6)
@@ -80,7 +82,7 @@ def test_a_sweep_runs_its_points_first_then_what_tpe_draws_and_says_when_it_is_f
     assert {row.reports for row in result.trials} == {3}
     assert result.params == {"x": 1.0}
     assert result.best is not None
-    assert result.best.value == pytest.approx(0.1)  # of the best report, not of the last one
+    assert result.best.value == pytest.approx(0.1)  # the best report, not the last
     assert result.best.metrics["gain"] == pytest.approx(0.1)
     assert len({row.metrics["process"] for row in result.trials}) <= 2  # actors are reused
     assert not result.finished_before
@@ -95,7 +97,7 @@ def test_a_sweep_runs_its_points_first_then_what_tpe_draws_and_says_when_it_is_f
     assert len(more.trials) == 7
 
 
-def test_a_metric_that_is_not_finite_counts_at_the_stated_worst_value_and_is_never_left_running(
+def test_a_metric_that_is_not_finite_counts_as_the_worst_value_and_ends_its_trial(
     sweep: Sweep,
 ) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
@@ -112,7 +114,7 @@ def test_a_metric_that_is_not_finite_counts_at_the_stated_worst_value_and_is_nev
     assert result.params == {"x": 0.5}
 
 
-def test_asha_stops_poor_trials_early_and_good_ones_run_to_their_end(sweep: Sweep) -> None:
+def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         for _ in range(9):
             if report({"value": params["x"]}):
@@ -129,7 +131,7 @@ def test_asha_stops_poor_trials_early_and_good_ones_run_to_their_end(sweep: Swee
     assert [row.value for row in stopped] == [row.params["x"] for row in stopped]
 
 
-def test_one_trial_at_a_time_gives_the_same_trials_every_time_also_when_it_was_stopped_half_way(
+def test_one_trial_at_a_time_gives_the_same_trials_also_after_a_restart(
     sweep: Sweep,
 ) -> None:
     whole = sweep(parabola, name="whole", trials=7, max_concurrent=1)
@@ -140,7 +142,9 @@ def test_one_trial_at_a_time_gives_the_same_trials_every_time_also_when_it_was_s
     assert [row.params for row in other.trials] != [row.params for row in whole.trials]
 
 
-def test_a_trial_that_raises_is_told_and_runs_again_at_the_next_call(sweep: Sweep, tmp_path: Path) -> None:
+def test_a_trial_that_raises_is_reported_and_runs_again_at_the_next_call(
+    sweep: Sweep, tmp_path: Path
+) -> None:
     mended = tmp_path / "mended"
 
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
@@ -157,7 +161,7 @@ def test_a_trial_that_raises_is_told_and_runs_again_at_the_next_call(sweep: Swee
     assert [row.params["x"] for row in second.trials if row.state == "finished"] == [0.0, 2.0, 1.0]
 
 
-def test_a_process_that_dies_is_tried_again_and_told_if_it_keeps_dying(sweep: Sweep) -> None:
+def test_a_process_that_dies_is_started_again_and_reported_if_it_keeps_dying(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         if params["x"] == 1.0:
             os._exit(1)
@@ -168,7 +172,7 @@ def test_a_process_that_dies_is_tried_again_and_told_if_it_keeps_dying(sweep: Sw
     assert "process failed" in str(result.trials[1].note)
 
 
-def test_a_users_mistake_in_a_trial_ends_the_sweep_in_its_own_words(sweep: Sweep) -> None:
+def test_an_error_of_the_user_in_a_trial_ends_the_sweep_with_that_error(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         raise ConfigError("no such backbone", key="model.backbone")
 
@@ -177,28 +181,34 @@ def test_a_users_mistake_in_a_trial_ends_the_sweep_in_its_own_words(sweep: Sweep
     assert refused.value.key == "model.backbone"
 
 
-def test_a_metric_that_no_trial_reports_names_the_nearest_one(sweep: Sweep) -> None:
-    with pytest.raises(ConfigError, match="'value'") as refused:
+def test_a_metric_that_no_trial_reports_is_refused_with_the_nearest_name(sweep: Sweep) -> None:
+    with pytest.raises(ConfigError) as refused:
         sweep(parabola, metric="valeu")
     assert refused.value.key == "valeu"
+    assert "'value'" in str(refused.value.fix)
 
 
-def test_a_sweep_whose_trials_all_raise_stops_after_a_few_and_says_why(sweep: Sweep) -> None:
+def test_a_sweep_whose_trials_all_raise_stops_after_a_few_with_their_error(sweep: Sweep) -> None:
     told: list[TrialRow] = []
 
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         raise ZeroDivisionError("of course")
 
-    with pytest.raises(RunError, match="ZeroDivisionError: of course"):
+    with pytest.raises(RunError) as refused:
         sweep(objective, on_trial=told.append, trials=50)
+    assert (refused.value.key, refused.value.where) == ("train", "sweep s")
+    assert "ZeroDivisionError: of course" in refused.value.what, "the error of the last trial"
     assert len(told) < 10
 
 
-def test_an_error_of_the_drivers_own_callback_is_not_swallowed(sweep: Sweep) -> None:
-    def on_trial(row: TrialRow) -> None:
-        raise KeyError("tracking")
+def test_an_error_in_the_drivers_callback_is_raised(sweep: Sweep) -> None:
+    class TrackingFailed(Exception):
+        pass
 
-    with pytest.raises(KeyError, match="tracking"):
+    def on_trial(row: TrialRow) -> None:
+        raise TrackingFailed
+
+    with pytest.raises(TrackingFailed):
         sweep(parabola, on_trial=on_trial, trials=20)
 
 
@@ -212,7 +222,7 @@ def test_each_trial_records_the_version_of_the_code_that_ran_it(
     assert [row.code_version for row in later.trials] == [code_version(), code_version(), "another"]
 
 
-def test_a_name_in_use_by_another_sweep_is_refused_and_fresh_starts_anew(sweep: Sweep) -> None:
+def test_a_name_in_use_by_another_sweep_is_refused_and_fresh_starts_over(sweep: Sweep) -> None:
     first = sweep(parabola, trials=2, inputs={"data": "a"})
     with pytest.raises(RunError) as refused:
         sweep(parabola, trials=2, inputs={"data": "b"})
@@ -235,7 +245,7 @@ def test_only_the_best_trials_keep_their_files(sweep: Sweep) -> None:
     assert result.best_folder == kept / "1"
 
 
-def test_ray_tune_is_silent(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_tune_prints_nothing(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
     sweep(parabola, trials=2)
     captured = capfd.readouterr()
     assert captured.out == ""

@@ -1,4 +1,4 @@
-"""kill -9 of a sweep's driver: the same command ends with every trial run once, and none lost."""
+"""After kill -9 of the driver of a sweep, the same command runs the trials that are left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from his2lip.tuning.study import rows
 
 TRIALS = 6
 POINTS = (0.25, 0.5, 0.75)
-# The third point hangs in the first life, so that the kill meets a trial at work.
+# The third point hangs in the first call, so that a trial is running when the driver is killed.
 DRIVER = """
 import sys, threading
 from pathlib import Path
@@ -46,7 +46,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_same_command_after_kill_9_runs_every_trial_once_and_loses_none(tmp_path: Path) -> None:
+def test_after_kill_9_the_same_command_completes_the_sweep_with_every_trial_run_once(tmp_path: Path) -> None:
     first = start(tmp_path)
     assert first.stdout is not None
     ended = {int(first.stdout.readline().split()[1]) for _ in range(3)}
@@ -55,7 +55,7 @@ def test_the_same_command_after_kill_9_runs_every_trial_once_and_loses_none(tmp_
     url = f"sqlite:///{tmp_path}/tune/s/study.db"
     study = optuna.load_study(study_name="s", storage=url)
     before = {row.number: row for row in rows(study)}
-    assert 2 not in ended  # the third point was at work
+    assert 2 not in ended  # the third point was running
     assert before[2].state == "running"
 
     (tmp_path / "second-life").touch()

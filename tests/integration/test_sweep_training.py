@@ -1,4 +1,4 @@
-"""A sweep whose trials train the tiny backbone: keys, roles, what is kept, one process for many trials."""
+"""Sweeps whose trials train the backbone `tiny`: parameters, splits, kept checkpoints, and processes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def objective(tree: dict[str, Any], **changes: Any) -> TrainingObjective:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_trials_train_on_their_own_parameters_and_the_best_checkpoint_is_kept(tree: dict[str, Any]) -> None:
+def test_trials_train_with_their_own_parameters_and_the_best_checkpoint_is_kept(tree: dict[str, Any]) -> None:
     config = validate(SweepConfig, tree)
     made = objective(tree)
     result = run_sweep(config, made, inputs=made.inputs)
@@ -74,10 +74,10 @@ def test_trials_train_on_their_own_parameters_and_the_best_checkpoint_is_kept(tr
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_trials_of_several_workers_drive_ray_train_and_can_be_stopped_early(tree: dict[str, Any]) -> None:
+def test_trials_with_several_workers_use_ray_train_and_can_be_stopped_early(tree: dict[str, Any]) -> None:
     tree["train"]["workers"] = {"num": 2, "resources": {"CPU": 0.5}}
     tree["train"]["data"]["loader"] = "local"
-    # The second trial does worse at its first epoch, and is stopped there.
+    # The second trial is worse after its first epoch, and is stopped there.
     tree["train"]["optim"]["epochs"] = 3
     tree["space"] = {"optim.lr": {"kind": "log", "low": 1e-9, "high": 1e-3}}
     tree["points"] = [{"optim.lr": 1e-3}, {"optim.lr": 1e-9}]
@@ -92,7 +92,7 @@ def test_trials_of_several_workers_drive_ray_train_and_can_be_stopped_early(tree
     load_model(str(result.best_folder / "best"))
 
 
-def test_the_identity_of_a_sweep_is_what_its_trials_are_made_of(tree: dict[str, Any]) -> None:
+def test_the_identity_of_a_sweep_depends_on_the_inputs_of_its_trials(tree: dict[str, Any]) -> None:
     known = objective(tree).inputs
     assert objective(tree, name="other").inputs == known
     assert objective(tree, train={**tree["train"], "seed": 1}).inputs != known
@@ -115,7 +115,7 @@ def test_the_identity_of_a_sweep_is_what_its_trials_are_made_of(tree: dict[str, 
         ({"split": "train"}, "split"),
     ],
 )
-def test_what_is_wrong_shows_before_the_first_trial(
+def test_an_invalid_sweep_is_refused_before_the_first_trial(
     tree: dict[str, Any], changes: dict[str, Any], key: str
 ) -> None:
     with pytest.raises((ConfigError, DatasetError)) as refused:
@@ -123,13 +123,13 @@ def test_what_is_wrong_shows_before_the_first_trial(
     assert refused.value.key == key
 
 
-def test_a_sweep_in_an_object_store_is_refused_as_training_refuses_it(tree: dict[str, Any]) -> None:
+def test_a_sweep_with_storage_in_an_object_store_is_refused(tree: dict[str, Any]) -> None:
     with pytest.raises(RunError) as refused:
         objective(tree, storage="s3://bucket/runs")
     assert (refused.value.key, refused.value.where) == ("storage", "s3://bucket/runs")
 
 
-def test_a_trial_uses_a_gpu_only_where_ray_lent_it_one(tree: dict[str, Any]) -> None:
+def test_a_trial_only_uses_a_gpu_that_ray_assigned_to_it(tree: dict[str, Any]) -> None:
     tree["train"]["workers"] = {"use_gpu": True}
     made = objective(tree)
     with pytest.raises(ConfigError) as refused:
@@ -137,7 +137,7 @@ def test_a_trial_uses_a_gpu_only_where_ray_lent_it_one(tree: dict[str, Any]) -> 
     assert refused.value.key == "gpus"
 
 
-def test_a_loss_that_is_not_finite_any_more_is_a_failed_trial_and_not_a_mistake(
+def test_a_loss_that_becomes_nan_is_a_failed_trial_and_not_an_error_of_the_user(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
     tree["train"]["optim"] |= {"lr": 1e30, "grad_clip": 0.0}

@@ -1,4 +1,4 @@
-"""What the drivers write, read back through a real MLflow server on loopback."""
+"""What the drivers write to MLflow, read from a real MLflow server on loopback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _checkpoint_meta() -> dict[str, object]:
     return {"tensor_digest": "a" * 64, "config": {"optim": {"lr": 1e-3}}}
 
 
-def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
+def test_a_training_run_is_stored_with_its_curve_its_data_and_its_checkpoint(
     tracker: Tracker, mlflow_server: str, tmp_path: Path
 ) -> None:
     config = {"optim": {"lr": 1e-3}, "name": "first"}
@@ -49,7 +49,7 @@ def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
     assert found.info.status == "FINISHED"
     assert found.data.params["optim.lr"] == "0.001"
     assert [m.value for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1.0, 0.5, 1 / 3]
-    assert "select/macro_f1" in found.data.metrics  # the model's, not the NaN
+    assert "select/macro_f1" in found.data.metrics  # the finite value, not the NaN
     (data,) = found.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("mihic", "training")
     model = client.get_logged_model(model_id)
@@ -59,7 +59,7 @@ def test_a_training_run_reads_back_with_its_curve_its_data_and_its_checkpoint(
     assert "config.json" in [a.path for a in client.list_artifacts(found.info.run_id)]
 
 
-def test_a_resumed_run_is_the_same_record(tracker: Tracker) -> None:
+def test_a_resumed_run_continues_its_mlflow_run(tracker: Tracker) -> None:
     ids = []
     for step in (1, 2):
         with tracker.run("his2lip-train", "again", {"a": 1}, tags={RUN_ID: "train-2"}) as run:
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_the_same_record(tracker: Tracker) -> None:
     assert len(tracker.client.get_metric_history(ids[0], "train/loss")) == 2
 
 
-def test_a_fresh_start_has_a_run_of_its_own_that_later_calls_go_on_with(tracker: Tracker) -> None:
+def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(tracker: Tracker) -> None:
     ids = []
     for fresh in (False, True, False):
         with tracker.run("his2lip-tune", "anew", {}, tags={RUN_ID: "anew"}, fresh=fresh) as run:
@@ -89,7 +89,7 @@ def test_a_run_whose_store_is_lost_is_not_marked_finished(tracker: Tracker) -> N
     assert tracker.client.get_run(run.run_id).info.status == "FAILED"
 
 
-def test_artifacts_lie_beside_a_sqlite_store(tmp_path: Path) -> None:
+def test_artifacts_are_stored_beside_a_sqlite_store(tmp_path: Path) -> None:
     tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = tracker.client.get_experiment(tracker._experiment("his2lip-train"))
     assert experiment.artifact_location == (tmp_path / "artifacts" / "his2lip-train").as_uri()
@@ -104,7 +104,7 @@ def test_a_run_that_raises_is_marked_failed(tracker: Tracker) -> None:
     assert tracker.client.get_run(run.run_id).info.status == "FAILED"
 
 
-def test_a_sweeps_trials_are_its_children_and_none_is_written_twice(tracker: Tracker) -> None:
+def test_the_trials_of_a_sweep_are_its_child_runs_and_each_is_written_once(tracker: Tracker) -> None:
     for upto in (2, 4):
         with tracker.run("his2lip-tune", "sweep", {}, tags={RUN_ID: "sweep-1"}) as run:
             written = run.children()
@@ -116,7 +116,7 @@ def test_a_sweeps_trials_are_its_children_and_none_is_written_twice(tracker: Tra
     assert sorted(c.data.params["tau"] for c in children) == ["0", "1", "2", "3"]
 
 
-def test_children_that_are_not_of_the_present_result_are_deleted(tracker: Tracker) -> None:
+def test_child_runs_that_are_not_part_of_the_present_result_are_deleted(tracker: Tracker) -> None:
     for ids in (("a", "b"), ("b", "c")):
         with tracker.run("his2lip-tune", "repeated", {}, tags={RUN_ID: "repeated"}) as run:
             run.remove_children(keep=ids)
@@ -136,7 +136,7 @@ def test_a_deleted_experiment_is_restored_by_the_next_run(tracker: Tracker) -> N
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_a_store_whose_folder_was_moved_or_copied_has_its_artifacts_there(
+def test_a_store_whose_folder_was_moved_or_copied_finds_its_artifacts_there(
     tmp_path: Path, copied: bool
 ) -> None:
     old, new = tmp_path / "old place", tmp_path / "new"
@@ -158,7 +158,7 @@ def test_a_store_whose_folder_was_moved_or_copied_has_its_artifacts_there(
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-def test_a_store_that_is_reached_by_a_link_is_not_moved(tmp_path: Path) -> None:
+def test_a_store_that_is_reached_through_a_link_does_not_count_as_moved(tmp_path: Path) -> None:
     folder, link = tmp_path / "store", tmp_path / "link"
     uri = f"sqlite:///{folder}/mlflow.db"
     before = Tracker.open(uri)._experiment("his2lip-train")
@@ -169,7 +169,7 @@ def test_a_store_that_is_reached_by_a_link_is_not_moved(tmp_path: Path) -> None:
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-def test_secrets_of_addresses_are_not_written(tracker: Tracker) -> None:
+def test_secrets_in_addresses_are_not_stored(tracker: Tracker) -> None:
     secret = "s3://KEY:SECRET@bucket/x?secret_key=SECRET"
     with tracker.run("his2lip-train", "secret", recorded(TrainConfig(data={"shards": secret}))) as run:  # type: ignore[arg-type]
         run.dataset("x", digest="d" * 64, uri=secret, context="training")
@@ -182,8 +182,8 @@ def test_secrets_of_addresses_are_not_written(tracker: Tracker) -> None:
         assert "SECRET" not in text
 
 
-def test_the_uis_comparison_of_models_is_the_leaderboard(tracker: Tracker) -> None:
-    for _ in range(2):  # a second call finds all cells written
+def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(tracker: Tracker) -> None:
+    for _ in range(2):  # the second time, all grid cells are written already
         with tracker.run("his2lip-benchmark", "zero-shot", {}, tags={RUN_ID: "grid-1"}) as run:
             written = run.children()
             for model, scores in SCORES.items():
@@ -205,7 +205,7 @@ def test_the_uis_comparison_of_models_is_the_leaderboard(tracker: Tracker) -> No
     assert scored == {("mihic", "macro_f1"): 0.9, ("mist", "macro_f1"): 0.6}
 
 
-def test_four_processes_may_meet_a_fresh_store_at_once(tmp_path: Path) -> None:
+def test_four_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) -> None:
     script = "from his2lip.tracking import Tracker\nTracker.open()._experiment('his2lip-train')"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/deep/mlflow.db"}
     started = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(4)]
@@ -213,7 +213,7 @@ def test_four_processes_may_meet_a_fresh_store_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store"])
-def test_a_store_that_cannot_be_used_is_said_in_one_sentence(uri: str) -> None:
+def test_a_store_that_cannot_be_used_is_reported_in_one_sentence(uri: str) -> None:
     with pytest.raises(TrackingError) as caught:
         Tracker.open(uri)
     assert (caught.value.key, caught.value.where) == ("MLFLOW_TRACKING_URI", uri)
