@@ -208,11 +208,11 @@ def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
     """The crops of one row. Raises DatasetError where its bytes are not those of its sha256."""
     if hashlib.sha256(patch["image"]).hexdigest() != patch["sha256"]:
         what = "the bytes of this image are not those of its sha256"
-        raise DatasetError(what, where=patch["patch_id"], fix=_FIX)
+        raise DatasetError(what, where=patch["patch_id"], key="sha256", fix=_FIX)
     try:
         pixels = decode(patch["image"])
     except DatasetError as error:
-        raise DatasetError(error.what, where=patch["patch_id"], fix=_FIX) from None
+        raise DatasetError(error.what, where=patch["patch_id"], key=error.key, fix=_FIX) from None
     return encoder.crops(pixels, patch["mpp"])
 
 

@@ -147,7 +147,8 @@ def build_index(shards: str, model: DualEncoder, *, cache: str, splits: Sequence
     chosen = opened.splits if splits is None else list(splits)
     parts = [kept.embed(encoder, opened, split) for split in chosen]
     if not sum(len(p.table) for p in parts):
-        raise DatasetError("there is no patch to search", where=shards, fix="name another split or dataset")
+        fix = "name another split or dataset"
+        raise DatasetError("there is no patch to search", where=shards, key="splits", fix=fix)
     return Index(
         model=model,
         shards=opened,

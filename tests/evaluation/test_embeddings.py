@@ -273,8 +273,10 @@ def test_features_that_are_not_finite_are_refused(write_shards: Write, tmp_path:
     model = load_model("tiny")
     with torch.no_grad():
         next(model.clip.visual.parameters()).fill_(float("nan"))
-    with pytest.raises(ModelError):
-        EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), write_shards(), "test")
+    shards = write_shards()
+    with pytest.raises(ModelError) as refused:
+        EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), shards, "test")
+    assert refused.value.where == shards.table("test", ["patch_id"])["patch_id"][0].as_py()
 
 
 def test_a_damaged_image_in_a_shard_is_named(write_shards: Write, model: DualEncoder, tmp_path: Path) -> None:

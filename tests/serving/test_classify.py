@@ -142,8 +142,9 @@ def test_an_image_that_cannot_be_read_or_decoded_is_refused(model: DualEncoder, 
         with pytest.raises(ImageError) as refused:
             Classifier(model).classify([file])
         assert refused.value.where == file
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError) as refused:
         Classifier(model).classify([b""])
+    assert refused.value.key == "bytes"
 
 
 def test_a_misspelt_prompt_set_or_biomarker_is_refused_with_the_nearest_name() -> None:

@@ -151,10 +151,15 @@ def test_a_query_may_be_pixels_bytes_or_a_file(
     assert len(index.find("a sentence " * 400, top=2)) == 2
 
 
-def test_an_index_without_patches_is_refused(model: DualEncoder, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError) as refused:
+def test_an_index_without_shards_or_patches_is_refused(
+    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError) as absent:
         build_index(str(tmp_path / "nothing"), model, cache=str(tmp_path / "cache"))
-    assert str(refused.value.where) == str(tmp_path / "nothing")
+    assert str(absent.value.where) == str(tmp_path / "nothing")
+    with pytest.raises(DatasetError) as empty:
+        build_index(labelled.uri, model, cache=str(tmp_path / "cache"), splits=[])
+    assert (empty.value.where, empty.value.key) == (labelled.uri, "splits")
 
 
 def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
