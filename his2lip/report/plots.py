@@ -85,5 +85,5 @@ def draw_plots(board: Board) -> list[tuple[str, Figure]]:
 
 
 def _label(name: str) -> str:
-    """A name as plotly text, in which HTML is escaped; text in brackets goes on a second line."""
+    """A name as plotly text, in which HTML is escaped; text in parentheses is on a second line."""
     return html.escape(name).replace(" (", "<br>(", 1)
