@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install lock clean
+.PHONY: demo test test-slow test-oldest lint install lock clean
 
 demo: install
 	$(VENV)/bin/his2lip demo
@@ -14,6 +14,16 @@ test: lint
 
 test-slow: install
 	$(PY) -m pytest -m slow
+
+# The unit tests on the oldest versions of the direct dependencies that pyproject.toml allows. Golden records are left
+# out, because their keys name the versions of libraries; so are lint and the integration tests.
+OLDEST := .venv-oldest
+test-oldest: install
+	test -x $(OLDEST)/bin/python || python3 -m venv $(OLDEST)
+	UV=$$(command -v uv || echo $(VENV)/bin/uv); \
+	  $$UV pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  --ignore tests/golden --ignore tests/integration
 
 lint: install
 	$(VENV)/bin/ruff check .
@@ -41,4 +51,4 @@ lock:
 	  $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.lock)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .mypy_cache .ruff_cache

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from cell_results import cell_result
+from page_tags import fetched
 
 from his2lip.evaluation.results import to_csv
 from his2lip.report.board import read_board
@@ -70,24 +70,7 @@ def test_the_page_of_real_results_has_no_warning_about_twins(tmp_path: Path) -> 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     page = write_pages(_leaderboard(tmp_path), tmp_path / "out").read_text()
-    tags = _Tags()
-    tags.feed(page)  # a parser, because plotly's own script has such text in its strings
-    assert tags.found
-    assert not [tag for tag, _ in tags.found if tag == "link"]
-    assert not [
-        value for _, attributes in tags.found if (value := attributes.get("src", "")).startswith("http")
-    ]
-
-
-class _Tags(HTMLParser):
-    """Every tag of a page with its attributes; the content of scripts is text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {name: value or "" for name, value in attrs}))
+    assert not fetched(page)
 
 
 def test_a_twin_and_its_real_dataset_are_two_columns(tmp_path: Path) -> None:
