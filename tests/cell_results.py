@@ -1,4 +1,4 @@
-"""Plans and records of grid cells for tests that need no grid."""
+"""Plans and records of grid cells, for tests without a grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from his2lip.evaluation.results import CellResult
 def plan_of(
     shards: ShardSet, *, split: str = "test", classes: dict[str, list[str]] | None = None
 ) -> CellPlan:
-    """A plan of two tissue types, as negative and positive staining."""
+    """A plan whose classes are negative (Stroma) and positive (Tumor), unless `classes` is given."""
     protocol = Protocol(
         split=split,
         label="tissue",

@@ -1,4 +1,4 @@
-"""Small shards that a tiny model can learn from, for the tests of training and of what is built on it."""
+"""Small shards from which a tiny model can learn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
 
 def write_small_shards(out: Path, *, train: int = 160, select: int = 48, size: int = 64) -> str:
-    """Shards in MIHIC's layout: stripes of a tissue's own period in a biomarker's own tint, under noise."""
+    """Shards with MIHIC's card: noisy stripes, whose period shows the tissue and whose tint the biomarker."""
     with ShardWriter(out, card=load_card("mihic"), generated=True, row_group_bytes=120_000) as writer:
         for split, count in (("train", train), ("val", select)):
             for i in range(count):

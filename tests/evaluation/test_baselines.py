@@ -33,7 +33,7 @@ def test_majority_predicts_the_most_frequent_class_of_the_train_split(
     assert set(predicted.tolist()) == {("Stroma", "Tumor").index(commonest)}
 
 
-def test_chance_is_uniform_and_the_same_each_time(write_shards: Write, cache: EmbeddingCache) -> None:
+def test_chance_is_uniform_and_reproducible(write_shards: Write, cache: EmbeddingCache) -> None:
     images = [np.full((16, 16, 3), [i % 250, 9, i // 250], dtype=np.uint8) for i in range(900)]
     plan = plan_of(write_shards(images=images))
     scorer = BaselineScorer("baseline:chance", cache)

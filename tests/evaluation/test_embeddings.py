@@ -1,4 +1,4 @@
-"""The embedding cache: each image once, with damaged parts and several processes at once."""
+"""The embedding cache: each image is embedded once, also with damaged parts and several processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model() -> DualEncoder:
     return load_model("tiny")
 
 
-def test_features_are_the_model_s_own_raw_ones(
+def test_features_are_the_raw_features_of_the_model(
     write_shards: Write, model: DualEncoder, tmp_path: Path
 ) -> None:
     shards = write_shards()
@@ -47,7 +47,7 @@ def test_features_are_the_model_s_own_raw_ones(
     assert found.table["patch_id"].to_pylist() == shards.table("test")["patch_id"].to_pylist()
 
 
-def test_the_second_call_embeds_nothing_and_a_new_process_neither(
+def test_a_second_call_and_a_new_cache_object_embed_nothing(
     write_shards: Write, model: DualEncoder, tmp_path: Path
 ) -> None:
     shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
@@ -70,12 +70,12 @@ def test_one_added_image_is_one_forward_and_equal_images_are_one(
     assert cache.counts.images == 1
     grown = write_shards("after", images=[a, a, a, b, b, b, a, a, a, b, b, b])
     found = cache.embed(ModelEncoder(model), grown, "test")
-    assert cache.counts.images == 2, "one image was new, though it stands there twice"
+    assert cache.counts.images == 2, "one image is new, and occurs twice"
     np.testing.assert_array_equal(found.features[0], found.features[2])
     assert not np.array_equal(found.features[0], found.features[1])
 
 
-def test_some_rows_read_and_embed_those_rows_alone(
+def test_only_the_requested_rows_are_read_and_embedded(
     write_shards: Write, model: DualEncoder, tmp_path: Path
 ) -> None:
     shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
@@ -86,7 +86,7 @@ def test_some_rows_read_and_embed_those_rows_alone(
     np.testing.assert_array_equal(some.features, whole.features[[1, 6]])
 
 
-def test_whatever_decides_a_feature_is_in_the_key(model: DualEncoder) -> None:
+def test_the_key_depends_on_everything_that_changes_a_feature(model: DualEncoder) -> None:
     def key(changed: DualEncoder = model, **options: object) -> str:
         return ModelEncoder(changed, **options).key
 
@@ -110,7 +110,7 @@ def test_whatever_decides_a_feature_is_in_the_key(model: DualEncoder) -> None:
     assert key(load_model("tiny")) == key()
 
 
-def test_tiles_of_one_image_stay_together_and_follow_its_scale(
+def test_tiles_of_one_image_are_one_group_and_depend_on_its_microns_per_pixel(
     write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
     encoder = ModelEncoder(model, view=View(kind="tiles", size=64, mpp=0.5, max_tiles=4))
@@ -120,11 +120,11 @@ def test_tiles_of_one_image_stay_together_and_follow_its_scale(
     assert (fine.row.tolist(), cache.counts.crops) == ([0, 0, 0, 0], 4)
     coarse = cache.embed(encoder, write_shards("coarse", images=images, mpp=0.25), "test")
     assert (coarse.row.tolist(), cache.counts.crops) == ([0], 5), (
-        "the same bytes at another scale: another crop"
+        "the same bytes with other microns per pixel: another crop"
     )
 
 
-def test_a_damaged_part_is_named_set_aside_and_computed_again(
+def test_a_damaged_part_is_reported_set_aside_and_computed_again(
     write_shards: Write, model: DualEncoder, tmp_path: Path
 ) -> None:
     shards, root = write_shards(), tmp_path / "cache"
@@ -134,7 +134,7 @@ def test_a_damaged_part_is_named_set_aside_and_computed_again(
     table = pq.read_table(part)
 
     def rewritten(**changes: object) -> bytes:
-        """A sound Parquet file with other content and the same metadata."""
+        """A valid Parquet file with other content and the same metadata."""
         out = io.BytesIO()
         columns = {name: changes.get(name, table[name].combine_chunks()) for name in table.column_names}
         pq.write_table(pa.table(columns).replace_schema_metadata(table.schema.metadata), out)
@@ -166,7 +166,7 @@ def test_a_damaged_part_is_named_set_aside_and_computed_again(
         np.testing.assert_array_equal(first.features, again.features)
         after = EmbeddingCache(str(root))
         after.embed(ModelEncoder(model), shards, "test")
-        assert (after.counts.images, after.counts.damaged) == (0, []), "it is named once"
+        assert (after.counts.images, after.counts.damaged) == (0, []), "it is reported once"
         for made in root.rglob("*.parquet"):
             made.unlink()
 
@@ -183,7 +183,7 @@ def test_a_part_of_an_earlier_version_without_a_digest_is_used(
     assert (cache.counts.images, cache.counts.damaged) == (0, [])
 
 
-# A light encoder: the two processes of the test below need not load torch.
+# A small encoder, so that the two processes of the test below need not import torch.
 _TWO_PROCESSES = """
 import sys
 import numpy as np
@@ -217,7 +217,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_processes_fill_one_cache_at_once(write_shards: Write, tmp_path: Path) -> None:
+def test_two_processes_can_fill_one_cache_at_the_same_time(write_shards: Write, tmp_path: Path) -> None:
     shards, root = write_shards(), str(tmp_path / "cache")
     both = [
         subprocess.Popen(
@@ -245,7 +245,7 @@ def test_two_processes_fill_one_cache_at_once(write_shards: Write, tmp_path: Pat
     assert not list(Path(root).rglob("*.tmp"))
 
 
-def test_what_was_embedded_before_a_broken_image_is_kept(
+def test_features_that_were_computed_before_an_error_are_kept(
     write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
     shards, cache = write_shards(), EmbeddingCache(str(tmp_path / "cache"))
@@ -279,7 +279,9 @@ def test_features_that_are_not_finite_are_refused(write_shards: Write, tmp_path:
     assert refused.value.where == shards.table("test", ["patch_id"])["patch_id"][0].as_py()
 
 
-def test_a_damaged_image_in_a_shard_is_named(write_shards: Write, model: DualEncoder, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_reported_by_its_path(
+    write_shards: Write, model: DualEncoder, tmp_path: Path
+) -> None:
     shards = write_shards()
     (part,) = Path(shards.uri).glob("test/*.parquet")
     data, image = part.read_bytes(), shards.table("test", ["image"])["image"][3].as_py()
@@ -287,7 +289,7 @@ def test_a_damaged_image_in_a_shard_is_named(write_shards: Write, model: DualEnc
     part.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
     with pytest.raises(DatasetError) as refused:
         EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), shards, "test")
-    assert refused.value.where == str(part), "a page of the shard has a checksum"
+    assert refused.value.where == str(part), "found by the checksum of the page of the shard"
 
 
 def test_sentences_are_embedded_once_and_keep_their_order(model: DualEncoder, tmp_path: Path) -> None:
@@ -311,11 +313,11 @@ def test_images_outside_shards_share_the_cache(
     stored = cache.embed(encoder, shards, "test")
     image = shards.table("test", ["image"])["image"][0].as_py()
     found = cache.embed_images(encoder, [image, encode_png(real_ihc[-64:, -64:])])
-    assert cache.counts.images == 9, "one of the two was in the shards"
+    assert cache.counts.images == 9, "one of the two images is in the shards"
     np.testing.assert_array_equal(found[0][0], stored.features[0])
 
 
-def test_a_model_that_was_training_goes_on_training(write_shards: Write, tmp_path: Path) -> None:
+def test_embedding_restores_the_training_mode_of_the_model(write_shards: Write, tmp_path: Path) -> None:
     model = load_model("tiny").train()
     EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), write_shards(), "test")
     assert model.training

@@ -1,4 +1,4 @@
-"""Stored grid cells: read back as they were written, and made again where their content was damaged."""
+"""Stored grid cells: equal when they are read again, and scored again if their files are damaged."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def grid(tmp_path: Path) -> str:
 
 @pytest.fixture
 def run(write_shards: Write, tmp_path: Path, grid: str) -> Callable[[], CellRun]:
-    """Runs one grid cell, which the chance baseline scores."""
+    """run() scores one grid cell by the baseline `chance`."""
     plan, scorer = plan_of(write_shards()), BaselineScorer("baseline:chance", EmbeddingCache(str(tmp_path)))
     return lambda: run_cell(scorer, plan, grid)
 
 
 def earlier_version(place: Path) -> None:
-    """Rewrites cell.json as versions without digests did."""
+    """Rewrites cell.json as earlier versions wrote it, without digests."""
     tree = json.loads((place / "cell.json").read_text())
     del tree["sha256"], tree["predictions_sha256"]
     (place / "cell.json").write_text(json.dumps(tree | {"folder": str(place), "reused": False}))
 
 
-def test_a_finished_result_is_read_back_equal(run: Callable[[], CellRun], grid: str) -> None:
+def test_a_finished_result_is_equal_when_it_is_read_again(run: Callable[[], CellRun], grid: str) -> None:
     first = run()
     assert (first.reused, first.damaged) == (False, None)
     assert run() == CellRun(first.result, reused=True)
@@ -48,7 +48,7 @@ def test_a_finished_result_is_read_back_equal(run: Callable[[], CellRun], grid: 
 @pytest.mark.parametrize("digests", [True, False], ids=["with digests", "of an earlier version"])
 @pytest.mark.parametrize("name", ["cell.json", "predictions.parquet"])
 @pytest.mark.parametrize("how", ["cut", "empty", "gone"])
-def test_a_damaged_file_is_named_and_made_again(
+def test_a_damaged_file_is_reported_and_its_grid_cell_scored_again(
     run: Callable[[], CellRun], grid: str, digests: bool, name: str, how: str
 ) -> None:
     result = run().result
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named_and_made_again(
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["with digests", "of an earlier version"])
-def test_a_changed_digit_of_a_figure_never_reaches_the_board(
+def test_a_changed_digit_of_a_figure_is_noticed_and_scored_again(
     run: Callable[[], CellRun], grid: str, digests: bool
 ) -> None:
     result = run().result
@@ -97,7 +97,7 @@ def test_every_flipped_bit_of_a_result_is_noticed(run: Callable[[], CellRun], gr
             (place / name).write_bytes(whole)
 
 
-def test_a_result_without_a_field_that_was_added_since_is_made_again_without_a_remark(
+def test_a_result_without_a_field_that_was_added_later_is_scored_again_without_a_report(
     run: Callable[[], CellRun], grid: str
 ) -> None:
     result = run().result

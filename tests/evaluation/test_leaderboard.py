@@ -1,4 +1,4 @@
-"""The files of a finished grid: published figures where they belong, failures beside them."""
+"""The files of a finished grid: published figures, failures and predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from his2lip.evaluation.results import CellFailure, fields
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A published table of two rows, as the project carries it."""
+    """A published table of two rows, in the format of the project's table."""
     folder = tmp_path / "benchmarks/published"
     folder.mkdir(parents=True)
     rows = "CLIP,frozen,HNSCC-mIF-mIHC,26.42,21.19\nCLIP,frozen,MIST,24.52,11.85\n"
@@ -44,7 +44,7 @@ def test_published_numbers_are_added_to_the_paper_protocol_on_real_data_only(pub
     assert found[2:] == [(None, None)] * 4
 
 
-def test_a_grid_of_which_everything_failed_still_writes_its_files(tmp_path: Path) -> None:
+def test_a_grid_without_any_finished_grid_cell_still_writes_its_files(tmp_path: Path) -> None:
     failure = CellFailure(model="m", dataset="d", protocol="default", reason="no shards", trace="…")
     path = write_leaderboard(str(tmp_path / "out"), [], [failure])
     with open(path, encoding="utf-8", newline="") as source:
@@ -53,7 +53,7 @@ def test_a_grid_of_which_everything_failed_still_writes_its_files(tmp_path: Path
     assert len(pq.read_table(tmp_path / "out/predictions.parquet")) == 0
 
 
-def test_the_carried_benchmark_names_all_ten_datasets() -> None:
+def test_the_benchmark_of_the_project_has_all_ten_datasets() -> None:
     config = load(BenchmarkConfig, resources.find("benchmarks/zero_shot.yaml"))
     assert len(config.uris()) == 10
     assert config.folder == "runs/benchmark/zero-shot"
@@ -77,6 +77,6 @@ def test_a_mistake_in_a_configuration_is_refused_by_its_key(change: dict, key: s
     assert named in str(refused.value), "the name that is in use twice, or the known names"
 
 
-def test_a_checkpoint_goes_by_the_name_of_its_run() -> None:
+def test_the_default_name_of_a_checkpoint_is_that_of_its_run() -> None:
     config = validate(BenchmarkConfig, {"models": ["runs/train/mine/best", "tiny"], "datasets": {"a": "x"}})
     assert [m.name for m in config.models] == ["mine", "tiny"]

@@ -1,4 +1,4 @@
-"""Metrics against their definitions on the confusion matrix, and over classes that are absent."""
+"""Metrics follow their definitions on the confusion matrix, also for classes that do not occur."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _quadratic_kappa(matrix: np.ndarray) -> float | None:
     return float(1 - (weight * matrix).sum() / expected) if expected else None
 
 
-def test_quadratic_kappa_needs_classes_in_an_order() -> None:
+def test_quadratic_kappa_is_only_defined_for_ordered_classes() -> None:
     labels = np.array([0, 1, 2])
     assert measure(Predictions(labels, labels, "abc"))["quadratic_kappa"] is None
     assert measure(Predictions(labels, labels, "abc", ordered=True))["quadratic_kappa"] == 1.0

@@ -1,4 +1,4 @@
-"""Prompt sets: expansion, order, duplicates, identity, and mistakes."""
+"""Prompt sets: expansion, order, duplicates, digests, and mistakes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from his2lip.errors import ConfigError
 from his2lip.evaluation.prompts import PromptSet, list_prompts
 
 
-def test_templates_are_filled_by_synonyms_template_by_template() -> None:
+def test_each_template_is_filled_with_each_synonym_in_order() -> None:
     found = PromptSet.build("t", {"a": ["x", "y"], "b": ["z"]}, templates=["an image of {}", "{} tissue"])
     assert found.of("a") == ("an image of x", "an image of y", "x tissue", "y tissue")
     assert found.of("b") == ("an image of z", "z tissue")
@@ -26,13 +26,13 @@ def test_order_and_duplicates_are_kept_and_count_in_the_digest() -> None:
     assert found.digest != PromptSet.build("t", {"b": ["one"], "a": ["one", "one", "two"]}).digest
 
 
-def test_every_carried_prompt_set_loads_and_tissue_covers_the_taxonomy() -> None:
+def test_every_prompt_set_of_the_project_loads_and_tissue_covers_the_taxonomy() -> None:
     for name in list_prompts():
         assert len(PromptSet.load(name).classes) >= 2
     assert PromptSet.load("tissue").classes == taxonomy.TISSUES
 
 
-def test_a_set_narrows_to_a_protocol_s_classes_in_its_order() -> None:
+def test_a_prompt_set_can_be_restricted_to_classes_in_a_given_order() -> None:
     found = PromptSet.load("tissue").narrow(["Tumor", "Alveoli"])
     assert found.classes == ("Tumor", "Alveoli")
     with pytest.raises(ConfigError) as refused:
@@ -41,7 +41,7 @@ def test_a_set_narrows_to_a_protocol_s_classes_in_its_order() -> None:
     assert "'Tumor'" in str(refused.value.fix)
 
 
-def test_a_file_of_the_user_s_loads_by_path(tmp_path: Path) -> None:
+def test_a_file_of_the_user_is_loaded_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("classes:\n  yes: [positive]\n", encoding="utf-8")
     with pytest.raises(ConfigError) as refused:  # YAML reads `yes` as true
@@ -61,7 +61,7 @@ def test_a_file_of_the_user_s_loads_by_path(tmp_path: Path) -> None:
         ("templates: ['{} and {}']\nclasses: {a: [x]}", "{} and {}"),
     ],
 )
-def test_a_mistake_in_a_prompt_file_is_named(tmp_path: Path, text: str, key: str) -> None:
+def test_a_mistake_in_a_prompt_file_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
@@ -69,7 +69,7 @@ def test_a_mistake_in_a_prompt_file_is_named(tmp_path: Path, text: str, key: str
     assert (refused.value.where, refused.value.key) == (file, key)
 
 
-def test_an_unknown_name_names_the_nearest() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as refused:
         PromptSet.load("tisue")
     assert refused.value.key == "tisue"

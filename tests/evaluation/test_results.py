@@ -1,4 +1,4 @@
-"""The record of a grid cell: equal after a round trip, complete, and extended in one place."""
+"""The record of a grid cell: equal after it is written and read, complete, and extended in one place."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_records_are_equal_after_a_round_trip(
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("change", ["unknown", "missing"])
-def test_an_unknown_or_a_missing_column_is_an_error_that_names_it(
-    tmp_path: Path, kind: str, change: str
-) -> None:
+def test_an_unknown_or_missing_column_is_refused_by_its_name(tmp_path: Path, kind: str, change: str) -> None:
     path = tmp_path / f"leaderboard.{kind}"
     table = to_table([cell_result()])
     table = table.drop_columns("ties") if change == "missing" else table.append_column("tyes", table["ties"])
@@ -82,7 +80,7 @@ def test_an_unknown_or_a_missing_column_is_an_error_that_names_it(
     assert refused.value.key == {"unknown": "tyes", "missing": "ties"}[change]
 
 
-def test_a_value_of_another_type_is_an_error_that_names_row_and_column(tmp_path: Path) -> None:
+def test_a_value_of_another_type_is_refused_by_row_and_column(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
     path.write_text(to_csv([cell_result(), cell_result(n=77)]).replace(",77,", ",many,"))
     with pytest.raises(ConfigError) as refused:
@@ -92,7 +90,9 @@ def test_a_value_of_another_type_is_an_error_that_names_row_and_column(tmp_path:
 
 @pytest.mark.parametrize("name", ["leaderboard.csv", "leaderboard.parquet"])
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\xff\xfe\x00", None])
-def test_a_file_that_is_no_leaderboard_is_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_leaderboard_is_refused(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
     path = tmp_path / name
     header = to_csv([]).encode()
     path.write_bytes(header + b"CLIP,mist,default\n" if content is None else content)
@@ -101,7 +101,7 @@ def test_a_file_that_is_no_leaderboard_is_refused(tmp_path: Path, name: str, con
     assert str(refused.value.where).startswith(str(path))
 
 
-def test_every_registered_metric_has_its_field_and_every_field_is_described() -> None:
+def test_every_metric_has_a_field_and_every_field_has_a_description() -> None:
     assert set(metric_fields()) == set(METRICS)
     assert all(field.description for field in fields().values())
     assert set(fields()) == set(CellResult.model_fields)
@@ -124,7 +124,7 @@ def test_a_metric_that_is_added_in_one_place_is_in_every_table(
         found = measure(Predictions(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]), ["a", "b"]))
         assert found["error_rate"] == 0.25
         cells = [cell_result(**found, n=4)]
-        assert figures(cells[0])["error_rate"] == 0.25, "what MLflow logs"
+        assert figures(cells[0])["error_rate"] == 0.25, "logged to MLflow"
         (tmp_path / "leaderboard.csv").write_text(to_csv(cells))
         write_parquet(tmp_path / "leaderboard.parquet", cells)
         with (tmp_path / "leaderboard.csv").open(newline="") as file:
@@ -138,13 +138,13 @@ def test_a_metric_that_is_added_in_one_place_is_in_every_table(
         del METRICS["error_rate"]
 
 
-def test_a_metric_without_a_field_stops_the_first_grid_cell() -> None:
+def test_a_metric_without_a_field_is_refused() -> None:
     with pytest.raises(pydantic.ValidationError) as refused:
         cell_result(forgotten=0.5)
     assert [error["loc"] for error in refused.value.errors()] == [("forgotten",)]
 
 
-def test_figures_are_the_metrics_and_the_limits_that_are_known() -> None:
+def test_figures_are_the_metrics_and_interval_limits_that_have_values() -> None:
     cell = cell_result(macro_f1_lo=0.3, macro_f1_hi=0.5, published_f1=0.2)
     assert set(figures(cell)) == {"accuracy", "macro_f1", "balanced_accuracy", "macro_f1_lo", "macro_f1_hi"}
 

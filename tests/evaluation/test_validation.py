@@ -1,4 +1,4 @@
-"""Validation in training: current weights, on a select split, and never on a report split."""
+"""Validation in training: of the current weights, on a select split, and never on a report split."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Write = Callable[..., ShardSet]
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_it_travels_by_pickle_and_answers_what_scoring_answers(
+def test_a_pickled_validator_gives_the_figures_of_zero_shot_scoring(
     write_shards: Write, tmp_path_factory: pytest.TempPathFactory, similarity: Literal["cosine", "dot"]
 ) -> None:
     torch.set_num_threads(2)
@@ -52,7 +52,7 @@ def test_it_travels_by_pickle_and_answers_what_scoring_answers(
     assert found == {"macro_f1": macro_f1(wanted), "accuracy": accuracy(wanted)}
 
 
-def test_it_sees_the_weights_of_the_moment_and_leaves_training_on(write_shards: Write) -> None:
+def test_it_scores_the_current_weights_and_restores_training_mode(write_shards: Write) -> None:
     validator, model = SelectValidator(write_shards().uri), load_model("tiny").train()
     first = validator(model)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def labelled_shards(
     protocols: bool = True,
     biomarkers: tuple[str, ...] = ("CD3", "CD20"),
 ) -> str:
-    """Shards with labels of their own, `dark` and `pale`, and without tissue types."""
+    """Shards with the labels `dark` and `pale`, and without tissue types."""
     prompts = folder / "prompts.yaml"
     prompts.write_text("classes: {dark: [a dark patch], pale: [a pale patch]}")
     protocol = {
@@ -139,21 +139,21 @@ def test_labels_without_tissue_types_are_validated_by_the_protocol_of_the_card(o
     assert reported[-1]["select/macro_f1"] == outcome.metrics["select/macro_f1"]
 
 
-def test_a_protocol_is_taken_by_its_name_and_an_unknown_one_is_refused(own_labels: str) -> None:
+def test_a_protocol_is_chosen_by_name_and_an_unknown_name_is_refused(own_labels: str) -> None:
     SelectValidator(own_labels, protocol="max").check()
     with pytest.raises(ConfigError) as refused:
         SelectValidator(own_labels, protocol="mix").check()
     assert (refused.value.where, refused.value.key) == (own_labels, "data.protocol")
 
 
-def test_a_dataset_with_nothing_to_score_by_is_refused(tmp_path: Path, real_ihc: np.ndarray) -> None:
+def test_a_dataset_without_protocol_and_tissue_types_is_refused(tmp_path: Path, real_ihc: np.ndarray) -> None:
     shards = labelled_shards(tmp_path, tiles(real_ihc)[:12], protocols=False, biomarkers=("CD3",))
     with pytest.raises(DatasetError) as refused:
         SelectValidator(shards).check()
     assert refused.value.key == "data.select"
 
 
-def test_training_and_evaluation_mean_one_preprocessing_by_released() -> None:
+def test_released_preprocessing_is_the_same_in_training_and_evaluation() -> None:
     config = validate(TrainConfig, {"data": {"shards": "-"}, "model": {"preprocessing": "released"}})
     trained = build_model(config, torch.device("cpu"))
     plain = load_model("tiny", seed=config.seed)

@@ -44,7 +44,7 @@ def test_squash_keeps_the_whole_image_and_centre_keeps_the_middle_square() -> No
     np.testing.assert_array_equal(View(kind="centre").crops(pixels)[0], pixels[:, 2:8])
 
 
-def test_many_tiles_are_thinned_evenly_in_both_directions() -> None:
+def test_a_limit_on_tiles_keeps_as_many_as_it_allows() -> None:
     pixels = np.zeros((160, 320, 3), dtype=np.uint8)
     assert len(View(kind="tiles", size=10, max_tiles=8).crops(pixels)) == 8
 

@@ -1,4 +1,4 @@
-"""One torch thread for small tensors: more of them only wait for each other on a busy machine."""
+"""One torch thread: the tensors of these tests are too small for several threads to be faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient accumulation, seeding, and the averaging over ranks."""
+"""Gradient accumulation, seeds, and the mean of gradients over ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from his2lip.training.gradient import accumulate, average_gradients, seed_everyt
 
 
 class TwoTowers(nn.Module):
-    """A small dual encoder in float64, with dropout where asked, which counts what it embeds."""
+    """A small dual encoder in float64, with optional dropout, which counts what it embeds."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def run(model: TwoTowers, n: int, piece: int | None) -> tuple[torch.Tensor, dict
 
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(2, 20), piece=st.integers(1, 20))
-def test_pieces_of_any_size_give_the_whole_batchs_gradient(n: int, piece: int) -> None:
+def test_pieces_of_any_size_give_the_gradient_of_the_whole_batch(n: int, piece: int) -> None:
     model = TwoTowers()
     whole, wanted = run(model, n, None)
     value, found = run(model, n, piece)
@@ -76,8 +76,8 @@ def test_pieces_of_any_size_give_the_whole_batchs_gradient(n: int, piece: int) -
     assert_same(found, wanted, atol=1e-12)
 
 
-def test_mean_of_the_pieces_own_losses_is_not_the_gradient() -> None:
-    """The test above could not tell, were the naive way right as well."""
+def test_the_mean_of_the_losses_of_the_pieces_has_another_gradient() -> None:
+    """Shows that the test above can fail: the simple way of accumulation gives another gradient."""
     model = TwoTowers()
     _, wanted = run(model, 8, None)
     images, tokens, tissue, biomarker = batch(8)
@@ -95,7 +95,7 @@ def test_pieces_with_dropout_give_the_gradient_of_one_graph_with_the_same_masks(
     images, tokens, tissue, biomarker = batch(12)
     model.zero_grad()
     pieces = []
-    for i, start in enumerate(range(0, 12, 5)):  # all pieces in one graph, which no cache helps
+    for i, start in enumerate(range(0, 12, 5)):  # all pieces in one graph, without cached gradients
         seed_everything(0, 1, 2, i)
         pieces.append(model(images[start : start + 5], tokens[start : start + 5]))
     image, text = (torch.cat(side) for side in zip(*pieces, strict=True))
@@ -103,7 +103,7 @@ def test_pieces_with_dropout_give_the_gradient_of_one_graph_with_the_same_masks(
     assert_same(found, gradients(model), atol=1e-12)
 
 
-def test_frozen_image_tower_gets_no_gradient_and_the_text_tower_its_own() -> None:
+def test_a_frozen_image_tower_gets_no_gradient_and_the_text_tower_gets_the_whole_batchs() -> None:
     model = TwoTowers()
     model.image.requires_grad_(False)
     _, wanted = run(model, 9, None)
@@ -112,7 +112,7 @@ def test_frozen_image_tower_gets_no_gradient_and_the_text_tower_its_own() -> Non
     assert_same(found, wanted, atol=1e-12)
 
 
-def test_seeds_differ_by_every_part_of_their_key() -> None:
+def test_every_part_of_the_key_changes_the_seed() -> None:
     draws = []
     for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 10, 0), (0, 1, 0, 0)]:
         seed_everything(*key)
@@ -129,7 +129,7 @@ def test_one_rank_averages_nothing() -> None:
     assert parameter.grad.tolist() == [1.0, 1.0]
 
 
-def test_buckets_keep_order_and_dtype_and_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_keep_the_order_have_one_dtype_and_a_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient, "_BUCKET", 10)
     sizes = [4, 4, 4, 30, 2, 2]
     tensors = [torch.zeros(n) for n in sizes] + [torch.zeros(2, dtype=torch.float64)]

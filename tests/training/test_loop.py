@@ -1,4 +1,4 @@
-"""The plain loop, driven by nothing: learning, going on, stopping, choosing the best, and refusing."""
+"""The training loop without any driver: learning, resuming, stopping, choosing the best, and refusals."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make(shards: str, **sections: dict[str, Any]) -> TrainConfig:
 def run(
     config: TrainConfig, *, model: DualEncoder | None = None, **options: Any
 ) -> tuple[Outcome, DualEncoder]:
-    """Trains a tiny model, from the start unless `model` and `resume` come from a checkpoint."""
+    """Trains a tiny model, from the start or from the `model` and `resume` of a checkpoint."""
     model = model or load_model("tiny", seed=config.seed)
     _, _, bank = open_data(config)
     source = StreamSource(config, bank, preprocess=TINY_PREPROCESS)
@@ -61,7 +61,7 @@ def run(
     return fit(config, model, WISELoss.from_config(config.loss), source, **options), model
 
 
-def test_training_lowers_select_excess_and_tells_of_it(shards: str) -> None:
+def test_training_lowers_the_excess_on_the_select_split_and_reports_it(shards: str) -> None:
     told: list[StepReport] = []
     config = make(shards, optim={"epochs": 4}, log_every=3)
     outcome, _ = run(config, report=told.append)
@@ -76,7 +76,9 @@ def test_training_lowers_select_excess_and_tells_of_it(shards: str) -> None:
     assert [h["step"] for h in outcome.state.history] == [7, 14, 21, 28]
 
 
-def test_run_resumed_at_any_save_ends_in_the_very_weights(shards: str, tmp_path: Path) -> None:
+def test_a_run_resumed_at_any_checkpoint_ends_with_the_uninterrupted_weights(
+    shards: str, tmp_path: Path
+) -> None:
     config = make(shards, checkpoint={"every_steps": 5})
     _, opened, bank = open_data(config)
     write = checkpoint_writer(RunDir(tmp_path / "run"), config, opened, bank)
@@ -89,7 +91,7 @@ def test_run_resumed_at_any_save_ends_in_the_very_weights(shards: str, tmp_path:
     whole, model = run(config, save=save)
     wanted = model.tensor_digest()
     assert [p.name for p in kept] == ["at-5", "at-7", "at-10", "at-14"]
-    for saved in kept:  # the last one has nothing left to do
+    for saved in kept:  # after the last one, no step is left
         outcome, again = run(config, model=load_model(str(saved)), resume=load_resume(saved))
         assert again.tensor_digest() == wanted, saved.name
         assert outcome.state.best_score == whole.state.best_score
@@ -97,7 +99,7 @@ def test_run_resumed_at_any_save_ends_in_the_very_weights(shards: str, tmp_path:
 
 
 def test_without_the_optimizers_state_the_weights_differ(shards: str, tmp_path: Path) -> None:
-    """The test above could not tell, were the state of no account."""
+    """Shows that the test above can fail."""
     config = make(shards, checkpoint={"every_steps": 10})
     _, opened, bank = open_data(config)
     folder = tmp_path / "run"
@@ -110,27 +112,27 @@ def test_without_the_optimizers_state_the_weights_differ(shards: str, tmp_path: 
     assert again.tensor_digest() != model.tensor_digest()
 
 
-def test_pieces_train_to_the_whole_batchs_weights(shards: str) -> None:
+def test_training_in_pieces_gives_the_weights_of_the_whole_batch(shards: str) -> None:
     _, whole = run(make(shards, optim={"steps": 6}))
     _, pieces = run(make(shards, optim={"steps": 6, "micro_batch": 5}))
     for (name, a), b in zip(whole.named_parameters(), pieces.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
 
 
-def test_report_that_answers_true_ends_the_run(shards: str) -> None:
+def test_a_report_that_returns_true_ends_the_run(shards: str) -> None:
     outcome, _ = run(make(shards), report=lambda progress: progress.kind == "epoch")
     assert outcome.stopped
     assert outcome.state.step == 7
 
 
-def test_steps_end_a_run_in_mid_epoch_with_its_validation(shards: str) -> None:
+def test_a_run_that_ends_in_the_middle_of_an_epoch_is_validated(shards: str) -> None:
     outcome, _ = run(make(shards, optim={"steps": 9}))
     assert outcome.state.step == 9
     assert "select/loss" in outcome.metrics
     assert not outcome.stopped
 
 
-def test_best_is_the_epoch_that_the_validator_likes_most(shards: str) -> None:
+def test_best_is_the_epoch_with_the_highest_score_of_the_validator(shards: str) -> None:
     scores = iter([0.3, 0.8, 0.5])
     saved: list[tuple[int, bool]] = []
     config = make(shards, optim={"epochs": 3}, checkpoint={"select_by": "macro_f1"})
@@ -159,7 +161,7 @@ def test_scale_of_the_released_hard_loss_is_learnt_and_resumed(shards: str) -> N
     assert saved[0] != 1.0
 
 
-def test_loss_that_stops_being_finite_ends_the_run_in_one_sentence(shards: str) -> None:
+def test_a_loss_that_becomes_nan_ends_the_run_with_the_step(shards: str) -> None:
     model = load_model("tiny", seed=0)
     with torch.no_grad():
         model.clip.text_projection.fill_(torch.inf)
@@ -170,7 +172,7 @@ def test_loss_that_stops_being_finite_ends_the_run_in_one_sentence(shards: str) 
     assert re.findall(r"\d+", refused.value.what) == ["1"], "the first step"
 
 
-def test_batch_normalisation_refuses_pieces(shards: str) -> None:
+def test_training_in_pieces_is_refused_for_a_model_with_batch_normalisation(shards: str) -> None:
     model = load_model("tiny", seed=0)
     model.clip.visual.norm = torch.nn.BatchNorm2d(3)
     with pytest.raises(ConfigError) as refused:

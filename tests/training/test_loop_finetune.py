@@ -1,7 +1,8 @@
-"""Each way of fine-tuning through the loop: what learns, and that a run which goes on ends the same."""
+"""Each way of fine-tuning in the loop: what is trained, and that a resumed run gives the same weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from model_factory import dual
 from training_data import write_small_shards
 
 from his2lip.config import validate
+from his2lip.errors import CheckpointError
 from his2lip.loss import WISELoss
-from his2lip.models.adapters import merge
+from his2lip.models.adapters import merge, unmerged_state
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
@@ -58,8 +60,13 @@ def make(shards: str, backbone: str, finetune: dict[str, Any], **model: Any) -> 
     return open_data(validate(TrainConfig, tree))[0]
 
 
-def run(config: TrainConfig, folder: Path, *, source: Path | None = None) -> DualEncoder:
-    """Trains from the start or from the checkpoint `source`; each save stays as folder/at-STEP."""
+def run(
+    config: TrainConfig, folder: Path, *, source: Path | None = None, resume: ResumeState | None = None
+) -> DualEncoder:
+    """Trains from the start, or from the checkpoint `source` and its state or `resume`.
+
+    Each checkpoint is written to folder/at-STEP.
+    """
     _, opened, bank = open_data(config)
     write = checkpoint_writer(RunDir(folder), config, opened, bank)
 
@@ -68,7 +75,7 @@ def run(config: TrainConfig, folder: Path, *, source: Path | None = None) -> Dua
         (folder / "last").rename(folder / f"at-{rest[0].step}")
 
     model = build_model(config, CPU, source=source)
-    resume = None if source is None else load_resume(source)
+    resume = resume or (None if source is None else load_resume(source))
     batches = StreamSource(config, bank, preprocess=model.preprocess)
     fit(
         config,
@@ -93,7 +100,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_resumed_in_mid_epoch_ends_in_the_very_weights(
+def test_a_run_resumed_in_the_middle_of_an_epoch_ends_with_the_uninterrupted_weights(
     way: str, shards: str, backbone: str, tmp_path: Path
 ) -> None:
     config = make(shards, backbone, WAYS[way])
@@ -110,21 +117,31 @@ def test_a_run_resumed_in_mid_epoch_ends_in_the_very_weights(
     assert read_meta(folder)["config"]["finetune"] == config.finetune.model_dump(mode="json")
 
 
-def test_adapters_are_needed_to_go_on_exactly(shards: str, backbone: str, tmp_path: Path) -> None:
-    """The test above could not tell, were merged weights enough: they lack what the adapters have learnt."""
+def test_resuming_with_new_adapters_on_the_merged_weights_gives_other_weights(
+    shards: str, backbone: str, tmp_path: Path
+) -> None:
+    """Shows that the test above can fail: the merged weights of a checkpoint are not enough to resume."""
     config = make(shards, backbone, WAYS["lora"])
-    wanted = run(config, tmp_path)
-    saved = load_resume(tmp_path / "at-3")
+    wanted, source = run(config, tmp_path), tmp_path / "at-3"
+    saved = load_resume(source)
     assert saved is not None
     assert any(name.endswith("parametrizations.weight.0.a") for name in saved.model)
-    model = build_model(config, CPU, source=tmp_path / "at-3")
+    model = build_model(config, CPU, source=source)
     merge(model)
-    assert model.tensor_digest() == read_meta(tmp_path / "at-3")["tensor_digest"]
-    assert model.tensor_digest() != wanted.tensor_digest()
+    assert model.tensor_digest() == read_meta(source)["tensor_digest"]
+    renewed = unmerged_state(build_model(config, CPU, source=source))
+    assert renewed.keys() == saved.model.keys()
+    again = run(config, tmp_path / "again", source=source, resume=replace(saved, model=renewed))
+    assert again.tensor_digest() != wanted.tensor_digest()
+    with pytest.raises(CheckpointError) as refused:
+        run(config, tmp_path / "again", source=source, resume=replace(saved, model={}))
+    assert refused.value.key in saved.model
 
 
 @pytest.mark.parametrize("way", ["lora", "frozen", "decay", "heads"])
-def test_each_way_changes_what_it_says(way: str, shards: str, backbone: str, tmp_path: Path) -> None:
+def test_each_way_of_fine_tuning_changes_the_tensors_that_it_trains(
+    way: str, shards: str, backbone: str, tmp_path: Path
+) -> None:
     before = load_model(backbone).clip.state_dict()
     after = {k: v.detach() for k, v in load_of(run(make(shards, backbone, WAYS[way]), tmp_path)).items()}
     moved = {name: (after[name] - before[name]).abs().mean().item() for name in before}
@@ -136,7 +153,7 @@ def test_each_way_changes_what_it_says(way: str, shards: str, backbone: str, tmp
     elif way == "decay":
         assert moved["visual.transformer.resblocks.0.mlp.c_fc.weight"] < 0.7 * top
     else:
-        assert moved["visual.proj"] > 10 * top  # a random head is folded into it
+        assert moved["visual.proj"] > 10 * top  # a randomly initialised head is merged into it
 
 
 def load_of(model: DualEncoder) -> dict[str, torch.Tensor]:
@@ -167,7 +184,7 @@ def test_another_image_size_and_the_released_preprocessing_go_into_the_checkpoin
     assert again.tensor_digest() == wanted.tensor_digest()
 
 
-def test_the_licence_of_the_first_weights_lasts_through_a_checkpoint(shards: str, tmp_path: Path) -> None:
+def test_the_licence_of_the_first_weights_is_kept_in_a_checkpoint(shards: str, tmp_path: Path) -> None:
     start = save_checkpoint(tmp_path / "converted", dual(), meta={"began_as": ["plip"]})
     config = make(shards, str(start), {})
     save = best_writer(RunDir(tmp_path / "run"), config, *open_data(config)[1:])

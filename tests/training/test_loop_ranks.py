@@ -1,4 +1,4 @@
-"""The loop on two gloo ranks: what the loss itself learns stays the same on both, and as on one."""
+"""The loop on two gloo ranks: the parameter of the loss is equal on both, and equal to that on one rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from his2lip.training.source import StreamSource
 
 
 def own_scale(shards: str, rank: int = 0, world: int = 1) -> float:
-    """The released hard loss's scale after three steps."""
+    """The scale of the released hard loss after three steps."""
     tree = {
         "data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local", "select": None},
         "loss": {"variant": "released", "terms": "hard"},

@@ -16,7 +16,7 @@ from his2lip.training.config import OptimConfig
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate, warmup_steps
 
 
-def test_norms_biases_and_scales_do_not_decay_and_what_is_frozen_is_left_out() -> None:
+def test_norms_biases_and_scales_do_not_decay_and_frozen_parameters_are_left_out() -> None:
     model, loss = load_model("tiny"), WISELoss.from_config(LossConfig(variant="released", terms="hard"))
     freeze(model, "text")
     groups = build_optimizer(model, loss, OptimConfig(weight_decay=0.1)).param_groups
@@ -38,7 +38,7 @@ def test_the_schedule_gives_each_group_its_share_of_the_rate() -> None:
 
 
 @given(steps=st.integers(1, 500), warmup=st.one_of(st.floats(0, 0.99), st.integers(1, 700)))
-def test_rate_rises_to_its_top_and_falls_without_a_jump(steps: int, warmup: float) -> None:
+def test_the_rate_rises_to_its_maximum_and_falls_without_a_jump(steps: int, warmup: float) -> None:
     config = OptimConfig(lr=1.0, warmup=warmup)
     rates = [learning_rate(step, steps=steps, config=config) for step in range(steps)]
     top = warmup_steps(steps, config)

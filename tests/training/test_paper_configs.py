@@ -21,7 +21,7 @@ from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 from his2lip.training.config import TrainConfig
 
 FILE = "train/his2lip.yaml"
-# The overrides of each run, as README.md and the file give them.
+# The overrides of each run, as in README.md and in the file.
 RUNS = {
     "his2clip": [],
     "his2plip": ["name=his2plip", "model.backbone=plip"],
@@ -30,7 +30,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_papers_run_has_the_released_hyper_parameters(name: str) -> None:
+def test_a_run_of_the_paper_has_the_released_hyper_parameters(name: str) -> None:
     config = load(TrainConfig, resources.find(FILE), RUNS[name])
     assert (config.name, config.model.backbone) == (name, name.removeprefix("his2"))
     optim, loss = config.optim, config.loss
@@ -44,7 +44,7 @@ def test_a_papers_run_has_the_released_hyper_parameters(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def mihic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated tree in MIHIC's layout and captions in the released corpus's, each through `prepare`."""
+    """Generated images in the layout of MIHIC, prepared, and captions in that of the released corpus."""
     folder = tmp_path_factory.mktemp("mihic")
     for tissue in TISSUES[:-1]:
         for biomarker in MIHIC_BIOMARKERS:
@@ -60,7 +60,7 @@ def mihic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def his2lip(folder: Path, *words: str) -> str:
-    """What a command of one's own says, in `folder`."""
+    """The output of a `his2lip` command that runs in `folder`."""
     environment = os.environ | {"PYTHONPATH": str(Path(resources.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-m", "his2lip", *words], cwd=folder, env=environment, capture_output=True, text=True
@@ -70,7 +70,7 @@ def his2lip(folder: Path, *words: str) -> str:
 
 
 def random_weights(name: str, folder: Path) -> str:
-    """The real architecture at random, in the very format that its authors publish."""
+    """Random weights of the real architecture, in the format that its authors publish."""
     if name == "his2clip":
         return "ViT-B-32-quickgelu"
     if name == "his2plip":

@@ -1,4 +1,4 @@
-"""Training reads no split that is for reporting, by whatever name it is asked for."""
+"""Training never reads a report split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from his2lip.training.run_inputs import open_data
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The small shards with a third split, MIHIC's `test`, whose role is report."""
+    """The small shards, with MIHIC's split `test`, whose role is report, as the third split."""
     from dataclasses import replace
 
     from training_data import _patch
@@ -34,9 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("asked", ["test", "report"])
 @pytest.mark.parametrize("key", ["split", "select"])
-def test_a_split_for_reporting_is_refused_by_its_name_and_by_its_role(
-    shards: str, key: str, asked: str
-) -> None:
+def test_a_report_split_is_refused_by_its_name_and_by_its_role(shards: str, key: str, asked: str) -> None:
     assert open_shards(shards).info.roles["test"] == "report"
     config = TrainConfig.model_validate({"data": {"shards": shards, key: asked}})
     with pytest.raises(DatasetError) as refused:

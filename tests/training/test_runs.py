@@ -1,4 +1,4 @@
-"""The folder of a run: started, resumed, finished, refused, cleared, locked."""
+"""The folder of a run: starting, resuming, finishing, refusing, clearing and locking."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(run: RunDir, identity: dict, *, fresh: bool = False) -> tuple[dict, li
     return start_or_resume(run, identity=identity, fresh=fresh, say=said.append), said
 
 
-def test_new_run_is_running_and_says_nothing(run: RunDir) -> None:
+def test_a_new_run_is_running_and_has_no_note(run: RunDir) -> None:
     state, said = start(run, made())
     assert state["status"] == "running"
     assert said == []
@@ -43,7 +43,7 @@ def test_same_inputs_resume_without_a_note(run: RunDir) -> None:
     assert (state["status"], said) == ("running", [])
 
 
-def test_finished_run_says_so(run: RunDir) -> None:
+def test_a_finished_run_is_reported_as_finished(run: RunDir) -> None:
     state, _ = start(run, made())
     run.write({**state, "status": "finished"})
     state, said = start(run, made(version="2"))
@@ -103,7 +103,7 @@ def test_damaged_state_is_refused(run: RunDir, text: str) -> None:
     assert refused.value.where == run.path / "run.json"
 
 
-def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
+def test_a_second_command_is_refused_until_the_first_ends(run: RunDir) -> None:
     holder = (
         "import sys, pathlib; from his2lip.training.run_directory import RunDir\n"
         "with RunDir(pathlib.Path(sys.argv[1])).locked():\n"
@@ -116,7 +116,7 @@ def test_second_command_is_kept_out_until_the_first_ends(run: RunDir) -> None:
         with pytest.raises(RunError) as refused, run.locked():
             pass
         assert refused.value.where == run.path
-        process.kill()  # as hard as it gets: the lock goes with its holder
+        process.kill()  # SIGKILL: the system releases the lock of a dead process
         process.wait()
     with run.locked():
         pass
@@ -128,7 +128,7 @@ def test_code_version_names_release_and_sources() -> None:
     assert len(sources) == 12
 
 
-def test_fresh_removes_no_folder_that_is_not_a_runs(run: RunDir) -> None:
+def test_fresh_does_not_remove_a_folder_that_has_no_run(run: RunDir) -> None:
     (run.path / "patches").mkdir()
     with pytest.raises(RunError) as refused:
         start(run, made(), fresh=True)

@@ -1,4 +1,4 @@
-"""The loop's data: the same global batches for any number of ranks, and what is kept in memory."""
+"""The data of the loop: the same global batches for any number of ranks, and the cache in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def source(shards: str, rank: int = 0, world: int = 1, **data: object) -> Stream
 
 @pytest.mark.parametrize("part", ["train", "select"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_together_see_one_ranks_batches(shards: str, part: str, world: int) -> None:
+def test_several_ranks_together_get_the_batches_of_one_rank(shards: str, part: str, world: int) -> None:
     def batches(of: StreamSource) -> list[Batch]:
         return list(of.train(4, 9)) if part == "train" else list(of.select())
 
@@ -73,7 +73,7 @@ def batch(step: int) -> Batch:
 
 
 @pytest.mark.parametrize(("limit", "fit"), [(0, 0), (96, 1), (3 * 96, 3), (10_000, 5)])
-def test_kept_batches_are_the_read_ones_and_those_that_fit_are_read_once(limit: int, fit: int) -> None:
+def test_batches_that_fit_into_memory_are_read_once_and_stay_equal(limit: int, fit: int) -> None:
     reads: list[int] = []
 
     def read(start: int, stop: int) -> Iterator[Batch]:
@@ -88,7 +88,7 @@ def test_kept_batches_are_the_read_ones_and_those_that_fit_are_read_once(limit: 
     assert [b.step for b in kept(2, 7)] == [2, 3, 4, 5, 6]
 
 
-def test_reading_that_stops_early_leaves_a_whole_memory(tmp_path: Path) -> None:
+def test_reading_that_stops_early_keeps_no_partial_epoch_in_memory(tmp_path: Path) -> None:
     kept = BatchCache(lambda start, stop: map(batch, range(start, stop)), limit=10_000)
     iterator = kept(0, 5)
     next(iterator)

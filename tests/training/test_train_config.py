@@ -1,4 +1,4 @@
-"""What a training configuration accepts, and which of it makes another run."""
+"""What a training configuration accepts, and which options are part of the identity of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_papers_hyper_parameters_are_the_defaults() -> None:
         ("data={split: train}", "data.shards"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_named(override: str, key: str) -> None:
+def test_an_option_that_cannot_be_used_is_refused_by_its_key(override: str, key: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(TrainConfig, None, ["data.shards=somewhere", override])
     assert refused.value.key == key
@@ -73,7 +73,7 @@ def test_macro_f1_needs_a_select_split() -> None:
      "data.loader=local", "data.shards=moved", "data.decode_threads=7",
      "finetune.gradient_checkpointing=true"],
 )  # fmt: skip
-def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
+def test_options_of_place_and_speed_do_not_change_the_identity_of_a_run(override: str) -> None:
     base = validate(TrainConfig, DATA)
     assert load(TrainConfig, None, ["data.shards=somewhere", override]).identity() == base.identity()
 
@@ -84,12 +84,12 @@ def test_where_and_how_a_run_works_is_not_what_it_is(override: str) -> None:
      "model.backbone=clip", "checkpoint.select_by=macro_f1", "optim.micro_batch=8", "data.select=null",
      "finetune.lora={}", "finetune.freeze=text", "finetune.layer_decay=0.9", "model.image_size=336"],
 )  # fmt: skip
-def test_what_decides_the_weights_makes_another_run(override: str) -> None:
+def test_options_that_change_the_weights_change_the_identity_of_a_run(override: str) -> None:
     base = validate(TrainConfig, DATA)
     assert load(TrainConfig, None, ["data.shards=somewhere", override]).identity() != base.identity()
 
 
-def test_a_model_that_only_its_authors_package_runs_is_not_trained() -> None:
+def test_a_model_that_needs_its_authors_package_cannot_be_trained() -> None:
     from his2lip.training.run_inputs import open_data
 
     with pytest.raises(ConfigError) as refused:

@@ -1,4 +1,4 @@
-"""Where the project's own files are."""
+"""The folder of the project's files."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 from his2lip.tuning.trial import Ended, ObjectiveThread, Reported, TrialReporter
 
 
-def test_an_objective_stands_still_between_two_questions() -> None:
+def test_an_objective_waits_between_two_requests_for_a_report() -> None:
     seen: list[int] = []
 
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
@@ -24,7 +24,7 @@ def test_an_objective_stands_still_between_two_questions() -> None:
     assert seen == [0, 1]
 
 
-def test_stopping_makes_this_and_every_later_report_answer_true() -> None:
+def test_after_a_stop_every_report_returns_true() -> None:
     answers: list[bool] = []
 
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
@@ -36,7 +36,7 @@ def test_stopping_makes_this_and_every_later_report_answer_true() -> None:
     assert answers == [True, True, True]
 
 
-def test_an_error_comes_back_with_its_traceback() -> None:
+def test_an_error_is_returned_with_its_traceback() -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         report({"value": 1.0})
         raise ValueError("broken")
@@ -49,7 +49,7 @@ def test_an_error_comes_back_with_its_traceback() -> None:
     assert "raise ValueError" in ended.trace
 
 
-def test_a_bridge_that_was_never_asked_or_has_ended_can_be_stopped() -> None:
+def test_an_objective_that_was_never_asked_or_has_ended_can_be_stopped() -> None:
     ObjectiveThread(lambda params, report: None, {}).stop()
     ended = ObjectiveThread(lambda params, report: None, {})
     ended.next()

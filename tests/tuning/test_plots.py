@@ -14,7 +14,7 @@ from his2lip.tuning.plots import importances, save_plots
 
 
 def study_of(values: dict[tuple[float, float], float | None]) -> optuna.Study:
-    """A study with these (x, y) -> value; None is a trial that failed."""
+    """A study with trials of (x, y) -> value; None: the trial failed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(study_name="a <b>", direction="maximize")
     span = optuna.distributions.FloatDistribution(0.0, 1.0)
@@ -33,7 +33,7 @@ def study_of(values: dict[tuple[float, float], float | None]) -> optuna.Study:
 GRID = {(x / 4, y / 4): 10.0 * x + 0.01 * y for x in range(5) for y in range(5)}
 
 
-def test_plots_are_one_page_that_asks_nothing_of_the_network_and_json_beside_it(tmp_path: Path) -> None:
+def test_plots_are_one_page_that_needs_no_network_and_a_json_file(tmp_path: Path) -> None:
     page, *figures = save_plots(study_of(GRID), tmp_path, metric="macro F1")
     text = page.read_text(encoding="utf-8")
     assert "<title>a &lt;b&gt;</title>" in text
@@ -44,19 +44,19 @@ def test_plots_are_one_page_that_asks_nothing_of_the_network_and_json_beside_it(
     assert all(json.loads(path.read_text(encoding="utf-8"))["data"] for path in figures)
 
 
-def test_importance_finds_the_parameter_that_decides() -> None:
+def test_importance_is_highest_for_the_parameter_that_matters() -> None:
     found = importances(study_of(GRID))
     assert list(found) == ["x", "y"]
     assert found["x"] > 0.95
     assert type(found["x"]) is float
 
 
-def test_failed_trials_do_not_bend_the_plots(tmp_path: Path) -> None:
+def test_failed_trials_are_not_in_the_plots(tmp_path: Path) -> None:
     _, *figures = save_plots(study_of({**GRID, (0.1, 0.1): None}), tmp_path)
     assert all("1000000" not in path.read_text(encoding="utf-8") for path in figures)
 
 
-def test_one_finished_trial_is_too_few(tmp_path: Path) -> None:
+def test_one_finished_trial_is_too_few_for_plots(tmp_path: Path) -> None:
     with pytest.raises(RunError) as refused:
         save_plots(study_of({(0.0, 0.0): 1.0, (0.5, 0.5): None}), tmp_path)
     assert (refused.value.key, refused.value.where) == ("trials", tmp_path)

@@ -1,4 +1,4 @@
-"""The search space: what a range holds, how keys are checked, how parameters reach a configuration."""
+"""The search space: values of a range, known keys, and corners."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Outer(Config):
 
 
 @given(low=numbers, high=numbers, at=st.floats(0, 1))
-def test_a_uniform_range_holds_what_lies_between_its_ends_and_nothing_else(
+def test_a_uniform_range_contains_exactly_the_values_between_its_ends(
     low: float, high: float, at: float
 ) -> None:
     low, high = sorted((low, high))
@@ -43,10 +43,10 @@ def test_a_uniform_range_holds_what_lies_between_its_ends_and_nothing_else(
 @given(
     low=st.integers(-50, 50), width=st.integers(0, 50), step=st.integers(1, 7), value=st.integers(-60, 110)
 )
-def test_an_int_range_holds_just_what_optuna_draws_from_it(
+def test_an_int_range_contains_exactly_the_values_that_optuna_draws(
     low: int, width: int, step: int, value: int
 ) -> None:
-    high = low + width - width % step  # Optuna itself cuts the range to a whole number of steps
+    high = low + width - width % step  # Optuna reduces the range to a whole number of steps
     dimension = Int(kind="int", low=low, high=high, step=step)
     assert dimension.contains(value) == dimension.distribution()._contains(float(value))
 
@@ -89,7 +89,7 @@ def test_a_wrong_dimension_is_refused_in_one_sentence(tree: Any, key: str) -> No
     assert "\n" not in str(refused.value)
 
 
-def test_an_unknown_key_names_the_nearest_known_one() -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_known_key() -> None:
     known = dotted_keys(Outer)
     assert known == ["name", "loss.tau", "loss.sizes", "other.tau", "other.sizes"]
     check_keys(["loss.tau"], known, where="here")
@@ -99,6 +99,6 @@ def test_an_unknown_key_names_the_nearest_known_one() -> None:
     assert "'loss.tau'" in str(refused.value.fix)
 
 
-def test_corners_are_the_ends_of_each_dimension_by_itself() -> None:
+def test_corners_have_one_dimension_at_an_end_of_its_range() -> None:
     space = {"a": Log(kind="log", low=0.1, high=10), "b": Choice(kind="choice", values=(1, "x"))}
     assert list(corners(space)) == [{"a": 0.1}, {"a": 10}, {"b": 1}, {"b": "x"}]

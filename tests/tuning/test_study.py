@@ -1,4 +1,4 @@
-"""A study that was interrupted: what is marked, what is enqueued again, what is left alone."""
+"""An interrupted study: which trials are marked as failed, and which points are enqueued again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_running_trial_of_a_dead_driver_fails_and_runs_again_once_with_its_par
     assert [row.state for row in rows(study)] == ["interrupted", "finished"]
 
 
-def test_an_interrupted_point_is_not_enqueued_a_second_time_as_a_point(url: str) -> None:
+def test_an_interrupted_point_is_enqueued_only_once(url: str) -> None:
     config = sweep()
     study = open_study(config, url, inputs={})
     prepare_resume(study, config)
@@ -67,7 +67,7 @@ def test_an_interrupted_point_is_not_enqueued_a_second_time_as_a_point(url: str)
     assert sorted(waiting) == [0.0, 1.0]
 
 
-def test_points_added_to_the_file_are_run_when_the_sweep_goes_on(url: str) -> None:
+def test_points_added_to_the_file_are_run_when_the_sweep_is_resumed(url: str) -> None:
     study = open_study(sweep(), url, inputs={})
     prepare_resume(study, sweep())
     more = sweep(points=[*POINTS, {"x": 2.0}])
@@ -75,7 +75,7 @@ def test_points_added_to_the_file_are_run_when_the_sweep_goes_on(url: str) -> No
     assert len(rows(study)) == 3
 
 
-def test_nothing_is_enqueued_once_all_trials_are_run(url: str) -> None:
+def test_nothing_is_enqueued_after_all_trials_have_run(url: str) -> None:
     config = sweep(trials=1, points=[{"x": 0.0}])
     study = open_study(config, url, inputs={})
     prepare_resume(study, config)
@@ -105,7 +105,7 @@ def test_a_name_in_use_by_other_inputs_is_refused(
     assert refused.value.key == difference
 
 
-def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
+def test_the_best_trials_are_those_with_the_best_values_that_did_not_fail(url: str) -> None:
     study = open_study(sweep(mode="min"), url, inputs={})
     values = [3.0, 1.0, 0.0, 1.0]
     for value in values:
@@ -118,7 +118,7 @@ def test_the_best_trials_are_those_with_values_of_their_own(url: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "nosuchdialect://host/study", "sqlite:////proc/no/study.db"])
-def test_a_database_that_cannot_be_opened_is_one_sentence(wrong: str) -> None:
+def test_a_database_that_cannot_be_opened_is_refused_in_one_sentence(wrong: str) -> None:
     with pytest.raises(RunError) as caught:
         open_study(sweep(), wrong, inputs={})
     assert (caught.value.key, caught.value.where) == ("study", wrong)

@@ -1,4 +1,4 @@
-"""A sweep's configuration: points, files, roles of splits, and what a name stands for."""
+"""The configuration of a sweep: points, files, roles of splits, and identity."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_sweep_over_loss_weights_is_valid_and_starts_with_the_four_ablations
     assert config.split == "select"
 
 
-def test_the_resolved_configuration_can_be_fed_back(tmp_path: Path) -> None:
+def test_the_resolved_configuration_is_a_valid_configuration(tmp_path: Path) -> None:
     config = sweep(points=[{"loss.tau": 1.0}], gpus=0.5)
     file = tmp_path / "sweep.yaml"
     file.write_text(dump_yaml(config), encoding="utf-8")
@@ -65,22 +65,22 @@ def test_the_training_configuration_may_be_a_file(tmp_path: Path) -> None:
         ({"name": "../elsewhere"}, "name"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_named(changes: dict[str, Any], key: str) -> None:
+def test_an_option_that_cannot_be_used_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError) as refused:
         sweep(**changes)
     assert refused.value.key == key
     assert "\n" not in str(refused.value)
 
 
-def test_a_training_file_that_does_not_exist_is_named() -> None:
+def test_a_training_file_that_does_not_exist_is_refused_by_its_path() -> None:
     with pytest.raises(ConfigError) as refused:
         sweep(train="no/such.yaml")
     assert refused.value.where == "no/such.yaml"
 
 
-def test_only_a_select_split_may_choose(tmp_path: Path) -> None:
+def test_a_sweep_only_validates_on_a_select_split(tmp_path: Path) -> None:
     shards = write_small_shards(tmp_path / "shards", train=16, select=16)
-    for split in ("val", "select"):  # by name, and as the only split of that role
+    for split in ("val", "select"):  # by its name, and by its role
         config = sweep(train={"data": {"shards": shards}}, split=split)
         assert training_objective(config).base.data.select == "val"
     for split in ("train", "vla"):
@@ -89,14 +89,14 @@ def test_only_a_select_split_may_choose(tmp_path: Path) -> None:
         assert (refused.value.key, refused.value.where) == ("split", shards)
 
 
-def test_more_trials_and_points_are_the_same_sweep_and_another_space_is_not() -> None:
+def test_more_trials_or_points_keep_the_identity_of_a_sweep_and_another_space_changes_it() -> None:
     known = sweep().identity()
     assert sweep(trials=99, points=[{"loss.tau": 1.0}], max_concurrent=7, storage="x").identity() == known
     assert sweep(seed=1).identity() != known
     assert sweep(metric="select/loss", mode="min").identity() != known
 
 
-def test_the_worst_value_is_finite_and_as_stated() -> None:
+def test_the_worst_value_is_finite_and_the_stated_one() -> None:
     assert sweep(worst=0.0).worst_value == 0.0
     assert sweep().worst_value < -1e5
     assert sweep(mode="min").worst_value > 1e5
