@@ -1,23 +1,35 @@
-"""`his2lip models list, show`: models that are known, on this machine and in MLflow."""
+"""`his2lip models list, show, convert, blend, export, promote`: models, in files and in MLflow."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from his2lip.cli.console import percent, say, table
 from his2lip.cli.options import MODEL_HELP
 from his2lip.cli.registry import command
-from his2lip.errors import CheckpointError, TrackingError
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingError
+from his2lip.resources import STORAGE, sqlite_file, store_uri
 
 if TYPE_CHECKING:
-    from his2lip.tracking import Promoted, Scored
+    from his2lip.models import DualEncoder
+    from his2lip.tracking import Promoted, Scored, Tracker
 
-_SHOWN = ("name", "step", "tensor_digest", "data_digest", "similarity", "converted", "blend", "code_version")
+_SHOWN_KEYS = (
+    "name",
+    "step",
+    "tensor_digest",
+    "data_digest",
+    "similarity",
+    "converted",
+    "blend",
+    "code_version",
+)
 TableRow = tuple[str, str, str, str, str]
 
 
@@ -45,7 +57,7 @@ def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
             what, where=model, fix="his2lip models list shows what is known of other models"
         )
     load_model(model)  # a damaged checkpoint is an error, whatever its provenance says
-    table(("", "value"), [(key, meta[key]) for key in _SHOWN if key in meta])
+    table(("", "value"), [(key, meta[key]) for key in _SHOWN_KEYS if key in meta])
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
         say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
@@ -117,3 +129,199 @@ def _scores(scores: Mapping[str, float]) -> str:
     """The score on each dataset, `select` first."""
     ordered = sorted(scores.items(), key=lambda item: item[0] != "select")
     return ", ".join(f"{name} {percent(value)}" for name, value in ordered)
+
+
+Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")]
+Source = Literal["released", "plip", "transformers", "open_clip"]
+Tokenizer = Literal["clip", "bert"]
+
+
+@command("models convert")
+def convert_model(
+    file: Annotated[Path, typer.Argument(help="The file or folder as its authors publish it.")],
+    out: Out,
+    source: Annotated[
+        Source,
+        typer.Option(
+            "--from",
+            help="released: one state dict of the HIS2LIP authors' training code. plip, transformers: a "
+            "CLIPModel's folder. open_clip: a hub layout's folder, or a state dict of its training.",
+        ),
+    ],
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="released: clip or plip. open_clip's state dict: its architecture."),
+    ] = None,
+    tokenizer: Annotated[
+        Tokenizer,
+        typer.Option(help="The tokenizer of a released text tower (bert is bert-base-uncased)."),
+    ] = "clip",
+) -> None:
+    """Turn published weights into a checkpoint; pickled programs are refused and never run."""
+    from his2lip.models import convert
+
+    _require_empty(out)
+    model, meta = convert(file, source=source, backbone=backbone, tokenizer=tokenizer)
+    _save(out, model, meta)
+
+
+@command("models blend")
+def blend_models(
+    base: Annotated[str, typer.Argument(help="The model that TUNED was fine-tuned from.")],
+    tuned: Annotated[str, typer.Argument(help="The fine-tuned model.")],
+    alpha: Annotated[float, typer.Option(help="Weight of TUNED: 0 gives BASE, 1 gives TUNED.")],
+    out: Out,
+) -> None:
+    """Interpolate the weights of a model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""
+    from his2lip.models import blend, blended_meta, load_model, meta_of
+
+    _require_empty(out)
+    first, second = load_model(base), load_model(tuned)
+    made_of = {"alpha": alpha, "base": first.tensor_digest(), "tuned": second.tensor_digest()}
+    meta = blended_meta(base, meta_of(base), tuned, meta_of(tuned)) | {"blend": made_of}
+    _save(out, blend(first, second, alpha=alpha), meta)
+
+
+@command("models export")
+def export_model(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Out,
+    format: Annotated[
+        Literal["open_clip", "transformers"],
+        typer.Option(help="open_clip: any model, as local-dir:. transformers: a CLIPModel, ViT-B/32 only."),
+    ] = "open_clip",
+) -> None:
+    """Write a model for another tool, with the terms of use that it carries."""
+    from his2lip.models import export, load_model, meta_of, terms_of_use
+
+    _require_empty(out)
+    loaded, meta = load_model(model), meta_of(model)
+    export(loaded, out, format=format, meta=meta)
+    _show_written(loaded, out)
+    show_terms(terms_of_use(loaded.name, meta))
+    if format == "open_clip":
+        say(f'load it: open_clip.create_model("local-dir:{out}")')
+    else:
+        say(f'load it: CLIPModel.from_pretrained("{out}")')
+
+
+def _require_empty(out: Path) -> None:
+    """Raises ConfigError where `out` is a file or a folder with content."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        fix = "name another --out, or remove it"
+        raise ConfigError("this place is not empty", where=out, key="--out", fix=fix)
+
+
+def _show_written(model: DualEncoder, out: Path) -> None:
+    """Prints where a model was written, and the digest that identifies it."""
+    say(f"{model.name} written to {out}")
+    say(f"  weights    sha256 {model.tensor_digest()}")
+    say(f"  input      {model.preprocess.size[0]} px, text of up to {model.tokenizer.context_length} tokens")
+    say(f"  compares   by {model.similarity}")
+
+
+def _save(out: Path, model: DualEncoder, meta: dict[str, Any]) -> None:
+    """Writes the checkpoint, and prints where it is and its terms of use."""
+    from his2lip.models import save_checkpoint, terms_of_use
+
+    save_checkpoint(out, model, meta=meta)
+    _show_written(model, out)
+    show_terms(terms_of_use(model.name, meta))
+    say(f"use it: his2lip classify IMAGE --model {out}")
+
+
+@command("models promote")
+def promote_model(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
+    ],
+    alias: Annotated[str, typer.Option(help="The alias, such as champion.")],
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
+    ] = None,
+    storage: Annotated[
+        Path, typer.Option(help="The storage in which MODEL is looked for as the name of a training run.")
+    ] = Path(STORAGE),
+) -> None:
+    """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model."""
+    from his2lip.config import digest
+    from his2lip.models import read_meta, terms_of_use, terms_summary
+    from his2lip.serving import model_files
+    from his2lip.tracking import Tracker, model_name, promote
+
+    if name is not None and name != model_name(name):
+        what = f"MLflow does not accept '{name}' as the name of a registered model"
+        raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
+    tracker = Tracker.open()
+    found, logged = _find(model, storage / "train", tracker)
+    name = name or model_name(_default_name(model, found))
+    with _staged(found) as folder:
+        meta = read_meta(folder)
+        if logged is not None and logged.weights != meta["tensor_digest"]:
+            what = f"the weights here are not those that were logged as '{model}'"
+            fix = "to promote the present weights, give the checkpoint's path"
+            raise CheckpointError(what, where=found, key=model, fix=fix)
+        terms = terms_of_use(found, meta)
+        promoted, before = promote(
+            tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
+            identity=digest(meta), source=found, terms=terms_summary(found, meta),
+            description="\n\n".join(terms),
+        )  # fmt: skip
+    say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
+    if before is not None and before != promoted.version:
+        say(f"  before     '{alias}' was version {before}")
+    say(f"  weights    sha256 {promoted.weights}")
+    show_terms(terms)
+    say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
+
+
+def _find(model: str, runs: Path, tracker: Tracker) -> tuple[str, Scored | None]:
+    """The path or name that loads the model, and its record in MLflow where it was found by a logged name."""
+    from his2lip.models import BACKBONES, is_checkpoint
+    from his2lip.tracking import scored_models
+
+    for place in (Path(model), Path(model) / "best", runs / model / "best"):
+        if is_checkpoint(place):
+            return str(place), None
+    if model in BACKBONES:
+        return model, None
+    logged = next((row for row in scored_models(tracker) if model in row.names), None)
+    if logged is None:
+        return model, None
+    if logged.path is None:
+        what = f"MLflow does not record where the weights of '{model}' are"
+        fix = "promote them by their path (his2lip models blend writes a point of a sweep)"
+        raise ModelError(what, key=model, fix=fix)
+    return logged.path, logged
+
+
+def _default_name(model: str, found: str) -> str:
+    """The registered name where none is given: the run's, the one already registered, or the model's own."""
+    from his2lip.models import is_registered, registered_name
+
+    parts = Path(found).absolute().parts
+    if Path(found).is_dir():
+        return parts[-2] if parts[-1] in ("best", "last", "checkpoint") else parts[-1]
+    return registered_name(model) if is_registered(model) else model
+
+
+@contextmanager
+def _staged(model: str) -> Iterator[Path]:
+    """The model's checkpoint without `resume`, in a temporary folder with the name that MLflow stores."""
+    from his2lip.models import (
+        CHECKPOINT_ARTIFACT,
+        copy_checkpoint,
+        is_checkpoint,
+        load_model,
+        meta_of,
+        save_checkpoint,
+    )
+
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+        folder = Path(scratch) / CHECKPOINT_ARTIFACT
+        if is_checkpoint(model):
+            copy_checkpoint(model, folder)
+        else:
+            save_checkpoint(folder, load_model(model), meta=meta_of(model))
+        yield folder

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from loopback import on_loopback
 
-from his2lip.cli.promote import promote_model
+from his2lip.cli.models import promote_model
 from his2lip.data.images.codec import encode_png
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model

@@ -11,7 +11,7 @@ import pytest
 import typer
 from markupsafe import escape
 
-from his2lip.cli.check import check_dataset
+from his2lip.cli.data import check_dataset
 from his2lip.data.cards import Card, terms_of
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.shards import Patch, ShardWriter, open_shards
