@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from his2lip.cli.basis import show_basis
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.options import MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
 from his2lip.cli.registry import command
@@ -18,7 +19,7 @@ from his2lip.resources import CACHE, STORAGE
 if TYPE_CHECKING:
     import numpy as np
 
-    from his2lip.serving import Answer, Classifier, Question, SlideReading
+    from his2lip.serving import Answer, Classifier, Question, Scale, SlideReading
 
 
 # Suffixes of whole-slide files that OpenSlide reads, besides those of images.
@@ -54,36 +55,64 @@ def classify(
     tile: Annotated[
         int | None, typer.Option(min=8, help="Pixels per side of a tile. Default: the model's.")
     ] = None,
-    slide_mpp: Annotated[
-        float | None, typer.Option(min=0.05, max=20, help="Microns per pixel of slides, for all files.")
+    image_mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--image-mpp",
+            "--slide-mpp",
+            min=0.05,
+            max=20,
+            help="Microns per pixel of the images and slides, whatever their files state.",
+        ),
+    ] = None,
+    organ: Annotated[
+        str | None, typer.Option(help="The organ of the images: states whether training saw it.")
     ] = None,
     heat: Annotated[
         str | None,
         typer.Option(metavar="CLASS", help="Also draw the similarity of a slide's tiles to this class."),
     ] = None,
+    heat_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Similarities of the darkest and the brightest colour. Default: -1:1 for cosines.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also show answers that are held back, marked, with the reason.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = SLIDES,
 ) -> None:
     """Classify images or slides by tissue type, and by staining of a biomarker that you name.
 
     Each answer has its similarity (cosine or dot product, as the model compares), margin and winning
-    prompt. A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
+    prompt, and states what it rests on: training, calibration, scale, organ, biomarker and coverage. An
+    answer about staining has the measured DAB area beside it.
+
+    The answer is "not answered", with the reason, for glass, for an H&E image where a biomarker is asked
+    for, for a scale more than twice that of training, and for an image far from the training patches.
+
+    A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
     GeoJSON file for QuPath are written.
     """
     from his2lip.serving import Classifier, ask, calibrated, load_for_inference
 
-    slides = SlideOptions(always=slide, mpp=mpp, tile=tile, slide_mpp=slide_mpp, heat=heat, out=out)
-    patches, wholes = split_slides(_image_files(images), slides)
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     if heat is not None:
         question_with_class(asked, heat)  # an unknown class is an error before the model is loaded
+    slides = SlideOptions(
+        always=slide, mpp=mpp, tile=tile, image_mpp=image_mpp, heat=heat, heat_range=heat_range, out=out
+    )
+    patches, wholes = split_slides(_image_files(images), slides)
     loaded = load_for_inference(model)
-    questions = calibrated(asked, loaded, calibration or [])
-    classifier = Classifier(loaded, questions)
+    questions = calibrated(asked, loaded.model, calibration or [], carried=loaded.calibrations)
+    classifier = Classifier(loaded.model, questions, history=loaded.history, organ=organ, force=force)
     rows: list[dict[str, object]] = []
     unread: list[str] = []
     for start in range(0, len(patches), classifier.batch_size):
         readable: list[Path] = []
-        pixels = _readable(patches[start : start + classifier.batch_size], readable, unread)
+        pixels = _readable(patches[start : start + classifier.batch_size], image_mpp, readable, unread)
         for answers, file in zip(classifier.classify_batch(pixels), readable, strict=True):
             rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
     if wholes:
@@ -124,9 +153,11 @@ def calibrate(
 
     question = ask(prompts=prompts, biomarker=biomarker)[-1]
     column = label or ("tissue" if biomarker is None else "label")
-    found = calibrate(load_for_inference(model), shards, question, label=column, cache=cache, split=split)
+    found = calibrate(
+        load_for_inference(model).model, shards, question, label=column, cache=cache, split=split
+    )
     say(f"temperature {found.temperature:.4g} for the {found.question}")
-    say(f"fitted on {found.n:,} patches of the split {found.split}")
+    say(f"fitted on {found}")
     rows = [
         ("negative log likelihood, nats", f"{found.nll_before:.4f}", f"{found.nll_after:.4f}"),
         ("expected calibration error, %", percent(found.ece_before), percent(found.ece_after)),
@@ -137,16 +168,25 @@ def calibrate(
 
 
 def _show_answers(rows: Sequence[dict[str, object]], *, similarity: str) -> None:
-    """Prints the rows as a table without the columns that are empty in every row."""
-    heads = {"similarity": SIMILARITIES[similarity], "prompt": "winning prompt"}
-    columns = [c for c in rows[0] if any(row[c] is not None for row in rows)]
+    """Prints the rows as a table without the columns that are empty in every row, and what they rest on."""
+    from his2lip.serving import BASIS_FIELDS
+
+    heads = {"similarity": SIMILARITIES[similarity], "prompt": "winning prompt", "dab_area": "DAB area"}
+    apart = {*BASIS_FIELDS, "gate"}
+    columns = [c for c in rows[0] if c not in apart and any(row[c] is not None for row in rows)]
     shown = [[f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in columns)] for row in rows]
     table([heads.get(c, c) for c in columns], shown)
+    show_basis(rows)
 
 
-def _readable(files: Iterable[Path], readable: list[Path], unread: list[str]) -> Iterator[np.ndarray]:
-    """Pixels of the files that can be decoded, which are added to `readable`; errors go to `unread`."""
-    from his2lip.serving import load_pixels
+def _readable(
+    files: Iterable[Path], mpp: float | None, readable: list[Path], unread: list[str]
+) -> Iterator[tuple[np.ndarray, Scale]]:
+    """Pixels and scale of the files that can be decoded, which are added to `readable`.
+
+    Errors go to `unread`. `mpp`: as the user states it, or None.
+    """
+    from his2lip.serving import Scale, load_pixels, stated_mpp
 
     for file in files:
         try:
@@ -155,10 +195,13 @@ def _readable(files: Iterable[Path], readable: list[Path], unread: list[str]) ->
             unread.append(str(error))
             continue
         readable.append(file)
-        yield pixels
+        yield pixels, Scale.of(file=stated_mpp(file), option=mpp)
 
 
 def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
+    from his2lip.serving import DAB_UNIT
+
+    refusal = answer.refusal
     return {
         "image": image,
         "question": question,
@@ -167,6 +210,12 @@ def _row(image: str, question: str, answer: Answer) -> dict[str, object]:
         "margin": answer.margin,
         "probability": answer.probability,
         "prompt": answer.prompt,
+        "reason": None if refusal is None else refusal.reason,
+        "gate": None if refusal is None else refusal.gate,
+        "forced": "forced" if answer.forced else None,
+        "dab_area": answer.dab,
+        "dab_unit": None if answer.dab is None else DAB_UNIT,
+        **asdict(answer.basis),
     }
 
 
@@ -202,8 +251,9 @@ class SlideOptions:
     always: bool  # tile every image, not only slides
     mpp: float | None  # microns per pixel of the tiles
     tile: int | None  # pixels per side of a tile
-    slide_mpp: float | None  # microns per pixel of all slides, whatever their files state
+    image_mpp: float | None  # microns per pixel of all images, whatever their files state
     heat: str | None  # the class whose similarity is drawn
+    heat_range: str | None  # LOW:HIGH, the similarities of its darkest and brightest colours
     out: Path  # folder of the pictures and GeoJSON files
 
 
@@ -226,15 +276,16 @@ def read_slides(
 ) -> list[tuple[Path, dict[str, Answer]]]:
     """The answers of each slide; the reasons for slides that cannot be read are added to `unread`."""
     size, mpp = _tile_size(model, classifier, options)
+    bounds = None if options.heat is None else heat_bounds(options.heat_range, classifier.model.similarity)
     rows = []
     for path in slides:
         try:
-            reading = _read(path, classifier, size, mpp, options.slide_mpp)
+            reading = _read(path, classifier, size, mpp, options.image_mpp)
         except ImageError as error:
             unread.append(f"{error} ({path})" if error.where is None else str(error))
             continue
         say(f"{path}: {len(reading.places):,} tiles of {size} px at {mpp:g} µm per pixel")
-        _write(path.stem, reading, options)
+        _write(path.stem, reading, options, bounds)
         rows.append((path, reading.whole))
     return rows
 
@@ -258,18 +309,35 @@ def _read(path: Path, classifier: Classifier, size: int, mpp: float, slide_mpp: 
 
 def _tile_size(model: str, classifier: Classifier, options: SlideOptions) -> tuple[int, float]:
     """(pixels, microns per pixel) of a tile: as in the options, else as in the training patches."""
-    from his2lip.models import meta_of
-
-    trained = meta_of(model).get("patch") or {}
-    mpp = options.mpp or trained.get("mpp")
+    trained = classifier.history.patch
+    mpp = options.mpp or (trained and trained["mpp"])
     if mpp is None:
         what = "the model does not record the microns per pixel of its training patches, which tiles need"
         fix = "add --mpp and --tile (MIHIC's: --mpp 0.2264 --tile 128)"
         raise ConfigError(what, where=model, key="--mpp", fix=fix)
-    return options.tile or trained.get("size") or classifier.model.preprocess.size[0], mpp
+    size = trained["size"] if trained else classifier.model.preprocess.size[0]
+    return options.tile or size, mpp
 
 
-def _write(stem: str, reading: SlideReading, options: SlideOptions) -> None:
+def heat_bounds(given: str | None, similarity: str) -> tuple[float, float]:
+    """The similarities of the darkest and the brightest colour. Raises ConfigError for another form."""
+    if given is None and similarity == "cosine":
+        return -1.0, 1.0
+    fix = "write two numbers, such as --heat-range 0.1:0.4"
+    if given is None:
+        raise ConfigError("a dot product has no largest value", key="--heat-range", fix=fix)
+    try:
+        low, high = (float(part) for part in given.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise ConfigError(f"'{given}' is not LOW:HIGH", key="--heat-range", fix=fix)
+    return low, high
+
+
+def _write(
+    stem: str, reading: SlideReading, options: SlideOptions, bounds: tuple[float, float] | None
+) -> None:
     """One picture per question, one of the class in `options.heat`, and the tiles for QuPath."""
     from his2lip.serving import draw_classes, draw_similarity, write_geojson
 
@@ -277,15 +345,16 @@ def _write(stem: str, reading: SlideReading, options: SlideOptions) -> None:
     for question in reading.questions:
         shares = sorted(reading.shares(question).items(), key=lambda item: -item[1])
         listed = ", ".join(f"{label} {percent(share)} %" for label, share in shares[:5] if share)
-        say(f"  tiles by {question.title}: {listed}")
+        say(f"  share of tiles by {question.title}: {listed or 'none is answered'}")
         place = options.out / f"{stem}.{question.name}.png"
         draw_classes(reading, question).save(place)
         say(f"  {place}")
-    if options.heat is not None:
+    if options.heat is not None and bounds is not None:
         place = options.out / f"{stem}.heat.png"
-        draw_similarity(reading, question_with_class(reading.questions, options.heat), options.heat).save(
-            place
-        )
-        say(f"  {place}")
+        question = question_with_class(reading.questions, options.heat)
+        draw_similarity(reading, question, options.heat, bounds=bounds).save(place)
+        values = reading.tiles[question.name].scores[:, question.prompts.classes.index(options.heat)]
+        say(f"  {place}, colours from {bounds[0]:g} to {bounds[1]:g}")
+        say(f"  the similarities here lie between {values.min():.3f} and {values.max():.3f} (--heat-range)")
     write_geojson(options.out / f"{stem}.geojson", reading)
     say(f"  {options.out / f'{stem}.geojson'} (drag it onto the slide in QuPath)")

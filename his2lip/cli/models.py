@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -240,14 +241,21 @@ def promote_model(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file that `calibrate` wrote, to store with the model. May be repeated."),
+    ] = None,
     storage: Annotated[
         Path, typer.Option(help="The storage in which MODEL is looked for as the name of a training run.")
     ] = Path(STORAGE),
 ) -> None:
-    """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model."""
+    """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model.
+
+    The calibrations in the checkpoint's folder `calibrations` are stored with it too.
+    """
     from his2lip.config import digest
     from his2lip.models import read_meta, terms_of_use, terms_summary
-    from his2lip.serving import model_files
+    from his2lip.serving import model_files, store_calibrations
     from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
@@ -263,15 +271,20 @@ def promote_model(
             fix = "to promote the present weights, give the checkpoint's path"
             raise CheckpointError(what, where=found, key=model, fix=fix)
         terms = terms_of_use(found, meta)
+        stored = store_calibrations(folder, calibration or [])
+        carried = [f"{c.question}: {c}" for c in stored]
+        identity = digest([meta, *map(asdict, stored)]) if stored else digest(meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
-            identity=digest(meta), source=found, terms=terms_summary(found, meta),
-            description="\n\n".join(terms),
+            identity=identity, source=found, terms=terms_summary(found, meta),
+            description="\n\n".join([*terms, *(f"calibrated on {text}" for text in carried)]),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:
         say(f"  before     '{alias}' was version {before}")
     say(f"  weights    sha256 {promoted.weights}")
+    for text in carried or ["not calibrated (--calibration)"]:
+        say(f"  calibrated {text}")
     show_terms(terms)
     say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
 
@@ -311,17 +324,16 @@ def _staged(model: str) -> Iterator[Path]:
     """The model's checkpoint without `resume`, in a temporary folder with the name that MLflow stores."""
     from his2lip.models import (
         CHECKPOINT_ARTIFACT,
+        checkpoint_folder,
         copy_checkpoint,
-        is_checkpoint,
         load_model,
-        meta_of,
         save_checkpoint,
     )
 
-    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch, checkpoint_folder(model) as source:
         folder = Path(scratch) / CHECKPOINT_ARTIFACT
-        if is_checkpoint(model):
-            copy_checkpoint(model, folder)
+        if source is not None:
+            copy_checkpoint(source, folder)
         else:
-            save_checkpoint(folder, load_model(model), meta=meta_of(model))
+            save_checkpoint(folder, load_model(model), meta={})
         yield folder

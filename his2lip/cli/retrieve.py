@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from his2lip.cli.basis import show_basis
 from his2lip.cli.console import say, table
 from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, write_csv
 from his2lip.cli.registry import command
@@ -28,15 +30,31 @@ def retrieve(
     keep_query: Annotated[
         bool, typer.Option("--keep-query", help="Also return patches that are the query image itself.")
     ] = False,
+    image_mpp: Annotated[
+        float | None, typer.Option(min=0.05, max=20, help="Microns per pixel of the query image.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also show results that are held back, with the reason.")
+    ] = False,
     csv: CsvFile = None,
     page: Annotated[Path | None, typer.Option(help="Write a page of thumbnails, one HTML file.")] = None,
     cache: Cache = CACHE,
 ) -> None:
     """Find the patches that are most similar to an image or a sentence.
 
-    Embeddings are cached for the next query.
+    Embeddings are cached for the next query. The results state what they rest on. A query image that a
+    model cannot judge, such as glass or one of another scale, is not answered; --force shows the results.
     """
-    from his2lip.serving import build_index, load_for_inference, names_image, query_image, write_page
+    from his2lip.serving import (
+        NOT_ANSWERED,
+        Scale,
+        build_index,
+        load_for_inference,
+        names_image,
+        query_image,
+        stated_mpp,
+        write_page,
+    )
 
     if names_image(query) and not Path(query).is_file():
         fix = "check the path, or write a sentence"
@@ -45,19 +63,31 @@ def retrieve(
         fix = "write a sentence, or name an image file"
         raise ConfigError("the query is empty", key="QUERY", fix=fix)
     loaded = load_for_inference(model)
-    opened = build_index(index, loaded, cache=cache, splits=split or None)
-    matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
+    opened = build_index(index, loaded.model, cache=cache, splits=split or None, history=loaded.history)
+    file_mpp = stated_mpp(Path(query)) if names_image(query) else None
+    check = opened.check(query, scale=Scale.of(file=file_mpp, option=image_mpp), biomarker=biomarker)
+    reason = None if check.refusal is None else check.refusal.reason
+    held_back = reason is not None and not force
+    matches = []
+    if not held_back:
+        matches = opened.find(query, top=top, tissue=tissue, biomarker=biomarker, keep_query=keep_query)
     rows = [(m.rank, m.patch_id, m.similarity, m.split, m.tissue, m.biomarker) for m in matches]
-    heads = ("rank", "patch", SIMILARITIES[loaded.similarity], "split", "tissue type", "biomarker")
-    table(heads, [(rank, patch, f"{similarity:.3f}", *rest) for rank, patch, similarity, *rest in rows])
+    if reason is not None:
+        say(f"{NOT_ANSWERED if held_back else 'forced'}: {reason}")
+    if not held_back:
+        heads = ("rank", "patch", SIMILARITIES[loaded.model.similarity], "split", "tissue type", "biomarker")
+        table(heads, [(rank, patch, f"{value:.3f}", *rest) for rank, patch, value, *rest in rows])
     computed = opened.cache.counts.images
     say(f"{len(opened.table):,} patches searched, {computed:,} images embedded now")
+    basis = asdict(check.basis)
+    show_basis([{"image": query, "question": "retrieval", **basis}])
     if csv is not None:
-        write_csv(csv, ("rank", "patch_id", "similarity", "split", "tissue", "biomarker"), rows)
+        columns = ("rank", "patch_id", "similarity", "split", "tissue", "biomarker", "reason", "forced")
+        marks = (reason, "forced" if reason and force else None)
+        written = [(None, NOT_ANSWERED, *[None] * 4)] if held_back else rows
+        write_csv(csv, (*columns, *basis), [(*row, *marks, *basis.values()) for row in written])
     if page is not None:
-        shown = query_image(query) if names_image(query) else query
-        source = (
-            f"{opened.shards.info.name}{' (generated)' if opened.shards.info.generated else ''}, by {model}"
-        )
-        write_page(page, matches, opened.images(matches), query=shown, remark=source)
+        asked = query_image(query) if names_image(query) else query
+        source = f"{opened.shards.info.title}, by {model}"
+        write_page(page, matches, opened.images(matches), query=asked, remark=source, check=check)
         say(f"written to {page}")

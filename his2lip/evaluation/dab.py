@@ -16,6 +16,7 @@ from his2lip.evaluation.encoders import decoder_version
 # because single pixels with counterstain only reach them too.
 LEVELS = (0.26, 0.35, 0.46, 0.55)
 FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
+AREA_LEVEL = LEVELS[0]  # optical density from which a pixel counts as stained, where one figure is reported
 SIDE = 512  # px; larger images are subsampled to at most this side, without blurring
 
 
@@ -35,6 +36,11 @@ def dab_features(pixels: np.ndarray) -> np.ndarray:
     shares = [float((dab >= level).mean()) for level in LEVELS]
     means = [float(np.maximum(dab, 0).mean()), float(stained.mean()) if len(stained) else 0.0]
     return np.array([*shares, *means], dtype=np.float32)
+
+
+def dab_area(pixels: np.ndarray) -> float:
+    """The share of the tissue's pixels of uint8 (H, W, 3) whose density of DAB reaches `AREA_LEVEL`."""
+    return float(dab_features(pixels)[FEATURES.index(f"area at {AREA_LEVEL}")])
 
 
 class DabEncoder:

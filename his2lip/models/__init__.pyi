@@ -22,9 +22,13 @@ from .provenance import terms_of_use as terms_of_use
 from .provenance import terms_summary as terms_summary
 from .provenance import weights_identity as weights_identity
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
+from .registered import checkpoint_folder as checkpoint_folder
 from .registered import is_registered as is_registered
 from .registered import local_name as local_name
 from .registered import meta_of as meta_of
 from .registered import registered_name as registered_name
 from .resume import ResumeState as ResumeState
 from .resume import load_resume as load_resume
+from .training_data import TRAINING_DATA as TRAINING_DATA
+from .training_data import TrainingData as TrainingData
+from .training_data import training_data_of as training_data_of

@@ -12,6 +12,7 @@ from his2lip.config import digest
 from his2lip.data.cards import Terms, strictest
 from his2lip.errors import CheckpointError
 from his2lip.models.catalogue import BACKBONES, Backbone
+from his2lip.models.training_data import TRAINING_DATA, training_data_of
 
 META = "his2lip.json"
 FORMAT = 1
@@ -30,6 +31,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "terms": dict,
     "began_as": (str, list),
+    TRAINING_DATA: list,
 }
 _ORIGINS = "began_as"  # key in his2lip.json
 
@@ -139,6 +141,7 @@ def blended_meta(base: str, base_meta: Meta, tuned: str, tuned_meta: Meta) -> di
     """The provenance of a blend: trained as `tuned` was, under the strictest terms of both models."""
     kept: dict[str, Any] = {key: tuned_meta[key] for key in _KEPT_IN_BLENDS if key in tuned_meta}
     kept[_ORIGINS] = list(dict.fromkeys([*origins(base, base_meta), *origins(tuned, tuned_meta)]))
+    kept[TRAINING_DATA] = [data.model_dump() for data in training_data_of(base_meta, tuned_meta)]
     terms = _strictest_terms(base_meta, tuned_meta)
     return kept | ({} if terms is None else {"terms": terms.to_json()})
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
-from his2lip.models.provenance import META, is_checkpoint, read_meta
+from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
 from his2lip.resources import relocate_store, sqlite_file, store_uri
 
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
@@ -57,6 +59,20 @@ def local_name(name: str, storage: str) -> str:
     if not is_registered(name) or "://" in storage:
         return name
     return str(fetch_checkpoint(name, Path(storage).absolute() / "registered"))
+
+
+@contextmanager
+def checkpoint_folder(name: str) -> Iterator[Path | None]:
+    """The folder of the checkpoint behind a model's name; None for a model that is not a checkpoint.
+
+    A registered checkpoint is copied into a temporary folder, which is removed at the end of the block.
+    """
+    if is_registered(name):
+        with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+            yield fetch_checkpoint(name, scratch)
+        return
+    folder = Path(name.removeprefix("local-dir:"))
+    yield current_folder(folder) if is_checkpoint(folder) else None
 
 
 def meta_of(name: str) -> dict[str, Any]:

@@ -1,10 +1,17 @@
+from .basis import BASIS_FIELDS as BASIS_FIELDS
+from .basis import Basis as Basis
+from .basis import Scale as Scale
+from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .calibration import calibrated as calibrated
+from .calibration import store_calibrations as store_calibrations
+from .classifier import DAB_UNIT as DAB_UNIT
 from .classifier import IMAGE_FILES as IMAGE_FILES
 from .classifier import Answer as Answer
 from .classifier import Classifier as Classifier
-from .classifier import load_for_inference as load_for_inference
 from .classifier import load_pixels as load_pixels
+from .gates import NOT_ANSWERED as NOT_ANSWERED
+from .loading import load_for_inference as load_for_inference
 from .mlflow_model import model_files as model_files
 from .questions import Question as Question
 from .questions import ask as ask
@@ -18,3 +25,4 @@ from .slide_maps import draw_similarity as draw_similarity
 from .slides import SlideReading as SlideReading
 from .slides import is_slide as is_slide
 from .slides import read_slide as read_slide
+from .slides import stated_mpp as stated_mpp

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -15,6 +15,7 @@ from his2lip.config import digest
 from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder
+from his2lip.models import read_meta
 from his2lip.serving.classifier import Classifier, softmax
 from his2lip.serving.questions import Question
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 FORMAT = 1
+CALIBRATIONS = "calibrations"  # folder of calibration files inside a checkpoint
 _BINS = 15  # bins of confidence in the expected calibration error (Guo et al. 2017, section 2)
 _REFIT = "fit it again with his2lip calibrate"
 
@@ -33,7 +35,8 @@ class Calibration:
     model        `similarity_digest` of the model
     prompts      digest of the prompts
     question     title of the question
-    data_digest  digest of the dataset; split: its split; n: the number of patches
+    data_digest  digest of the dataset; dataset: its name, marked where it is generated; split: its split
+    n            the number of patches
     nll, ece     negative log likelihood (nats) and expected calibration error (fraction) on these patches,
                  before (with the model's own scale) and after (with the temperature)
     """
@@ -49,7 +52,11 @@ class Calibration:
     nll_after: float
     ece_before: float
     ece_after: float
+    dataset: str = "a dataset whose name was not recorded"
     format: int = FORMAT
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, split {self.split}, {self.n:,} patches"
 
     def save(self, path: Path) -> None:
         """Writes the calibration to a JSON file."""
@@ -92,6 +99,7 @@ def calibrate(
         prompts=question.prompts.digest,
         question=question.title,
         data_digest=opened.digest,
+        dataset=opened.info.title,
         split=split,
         n=len(labels),
         nll_before=nll(before, labels),
@@ -101,23 +109,65 @@ def calibrate(
     )
 
 
-def calibrated(questions: Sequence[Question], model: DualEncoder, files: Iterable[Path]) -> list[Question]:
+def calibrated(
+    questions: Sequence[Question],
+    model: DualEncoder,
+    files: Iterable[Path],
+    *,
+    carried: Iterable[Calibration] = (),
+) -> list[Question]:
     """The questions, each with the temperature of the calibration file that was fitted to its prompts.
 
+    carried  calibrations that are stored with the model; they serve the questions that no file serves
     Raises ConfigError for a file that was fitted to another model, or to prompts of none of the questions.
     """
     out = list(questions)
+    digest_of_model = similarity_digest(model)
+    for found in carried:
+        if found.model == digest_of_model:
+            out = [_with(question, found) for question in out]
     for file in files:
         found = Calibration.load(file)
-        if found.model != similarity_digest(model):
+        if found.model != digest_of_model:
             what = "this calibration was fitted to another model"
             raise ConfigError(what, where=file, key="model", fix=_REFIT)
-        places = [i for i, q in enumerate(out) if q.prompts.digest == found.prompts]
-        if not places:
+        if found.prompts not in {question.prompts.digest for question in out}:
             what = f"this calibration was fitted to other prompts ({found.question}) than those in use"
             raise ConfigError(what, where=file, key="prompts", fix=_REFIT)
-        out[places[0]] = replace(out[places[0]], temperature=found.temperature)
+        out = [_with(question, found) for question in out]
     return out
+
+
+def _with(question: Question, found: Calibration) -> Question:
+    """The question with the temperature, where it was fitted to its prompts."""
+    if question.prompts.digest != found.prompts:
+        return question
+    return replace(question, temperature=found.temperature, calibrated=str(found))
+
+
+def store_calibrations(folder: Path, files: Iterable[Path]) -> list[Calibration]:
+    """Copies calibration files into the checkpoint in `folder`; returns all that are then stored with it.
+
+    Of two calibrations of the same prompts, the one in `files` is kept. Raises ConfigError for a file that
+    was fitted to another model.
+    """
+    place, meta = folder / CALIBRATIONS, read_meta(folder)
+    for file in files:
+        found = Calibration.load(file)
+        if found.model != _recorded_digest(meta):
+            raise ConfigError(
+                "this calibration was fitted to another model", where=file, key="model", fix=_REFIT
+            )
+        for old in stored_calibrations(folder):
+            if Calibration.load(old).prompts == found.prompts:
+                old.unlink()
+        found.save(place / f"{found.prompts[:16]}.json")
+    return [Calibration.load(file) for file in stored_calibrations(folder)]
+
+
+def stored_calibrations(folder: Path) -> list[Path]:
+    """The files of the calibrations that are stored with the checkpoint in `folder`."""
+    return sorted((folder / CALIBRATIONS).glob("*.json"))
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, *, where: str) -> float:
@@ -173,6 +223,18 @@ def similarity_digest(model: DualEncoder) -> str:
             "config": model.config_digest(),
             "preprocess": model.preprocess.digest,
             "similarity": model.similarity,
+        }
+    )
+
+
+def _recorded_digest(meta: Mapping[str, Any]) -> str:
+    """`similarity_digest` of a checkpoint, from its his2lip.json."""
+    return digest(
+        {
+            "tensors": meta["tensor_digest"],
+            "config": meta["config_digest"],
+            "preprocess": meta["preprocess_digest"],
+            "similarity": meta["similarity"],
         }
     )
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from his2lip.data.images import decode
+from his2lip.data.images import StainLook, decode, look_at
 from his2lip.errors import ImageError
-from his2lip.evaluation import ModelEncoder, Scores, SentenceEncoder, View, score
-from his2lip.serving.questions import Question, ask
+from his2lip.evaluation import AREA_LEVEL, ModelEncoder, Scores, SentenceEncoder, View, dab_area, score
+from his2lip.serving import gates
+from his2lip.serving.basis import Basis, Scale
+from his2lip.serving.gates import NOT_ANSWERED, Refusal
+from his2lip.serving.history import TrainingHistory
+from his2lip.serving.questions import GUESS, Question, ask
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+DAB_UNIT = f"share of the tissue's pixels with an optical density of DAB of {AREA_LEVEL} or more"
 
+UNKNOWN = Scale()
 ImageInput = str | Path | bytes | np.ndarray  # a file, encoded bytes, or uint8 (H, W, 3) RGB
 
 
@@ -30,15 +36,51 @@ class Answer:
     margin        difference between this similarity and that of the second class
     prompt        the most similar sentence of the class
     similarities  to each class, in the order of the prompt set
+    basis         what the answer rests on
     probability   of the class; None without a temperature, which is fitted for one model and its prompts
+    refusal       why the question cannot be answered; None: it can
+    forced        whether the answer is shown in spite of the refusal
+    dab           measured DAB area as a fraction (`DAB_UNIT`), beside an answer about staining
+
+    Where there is a refusal and the answer is not forced, the label is NOT_ANSWERED, and similarity, margin,
+    prompt, similarities and probability are None or empty.
     """
 
     label: str
-    similarity: float
-    margin: float
-    prompt: str
+    similarity: float | None
+    margin: float | None
+    prompt: str | None
     similarities: dict[str, float]
+    basis: Basis
     probability: float | None = None
+    refusal: Refusal | None = None
+    forced: bool = False
+    dab: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is known beside the scores of one image and question: `Answer` has the meaning of the fields."""
+
+    basis: Basis
+    refusal: Refusal | None = None
+    dab: float | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What an image shows.
+
+    sides  height and width in pixels
+    share  of the image's pixels that the model gets
+    dab    measured DAB area; 0 where no question is about staining
+    """
+
+    look: StainLook
+    sides: tuple[int, int]
+    scale: Scale
+    share: float
+    dab: float
 
 
 class Classifier:
@@ -49,16 +91,25 @@ class Classifier:
         model: DualEncoder,
         questions: Sequence[Question] | None = None,
         *,
+        history: TrainingHistory | None = None,
+        organ: str | None = None,
+        force: bool = False,
         view: View | None = None,
         batch_size: int = 64,
     ) -> None:
         """
         questions   as from `ask`; default: the tissue type
+        history     of the model's training; default: nothing is recorded
+        organ       of the images, as the user states it
+        force       whether to show answers that a gate holds back
         view        default: `squash`
         batch_size  crops per forward pass
         """
         self.model = model
         self.questions = tuple(ask() if questions is None else questions)
+        self.history = history or TrainingHistory(began_as=(model.name,))
+        self.organ, self.force = organ, force
+        self.view = view or View()
         self.batch_size = batch_size
         self._encoder = ModelEncoder(model, view=view)
         sentences = SentenceEncoder(model)
@@ -67,23 +118,77 @@ class Classifier:
             for q in self.questions
         }
 
-    def classify(self, images: Sequence[ImageInput]) -> list[dict[str, Answer]]:
-        """One mapping per image: name of the question -> its answer.
+    def classify(self, images: Sequence[ImageInput], *, scale: Scale = UNKNOWN) -> list[dict[str, Answer]]:
+        """One mapping per image, all of one scale: name of the question -> its answer.
 
         Raises ImageError for an image that cannot be read or decoded. Its `where` is the file, if it is one.
         """
         size = self.batch_size
         batches = (images[a : a + size] for a in range(0, len(images), size))
-        return [row for batch in batches for row in self.classify_batch(load_pixels(i) for i in batch)]
+        pixels = (((load_pixels(image), scale) for image in batch) for batch in batches)
+        return [row for batch in pixels for row in self.classify_batch(batch)]
 
-    def classify_batch(self, pixels: Iterable[np.ndarray]) -> list[dict[str, Answer]]:
-        """As `classify`, for images uint8 (H, W, 3) that are encoded together."""
-        features, image = self.features(pixels)
-        if not len(image):
+    def classify_batch(self, samples: Iterable[tuple[np.ndarray, Scale]]) -> list[dict[str, Answer]]:
+        """As `classify`, for images uint8 (H, W, 3), each with its scale, that are encoded together."""
+        seen: list[Examined] = []
+
+        def examined() -> Iterator[np.ndarray]:
+            for pixels, scale in samples:
+                seen.append(self.examine(pixels, scale))
+                yield pixels
+
+        features, image = self.features(examined())
+        if not seen:
             return []
         scores = self.score(features, image)
-        columns = {q.name: list(answers(q, scores[q.name])) for q in self.questions}
-        return [{name: rows[i] for name, rows in columns.items()} for i in range(image[-1] + 1)]
+        rows: list[dict[str, Answer]] = [{} for _ in seen]
+        for question in self.questions:
+            checks = [self.check(question, one) for one in seen]
+            found = answers(question, scores[question.name], checks, force=self.force)
+            for row, answer in zip(rows, found, strict=True):
+                row[question.name] = answer
+        return rows
+
+    def examine(self, pixels: np.ndarray, scale: Scale) -> Examined:
+        """What the pixels of an image, uint8 (H, W, 3), show. Several threads may call this at once."""
+        asked = any(question.about_staining for question in self.questions)
+        height, width = pixels.shape[:2]
+        cut = sum(crop.shape[0] * crop.shape[1] for crop in self.view.crops(pixels))
+        return Examined(
+            look=look_at(pixels),
+            sides=(height, width),
+            scale=scale,
+            share=min(1.0, cut / (height * width)),
+            dab=dab_area(pixels) if asked else 0.0,
+        )
+
+    def check(self, question: Question, image: Examined) -> Check:
+        """The basis of the answer to `question`, and the first gate that holds it back."""
+        basis = self.basis(
+            question,
+            scale=self.history.scale(image.sides, image.scale, self.view),
+            coverage=f"{image.share:.0%} of the image",
+        )
+        refusal = (
+            gates.glass(image.look)
+            or gates.stain(image.look, self.history, about_staining=question.about_staining)
+            or (gates.scale(image.sides, image.scale, self.history) if self.view.kind == "squash" else None)
+        )
+        return Check(basis, refusal, image.dab if question.about_staining else None)
+
+    def basis(self, question: Question, *, scale: str, coverage: str) -> Basis:
+        """The basis of answers to `question`, with what depends on the image."""
+        history = self.history
+        guess = question.name == GUESS
+        return Basis(
+            trained_on=history.datasets,
+            calibrated_on=question.calibrated,
+            biomarker=history.guesses() if guess else history.biomarker(question.biomarker),
+            organ=history.organ(self.organ),
+            scale=scale,
+            familiarity="no limit was fitted",
+            coverage=coverage,
+        )
 
     def score(self, features: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Scores]:
         """Name of the question -> scores of raw features (N, D), as the model compares them.
@@ -114,19 +219,38 @@ class Classifier:
         return np.concatenate([self._encoder.encode(part) for part in parts])
 
 
-def answers(question: Question, scores: Scores) -> Iterator[Answer]:
-    """The answer to `question` of each unit of its scores."""
+def answers(
+    question: Question, scores: Scores, checks: Iterable[Check], *, force: bool = False
+) -> Iterator[Answer]:
+    """The answer to `question` of each unit of its scores, with what is known of the unit."""
     classes, margins = question.prompts.classes, scores.margins()
     probabilities = None if question.temperature is None else softmax(scores.scores / question.temperature)
-    for i, c in enumerate(scores.predicted.tolist()):
-        yield Answer(
+    for i, (c, check) in enumerate(zip(scores.predicted.tolist(), checks, strict=True)):
+        answer = Answer(
             label=classes[c],
             similarity=float(scores.scores[i, c]),
             margin=float(margins[i]),
             prompt=question.prompts.sentences[c][1][scores.prompt[i]],
             similarities=dict(zip(classes, scores.scores[i].tolist(), strict=True)),
+            basis=check.basis,
             probability=None if probabilities is None else float(probabilities[i, c]),
+            refusal=check.refusal,
+            forced=force and check.refusal is not None,
+            dab=check.dab,
         )
+        yield answer if check.refusal is None or force else _held_back(answer)
+
+
+def _held_back(answer: Answer) -> Answer:
+    return replace(
+        answer,
+        label=NOT_ANSWERED,
+        similarity=None,
+        margin=None,
+        prompt=None,
+        similarities={},
+        probability=None,
+    )
 
 
 def comparison_features(features: np.ndarray, model: DualEncoder) -> np.ndarray:
@@ -141,15 +265,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities float64 (N, C) of logits (N, C); each row sums to 1."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def load_for_inference(name: str) -> DualEncoder:
-    """Loads a model by its name, on the GPU of this machine if it has one."""
-    import torch
-
-    from his2lip.models import load_model
-
-    return load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_pixels(image: ImageInput) -> np.ndarray:

@@ -7,6 +7,7 @@ import binascii
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from pandas import DataFrame  # MLflow's form of a request; MLflow depends on pandas
 
 import his2lip
+from his2lip.data.cards import MAX_MPP, MIN_MPP
 from his2lip.data.images import decode
 from his2lip.errors import ConfigError, His2lipError, ImageError, did_you_mean
 from his2lip.evaluation import list_prompts
 from his2lip.models import CHECKPOINT_ARTIFACT
-from his2lip.serving.classifier import Answer, Classifier, load_for_inference
+from his2lip.serving.basis import Scale
+from his2lip.serving.calibration import calibrated
+from his2lip.serving.classifier import DAB_UNIT, Answer, Classifier
+from his2lip.serving.loading import load_for_inference
 from his2lip.serving.questions import ask
 
 MAX_IMAGES = 64  # per request
@@ -38,6 +43,9 @@ SIGNATURE = ModelSignature(
             ParamSpec("biomarker", "string", ""),  # adds the question for the staining of this biomarker
             ParamSpec("guess_biomarker", "boolean", False),  # adds the question which biomarker is stained
             ParamSpec("top", "integer", 3),  # number of classes returned for each question
+            ParamSpec("mpp", "double", 0.0),  # microns per pixel of the images; 0: unknown
+            ParamSpec("organ", "string", ""),  # the organ of the images; empty: not stated
+            ParamSpec("force", "boolean", False),  # shows answers that are held back, marked
         ]
     ),
 )
@@ -62,19 +70,24 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads the checkpoint from the artifacts, without any download."""
-        model = load_for_inference(context.artifacts[CHECKPOINT_ARTIFACT])
+        loaded = load_for_inference(context.artifacts[CHECKPOINT_ARTIFACT])
 
         @lru_cache(maxsize=32)
-        def classifier(prompts: str, biomarker: str, guess_biomarker: bool) -> Classifier:
+        def classifier(
+            prompts: str, biomarker: str, guess_biomarker: bool, organ: str, force: bool
+        ) -> Classifier:
             asked = ask(prompts=prompts, biomarker=biomarker or None, guess_biomarker=guess_biomarker)
-            return Classifier(model, asked)
+            questions = calibrated(asked, loaded.model, (), carried=loaded.calibrations)
+            return Classifier(
+                loaded.model, questions, history=loaded.history, organ=organ or None, force=force
+            )
 
         self._classifier = classifier
 
     def predict(
         self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One mapping per image: name of the question -> label, similarity, margin, prompt and `top` classes.
+        """One mapping per image: name of the question -> the fields of its answer, as `_as_json` gives them.
 
         Raises RefusedRequest, which the server returns as status 400 with one sentence.
         """
@@ -82,10 +95,15 @@ class ServedModel(PythonModel):
         with _one_sentence():
             images = [_decoded(text, row) for row, text in enumerate(_column(model_input))]
             _check_options(options)
+            scale = _scale(options)
             classifier = self._classifier(
-                options["prompts"], options["biomarker"], bool(options["guess_biomarker"])
+                options["prompts"],
+                options["biomarker"],
+                bool(options["guess_biomarker"]),
+                options["organ"],
+                bool(options["force"]),
             )
-            rows = classifier.classify_batch(_pixels(images))
+            rows = classifier.classify_batch((pixels, scale) for pixels in _pixels(images))
         return [{name: _as_json(a, int(options["top"])) for name, a in row.items()} for row in rows]
 
 
@@ -152,6 +170,15 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ConfigError(what, where="top", key="top", fix=fix)
 
 
+def _scale(options: dict[str, Any]) -> Scale:
+    """The scale of the images. Raises ConfigError for impossible microns per pixel."""
+    mpp = float(options["mpp"])
+    if mpp and not MIN_MPP <= mpp <= MAX_MPP:
+        what, fix = f"mpp is {mpp:g}", f"set it to {MIN_MPP:g} to {MAX_MPP:g}, or to 0 where it is unknown"
+        raise ConfigError(what, where="mpp", key="mpp", fix=fix)
+    return Scale.of(file=None, option=mpp or None)
+
+
 def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
     """Decodes one image at a time. Raises ImageError, whose `where` is the number of the image."""
     for number, image in enumerate(images):
@@ -162,12 +189,23 @@ def _pixels(images: list[bytes]) -> Iterator[np.ndarray]:
 
 
 def _as_json(answer: Answer, top: int) -> dict[str, Any]:
-    """An answer as in the response, with its `top` most similar classes."""
+    """An answer as in the response, with its `top` most similar classes.
+
+    An answer that is held back has the label "not answered", its reason, and null for all numbers.
+    """
     best = sorted(answer.similarities.items(), key=lambda item: -item[1])[:top]
+    refusal = answer.refusal
     return {
         "label": answer.label,
         "similarity": answer.similarity,
         "margin": answer.margin,
         "prompt": answer.prompt,
         "top": [{"label": label, "similarity": similarity} for label, similarity in best],
+        "answered": refusal is None,
+        "forced": answer.forced,
+        "gate": None if refusal is None else refusal.gate,
+        "reason": None if refusal is None else refusal.reason,
+        "probability": answer.probability,
+        "dab": None if answer.dab is None else {"area": answer.dab, "unit": DAB_UNIT},
+        "basis": asdict(answer.basis),
     }

@@ -27,6 +27,7 @@ class Question:
     prompts      the classes and their sentences
     biomarker    canonical name of the biomarker that the question is about, if it is about one
     temperature  fitted by calibration; None: the answers have no probabilities
+    calibrated   dataset, split and size of the calibration, in words
     """
 
     name: str
@@ -34,6 +35,12 @@ class Question:
     prompts: PromptSet
     biomarker: str | None = None
     temperature: float | None = None
+    calibrated: str = "not calibrated"
+
+    @property
+    def about_staining(self) -> bool:
+        """Whether only an image with a chromogen can answer it."""
+        return self.biomarker is not None or self.name == GUESS
 
 
 def ask(

@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip import taxonomy
-from his2lip.data.images import encode_png
+from his2lip.data.images import decode, encode_png, look_at
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
-from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, read_images
-from his2lip.serving.classifier import IMAGE_FILES, comparison_features, load_pixels, read_image
+from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, read_images
+from his2lip.serving import gates
+from his2lip.serving.basis import Basis, Scale
+from his2lip.serving.classifier import IMAGE_FILES, Check, comparison_features, load_pixels, read_image
+from his2lip.serving.history import TrainingHistory
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -55,6 +58,7 @@ class Index:
     table     columns of the patches, except the image
     rows      int64 (N,), the row of each patch in its split
     features  raw features, float32 (N, D)
+    history   of the model's training
     """
 
     model: DualEncoder
@@ -63,6 +67,36 @@ class Index:
     table: pa.Table
     rows: np.ndarray
     features: np.ndarray
+    history: TrainingHistory
+
+    def check(self, query: Query, *, scale: Scale, biomarker: str | None = None) -> Check:
+        """What the results of a query rest on, and the first gate that holds back those of an image.
+
+        scale      of the query image
+        biomarker  the one that the search is restricted to (any spelling)
+        """
+        name = None if biomarker is None else taxonomy.biomarker(biomarker)
+        refusal, shown = None, "a sentence has none"
+        if not (isinstance(query, str) and not names_image(query)):
+            pixels = decode(query_image(query))
+            sides, look = (pixels.shape[0], pixels.shape[1]), look_at(pixels)
+            shown = self.history.scale(sides, scale, View())
+            refusal = (
+                gates.glass(look)
+                or gates.stain(look, self.history, about_staining=name is not None)
+                or gates.scale(sides, scale, self.history)
+            )
+        organs = self.shards.info.card.get("organ", [])
+        basis = Basis(
+            trained_on=self.history.datasets,
+            calibrated_on="not calibrated: similarities only",
+            biomarker=self.history.biomarker(name),
+            organ="; ".join(map(self.history.organ, organs)) or "of the patches searched: unknown",
+            scale=shown,
+            familiarity="no limit was fitted",
+            coverage=f"{len(self.table):,} patches of {self.shards.info.title}",
+        )
+        return Check(basis, refusal)
 
     def find(
         self,
@@ -134,12 +168,20 @@ class Index:
         return same_bytes | (np.abs(self.features - asked).max(axis=1) <= _SAME * np.abs(asked).max())
 
 
-def build_index(shards: str, model: DualEncoder, *, cache: str, splits: Sequence[str] | None = None) -> Index:
+def build_index(
+    shards: str,
+    model: DualEncoder,
+    *,
+    cache: str,
+    splits: Sequence[str] | None = None,
+    history: TrainingHistory | None = None,
+) -> Index:
     """An index of a prepared dataset. Embeddings in the cache are reused, and others are added to it.
 
     shards  folder or URI of the prepared dataset
     cache   folder or URI of cached embeddings
     splits  default: all splits
+    history  of the model's training; default: nothing is recorded
     Raises DatasetError where there is no dataset, split or patch.
     """
     opened, kept = open_shards(shards), EmbeddingCache(cache)
@@ -156,6 +198,7 @@ def build_index(shards: str, model: DualEncoder, *, cache: str, splits: Sequence
         table=pa.concat_tables([p.table for p in parts]),
         rows=np.concatenate([p.row for p in parts]),
         features=np.concatenate([p.features for p in parts if len(p.features)]),
+        history=history or TrainingHistory(began_as=(model.name,)),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from his2lip.data.images import decode, encode_jpeg
+from his2lip.serving.classifier import Check
 from his2lip.serving.retrieval import Match
 from his2lip.templates import render
 
@@ -17,12 +18,19 @@ _SIDE = 192  # px, longer side of a thumbnail
 
 
 def write_page(
-    path: Path, matches: Sequence[Match], images: Sequence[bytes], *, query: str | bytes, remark: str
+    path: Path,
+    matches: Sequence[Match],
+    images: Sequence[bytes],
+    *,
+    query: str | bytes,
+    remark: str,
+    check: Check,
 ) -> None:
     """Writes a page of the matches, with thumbnails of their encoded `images`. It needs no other file.
 
     query   the sentence, or the encoded image, that was searched for
     remark  a line below the title
+    check   what the results rest on, and why they are held back, if they are
     """
     if isinstance(query, bytes):
         title, thumbnail = "Patches most similar to an image", _thumbnail(query)
@@ -34,6 +42,9 @@ def write_page(
         remark=remark,
         side=_SIDE,
         query=thumbnail,
+        reason=None if check.refusal is None else check.refusal.reason,
+        forced=bool(matches),
+        basis=check.basis.by_title(),
         matches=[
             (match, ", ".join(filter(None, (match.tissue, match.biomarker))) or "no label", _thumbnail(image))
             for match, image in zip(matches, images, strict=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from his2lip.serving.classifier import DAB_UNIT
 from his2lip.serving.questions import Question
-from his2lip.serving.slides import SlideReading
+from his2lip.serving.slides import SlideReading, tile_boxes
 
 Colour = tuple[int, int, int]
 
@@ -22,35 +24,48 @@ _VIRIDIS = np.array(
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
 )
 
+GREY: Colour = (150, 150, 150)  # of tiles that are not answered
+
 _COVER = 0.5  # opacity of the colour of a tile over the thumbnail
 _LINE = 24  # px, height of a line of the legend
+_LETTER = 9  # px, width of a wide letter of the legend
 _LEAST_WIDTH = 480  # px, width that the text of the legend needs
 _BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # possible lengths of the scale bar in microns
 
 
 def draw_classes(reading: SlideReading, question: Question) -> Image.Image:
-    """A map of the tiles in the colours of their classes. The legend has the share of tiles of each class."""
+    """A map of the tiles in the colours of their classes; grey: not answered.
+
+    The legend has the share of tiles of each class.
+    """
     classes = question.prompts.classes
     colours = class_colours(len(classes))
     tile_colours = np.array(colours, dtype=np.uint8)[reading.tiles[question.name].predicted]
     shares = reading.shares(question)
     lines = [
-        (colour, f"{label}  {100 * shares[label]:.1f} %")
+        (colour, f"{label}  {100 * shares[label]:.1f} % of tiles")
         for label, colour in zip(classes, colours, strict=True)
         if shares[label]
     ]
-    return _page(reading, tile_colours, f"{question.title}, {len(reading.places):,} tiles", lines)
+    return _page(reading, question, tile_colours, f"{question.title}: share of tiles", lines)
 
 
-def draw_similarity(reading: SlideReading, question: Question, label: str) -> Image.Image:
-    """A map of the tiles by their similarity to the class `label`, from dark (lowest) to bright (highest)."""
+def draw_similarity(
+    reading: SlideReading, question: Question, label: str, *, bounds: tuple[float, float]
+) -> Image.Image:
+    """A map of the tiles by their similarity to the class `label`; grey: not answered.
+
+    bounds  the similarities of the darkest and of the brightest colour, and of all beyond them. They do not
+            depend on the slide, so that one colour means one similarity on every slide.
+    """
+    low, high = bounds
     values = reading.tiles[question.name].scores[:, question.prompts.classes.index(label)]
-    low, high = float(values.min()), float(values.max())
-    span = high - low or 1.0
-    steps = [low + span * i / 4 for i in range(5)]
+    steps = np.linspace(low, high, 5)
     ends = similarity_colours(np.linspace(0, 1, 5))
-    lines = [(_colour(c), f"{value:.3f}") for c, value in zip(ends, steps, strict=True)]
-    return _page(reading, similarity_colours((values - low) / span), f"similarity to {label}", lines)
+    marks = ["or less", "", "", "", "or more"]
+    lines = [(_colour(c), f"{value:.3f} {mark}") for c, value, mark in zip(ends, steps, marks, strict=True)]
+    colours = similarity_colours((values - low) / (high - low))
+    return _page(reading, question, colours, f"similarity to {label}, fixed scale", lines)
 
 
 def class_colours(count: int) -> list[Colour]:
@@ -70,34 +85,57 @@ def similarity_colours(values: np.ndarray) -> np.ndarray:
 
 
 def _page(
-    reading: SlideReading, colours: np.ndarray, title: str, lines: list[tuple[Colour, str]]
+    reading: SlideReading,
+    question: Question,
+    colours: np.ndarray,
+    title: str,
+    lines: list[tuple[Colour, str]],
 ) -> Image.Image:
-    """The thumbnail with the colours of the tiles, uint8 (T, 3), and below it title, legend and scale bar.
+    """The thumbnail with the colours of the tiles, uint8 (T, 3), and below it the legend.
 
-    lines  (colour, text) of each line of the legend
+    The legend has the title, `lines` of (colour, text), the scale bar, the slide's answer, and its basis.
     """
-    picture = _covered(reading, colours)
+    answered = reading.answered(question)
+    picture = _covered(reading, np.where(answered[:, None], colours, np.array(GREY, dtype=np.uint8)))
+    if not answered.all():
+        lines = [*lines, (GREY, f"not answered  {100 * (1 - answered.mean()):.1f} % of tiles")]
     height, width = picture.shape[:2]
-    page = Image.new("RGB", (max(width, _LEAST_WIDTH), height + _LINE * (len(lines) + 3)), "white")
+    wide = max(width, _LEAST_WIDTH)
+    stated = [line for text in _stated(reading, question) for line in textwrap.wrap(text, wide // _LETTER)]
+    rows = len(lines) + 3 + len(stated)
+    page = Image.new("RGB", (wide, height + _LINE * rows), "white")
     page.paste(Image.fromarray(picture), (0, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=16)
-    draw.text((8, height + 4), title, fill="black", font=font)
+    draw.text((8, height + 4), f"{title}, {len(answered):,} tiles", fill="black", font=font)
     for row, (colour, text) in enumerate(lines, start=1):
         top = height + 4 + row * _LINE
         seen = [round(255 + _COVER * (channel - 255)) for channel in colour]  # as over white
         draw.rectangle((8, top, 26, top + 16), fill=tuple(seen), outline="black")
         draw.text((34, top), text, fill="black", font=font)
-    _scale_bar(draw, font, reading, width, height + 12 + (len(lines) + 1) * _LINE)
+    top = height + 12 + (len(lines) + 1) * _LINE
+    _scale_bar(draw, font, reading, width, top)
+    for row, text in enumerate(stated, start=1):
+        draw.text((8, top + row * _LINE), text, fill="black", font=font)
     return page
+
+
+def _stated(reading: SlideReading, question: Question) -> list[str]:
+    """The slide's answer to the question, and what it rests on, for the legend."""
+    answer = reading.whole[question.name]
+    forced = "forced; " if answer.forced else ""
+    reason = "" if answer.refusal is None else f" ({forced}{answer.refusal.reason})"
+    dab = [] if answer.dab is None else [f"DAB area: {100 * answer.dab:.1f} %, {DAB_UNIT}; mean of tiles"]
+    basis = [f"{title}: {text}" for title, text in answer.basis.by_title().items()]
+    return [f"{question.title} of the slide: {answer.label}{reason}", *dab, *basis]
 
 
 def _covered(reading: SlideReading, colours: np.ndarray) -> np.ndarray:
     """The thumbnail, uint8 (h, w, 3), with the colours of the tiles, uint8 (T, 3), over it."""
     picture = reading.thumbnail.astype(np.float32)
     factor = picture.shape[1] / reading.width  # thumbnail pixels per level-0 pixel
-    corners = np.stack([reading.places, reading.places + reading.side], axis=1) * factor
-    for ((left, top), (right, bottom)), colour in zip(corners.round().astype(int), colours, strict=True):
-        tile = picture[top : max(bottom, top + 1), left : max(right, left + 1)]
+    boxes = tile_boxes(reading.places, reading.side, factor=factor)
+    for ((left, top), (right, bottom)), colour in zip(boxes, colours, strict=True):
+        tile = picture[top:bottom, left:right]
         tile += _COVER * (colour.astype(np.float32) - tile)
     return picture.round().astype(np.uint8)
 

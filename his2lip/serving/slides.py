@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from his2lip.data.images import Slide, Tiling, open_slide, tile_places
+from his2lip.data.cards import MAX_MPP, MIN_MPP
+from his2lip.data.images import Slide, Tiling, look_at, open_slide, tile_places, tissue_mask
 from his2lip.errors import ConfigError
-from his2lip.evaluation import Scores
-from his2lip.serving.classifier import Answer, Classifier, answers, comparison_features
+from his2lip.evaluation import Scores, dab_area
+from his2lip.serving import gates
+from his2lip.serving.basis import Basis, Scale
+from his2lip.serving.classifier import Answer, Check, Classifier, answers, comparison_features
+from his2lip.serving.gates import Refusal
 from his2lip.serving.questions import Question
 
 PATCH_SIDE = 3000  # px, side of the largest published patches; a larger file that OpenSlide reads is a slide
@@ -21,6 +26,7 @@ _THUMBNAIL = 1600  # px, longer side of a slide's thumbnail
 _THREADS = 2  # that read tiles
 
 ProgressCallback = Callable[[int, int], None]  # (tiles done, all tiles)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,8 @@ class SlideReading:
     places         int64 (T, 2), level-0 (x, y) of the top left corner of each tile
     questions      what was asked of each tile
     tiles          scores of the T tiles, by the name of the question
+    checks         what is known of the T tiles beside the scores, by the name of the question
+    force          whether answers that a gate holds back are shown
     whole          answers for the mean embedding of the tiles, by the name of the question
     thumbnail      uint8 (h, w, 3), the slide at low magnification
     """
@@ -46,12 +54,23 @@ class SlideReading:
     places: np.ndarray
     questions: tuple[Question, ...]
     tiles: dict[str, Scores]
+    checks: dict[str, list[Check]]
+    force: bool
     whole: dict[str, Answer]
     thumbnail: np.ndarray
 
+    def answers(self, question: Question) -> Iterator[Answer]:
+        """The answer for each tile."""
+        return answers(question, self.tiles[question.name], self.checks[question.name], force=self.force)
+
+    def answered(self, question: Question) -> np.ndarray:
+        """bool (T,): whether each tile has an answer that no gate holds back, or that is forced."""
+        return np.array([self.force or c.refusal is None for c in self.checks[question.name]], dtype=bool)
+
     def shares(self, question: Question) -> dict[str, float]:
-        """Class -> its share of the tiles, as a fraction."""
-        counts = np.bincount(self.tiles[question.name].predicted, minlength=len(question.prompts.classes))
+        """Class -> its share of all tiles, as a fraction; tiles that are not answered have no class."""
+        predicted = self.tiles[question.name].predicted[self.answered(question)]
+        counts = np.bincount(predicted, minlength=len(question.prompts.classes))
         return dict(zip(question.prompts.classes, (counts / len(self.places)).tolist(), strict=True))
 
 
@@ -64,6 +83,18 @@ def is_slide(path: Path) -> bool:
             return max(slide.dimensions) > PATCH_SIDE
     except openslide.OpenSlideError:
         return False
+
+
+def stated_mpp(path: Path) -> float | None:
+    """The microns per pixel that a file states, where OpenSlide reads them and they are possible."""
+    import openslide
+
+    try:
+        with openslide.OpenSlide(path) as slide:
+            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
+    except (openslide.OpenSlideError, ValueError):
+        return None
+    return mpp if MIN_MPP <= mpp <= MAX_MPP else None
 
 
 def read_slide(
@@ -90,65 +121,102 @@ def read_slide(
                 "the slide does not record its microns per pixel", where=path, key="--slide-mpp", fix=fix
             )
         side = tiling.side(slide.mpp)
-        places = tile_places(slide, tiling, seed=path.name)
-        tiles, centre = _read_tiles(slide, places, classifier, side, size, progress)
+        places = np.array(tile_places(slide, tiling, seed=path.name), dtype=np.int64)
+        tiles = _read_tiles(slide, places, classifier, side, size, progress)
+        thumbnail = slide.overview(_THUMBNAIL)
+        scale = Scale.of(file=slide.mpp, option=slide_mpp)
+        look = look_at(thumbnail)
+        coverage = _coverage(thumbnail, places, side, width=slide.width)
+        shown = f"{scale}; read in tiles of {size} px at {mpp:g} µm per pixel"
+        checks: dict[str, list[Check]] = {}
+        whole: dict[str, Answer] = {}
+        for question in classifier.questions:
+            basis = classifier.basis(
+                question, scale=shown, coverage=f"{coverage:.0%} of the tissue, in {len(places):,} tiles"
+            )
+            refusal = gates.stain(
+                look, classifier.history, about_staining=question.about_staining
+            ) or gates.scale((size, size), Scale(mpp, scale.source), classifier.history)
+            checks[question.name] = [Check(basis, refusal, dab) for dab in tiles.dab_of(question)]
+            whole[question.name] = _whole(classifier, question, tiles, basis, refusal)
         return SlideReading(
             width=slide.width,
             height=slide.height,
             mpp=slide.mpp,
             side=side,
             origin=slide.origin,
-            places=np.array(places, dtype=np.int64),
+            places=places,
             questions=classifier.questions,
-            tiles=tiles,
-            whole=_whole(classifier, centre),
-            thumbnail=slide.overview(_THUMBNAIL),
+            tiles=tiles.scores,
+            checks=checks,
+            force=classifier.force,
+            whole=whole,
+            thumbnail=thumbnail,
         )
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """What was read from T tiles.
+
+    scores  by the name of the question
+    centre  mean embedding, float64 (1, D)
+    dab     measured DAB area of each tile, float (T,); empty where no question is about staining
+    """
+
+    scores: dict[str, Scores]
+    centre: np.ndarray
+    dab: np.ndarray
+
+    def dab_of(self, question: Question) -> list[float] | list[None]:
+        """The DAB area of each tile beside answers to `question`."""
+        count = len(self.scores[question.name].predicted)
+        return self.dab.tolist() if question.about_staining else [None] * count
 
 
 def _read_tiles(
     slide: Slide,
-    places: list[tuple[int, int]],
+    places: np.ndarray,
     classifier: Classifier,
     side: int,
     size: int,
     progress: ProgressCallback | None,
-) -> tuple[dict[str, Scores], np.ndarray]:
-    """The scores of all tiles by the name of the question, and the mean embedding (1, D) of the tiles.
-
-    side  of a tile in level-0 pixels; it is resized to `size`
-    """
+) -> _Tiles:
+    """Reads and scores all tiles. `side`: of a tile in level-0 pixels; it is resized to `size`."""
     parts: list[dict[str, Scores]] = []
-    total, done = np.zeros(classifier.model.dim), 0
+    dab: list[float] = []
+    total = np.zeros(classifier.model.dim)
+    stained = any(question.about_staining for question in classifier.questions)
 
-    def read(place: tuple[int, int]) -> np.ndarray:
-        return classifier.crops(slide.region(*place, side, size))
+    def read(place: tuple[int, int]) -> tuple[np.ndarray, float]:
+        pixels = slide.region(*place, side, size)
+        return classifier.crops(pixels), dab_area(pixels) if stained else 0.0
 
     # Closing it stops the threads before the slide is closed, also after an error or Ctrl-C.
-    with closing(_prefetched(read, places, batch=classifier.batch_size)) as batches:
-        for crops in batches:
-            features = classifier.encode(crops)
+    with closing(_prefetched(read, places.tolist(), batch=classifier.batch_size)) as batches:
+        for batch in batches:
+            features = classifier.encode(np.concatenate([crops for crops, _ in batch]))
+            dab += [area for _, area in batch]
             parts.append(classifier.score(features))
             total += comparison_features(features.astype(np.float64), classifier.model).sum(axis=0)
-            done += len(features)
             if progress:
-                progress(done, len(places))
+                progress(len(dab), len(places))
     joined = {q.name: _joined([part[q.name] for part in parts]) for q in classifier.questions}
-    return joined, total[None] / done
+    return _Tiles(joined, total[None] / len(places), np.array(dab))
 
 
 def _prefetched(
-    read: Callable[[tuple[int, int]], np.ndarray], places: list[tuple[int, int]], *, batch: int
-) -> Generator[np.ndarray, None, None]:
-    """Batches of crops, uint8 (B, 3, h, w). Threads read the next batch while the caller uses one."""
+    read: Callable[[tuple[int, int]], T], places: list[tuple[int, int]], *, batch: int
+) -> Generator[list[T], None, None]:
+    """Batches of tiles as `read` returns them. Threads read the next batch while the caller uses one."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: list[Future[np.ndarray]] = []
+        waiting: list[Future[T]] = []
         for start in range(0, len(places), batch):
             coming = [pool.submit(read, place) for place in places[start : start + batch]]
             if waiting:
-                yield np.concatenate([tile.result() for tile in waiting])
+                yield [tile.result() for tile in waiting]
             waiting = coming
-        yield np.concatenate([tile.result() for tile in waiting])
+        yield [tile.result() for tile in waiting]
 
 
 def _joined(parts: list[Scores]) -> Scores:
@@ -160,11 +228,31 @@ def _joined(parts: list[Scores]) -> Scores:
     )
 
 
-def _whole(classifier: Classifier, centre: np.ndarray) -> dict[str, Answer]:
-    """The answers for a mean embedding (1, D).
+def _whole(
+    classifier: Classifier, question: Question, tiles: _Tiles, basis: Basis, refusal: Refusal | None
+) -> Answer:
+    """The answer for the mean embedding of the tiles.
 
-    They have no probabilities, because temperatures are fitted to single patches.
+    It has no probability, because temperatures are fitted to single patches.
     """
-    scores = classifier.score(centre)
-    uncalibrated = [replace(question, temperature=None) for question in classifier.questions]
-    return {question.name: next(answers(question, scores[question.name])) for question in uncalibrated}
+    scores = classifier.score(tiles.centre)[question.name]
+    dab = float(tiles.dab.mean()) if question.about_staining else None
+    uncalibrated = replace(question, temperature=None)
+    check = Check(replace(basis, calibrated_on="not calibrated: a mean of tiles"), refusal, dab)
+    return next(answers(uncalibrated, scores, [check], force=classifier.force))
+
+
+def _coverage(thumbnail: np.ndarray, places: np.ndarray, side: int, *, width: int) -> float:
+    """The share of the tissue in the thumbnail, uint8 (h, w, 3), that lies in the tiles at `places`."""
+    tissue = tissue_mask(thumbnail)
+    covered = np.zeros(tissue.shape, dtype=bool)
+    for (left, top), (right, bottom) in tile_boxes(places, side, factor=thumbnail.shape[1] / width):
+        covered[top:bottom, left:right] = True
+    return float((tissue & covered).sum() / max(1, tissue.sum()))
+
+
+def tile_boxes(places: np.ndarray, side: int, *, factor: float) -> Iterator[tuple[list[int], list[int]]]:
+    """(left, top) and (right, bottom) of each tile in a picture of `factor` pixels per level-0 pixel."""
+    corners = np.stack([places, places + side], axis=1) * factor
+    for (left, top), (right, bottom) in corners.round().astype(int).tolist():
+        yield [left, top], [max(right, left + 1), max(bottom, top + 1)]

@@ -12,16 +12,19 @@ from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.errors import ConfigError
 from his2lip.models import (
+    TRAINING_DATA,
     DualEncoder,
     FineTuning,
     Precision,
     ResumeState,
+    TrainingData,
     load_model,
     meta_of,
     origins,
     prepare_finetuning,
     save_checkpoint,
     set_image_size,
+    training_data_of,
 )
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Save
@@ -111,6 +114,8 @@ def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: 
 def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
     """The part of his2lip.json that all checkpoints of the run share."""
     start = config.model.backbone
+    before = meta_of(start)
+    seen = [*training_data_of(before), TrainingData.of(shards, config.data.split)]
     return {
         "config": recorded(config),
         "vocabularies": shards.info.vocabularies,
@@ -118,6 +123,7 @@ def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[
         "captions_digest": bank.digest,
         "patch": patch_scale(shards, config.data.split),
         "terms": terms_of_run(config, shards).to_json(),
-        "began_as": origins(start, meta_of(start)),
+        "began_as": origins(start, before),
+        TRAINING_DATA: [data.model_dump() for data in seen],
         "code_version": code_version(),
     }

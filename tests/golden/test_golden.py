@@ -169,7 +169,8 @@ def test_an_earlier_calibration_is_fitted_again(checkpoint: Path, tmp_path: Path
     known = json.loads((FILES / "calibration.json").read_text())
     found = as_json(vars(records.fit_calibration(checkpoint, tmp_path)))
     figures = {key for key, value in known.items() if isinstance(value, float)}
-    assert {k: v for k, v in found.items() if k not in figures} == {
+    # Later versions record more than the keys of an earlier one.
+    assert {k: v for k, v in found.items() if k in known.keys() - figures} == {
         k: v for k, v in known.items() if k not in figures
     }
     assert found["temperature"] == pytest.approx(known["temperature"], rel=1e-3)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pytest
+from pandas import DataFrame
 from PIL import Image
 from training_data import write_small_shards
 from typer.testing import CliRunner
@@ -22,6 +26,9 @@ from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta, weights_identity
 from his2lip.models.registered import local_name
+from his2lip.serving.calibration import Calibration, similarity_digest
+from his2lip.serving.mlflow_model import ServedModel
+from his2lip.serving.questions import ask
 from his2lip.synthetic.twins import write_twin
 from his2lip.tracking.registry import promoted_models
 from his2lip.tracking.store import Tracker
@@ -155,6 +162,41 @@ def test_equal_weights_under_another_similarity_are_another_version(
     for alias, similarity in (("one", "cosine"), ("two", "dot")):
         copied = local_name(f"models:/twice@{alias}", str(tmp_path / "runs"))
         assert load_model(copied).similarity == similarity
+
+
+def test_a_promoted_model_carries_its_calibrations(
+    sqlite: None, checkpoint: Callable[..., Path], tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    best, (question,) = checkpoint("calibrated", seed=11), ask()
+    zeros = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.0)
+    fitted = Calibration(
+        temperature=0.1, model=similarity_digest(load_model(best)), prompts=question.prompts.digest,
+        question=question.title, data_digest="d", dataset="mihic", split="val", n=84, **zeros,
+    )  # fmt: skip
+    fitted.save(tmp_path / "given.json")
+    his2lip("models", "promote", best, "--alias", "bare", "--as", "fitted")
+    promote = ("models", "promote", best, "--alias", "a", "--as", "fitted", "--calibration")
+    said = his2lip(*promote, tmp_path / "given.json")
+    assert "version 2" in said, "another calibration is another version"
+    assert "mihic, split val, 84 patches" in said
+    assert his2lip(*promote, tmp_path / "given.json").count("version 2") == 1
+    Image.fromarray(real_ihc[:64, :64]).save(tmp_path / "patch.png")
+    asked = ("classify", tmp_path / "patch.png", "--csv", tmp_path / "rows.csv", "--model")
+    assert "mihic, split val, 84 patches" in his2lip(*asked, "models:/fitted@a")
+    with (tmp_path / "rows.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    folder = mlflow.artifacts.download_artifacts("models:/fitted@a/artifacts/checkpoint")
+    served = ServedModel()
+    served.load_context(SimpleNamespace(artifacts={"checkpoint": folder}))  # type: ignore[arg-type]
+    image = base64.b64encode((tmp_path / "patch.png").read_bytes()).decode()
+    (answer,) = served.predict(None, DataFrame({"image": [image]}))  # type: ignore[arg-type]
+    assert answer["tissue"]["probability"] == pytest.approx(float(row["probability"]))
+    again = his2lip("models", "promote", "models:/fitted@a", "--alias", "b", "--as", "copied")
+    assert "mihic, split val, 84 patches" in again
+    assert "not calibrated" in his2lip(*asked, "models:/fitted@bare")
+    with pytest.raises(ConfigError) as refused:
+        his2lip("models", "promote", "tiny", "--alias", "a", "--calibration", tmp_path / "given.json")
+    assert refused.value.key == "model"
 
 
 def test_an_unknown_model_or_a_name_that_mlflow_does_not_accept_is_refused(

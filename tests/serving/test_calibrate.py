@@ -99,6 +99,8 @@ def test_calibration_lowers_the_loss_and_gives_probabilities(
     found.save(tmp_path / "calibration.json")
     questions = calibrated(ask(guess_biomarker=True), model, [tmp_path / "calibration.json"])
     for row in Classifier(model, questions).classify(real_tiles):
+        assert row["tissue"].basis.calibrated_on == "real, split select, 60 patches"
+        assert row["biomarker_guess"].basis.calibrated_on == "not calibrated"
         values = np.array(list(row["tissue"].similarities.values()))
         assert row["tissue"].probability == pytest.approx(softmax(values[None] / found.temperature).max())
         assert row["biomarker_guess"].probability is None, "no temperature was fitted to this question"
@@ -147,7 +149,10 @@ def test_a_calibration_of_another_model_or_other_prompts_or_a_damaged_file_is_re
     (tissue,), file = ask(), tmp_path / "calibration.json"
     kept = _calibration(model, tissue)
     kept.save(file)
-    assert calibrated([tissue], model, [file]) == [replace(tissue, temperature=0.1)]
+    fitted = replace(tissue, temperature=0.1, calibrated=str(kept))
+    assert calibrated([tissue], model, [file]) == [fitted]
+    assert calibrated([tissue], model, [], carried=[kept]) == [fitted]
+    assert calibrated([tissue], load_model("tiny", seed=7), [], carried=[kept]) == [tissue]
     with pytest.raises(ConfigError) as refused:
         calibrated([tissue], load_model("tiny", seed=7), [file])
     assert (refused.value.key, refused.value.where) == ("model", file)

@@ -16,7 +16,10 @@ from PIL import Image
 from slide_files import write_scn
 
 from his2lip.cli.classify import classify as classify_command
+from his2lip.cli.classify import heat_bounds
 from his2lip.data.images.codec import encode_png
+from his2lip.data.images.stain_vectors import EOSIN, HAEMATOXYLIN, transmit, unmix
+from his2lip.data.images.tiling import tissue_mask
 from his2lip.data.shards.reader import ShardSet
 from his2lip.data.shards.scale import patch_scale
 from his2lip.errors import ConfigError, ImageError
@@ -25,7 +28,7 @@ from his2lip.models.encoder import DualEncoder
 from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import ask
 from his2lip.serving.slide_geojson import write_geojson
-from his2lip.serving.slide_maps import class_colours, draw_classes, draw_similarity
+from his2lip.serving.slide_maps import class_colours, draw_classes, draw_similarity, similarity_colours
 from his2lip.serving.slides import PATCH_SIDE, SlideReading, is_slide, read_slide
 from his2lip.synthetic.layouts import write_pyramid
 
@@ -129,10 +132,13 @@ def test_geojson_has_each_tile_with_the_fields_of_qupath(reading: SlideReading, 
     write_geojson(file, reading)
     tree = json.loads(file.read_text())
     assert tree["type"] == "FeatureCollection"
-    assert len(tree["features"]) == len(reading.places)
+    whole, *tiles = tree["features"]
+    assert whole["properties"]["objectType"] == "annotation"
+    assert whole["properties"]["metadata"]["tissue type"] == reading.whole["tissue"].label
+    assert len(tiles) == len(reading.places)
     classes = reading.questions[0].prompts.classes
     colours = class_colours(len(classes))
-    for i, feature in enumerate(tree["features"]):
+    for i, feature in enumerate(tiles):
         assert (feature["type"], feature["geometry"]["type"]) == ("Feature", "Polygon")
         (ring,) = feature["geometry"]["coordinates"]
         x, y = reading.places[i].tolist()
@@ -154,7 +160,9 @@ def test_coordinates_of_geojson_are_relative_to_the_scanned_area_as_in_qupath(
     write_scn(tmp_path / "a.scn", real_ihc, mpp=0.25, offset=(700, 300), size=(4000, 2000))
     found = read_slide(tmp_path / "a.scn", Classifier(model), size=128, mpp=0.25)
     write_geojson(tmp_path / "a.geojson", found)
-    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    whole, *features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    (ring,) = whole["geometry"]["coordinates"]
+    assert ring[0] == (found.places.min(axis=0) - (700, 300)).tolist()
     corners = [feature["geometry"]["coordinates"][0][0] for feature in features]
     assert corners == (found.places - (700, 300)).tolist()
     for x, y in corners:  # on the scanned tissue, which is 512 px wide and high
@@ -184,10 +192,63 @@ def test_a_map_colours_the_tiles_and_not_the_glass(reading: SlideReading) -> Non
         wanted = (reading.thumbnail[row, column].astype(float) + colour) / 2
         np.testing.assert_allclose(page[row, column], wanted, atol=1)
     assert (page[: int(100 * scale), : reading.thumbnail.shape[1]] == 243).all()
-    one = np.asarray(draw_similarity(reading, question, "Tumor"))
-    values = reading.tiles["tissue"].scores[:, question.prompts.classes.index("Tumor")]
-    x, y = ((reading.places[values.argmax()] + 64) * scale).astype(int)
-    np.testing.assert_allclose(one[y, x], (reading.thumbnail[y, x] + np.array([253.0, 231, 37])) / 2, atol=1)
+
+
+def test_one_colour_means_one_similarity_on_every_slide(
+    reading: SlideReading, slide: Path, model: DualEncoder
+) -> None:
+    question = reading.questions[0]
+    fewer = read_slide(slide, Classifier(model), size=128, mpp=0.5)
+    low, high = bounds = (-0.5, 0.5)
+    for found in (reading, fewer):
+        page = np.asarray(draw_similarity(found, question, "Tumor", bounds=bounds))
+        scale = found.thumbnail.shape[1] / found.width
+        values = found.tiles["tissue"].scores[:, question.prompts.classes.index("Tumor")]
+        colours = similarity_colours((values - low) / (high - low))
+        for (x, y), colour in zip((found.places + found.side // 2) * scale, colours, strict=True):
+            wanted = (found.thumbnail[int(y), int(x)].astype(float) + colour) / 2
+            np.testing.assert_allclose(page[int(y), int(x)], wanted, atol=1)
+
+
+def test_the_range_of_a_heat_map_does_not_depend_on_the_slide() -> None:
+    assert heat_bounds(None, "cosine") == (-1.0, 1.0)
+    assert heat_bounds("0.1:0.4", "cosine") == heat_bounds("0.1:0.4", "dot") == (0.1, 0.4)
+    for given, similarity in ((None, "dot"), ("0.4:0.1", "cosine"), ("0.4", "cosine"), ("a:b", "cosine")):
+        with pytest.raises(ConfigError) as refused:
+            heat_bounds(given, similarity)
+        assert refused.value.key == "--heat-range"
+
+
+def test_the_coverage_of_a_slide_is_the_share_of_its_tissue_in_tiles(
+    slide: Path, pixels: np.ndarray, reading: SlideReading, model: DualEncoder
+) -> None:
+    tissue = tissue_mask(pixels)
+    seen = np.zeros_like(tissue)
+    for x, y in reading.places:
+        seen[y : y + 128, x : x + 128] = True
+    stated = reading.whole["tissue"].basis.coverage
+    share = float(stated.partition("%")[0])
+    assert share == pytest.approx(100 * (tissue & seen).sum() / tissue.sum(), abs=1.5)
+    assert f"{len(reading.places):,} tiles" in stated
+    large = read_slide(slide, Classifier(model), size=128, mpp=1.25).whole["tissue"].basis.coverage
+    assert float(large.partition("%")[0]) < share, "tiles of 640 px leave out the borders"
+
+
+def test_an_h_and_e_slide_has_no_answer_about_a_biomarker(
+    pixels: np.ndarray, model: DualEncoder, tmp_path: Path
+) -> None:
+    haematoxylin, _, dab = np.moveaxis(unmix(pixels), -1, 0)
+    amounts = np.stack([haematoxylin, np.maximum(dab, 0) + 0.3 * (haematoxylin > 0.1)], axis=-1)
+    light = transmit(amounts.astype(np.float32), np.array([HAEMATOXYLIN, EOSIN], dtype=np.float32))
+    write_pyramid(tmp_path / "he.tiff", (255 * light.clip(0, 1)).astype(np.uint8), mpp=0.25)
+    found = read_slide(tmp_path / "he.tiff", Classifier(model, ask(biomarker="CD3")), size=128, mpp=0.25)
+    tissue, staining = found.questions
+    assert found.whole["tissue"].refusal is None
+    assert found.whole["staining"].refusal is not None
+    assert not found.answered(staining).any()
+    assert not any(found.shares(staining).values())
+    assert (np.asarray(draw_classes(found, staining)) == (150 + 243) // 2).any(), "grey tiles"
+    assert found.answered(tissue).all()
 
 
 def test_a_file_that_openslide_opens_and_that_is_larger_than_a_patch_is_a_slide(
@@ -265,8 +326,8 @@ def test_a_slide_is_tiled_at_the_microns_per_pixel_of_the_models_training_patche
     checkpoint = save_checkpoint(tmp_path / "trained", model, meta={"patch": known})
     _classify([slide], tmp_path / "rows.csv", model=str(checkpoint), out=tmp_path / "out")
     assert "tiles of 128 px at 0.5 µm per pixel" in capsys.readouterr().out
-    tree = json.loads((tmp_path / "out/section.geojson").read_text())
-    xs = [feature["geometry"]["coordinates"][0][0][0] for feature in tree["features"]]
+    _, *tiles = json.loads((tmp_path / "out/section.geojson").read_text())["features"]
+    xs = [feature["geometry"]["coordinates"][0][0][0] for feature in tiles]
     assert all(x % 256 == 0 for x in xs), "level 0 has 0.25 µm per pixel"
 
 

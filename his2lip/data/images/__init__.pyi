@@ -8,6 +8,7 @@ from .slides import around as around
 from .slides import open_slide as open_slide
 from .slides import slide_tiles as slide_tiles
 from .slides import tile_places as tile_places
+from .stain_detection import LEAST_TISSUE as LEAST_TISSUE
 from .stain_detection import LOOKS as LOOKS
 from .stain_detection import StainLook as StainLook
 from .stain_detection import look_at as look_at

@@ -12,7 +12,7 @@ from his2lip.data.shards.info import (
 )
 from his2lip.data.shards.labels import column_values, label_values, labelled_rows
 from his2lip.data.shards.reader import RowGroup, ShardSet, open_shards, read_row_group
-from his2lip.data.shards.scale import patch_scale
+from his2lip.data.shards.scale import PatchScale, patch_scale
 from his2lip.data.shards.schema import SCHEMA, WITHOUT_IMAGE, Patch
 from his2lip.data.shards.splits import LEARNING_ROLES, resolve_split, splits_with_role
 from his2lip.data.shards.writer import INFO, PART_BYTES, ROW_GROUP_BYTES, PartWriter, ShardWriter, claim
@@ -29,6 +29,7 @@ __all__ = [
     "PartInfo",
     "PartWriter",
     "Patch",
+    "PatchScale",
     "RowGroup",
     "ShardSet",
     "ShardWriter",

@@ -70,6 +70,11 @@ class DatasetInfo:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def title(self) -> str:
+        """The name, marked where the images are generated."""
+        return f"{self.name} (generated)" if self.generated else self.name
+
+    @property
     def rows(self) -> int:
         """Number of patches in all splits."""
         return sum(self.parts.values())

@@ -1,0 +1,34 @@
+"""What answers rest on, on the terminal: each field once, or once for the answers that share its text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from his2lip.cli.console import say
+
+Row = Mapping[str, object]  # `image`, `question`, and the fields of a `serving.Basis`
+
+
+def show_basis(rows: Sequence[Row]) -> None:
+    """Prints every field of the basis of the answers in `rows`."""
+    from his2lip.serving import BASIS_FIELDS
+
+    say("These answers rest on:")
+    for field in BASIS_FIELDS:
+        groups: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            groups[str(row[field])].append(row)
+        for text, of in groups.items():
+            where = f" ({_which(of, rows)})" if len(groups) > 1 else ""
+            say(f"  {field.replace('_', ' '):<14} {text}{where}")
+
+
+def _which(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """The rows that share a text: by their questions where these decide, else by their images."""
+    questions = {str(row["question"]) for row in some}
+    if len(some) == sum(str(row["question"]) in questions for row in rows):
+        return ", ".join(sorted(questions))
+    images = sorted({Path(str(row["image"])).name for row in some})
+    return ", ".join(images[:3]) + (f" and {len(images) - 3} more" if len(images) > 3 else "")

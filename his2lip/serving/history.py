@@ -1,0 +1,100 @@
+"""The history of a model as far as its answers rest on it: its training data, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from his2lip.data.shards import PatchScale
+from his2lip.evaluation import View
+from his2lip.models import TrainingData, origins, training_data_of
+from his2lip.serving.basis import Scale
+
+RANDOM = "tiny"  # the backbone whose first weights are random
+SQUASHED = 4.0  # times the side of a training patch, from which an answer states how far an image was shrunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingHistory:
+    """What is recorded of the training of a model.
+
+    data      the datasets; empty: not recorded
+    names     names of datasets without further record, as checkpoints of earlier versions have them
+    began_as  the models that the weights descend from
+    patch     size and microns per pixel of the training patches; None: unknown
+    """
+
+    data: tuple[TrainingData, ...] = ()
+    names: tuple[str, ...] = ()
+    began_as: tuple[str, ...] = ()
+    patch: PatchScale | None = None
+
+    @classmethod
+    def of(cls, name: str, meta: Mapping[str, Any]) -> TrainingHistory:
+        """The history of the model `name` by the contents of its his2lip.json, which may be empty."""
+        terms = meta.get("terms") or {}
+        return cls(
+            data=tuple(training_data_of(meta)),
+            names=tuple(terms.get("datasets", ())),
+            began_as=tuple(origins(name, meta)),
+            patch=meta.get("patch"),
+        )
+
+    @property
+    def stains(self) -> list[str]:
+        """The stains of the training patches; empty: not recorded."""
+        return sorted({stain for data in self.data for stain in data.stains})
+
+    @property
+    def datasets(self) -> str:
+        """The value of `Basis.trained_on`."""
+        began = ", ".join(self.began_as) or "unknown weights"
+        if self.data:
+            listed = ", ".join(f"{data.title}: {data.patches:,} patches" for data in self.data)
+        elif self.names:
+            listed = ", ".join(self.names)
+        elif self.began_as == (RANDOM,):
+            return "nothing: its weights are random"
+        else:
+            return f"not recorded: {began}, as published by its authors"
+        return f"{listed}; began as {began}{' (random weights)' if self.began_as == (RANDOM,) else ''}"
+
+    def biomarker(self, name: str | None) -> str:
+        """The value of `Basis.biomarker` for a question about the biomarker `name`, or about none."""
+        if name is None:
+            return "none was asked for"
+        if not self.data:
+            return f"{name}: it is not recorded whether training saw it"
+        patches = sum((Counter(data.biomarkers) for data in self.data), Counter())[name]
+        return (
+            f"{name}: seen in training, {patches:,} patches" if patches else f"{name}: not seen in training"
+        )
+
+    def guesses(self) -> str:
+        """The value of `Basis.biomarker` for the guess of the biomarker."""
+        seen = sorted({name for data in self.data for name in data.biomarkers})
+        return f"a guess; seen in training: {', '.join(seen) or 'not recorded'}"
+
+    def organ(self, name: str | None) -> str:
+        """The value of `Basis.organ` for an image of the organ `name`; None: the user did not name it."""
+        seen = sorted({organ for data in self.data for organ in data.organs})
+        trained = f"trained on {', '.join(seen)}" if seen else "the organs of training are not recorded"
+        if name is None:
+            return f"not stated (--organ); {trained}"
+        if not seen:
+            return f"{name}: {trained}"
+        known = name.strip().casefold() in {organ.casefold() for organ in seen}
+        return f"{name}: {'' if known else 'not '}seen in training; {trained}"
+
+    def scale(self, sides: tuple[int, int], image: Scale, view: View) -> str:
+        """The value of `Basis.scale` for an image of height and width `sides`, in pixels."""
+        if self.patch is None:
+            return f"{image}; the scale of training is not recorded"
+        size, mpp = self.patch["size"], self.patch["mpp"]
+        parts = [str(image), f"training patches: {size} px at {mpp:g}"]
+        side = max(sides) if image.mpp is None else max(sides) * image.mpp / mpp
+        if view.kind == "squash" and side / size > SQUASHED:
+            parts.append(f"squashed: {side / size:.1f} times the side of a training patch")
+        return "; ".join(parts)
