@@ -1,4 +1,4 @@
-"""The log file of a small training run and benchmark: lines of the driver and of the workers."""
+"""A training run and a benchmark as a user starts them: their log files, and the addresses they listen on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from listeners import listeners
 from training_data import write_small_shards
 
 from his2lip.synthetic.twins import write_twin
@@ -25,17 +28,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _his2lip(folder: Path, config: dict[str, object], *arguments: str) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Finished:
+    """A finished command: its output, and (process, address) of every port that its processes listened on."""
+
+    stdout: str
+    stderr: str
+    listening: set[tuple[str, str]]
+
+
+def _his2lip(folder: Path, config: dict[str, object], *arguments: str) -> Finished:
     """The command in a process of its own, as a user runs it, with its store in the folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"storage": str(folder / "runs")}))
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "HIS2LIP_LOG")}
+    environment = {
+        k: v for k, v in os.environ.items() if k != "HIS2LIP_LOG" and not k.startswith(("RAY_", "GLOO_"))
+    }
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     command = [sys.executable, "-m", "his2lip", *arguments, "config.yaml"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    seen: set[tuple[str, str]] = set()
+    with (
+        (folder / "stdout").open("w") as stdout,
+        (folder / "stderr").open("w") as stderr,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr) as process,
+    ):
+        while process.poll() is None:
+            seen |= listeners(process.pid)
+            time.sleep(0.25)
+    done = Finished((folder / "stdout").read_text(), (folder / "stderr").read_text(), seen)
+    assert process.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture(scope="module")
+def training(folder: Path) -> Finished:
+    """A training run with two workers."""
+    config = {
+        "name": "logged",
+        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
+        "optim": {"epochs": 1},
+        "workers": {"num": 2},
+    }
+    return _his2lip(folder, config, "--verbose", "train")
 
 
 def _lines(folder: Path) -> dict[int, list[str]]:
@@ -48,21 +81,27 @@ def _lines(folder: Path) -> dict[int, list[str]]:
     return found
 
 
-def test_a_training_run_has_a_log_of_driver_and_worker_and_verbose_shows_both(folder: Path) -> None:
-    config = {
-        "name": "logged",
-        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
-        "optim": {"epochs": 1},
-    }
-    done = _his2lip(folder, config, "--verbose", "train")
+def test_a_training_run_has_a_log_of_driver_and_workers_and_verbose_shows_both(
+    training: Finished, folder: Path
+) -> None:
     lines = _lines(folder / "runs/train/logged")
     driver = next(pid for pid, said in lines.items() if any(s.startswith("run logged (id ") for s in said))
-    worker = next(pid for pid, said in lines.items() if any(s.startswith("worker 0 of 1 ") for s in said))
-    assert driver != worker
-    assert any("epoch 1" in said for said in lines[worker])
-    shown = done.stdout + done.stderr
+    first, second = (
+        next(pid for pid, said in lines.items() if any(s.startswith(f"worker {rank} of 2 ") for s in said))
+        for rank in (0, 1)
+    )
+    assert len({driver, first, second}) == 3
+    assert any("epoch 1" in said for said in lines[first])
+    shown = training.stdout + training.stderr
     assert "run logged (id " in shown
-    assert re.search(rf"pid={worker}.*worker 0 of 1 ", shown), "Ray forwards the worker's lines"
+    assert re.search(rf"pid={first}.*worker 0 of 2 ", shown), "Ray forwards the worker's lines"
+
+
+def test_no_process_of_a_training_run_listens_on_an_external_address(training: Finished) -> None:
+    names = {name for name, _ in training.listening}
+    assert {"gcs_server", "raylet"} <= names
+    assert any("Train" in name for name in names), "the workers of Ray were seen too"
+    assert {address for _, address in training.listening} == {"127.0.0.1"}, training.listening
 
 
 def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(folder: Path) -> None:
