@@ -10,6 +10,7 @@ CORE = [
     "his2lip.data.stream.batch",
     "his2lip.data.stream.order",
     "his2lip.evaluation.metrics",
+    "his2lip.evaluation.statistics",
     "his2lip.evaluation.zero_shot",
     "his2lip.loss",
     "his2lip.models.load",

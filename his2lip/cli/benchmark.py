@@ -149,20 +149,24 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
             dataset=cell.dataset,
             protocol=cell.protocol,
             digest=cell.split_sha256,
-            metrics=figures(cell),
+            metrics=figures(cell) | {"n": cell.n, "clusters": cell.clusters},
+            params={"cluster_kind": cell.cluster_kind, "no_interval": cell.no_interval or ""},
             generated=cell.generated,
         )
 
 
 def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
-    """Macro F1 of every model on every dataset, then the failures and where the files are."""
+    """Macro F1 of every model on every dataset with its interval, the failures, and where the files are."""
     columns = list(dict.fromkeys((c.dataset, c.protocol) for c in result.cells))
-    scores = {(c.model, c.dataset, c.protocol): c.macro_f1 for c in result.cells}
+    scores = {(c.model, c.dataset, c.protocol): _with_interval(c) for c in result.cells}
     models = list(dict.fromkeys(c.model for c in result.cells))
     say("macro F1, percent" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
-    rows = [[m, *(percent(scores.get((m, *column))) for column in columns)] for m in models]
+    rows = [[m, *(scores.get((m, *column), "–") for column in columns)] for m in models]
     several = len({protocol for _, protocol in columns}) > 1
     table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
+    for c in {(c.dataset, c.protocol): c for c in result.cells}.values():
+        without = f"; no intervals: {c.no_interval}" if c.no_interval else ""
+        say(f"{c.dataset} ({c.protocol}): {c.size}{without}")
     empty = {(c.dataset, c.protocol): c.empty_classes for c in result.cells}
     for (dataset, protocol), classes in empty.items():
         if classes:
@@ -178,3 +182,10 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
         none = "none; it needs a dataset that the tuned model was trained on, and one that it was not"
         say(f"curve over alpha: {curve if curve.is_file() else none}")
     say(f"leaderboard: {page}")
+
+
+def _with_interval(cell: CellResult) -> str:
+    """Macro F1 in percent, with the limits of its interval below it."""
+    interval = cell.interval("macro_f1")
+    limits = "" if interval is None else "\n{:.1f} to {:.1f}".format(*(100 * limit for limit in interval))
+    return f"{percent(cell.macro_f1)}{limits}"

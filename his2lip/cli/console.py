@@ -121,8 +121,9 @@ def percent(value: float | None) -> str:
 
 
 def _is_number(text: str) -> bool:
+    first = text.partition("\n")[0]
     try:
-        float(text.rstrip("%"))
+        float(first.rstrip("%"))
     except ValueError:
-        return text in ("", "–")
+        return first in ("", "–")
     return True

@@ -8,6 +8,7 @@ from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import run_grid as run_grid
+from .metrics import Metric as Metric
 from .prompts import PromptSet as PromptSet
 from .prompts import list_prompts as list_prompts
 from .published_table import comparison_name as comparison_name

@@ -15,6 +15,7 @@ from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.grid_cell import CellPlan
+from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
 
@@ -221,7 +222,7 @@ def _positive_class(classes: tuple[str, ...]) -> int | None:
     """The number of the positive class of two, such as `Ki67-positive` or HER2 `3+`; None where unclear."""
     if len(classes) != 2:
         return None
-    found = [c for c, name in enumerate(classes) if "positive" in name.lower() or name.endswith("3+")]
+    found = [c for c, name in enumerate(classes) if is_positive(name)]
     return found[0] if len(found) == 1 else None
 
 

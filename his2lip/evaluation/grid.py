@@ -374,7 +374,7 @@ def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompt
         in_domain=card.in_domain,
         roles=dict(shards.info.roles),
         prompts=PromptSet.load(prompts or protocol.prompts).narrow(protocol.classes),
-        selection=select(shards, protocol),
+        selection=select(shards, protocol, labels_of=card.labels_of),
     )
 
 

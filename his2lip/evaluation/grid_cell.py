@@ -17,18 +17,28 @@ from his2lip.config import digest, resolved
 from his2lip.data.cards import Protocol
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
-from his2lip.evaluation.metrics import Predictions, confusion, measure, per_class
+from his2lip.evaluation.metrics import (
+    Predictions,
+    accuracy,
+    balanced_accuracy,
+    confusion,
+    macro_f1,
+    measure,
+    per_class,
+    positive_class,
+)
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
 from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis")  # fields of a protocol that decide no prediction
+MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
-# Keys of cell.json beside the record's. The last two were written by earlier versions, and are not read.
-_BESIDE = ("schema", "predictions_sha256", "sha256", "folder", "reused")
+_BESIDE = ("schema", "predictions_sha256", "sha256")  # keys of cell.json beside the record's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         finished = _read(place)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    if finished is not None:
+    if finished is not None and finished.groups_sha256 == plan.selection.groups_sha256:
         return CellRun(finished.model_copy(update=shown), reused=True)
     scores = scorer.score(plan)
     result = results.CellResult(
@@ -112,6 +122,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         prompts_sha256=plan.prompts.digest if scorer.uses_prompts else None,
         split_sha256=plan.selection.split_sha256,
         images_sha256=plan.selection.images_sha256,
+        groups_sha256=plan.selection.groups_sha256,
         encoder=scorer.identity(plan),
         ties=scores.ties,
         without_mpp=plan.selection.without_mpp if plan.protocol.view == "tiles" else 0,
@@ -129,9 +140,10 @@ def cell_folder(folder: str, identity: str) -> str:
 
 
 def read_predictions(folder: str, result: CellResult) -> pa.Table:
-    """The predictions behind a result: patch_id, case_id, label, predicted, one score column per class.
+    """The predictions behind a result: patch_id, case_id, cluster, label, predicted, one score per class.
 
-    Results of models also have the column `prompt`: the closest sentence of the predicted class.
+    `cluster` is what intervals group the units by. Results of models also have the
+    column `prompt`: the closest sentence of the predicted class.
     """
     system, place = filesystem(cell_folder(folder, result.cell))
     return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
@@ -155,24 +167,55 @@ def _figures(selection: Selection, protocol: Protocol, scores: Scores) -> dict[s
     """The fields of the record that follow from the predictions."""
     scored = selection.scored
     whole = Predictions(
-        selection.labels[scored], scores.predicted[scored], selection.classes, ordered=protocol.ordinal
+        selection.labels[scored],
+        scores.predicted[scored],
+        selection.classes,
+        ordered=protocol.ordinal,
+        scores=scores.scores[scored],
     )
-    parts: dict[str, dict[str, int | float]] = {}
-    if selection.breakdown is not None:
-        values = np.array([str(v) for v in selection.breakdown])[scored]
-        for value in sorted(set(values.tolist())):
-            measured = measure(whole.where(values == value))
-            known = {name: figure for name, figure in measured.items() if figure is not None}
-            parts[value] = {"n": int((values == value).sum())} | known
+    clusters = selection.clusters.where(scored)
+    reason = clusters.refusal(whole.labels, whole.classes)
+    binary = len(whole.classes) == 2
     return {
         "n": len(whole.labels),
+        "clusters": clusters.count,
+        "cluster_kind": clusters.kind,
+        "no_interval": reason,
         **measure(whole),
+        **(results.intervals(whole, clusters) if reason is None else {}),
+        "positive": whole.classes[positive_class(whole.classes)] if binary else None,
         "classes": list(selection.classes),
         "confusion": confusion(whole),
         "per_class": per_class(whole),
-        "breakdown": parts,
+        "breakdown": {
+            column: parts
+            for column, values in selection.breakdown.items()
+            if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
+        },
         "apart": int((~scored).sum()),
     }
+
+
+def _parts(whole: Predictions, clusters: Clusters, values: np.ndarray) -> dict[str, dict[str, int | float]]:
+    """Value -> figures of the units that have it, where `values` (N,) has from 2 to `MOST_PARTS` of them."""
+    names = sorted({value for value in values.tolist() if value is not None})
+    if not 2 <= len(names) <= MOST_PARTS:
+        return {}
+    parts: dict[str, dict[str, int | float]] = {}
+    for name in names:
+        mask = values == name
+        part = whole.where(mask)
+        found: dict[str, int | float] = {
+            "n": len(part.labels),
+            "clusters": len(np.unique(clusters.numbers[mask])),
+            "accuracy": float(accuracy(part.counts)),
+        }
+        if part.counts.present == len(whole.classes):  # else an absent class would count as 0 in macro F1
+            found["macro_f1"] = float(macro_f1(part.counts))
+        if part.counts.present > 1:
+            found["balanced_accuracy"] = float(balanced_accuracy(part.counts))
+        parts[name] = found
+    return parts
 
 
 def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
@@ -182,6 +225,7 @@ def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
     table = {
         "patch_id": selection.unit_ids,
         "case_id": pa.array(selection.case_ids, pa.string()),
+        "cluster": list(selection.clusters.ids),
         "label": classes[selection.labels].tolist(),
         "predicted": classes[scores.predicted].tolist(),
     }
@@ -205,7 +249,7 @@ def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
 
 
 def _read(place: str) -> CellResult | None:
-    """A finished result; None where there is none, or where it lacks a field that was added since.
+    """A finished result; None where there is none, or where an earlier version wrote it with fewer fields.
 
     Raises DamagedCellError for content that is not what was written.
     """
@@ -217,7 +261,7 @@ def _read(place: str) -> CellResult | None:
         return None
     try:
         tree = json.loads(text)
-        if tree["schema"] != CELL_SCHEMA:
+        if tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
         complete = set(results.fields()) <= set(record)
@@ -226,10 +270,7 @@ def _read(place: str) -> CellResult | None:
             data = source.read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedCellError(first_line(error)) from None
-    if "sha256" in tree:
-        _check_digests(tree, data)
-    elif result is not None:
-        _check_figures(result, data)
+    _check_digests(tree, data)
     return result
 
 
@@ -238,28 +279,3 @@ def _check_digests(tree: dict[str, Any], data: bytes) -> None:
         raise DamagedCellError("cell.json is not what was written")
     if hashlib.sha256(data).hexdigest() != tree["predictions_sha256"]:
         raise DamagedCellError("predictions.parquet is not what was written")
-
-
-def _check_figures(result: CellResult, data: bytes) -> None:
-    """Earlier versions stored no digests: the figures must follow from the predictions."""
-    number = {name: c for c, name in enumerate([*result.classes, _APART_NAME])}
-    try:
-        table = pq.read_table(io.BytesIO(data), columns=["label", "predicted"])
-        labels, predicted = (np.array([number[v] for v in column.to_pylist()]) for column in table.columns)
-        scored = labels < len(result.classes)
-        ordered = result.quadratic_kappa is not None
-        found = Predictions(labels[scored], predicted[scored], result.classes, ordered=ordered)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DamagedCellError(f"predictions.parquet: {first_line(error)}") from None
-    known = {name: getattr(result, name) for name in results.metric_fields()}
-    same = [
-        (len(found.labels), int((~scored).sum())) == (result.n, result.apart),
-        confusion(found) == result.confusion,
-        all(_close(value, known[name]) for name, value in measure(found).items()),
-    ]
-    if not all(same):
-        raise DamagedCellError("the figures do not follow from the predictions")
-
-
-def _close(found: float | None, known: float | None) -> bool:
-    return found == known or (None not in (found, known) and abs(found - known) < 1e-9)  # type: ignore[operator]

@@ -1,14 +1,21 @@
-"""Metrics of predictions against true classes: one registered function for each, computed by scikit-learn."""
+"""Metrics of predictions against true classes: one registered function of the confusion matrix for each.
+
+The functions take any number of confusion matrices at once, so that the same code gives a figure and its
+values without one case each (statistics.py). The tests compare them with scikit-learn.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from his2lip.config import Config, OptionError
+from his2lip.evaluation.statistics import leave_one_out_counts
 
 Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
 
@@ -20,6 +27,7 @@ class Predictions:
     labels, predicted  int64 (N,), class numbers 0 to C-1
     classes            (C,) names; all of them count, whether or not a unit has them
     ordered            whether the classes are given in their order (scores 0, 1+, 2+, 3+)
+    scores             float32 (N, C), a higher score is more similar; None where only the classes are known
 
     Raises OptionError, whose `key` is the argument, for no units, arrays of different lengths, or class
     numbers out of range.
@@ -29,6 +37,7 @@ class Predictions:
     predicted: np.ndarray
     classes: Sequence[str]
     ordered: bool = False
+    scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         labels, predicted = np.asarray(self.labels), np.asarray(self.predicted)
@@ -40,94 +49,272 @@ class Predictions:
             if numbers.min() < 0 or numbers.max() >= len(self.classes):
                 what = f"{name} must be class numbers from 0 to {len(self.classes) - 1}"
                 raise OptionError(what, key=name)
+        if self.scores is not None and self.scores.shape != (len(labels), len(self.classes)):
+            what = f"scores must be of shape {(len(labels), len(self.classes))}, got {self.scores.shape}"
+            raise OptionError(what, key="scores")
 
     @property
-    def numbers(self) -> list[int]:
-        """The numbers of all classes, as scikit-learn's `labels` argument."""
-        return list(range(len(self.classes)))
+    def counts(self) -> Counts:
+        """The confusion matrix."""
+        size = len(self.classes)
+        matrix = np.bincount(self.labels * size + self.predicted, minlength=size * size)
+        counts = matrix.reshape(size, size).astype(np.float64)
+        return Counts(counts, positive_class(self.classes), self.ordered)
 
     def where(self, mask: np.ndarray) -> Predictions:
         """The units where `mask`, bool (N,), is true."""
-        return Predictions(self.labels[mask], self.predicted[mask], self.classes, self.ordered)
+        scores = None if self.scores is None else self.scores[mask]
+        return Predictions(self.labels[mask], self.predicted[mask], self.classes, self.ordered, scores)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Confusion matrices, any number of them.
+
+    matrix    float64 (..., C, C): rows of true classes, columns of predicted ones
+    positive  number of the positive class, where there are two classes
+    ordered   whether the classes are given in their order
+    """
+
+    matrix: np.ndarray
+    positive: int = 0
+    ordered: bool = False
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """(..., C): units of each class that are predicted as it."""
+        return np.diagonal(self.matrix, axis1=-2, axis2=-1)
+
+    @cached_property
+    def support(self) -> np.ndarray:
+        """(..., C): units of each class."""
+        return self.matrix.sum(axis=-1)
+
+    @cached_property
+    def guessed(self) -> np.ndarray:
+        """(..., C): units that are predicted as each class."""
+        return self.matrix.sum(axis=-2)
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """(...): all units."""
+        return self.matrix.sum(axis=(-2, -1))
+
+    @cached_property
+    def recall(self) -> np.ndarray:
+        """(..., C): share of each class that is predicted as it; NaN for a class without units."""
+        return _ratio(self.right, self.support)
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """(..., C): share of the units predicted as each class that are of it; NaN where there are none."""
+        return _ratio(self.right, self.guessed)
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """(..., C): F1 of each class; 0 for a class that no unit has and none is predicted as."""
+        return np.nan_to_num(_ratio(2 * self.right, self.support + self.guessed))
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(...): number of classes that have units."""
+        return (self.support > 0).sum(axis=-1)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A registered metric: its name (also a field of `Figures`), title on pages, unit and meaning."""
+    """A registered metric: its name (also a field of `Figures`), title on pages, unit and meaning.
+
+    compute     the figure of predictions; None where it is not defined
+    replicates  the figure without one cluster each, float64 (G,), from cluster numbers, int64 (N,); NaN where
+                it is not defined
+    """
 
     name: str
     title: str
     unit: Unit
     description: str
     compute: Callable[[Predictions], float | None]
+    replicates: Callable[[Predictions, np.ndarray], np.ndarray]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range of the figure."""
+        return (0.0, 1.0) if self.unit == "fraction" else (-1.0, 1.0)
 
 
 METRICS: dict[str, Metric] = {}
 
-F = TypeVar("F", bound=Callable[[Predictions], "float | None"])
+F = TypeVar("F", bound=Callable[[Counts], np.ndarray])
 
 
 def metric(title: str, *, unit: Unit = "fraction") -> Callable[[F], F]:
-    """Registers a function under its own name; the first line of its docstring describes the metric."""
+    """Registers a function of the confusion matrix under its own name.
+
+    It takes `Counts` of shape (..., C, C) and returns float64 (...), NaN where the metric is not defined. The
+    first line of its docstring describes the metric.
+    """
 
     def register(function: F) -> F:
-        name, described = function.__name__, (function.__doc__ or "").strip().splitlines()[0]
-        METRICS[name] = Metric(name, title, unit, described, function)
+        def compute(predictions: Predictions) -> float | None:
+            return _known(float(function(predictions.counts)))
+
+        def replicates(predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
+            whole = predictions.counts
+            blocks = leave_one_out_counts(
+                predictions.labels, predictions.predicted, clusters, len(predictions.classes)
+            )
+            return np.concatenate([function(Counts(b, whole.positive, whole.ordered)) for b in blocks])
+
+        _register(function.__name__, title, unit, function.__doc__, compute, replicates)
         return function
 
     return register
 
 
-@metric("Accuracy")
-def accuracy(predictions: Predictions) -> float:
-    """Share of the units whose predicted class is the true one."""
-    from sklearn.metrics import accuracy_score
+def _register(
+    name: str,
+    title: str,
+    unit: Unit,
+    doc: str | None,
+    compute: Callable[[Predictions], float | None],
+    replicates: Callable[[Predictions, np.ndarray], np.ndarray],
+) -> None:
+    METRICS[name] = Metric(name, title, unit, (doc or "").strip().splitlines()[0], compute, replicates)
 
-    return float(accuracy_score(predictions.labels, predictions.predicted))
+
+@metric("Accuracy")
+def accuracy(counts: Counts) -> np.ndarray:
+    """Share of the units whose predicted class is the true one."""
+    return _ratio(counts.right.sum(axis=-1), counts.total)
 
 
 @metric("Macro F1")
-def macro_f1(predictions: Predictions) -> float:
+def macro_f1(counts: Counts) -> np.ndarray:
     """Mean F1 over all classes of the protocol; a class that is absent or never predicted counts as 0."""
-    from sklearn.metrics import f1_score
-
-    return float(
-        f1_score(
-            predictions.labels,
-            predictions.predicted,
-            labels=predictions.numbers,
-            average="macro",
-            zero_division=0,
-        )
-    )
+    return counts.f1.mean(axis=-1)
 
 
 @metric("Balanced accuracy")
-def balanced_accuracy(predictions: Predictions) -> float:
+def balanced_accuracy(counts: Counts) -> np.ndarray:
     """Mean recall over the classes that have units."""
-    from sklearn.metrics import recall_score
+    return _ratio(np.nan_to_num(counts.recall).sum(axis=-1), counts.present)
 
-    # balanced_accuracy_score warns about every predicted class that no unit has.
-    present = np.unique(predictions.labels)
-    return float(recall_score(predictions.labels, predictions.predicted, labels=present, average="macro"))
+
+@metric("Chance-corrected balanced accuracy", unit="coefficient")
+def chance_corrected(counts: Counts) -> np.ndarray:
+    """Balanced accuracy on a scale where chance is 0 and perfect is 1; below 0 is worse than chance.
+
+    (b - 1/K) / (1 - 1/K) for the K classes that have units, as scikit-learn's `adjusted=True`.
+    """
+    chance = _ratio(np.ones_like(counts.total), counts.present)
+    return _ratio(balanced_accuracy(counts) - chance, 1 - chance)
+
+
+@metric("Cohen's kappa", unit="coefficient")
+def kappa(counts: Counts) -> np.ndarray:
+    """Cohen's kappa: agreement beyond what the frequencies of the classes give by chance (Cohen 1960)."""
+    return _kappa(counts, 1 - np.eye(counts.matrix.shape[-1]))
 
 
 @metric("Quadratic kappa", unit="coefficient")
-def quadratic_kappa(predictions: Predictions) -> float | None:
+def quadratic_kappa(counts: Counts) -> np.ndarray:
     """Cohen's kappa with quadratic weights (Cohen 1968), for classes in their order.
 
-    None where the classes have no order, or where all units have one class and are predicted as it.
+    Not defined where the classes have no order, or where all units have one class and are predicted as it.
     """
-    from sklearn.metrics import cohen_kappa_score
+    if not counts.ordered:
+        return np.full_like(counts.total, np.nan)
+    place = np.arange(counts.matrix.shape[-1])
+    return _kappa(counts, (place[:, None] - place[None, :]) ** 2.0)
 
-    seen = {*predictions.labels.tolist(), *predictions.predicted.tolist()}
-    if not predictions.ordered or len(seen) < 2:
-        return None
-    return float(
-        cohen_kappa_score(
-            predictions.labels, predictions.predicted, labels=predictions.numbers, weights="quadratic"
-        )
-    )
+
+@metric("Sensitivity")
+def sensitivity(counts: Counts) -> np.ndarray:
+    """Of two classes: recall of the positive one (`positive_class`)."""
+    return _of_two(counts, counts.positive)
+
+
+@metric("Specificity")
+def specificity(counts: Counts) -> np.ndarray:
+    """Of two classes: recall of the negative one."""
+    return _of_two(counts, 1 - counts.positive)
+
+
+def auroc(predictions: Predictions) -> float | None:
+    """Mean over the classes of the area under the ROC curve of each class against the rest.
+
+    A unit's score for a class is the margin over its best other class, which is above 0 for the predicted
+    class and needs no temperature. Not defined without scores, or where all units have one class.
+    """
+    return _known(float(_auroc(predictions, np.zeros(len(predictions.labels), dtype=np.int64))[0]))
+
+
+def _auroc_replicates(predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
+    return _auroc(predictions, clusters)[1]
+
+
+def _auroc(predictions: Predictions, clusters: np.ndarray) -> tuple[float, np.ndarray]:
+    """The figure, and the figure without one cluster each (G,)."""
+    groups = int(clusters.max()) + 1
+    if predictions.scores is None:
+        return math.nan, np.full(groups, np.nan)
+    margins = _margins(predictions.scores)
+    areas = []
+    for c in range(len(predictions.classes)):
+        own = predictions.labels == c
+        if own.any() and not own.all():
+            areas.append(_area(margins[:, c], own, clusters, groups))
+    if not areas:
+        return math.nan, np.full(groups, np.nan)
+    with np.errstate(invalid="ignore"):
+        return float(np.mean([a for a, _ in areas])), np.mean([without for _, without in areas], axis=0)
+
+
+def _margins(scores: np.ndarray) -> np.ndarray:
+    """(N, C): each score minus the best of the other classes."""
+    top = np.partition(scores, -2, axis=1)[:, -2:]
+    best, second = top[:, 1:], top[:, :1]
+    return np.where(scores == best, scores - second, scores - best)
+
+
+def _area(scores: np.ndarray, own: np.ndarray, clusters: np.ndarray, groups: int) -> tuple[float, np.ndarray]:
+    """The area under the ROC curve of `own`, bool (N,), and without one cluster each (G,).
+
+    The area is the share of the pairs (own, other) in order, where a tie is half a pair. A left-out cluster
+    takes with it the pairs of its own units with all others and the reverse; pairs within it count once.
+    """
+    rank = np.unique(scores, return_inverse=True)[1].reshape(-1)
+    within = clusters * (int(rank.max()) + 1) + rank  # ranks of one cluster lie together
+    start = clusters * (int(rank.max()) + 1)
+    of_own, of_other = clusters[own], clusters[~own]
+    below = _wins(rank[own], np.sort(rank[~own]), np.zeros(len(of_own)))
+    above = own.sum() - _wins(rank[~own], np.sort(rank[own]), np.zeros(len(of_other)))
+    inside = _wins(within[own], np.sort(within[~own]), np.searchsorted(np.sort(within[~own]), start[own]))
+    pairs_own, pairs_other = np.bincount(of_own, minlength=groups), np.bincount(of_other, minlength=groups)
+    lost = np.bincount(of_own, below - inside, groups) + np.bincount(of_other, above, groups)
+    left = (own.sum() - pairs_own) * ((~own).sum() - pairs_other)
+    area = below.sum() / (own.sum() * (~own).sum())
+    return float(area), _ratio(below.sum() - lost, left)
+
+
+def _wins(values: np.ndarray, others: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """For each value, how many of the sorted `others` from `start` on are below it; a tie is a half."""
+    return (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / 2 - start
+
+
+_register("auroc", "AUROC, one against the rest", "fraction", auroc.__doc__, auroc, _auroc_replicates)
+
+
+def positive_class(classes: Sequence[str]) -> int:
+    """The number of the positive class of two: the one that is named so, else the first."""
+    found = [c for c, name in enumerate(classes) if is_positive(name)]
+    return found[0] if len(found) == 1 else 0
+
+
+def is_positive(name: str) -> bool:
+    """Whether a class is named as a positive one, such as `Ki67-positive` or HER2 `3+`."""
+    return "positive" in name.lower() or name.endswith("3+")
 
 
 class Figures(Config):
@@ -136,7 +323,12 @@ class Figures(Config):
     accuracy: float
     macro_f1: float
     balanced_accuracy: float
+    chance_corrected: float | None
+    kappa: float | None
     quadratic_kappa: float | None
+    sensitivity: float | None
+    specificity: float | None
+    auroc: float | None
 
 
 def measure(predictions: Predictions) -> dict[str, float | None]:
@@ -155,20 +347,35 @@ class ClassFigures(Config):
 
 def per_class(predictions: Predictions) -> dict[str, ClassFigures]:
     """The figures of each class, in the order of the classes; 0 where a quotient is undefined."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    columns = precision_recall_fscore_support(
-        predictions.labels, predictions.predicted, labels=predictions.numbers, zero_division=0
-    )
+    counts = predictions.counts
+    columns = (np.nan_to_num(counts.precision), np.nan_to_num(counts.recall), counts.f1, counts.support)
     return {
-        name: ClassFigures(precision=p, recall=r, f1=f, support=s)
+        name: ClassFigures(precision=p, recall=r, f1=f, support=int(s))
         for name, p, r, f, s in zip(predictions.classes, *(c.tolist() for c in columns), strict=True)
     }
 
 
 def confusion(predictions: Predictions) -> list[list[int]]:
     """C rows (true class) of C counts (predicted class)."""
-    from sklearn.metrics import confusion_matrix
+    return predictions.counts.matrix.astype(int).tolist()
 
-    matrix = confusion_matrix(predictions.labels, predictions.predicted, labels=predictions.numbers)
-    return [[int(count) for count in row] for row in matrix]
+
+def _kappa(counts: Counts, weights: np.ndarray) -> np.ndarray:
+    """1 - observed / expected disagreement, with weights (C, C) of disagreement."""
+    expected = (weights * counts.support[..., :, None] * counts.guessed[..., None, :]).sum(axis=(-2, -1))
+    return 1 - _ratio((weights * counts.matrix).sum(axis=(-2, -1)) * counts.total, expected)
+
+
+def _of_two(counts: Counts, number: int) -> np.ndarray:
+    """Recall of the class of this number, where there are two."""
+    is_binary = counts.matrix.shape[-1] == 2
+    return counts.recall[..., number] if is_binary else np.full_like(counts.total, np.nan)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """`above` / `below`, NaN where `below` is 0."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) != 0)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

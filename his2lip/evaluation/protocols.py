@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from his2lip.config import validate
-from his2lip.data.cards import Card, Protocol, load_card
+from his2lip.config import digest, validate
+from his2lip.data.cards import Card, LabelsOf, Protocol, load_card
 from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
 from his2lip.errors import ConfigError, DatasetError
+from his2lip.evaluation.statistics import Clusters, clusters_of
 from his2lip.evaluation.views import View
 
 APART = -1  # class number of units that are predicted and reported, but not scored
+BREAKDOWN = ("biomarker", "stain", "slide_id", "case_id")  # columns by which figures are reported too
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Selection:
     unit            int64 (N,), the unit of each row; units are numbered in the order in which they appear
     unit_ids        (U,) patch ids, or values of the column by which rows are pooled into units
     case_ids        (U,), None where unknown
+    clusters        which units depend on each other
     labels          int64 (U,) class numbers; APART for units that are not scored
-    breakdown       (U,) values of the protocol's breakdown column; None where it has none
+    breakdown       column -> (U,) values, None where unknown: those of `BREAKDOWN`, and the protocol's own
     without_mpp     number of rows with unknown microns per pixel, whose tiles have a fixed size in pixels
     split_sha256    digest of units and labels
     images_sha256   digest of images and their microns per pixel
+    groups_sha256   digest of the clusters and of what figures are broken down by
     """
 
     classes: tuple[str, ...]
@@ -39,11 +43,13 @@ class Selection:
     unit: np.ndarray
     unit_ids: list[str]
     case_ids: list[str | None]
+    clusters: Clusters
     labels: np.ndarray
-    breakdown: list[str] | None
+    breakdown: dict[str, list[str | None]]
     without_mpp: int
     split_sha256: str
     images_sha256: str
+    groups_sha256: str
 
     @property
     def scored(self) -> np.ndarray:
@@ -62,10 +68,13 @@ def card_of(shards: ShardSet) -> Card:
         return validate(Card, shards.info.card, where=f"{shards.uri}/dataset.json, card")
 
 
-def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) -> Selection:
+def select(
+    shards: ShardSet, protocol: Protocol, *, split: str | None = None, labels_of: LabelsOf = "patch"
+) -> Selection:
     """Rows, labels and units of `protocol` on a split.
 
-    split  default: the protocol's own split
+    split      default: the protocol's own split
+    labels_of  what the authors gave a label to, as the card says
     Raises DatasetError where no row fits the protocol, where all scored units have the same class, or where
     the rows of one unit have different classes.
     """
@@ -90,17 +99,28 @@ def select(shards: ShardSet, protocol: Protocol, *, split: str | None = None) ->
         raise DatasetError(
             "this split has scored units of fewer than two classes", where=where, key=protocol.label
         )
+    cases = _of_units(table, "case_id", first)
+    files = [table["patch_id"][i].as_py().partition("#")[0] for i in first.tolist()]
+    clusters = clusters_of(cases, _of_units(table, "slide_id", first), files, labels_of=labels_of)
+    breakdown = {
+        column: [None if value is None else str(value) for value in _of_units(table, column, first)]
+        for column in _breakdown_columns(protocol)
+    }
     return Selection(
         classes=tuple(protocol.classes),
         rows=rows,
         unit=unit,
         unit_ids=unit_ids,
-        case_ids=_of_units(table, "case_id", first),
+        case_ids=cases,
+        clusters=clusters,
         labels=labels,
-        breakdown=_of_units(table, protocol.breakdown, first) if protocol.breakdown else None,
+        breakdown=breakdown,
         without_mpp=table["mpp"].null_count,
         split_sha256=_hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True)),
         images_sha256=_hash_lines(map("\t".join, _columns(table, "patch_id", "sha256", "mpp"))),
+        groups_sha256=digest(
+            {"unit": unit_ids, "cluster": clusters.ids, "labels_of": labels_of, "breakdown": breakdown}
+        ),
     )
 
 
@@ -112,6 +132,12 @@ def view_of(protocol: Protocol) -> View:
         mpp=protocol.tile_mpp or default.mpp,
         max_tiles=protocol.max_tiles or default.max_tiles,
     )
+
+
+def _breakdown_columns(protocol: Protocol) -> list[str]:
+    """The columns of the breakdowns, without that of the labels: the figures of each class tell the same."""
+    asked = [protocol.breakdown] if protocol.breakdown else []
+    return [column for column in dict.fromkeys([*asked, *BREAKDOWN]) if column != protocol.label]
 
 
 def _class_numbers(protocol: Protocol) -> dict[str, int]:

@@ -22,7 +22,8 @@ import pydantic
 from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import PREFIX
-from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric
+from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
+from his2lip.evaluation.statistics import Clusters, interval
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
@@ -43,18 +44,15 @@ class Field:
     metric: Metric | None = None
 
 
-def limit(which: str) -> Field:
+def limit(which: str, unit: str = "fraction") -> Field:
     """The lower or the upper limit of a figure's interval."""
-    return Field(f"{which} limit of the interval; null where none was computed", "fraction", figure=True)
+    return Field(f"{which} limit of the 95 % interval; null where there is none", unit, figure=True)
 
 
-# Metric -> the column before it, in tables that exist already. Other metrics follow the last column.
-_COLUMN_BEFORE = {
-    "accuracy": "n",
-    "macro_f1": "accuracy_hi",
-    "balanced_accuracy": "macro_f1_hi",
-    "quadratic_kappa": "without_mpp",
-}
+Lower = Annotated[float | None, limit("lower")]
+Upper = Annotated[float | None, limit("upper")]
+LowerCoefficient = Annotated[float | None, limit("lower", "coefficient")]
+UpperCoefficient = Annotated[float | None, limit("upper", "coefficient")]
 _SHA256 = "sha256"
 _FRACTION = "fraction"
 _UNITS = "units"
@@ -68,16 +66,35 @@ class CellResult(Figures):
     dataset: Annotated[str, Field("name of the dataset")]
     protocol: Annotated[str, Field("name of the dataset's protocol")]
     n: Annotated[int, Field("scored units: patches, images or slides", _UNITS)]
-    accuracy_lo: Annotated[float | None, limit("lower")] = None
-    accuracy_hi: Annotated[float | None, limit("upper")] = None
-    macro_f1_lo: Annotated[float | None, limit("lower")] = None
-    macro_f1_hi: Annotated[float | None, limit("upper")] = None
+    clusters: Annotated[int, Field("groups of units that depend on each other, as of a case", _UNITS)]
+    cluster_kind: Annotated[str, Field("what these groups are: case, else slide, else file")]
+    no_interval: Annotated[str | None, Field("why there are no intervals; null where there are")]
+    accuracy_lo: Lower = None
+    accuracy_hi: Upper = None
+    macro_f1_lo: Lower = None
+    macro_f1_hi: Upper = None
+    balanced_accuracy_lo: Lower = None
+    balanced_accuracy_hi: Upper = None
+    chance_corrected_lo: LowerCoefficient = None
+    chance_corrected_hi: UpperCoefficient = None
+    kappa_lo: LowerCoefficient = None
+    kappa_hi: UpperCoefficient = None
+    quadratic_kappa_lo: LowerCoefficient = None
+    quadratic_kappa_hi: UpperCoefficient = None
+    sensitivity_lo: Lower = None
+    sensitivity_hi: Upper = None
+    specificity_lo: Lower = None
+    specificity_hi: Upper = None
+    auroc_lo: Lower = None
+    auroc_hi: Upper = None
+    positive: Annotated[str | None, Field("the positive class of two; null for more classes")]
     published_accuracy: Annotated[float | None, Field("the paper's accuracy for this cell", _FRACTION)] = None
     published_f1: Annotated[float | None, Field("the paper's macro F1 for this cell", _FRACTION)] = None
     weights_sha256: Annotated[str, Field("tensor digest of the model, or the baseline and its version")]
     prompts_sha256: Annotated[str | None, Field("digest of the prompts; null without prompts", _SHA256)]
     split_sha256: Annotated[str, Field("digest of the units and their labels", _SHA256)]
     images_sha256: Annotated[str, Field("digest of the images and their microns per pixel", _SHA256)]
+    groups_sha256: Annotated[str, Field("digest of what intervals and breakdowns group units by", _SHA256)]
     encoder: Annotated[str, Field("digest of all that decides a feature of an image", _SHA256)]
     in_domain: Annotated[bool, Field("whether the dataset is the model's training distribution")]
     generated: Annotated[bool, Field("whether the images are generated, not real")]
@@ -94,8 +111,8 @@ class CellResult(Figures):
     confusion: Annotated[list[list[int]], Field("rows of true classes, columns of predicted ones", _JSON)]
     per_class: Annotated[dict[str, ClassFigures], Field("figures of each class", _JSON)]
     breakdown: Annotated[
-        dict[str, dict[str, int | float]],
-        Field("figures of the units that share a value of the protocol's breakdown column", _JSON),
+        dict[str, dict[str, dict[str, int | float]]],
+        Field("column -> value -> figures of the units that have this value", _JSON),
     ]
 
     @property
@@ -106,6 +123,12 @@ class CellResult(Figures):
     def empty_classes(self) -> list[str]:
         """Classes without a unit in the split; each lowers the largest possible macro F1 by its share."""
         return [name for name, figures in self.per_class.items() if not figures.support]
+
+    @property
+    def size(self) -> str:
+        """How many units and clusters the figures rest on, such as `n = 977, 51 cases`."""
+        plural = "" if self.clusters == 1 else "s"
+        return f"n = {self.n:,}, {self.clusters:,} {self.cluster_kind}{plural}"
 
     def interval(self, figure: str) -> tuple[float, float] | None:
         """The limits of a figure's interval, where the benchmark computed one."""
@@ -130,15 +153,18 @@ class CellFailure(Config):
 
 
 def fields() -> dict[str, Field]:
-    """The record's fields by name, in the order of the tables' columns."""
+    """The record's fields by name, in the order of the tables' columns.
+
+    A metric is before the limits of its interval; one without limits follows the last column.
+    """
     described = {
         name: next((m for m in info.metadata if isinstance(m, Field)), None)
         for name, info in CellResult.model_fields.items()
     }
     columns = [name for name, field in described.items() if field is not None]
     for name in (name for name, field in described.items() if field is None):
-        before = _COLUMN_BEFORE.get(name, columns[-1])
-        columns.insert(columns.index(before) + 1, name)
+        limits = f"{name}_lo"
+        columns.insert(columns.index(limits) if limits in columns else len(columns), name)
     return {name: described[name] or _field_of(METRICS[name]) for name in columns}
 
 
@@ -149,6 +175,19 @@ def _field_of(metric: Metric) -> Field:
 def metric_fields() -> dict[str, Metric]:
     """The metrics of the record by field, in order."""
     return {name: field.metric for name, field in fields().items() if field.metric is not None}
+
+
+def intervals(predictions: Predictions, clusters: Clusters) -> dict[str, float]:
+    """The limits of the interval of every metric that has fields for them, by these fields' names."""
+    found: dict[str, float] = {}
+    for name, metric in metric_fields().items():
+        value = metric.compute(predictions)
+        if value is None or f"{name}_lo" not in CellResult.model_fields:
+            continue
+        limits = interval(value, metric.replicates(predictions, clusters.numbers), bounds=metric.bounds)
+        if limits is not None:
+            found |= {f"{name}_lo": limits[0], f"{name}_hi": limits[1]}
+    return found
 
 
 def figures(cell: CellResult) -> dict[str, float]:

@@ -70,7 +70,7 @@ class SelectValidator:
         ).predicted
         scored = selection.scored
         found = Predictions(selection.labels[scored], predicted[scored], selection.classes)
-        return {"macro_f1": macro_f1(found), "accuracy": accuracy(found)}
+        return {"macro_f1": float(macro_f1(found.counts)), "accuracy": float(accuracy(found.counts))}
 
     def _plan(self) -> tuple[ShardSet, Protocol, Selection]:
         shards = open_shards(self.shards)

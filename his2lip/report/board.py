@@ -71,6 +71,10 @@ class Board:
         values = [value for c in cells if c is not None and (value := getattr(c, figure)) is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
 
+    def sizes(self, column: str) -> list[str]:
+        """How many units and clusters the figures of a column rest on; more than one where models differ."""
+        return list(dict.fromkeys(cell.size for cell in self.cells if heading(cell) == column))
+
     def empty_classes(self) -> dict[str, list[str]]:
         """Column -> its classes that have no unit in the scored split; only columns with such classes."""
         found = {heading(cell): cell.empty_classes for cell in self.cells}

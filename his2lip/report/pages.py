@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from his2lip.evaluation import CellResult, metric_fields
+from his2lip.evaluation import CellResult, Metric, metric_fields
 from his2lip.report.alpha import curve_csv, curve_points
-from his2lip.report.board import Board, PublishedRow, published_rows, read_board
+from his2lip.report.board import Board, PublishedRow, heading, published_rows, read_board
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import draw_plots
 from his2lip.templates import percent, render, trusted
@@ -19,6 +19,11 @@ GENERATED = (
     "Columns marked generated are of generated twins, which only test the benchmark. "
     "Their figures say nothing about the real datasets, and cannot be compared with published figures."
 )
+INTERVALS = (
+    "Intervals are 95 % jackknife intervals over cases (over slides or files where cases are unknown), "
+    "with Student's t. They measure what other patients would change, not other prompts or seeds."
+)
+UNCHANGED = "no case changes the figure"
 FIRST = "macro_f1"  # models are sorted by this metric, and its table comes first
 _MEAN = "zero-shot mean"
 
@@ -29,14 +34,21 @@ class Figure:
 
     value    None where the model was not scored or has no such figure
     shown    the value as text
+    limits   its interval as text, such as 30.1-52.3
     is_best  whether it is the largest of its column
     hint     what the page shows when the pointer is over it
     """
 
     value: float | None
     shown: str
+    limits: str = ""
     is_best: bool = False
     hint: str = ""
+
+    @property
+    def text(self) -> str:
+        """The figure with its interval, on one line."""
+        return f"{self.shown} ({self.limits})" if self.limits else self.shown
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def markdown(board: Board) -> str:
     rule = _line(["---", *["---:"] * (len(head) - 1)])
     for table in tables(board):
         parts += [f"## {table.title}", "", _line(map(_plain, head)), rule]
-        parts += [_line([_plain(row.model), *(f.shown for f in row.figures)]) for row in table.rows]
+        parts += [_line([_plain(row.model), *(f.text for f in row.figures)]) for row in table.rows]
         parts.append("")
     return "\n".join([*parts, *(f"{_plain(note)}\n" for note in _notes(board))])
 
@@ -108,8 +120,8 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
         tables=tables(board),
         notes=[
             f"{_domain_note(board)} Click a head to sort; "
-            "hold the pointer over a figure for its n, interval and published value.",
-            *_empty_class_notes(board),
+            "hold the pointer over a figure for details and its published value.",
+            *_notes(board)[1:],
         ],
         plots=[
             (title, trusted(figure.to_html(full_html=False, include_plotlyjs=i == 0)))
@@ -150,10 +162,9 @@ def _table(board: Board, name: str) -> Table:
     ]
     rows = []
     for model, own in cells.items():
-        hints = [*(_hint(cell, name) for cell in own), ""]
         figures = [
-            Figure(value, _shown(value, metric.unit), value == top, hint)
-            for value, top, hint in zip(values[model], best, hints, strict=True)
+            Figure(value, _shown(value, metric.unit), _limits(cell, metric), value == top, _hint(cell, name))
+            for value, top, cell in zip(values[model], best, [*own, None], strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
     return Table(title, [_head(column, board) for column in ("model", *board.columns, _MEAN)], rows)
@@ -163,20 +174,32 @@ def _head(name: str, board: Board) -> Head:
     title, _, marks = name.partition(" (")
     notes = [marks.rstrip(")")] if marks else []
     notes += ["in-domain"] if name in board.in_domain() else []
-    return Head(title, ", ".join(notes))
+    return Head(title, ", ".join([*notes, *board.sizes(name)]))
 
 
 def _hint(cell: CellResult | None, name: str) -> str:
-    """Details of a figure: n, its interval, and the difference from the paper's figure."""
+    """Details of a figure: n, its interval or why it has none, and the difference from the paper's figure."""
     if cell is None:
         return ""
-    parts = [f"n = {cell.n}"]
+    parts = [cell.size]
     if (interval := cell.interval(name)) is not None:
-        parts.append("interval {} to {}".format(*map(percent, interval)))
+        unit = metric_fields()[name].unit
+        parts.append("95 % interval {} to {}".format(*(_shown(limit, unit) for limit in interval)))
+    else:
+        parts.append(f"no interval: {cell.no_interval or UNCHANGED}")
     if (published := cell.published(name)) is not None:
         difference = 100 * (getattr(cell, name) - published)
         parts.append(f"paper {percent(published)}, difference {difference:+.2f}")
     return "; ".join(parts)
+
+
+def _limits(cell: CellResult | None, metric: Metric) -> str:
+    """The interval of a figure in short: percent with one decimal, coefficients with two."""
+    interval = None if cell is None else cell.interval(metric.name)
+    if interval is None:
+        return ""
+    low, high = (f"{100 * x:.1f}" if metric.unit == "fraction" else f"{x:.2f}" for x in interval)
+    return f"{low} to {high}"
 
 
 def _shown(value: float | None, unit: str) -> str:
@@ -187,7 +210,7 @@ def _shown(value: float | None, unit: str) -> str:
 
 
 def _notes(board: Board) -> list[str]:
-    return [_domain_note(board), *_empty_class_notes(board)]
+    return [_domain_note(board), INTERVALS, *_interval_notes(board), *_empty_class_notes(board)]
 
 
 def _domain_note(board: Board) -> str:
@@ -195,6 +218,12 @@ def _domain_note(board: Board) -> str:
     if not own:
         return "No column is in-domain for any model."
     return f"Not in the {_MEAN}, because they are in-domain for some models: {', '.join(own)}."
+
+
+def _interval_notes(board: Board) -> list[str]:
+    """The columns without intervals, with the reasons."""
+    reasons = {heading(cell): cell.no_interval for cell in board.cells if cell.no_interval is not None}
+    return [f"{column}: no intervals, because {reason}." for column, reason in reasons.items()]
 
 
 def _empty_class_notes(board: Board) -> list[str]:

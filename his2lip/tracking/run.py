@@ -151,6 +151,7 @@ class Run:
         protocol: str,
         digest: str,
         metrics: Mapping[str, float],
+        params: Mapping[str, Any],
         generated: bool,
     ) -> None:
         """One grid cell as a child run, with its metrics on the logged model and on the dataset.
@@ -161,7 +162,8 @@ class Run:
         name = f"{dataset}-generated" if generated else dataset
         name = name if protocol == "default" else f"{name}.{protocol}"
         with self._child(cell_id, f"{model} on {name}") as child:
-            child.params({"model": model, "dataset": dataset, "protocol": protocol, "generated": generated})
+            known = {"model": model, "dataset": dataset, "protocol": protocol, "generated": generated}
+            child.params({**known, **params})
             child.dataset(name, digest=digest, uri=dataset, context="report")
             of = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest[:36]}
             self.client.log_batch(child.run_id, metrics=_metrics(metrics, 0, of))

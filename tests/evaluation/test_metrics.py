@@ -1,6 +1,8 @@
-"""Metrics follow their definitions on the confusion matrix, also for classes that do not occur."""
+"""Metrics equal those of scikit-learn, also for classes that do not occur, and without each cluster."""
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import pytest
@@ -8,42 +10,95 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.config import OptionError
-from his2lip.evaluation.metrics import METRICS, Predictions, confusion, measure, per_class
+from his2lip.evaluation.metrics import METRICS, Predictions, confusion, measure, per_class, positive_class
+
+predictions_of = st.integers(2, 6).flatmap(
+    lambda c: st.tuples(
+        st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=60)
+    )
+)
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.integers(2, 6).flatmap(lambda c: st.tuples(
-    st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1, max_size=60)
-)))  # fmt: skip
-def test_figures_follow_from_the_confusion_matrix(case: tuple[int, list[tuple[int, int]]]) -> None:
+@settings(max_examples=40, deadline=None)
+@given(predictions_of)
+def test_figures_are_those_of_scikit_learn(case: tuple[int, list[tuple[int, int]]]) -> None:
     from sklearn import metrics
 
     n_classes, pairs = case
+    warnings.simplefilter("ignore")  # scikit-learn's, of absent classes
     labels, predicted = np.array(pairs).T
     predictions = Predictions(labels, predicted, [f"c{i}" for i in range(n_classes)], ordered=True)
     found, everything = measure(predictions), list(range(n_classes))
     assert list(found) == list(METRICS)
-    assert found["accuracy"] == pytest.approx(np.mean(labels == predicted))
-    matrix = np.array(confusion(predictions))
-    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(labels, predicted, labels=everything))
-    right, truth, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    f1 = [2 * r / (t + g) if t + g else 0.0 for r, t, g in zip(right, truth, guessed, strict=True)]
-    assert found["macro_f1"] == pytest.approx(np.mean(f1))
-    recalls = [r / t for r, t in zip(right, truth, strict=True) if t]
-    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+    def same(name: str, wanted: float) -> bool:
+        return found[name] is None if np.isnan(wanted) else found[name] == pytest.approx(wanted)
+
+    assert same("accuracy", metrics.accuracy_score(labels, predicted))
+    macro = {"labels": everything, "average": "macro", "zero_division": 0}
+    assert same("macro_f1", metrics.f1_score(labels, predicted, **macro))
+    assert same("balanced_accuracy", metrics.balanced_accuracy_score(labels, predicted))
+    if len(set(labels.tolist())) > 1:
+        adjusted = metrics.balanced_accuracy_score(labels, predicted, adjusted=True)
+        assert same("chance_corrected", adjusted)
+    else:
+        assert found["chance_corrected"] is None
+    assert same("kappa", metrics.cohen_kappa_score(labels, predicted, labels=everything))
+    quadratic = metrics.cohen_kappa_score(labels, predicted, labels=everything, weights="quadratic")
+    assert same("quadratic_kappa", quadratic)
+    matrix = metrics.confusion_matrix(labels, predicted, labels=everything)
+    np.testing.assert_array_equal(confusion(predictions), matrix)
+    columns = metrics.precision_recall_fscore_support(labels, predicted, labels=everything, zero_division=0)
     for c, figures in enumerate(per_class(predictions).values()):
-        assert figures.precision == pytest.approx(right[c] / guessed[c] if guessed[c] else 0.0)
-        assert figures.recall == pytest.approx(right[c] / truth[c] if truth[c] else 0.0)
-        assert (figures.f1, figures.support) == pytest.approx((f1[c], truth[c]))
-    assert found["quadratic_kappa"] == pytest.approx(_quadratic_kappa(matrix))
+        own = (figures.precision, figures.recall, figures.f1, figures.support)
+        assert own == pytest.approx(tuple(column[c] for column in columns))
+    if n_classes == 2:
+        recall = {"zero_division": np.nan}
+        assert same("sensitivity", metrics.recall_score(labels, predicted, pos_label=0, **recall))
+        assert same("specificity", metrics.recall_score(labels, predicted, pos_label=1, **recall))
+    else:
+        assert found["sensitivity"] is found["specificity"] is None
 
 
-def _quadratic_kappa(matrix: np.ndarray) -> float | None:
-    """1 - observed / expected disagreement, weighted by the squared distance of classes (Cohen 1968)."""
-    place = np.arange(len(matrix))
-    weight = (place[:, None] - place[None, :]) ** 2
-    expected = (weight * np.outer(matrix.sum(axis=1), matrix.sum(axis=0)) / matrix.sum()).sum()
-    return float(1 - (weight * matrix).sum() / expected) if expected else None
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("decimals", [1, 9], ids=["with ties", "without ties"])
+def test_auroc_is_that_of_scikit_learn_for_margins(classes: int, decimals: int) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    predictions = scored_predictions(classes, decimals)
+    assert predictions.scores is not None
+    areas = []
+    for c in range(classes):
+        others = np.delete(predictions.scores, c, axis=1).max(axis=1)
+        areas.append(roc_auc_score(predictions.labels == c, predictions.scores[:, c] - others))
+    assert measure(predictions)["auroc"] == pytest.approx(np.mean(areas))
+    without = Predictions(predictions.labels, predictions.predicted, predictions.classes)
+    assert measure(without)["auroc"] is None
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("classes", [2, 4])
+def test_figures_without_a_cluster_are_those_of_the_other_units(name: str, classes: int) -> None:
+    predictions = scored_predictions(classes, 1)
+    clusters = np.random.default_rng(1).integers(7, size=len(predictions.labels))
+    found = METRICS[name].replicates(predictions, clusters)
+    wanted = [METRICS[name].compute(predictions.where(clusters != g)) for g in range(7)]
+    np.testing.assert_allclose(found, np.array(wanted, dtype=float))
+
+
+def scored_predictions(classes: int, decimals: int) -> Predictions:
+    """60 units with random scores that are higher for their own class, rounded."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(classes, size=60)
+    scores = rng.normal(size=(60, classes)) + np.eye(classes)[labels]
+    scores = scores.round(decimals).astype(np.float32)
+    return Predictions(labels, scores.argmax(axis=1), [f"c{i}" for i in range(classes)], True, scores)
+
+
+def test_the_positive_class_of_two_is_the_one_named_so_or_else_the_first() -> None:
+    assert positive_class(["negative", "positive"]) == 1
+    assert positive_class(["0 or 1+", "3+"]) == 1
+    assert positive_class(["tumour", "non-tumour"]) == 0
 
 
 def test_quadratic_kappa_is_only_defined_for_ordered_classes() -> None:

@@ -147,7 +147,7 @@ def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
     rows = read_predictions(config.folder, gamma).to_pylist()
     assert gamma.apart == sum(row["label"] == "(apart)" for row in rows) > 0
     assert gamma.n == len(rows) - gamma.apart
-    assert sum(part["n"] for part in gamma.breakdown.values()) == gamma.n
+    assert sum(part["n"] for part in gamma.breakdown["case_id"].values()) == gamma.n
     assert gamma.quadratic_kappa is not None
 
     together = pq.read_table(str(Path(result.leaderboard).with_name("predictions.parquet")))

@@ -88,7 +88,7 @@ def score(checkpoint: Path, name: str, value: float) -> None:
         model = run.model(name, digest=digest, path=str(checkpoint))
         run.cell(
             f"{name}/mist", model=name, model_id=model, dataset="mist", protocol="default", digest="e" * 64,
-            metrics={"macro_f1": value}, generated=False,
+            metrics={"macro_f1": value}, params={}, generated=False,
         )  # fmt: skip
 
 

@@ -192,7 +192,8 @@ def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(tracker: Tr
                     if f"{model}/{dataset}" not in written:
                         run.cell(
                             f"{model}/{dataset}", model=model, model_id=model_id, dataset=dataset,
-                            protocol="default", digest="e" * 64, metrics={"macro_f1": value}, generated=False,
+                            protocol="default", digest="e" * 64, metrics={"macro_f1": value}, params={},
+                            generated=False,
                         )  # fmt: skip
     for dataset in ("mihic", "mist"):
         ranked = tracker.client.search_logged_models(

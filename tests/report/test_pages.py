@@ -86,14 +86,24 @@ def test_a_twin_and_its_real_dataset_are_two_columns(tmp_path: Path) -> None:
         *("mihic (generated)", "mist (generated)", "bci (generated)"),
     ]
     page = write_pages(both, tmp_path / "out").read_text()
-    assert "<th>bci</th>" in page
-    assert "<th>bci<small>generated</small></th>" in page
-    assert "<th>mihic<small>generated, in-domain</small></th>" in page
+    assert "<th>bci<small>n = 10, 5 cases</small></th>" in page
+    assert "<th>bci<small>generated, n = 10, 5 cases</small></th>" in page
+    assert "<th>mihic<small>generated, in-domain, n = 10, 5 cases</small></th>" in page
 
 
 def test_a_figure_shows_its_n_its_interval_and_its_difference_from_the_papers(tmp_path: Path) -> None:
     known = {"macro_f1_lo": 0.25, "macro_f1_hi": 0.75, "published_f1": 0.1}
     page = write_pages(_leaderboard(tmp_path, **known), tmp_path / "out").read_text()
-    assert 'title="n = 10; interval 25.00 to 75.00; paper 10.00, difference +30.00"' in page
+    shown = "n = 10, 5 cases; 95 % interval 25.00 to 75.00; paper 10.00, difference +30.00"
+    assert f'title="{shown}">40.00<small>25.0 to 75.0</small></td>' in page
+    assert "40.00 (25.0 to 75.0)" in (tmp_path / "out/leaderboard.md").read_text()
     page = write_pages(_leaderboard(tmp_path, generated=True, **known), tmp_path / "out").read_text()
     assert "difference" not in page.split("<script")[0]  # a twin is not compared with published figures
+
+
+def test_a_figure_without_an_interval_shows_the_reason(tmp_path: Path) -> None:
+    reason = "each slide has one label, and the dataset does not say which slide a patch is from"
+    page = write_pages(_leaderboard(tmp_path, no_interval=reason), tmp_path / "out").read_text()
+    assert f"no interval: {reason}" in page
+    assert f"bci: no intervals, because {reason}." in page
+    assert f"bci: no intervals, because {reason}." in (tmp_path / "out/leaderboard.md").read_text()

@@ -1,6 +1,17 @@
 """Dataset cards, and the terms of use that they state."""
 
-from his2lip.data.cards.card import MAX_MPP, MIN_MPP, Card, Carve, Mpp, Protocol, Role, list_cards, load_card
+from his2lip.data.cards.card import (
+    MAX_MPP,
+    MIN_MPP,
+    Card,
+    Carve,
+    LabelsOf,
+    Mpp,
+    Protocol,
+    Role,
+    list_cards,
+    load_card,
+)
 from his2lip.data.cards.terms import Terms, strictest, terms_of, terms_of_card
 
 __all__ = [
@@ -8,6 +19,7 @@ __all__ = [
     "MIN_MPP",
     "Card",
     "Carve",
+    "LabelsOf",
     "Mpp",
     "Protocol",
     "Role",

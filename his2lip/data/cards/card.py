@@ -20,6 +20,7 @@ Mpp = Annotated[float, pydantic.Field(ge=MIN_MPP, le=MAX_MPP)]
 
 Role = Literal["train", "select", "report"]
 Grouping = Literal["case", "slide", "region", "file"]
+LabelsOf = Literal["patch", "slide", "case"]
 
 
 def _check_split_name(name: str) -> str:
@@ -172,6 +173,9 @@ class Card(Config):
     published: Published = Published()
     classes: dict[str, list[str]] = {}
     """The dataset's own classes -> other spellings of each."""
+    labels_of: LabelsOf = "patch"
+    """What the authors gave a label to. slide, case: all its patches share one. Where the patches do not name
+    it, no interval can be computed."""
     carve: list[Carve] = []
     protocols: dict[str, Protocol] = {}
     in_domain: bool = False

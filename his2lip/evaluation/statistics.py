@@ -1,0 +1,142 @@
+"""Intervals of figures: the jackknife over clusters of units that depend on each other.
+
+Patches of one patient are not independent, so a resample of patches, or of patches within classes, gives
+intervals that are far too narrow. Here whole clusters are left out, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+if TYPE_CHECKING:
+    from his2lip.data.cards import LabelsOf
+
+Kind = Literal["case", "slide", "file"]
+
+LEVEL = 0.95  # coverage of an interval
+LEAST_CLUSTERS = 5  # an interval from fewer clusters is not computed
+_BLOCK = 2**22  # entries of the confusion matrices that are in memory at once
+
+_ORDER: tuple[Kind, ...] = ("file", "slide", "case")  # from the smallest to the largest
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which of U units depend on each other.
+
+    ids        (U,) the case of each unit; else its slide, where the case is unknown; else its file
+    kind       the smallest of these that was needed
+    labels_of  what the authors gave a label to (field of the card)
+    """
+
+    ids: Sequence[str]
+    kind: Kind
+    labels_of: LabelsOf = "patch"
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """int64 (U,): the number of each unit's cluster, from 0 to G-1."""
+        return np.unique(np.asarray(self.ids, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
+
+    @property
+    def count(self) -> int:
+        """G, the number of clusters."""
+        return int(self.numbers.max()) + 1 if len(self.ids) else 0
+
+    def where(self, mask: np.ndarray) -> Clusters:
+        """The units where `mask`, bool (U,), is true."""
+        kept = [name for name, keep in zip(self.ids, mask.tolist(), strict=True) if keep]
+        return Clusters(kept, self.kind, self.labels_of)
+
+    def refusal(self, labels: np.ndarray, classes: Sequence[str]) -> str | None:
+        """Why no interval can be computed for units of these classes; None where one can.
+
+        labels   int64 (U,), class numbers
+        classes  (C,) names
+        """
+        if self.labels_of != "patch" and _ORDER.index(self.kind) < _ORDER.index(self.labels_of):
+            return (
+                f"each {self.labels_of} has one label, and the dataset does not say which {self.labels_of} "
+                f"a {'patch' if self.kind == 'file' else self.kind} is from"
+            )
+        if self.count < LEAST_CLUSTERS:
+            return f"an interval needs {LEAST_CLUSTERS} {self.kind}s, and there are only {self.count}"
+        for c in np.unique(labels).tolist():
+            if len(np.unique(self.numbers[labels == c])) == 1:
+                return f"all units of '{classes[c]}' are of one {self.kind}, so how it varies is not measured"
+        return None
+
+
+def clusters_of(
+    cases: Sequence[str | None],
+    slides: Sequence[str | None],
+    files: Sequence[str],
+    *,
+    labels_of: LabelsOf = "patch",
+) -> Clusters:
+    """The clusters of U units from their cases, slides and files, each (U,)."""
+    ids, kinds = [], set()
+    for case, slide, file in zip(cases, slides, files, strict=True):
+        kind: Kind = "case" if case is not None else "slide" if slide is not None else "file"
+        kinds.add(kind)
+        ids.append(f"{kind} {case if case is not None else slide if slide is not None else file}")
+    return Clusters(ids, min(kinds, key=_ORDER.index, default="file"), labels_of)
+
+
+def leave_one_out_counts(
+    labels: np.ndarray, predicted: np.ndarray, clusters: np.ndarray, classes: int
+) -> Iterator[np.ndarray]:
+    """Confusion matrices without one cluster each, float64 (B, C, C), in blocks, in the clusters' order.
+
+    labels, predicted  int64 (U,), class numbers from 0 to C-1
+    clusters           int64 (U,), cluster numbers from 0 to G-1
+    """
+    pairs, size = labels * classes + predicted, classes * classes
+    total = np.bincount(pairs, minlength=size)
+    order = np.argsort(clusters, kind="stable")
+    pairs, clusters = pairs[order], clusters[order]
+    groups = int(clusters[-1]) + 1
+    step = max(1, _BLOCK // size)
+    for first in range(0, groups, step):
+        last = min(first + step, groups)
+        a, b = np.searchsorted(clusters, [first, last])
+        own = np.bincount((clusters[a:b] - first) * size + pairs[a:b], minlength=(last - first) * size)
+        yield (total - own.reshape(-1, size)).reshape(-1, classes, classes).astype(np.float64)
+
+
+def standard_error(replicates: np.ndarray) -> np.ndarray:
+    """The standard errors of figures from their values without one cluster each, (..., G).
+
+    The delete-one jackknife of clusters: Efron and Stein 1981; for clusters MacKinnon, Nielsen and Webb 2023,
+    CV3J.
+    """
+    groups = replicates.shape[-1]
+    away = replicates - replicates.mean(axis=-1, keepdims=True)
+    return np.sqrt((groups - 1) / groups * (away**2).sum(axis=-1))
+
+
+def interval(
+    value: float, replicates: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float] | None:
+    """The limits of the 95 % interval of a figure: value +- t(G-1) standard errors.
+
+    replicates  float64 (G,), the figure without one cluster each
+    bounds      the range of the figure; the limits are cut to it. This cannot change the coverage, since the
+                true value is in the range.
+
+    None where the figure is not defined without each cluster, and where no cluster changes it: then nothing
+    measures its error, and an interval of width 0 would claim certainty.
+    """
+    if not np.isfinite(replicates).all() or not np.isfinite(value):
+        return None
+    error = float(standard_error(replicates))
+    if error < 1e-12:
+        return None
+    reach = float(stdtrit(len(replicates) - 1, (1 + LEVEL) / 2)) * error
+    return max(value - reach, bounds[0]), min(value + reach, bounds[1])
