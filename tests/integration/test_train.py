@@ -111,10 +111,42 @@ def test_the_loop_in_this_process_gives_bitwise_equal_weights(
     assert read_meta(tmp_path / "best")["tensor_digest"] == read_meta(whole.best)["tensor_digest"]
 
 
-def test_two_workers_give_the_weights_of_one_worker(whole: TrainResult, config_file: Path) -> None:
-    told: list[StepReport] = []
-    pair = train(named(config_file, "pair", "workers.num=2"), on_report=told.append)
-    assert [p.step for p in told if p.kind == "epoch"] == [EPOCH, 2 * EPOCH, STEPS]
+@dataclass(frozen=True)
+class EndedEarly:
+    """A run of two workers that its driver ended after the first epoch, and the same run, resumed."""
+
+    early: TrainResult
+    reports: list[StepReport]  # of the first part
+    later: TrainResult
+    steps: list[int]  # reported in the second part
+
+
+@pytest.fixture(scope="module")
+def ended_early(ray_local: None, config_file: Path) -> EndedEarly:
+    reports: list[StepReport] = []
+    steps: list[int] = []
+
+    def on_report(progress: StepReport) -> bool:
+        reports.append(progress)
+        return progress.kind == "epoch"
+
+    config = named(config_file, "pair", "workers.num=2")
+    early = train(config, on_report=on_report)
+    later = train(config, on_report=lambda progress: steps.append(progress.step))
+    return EndedEarly(early, reports, later, steps)
+
+
+def test_a_run_that_the_driver_ends_early_stops_its_workers_and_is_resumed_later(
+    ended_early: EndedEarly,
+) -> None:
+    assert ended_early.early.steps == ended_early.reports[-1].step == EPOCH
+    assert min(ended_early.steps) > EPOCH
+    assert (ended_early.later.steps, ended_early.later.finished_before) == (STEPS, False)
+
+
+def test_two_workers_give_the_weights_of_one_worker(whole: TrainResult, ended_early: EndedEarly) -> None:
+    pair = ended_early.later
+    assert [epoch["step"] for epoch in pair.history] == [EPOCH, 2 * EPOCH, STEPS]
     assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-5)
     one, two = load_file(whole.last / "model.safetensors"), load_file(pair.last / "model.safetensors")
     for name, tensor in one.items():
@@ -185,21 +217,6 @@ def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) ->
     assert "was finished before" in notes[0]
     assert (again.metrics, again.steps) == (whole.metrics, whole.steps)
     assert (whole.last / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_a_run_that_the_driver_ends_early_stops_its_workers_and_is_resumed_later(config_file: Path) -> None:
-    told: list[StepReport] = []
-
-    def on_report(progress: StepReport) -> bool:
-        told.append(progress)
-        return progress.kind == "epoch"
-
-    early = train(named(config_file, "early", "workers.num=2"), on_report=on_report)
-    assert early.steps == told[-1].step == EPOCH
-    steps: list[int] = []
-    later = train(named(config_file, "early"), on_report=lambda progress: steps.append(progress.step))
-    assert min(steps) > EPOCH
-    assert (later.steps, later.finished_before) == (STEPS, False)
 
 
 def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:
