@@ -311,11 +311,10 @@ def _find(model: str, runs: Path, tracker: Tracker) -> tuple[str, Scored | None]
 
 def _default_name(model: str, found: str) -> str:
     """The registered name where none is given: the run's, the one already registered, or the model's own."""
-    from his2lip.models import is_registered, registered_name
+    from his2lip.models import is_registered, name_of, registered_name
 
-    parts = Path(found).absolute().parts
     if Path(found).is_dir():
-        return parts[-2] if parts[-1] in ("best", "last", "checkpoint") else parts[-1]
+        return Path(name_of(found)[0]).absolute().name
     return registered_name(model) if is_registered(model) else model
 
 

@@ -9,10 +9,15 @@ from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import run_grid as run_grid
 from .metrics import Metric as Metric
+from .prompt_bands import DRAWS as DRAWS
+from .prompt_bands import SENTENCES as SENTENCES
+from .prompt_bands import STABLE as STABLE
 from .prompts import PromptSet as PromptSet
 from .prompts import list_prompts as list_prompts
 from .published_table import comparison_name as comparison_name
 from .published_table import published_figures as published_figures
+from .released_prompts import import_released as import_released
+from .released_prompts import released_dictionaries as released_dictionaries
 from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
 from .results import figures as figures

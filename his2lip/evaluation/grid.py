@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,13 @@ from his2lip.errors import ConfigError, DatasetError, His2lipError, RunError, di
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, Scorer, cell_folder, run_cell
-from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
+from his2lip.evaluation.grid_cell import CellPlan, PromptF1, Scorer, cell_folder, run_cell
+from his2lip.evaluation.leaderboard import (
+    with_blends,
+    with_prompt_order,
+    with_published,
+    write_leaderboard,
+)
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import card_of, select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
@@ -42,12 +47,14 @@ class Outcome:
     counts   what had to be computed for it
     reused   whether a finished result was read back
     damaged  the stored result that was damaged and has been made again, with the reason; else None
+    prompt_f1  macro F1 of each prompt draw of each pool
     """
 
     cell: CellResult | CellFailure
     counts: Counts = field(default_factory=Counts)
     reused: bool = False
     damaged: str | None = None
+    prompt_f1: PromptF1 = field(default_factory=dict)
 
     @property
     def key(self) -> CellKey:
@@ -124,7 +131,8 @@ def run_grid(
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
-    cells = with_published(with_blends(cells, config.models))
+    of_draws = {o.key: o.prompt_f1 for o in outcomes}
+    cells = with_prompt_order(with_published(with_blends(cells, config.models)), of_draws)
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
     return GridResult(
         cells=cells,
@@ -198,7 +206,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
         offered |= set(card.protocols)
         for name in (p for p in config.protocols if p in card.protocols):
             try:
-                plans.append(_plan(dataset, name, card, shards, _prompts(config, dataset, name)))
+                plans.append(_plan(dataset, name, card, shards, config))
             except Exception as error:
                 failed += [_failure(m.name, dataset, name, error) for m in config.models]
     unknown = [p for p in config.protocols if p not in offered]
@@ -229,7 +237,13 @@ def score_models(
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
-                yield Outcome(run.result, cache.counts, reused=run.reused, damaged=run.damaged)
+                yield Outcome(
+                    run.result,
+                    cache.counts,
+                    reused=run.reused,
+                    damaged=run.damaged,
+                    prompt_f1=run.prompt_f1,
+                )
 
 
 def _check_shards(plan: CellPlan) -> None:
@@ -362,8 +376,16 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
     return float(2 * models * weights + 2**30)
 
 
-def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompts: str | None) -> CellPlan:
+def _plan(
+    dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
+) -> CellPlan:
     protocol = card.protocols[protocol_name]
+    own = _of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
+    further = {
+        name: found
+        for name, pool in config.pools.items()
+        if (found := _of_protocol(pool, dataset, protocol_name)) is not None
+    }
     return CellPlan(
         dataset=dataset,
         protocol_name=protocol_name,
@@ -373,13 +395,15 @@ def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompt
         generated=shards.info.generated,
         in_domain=card.in_domain,
         roles=dict(shards.info.roles),
-        prompts=PromptSet.load(prompts or protocol.prompts).narrow(protocol.classes),
+        prompts=PromptSet.load(own).narrow(protocol.classes),
         selection=select(shards, protocol, labels_of=card.labels_of),
+        pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
     )
 
 
-def _prompts(config: BenchmarkConfig, dataset: str, protocol: str) -> str | None:
-    return config.prompts.get(f"{dataset}/{protocol}") or config.prompts.get(dataset)
+def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:
+    """The prompt set that a mapping by DATASET/PROTOCOL or DATASET gives a protocol."""
+    return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
 
 
 def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from his2lip.config import digest, resolved
 from his2lip.data.cards import Protocol
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
+from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.metrics import (
     Predictions,
     accuracy,
@@ -27,9 +29,10 @@ from his2lip.evaluation.metrics import (
     per_class,
     positive_class,
 )
+from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
-from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
@@ -38,7 +41,9 @@ CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis")  # fields of a protocol that decide no prediction
 MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
-_BESIDE = ("schema", "predictions_sha256", "sha256")  # keys of cell.json beside the record's
+_BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1")  # keys of cell.json beside the record's
+
+PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,29 @@ class CellPlan:
     roles: dict[str, str]
     prompts: PromptSet
     selection: Selection
+    pools: Mapping[str, PromptSet] = field(
+        default_factory=dict
+    )  # further prompts of the same classes, by name
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What a model scores under one pool of prompts.
+
+    scores   under the whole pool
+    of_draws  macro F1 of each prompt draw; empty where the pool has too few sentences for them to differ
+    """
+
+    scores: Scores
+    of_draws: list[float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a grid cell; of a model also what it scores under each pool, its own and further ones."""
+
+    scores: Scores
+    pools: Mapping[str, PoolScores] = field(default_factory=dict)
 
 
 class Scorer(typing.Protocol):
@@ -70,7 +98,7 @@ class Scorer(typing.Protocol):
     def trained_on(self, plan: CellPlan) -> bool:
         """Whether the dataset is the scorer's own training distribution."""
 
-    def score(self, plan: CellPlan) -> Scores:
+    def score(self, plan: CellPlan) -> Scored:
         """Scores of the plan's units."""
 
 
@@ -80,11 +108,13 @@ class CellRun:
 
     reused   whether the finished result was read back and nothing was scored
     damaged  the stored result that was damaged and has been made again, with the reason; else None
+    prompt_f1  what `with_prompt_order` compares models by
     """
 
     result: CellResult
     reused: bool = False
     damaged: str | None = None
+    prompt_f1: PromptF1 = field(default_factory=dict)
 
 
 class DamagedCellError(Exception):
@@ -112,12 +142,16 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         finished = _read(place)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    if finished is not None and finished.groups_sha256 == plan.selection.groups_sha256:
-        return CellRun(finished.model_copy(update=shown), reused=True)
-    scores = scorer.score(plan)
+    if finished is not None and finished[0].groups_sha256 == plan.selection.groups_sha256:
+        result, prompt_f1 = finished
+        return CellRun(result.model_copy(update=shown), reused=True, prompt_f1=prompt_f1)
+    scored = scorer.score(plan)
+    scores = scored.scores
+    prompt_f1 = {name: pool.of_draws for name, pool in scored.pools.items() if pool.of_draws}
     result = results.CellResult(
         **shown,
         **_figures(plan.selection, plan.protocol, scores),
+        **_prompt_figures(plan, scored),
         weights_sha256=scorer.weights,
         prompts_sha256=plan.prompts.digest if scorer.uses_prompts else None,
         split_sha256=plan.selection.split_sha256,
@@ -130,8 +164,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         role=plan.roles[plan.protocol.split],
         cell=identity,
     )
-    _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts))
-    return CellRun(result, damaged=damaged)
+    _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts), prompt_f1)
+    return CellRun(result, damaged=damaged, prompt_f1=prompt_f1)
 
 
 def cell_folder(folder: str, identity: str) -> str:
@@ -160,6 +194,11 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             "split": plan.selection.split_sha256,
             "images": plan.selection.images_sha256,
         }
+        | (
+            {"pools": {n: p.digest for n, p in plan.pools.items()}}
+            if scorer.uses_prompts and plan.pools
+            else {}
+        )
     )
 
 
@@ -218,6 +257,39 @@ def _parts(whole: Predictions, clusters: Clusters, values: np.ndarray) -> dict[s
     return parts
 
 
+def _prompt_figures(plan: CellPlan, scored: Scored) -> dict[str, Any]:
+    """The fields of the record on how far macro F1 depends on the prompts; none for baselines."""
+    own = scored.pools.get(OWN_POOL)
+    if own is None:
+        return {}
+    median, low, high = band(own.of_draws) if own.of_draws else (None, None, None)
+    return {
+        "prompt_pool": min(len(lines) for _, lines in plan.prompts.sentences),
+        "prompt_f1_median": median,
+        "prompt_f1_lo": low,
+        "prompt_f1_hi": high,
+        "prompt_pools": {
+            name: _pool_figures(plan, plan.pools[name], pool)
+            for name, pool in scored.pools.items()
+            if name != OWN_POOL
+        },
+    }
+
+
+def _pool_figures(plan: CellPlan, prompts: PromptSet, pool: PoolScores) -> PoolFigures:
+    scored = plan.selection.scored
+    found = Predictions(plan.selection.labels[scored], pool.scores.predicted[scored], plan.selection.classes)
+    median, low, high = band(pool.of_draws) if pool.of_draws else (None, None, None)
+    return PoolFigures(
+        macro_f1=float(macro_f1(found.counts)),
+        median=median,
+        lo=low,
+        hi=high,
+        sentences=min(len(lines) for _, lines in prompts.sentences),
+        prompts_sha256=prompts.digest,
+    )
+
+
 def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
     selection = plan.selection
     assert APART == -1, "the name of the units apart is the last"
@@ -236,7 +308,7 @@ def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
     return pa.table(table)
 
 
-def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
+def _write(place: str, result: CellResult, predictions: pa.Table, prompt_f1: PromptF1) -> None:
     """Writes the predictions first: a grid cell is finished when its cell.json exists."""
     system, path = filesystem(place)
     out = io.BytesIO()
@@ -244,12 +316,13 @@ def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
     data = out.getvalue()
     write_file(system, f"{path}/predictions.parquet", data)
     tree = {"schema": CELL_SCHEMA, **resolved(result), "predictions_sha256": hashlib.sha256(data).hexdigest()}
+    tree["prompt_f1"] = prompt_f1
     tree["sha256"] = digest(tree)
     write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read(place: str) -> CellResult | None:
-    """A finished result; None where there is none, or where an earlier version wrote it with fewer fields.
+def _read(place: str) -> tuple[CellResult, PromptF1] | None:
+    """A finished result with its macro F1 by prompt draw; None where there is none, or with fewer fields.
 
     Raises DamagedCellError for content that is not what was written.
     """
@@ -271,7 +344,7 @@ def _read(place: str) -> CellResult | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedCellError(first_line(error)) from None
     _check_digests(tree, data)
-    return result
+    return None if result is None else (result, tree["prompt_f1"])
 
 
 def _check_digests(tree: dict[str, Any], data: bytes) -> None:

@@ -49,6 +49,11 @@ def limit(which: str, unit: str = "fraction") -> Field:
     return Field(f"{which} limit of the 95 % interval; null where there is none", unit, figure=True)
 
 
+def _of_prompt_draws(which: str) -> Field:
+    what = f"{which} of macro F1 over 200 draws of 3 sentences per class; null where they do not differ"
+    return Field(what, "fraction", figure=True)
+
+
 Lower = Annotated[float | None, limit("lower")]
 Upper = Annotated[float | None, limit("upper")]
 LowerCoefficient = Annotated[float | None, limit("lower", "coefficient")]
@@ -57,6 +62,21 @@ _SHA256 = "sha256"
 _FRACTION = "fraction"
 _UNITS = "units"
 _JSON = "json"
+
+
+class PoolFigures(Config):
+    """Macro F1 under another pool of prompts, as fractions: its whole pool, then its prompt draws.
+
+    median, lo, hi  median, 5 % and 95 % quantile over the draws; null where they do not differ
+    sentences       sentences of the class that has fewest
+    """
+
+    macro_f1: float
+    median: float | None
+    lo: float | None
+    hi: float | None
+    sentences: int
+    prompts_sha256: str
 
 
 class CellResult(Figures):
@@ -114,6 +134,25 @@ class CellResult(Figures):
         dict[str, dict[str, dict[str, int | float]]],
         Field("column -> value -> figures of the units that have this value", _JSON),
     ]
+    prompt_pool: Annotated[
+        int | None, Field("sentences of the class that has fewest; null without prompts", "sentences")
+    ] = None
+    prompt_f1_median: Annotated[float | None, _of_prompt_draws("median")] = None
+    prompt_f1_lo: Annotated[float | None, _of_prompt_draws("5 % quantile")] = None
+    prompt_f1_hi: Annotated[float | None, _of_prompt_draws("95 % quantile")] = None
+    prompt_pools: Annotated[
+        dict[str, PoolFigures], Field("macro F1 under further pools of prompts, by pool", _JSON)
+    ] = {}
+    prompt_order: Annotated[
+        dict[str, float],
+        Field("share of the prompt draws that keep the order of macro F1 with each other model", _JSON),
+    ] = {}
+    prompt_order_least: Annotated[
+        float | None, Field("the smallest of these shares", _FRACTION, figure=True)
+    ] = None
+    order_depends_on_prompts: Annotated[
+        bool, Field("whether one of these shares is below 95 %: the order depends on prompts")
+    ] = False
 
     @property
     def is_baseline(self) -> bool:

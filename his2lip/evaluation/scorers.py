@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.data.shards import open_shards
+from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.grid_cell import CellPlan
+from his2lip.evaluation.grid_cell import CellPlan, PoolScores, Scored
+from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
+from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import view_of
-from his2lip.evaluation.zero_shot import Scores, score
+from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -51,26 +54,36 @@ class ModelScorer:
         known = {plan.dataset, plan.data_digest} & self._trained_on
         return bool(known) or (self._fine_tuned and plan.in_domain)
 
-    def score(self, plan: CellPlan) -> Scores:
-        shards, selection = open_shards(plan.uri), plan.selection
+    def score(self, plan: CellPlan) -> Scored:
+        """Scores under the protocol's own pool of prompts, and what each pool gives."""
         embedded = self._cache.embed(
             self._encoder(plan),
-            shards,
+            open_shards(plan.uri),
             plan.protocol.split,
-            rows=selection.rows,
+            rows=plan.selection.rows,
             batch_size=self._batch_size,
             threads=self._threads,
         )
-        lines = plan.prompts.sentences
-        features = self._cache.embed_text(self._sentences, plan.prompts.all_sentences())
-        bounds = np.cumsum([len(own) for _, own in lines])[:-1]
-        return score(
-            embedded.features,
-            np.split(features, bounds),
-            pooling=plan.protocol.pooling,
-            scoring=plan.protocol.scoring,
-            groups=selection.unit[embedded.row],
+        unit = plan.selection.unit[embedded.row]
+        pools = {
+            name: self._under(prompts, plan, embedded.features, unit)
+            for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
+        }
+        return Scored(pools[OWN_POOL].scores, pools)
+
+    def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
+        """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""
+        features = self._cache.embed_text(self._sentences, prompts.all_sentences())
+        sizes = [len(own) for _, own in prompts.sentences]
+        texts = np.split(features, np.cumsum(sizes)[:-1])
+        pooling, scoring = plan.protocol.pooling, plan.protocol.scoring
+        whole = score(images, texts, pooling=pooling, scoring=scoring, groups=unit)
+        if not varies(sizes):
+            return PoolScores(whole, [])
+        of_draws = macro_f1_of_draws(
+            images, texts, plan.selection.labels, pooling=pooling, scoring=scoring, groups=unit
         )
+        return PoolScores(whole, of_draws.tolist())
 
     def _encoder(self, plan: CellPlan) -> ModelEncoder:
         return ModelEncoder(

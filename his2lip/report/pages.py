@@ -8,11 +8,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from his2lip.evaluation import CellResult, Metric, metric_fields
+from his2lip.evaluation import DRAWS, SENTENCES, CellResult, Metric, metric_fields
 from his2lip.report.alpha import curve_csv, curve_points
 from his2lip.report.board import Board, PublishedRow, heading, published_rows, read_board
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import draw_plots
+from his2lip.report.prompt_order import (
+    MARK,
+    MARKED,
+    banded,
+    columns_with_bands,
+    is_marked,
+    pairs,
+    pairs_csv,
+    unstable,
+)
 from his2lip.templates import percent, render, trusted
 
 GENERATED = (
@@ -37,6 +47,7 @@ class Figure:
     limits   its interval as text, such as 30.1-52.3
     is_best  whether it is the largest of its column
     hint     what the page shows when the pointer is over it
+    mark     a sign beside the value, which a note explains
     """
 
     value: float | None
@@ -44,11 +55,13 @@ class Figure:
     limits: str = ""
     is_best: bool = False
     hint: str = ""
+    mark: str = ""
 
     @property
     def text(self) -> str:
         """The figure with its interval, on one line."""
-        return f"{self.shown} ({self.limits})" if self.limits else self.shown
+        shown = self.shown + self.mark
+        return f"{shown} ({self.limits})" if self.limits else shown
 
 
 @dataclass(frozen=True)
@@ -78,22 +91,29 @@ class Table:
 
 
 def write_pages(leaderboard: Path, out: Path) -> Path:
-    """Writes index.html, leaderboard.md and leaderboard.csv into `out`, and alpha.csv where alpha was swept.
+    """Writes index.html, leaderboard.md and leaderboard.csv into `out`, and further tables where they apply.
 
-    Returns the path of index.html.
+    alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
+    the share of the prompt draws that keep their order. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(html_page(board, published_rows()), encoding="utf-8")
     (out / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
-    curve = out / "alpha.csv"
-    if points := curve_points(board):
-        curve.write_text(curve_csv(points), encoding="utf-8")
-    else:
-        curve.unlink(missing_ok=True)  # of an earlier call
+    points, compared = curve_points(board), pairs(board)
+    _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
+    _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
     shutil.copyfile(leaderboard, out / leaderboard.name)
     return page
+
+
+def _write_or_remove(path: Path, text: str | None) -> None:
+    """Writes a table; without one, removes that of an earlier call."""
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def markdown(board: Board) -> str:
@@ -107,6 +127,11 @@ def markdown(board: Board) -> str:
         parts += [f"## {table.title}", "", _line(map(_plain, head)), rule]
         parts += [_line([_plain(row.model), *(f.text for f in row.figures)]) for row in table.rows]
         parts.append("")
+    if bands := prompt_table(board):
+        parts += [f"## {bands.title}", "", _line(_plain(head.title) for head in bands.heads)]
+        parts.append(_line(["---", *["---:"] * (len(bands.heads) - 1)]))
+        parts += [_line([_plain(row.model), *(f.shown for f in row.figures)]) for row in bands.rows]
+        parts.append("")
     return "\n".join([*parts, *(f"{_plain(note)}\n" for note in _notes(board))])
 
 
@@ -118,6 +143,8 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
         "report/leaderboard.html",
         warning=GENERATED if board.generated else "",
         tables=tables(board),
+        prompts=prompt_table(board),
+        unstable=unstable_pairs(board),
         notes=[
             f"{_domain_note(board)} Click a head to sort; "
             "hold the pointer over a figure for details and its published value.",
@@ -163,11 +190,78 @@ def _table(board: Board, name: str) -> Table:
     rows = []
     for model, own in cells.items():
         figures = [
-            Figure(value, _shown(value, metric.unit), _limits(cell, metric), value == top, _hint(cell, name))
+            Figure(
+                value,
+                _shown(value, metric.unit),
+                _limits(cell, metric),
+                value == top,
+                _hint(cell, name),
+                MARK if is_marked(cell, name) else "",
+            )
             for value, top, cell in zip(values[model], best, [*own, None], strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
     return Table(title, [_head(column, board) for column in ("model", *board.columns, _MEAN)], rows)
+
+
+def prompt_table(board: Board) -> Table | None:
+    """Macro F1 over the prompt draws of each model and column: median, and 5 to 95 % in parentheses."""
+    columns = columns_with_bands(board)
+    rows = []
+    for model in banded(board):
+        cells = [board.cell(model, column) for column in columns]
+        medians = [None if c is None else c.prompt_f1_median for c in cells]
+        figures = [Figure(m, _band(c), hint=_pools(c)) for m, c in zip(medians, cells, strict=True)]
+        rows.append(TableRow(model, is_baseline=False, figures=figures))
+    title = f"Macro F1 over {DRAWS} draws of {SENTENCES} prompts per class: median (5 to 95 %), %"
+    return Table(title, [_head(column, board) for column in ("model", *columns)], rows) if rows else None
+
+
+def unstable_pairs(board: Board) -> list[tuple[str, list[str]]]:
+    """Column -> the pairs of models whose order depends on the prompts, one sentence each."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs(board):
+        if pair.depends_on_prompts:
+            text = (
+                f"{pair.first} above {pair.second} by {100 * pair.difference:.2f} points, "
+                f"in {100 * pair.share:.1f} % of the prompt draws"
+            )
+            found.setdefault(pair.column, []).append(text)
+    return list(found.items())
+
+
+def _band(cell: CellResult | None) -> str:
+    if cell is None or cell.prompt_f1_median is None:
+        return ""
+    low, high = percent(cell.prompt_f1_lo), percent(cell.prompt_f1_hi)
+    return f"{percent(cell.prompt_f1_median)} ({low} to {high})"
+
+
+def _pools(cell: CellResult | None) -> str:
+    """The number of sentences, and macro F1 under each further pool of prompts."""
+    if cell is None:
+        return ""
+    parts = [f"{cell.prompt_pool} sentences or more per class"]
+    for name, pool in cell.prompt_pools.items():
+        known = f", draws {percent(pool.lo)} to {percent(pool.hi)}" if pool.median is not None else ""
+        parts.append(f"pool {name}: {percent(pool.macro_f1)}{known}")
+    return "; ".join(parts)
+
+
+def _prompt_notes(board: Board) -> list[str]:
+    """What the mark means, where a figure has it, and the further pools."""
+    marked = [pair for pair in pairs(board) if pair.depends_on_prompts]
+    names = sorted({name for cell in board.cells for name in cell.prompt_pools})
+    notes = []
+    if names:
+        notes.append(f"Models are compared under the protocol's own prompts and under: {', '.join(names)}.")
+    if marked:
+        notes.append(
+            f"{MARK} {MARKED}: with another model, fewer than 95 % of {DRAWS} seeded draws of {SENTENCES} "
+            f"sentences per class keep the order of macro F1 ({len(marked)} of {len(pairs(board))} pairs; "
+            "prompt_order.csv has all)."
+        )
+    return notes
 
 
 def _head(name: str, board: Board) -> Head:
@@ -190,6 +284,9 @@ def _hint(cell: CellResult | None, name: str) -> str:
     if (published := cell.published(name)) is not None:
         difference = 100 * (getattr(cell, name) - published)
         parts.append(f"paper {percent(published)}, difference {difference:+.2f}")
+    if is_marked(cell, name):
+        others = ", ".join(f"{model} ({100 * share:.0f} % of the draws)" for model, share in unstable(cell))
+        parts.append(f"{MARKED}, with {others}")
     return "; ".join(parts)
 
 
@@ -210,7 +307,13 @@ def _shown(value: float | None, unit: str) -> str:
 
 
 def _notes(board: Board) -> list[str]:
-    return [_domain_note(board), INTERVALS, *_interval_notes(board), *_empty_class_notes(board)]
+    return [
+        _domain_note(board),
+        INTERVALS,
+        *_interval_notes(board),
+        *_empty_class_notes(board),
+        *_prompt_notes(board),
+    ]
 
 
 def _domain_note(board: Board) -> str:
