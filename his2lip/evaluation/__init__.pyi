@@ -23,6 +23,8 @@ from .results import CellResult as CellResult
 from .results import figures as figures
 from .results import metric_fields as metric_fields
 from .results import read_results as read_results
+from .statistics import Part as Part
+from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator
 from .views import View as View
 from .zero_shot import Scores as Scores

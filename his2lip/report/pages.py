@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from his2lip.evaluation import DRAWS, SENTENCES, CellResult, Metric, metric_fields
 from his2lip.report.alpha import curve_csv, curve_points
-from his2lip.report.board import Board, PublishedRow, heading, published_rows, read_board
+from his2lip.report.board import ONE_NUMBER, Board, PublishedRow, heading, published_rows, read_board
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import draw_plots
 from his2lip.report.prompt_order import (
@@ -34,8 +34,12 @@ INTERVALS = (
     "with Student's t. They measure what other patients would change, not other prompts or seeds."
 )
 UNCHANGED = "no case changes the figure"
-FIRST = "macro_f1"  # models are sorted by this metric, and its table comes first
-_MEAN = "zero-shot mean"
+# Head of a column that follows the datasets -> note below it.
+_SUMMARY = {
+    "mean": "of the datasets that are zero-shot for all",
+    "rank": "Borda count over the same datasets",
+    "zero-shot": "share of all datasets",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class TableRow:
-    """The figures of a model: one per column of the board, then its mean."""
+    """The figures of a model: one per column of the table."""
 
     model: str
     is_baseline: bool
@@ -83,11 +87,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Table:
-    """One metric of all models on all columns."""
+    """One metric of all models on all columns.
+
+    has_summary  whether the mean over the datasets, its rank and the share of zero-shot datasets follow
+    """
 
     title: str
     heads: Sequence[Head]
     rows: Sequence[TableRow]
+    has_summary: bool = False
 
 
 def write_pages(leaderboard: Path, out: Path) -> Path:
@@ -121,9 +129,9 @@ def markdown(board: Board) -> str:
     parts = ["# Leaderboard", ""]
     if board.generated:
         parts += [f"> {GENERATED}", ""]
-    head = ["model", *board.columns, _MEAN]
-    rule = _line(["---", *["---:"] * (len(head) - 1)])
     for table in tables(board):
+        head = ["model", *board.columns, *(_SUMMARY if table.has_summary else ())]
+        rule = _line(["---", *["---:"] * (len(head) - 1)])
         parts += [f"## {table.title}", "", _line(map(_plain, head)), rule]
         parts += [_line([_plain(row.model), *(f.text for f in row.figures)]) for row in table.rows]
         parts.append("")
@@ -166,23 +174,17 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
 
 
 def tables(board: Board) -> list[Table]:
-    """One table per metric that at least one grid cell has; `FIRST` comes first."""
-    known = [
-        name
-        for name in metric_fields()
-        if name == FIRST or any(getattr(c, name) is not None for c in board.cells)
-    ]
-    return [_table(board, name) for name in sorted(known, key=lambda name: name != FIRST)]
+    """The table of the mean, that of macro F1, and one per other metric that at least one grid cell has."""
+    known = [name for name in metric_fields() if any(getattr(c, name) is not None for c in board.cells)]
+    first = (ONE_NUMBER, "macro_f1")
+    return [_table(board, n) for n in (*first, *(name for name in known if name not in first))]
 
 
 def _table(board: Board, name: str) -> Table:
     metric = metric_fields()[name]
     title = f"{metric.title}, %" if metric.unit == "fraction" else metric.title
     cells = {model: [board.cell(model, column) for column in board.columns] for model in board.models}
-    values = {
-        model: [*(None if c is None else getattr(c, name) for c in own), board.mean(model, name)]
-        for model, own in cells.items()
-    }
+    values = {model: [None if c is None else getattr(c, name) for c in own] for model, own in cells.items()}
     best = [
         max((v for v in column if v is not None), default=None)
         for column in zip(*values.values(), strict=True)
@@ -198,10 +200,26 @@ def _table(board: Board, name: str) -> Table:
                 _hint(cell, name),
                 MARK if is_marked(cell, name) else "",
             )
-            for value, top, cell in zip(values[model], best, [*own, None], strict=True)
+            for value, top, cell in zip(values[model], best, own, strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
-    return Table(title, [_head(column, board) for column in ("model", *board.columns, _MEAN)], rows)
+    heads = [_head(column, board) for column in ("model", *board.columns)]
+    if name != ONE_NUMBER:
+        return Table(title, heads, rows)
+    rows = [replace(row, figures=[*row.figures, *_summary(board, row.model)]) for row in rows]
+    heads += [Head(*pair) for pair in _SUMMARY.items()]
+    return Table(title, heads, rows, has_summary=True)
+
+
+def _summary(board: Board, model: str) -> Iterator[Figure]:
+    """The mean of a model over the datasets, its rank by Borda count, and its share of zero-shot datasets."""
+    means = [board.mean(name) for name in board.models]
+    mean, rank, share = board.mean(model), board.borda().get(model), board.zero_shot_share(model)
+    best = max((m for m in means if m is not None), default=None)
+    limits = _short(board.mean_interval(model), "coefficient")
+    yield Figure(mean, _shown(mean, "coefficient"), limits, is_best=mean == best)
+    yield Figure(rank, "" if rank is None else str(rank), is_best=rank == 1)
+    yield Figure(share, f"{100 * share:.0f} %")
 
 
 def prompt_table(board: Board) -> Table | None:
@@ -291,11 +309,14 @@ def _hint(cell: CellResult | None, name: str) -> str:
 
 
 def _limits(cell: CellResult | None, metric: Metric) -> str:
-    """The interval of a figure in short: percent with one decimal, coefficients with two."""
-    interval = None if cell is None else cell.interval(metric.name)
+    return "" if cell is None else _short(cell.interval(metric.name), metric.unit)
+
+
+def _short(interval: tuple[float, float] | None, unit: str) -> str:
+    """An interval in short: percent with one decimal, coefficients with two."""
     if interval is None:
         return ""
-    low, high = (f"{100 * x:.1f}" if metric.unit == "fraction" else f"{x:.2f}" for x in interval)
+    low, high = (f"{100 * limit:.1f}" if unit == "fraction" else f"{limit:.2f}" for limit in interval)
     return f"{low} to {high}"
 
 
@@ -320,7 +341,7 @@ def _domain_note(board: Board) -> str:
     own = board.in_domain()
     if not own:
         return "No column is in-domain for any model."
-    return f"Not in the {_MEAN}, because they are in-domain for some models: {', '.join(own)}."
+    return f"Not in the mean and the rank, because they are in-domain for some models: {', '.join(own)}."
 
 
 def _interval_notes(board: Board) -> list[str]:
