@@ -18,6 +18,7 @@ from his2lip.runtime import share_cores
 
 GROUPS = {
     "data": "Datasets: list, prepare, check, synthesize.",
+    "prompts": "Prompts: import.",
     "models": "Models: list, show, convert, blend, export, promote.",
 }
 # The order on the help pages. Commands that are not named here follow.
@@ -25,6 +26,7 @@ ORDER = (
     *("demo", "train", "tune", "benchmark", "report"),
     *("data list", "data prepare", "data check", "data synthesize"),
     *("models list", "models show", "models convert", "models blend", "models export", "models promote"),
+    "prompts import",
     *("classify", "calibrate", "retrieve", "doctor", "ui"),
 )
 

@@ -93,6 +93,8 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
         _record(run, config, result)
         page = write_report(Path(config.folder))
         run.artifact(page)
+        if (order := page.with_name("prompt_order.csv")).is_file():
+            run.artifact(order)
     _show_result(config, result, page)
     return result
 
@@ -136,14 +138,19 @@ def _show_licences(config: BenchmarkConfig) -> None:
 
 def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
     """Each model as a logged model, the figures of each grid cell as the model's metrics on the dataset."""
+    from his2lip.config import digest
     from his2lip.evaluation import figures
 
     paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
-    run.remove_children(keep={cell.cell for cell in result.cells})
+    # A cell's record also has its order with the other models, which changes when one is added.
+    children = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
+    run.remove_children(keep=children)
     written = run.children()
-    for cell in (c for c in result.cells if c.cell not in written):
+    for child, cell in children.items():
+        if child in written:
+            continue
         run.cell(
-            cell.cell,
+            child,
             model=cell.model,
             model_id=run.model(cell.model, digest=cell.weights_sha256, path=paths.get(cell.model)),
             dataset=cell.dataset,
@@ -152,6 +159,7 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
             metrics=figures(cell) | {"n": cell.n, "clusters": cell.clusters},
             params={"cluster_kind": cell.cluster_kind, "no_interval": cell.no_interval or ""},
             generated=cell.generated,
+            order_depends_on_prompts=cell.order_depends_on_prompts,
         )
 
 
@@ -171,13 +179,7 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     for (dataset, protocol), classes in empty.items():
         if classes:
             say(f"{dataset} ({protocol}): no unit of {', '.join(classes)}; counts as 0 in macro F1")
-    repeated = {(c.dataset, c.protocol): c.repeated_note for c in result.cells}
-    for (dataset, protocol), note in repeated.items():
-        if note is not None:
-            say(f"{dataset} ({protocol}): {note}")
-    for cell in result.cells:
-        for note in filter(None, (cell.overlap_note, cell.cut_note)):
-            say(f"{cell.model} on {cell.dataset} ({cell.protocol}): {note}")
+    _show_prompt_order(result)
     for failure in result.failed:
         say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
     for what in result.damaged:
@@ -196,3 +198,14 @@ def _with_interval(cell: CellResult) -> str:
     interval = cell.interval("macro_f1")
     limits = "" if interval is None else "\n{:.1f} to {:.1f}".format(*(100 * limit for limit in interval))
     return f"{percent(cell.macro_f1)}{limits}"
+
+
+def _show_prompt_order(result: GridResult) -> None:
+    """How many pairs of models change places with the prompts."""
+    from his2lip.evaluation import STABLE
+
+    shares = [share for cell in result.cells for share in cell.prompt_order.values()]
+    changed = sum(share < STABLE for share in shares)
+    if changed:  # each pair is in the records of both models
+        say(f"order depends on prompts: {changed // 2} of {len(shares) // 2} pairs of models on a dataset "
+            "(report/prompt_order.csv)")  # fmt: skip

@@ -18,7 +18,7 @@ from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingErr
 from his2lip.resources import STORAGE, sqlite_file, store_uri
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder, TrainingRecord
+    from his2lip.models import DualEncoder
     from his2lip.tracking import Promoted, Scored, Tracker
 
 _SHOWN_KEYS = (
@@ -49,7 +49,7 @@ def list_models() -> None:
 @command("models show")
 def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.models import load_model, meta_of, terms_of_use, training_record
+    from his2lip.models import load_model, meta_of, terms_of_use
 
     meta = meta_of(model)
     if not meta:
@@ -62,9 +62,6 @@ def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
         say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
-    record = training_record(model)
-    if record is not None:
-        say(f"  {'data':<10} {record}")
     show_terms(terms_of_use(model, meta))
 
 
@@ -162,11 +159,11 @@ def convert_model(
     ] = "clip",
 ) -> None:
     """Turn published weights into a checkpoint; pickled programs are refused and never run."""
-    from his2lip.models import convert, training_record
+    from his2lip.models import convert
 
     _require_empty(out)
     model, meta = convert(file, source=source, backbone=backbone, tokenizer=tokenizer)
-    _save(out, model, meta, training_record(str(file)))
+    _save(out, model, meta)
 
 
 @command("models blend")
@@ -177,14 +174,13 @@ def blend_models(
     out: Out,
 ) -> None:
     """Interpolate the weights of a model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""
-    from his2lip.models import TrainingRecord, blend, blended_meta, load_model, meta_of, training_record
+    from his2lip.models import blend, blended_meta, load_model, meta_of
 
     _require_empty(out)
     first, second = load_model(base), load_model(tuned)
     made_of = {"alpha": alpha, "base": first.tensor_digest(), "tuned": second.tensor_digest()}
     meta = blended_meta(base, meta_of(base), tuned, meta_of(tuned)) | {"blend": made_of}
-    trained_on = TrainingRecord.union(map(training_record, (base, tuned)))
-    _save(out, blend(first, second, alpha=alpha), meta, trained_on)
+    _save(out, blend(first, second, alpha=alpha), meta)
 
 
 @command("models export")
@@ -197,11 +193,11 @@ def export_model(
     ] = "open_clip",
 ) -> None:
     """Write a model for another tool, with the terms of use that it carries."""
-    from his2lip.models import export, load_model, meta_of, terms_of_use, training_record
+    from his2lip.models import export, load_model, meta_of, terms_of_use
 
     _require_empty(out)
     loaded, meta = load_model(model), meta_of(model)
-    export(loaded, out, format=format, meta=meta, trained_on=training_record(model))
+    export(loaded, out, format=format, meta=meta)
     _show_written(loaded, out)
     show_terms(terms_of_use(loaded.name, meta))
     if format == "open_clip":
@@ -225,11 +221,11 @@ def _show_written(model: DualEncoder, out: Path) -> None:
     say(f"  compares   by {model.similarity}")
 
 
-def _save(out: Path, model: DualEncoder, meta: dict[str, Any], trained_on: TrainingRecord | None) -> None:
+def _save(out: Path, model: DualEncoder, meta: dict[str, Any]) -> None:
     """Writes the checkpoint, and prints where it is and its terms of use."""
     from his2lip.models import save_checkpoint, terms_of_use
 
-    save_checkpoint(out, model, meta=meta, trained_on=trained_on)
+    save_checkpoint(out, model, meta=meta)
     _show_written(model, out)
     show_terms(terms_of_use(model.name, meta))
     say(f"use it: his2lip classify IMAGE --model {out}")
@@ -315,11 +311,10 @@ def _find(model: str, runs: Path, tracker: Tracker) -> tuple[str, Scored | None]
 
 def _default_name(model: str, found: str) -> str:
     """The registered name where none is given: the run's, the one already registered, or the model's own."""
-    from his2lip.models import is_registered, registered_name
+    from his2lip.models import is_registered, name_of, registered_name
 
-    parts = Path(found).absolute().parts
     if Path(found).is_dir():
-        return parts[-2] if parts[-1] in ("best", "last", "checkpoint") else parts[-1]
+        return Path(name_of(found)[0]).absolute().name
     return registered_name(model) if is_registered(model) else model
 
 
@@ -332,7 +327,6 @@ def _staged(model: str) -> Iterator[Path]:
         copy_checkpoint,
         load_model,
         save_checkpoint,
-        training_record,
     )
 
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch, checkpoint_folder(model) as source:
@@ -340,5 +334,5 @@ def _staged(model: str) -> Iterator[Path]:
         if source is not None:
             copy_checkpoint(source, folder)
         else:
-            save_checkpoint(folder, load_model(model), meta={}, trained_on=training_record(model))
+            save_checkpoint(folder, load_model(model), meta={})
         yield folder

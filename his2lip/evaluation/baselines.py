@@ -14,7 +14,7 @@ from his2lip.evaluation.config import PREFIX
 from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ImageEncoder, decoder_version
-from his2lip.evaluation.grid_cell import CellPlan
+from his2lip.evaluation.grid_cell import CellPlan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.zero_shot import Scores
@@ -76,14 +76,8 @@ class BaselineScorer:
     def trained_on(self, plan: CellPlan) -> bool:
         return False  # only models are marked as in-domain
 
-    def overlap(self, plan: CellPlan) -> None:
-        return None
-
-    def cut_prompts(self, plan: CellPlan) -> None:
-        return None
-
-    def score(self, plan: CellPlan) -> Scores:
-        return _KINDS[self._kind](plan, self._cache)
+    def score(self, plan: CellPlan) -> Scored:
+        return Scored(_KINDS[self._kind](plan, self._cache))
 
 
 def baseline_kind(name: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
 from his2lip.config import Config, OptionError
+from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
+OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
 
 
 class Blend(Config):
@@ -42,7 +43,8 @@ class BenchmarkConfig(Config):
     name: str = pydantic.Field(default="zero-shot", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the benchmark, and of its folder under STORAGE/benchmark."""
     models: list[ModelEntry]
-    """Models to score: names, mappings of name and path, or {blend: [BASE, TUNED], alphas: [0, 0.5, 1]}."""
+    """Models to score: names, mappings of name and path, or {blend: [BASE, TUNED], alphas: [0, 0.5, 1]}. A
+    checkpoint without a name has that of its run; with several of one run, RUN@7, RUN@best."""
     datasets: list[str] | dict[str, str] = pydantic.Field(min_length=1)
     """Names of dataset cards, or a mapping of names to the URIs of their shards."""
     shards: str = f"{STORAGE}/shards"
@@ -56,6 +58,9 @@ class BenchmarkConfig(Config):
     """Baselines that need no model."""
     prompts: dict[str, str] = {}
     """Prompt set by DATASET or DATASET/PROTOCOL, in place of the card's: a name or a file."""
+    pools: dict[str, dict[str, str]] = {}
+    """Further prompt pools by name, such as released sentences: DATASET or DATASET/PROTOCOL -> prompt set.
+    Each is scored beside the protocol's own pool, and the order of two models must hold in all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which models embed."""
     batch_size: int = pydantic.Field(default=64, ge=1)
@@ -81,11 +86,16 @@ class BenchmarkConfig(Config):
     @classmethod
     def _short_forms(cls, entries: Any) -> Any:
         """`clip` is {name: clip, path: clip}; {blend: [clip, RUN], alphas: [0, 0.5, 1]} is three models."""
-        return [model for e in entries for model in _models(e)] if isinstance(entries, list) else entries
+        if not isinstance(entries, list):
+            return entries
+        return [model for e in _named(entries) for model in _models(e)]
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> BenchmarkConfig:
         names = [m.name for m in self.models] + [f"{PREFIX}{b}" for b in self.baselines]
+        if OWN_POOL in self.pools:
+            what = f"'{OWN_POOL}' is the pool of the protocol's own prompts; give this pool another name"
+            raise OptionError(what, key="pools")
         if twice := {n for n in names if names.count(n) > 1}:
             what = f"two models are called '{min(twice)}'; give each another name"
             raise OptionError(what, key="models")
@@ -109,8 +119,6 @@ class BenchmarkConfig(Config):
 
 def _models(entry: Any) -> list[Any]:
     """The models that one entry of `models` means; other forms are left to the validation."""
-    if isinstance(entry, str):
-        return [{"name": _display(entry), "path": entry}]
     if not isinstance(entry, dict) or "alphas" not in entry:
         return [entry]
     unknown = set(entry) - {"blend", "alphas", "name", "trained_on"}
@@ -119,13 +127,20 @@ def _models(entry: Any) -> list[Any]:
         what = "a sweep of alpha must be {blend: [BASE, TUNED], alphas: [0, 0.5, 1], name: NAME}"
         raise OptionError(what, key="alphas")
     base, tuned = pair
-    sweep = entry.get("name") or _display(str(tuned))
+    sweep = entry.get("name") or name_of(str(tuned))[0]
     row = {"path": tuned} | {key: entry[key] for key in ("trained_on",) if key in entry}
     blends = [{"sweep": sweep, "base": base, "alpha": alpha} for alpha in alphas]
     return [row | {"name": f"{sweep} alpha={blend['alpha']}", "blend": blend} for blend in blends]
 
 
-def _display(path: str) -> str:
-    """NAME for runs/train/NAME/best; other names and paths stay as they are."""
-    parts = Path(path).parts
-    return parts[-2] if len(parts) > 2 and parts[-1] in ("best", "last", "checkpoint") else path
+def _named(entries: list[Any]) -> list[Any]:
+    """The entries, with the names of those that are only a path: NAME of their run, or NAME@7 for several."""
+    names = {i: name_of(e) for i, e in enumerate(entries) if isinstance(e, str)}
+    short = [name for name, _ in names.values()]
+    named = []
+    for i, entry in enumerate(entries):
+        if i in names:
+            name, which = names[i]
+            entry = {"name": f"{name}@{which}" if which and short.count(name) > 1 else name, "path": entry}
+        named.append(entry)
+    return named

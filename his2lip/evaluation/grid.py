@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.data.cards import Card, is_project_card
+from his2lip.data.cards import Card
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, DatasetError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, Scorer, cell_folder, run_cell
-from his2lip.evaluation.leaderboard import with_blends, with_published, write_leaderboard
+from his2lip.evaluation.grid_cell import CellPlan, PromptF1, Scorer, cell_folder, run_cell
+from his2lip.evaluation.leaderboard import (
+    with_blends,
+    with_prompt_order,
+    with_published,
+    write_leaderboard,
+)
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select
+from his2lip.evaluation.protocols import card_of, select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.files import absolute
@@ -26,7 +31,7 @@ from his2lip.logs import log_to
 from his2lip.runtime import is_local
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder, TrainingRecord
+    from his2lip.models import DualEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +47,14 @@ class Outcome:
     counts   what had to be computed for it
     reused   whether a finished result was read back
     damaged  the stored result that was damaged and has been made again, with the reason; else None
+    prompt_f1  macro F1 of each prompt draw of each pool
     """
 
     cell: CellResult | CellFailure
     counts: Counts = field(default_factory=Counts)
     reused: bool = False
     damaged: str | None = None
+    prompt_f1: PromptF1 = field(default_factory=dict)
 
     @property
     def key(self) -> CellKey:
@@ -124,8 +131,8 @@ def run_grid(
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
-    cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
-    cells = with_published(with_blends(cells, config.models), cards)
+    of_draws = {o.key: o.prompt_f1 for o in outcomes}
+    cells = with_prompt_order(with_published(with_blends(cells, config.models)), of_draws)
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
     return GridResult(
         cells=cells,
@@ -191,7 +198,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     for dataset, uri in config.uris().items():
         try:
             shards = open_shards(uri)
-            card = shards.card()
+            card = card_of(shards)
         except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
             broken = True
             failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
@@ -199,7 +206,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
         offered |= set(card.protocols)
         for name in (p for p in config.protocols if p in card.protocols):
             try:
-                plans.append(_plan(dataset, name, card, shards, _prompts(config, dataset, name)))
+                plans.append(_plan(dataset, name, card, shards, config))
             except Exception as error:
                 failed += [_failure(m.name, dataset, name, error) for m in config.models]
     unknown = [p for p in config.protocols if p not in offered]
@@ -230,7 +237,13 @@ def score_models(
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
-                yield Outcome(run.result, cache.counts, reused=run.reused, damaged=run.damaged)
+                yield Outcome(
+                    run.result,
+                    cache.counts,
+                    reused=run.reused,
+                    damaged=run.damaged,
+                    prompt_f1=run.prompt_f1,
+                )
 
 
 def _check_shards(plan: CellPlan) -> None:
@@ -249,25 +262,21 @@ def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
 def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> Scorer:
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
+    from his2lip.models import meta_of
+
+    model = _load(entry, config)
+    # At alpha 0 the weights are those of the base model.
+    meta = meta_of(entry.blend.base if entry.blend and entry.blend.alpha == 0 else entry.path)
+    digests = {meta["data_digest"]} if "data_digest" in meta else set()
     return ModelScorer(
         entry.name,
-        _load(entry, config),
+        model,
         cache,
-        record=_training_record(entry),
-        declared=entry.trained_on,
+        trained_on=frozenset(digests if entry.trained_on is None else entry.trained_on),
+        fine_tuned=bool(digests) and entry.trained_on is None,
         batch_size=config.batch_size,
         threads=config.task_threads,
     )
-
-
-def _training_record(entry: ModelEntry) -> TrainingRecord | None:
-    """What the entry's model was trained on; the weights of a blend at alpha 0 are those of its base only."""
-    from his2lip.models import TrainingRecord, training_record
-
-    blended = entry.blend
-    names = [entry.path] if blended is None or blended.alpha > 0 else []
-    names += [blended.base] if blended is not None and blended.alpha < 1 else []
-    return TrainingRecord.union(map(training_record, names))
 
 
 def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
@@ -367,26 +376,34 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
     return float(2 * models * weights + 2**30)
 
 
-def _plan(dataset: str, protocol_name: str, card: Card, shards: ShardSet, prompts: str | None) -> CellPlan:
+def _plan(
+    dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
+) -> CellPlan:
     protocol = card.protocols[protocol_name]
+    own = _of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
+    further = {
+        name: found
+        for name, pool in config.pools.items()
+        if (found := _of_protocol(pool, dataset, protocol_name)) is not None
+    }
     return CellPlan(
         dataset=dataset,
         protocol_name=protocol_name,
         protocol=protocol,
         uri=shards.uri,
         data_digest=shards.digest,
-        origin=shards.info.origin,
         generated=shards.info.generated,
         in_domain=card.in_domain,
-        project_card=card.name if shards.info.project_card or is_project_card(card) else None,
         roles=dict(shards.info.roles),
-        prompts=PromptSet.load(prompts or protocol.prompts).narrow(protocol.classes),
+        prompts=PromptSet.load(own).narrow(protocol.classes),
         selection=select(shards, protocol, labels_of=card.labels_of),
+        pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
     )
 
 
-def _prompts(config: BenchmarkConfig, dataset: str, protocol: str) -> str | None:
-    return config.prompts.get(f"{dataset}/{protocol}") or config.prompts.get(dataset)
+def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:
+    """The prompt set that a mapping by DATASET/PROTOCOL or DATASET gives a protocol."""
+    return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
 
 
 def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:

@@ -7,7 +7,7 @@ import io
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from his2lip.config import digest, resolved
 from his2lip.data.cards import Protocol
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
+from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.metrics import (
     Predictions,
     accuracy,
@@ -28,10 +29,10 @@ from his2lip.evaluation.metrics import (
     per_class,
     positive_class,
 )
-from his2lip.evaluation.overlap import Overlap
+from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
-from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
@@ -40,7 +41,9 @@ CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis")  # fields of a protocol that decide no prediction
 MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
-_BESIDE = ("schema", "predictions_sha256", "sha256")  # keys of cell.json beside the record's
+_BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1")  # keys of cell.json beside the record's
+
+PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,34 @@ class CellPlan:
     protocol: Protocol
     uri: str
     data_digest: str
-    origin: str  # the dataset's name in the provenance of models
     generated: bool
     in_domain: bool  # the card says that fine-tuned models were trained on this distribution
-    project_card: str | None  # the name of the card, where it is one of the project's
     roles: dict[str, str]
     prompts: PromptSet
     selection: Selection
+    pools: Mapping[str, PromptSet] = field(
+        default_factory=dict
+    )  # further prompts of the same classes, by name
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What a model scores under one pool of prompts.
+
+    scores   under the whole pool
+    of_draws  macro F1 of each prompt draw; empty where the pool has too few sentences for them to differ
+    """
+
+    scores: Scores
+    of_draws: list[float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a grid cell; of a model also what it scores under each pool, its own and further ones."""
+
+    scores: Scores
+    pools: Mapping[str, PoolScores] = field(default_factory=dict)
 
 
 class Scorer(typing.Protocol):
@@ -74,13 +98,7 @@ class Scorer(typing.Protocol):
     def trained_on(self, plan: CellPlan) -> bool:
         """Whether the dataset is the scorer's own training distribution."""
 
-    def overlap(self, plan: CellPlan) -> Overlap | None:
-        """How many of the plan's units it was trained on; None where that is not known."""
-
-    def cut_prompts(self, plan: CellPlan) -> int | None:
-        """How many of the plan's sentences are too long for it and are cut; None where it reads none."""
-
-    def score(self, plan: CellPlan) -> Scores:
+    def score(self, plan: CellPlan) -> Scored:
         """Scores of the plan's units."""
 
 
@@ -90,11 +108,13 @@ class CellRun:
 
     reused   whether the finished result was read back and nothing was scored
     damaged  the stored result that was damaged and has been made again, with the reason; else None
+    prompt_f1  what `with_prompt_order` compares models by
     """
 
     result: CellResult
     reused: bool = False
     damaged: str | None = None
+    prompt_f1: PromptF1 = field(default_factory=dict)
 
 
 class DamagedCellError(Exception):
@@ -109,31 +129,29 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """
     identity = _identity(scorer, plan)
     place = cell_folder(folder, identity)
-    found = scorer.overlap(plan)
     shown: dict[str, Any] = {
         "model": scorer.name,
         "dataset": plan.dataset,
         "protocol": plan.protocol_name,
-        "in_domain": scorer.trained_on(plan) or (found is not None and found.units > 0),
-        "overlap_units": found and found.units,
-        "overlap_images": found and found.images,
-        "overlap_cases": found and found.cases,
-        "repeated": plan.selection.repeated,
-        "cut_prompts": scorer.cut_prompts(plan),
+        "in_domain": scorer.trained_on(plan),
         "generated": plan.generated,
         "basis": plan.protocol.basis,
     }
     damaged = None
     try:
-        finished = _read(place, shown)
+        finished = _read(place)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    if finished is not None and finished.groups_sha256 == plan.selection.groups_sha256:
-        return CellRun(finished, reused=True)
-    scores = scorer.score(plan)
+    if finished is not None and finished[0].groups_sha256 == plan.selection.groups_sha256:
+        result, prompt_f1 = finished
+        return CellRun(result.model_copy(update=shown), reused=True, prompt_f1=prompt_f1)
+    scored = scorer.score(plan)
+    scores = scored.scores
+    prompt_f1 = {name: pool.of_draws for name, pool in scored.pools.items() if pool.of_draws}
     result = results.CellResult(
         **shown,
         **_figures(plan.selection, plan.protocol, scores),
+        **_prompt_figures(plan, scored),
         weights_sha256=scorer.weights,
         prompts_sha256=plan.prompts.digest if scorer.uses_prompts else None,
         split_sha256=plan.selection.split_sha256,
@@ -146,8 +164,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         role=plan.roles[plan.protocol.split],
         cell=identity,
     )
-    _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts))
-    return CellRun(result, damaged=damaged)
+    _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts), prompt_f1)
+    return CellRun(result, damaged=damaged, prompt_f1=prompt_f1)
 
 
 def cell_folder(folder: str, identity: str) -> str:
@@ -176,6 +194,11 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             "split": plan.selection.split_sha256,
             "images": plan.selection.images_sha256,
         }
+        | (
+            {"pools": {n: p.digest for n, p in plan.pools.items()}}
+            if scorer.uses_prompts and plan.pools
+            else {}
+        )
     )
 
 
@@ -234,6 +257,39 @@ def _parts(whole: Predictions, clusters: Clusters, values: np.ndarray) -> dict[s
     return parts
 
 
+def _prompt_figures(plan: CellPlan, scored: Scored) -> dict[str, Any]:
+    """The fields of the record on how far macro F1 depends on the prompts; none for baselines."""
+    own = scored.pools.get(OWN_POOL)
+    if own is None:
+        return {}
+    median, low, high = band(own.of_draws) if own.of_draws else (None, None, None)
+    return {
+        "prompt_pool": min(len(lines) for _, lines in plan.prompts.sentences),
+        "prompt_f1_median": median,
+        "prompt_f1_lo": low,
+        "prompt_f1_hi": high,
+        "prompt_pools": {
+            name: _pool_figures(plan, plan.pools[name], pool)
+            for name, pool in scored.pools.items()
+            if name != OWN_POOL
+        },
+    }
+
+
+def _pool_figures(plan: CellPlan, prompts: PromptSet, pool: PoolScores) -> PoolFigures:
+    scored = plan.selection.scored
+    found = Predictions(plan.selection.labels[scored], pool.scores.predicted[scored], plan.selection.classes)
+    median, low, high = band(pool.of_draws) if pool.of_draws else (None, None, None)
+    return PoolFigures(
+        macro_f1=float(macro_f1(found.counts)),
+        median=median,
+        lo=low,
+        hi=high,
+        sentences=min(len(lines) for _, lines in prompts.sentences),
+        prompts_sha256=prompts.digest,
+    )
+
+
 def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
     selection = plan.selection
     assert APART == -1, "the name of the units apart is the last"
@@ -252,7 +308,7 @@ def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
     return pa.table(table)
 
 
-def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
+def _write(place: str, result: CellResult, predictions: pa.Table, prompt_f1: PromptF1) -> None:
     """Writes the predictions first: a grid cell is finished when its cell.json exists."""
     system, path = filesystem(place)
     out = io.BytesIO()
@@ -260,15 +316,15 @@ def _write(place: str, result: CellResult, predictions: pa.Table) -> None:
     data = out.getvalue()
     write_file(system, f"{path}/predictions.parquet", data)
     tree = {"schema": CELL_SCHEMA, **resolved(result), "predictions_sha256": hashlib.sha256(data).hexdigest()}
+    tree["prompt_f1"] = prompt_f1
     tree["sha256"] = digest(tree)
     write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read(place: str, shown: Mapping[str, Any]) -> CellResult | None:
-    """A finished result; None where there is none, or where an earlier version wrote it with fewer fields.
+def _read(place: str) -> tuple[CellResult, PromptF1] | None:
+    """A finished result with its macro F1 by prompt draw; None where there is none, or with fewer fields.
 
-    The fields of `shown` do not follow from the predictions, and replace those that were stored. Raises
-    DamagedCellError for content that is not what was written.
+    Raises DamagedCellError for content that is not what was written.
     """
     system, path = filesystem(place)
     try:
@@ -281,14 +337,14 @@ def _read(place: str, shown: Mapping[str, Any]) -> CellResult | None:
         if tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
-        complete = set(results.fields()) <= {*record, *shown}
-        result = results.parse(record | shown, where=f"{place}/cell.json") if complete else None
+        complete = set(results.fields()) <= set(record)
+        result = results.parse(record, where=f"{place}/cell.json") if complete else None
         with system.open_input_stream(f"{path}/predictions.parquet") as source:
             data = source.read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedCellError(first_line(error)) from None
     _check_digests(tree, data)
-    return result
+    return None if result is None else (result, tree["prompt_f1"])
 
 
 def _check_digests(tree: dict[str, Any], data: bytes) -> None:

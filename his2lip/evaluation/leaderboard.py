@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from his2lip.config import resolved
 from his2lip.evaluation.config import ModelEntry
-from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.grid_cell import PromptF1, read_predictions
+from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
 from his2lip.evaluation.results import CellFailure, CellResult, to_csv, to_table
 from his2lip.files import filesystem, write_file
@@ -37,16 +38,12 @@ def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence
     return f"{path}/leaderboard.csv"
 
 
-def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> list[CellResult]:
-    """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data.
-
-    cards  dataset -> the project's card by which it is scored; a dataset with a card of one's own has none
-    """
+def with_published(cells: Iterable[CellResult]) -> list[CellResult]:
+    """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data."""
     known = {(comparison_name(row.model), comparison_name(row.dataset)): row for row in published_figures()}
     filled = []
     for cell in cells:
-        card = cards.get(cell.dataset, "")
-        row = known.get((comparison_name(cell.model), comparison_name(card)))
+        row = known.get((comparison_name(cell.model), comparison_name(cell.dataset)))
         if row and cell.protocol == PAPER and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)
@@ -63,6 +60,34 @@ def with_blends(cells: Iterable[CellResult], entries: Iterable[ModelEntry]) -> l
         else cell
         for cell in cells
     ]
+
+
+def with_prompt_order(
+    cells: Sequence[CellResult], prompt_f1: Mapping[tuple[str, str, str], PromptF1]
+) -> list[CellResult]:
+    """`cells` with the share of the prompt draws that keep a model's order with each other model.
+
+    prompt_f1  model, dataset and protocol -> macro F1 of each prompt draw of each pool
+    """
+    shares: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for column in {(cell.dataset, cell.protocol) for cell in cells}:
+        own = [cell for cell in cells if (cell.dataset, cell.protocol) == column]
+        of_draws = {c.model: f1 for c in own if (f1 := prompt_f1.get((c.model, *column)))}
+        shares[column] = order_shares({c.model: c.macro_f1 for c in own}, of_draws)
+    filled = []
+    for cell in cells:
+        order = shares[cell.dataset, cell.protocol].get(cell.model, {})
+        least = min(order.values(), default=None)
+        filled.append(
+            cell.model_copy(
+                update={
+                    "prompt_order": order,
+                    "prompt_order_least": least,
+                    "order_depends_on_prompts": least is not None and least < STABLE,
+                }
+            )
+        )
+    return filled
 
 
 def _all_predictions(folder: str, cells: Sequence[CellResult]) -> pa.Table:

@@ -1,8 +1,10 @@
-"""Prompt sets: the sentences of each class, in a fixed order, with a digest."""
+"""Prompt sets: the pool of sentences of each class, in a fixed order, with a digest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +13,38 @@ from his2lip.errors import ConfigError, did_you_mean
 
 PROMPTS_FOLDER = "benchmarks/prompts"
 
+# British spellings in pathology -> the American ones. They are replaced inside words too: tumours, fibres.
+_AMERICAN = {
+    "tumour": "tumor",
+    "haemat": "hemat",
+    "oestrogen": "estrogen",
+    "centred": "centered",
+    "centre": "center",
+    "fibre": "fiber",
+    "colour": "color",
+    "grey": "gray",
+    "artefact": "artifact",
+}
+_BRITISH = re.compile("|".join(sorted(_AMERICAN, key=len, reverse=True)), flags=re.IGNORECASE)
+
 
 class PromptFile(config.Config):
-    """The content of a prompt file.
+    """The content of a prompt file. It gives the sentences of each class in one of three ways.
 
-    With `templates`, each class lists synonyms; its sentences are every template, with {} replaced by every
-    synonym, template by template. Without `templates`, each class lists its sentences.
+    - `classes` alone: each class lists its sentences.
+    - `classes` and `templates`: each class lists synonyms. Its sentences are every template, with {} replaced
+      by every synonym, template by template.
+    - `slots` and `templates`: a class is a combination of one name of each slot, joined by a space. Its
+      sentences are every template, with each {SLOT} replaced by every synonym of that name.
     """
 
     note: str = ""
     templates: list[str] = []
-    classes: dict[str, list[str]]
+    classes: dict[str, list[str]] = {}
+    slots: dict[str, dict[str, list[str]]] = {}
+    """Slot -> name -> synonyms, such as tissue -> Tumor -> [tumour tissue, carcinoma]."""
+    both_spellings: bool = False
+    """Whether a sentence with British spelling is followed by the same sentence in American spelling."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +59,30 @@ class PromptSet:
         """The set of that name in benchmarks/prompts, or the one in the YAML file at that path."""
         path = _find(str(name_or_path))
         source = config.validate(PromptFile, config.read_yaml(path), where=path)
-        return cls.build(path.stem, source.classes, templates=source.templates, where=path)
+        if source.slots:
+            if source.classes:
+                what = "a prompt file has either `classes` or `slots`"
+                raise ConfigError(what, where=path, key="slots")
+            found = cls.combine(path.stem, source.slots, templates=source.templates, where=path)
+        else:
+            found = cls.build(path.stem, source.classes, templates=source.templates, where=path)
+        return found.in_both_spellings() if source.both_spellings else found
 
     @classmethod
     def build(
         cls,
         name: str,
-        classes: dict[str, list[str]],
+        classes: Mapping[str, Sequence[str]],
         *,
         templates: Iterable[str] = (),
         where: str | Path | None = None,
     ) -> PromptSet:
         """Combines templates and synonyms. Raises ConfigError for an empty class or a template without {}."""
         templates = list(templates) or ["{}"]
-        for template in templates:
-            if template.count("{}") != 1:
-                what = f"a template must contain {{}} once, and this one does not: '{template}'"
-                raise ConfigError(what, where=where, key=template)
-        for label, words in classes.items():
-            if not words or not all(w.strip() for w in words):
-                what = f"the class '{label}' has no sentence, or an empty one"
-                raise ConfigError(what, where=where, key=label)
+        if not classes:
+            raise ConfigError("this prompt set has no class", where=where, key="classes")
+        _check_synonyms(classes, where)
+        _check_templates(templates, ["{}"], where)
         return cls(
             name,
             tuple(
@@ -64,6 +90,36 @@ class PromptSet:
                 for label, words in classes.items()
             ),
         )
+
+    @classmethod
+    def combine(
+        cls,
+        name: str,
+        slots: Mapping[str, Mapping[str, Sequence[str]]],
+        *,
+        templates: Iterable[str],
+        where: str | Path | None = None,
+    ) -> PromptSet:
+        """One class for each combination of one name of each slot, with the sentences of all its synonyms.
+
+        Raises ConfigError for an empty slot or name, and for a template that has not every {SLOT} once.
+        """
+        templates = list(templates) or [""]
+        for names in slots.values():
+            _check_synonyms(names, where)
+        holes = [f"{{{slot}}}" for slot in slots]
+        _check_templates(templates, holes, where)
+        found = []
+        for chosen in itertools.product(*(names.items() for names in slots.values())):
+            lines = []
+            for template in templates:
+                for words in itertools.product(*(synonyms for _, synonyms in chosen)):
+                    line = template
+                    for hole, word in zip(holes, words, strict=True):
+                        line = line.replace(hole, word)
+                    lines.append(line)
+            found.append((" ".join(label for label, _ in chosen), tuple(lines)))
+        return cls(name, tuple(found))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -93,11 +149,48 @@ class PromptSet:
         """Every sentence of every class, in order, duplicates kept."""
         return [line for _, lines in self.sentences for line in lines]
 
+    def in_both_spellings(self) -> PromptSet:
+        """Each sentence with British spelling is followed by the same sentence in American spelling."""
+        return PromptSet(
+            self.name,
+            tuple(
+                (label, tuple(form for line in lines for form in dict.fromkeys((line, american(line)))))
+                for label, lines in self.sentences
+            ),
+        )
+
+
+def american(sentence: str) -> str:
+    """The sentence in American spelling: tumor for tumour, hematoxylin for haematoxylin, and the like."""
+
+    def replace(found: re.Match[str]) -> str:
+        word = found[0]
+        spelt = _AMERICAN[word.lower()]
+        return spelt.capitalize() if word[0].isupper() else spelt
+
+    return _BRITISH.sub(replace, sentence)
+
 
 def list_prompts() -> list[str]:
     """Names of the prompt sets that the project carries."""
     folder = resources.root() / PROMPTS_FOLDER
     return sorted(p.stem for p in folder.glob("*.yaml"))
+
+
+def _check_synonyms(classes: Mapping[str, Sequence[str]], where: str | Path | None) -> None:
+    for label, words in classes.items():
+        if not words or not all(w.strip() for w in words):
+            what = f"the class '{label}' has no sentence, or an empty one"
+            raise ConfigError(what, where=where, key=label)
+
+
+def _check_templates(templates: Iterable[str], holes: Iterable[str], where: str | Path | None) -> None:
+    """Each hole must occur once in each template."""
+    for template in templates:
+        for hole in holes:
+            if template.count(hole) != 1:
+                what = f"a template must contain {hole} once, and this one does not: '{template}'"
+                raise ConfigError(what, where=where, key=template)
 
 
 def _find(name: str) -> Path:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from his2lip.data.shards import open_shards
+from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.grid_cell import CellPlan
-from his2lip.evaluation.overlap import Overlap, overlap
+from his2lip.evaluation.grid_cell import CellPlan, PoolScores, Scored
+from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
+from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import view_of
-from his2lip.evaluation.zero_shot import Scores, score
+from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder, TrainingRecord
+    from his2lip.models import DualEncoder
 
 
 class ModelScorer:
@@ -30,20 +31,19 @@ class ModelScorer:
         model: DualEncoder,
         cache: EmbeddingCache,
         *,
-        record: TrainingRecord | None = None,
-        declared: Collection[str] | None = None,
+        trained_on: frozenset[str] = frozenset(),
+        fine_tuned: bool = False,
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
         """
-        record    what the model was trained on; with it, the model also counts as trained on every dataset
-                  whose card has `in_domain: true`
-        declared  names in the benchmark of the datasets that it was trained on; None: as its record says
+        trained_on  names or digests of the datasets that the model was trained on
+        fine_tuned  the model also counts as trained on every dataset whose card has `in_domain: true`
         """
         self.name = name
         self.weights = model.tensor_digest()
         self._model, self._cache = model, cache
-        self._record, self._declared = record, declared
+        self._trained_on, self._fine_tuned = trained_on, fine_tuned
         self._batch_size, self._threads = batch_size, threads
         self._sentences = SentenceEncoder(model, weights=self.weights)
 
@@ -51,39 +51,39 @@ class ModelScorer:
         return self._encoder(plan).key
 
     def trained_on(self, plan: CellPlan) -> bool:
-        if self._declared is not None:
-            return plan.dataset in self._declared
-        known = self._record
-        if known is None:
-            return False
-        return plan.in_domain or plan.origin in known.datasets or plan.data_digest in known.digests
+        known = {plan.dataset, plan.data_digest} & self._trained_on
+        return bool(known) or (self._fine_tuned and plan.in_domain)
 
-    def overlap(self, plan: CellPlan) -> Overlap | None:
-        return overlap(self._record, plan.selection)
-
-    def cut_prompts(self, plan: CellPlan) -> int:
-        return len(self._model.tokenizer.too_long(plan.prompts.all_sentences()))
-
-    def score(self, plan: CellPlan) -> Scores:
-        shards, selection = open_shards(plan.uri), plan.selection
+    def score(self, plan: CellPlan) -> Scored:
+        """Scores under the protocol's own pool of prompts, and what each pool gives."""
         embedded = self._cache.embed(
             self._encoder(plan),
-            shards,
+            open_shards(plan.uri),
             plan.protocol.split,
-            rows=selection.rows,
+            rows=plan.selection.rows,
             batch_size=self._batch_size,
             threads=self._threads,
         )
-        lines = plan.prompts.sentences
-        features = self._cache.embed_text(self._sentences, plan.prompts.all_sentences())
-        bounds = np.cumsum([len(own) for _, own in lines])[:-1]
-        return score(
-            embedded.features,
-            np.split(features, bounds),
-            pooling=plan.protocol.pooling,
-            scoring=plan.protocol.scoring,
-            groups=selection.unit[embedded.row],
+        unit = plan.selection.unit[embedded.row]
+        pools = {
+            name: self._under(prompts, plan, embedded.features, unit)
+            for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
+        }
+        return Scored(pools[OWN_POOL].scores, pools)
+
+    def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
+        """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""
+        features = self._cache.embed_text(self._sentences, prompts.all_sentences())
+        sizes = [len(own) for _, own in prompts.sentences]
+        texts = np.split(features, np.cumsum(sizes)[:-1])
+        pooling, scoring = plan.protocol.pooling, plan.protocol.scoring
+        whole = score(images, texts, pooling=pooling, scoring=scoring, groups=unit)
+        if not varies(sizes):
+            return PoolScores(whole, [])
+        of_draws = macro_f1_of_draws(
+            images, texts, plan.selection.labels, pooling=pooling, scoring=scoring, groups=unit
         )
+        return PoolScores(whole, of_draws.tolist())
 
     def _encoder(self, plan: CellPlan) -> ModelEncoder:
         return ModelEncoder(

@@ -65,13 +65,13 @@ def score(
         what = f"text_features must have {images.shape[1]} columns, as image_features have"
         raise OptionError(what, key="text_features")
     if scoring == "cosine":
-        images, texts = _unit(images), [_unit(t) for t in texts]
+        images, texts = unit_rows(images), [unit_rows(t) for t in texts]
 
-    products = _products(images, np.concatenate(texts))
+    products = similarities(images, np.concatenate(texts))
     bounds = np.cumsum([0, *(len(t) for t in texts)])
     if pooling == "mean_embedding":
         centres = np.stack([t.mean(axis=0) for t in texts])
-        by_class = _products(images, _unit(centres) if scoring == "cosine" else centres)
+        by_class = similarities(images, unit_rows(centres) if scoring == "cosine" else centres)
     else:
         reduce = np.mean if pooling == "mean_logit" else np.max
         by_class = np.stack([reduce(products[:, a:b], axis=1) for a, b in pairwise(bounds)], axis=1)
@@ -93,7 +93,7 @@ def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray)
     return Scores(scores, predicted.astype(np.int64), prompt, ties)
 
 
-def _products(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+def similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """(N, P) images (N, D) times texts (P, D) transposed; equal texts give bitwise equal columns.
 
     The rounding of a matrix product can depend on the position of a column. If two classes had the same
@@ -118,7 +118,7 @@ def _mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return sums / sizes[:, None]
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit_rows(features: np.ndarray) -> np.ndarray:
     """The rows, normalised to length 1. A row of zeros stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1.0)

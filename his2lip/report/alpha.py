@@ -1,4 +1,4 @@
-"""Sweeps of alpha between a frozen and a tuned model: macro F1 in-domain and on the other datasets."""
+"""Sweeps of alpha between a frozen and a tuned model: their means in-domain and on the other datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Mean macro F1 of one blend, as fractions, on in-domain datasets and on all other datasets."""
+    """Mean chance-corrected balanced accuracy of one blend, on in-domain datasets and on all others."""
 
     sweep: str
     alpha: float
@@ -37,10 +37,10 @@ def curve_points(board: Board) -> list[Point]:
 
 
 def curve_csv(points: Sequence[Point]) -> str:
-    """The points as CSV; figures are fractions in [0, 1]."""
+    """The points as CSV; figures are 0 at chance and 1 if perfect."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("sweep", "alpha", "in_domain_macro_f1", "out_of_domain_macro_f1"))
+    writer.writerow(("sweep", "alpha", "in_domain_chance_corrected", "out_of_domain_chance_corrected"))
     writer.writerows((p.sweep, p.alpha, p.in_domain, p.out_of_domain) for p in points)
     return out.getvalue()
 
@@ -53,12 +53,12 @@ def curve_plot(points: Sequence[Point]) -> Figure:
     for sweep in dict.fromkeys(p.sweep for p in points):
         mine = [p for p in points if p.sweep == sweep]
         figure.add_scatter(
-            x=[100 * p.in_domain for p in mine], y=[100 * p.out_of_domain for p in mine],
+            x=[p.in_domain for p in mine], y=[p.out_of_domain for p in mine],
             text=[f"{p.alpha:g}" for p in mine], name=html.escape(sweep),
             mode="lines+markers+text", textposition="top center",
         )  # fmt: skip
     figure.update_layout(
-        xaxis_title="mean macro F1, in-domain, %", yaxis_title="mean macro F1, other datasets, %",
+        xaxis_title="mean chance-corrected balanced accuracy, in-domain", yaxis_title="other datasets",
         showlegend=True, height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
     )  # fmt: skip
     return figure

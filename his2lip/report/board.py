@@ -1,4 +1,4 @@
-"""The leaderboard of a benchmark: its grid cells by model and column, and the mean of each model."""
+"""The leaderboard of a benchmark: its grid cells by model and column, and one number for each model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
-from his2lip.evaluation import CellResult, comparison_name, published_figures, read_results
+from his2lip.evaluation import (
+    CellResult,
+    Part,
+    comparison_name,
+    mean_interval,
+    published_figures,
+    read_results,
+)
 from his2lip.report.comparability import is_possible
+
+ONE_NUMBER = "chance_corrected"  # the figure whose mean over datasets ranks the models
 
 
 def heading(cell: CellResult) -> str:
@@ -34,7 +43,7 @@ class Board:
     def models(self) -> list[str]:
         """The models, those with the highest zero-shot mean first, then the baselines in the same order."""
         baseline = {cell.model: cell.is_baseline for cell in self.cells}
-        return sorted(baseline, key=lambda name: (baseline[name], -(self.mean(name) or -1.0)))
+        return sorted(baseline, key=lambda name: (baseline[name], -_or_worst(self.mean(name))))
 
     @property
     def generated(self) -> bool:
@@ -60,25 +69,52 @@ class Board:
             left_out |= {heading(cell) for cell in self.cells if cell.generated}
         return [column for column in self.columns if column not in left_out]
 
-    def mean(
-        self, model: str, figure: str = "macro_f1", *, columns: Sequence[str] | None = None
-    ) -> float | None:
-        """The mean of a figure of a model over `columns`; None where one of them has no such figure.
+    def mean(self, model: str, *, columns: Sequence[str] | None = None) -> float | None:
+        """The mean of chance-corrected balanced accuracy over `columns`; None where one is not scored.
+
+        It is 0 at chance and 1 if perfect for any number of classes, so datasets can be averaged. The mean of
+        macro F1 would rank by the chance levels of the datasets.
 
         columns  default: those of `zero_shot`
         """
         cells = [self.cell(model, column) for column in (self.zero_shot() if columns is None else columns)]
-        values = [value for c in cells if c is not None and (value := getattr(c, figure)) is not None]
+        values = [getattr(c, ONE_NUMBER) for c in cells if c is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
+
+    def mean_interval(self, model: str) -> tuple[float, float] | None:
+        """The limits of the 95 % interval of `mean`; None where a figure of it has no interval."""
+        parts = []
+        for cell in (self.cell(model, column) for column in self.zero_shot()):
+            limits = None if cell is None else cell.interval(ONE_NUMBER)
+            if cell is None or limits is None:
+                return None
+            dataset = f"{cell.dataset} (generated)" if cell.generated else cell.dataset
+            parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters, dataset))
+        return mean_interval(parts) if parts else None
+
+    def borda(self) -> dict[str, int]:
+        """Model -> its rank by Borda count over the columns of the mean, 1 for the best.
+
+        In each column a model gets a point for every model that it beats, and half a point for a tie (Colombo
+        et al. 2022). Only models with a mean are ranked.
+        """
+        means = [
+            model for model in dict.fromkeys(c.model for c in self.cells) if self.mean(model) is not None
+        ]
+        points = dict.fromkeys(means, 0.0)
+        for column in self.zero_shot() if means else ():
+            own = {model: getattr(self.cell(model, column), ONE_NUMBER) for model in means}
+            for model, value in own.items():
+                points[model] += sum((value > other) + (value == other) / 2 for other in own.values())
+        return {model: 1 + sum(p > own for p in points.values()) for model, own in points.items()}
+
+    def zero_shot_share(self, model: str) -> float:
+        """The share of the columns of a model, as a fraction, that are not in-domain for it."""
+        return statistics.fmean(not cell.in_domain for cell in self.cells if cell.model == model)
 
     def sizes(self, column: str) -> list[str]:
         """How many units and clusters the figures of a column rest on; more than one where models differ."""
         return list(dict.fromkeys(cell.size for cell in self.cells if heading(cell) == column))
-
-    def repeated(self) -> dict[str, str]:
-        """Column -> how many of its units repeat a picture; only columns with such units."""
-        found = {heading(cell): cell.repeated_note for cell in self.cells}
-        return {column: note for column, note in found.items() if note is not None}
 
     def empty_classes(self) -> dict[str, list[str]]:
         """Column -> its classes that have no unit in the scored split; only columns with such classes."""
@@ -95,6 +131,11 @@ class PublishedRow:
     accuracy: float
     macro_f1: float
     is_possible: bool
+
+
+def _or_worst(mean: float | None) -> float:
+    """A mean, or less than any mean."""
+    return -2.0 if mean is None else mean
 
 
 def read_board(path: Path) -> Board:

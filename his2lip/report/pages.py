@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import html
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from his2lip.evaluation import CellResult, Metric, metric_fields
+from his2lip.evaluation import DRAWS, SENTENCES, CellResult, Metric, metric_fields
 from his2lip.report.alpha import curve_csv, curve_points
-from his2lip.report.board import Board, PublishedRow, heading, published_rows, read_board
+from his2lip.report.board import ONE_NUMBER, Board, PublishedRow, heading, published_rows, read_board
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import draw_plots
+from his2lip.report.prompt_order import (
+    MARK,
+    MARKED,
+    banded,
+    columns_with_bands,
+    is_marked,
+    pairs,
+    pairs_csv,
+    unstable,
+)
 from his2lip.templates import percent, render, trusted
 
 GENERATED = (
@@ -24,9 +34,12 @@ INTERVALS = (
     "with Student's t. They measure what other patients would change, not other prompts or seeds."
 )
 UNCHANGED = "no case changes the figure"
-FIRST = "macro_f1"  # models are sorted by this metric, and its table comes first
-_MEAN = "zero-shot mean"
-_OVERLAP = "†"  # beside figures of units that the model was trained on
+# Head of a column that follows the datasets -> note below it.
+_SUMMARY = {
+    "mean": "of the datasets that are zero-shot for all",
+    "rank": "Borda count over the same datasets",
+    "zero-shot": "share of all datasets",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Figure:
     limits   its interval as text, such as 30.1-52.3
     is_best  whether it is the largest of its column
     hint     what the page shows when the pointer is over it
+    mark     a sign beside the value, which a note explains
     """
 
     value: float | None
@@ -45,16 +59,18 @@ class Figure:
     limits: str = ""
     is_best: bool = False
     hint: str = ""
+    mark: str = ""
 
     @property
     def text(self) -> str:
         """The figure with its interval, on one line."""
-        return f"{self.shown} ({self.limits})" if self.limits else self.shown
+        shown = self.shown + self.mark
+        return f"{shown} ({self.limits})" if self.limits else shown
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """The figures of a model: one per column of the board, then its mean."""
+    """The figures of a model: one per column of the table."""
 
     model: str
     is_baseline: bool
@@ -71,30 +87,41 @@ class Head:
 
 @dataclass(frozen=True)
 class Table:
-    """One metric of all models on all columns."""
+    """One metric of all models on all columns.
+
+    has_summary  whether the mean over the datasets, its rank and the share of zero-shot datasets follow
+    """
 
     title: str
     heads: Sequence[Head]
     rows: Sequence[TableRow]
+    has_summary: bool = False
 
 
 def write_pages(leaderboard: Path, out: Path) -> Path:
-    """Writes index.html, leaderboard.md and leaderboard.csv into `out`, and alpha.csv where alpha was swept.
+    """Writes index.html, leaderboard.md and leaderboard.csv into `out`, and further tables where they apply.
 
-    Returns the path of index.html.
+    alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
+    the share of the prompt draws that keep their order. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(html_page(board, published_rows()), encoding="utf-8")
     (out / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
-    curve = out / "alpha.csv"
-    if points := curve_points(board):
-        curve.write_text(curve_csv(points), encoding="utf-8")
-    else:
-        curve.unlink(missing_ok=True)  # of an earlier call
+    points, compared = curve_points(board), pairs(board)
+    _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
+    _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
     shutil.copyfile(leaderboard, out / leaderboard.name)
     return page
+
+
+def _write_or_remove(path: Path, text: str | None) -> None:
+    """Writes a table; without one, removes that of an earlier call."""
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def markdown(board: Board) -> str:
@@ -102,11 +129,16 @@ def markdown(board: Board) -> str:
     parts = ["# Leaderboard", ""]
     if board.generated:
         parts += [f"> {GENERATED}", ""]
-    head = ["model", *board.columns, _MEAN]
-    rule = _line(["---", *["---:"] * (len(head) - 1)])
     for table in tables(board):
+        head = ["model", *board.columns, *(_SUMMARY if table.has_summary else ())]
+        rule = _line(["---", *["---:"] * (len(head) - 1)])
         parts += [f"## {table.title}", "", _line(map(_plain, head)), rule]
         parts += [_line([_plain(row.model), *(f.text for f in row.figures)]) for row in table.rows]
+        parts.append("")
+    if bands := prompt_table(board):
+        parts += [f"## {bands.title}", "", _line(_plain(head.title) for head in bands.heads)]
+        parts.append(_line(["---", *["---:"] * (len(bands.heads) - 1)]))
+        parts += [_line([_plain(row.model), *(f.shown for f in row.figures)]) for row in bands.rows]
         parts.append("")
     return "\n".join([*parts, *(f"{_plain(note)}\n" for note in _notes(board))])
 
@@ -119,6 +151,8 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
         "report/leaderboard.html",
         warning=GENERATED if board.generated else "",
         tables=tables(board),
+        prompts=prompt_table(board),
+        unstable=unstable_pairs(board),
         notes=[
             f"{_domain_note(board)} Click a head to sort; "
             "hold the pointer over a figure for details and its published value.",
@@ -140,23 +174,17 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
 
 
 def tables(board: Board) -> list[Table]:
-    """One table per metric that at least one grid cell has; `FIRST` comes first."""
-    known = [
-        name
-        for name in metric_fields()
-        if name == FIRST or any(getattr(c, name) is not None for c in board.cells)
-    ]
-    return [_table(board, name) for name in sorted(known, key=lambda name: name != FIRST)]
+    """The table of the mean, that of macro F1, and one per other metric that at least one grid cell has."""
+    known = [name for name in metric_fields() if any(getattr(c, name) is not None for c in board.cells)]
+    first = (ONE_NUMBER, "macro_f1")
+    return [_table(board, n) for n in (*first, *(name for name in known if name not in first))]
 
 
 def _table(board: Board, name: str) -> Table:
     metric = metric_fields()[name]
     title = f"{metric.title}, %" if metric.unit == "fraction" else metric.title
     cells = {model: [board.cell(model, column) for column in board.columns] for model in board.models}
-    values = {
-        model: [*(None if c is None else getattr(c, name) for c in own), board.mean(model, name)]
-        for model, own in cells.items()
-    }
+    values = {model: [None if c is None else getattr(c, name) for c in own] for model, own in cells.items()}
     best = [
         max((v for v in column if v is not None), default=None)
         for column in zip(*values.values(), strict=True)
@@ -166,15 +194,92 @@ def _table(board: Board, name: str) -> Table:
         figures = [
             Figure(
                 value,
-                _shown(value, metric.unit) + _mark(cell),
+                _shown(value, metric.unit),
                 _limits(cell, metric),
                 value == top,
                 _hint(cell, name),
+                MARK if is_marked(cell, name) else "",
             )
-            for value, top, cell in zip(values[model], best, [*own, None], strict=True)
+            for value, top, cell in zip(values[model], best, own, strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
-    return Table(title, [_head(column, board) for column in ("model", *board.columns, _MEAN)], rows)
+    heads = [_head(column, board) for column in ("model", *board.columns)]
+    if name != ONE_NUMBER:
+        return Table(title, heads, rows)
+    rows = [replace(row, figures=[*row.figures, *_summary(board, row.model)]) for row in rows]
+    heads += [Head(*pair) for pair in _SUMMARY.items()]
+    return Table(title, heads, rows, has_summary=True)
+
+
+def _summary(board: Board, model: str) -> Iterator[Figure]:
+    """The mean of a model over the datasets, its rank by Borda count, and its share of zero-shot datasets."""
+    means = [board.mean(name) for name in board.models]
+    mean, rank, share = board.mean(model), board.borda().get(model), board.zero_shot_share(model)
+    best = max((m for m in means if m is not None), default=None)
+    limits = _short(board.mean_interval(model), "coefficient")
+    yield Figure(mean, _shown(mean, "coefficient"), limits, is_best=mean == best)
+    yield Figure(rank, "" if rank is None else str(rank), is_best=rank == 1)
+    yield Figure(share, f"{100 * share:.0f} %")
+
+
+def prompt_table(board: Board) -> Table | None:
+    """Macro F1 over the prompt draws of each model and column: median, and 5 to 95 % in parentheses."""
+    columns = columns_with_bands(board)
+    rows = []
+    for model in banded(board):
+        cells = [board.cell(model, column) for column in columns]
+        medians = [None if c is None else c.prompt_f1_median for c in cells]
+        figures = [Figure(m, _band(c), hint=_pools(c)) for m, c in zip(medians, cells, strict=True)]
+        rows.append(TableRow(model, is_baseline=False, figures=figures))
+    title = f"Macro F1 over {DRAWS} draws of {SENTENCES} prompts per class: median (5 to 95 %), %"
+    return Table(title, [_head(column, board) for column in ("model", *columns)], rows) if rows else None
+
+
+def unstable_pairs(board: Board) -> list[tuple[str, list[str]]]:
+    """Column -> the pairs of models whose order depends on the prompts, one sentence each."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs(board):
+        if pair.depends_on_prompts:
+            text = (
+                f"{pair.first} above {pair.second} by {100 * pair.difference:.2f} points, "
+                f"in {100 * pair.share:.1f} % of the prompt draws"
+            )
+            found.setdefault(pair.column, []).append(text)
+    return list(found.items())
+
+
+def _band(cell: CellResult | None) -> str:
+    if cell is None or cell.prompt_f1_median is None:
+        return ""
+    low, high = percent(cell.prompt_f1_lo), percent(cell.prompt_f1_hi)
+    return f"{percent(cell.prompt_f1_median)} ({low} to {high})"
+
+
+def _pools(cell: CellResult | None) -> str:
+    """The number of sentences, and macro F1 under each further pool of prompts."""
+    if cell is None:
+        return ""
+    parts = [f"{cell.prompt_pool} sentences or more per class"]
+    for name, pool in cell.prompt_pools.items():
+        known = f", draws {percent(pool.lo)} to {percent(pool.hi)}" if pool.median is not None else ""
+        parts.append(f"pool {name}: {percent(pool.macro_f1)}{known}")
+    return "; ".join(parts)
+
+
+def _prompt_notes(board: Board) -> list[str]:
+    """What the mark means, where a figure has it, and the further pools."""
+    marked = [pair for pair in pairs(board) if pair.depends_on_prompts]
+    names = sorted({name for cell in board.cells for name in cell.prompt_pools})
+    notes = []
+    if names:
+        notes.append(f"Models are compared under the protocol's own prompts and under: {', '.join(names)}.")
+    if marked:
+        notes.append(
+            f"{MARK} {MARKED}: with another model, fewer than 95 % of {DRAWS} seeded draws of {SENTENCES} "
+            f"sentences per class keep the order of macro F1 ({len(marked)} of {len(pairs(board))} pairs; "
+            "prompt_order.csv has all)."
+        )
+    return notes
 
 
 def _head(name: str, board: Board) -> Head:
@@ -184,18 +289,11 @@ def _head(name: str, board: Board) -> Head:
     return Head(title, ", ".join([*notes, *board.sizes(name)]))
 
 
-def _mark(cell: CellResult | None) -> str:
-    """The sign after the figures of units that the model was trained on."""
-    return "" if cell is None or cell.overlap_note is None else f" {_OVERLAP}"
-
-
 def _hint(cell: CellResult | None, name: str) -> str:
     """Details of a figure: n, its interval or why it has none, and the difference from the paper's figure."""
     if cell is None:
         return ""
     parts = [cell.size]
-    if cell.overlap_note is not None:
-        parts.append(cell.overlap_note)
     if (interval := cell.interval(name)) is not None:
         unit = metric_fields()[name].unit
         parts.append("95 % interval {} to {}".format(*(_shown(limit, unit) for limit in interval)))
@@ -204,15 +302,21 @@ def _hint(cell: CellResult | None, name: str) -> str:
     if (published := cell.published(name)) is not None:
         difference = 100 * (getattr(cell, name) - published)
         parts.append(f"paper {percent(published)}, difference {difference:+.2f}")
+    if is_marked(cell, name):
+        others = ", ".join(f"{model} ({100 * share:.0f} % of the draws)" for model, share in unstable(cell))
+        parts.append(f"{MARKED}, with {others}")
     return "; ".join(parts)
 
 
 def _limits(cell: CellResult | None, metric: Metric) -> str:
-    """The interval of a figure in short: percent with one decimal, coefficients with two."""
-    interval = None if cell is None else cell.interval(metric.name)
+    return "" if cell is None else _short(cell.interval(metric.name), metric.unit)
+
+
+def _short(interval: tuple[float, float] | None, unit: str) -> str:
+    """An interval in short: percent with one decimal, coefficients with two."""
     if interval is None:
         return ""
-    low, high = (f"{100 * x:.1f}" if metric.unit == "fraction" else f"{x:.2f}" for x in interval)
+    low, high = (f"{100 * limit:.1f}" if unit == "fraction" else f"{limit:.2f}" for limit in interval)
     return f"{low} to {high}"
 
 
@@ -226,10 +330,10 @@ def _shown(value: float | None, unit: str) -> str:
 def _notes(board: Board) -> list[str]:
     return [
         _domain_note(board),
-        *_row_notes(board),
         INTERVALS,
         *_interval_notes(board),
-        *_base_notes(board),
+        *_empty_class_notes(board),
+        *_prompt_notes(board),
     ]
 
 
@@ -237,7 +341,7 @@ def _domain_note(board: Board) -> str:
     own = board.in_domain()
     if not own:
         return "No column is in-domain for any model."
-    return f"Not in the {_MEAN}, because they are in-domain for some models: {', '.join(own)}."
+    return f"Not in the mean and the rank, because they are in-domain for some models: {', '.join(own)}."
 
 
 def _interval_notes(board: Board) -> list[str]:
@@ -246,22 +350,12 @@ def _interval_notes(board: Board) -> list[str]:
     return [f"{column}: no intervals, because {reason}." for column, reason in reasons.items()]
 
 
-def _row_notes(board: Board) -> list[str]:
-    """The rows whose units the model was trained on, and those whose prompts were cut."""
-    cells = [cell for cell in board.cells if cell.overlap_note is not None]
-    overlaps = [f"{_OVERLAP} {cell.model} on {heading(cell)}: {cell.overlap_note}." for cell in cells]
-    cut = [f"{c.model} on {heading(c)}: {c.cut_note}." for c in board.cells if c.cut_note is not None]
-    return [*overlaps, *cut]
-
-
-def _base_notes(board: Board) -> list[str]:
-    """Repeated pictures, and classes without a unit: for every model their F1 is 0, which lowers macro F1."""
-    repeated = [f"{column}: {note}." for column, note in board.repeated().items()]
-    empty = [
+def _empty_class_notes(board: Board) -> list[str]:
+    """Classes without a unit in the scored split. For every model their F1 is 0, which lowers macro F1."""
+    return [
         f"{column}: the scored split has no unit of {', '.join(names)}, so their F1 counts as 0 in macro F1."
         for column, names in board.empty_classes().items()
     ]
-    return [*repeated, *empty]
 
 
 def _line(cells: Iterable[str]) -> str:

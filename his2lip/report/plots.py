@@ -32,7 +32,7 @@ def heat_map(board: Board) -> Figure:
 
 
 def in_domain_against_zero_shot(board: Board) -> Figure | None:
-    """Macro F1 of each model on the first in-domain column (x) and its zero-shot mean (y), in percent.
+    """Chance-corrected balanced accuracy of each model: first in-domain column (x), zero-shot mean (y).
 
     Fine-tuning moves models to the right, and the plot shows whether it also moves them up. None where no
     column is in-domain, or no model has both figures.
@@ -47,7 +47,7 @@ def in_domain_against_zero_shot(board: Board) -> Figure | None:
         cell, mean = board.cell(model, own[0]), board.mean(model)
         if cell is not None and mean is not None:
             points.append(
-                (100 * cell.macro_f1, 100 * mean, _label(model), "#999" if cell.is_baseline else "#36c")
+                (cell.chance_corrected, mean, _label(model), "#999" if cell.is_baseline else "#36c")
             )
     if not points:
         return None
@@ -57,8 +57,8 @@ def in_domain_against_zero_shot(board: Board) -> Figure | None:
         go.Scatter(x=x, y=y, text=text, mode="markers+text", textposition="top center", marker=marker)
     )
     figure.update_layout(
-        xaxis={"title": f"macro F1 on {own[0]}, %", "range": [-10, 110]},
-        yaxis={"title": "zero-shot mean of macro F1, %", "range": [min(y) - 3, max(y) + 4]},
+        xaxis={"title": f"chance-corrected balanced accuracy on {own[0]}", "range": [min(x) - 0.1, 1.1]},
+        yaxis={"title": "zero-shot mean", "range": [min(y) - 0.03, max(y) + 0.04]},
         height=420, margin={"t": 20, "l": 10, "r": 10, "b": 10},
     )  # fmt: skip
     return figure
@@ -73,7 +73,7 @@ def frozen_to_tuned(board: Board) -> Figure | None:
 # Title on the page -> a function that draws the board, or returns None where the board lacks the figures.
 PLOTS: dict[str, Callable[[Board], Figure | None]] = {
     "Models by datasets": heat_map,
-    "In-domain and zero-shot macro F1": in_domain_against_zero_shot,
+    "In-domain and zero-shot chance-corrected balanced accuracy": in_domain_against_zero_shot,
     "Blends of a frozen and a tuned model; labels are alpha": frozen_to_tuned,
 }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
+ORDER = "his2lip.order"  # tag: whether a model's order with another one depends on the prompts
 PATH = "his2lip.path"  # tag: what loads a logged model
 PARENT = "mlflow.parentRunId"
 CODE_VERSION = "his2lip.code_version"  # tag: the code that made a trial
@@ -153,6 +154,7 @@ class Run:
         metrics: Mapping[str, float],
         params: Mapping[str, Any],
         generated: bool,
+        order_depends_on_prompts: bool = False,
     ) -> None:
         """One grid cell as a child run, with its metrics on the logged model and on the dataset.
 
@@ -164,6 +166,8 @@ class Run:
         with self._child(cell_id, f"{model} on {name}") as child:
             known = {"model": model, "dataset": dataset, "protocol": protocol, "generated": generated}
             child.params({**known, **params})
+            if order_depends_on_prompts:
+                self.client.set_tag(child.run_id, ORDER, "depends on prompts")
             child.dataset(name, digest=digest, uri=dataset, context="report")
             of = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest[:36]}
             self.client.log_batch(child.run_id, metrics=_metrics(metrics, 0, of))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,7 +22,6 @@ from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
 def run_in_process(
@@ -49,7 +47,7 @@ def run_in_process(
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
-        lambda: _open_source(config, bank, model),
+        lambda: StreamSource(config, bank, preprocess=model.preprocess, cache_train=True),
     )
 
     def each_epoch(progress: StepReport) -> bool | None:
@@ -68,12 +66,6 @@ def run_in_process(
         validate=validate,
         device=device,
     )
-
-
-def _open_source(config: TrainConfig, bank: CaptionBank, model: DualEncoder) -> StreamSource:
-    if (note := model.tokenizer.cut_note(bank.distinct())) is not None:
-        _log.warning(note)
-    return StreamSource(config, bank, preprocess=model.preprocess, cache_train=True)
 
 
 class _Latest(Generic[T]):

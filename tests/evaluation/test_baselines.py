@@ -29,7 +29,7 @@ def test_majority_predicts_the_most_frequent_class_of_the_train_split(
     plan = plan_of(shards)
     train = shards.table("train")["tissue"].to_pylist()
     commonest = max(("Stroma", "Tumor"), key=train.count)
-    predicted = BaselineScorer("baseline:majority", cache).score(plan).predicted
+    predicted = BaselineScorer("baseline:majority", cache).score(plan).scores.predicted
     assert set(predicted.tolist()) == {("Stroma", "Tumor").index(commonest)}
 
 
@@ -37,8 +37,8 @@ def test_chance_is_uniform_and_reproducible(write_shards: Write, cache: Embeddin
     images = [np.full((16, 16, 3), [i % 250, 9, i // 250], dtype=np.uint8) for i in range(900)]
     plan = plan_of(write_shards(images=images))
     scorer = BaselineScorer("baseline:chance", cache)
-    first = scorer.score(plan).predicted
-    np.testing.assert_array_equal(first, scorer.score(plan).predicted)
+    first = scorer.score(plan).scores.predicted
+    np.testing.assert_array_equal(first, scorer.score(plan).scores.predicted)
     assert 0.4 < first.mean() < 0.6
 
 
@@ -52,7 +52,7 @@ def test_mean_colour_separates_classes_of_different_colour_and_reads_each_image_
         for i in range(60)
     ]
     plan = plan_of(write_shards(images=images))
-    scores = BaselineScorer("baseline:mean-colour", cache).score(plan)
+    scores = BaselineScorer("baseline:mean-colour", cache).score(plan).scores
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
     assert cache.counts.images == 40, "the train and the test images, once each"
     BaselineScorer("baseline:stained-area", cache).score(plan)
@@ -79,7 +79,7 @@ def test_stained_area_separates_stained_and_unstained_images(
     plan = plan_of(write_shards(images=images))
     if not fitted:
         object.__setattr__(plan, "roles", {"test": "report"})
-    scores = BaselineScorer("baseline:stained-area", cache).score(plan)
+    scores = BaselineScorer("baseline:stained-area", cache).score(plan).scores
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
 
 
@@ -93,7 +93,7 @@ def test_dab_threshold_separates_stained_and_unstained_images_and_needs_a_train_
         image[: 8 + i % 12 if i // 3 % 2 else i % 5] = stained
         images.append(image.astype(np.uint8))
     plan = plan_of(write_shards(images=images))
-    scores = BaselineScorer("baseline:dab-threshold", cache).score(plan)
+    scores = BaselineScorer("baseline:dab-threshold", cache).score(plan).scores
     np.testing.assert_array_equal(scores.predicted, plan.selection.labels)
     object.__setattr__(plan, "roles", {"test": "report"})
     assert "no train split" in str(applies("baseline:dab-threshold", plan))

@@ -38,18 +38,10 @@ def test_published_numbers_are_added_to_the_paper_protocol_on_real_data_only(pub
         cell_result(protocol="paper", model="another"),
         cell_result(protocol="paper", dataset="bci"),
     ]
-    cards = {name: name for name in ("hnscc", "mist", "bci")}
-    found = [(c.published_accuracy, c.published_f1) for c in with_published(cells, cards)]
+    found = [(c.published_accuracy, c.published_f1) for c in with_published(cells)]
     assert found[0] == pytest.approx((0.2642, 0.2119))
     assert found[1] == pytest.approx((0.2452, 0.1185))
     assert found[2:] == [(None, None)] * 4
-
-
-def test_published_numbers_follow_the_card_and_not_the_name_in_the_benchmark(published: None) -> None:
-    own = cell_result(protocol="paper", dataset="mist")
-    renamed = cell_result(protocol="paper", dataset="mist, second copy")
-    found = with_published([own, renamed], {"mist, second copy": "mist"})
-    assert [c.published_accuracy for c in found] == [None, pytest.approx(0.2452)]
 
 
 def test_a_grid_without_any_finished_grid_cell_still_writes_its_files(tmp_path: Path) -> None:
@@ -85,6 +77,40 @@ def test_a_mistake_in_a_configuration_is_refused_by_its_key(change: dict, key: s
     assert named in str(refused.value), "the name that is in use twice, or the known names"
 
 
-def test_the_default_name_of_a_checkpoint_is_that_of_its_run() -> None:
-    config = validate(BenchmarkConfig, {"models": ["runs/train/mine/best", "tiny"], "datasets": {"a": "x"}})
-    assert [m.name for m in config.models] == ["mine", "tiny"]
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["runs/train/mine/best", "tiny"], ["mine", "tiny"]),
+        (["runs/demo/tune/demo-sweep/trials/7/best"], ["demo-sweep"]),
+        (["runs/train/mine/7"], ["mine"]),
+        (["runs/train/mine/7", "runs/train/mine/best", "other/best"], ["mine@7", "mine@best", "other"]),
+        (["tune/s/trials/7/best", "tune/s/trials/12/best"], ["s@7", "s@12"]),
+        (
+            ["models:/lung/3", "hf-hub:a/b", "ViT-B-16:best"],
+            ["models:/lung/3", "hf-hub:a/b", "ViT-B-16:best"],
+        ),
+        (["models/plip", "local-dir:runs/train/mine/last"], ["models/plip", "mine"]),
+    ],
+)
+def test_a_checkpoint_without_a_name_has_that_of_its_run_and_never_a_number(
+    models: list[str], names: list[str]
+) -> None:
+    config = validate(BenchmarkConfig, {"models": models, "datasets": {"a": "x"}})
+    assert [m.name for m in config.models] == names
+    assert [m.path for m in config.models] == models
+
+
+def test_a_number_in_the_folder_of_the_run_is_named_by_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweep").mkdir()
+    monkeypatch.chdir(tmp_path / "sweep")
+    assert validate(BenchmarkConfig, {"models": ["7"], "datasets": {"a": "x"}}).models[0].name == "sweep"
+
+
+def test_checkpoints_whose_names_cannot_be_told_apart_are_refused() -> None:
+    models = ["a/train/mine/best", "b/train/mine/best"]
+    with pytest.raises(ConfigError) as refused:
+        validate(BenchmarkConfig, {"models": models, "datasets": {"a": "x"}})
+    assert refused.value.key == "models"
+    assert "'mine@best'" in str(refused.value)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from his2lip import taxonomy
 from his2lip.errors import ConfigError
-from his2lip.evaluation.prompts import PromptSet, list_prompts
+from his2lip.evaluation.prompts import PromptSet, american, list_prompts
+
+# Words by which a sentence says what is not there; a text tower hardly reads them.
+NEGATION = re.compile(r"\b(no|not|non|none|nor|neither|never|without|absent|absence|lack\w*|free of)\b", re.I)
 
 
 def test_each_template_is_filled_with_each_synonym_in_order() -> None:
@@ -30,6 +34,45 @@ def test_every_prompt_set_of_the_project_loads_and_tissue_covers_the_taxonomy() 
     for name in list_prompts():
         assert len(PromptSet.load(name).classes) >= 2
     assert PromptSet.load("tissue").classes == taxonomy.TISSUES
+
+
+@pytest.mark.parametrize("name", list_prompts())
+def test_every_pool_of_the_project_has_twelve_sentences_in_both_spellings_without_negation(name: str) -> None:
+    for label, lines in PromptSet.load(name).sentences:
+        assert len(set(lines)) == len(lines) >= 12, label
+        assert [line for line in lines if NEGATION.search(line)] == [], label
+        british = [line for line in lines if american(line) != line]
+        assert british, label
+        assert {american(line) for line in british} <= set(lines), label
+
+
+def test_no_sentence_on_staining_counts_nuclei_since_one_in_a_hundred_is_positive() -> None:
+    counted = re.compile(r"\b(many|most|numerous|all|few|several|crowded)\b", re.I)
+    for name in ("staining", "marker_staining", "ki67_cell"):
+        assert [line for line in PromptSet.load(name).all_sentences() if counted.search(line)] == []
+
+
+def test_american_spelling_is_that_of_each_word() -> None:
+    british = "Tumour centred on oestrogen receptor in grey fibres, haematoxylin; an artefact at its centre"
+    assert american(british) == (
+        "Tumor centered on estrogen receptor in gray fibers, hematoxylin; an artifact at its center"
+    )
+
+
+def test_slots_combine_to_classes_with_every_template_and_synonym(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.yaml"
+    file.write_text(
+        "templates: ['{a} with {b}', '{b} in {a}']\n"
+        "slots: {a: {T: [tumour, cancer], S: [stroma]}, b: {CD3: [CD3]}}\nboth_spellings: true\n",
+        encoding="utf-8",
+    )
+    found = PromptSet.load(file)
+    assert found.classes == ("T CD3", "S CD3")
+    assert found.of("T CD3") == (
+        "tumour with CD3", "tumor with CD3", "cancer with CD3",
+        "CD3 in tumour", "CD3 in tumor", "CD3 in cancer",
+    )  # fmt: skip
+    assert found.of("S CD3") == ("stroma with CD3", "CD3 in stroma")
 
 
 def test_a_prompt_set_can_be_restricted_to_classes_in_a_given_order() -> None:
@@ -59,6 +102,10 @@ def test_a_file_of_the_user_is_loaded_by_its_path(tmp_path: Path) -> None:
         ("classes: {a: [' ']}", "a"),
         ("templates: [plain]\nclasses: {a: [x]}", "plain"),
         ("templates: ['{} and {}']\nclasses: {a: [x]}", "{} and {}"),
+        ("note: nothing", "classes"),
+        ("templates: ['{a}']\nslots: {a: {x: [x]}, b: {y: [y]}}", "{a}"),
+        ("slots: {a: {x: []}}", "x"),
+        ("slots: {a: {x: [x]}}\nclasses: {a: [x]}", "slots"),
     ],
 )
 def test_a_mistake_in_a_prompt_file_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:

@@ -13,9 +13,11 @@ from his2lip.evaluation.metrics import METRICS, Counts, Predictions, macro_f1
 from his2lip.evaluation.statistics import (
     LEVEL,
     Clusters,
+    Part,
     clusters_of,
     interval,
     leave_one_out_counts,
+    mean_interval,
 )
 
 CORRELATION = 0.3  # of two patches of one case
@@ -154,3 +156,24 @@ def test_every_metric_has_an_interval_in_the_record() -> None:
     from his2lip.evaluation.results import CellResult
 
     assert {f"{name}_{end}" for name in METRICS for end in ("lo", "hi")} <= set(CellResult.model_fields)
+
+
+@pytest.mark.parametrize("cases", [5, 15])
+def test_the_mean_of_several_datasets_has_an_interval_that_holds_the_true_mean(cases: int) -> None:
+    rng = np.random.default_rng(cases)
+    counts = [simulate(rng, 2000, own) for own in (cases, 8, 30)]
+    values = [macro_f1(Counts(c.sum(axis=1))).tolist() for c in counts]
+    limits = [jackknife_limits(c) for c in counts]
+    sizes = [c.shape[1] for c in counts]
+    found = [
+        mean_interval([Part(values[d][run], limits[d][run], sizes[d], str(d)) for d in range(3)])  # type: ignore[arg-type]
+        for run in range(2000)
+    ]
+    assert COVERED[0] <= coverage(list(found)) <= COVERED[1]
+
+
+def test_figures_of_one_dataset_are_not_independent() -> None:
+    part = Part(0.5, (0.4, 0.6), 10, "a")
+    assert mean_interval([part, part]) == pytest.approx((0.4, 0.6))
+    low, high = mean_interval([part, Part(0.5, (0.4, 0.6), 10, "b")])
+    assert 0.4 < low < high < 0.6

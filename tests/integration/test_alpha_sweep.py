@@ -55,8 +55,9 @@ def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
         curve = list(csv.DictReader(file))
     assert [(row["sweep"], float(row["alpha"])) for row in curve] == [("mine", a) for a in ALPHAS]
     for row, alpha in zip(curve, ALPHAS, strict=True):
-        assert float(row["in_domain_macro_f1"]) == cells[f"mine alpha={alpha}", "mihic"].macro_f1
-        assert float(row["out_of_domain_macro_f1"]) == cells[f"mine alpha={alpha}", "bci"].macro_f1
+        for column, dataset in (("in_domain", "mihic"), ("out_of_domain", "bci")):
+            wanted = cells[f"mine alpha={alpha}", dataset].chance_corrected
+            assert float(row[f"{column}_chance_corrected"]) == wanted
 
     plain = benchmark({"name": "tuned", "path": str(tuned)}).models
     again = run_grid(config.model_copy(update={"models": [*config.models, *plain]}))

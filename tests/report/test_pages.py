@@ -9,7 +9,7 @@ from cell_results import cell_result
 from page_tags import fetched
 
 from his2lip.evaluation.results import to_csv
-from his2lip.report.board import read_board
+from his2lip.report.board import Board, read_board
 from his2lip.report.pages import write_pages
 
 EVIL = "<script>alert('x')</script>|"
@@ -18,7 +18,7 @@ EVIL = "<script>alert('x')</script>|"
 def _leaderboard(folder: Path, *, generated: bool = False, **more: object) -> Path:
     cells = [
         cell_result(
-            model=model, dataset=dataset, accuracy=value, macro_f1=value, balanced_accuracy=value,
+            model=model, dataset=dataset, accuracy=value, macro_f1=value, chance_corrected=value,
             generated=generated, in_domain=dataset == "mihic" and model == EVIL, **more,
         )
         for model, scores in {EVIL: (0.9, 0.4, 0.5), "frozen": (0.3, 0.6, 0.7)}.items()
@@ -55,7 +55,8 @@ def test_the_name_of_a_column_is_escaped_on_the_pages(tmp_path: Path) -> None:
     for name in ("index.html", "leaderboard.md"):
         assert "<script>alert(" not in (out / name).read_text()
     lines = (out / "leaderboard.md").read_text().splitlines()
-    assert {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")} == {6}
+    counts = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert counts == {5, 8}, "model and three columns; in the first table also mean, rank and share"
 
 
 def test_a_leaderboard_without_grid_cells_still_has_a_page(tmp_path: Path) -> None:
@@ -107,3 +108,33 @@ def test_a_figure_without_an_interval_shows_the_reason(tmp_path: Path) -> None:
     assert f"no interval: {reason}" in page
     assert f"bci: no intervals, because {reason}." in page
     assert f"bci: no intervals, because {reason}." in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_chance_does_not_lead_the_board_where_datasets_have_few_classes(tmp_path: Path) -> None:
+    """Chance has a higher mean of macro F1 than the model, which is better than chance on both datasets."""
+    known = {
+        "four": {"chance": (0.25, 0.0), "model": (0.20, 0.1)},
+        "two": {"chance": (0.5, 0.0), "model": (0.5, 0.1)},
+    }
+    cells = [
+        cell_result(model=model, dataset=dataset, macro_f1=macro_f1, chance_corrected=corrected)
+        for dataset, of in known.items()
+        for model, (macro_f1, corrected) in of.items()
+    ]
+    assert Board(cells).models == ["model", "chance"]
+
+
+def test_ranks_are_by_points_over_the_zero_shot_columns_and_the_share_counts_all_columns() -> None:
+    scores = {"a": (0.9, 0.1, 0.5), "b": (0.0, 0.2, 0.5), "c": (0.0, 0.3, 0.41)}
+    cells = [
+        cell_result(
+            model=model, dataset=dataset, chance_corrected=value, in_domain=model == "a" and dataset == "own"
+        )
+        for model, values in scores.items()
+        for dataset, value in zip(("own", "x", "y"), values, strict=True)
+    ]
+    board = Board([*cells, cell_result(model="only x", dataset="x", chance_corrected=1.0)])
+    # Points over x and y, with half a point for oneself: a 0.5 + 2, b 1.5 + 2, c 2.5 + 0.5.
+    assert board.borda() == {"a": 3, "b": 1, "c": 2}
+    assert board.models == ["c", "b", "a", "only x"]
+    assert [board.zero_shot_share(model) for model in "abc"] == [pytest.approx(2 / 3), 1.0, 1.0]

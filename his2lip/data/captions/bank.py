@@ -122,10 +122,6 @@ class CaptionBank:
         key = hashlib.blake2b(f"{seed}/{epoch}/{patch_id}".encode(), digest_size=8).digest()
         return lines[int.from_bytes(key, "big") % len(lines)]
 
-    def distinct(self) -> list[str]:
-        """Every caption of the bank that training can draw, once."""
-        return list(dict.fromkeys(line for lines in self.captions.values() for line in lines))
-
     def coverage(self, pairs: Iterable[Pair]) -> Coverage:
         """How many of these patches have captions in this bank."""
         counts = Counter(pairs)

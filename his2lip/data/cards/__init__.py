@@ -9,7 +9,6 @@ from his2lip.data.cards.card import (
     Mpp,
     Protocol,
     Role,
-    is_project_card,
     list_cards,
     load_card,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "Protocol",
     "Role",
     "Terms",
-    "is_project_card",
     "list_cards",
     "load_card",
     "strictest",

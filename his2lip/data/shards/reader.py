@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from his2lip.config import validate
-from his2lip.data.cards import Card, list_cards, load_card
 from his2lip.data.shards import info as info_file
 from his2lip.data.shards.info import DatasetInfo
 from his2lip.data.shards.schema import SCHEMA, VERSION_KEY, WITHOUT_IMAGE
@@ -59,16 +57,6 @@ class ShardSet:
     def digest(self) -> str:
         """Identity of the content: the same for the same rows in any order, another for any changed row."""
         return self.info.digest
-
-    def card(self) -> Card:
-        """The card that the dataset is scored by: the one in its dataset.json, with which it was prepared.
-
-        Of a dataset that was prepared with a card of the project, it is the project's present card of that
-        name, whose protocols may be newer. Raises ConfigError for a stored card that is not valid.
-        """
-        if self.info.project_card and self.info.name in list_cards():
-            return load_card(self.info.name)
-        return validate(Card, self.info.card, where=f"{self.uri}/dataset.json, card")
 
     def row_groups(self, split: str) -> list[RowGroup]:
         """All row groups of a split, in the order of its files.

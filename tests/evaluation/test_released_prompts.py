@@ -1,0 +1,73 @@
+"""Released prompt sentences: parsed and never run, with their order, duplicates and accidents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from his2lip.cli import app
+from his2lip.errors import ConfigError
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.released_prompts import import_released, released_dictionaries
+
+RELEASED = """
+mean = [0.7, 0.7, 0.7]
+print("a file that is run prints this")
+tissue_prompts = {
+    "Immune Cells": ["one", "two" "three", "one"],
+    "Tumor": ["one", "four."],
+}
+binary = {0: ["healthy"], 1: ["tumor"]}
+"""
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    file = tmp_path / "constants.py"
+    file.write_text(RELEASED, encoding="utf-8")
+    return file
+
+
+def test_order_duplicates_and_fused_sentences_are_kept_and_the_file_is_not_run(
+    released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(released_dictionaries(released)) == ["tissue_prompts", "binary"]
+    found = import_released(released, "tissue_prompts", rename={"Immune Cells": "Immune cells"})
+    assert found.sentences == (("Immune cells", ("one", "twothree", "one")), ("Tumor", ("one", "four.")))
+    assert import_released(released, "binary", rename={}).classes == ("0", "1")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "rename", "key"), [("tissue_prompt", {}, "tissue_prompt"), ("binary", {"2": "two"}, "2")]
+)
+def test_an_unknown_dictionary_or_class_is_refused(
+    released: Path, name: str, rename: dict[str, str], key: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        import_released(released, name, rename=rename)
+    assert (refused.value.where, refused.value.key) == (released, key)
+
+
+@pytest.mark.parametrize("text", ["not python :", "mean = [1]", "prompts = {'a': 'text'}", ""])
+def test_a_file_without_sentences_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "constants.py"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        released_dictionaries(file)
+    assert (refused.value.where, refused.value.key) == (file, "constants.py")
+
+
+def test_the_command_writes_a_prompt_file_that_scores_the_same_sentences(
+    released: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pools/tissue.yaml"
+    given = ["prompts", "import", str(released), "--name", "tissue_prompts", "--out", str(out)]
+    done = CliRunner().invoke(app, [*given, "--rename", "Immune Cells=Immune cells"])
+    assert done.exit_code == 0, done.output
+    wanted = import_released(released, "tissue_prompts", rename={"Immune Cells": "Immune cells"})
+    assert PromptSet.load(out).sentences == wanted.sentences
+    listed = CliRunner().invoke(app, ["prompts", "import", str(released)])
+    assert "binary" in listed.output
