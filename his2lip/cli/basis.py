@@ -1,4 +1,4 @@
-"""What answers rest on, on the terminal: each field once, or once for the answers that share its text."""
+"""What answers rest on, on the terminal: what all answers share once, and the rest by question or image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ def show_basis(rows: Sequence[Row]) -> None:
 
     say("These answers rest on:")
     for field in BASIS_FIELDS:
+        parts = [str(row[field]).split("; ") for row in rows]
+        shared = [part for part in parts[0] if all(part in own for own in parts)]
+        title = field.replace("_", " ")
+        if shared:
+            say(f"  {title:<14} {'; '.join(shared)}")
+            title = ""
         groups: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            groups[str(row[field])].append(row)
+        for row, own in zip(rows, parts, strict=True):
+            groups["; ".join(part for part in own if part not in shared)].append(row)
         for text, of in groups.items():
-            where = f" ({_which(of, rows)})" if len(groups) > 1 else ""
-            say(f"  {field.replace('_', ' '):<14} {text}{where}")
+            if text:
+                say(f"  {title:<14} {text} ({_which(of, rows)})")
+                title = ""
 
 
 def _which(some: Sequence[Row], rows: Sequence[Row]) -> str:

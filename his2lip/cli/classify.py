@@ -169,13 +169,15 @@ def calibrate(
 
 def _show_answers(rows: Sequence[dict[str, object]], *, similarity: str) -> None:
     """Prints the rows as a table without the columns that are empty in every row, and what they rest on."""
-    from his2lip.serving import BASIS_FIELDS
+    from his2lip.serving import BASIS_FIELDS, DAB_UNIT
 
     heads = {"similarity": SIMILARITIES[similarity], "prompt": "winning prompt", "dab_area": "DAB area"}
-    apart = {*BASIS_FIELDS, "gate"}
+    apart = {*BASIS_FIELDS, "gate", "dab_unit"}
     columns = [c for c in rows[0] if c not in apart and any(row[c] is not None for row in rows)]
     shown = [[f"{v:.3f}" if isinstance(v, float) else v for v in (row[c] for c in columns)] for row in rows]
     table([heads.get(c, c) for c in columns], shown)
+    if "dab_area" in columns:
+        say(f"DAB area: {DAB_UNIT}")
     show_basis(rows)
 
 

@@ -255,7 +255,7 @@ def promote_model(
     """
     from his2lip.config import digest
     from his2lip.models import read_meta, terms_of_use, terms_summary
-    from his2lip.serving import model_files, store_calibrations
+    from his2lip.serving import Familiarity, model_files, store_calibrations
     from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
@@ -273,7 +273,9 @@ def promote_model(
         terms = terms_of_use(found, meta)
         stored = store_calibrations(folder, calibration or [])
         carried = [f"{c.question}: {c}" for c in stored]
-        identity = digest([meta, *map(asdict, stored)]) if stored else digest(meta)
+        limit = Familiarity.load(folder, weights=meta["tensor_digest"])
+        beside = [*map(asdict, stored), *([asdict(limit.base)] if limit else [])]
+        identity = digest([meta, *beside]) if beside else digest(meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
             identity=identity, source=found, terms=terms_summary(found, meta),

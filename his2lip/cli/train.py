@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.cli.console import ProgressBar, percent, say
@@ -11,6 +12,7 @@ from his2lip.cli.registry import command
 from his2lip.resources import find
 
 if TYPE_CHECKING:
+    from his2lip.data.shards import ShardSet
     from his2lip.evaluation import SelectValidator
     from his2lip.tracking import Run
     from his2lip.training import StepReport, TrainConfig, TrainResult
@@ -59,10 +61,30 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
 
             result = train(config, validator=validator(config), on_report=on_report, on_note=say, fresh=fresh)
         _record(run, config, result)
+    show_limit(result.best, shards, split=config.data.split, select=config.data.select)
     f1 = result.metrics.get("select/macro_f1")
     score = "" if f1 is None else f", macro F1 on select {percent(f1)}"
     say(f"best checkpoint: {result.best} (of {result.steps} steps{score})")
     return result
+
+
+def show_limit(checkpoint: Path, shards: ShardSet, *, split: str, select: str | None) -> None:
+    """Fits and prints how far an image may be from the training patches, unless that was done before.
+
+    split, select  names of splits; without a select split there is no limit
+    """
+    from his2lip.models import load_model, read_meta
+    from his2lip.serving import Familiarity, fit_familiarity
+
+    found = None
+    if select is not None:
+        found = Familiarity.load(checkpoint, weights=read_meta(checkpoint)["tensor_digest"])
+        if found is None:
+            found = fit_familiarity(load_model(checkpoint), shards, split=split, select=select)
+            if found is not None:
+                found.save(checkpoint)
+    reason = "there is no select split" if select is None else "the splits have too few patches"
+    say(f"images unlike the training patches: {found or f'no limit was fitted, since {reason}'}")
 
 
 def validator(config: TrainConfig) -> SelectValidator | None:

@@ -9,7 +9,7 @@ from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
-from his2lip.cli.train import validator
+from his2lip.cli.train import show_limit, validator
 from his2lip.resources import find
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
             result = run_sweep(config, objective, on_trial=on_trial, inputs=objective.inputs, fresh=fresh)
         _record(run, config, result)
     _show_result(config, result)
+    best = best_checkpoint(result)
+    if best is not None:
+        show_limit(best, shards, split=base.data.split, select=base.data.select)
     return result
 
 

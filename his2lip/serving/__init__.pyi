@@ -10,6 +10,8 @@ from .classifier import IMAGE_FILES as IMAGE_FILES
 from .classifier import Answer as Answer
 from .classifier import Classifier as Classifier
 from .classifier import load_pixels as load_pixels
+from .familiarity import Familiarity as Familiarity
+from .familiarity import fit_familiarity as fit_familiarity
 from .gates import NOT_ANSWERED as NOT_ANSWERED
 from .loading import load_for_inference as load_for_inference
 from .mlflow_model import model_files as model_files

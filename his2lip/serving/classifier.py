@@ -13,6 +13,7 @@ from his2lip.data.images import StainLook, decode, look_at
 from his2lip.errors import ImageError
 from his2lip.evaluation import AREA_LEVEL, ModelEncoder, Scores, SentenceEncoder, View, dab_area, score
 from his2lip.serving import gates
+from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
 from his2lip.serving.gates import NOT_ANSWERED, Refusal
 from his2lip.serving.history import TrainingHistory
@@ -74,6 +75,7 @@ class Examined:
     sides  height and width in pixels
     share  of the image's pixels that the model gets
     dab    measured DAB area; 0 where no question is about staining
+    appearances  of each crop; none where no limit of familiarity was fitted
     """
 
     look: StainLook
@@ -81,6 +83,7 @@ class Examined:
     scale: Scale
     share: float
     dab: float
+    appearances: list[np.ndarray]
 
 
 class Classifier:
@@ -141,9 +144,11 @@ class Classifier:
         if not seen:
             return []
         scores = self.score(features, image)
+        looks = [look for one in seen for look in one.appearances]
+        distances = _mean_by_image(self.history.distances(features, looks), image)
         rows: list[dict[str, Answer]] = [{} for _ in seen]
         for question in self.questions:
-            checks = [self.check(question, one) for one in seen]
+            checks = [self.check(question, *known) for known in zip(seen, distances, strict=True)]
             found = answers(question, scores[question.name], checks, force=self.force)
             for row, answer in zip(rows, found, strict=True):
                 row[question.name] = answer
@@ -153,30 +158,37 @@ class Classifier:
         """What the pixels of an image, uint8 (H, W, 3), show. Several threads may call this at once."""
         asked = any(question.about_staining for question in self.questions)
         height, width = pixels.shape[:2]
-        cut = sum(crop.shape[0] * crop.shape[1] for crop in self.view.crops(pixels))
+        crops = self.view.crops(pixels)
+        cut = sum(crop.shape[0] * crop.shape[1] for crop in crops)
         return Examined(
             look=look_at(pixels),
             sides=(height, width),
             scale=scale,
             share=min(1.0, cut / (height * width)),
             dab=dab_area(pixels) if asked else 0.0,
+            appearances=[appearance(crop) for crop in crops] if self.history.familiarity else [],
         )
 
-    def check(self, question: Question, image: Examined) -> Check:
-        """The basis of the answer to `question`, and the first gate that holds it back."""
+    def check(self, question: Question, image: Examined, distance: float | None) -> Check:
+        """The basis of the answer to `question`, and the first gate that holds it back.
+
+        distance  from the training patches, in units of the limit; None: there is no limit
+        """
         basis = self.basis(
             question,
             scale=self.history.scale(image.sides, image.scale, self.view),
+            familiarity=self.history.distance(distance),
             coverage=f"{image.share:.0%} of the image",
         )
         refusal = (
             gates.glass(image.look)
             or gates.stain(image.look, self.history, about_staining=question.about_staining)
             or (gates.scale(image.sides, image.scale, self.history) if self.view.kind == "squash" else None)
+            or gates.unfamiliar(distance)
         )
         return Check(basis, refusal, image.dab if question.about_staining else None)
 
-    def basis(self, question: Question, *, scale: str, coverage: str) -> Basis:
+    def basis(self, question: Question, *, scale: str, familiarity: str, coverage: str) -> Basis:
         """The basis of answers to `question`, with what depends on the image."""
         history = self.history
         guess = question.name == GUESS
@@ -186,7 +198,7 @@ class Classifier:
             biomarker=history.guesses() if guess else history.biomarker(question.biomarker),
             organ=history.organ(self.organ),
             scale=scale,
-            familiarity="no limit was fitted",
+            familiarity=familiarity,
             coverage=coverage,
         )
 
@@ -239,6 +251,16 @@ def answers(
             dab=check.dab,
         )
         yield answer if check.refusal is None or force else _held_back(answer)
+
+
+def _mean_by_image(distances: Sequence[float | None], image: np.ndarray) -> list[float | None]:
+    """The mean over the crops of each image; `image` int64 (N,) has the image of each crop, in order."""
+    found: dict[int, list[float | None]] = {}
+    for distance, number in zip(distances, image.tolist(), strict=True):
+        found.setdefault(number, []).append(distance)
+    return [
+        None if None in crops else float(np.mean(np.array(crops, dtype=float))) for crops in found.values()
+    ]
 
 
 def _held_back(answer: Answer) -> Answer:

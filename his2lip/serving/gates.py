@@ -58,3 +58,11 @@ def scale(sides: tuple[int, int], image: Scale, history: TrainingHistory) -> Ref
     here = f"the model would see {max(sides) * image.mpp:.0f} µm per side at once"
     fix = "; --slide reads the image in tiles" if largest > MOST_SCALE else ""
     return Refusal("scale", f"{here}, and its training patches showed {field:.0f} µm{fix}")
+
+
+def unfamiliar(distance: float | None) -> Refusal | None:
+    """An image beyond the limit of familiarity. `distance`: in units of the limit; None: not measured."""
+    if distance is None or distance <= 1:
+        return None
+    what = "the image is unlike the training patches"
+    return Refusal("unfamiliar", f"{what}: its distance is {distance:.2f} times the limit")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from his2lip.data.shards import PatchScale
 from his2lip.evaluation import View
 from his2lip.models import TrainingData, origins, training_data_of
 from his2lip.serving.basis import Scale
+from his2lip.serving.familiarity import Familiarity
 
 RANDOM = "tiny"  # the backbone whose first weights are random
 SQUASHED = 4.0  # times the side of a training patch, from which an answer states how far an image was shrunk
@@ -20,16 +23,18 @@ SQUASHED = 4.0  # times the side of a training patch, from which an answer state
 class TrainingHistory:
     """What is recorded of the training of a model.
 
-    data      the datasets; empty: not recorded
-    names     names of datasets without further record, as checkpoints of earlier versions have them
-    began_as  the models that the weights descend from
-    patch     size and microns per pixel of the training patches; None: unknown
+    data         the datasets; empty: not recorded
+    names        names of datasets without further record, as checkpoints of earlier versions have them
+    began_as     the models that the weights descend from
+    patch        size and microns per pixel of the training patches; None: unknown
+    familiarity  distances from the training patches; None: no limit was fitted
     """
 
     data: tuple[TrainingData, ...] = ()
     names: tuple[str, ...] = ()
     began_as: tuple[str, ...] = ()
     patch: PatchScale | None = None
+    familiarity: Familiarity | None = None
 
     @classmethod
     def of(cls, name: str, meta: Mapping[str, Any]) -> TrainingHistory:
@@ -87,6 +92,18 @@ class TrainingHistory:
             return f"{name}: {trained}"
         known = name.strip().casefold() in {organ.casefold() for organ in seen}
         return f"{name}: {'' if known else 'not '}seen in training; {trained}"
+
+    def distances(self, features: np.ndarray, appearances: Sequence[np.ndarray]) -> list[float] | list[None]:
+        """As `Familiarity.distance`; None for each of the N images where no limit was fitted."""
+        if self.familiarity is None:
+            return [None] * len(features)
+        return self.familiarity.distance(features, np.stack(appearances)).tolist()
+
+    def distance(self, value: float | None) -> str:
+        """The value of `Basis.familiarity` for an image at that distance."""
+        if self.familiarity is None or value is None:
+            return "no limit was fitted, so that an image unlike the training patches is answered too"
+        return f"{value:.2f} times the limit; {self.familiarity}"
 
     def scale(self, sides: tuple[int, int], image: Scale, view: View) -> str:
         """The value of `Basis.scale` for an image of height and width `sides`, in pixels."""

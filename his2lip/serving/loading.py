@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from his2lip.serving.calibration import Calibration, stored_calibrations
+from his2lip.serving.familiarity import Familiarity
 from his2lip.serving.history import TrainingHistory
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def load_for_inference(name: str) -> LoadedModel:
     with checkpoint_folder(name) as folder:
         if folder is None:
             return LoadedModel(load_model(name, device=device), TrainingHistory.of(name, {}))
+        meta, model = read_meta(folder), load_model(folder, device=device)
+        familiarity = Familiarity.load(folder, weights=meta["tensor_digest"])
         return LoadedModel(
-            load_model(folder, device=device),
-            TrainingHistory.of(name, read_meta(folder)),
+            model,
+            replace(TrainingHistory.of(name, meta), familiarity=familiarity),
             tuple(Calibration.load(file) for file in stored_calibrations(folder)),
         )

@@ -17,6 +17,7 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, read_images
 from his2lip.serving import gates
+from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
 from his2lip.serving.classifier import IMAGE_FILES, Check, comparison_features, load_pixels, read_image
 from his2lip.serving.history import TrainingHistory
@@ -29,6 +30,7 @@ Query = str | Path | bytes | np.ndarray  # a sentence, or an image: a file, enco
 # Largest difference between the features of equal pixels, relative to the largest feature. Equal pixels in
 # different batches differ by less, and different pixels by more.
 _SAME = 1e-4
+_SENTENCE = "the query is a sentence"
 _COLUMNS = ["patch_id", "split", "tissue", "biomarker"]
 
 
@@ -76,15 +78,19 @@ class Index:
         biomarker  the one that the search is restricted to (any spelling)
         """
         name = None if biomarker is None else taxonomy.biomarker(biomarker)
-        refusal, shown = None, "a sentence has none"
+        refusal, shown, familiarity = None, _SENTENCE, _SENTENCE
         if not (isinstance(query, str) and not names_image(query)):
             pixels = decode(query_image(query))
             sides, look = (pixels.shape[0], pixels.shape[1]), look_at(pixels)
+            features, _ = self._query(query)
+            (distance,) = self.history.distances(features[None], [appearance(pixels)])
             shown = self.history.scale(sides, scale, View())
+            familiarity = self.history.distance(distance)
             refusal = (
                 gates.glass(look)
                 or gates.stain(look, self.history, about_staining=name is not None)
                 or gates.scale(sides, scale, self.history)
+                or gates.unfamiliar(distance)
             )
         organs = self.shards.info.card.get("organ", [])
         basis = Basis(
@@ -93,7 +99,7 @@ class Index:
             biomarker=self.history.biomarker(name),
             organ="; ".join(map(self.history.organ, organs)) or "of the patches searched: unknown",
             scale=shown,
-            familiarity="no limit was fitted",
+            familiarity=familiarity,
             coverage=f"{len(self.table):,} patches of {self.shards.info.title}",
         )
         return Check(basis, refusal)

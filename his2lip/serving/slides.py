@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,12 +16,14 @@ from his2lip.data.images import Slide, Tiling, look_at, open_slide, tile_places,
 from his2lip.errors import ConfigError
 from his2lip.evaluation import Scores, dab_area
 from his2lip.serving import gates
+from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
 from his2lip.serving.classifier import Answer, Check, Classifier, answers, comparison_features
 from his2lip.serving.gates import Refusal
 from his2lip.serving.questions import Question
 
 PATCH_SIDE = 3000  # px, side of the largest published patches; a larger file that OpenSlide reads is a slide
+MOST_FAR = 0.5  # share of tiles beyond the limit of familiarity, above which a slide is not answered
 _THUMBNAIL = 1600  # px, longer side of a slide's thumbnail
 _THREADS = 2  # that read tiles
 
@@ -128,16 +130,30 @@ def read_slide(
         look = look_at(thumbnail)
         coverage = _coverage(thumbnail, places, side, width=slide.width)
         shown = f"{scale}; read in tiles of {size} px at {mpp:g} µm per pixel"
+        far = tiles.far.mean()
+        familiarity = classifier.history.distance(None)
+        if classifier.history.familiarity is not None:
+            beyond = f"{far:.0%} of the tiles are beyond the limit"
+            familiarity = f"{beyond}; {classifier.history.familiarity}"
         checks: dict[str, list[Check]] = {}
         whole: dict[str, Answer] = {}
         for question in classifier.questions:
             basis = classifier.basis(
-                question, scale=shown, coverage=f"{coverage:.0%} of the tissue, in {len(places):,} tiles"
+                question,
+                scale=shown,
+                familiarity=familiarity,
+                coverage=f"{coverage:.0%} of the tissue, in {len(places):,} tiles",
             )
             refusal = gates.stain(
                 look, classifier.history, about_staining=question.about_staining
             ) or gates.scale((size, size), Scale(mpp, scale.source), classifier.history)
-            checks[question.name] = [Check(basis, refusal, dab) for dab in tiles.dab_of(question)]
+            checks[question.name] = [
+                Check(basis, refusal or gates.unfamiliar(distance), dab)
+                for distance, dab in zip(tiles.distances, tiles.dab_of(question), strict=True)
+            ]
+            if refusal is None and far > MOST_FAR:
+                what = f"{far:.0%} of the tiles are unlike the training patches"
+                refusal = Refusal("unfamiliar", what)
             whole[question.name] = _whole(classifier, question, tiles, basis, refusal)
         return SlideReading(
             width=slide.width,
@@ -159,14 +175,21 @@ def read_slide(
 class _Tiles:
     """What was read from T tiles.
 
-    scores  by the name of the question
-    centre  mean embedding, float64 (1, D)
-    dab     measured DAB area of each tile, float (T,); empty where no question is about staining
+    scores     by the name of the question
+    centre     mean embedding, float64 (1, D), of the tiles within the limit, or of all where none is
+    dab        measured DAB area of each tile, float (T,); 0 where no question is about staining
+    distances  of each tile from the training patches, in units of the limit; None where there is none
     """
 
     scores: dict[str, Scores]
     centre: np.ndarray
     dab: np.ndarray
+    distances: list[float | None]
+
+    @property
+    def far(self) -> np.ndarray:
+        """bool (T,): whether each tile is beyond the limit."""
+        return _beyond(self.distances)
 
     def dab_of(self, question: Question) -> list[float] | list[None]:
         """The DAB area of each tile beside answers to `question`."""
@@ -185,24 +208,50 @@ def _read_tiles(
     """Reads and scores all tiles. `side`: of a tile in level-0 pixels; it is resized to `size`."""
     parts: list[dict[str, Scores]] = []
     dab: list[float] = []
-    total = np.zeros(classifier.model.dim)
+    distances: list[float | None] = []
+    within, every = np.zeros(classifier.model.dim), np.zeros(classifier.model.dim)
+    history = classifier.history
     stained = any(question.about_staining for question in classifier.questions)
 
-    def read(place: tuple[int, int]) -> tuple[np.ndarray, float]:
+    def read(place: tuple[int, int]) -> _Tile:
         pixels = slide.region(*place, side, size)
-        return classifier.crops(pixels), dab_area(pixels) if stained else 0.0
+        return _Tile(
+            crops=classifier.crops(pixels),
+            dab=dab_area(pixels) if stained else 0.0,
+            appearance=None if history.familiarity is None else appearance(pixels),
+        )
 
     # Closing it stops the threads before the slide is closed, also after an error or Ctrl-C.
     with closing(_prefetched(read, places.tolist(), batch=classifier.batch_size)) as batches:
         for batch in batches:
-            features = classifier.encode(np.concatenate([crops for crops, _ in batch]))
-            dab += [area for _, area in batch]
+            features = classifier.encode(np.concatenate([tile.crops for tile in batch]))
+            found = history.distances(features, [t.appearance for t in batch if t.appearance is not None])
             parts.append(classifier.score(features))
-            total += comparison_features(features.astype(np.float64), classifier.model).sum(axis=0)
+            compared = comparison_features(features.astype(np.float64), classifier.model)
+            every += compared.sum(axis=0)
+            within += compared[~_beyond(found)].sum(axis=0)
+            distances += found
+            dab += [tile.dab for tile in batch]
             if progress:
                 progress(len(dab), len(places))
     joined = {q.name: _joined([part[q.name] for part in parts]) for q in classifier.questions}
-    return _Tiles(joined, total[None] / len(places), np.array(dab))
+    near = int((~_beyond(distances)).sum())
+    centre = within / near if near else every / len(places)
+    return _Tiles(joined, centre[None], np.array(dab), distances)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One tile as it is read: the model's inputs, uint8 (1, 3, h, w), and what was measured on its pixels."""
+
+    crops: np.ndarray
+    dab: float
+    appearance: np.ndarray | None
+
+
+def _beyond(distances: Sequence[float | None]) -> np.ndarray:
+    """bool (T,): whether each distance is known and beyond the limit."""
+    return np.array([distance is not None and distance > 1 for distance in distances], dtype=bool)
 
 
 def _prefetched(
