@@ -180,6 +180,7 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
         if classes:
             say(f"{dataset} ({protocol}): no unit of {', '.join(classes)}; counts as 0 in macro F1")
     _show_prompt_order(result)
+    _show_seen(result)
     for failure in result.failed:
         say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
     for what in result.damaged:
@@ -209,3 +210,24 @@ def _show_prompt_order(result: GridResult) -> None:
     if changed:  # each pair is in the records of both models
         say(f"order depends on prompts: {changed // 2} of {len(shares) // 2} pairs of models on a dataset "
             "(report/prompt_order.csv)")  # fmt: skip
+
+
+def _show_seen(result: GridResult) -> None:
+    """The share of the tissue that models saw, smallest first, where it is not all; and what limits it."""
+    seen: dict[tuple[str, str], list[float]] = {}
+    notes: dict[tuple[str, str], list[str]] = {}
+    for cell in result.cells:
+        place = (cell.dataset, cell.protocol)
+        if cell.coverage is not None:
+            seen.setdefault(place, []).append(cell.coverage)
+        if cell.seen_note:
+            notes.setdefault((f"{place[0]} ({place[1]})", cell.seen_note), []).append(cell.model)
+    rows = [
+        (dataset, protocol, percent(min(shares)), percent(max(shares)))
+        for (dataset, protocol), shares in sorted(seen.items(), key=lambda item: min(item[1]))
+        if min(shares) < 1
+    ]
+    if rows:
+        table(["tissue seen, %", "protocol", "least", "most"], rows)
+    for (column, note), models in notes.items():
+        say(f"{column}: {note} ({', '.join(models)})")

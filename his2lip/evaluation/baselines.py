@@ -17,6 +17,7 @@ from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.grid_cell import CellPlan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.protocols import APART, Selection, select
+from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.zero_shot import Scores
 
 NEIGHBOURS = 15  # largest k of the mean-colour k-NN; the square root of the train rows where that is smaller
@@ -78,6 +79,9 @@ class BaselineScorer:
 
     def score(self, plan: CellPlan) -> Scored:
         return Scored(_KINDS[self._kind](plan, self._cache))
+
+    def sight(self, plan: CellPlan) -> Sight:
+        return Sight()  # whole images are measured, and no model has a training field
 
 
 def baseline_kind(name: str) -> str:

@@ -63,7 +63,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self.root = root
         self.counts = Counts()
 
     def embed(
@@ -87,7 +87,7 @@ class EmbeddingCache:
         rows = np.arange(len(table)) if rows is None else np.asarray(rows)
         table = table.take(pa.array(rows))
         keys = _image_keys(encoder, table)
-        store = FeatureStore(self._root, f"images/{encoder.key}", width=encoder.width)
+        store = FeatureStore(self.root, f"images/{encoder.key}", width=encoder.width)
         known = self._read(store, keys)
         missing = {key: int(row) for key, row in zip(keys[::-1], rows[::-1], strict=True) if key not in known}
         by_row = {row: key for key, row in missing.items()}
@@ -113,7 +113,7 @@ class EmbeddingCache:
     def embed_images(self, encoder: ImageEncoder, images: Sequence[bytes]) -> list[np.ndarray]:
         """Features float32 (T, D) of encoded images that are in no shard (a query, a user's file)."""
         keys = [hashlib.sha256(image).hexdigest() + encoder.crop_key(None) for image in images]
-        store = FeatureStore(self._root, f"images/{encoder.key}", width=encoder.width)
+        store = FeatureStore(self.root, f"images/{encoder.key}", width=encoder.width)
         known = self._read(store, keys)
         new: dict[str, np.ndarray] = {}
         for key, image in zip(keys, images, strict=True):
@@ -127,7 +127,7 @@ class EmbeddingCache:
     def embed_text(self, encoder: SentenceEncoder, sentences: Sequence[str]) -> np.ndarray:
         """Raw features of sentences in order, duplicates kept: float32 (P, D)."""
         keys = [hashlib.sha256(s.encode()).hexdigest() for s in sentences]
-        store = FeatureStore(self._root, f"sentences/{encoder.key}", width=encoder.width)
+        store = FeatureStore(self.root, f"sentences/{encoder.key}", width=encoder.width)
         known = self._read(store, keys)
         missing = {key: s for key, s in zip(keys, sentences, strict=True) if key not in known}
         new: dict[str, np.ndarray] = {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 
 Preprocessing = Literal["native", "released"]
+BLANK = -1.0  # in place of the share of tissue that was seen, where an image shows next to no tissue
 
 
 class ImageEncoder(Protocol):
@@ -83,8 +84,7 @@ class ModelEncoder:
         )
 
     def crop_key(self, mpp: float | None) -> str:
-        side = self.view.side(mpp)
-        return "" if side is None else f"@{side}"
+        return crop_key(self.view, mpp)
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
         """The crops of the view as uint8 (T, 3, h, w), resized to the model's input size."""
@@ -97,6 +97,33 @@ class ModelEncoder:
         with inference(self.model):
             images = self._preprocess.normalize(torch.from_numpy(crops).to(self.model.device))
             return self.model.encode_image(images, normalize=False).cpu().numpy()
+
+
+class SeenEncoder:
+    """The share of an image's tissue that a view shows, from 0 to 1, or BLANK for a nearly blank image.
+
+    It is an `ImageEncoder`, so that the embedding cache measures each image once for all models that have
+    the same view.
+    """
+
+    width = 1
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    @cached_property
+    def key(self) -> str:
+        return digest({"encoder": "seen", "view": self.view.key(), "decoder": decoder_version()})
+
+    def crop_key(self, mpp: float | None) -> str:
+        return crop_key(self.view, mpp)
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        seen = self.view.squares(pixels, mpp).seen
+        return np.array([[BLANK if seen is None else seen]], dtype=np.float32)
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        return crops
 
 
 class SentenceEncoder:
@@ -126,6 +153,12 @@ class SentenceEncoder:
         """P sentences as raw features, float32 (P, D)."""
         with inference(self.model):
             return self.model.encode_text(sentences, normalize=False).cpu().numpy()
+
+
+def crop_key(view: View, mpp: float | None) -> str:
+    """Text that differs between microns per pixel at which a view cuts other crops."""
+    side = view.side(mpp)
+    return "" if side is None else f"@{side}"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import card_of, select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.views import TrainingField
 from his2lip.files import absolute
 from his2lip.logs import log_to
 from his2lip.runtime import is_local
@@ -274,6 +275,7 @@ def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -
         cache,
         trained_on=frozenset(digests if entry.trained_on is None else entry.trained_on),
         fine_tuned=bool(digests) and entry.trained_on is None,
+        field=TrainingField.of(meta),
         batch_size=config.batch_size,
         threads=config.task_threads,
     )

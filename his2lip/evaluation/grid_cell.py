@@ -33,12 +33,13 @@ from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
 from his2lip.evaluation.results import CellResult, PoolFigures
+from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
-_REMARKS = ("note", "basis")  # fields of a protocol that decide no prediction
+_REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
 MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
 _BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1")  # keys of cell.json beside the record's
@@ -101,6 +102,9 @@ class Scorer(typing.Protocol):
     def score(self, plan: CellPlan) -> Scored:
         """Scores of the plan's units."""
 
+    def sight(self, plan: CellPlan) -> Sight:
+        """What the scorer was shown of the plan's images."""
+
 
 @dataclass(frozen=True)
 class CellRun:
@@ -152,6 +156,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         **shown,
         **_figures(plan.selection, plan.protocol, scores),
         **_prompt_figures(plan, scored),
+        **scorer.sight(plan).record(),
+        protocol_version=plan.protocol.version,
         weights_sha256=scorer.weights,
         prompts_sha256=plan.prompts.digest if scorer.uses_prompts else None,
         split_sha256=plan.selection.split_sha256,

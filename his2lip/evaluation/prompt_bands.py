@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from his2lip.evaluation.zero_shot import Pooling, Scoring, similarities, unit_rows
+from his2lip.evaluation.zero_shot import Pooling, Scoring, Top, similarities, unit_rows
 
 DRAWS = 200  # draws of sentences from the pools of a protocol
 SENTENCES = 3  # sentences per class in a draw
@@ -37,6 +38,7 @@ def macro_f1_of_draws(
     pooling: Pooling,
     scoring: Scoring,
     groups: np.ndarray | None = None,
+    top: Top | None = None,
 ) -> np.ndarray:
     """Macro F1 of each draw of `prompt_draws`, float64 (DRAWS,), from features as `score` takes them.
 
@@ -57,11 +59,14 @@ def macro_f1_of_draws(
     sentences = np.concatenate(texts)
     classes = len(texts)
     right, predicted = np.zeros((2, DRAWS, classes), dtype=np.int64)
+    of_rows = pooling == "max" or top is not None  # scores of rows are needed, not only their means
     for rows, sizes, truth in _chunks(labels, groups, len(images), _CHUNK // (DRAWS * classes) + 1):
         products = similarities(images[rows], sentences).T  # (P, N): the columns of a draw are whole rows
-        if pooling != "max":
-            products = _unit_means(products, sizes)
-        found = _predict(np.ascontiguousarray(products), columns, scales, sizes if pooling == "max" else None)
+        if not of_rows:
+            products, sizes = _unit_means(products, sizes), np.ones(len(sizes), dtype=np.int64)
+        reduce = np.maximum if pooling == "max" else np.add
+        scores = _class_scores(np.ascontiguousarray(products), columns, scales, reduce)
+        found = _predict(_of_units(scores, sizes, top))
         _count(found, truth, right, predicted)
     support = np.bincount(labels[labels >= 0], minlength=classes)
     total = support + predicted
@@ -115,14 +120,18 @@ def _scale(texts: np.ndarray, chosen: np.ndarray, pooling: Pooling, scoring: Sco
 def _chunks(
     labels: np.ndarray, groups: np.ndarray | None, rows: int, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows, rows per unit, labels) of at most `size` scored units at a time; a unit's rows are together."""
+    """(rows, rows per unit, labels) of scored units, about `size` rows at a time; a unit has all its rows."""
     groups = np.arange(rows) if groups is None else groups
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=len(labels))
     first = np.cumsum(sizes) - sizes
     scored = np.flatnonzero(labels >= 0)
-    for start in range(0, len(scored), size):
-        units = scored[start : start + size]
+    ends = np.cumsum(sizes[scored])
+    for units in np.split(
+        scored, np.searchsorted(ends, np.arange(size, ends[-1], size)) if len(ends) else []
+    ):
+        if not len(units):
+            continue
         places = np.concatenate([np.arange(first[u], first[u] + sizes[u]) for u in units])
         yield order[places], sizes[units], labels[units]
 
@@ -134,31 +143,45 @@ def _unit_means(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1) / sizes
 
 
-def _predict(
-    products: np.ndarray,
-    columns: Sequence[np.ndarray],
-    scales: Sequence[np.ndarray],
-    sizes: np.ndarray | None,
-) -> np.ndarray:
-    """int64 (DRAWS, U): the first class with the highest score, as float32, under each draw.
+def _class_scores(
+    products: np.ndarray, columns: Sequence[np.ndarray], scales: Sequence[np.ndarray], reduce: np.ufunc
+) -> list[np.ndarray]:
+    """float64 (DRAWS, N) of each class: the scores of N rows under each draw.
 
     products  (P, N), the similarity of each sentence to each row
-    sizes     rows of each unit, for scores that are the means of their rows' largest similarity
+    reduce    how the similarities to the sentences of a draw become one: add or maximum
     """
-    best = predicted = None
-    for c, (own, scale) in enumerate(zip(columns, scales, strict=True)):
-        parts = [products[own[:, i]] for i in range(own.shape[1])]
-        if sizes is None:
-            scores = sum(parts[1:], start=parts[0]) * scale[:, None]
-        else:
-            scores = _unit_means(np.maximum.reduce(parts), sizes)
-        scores = scores.astype(np.float32)
-        if best is None or predicted is None:
-            best, predicted = scores, np.zeros(scores.shape, dtype=np.int64)
-        else:
-            better = scores > best
-            best, predicted = np.where(better, scores, best), np.where(better, c, predicted)
-    assert predicted is not None, "there are classes"
+    scores = []
+    for own, scale in zip(columns, scales, strict=True):
+        total = products[own[:, 0]]
+        for i in range(1, own.shape[1]):
+            total = reduce(total, products[own[:, i]])
+        scores.append(total if reduce is np.maximum else total * scale[:, None])
+    return scores
+
+
+def _of_units(scores: list[np.ndarray], sizes: np.ndarray, top: Top | None) -> list[np.ndarray]:
+    """(DRAWS, U) of each class: the scores of units from those of their rows, (DRAWS, N), under each draw."""
+    if top is None:
+        return [_unit_means(of_class, sizes) for of_class in scores]
+    others = [of_class for c, of_class in enumerate(scores) if c != top.event]
+    margin = scores[top.event] - np.maximum.reduce(others)
+    units = []
+    for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+        kept = max(1, math.ceil(top.share * size))
+        best = np.argsort(-margin[:, end - size : end], axis=1, kind="stable")[:, :kept] + end - size
+        units.append([np.take_along_axis(of_class, best, axis=1).mean(axis=1) for of_class in scores])
+    return [np.stack(columns, axis=1) for columns in zip(*units, strict=True)]
+
+
+def _predict(scores: list[np.ndarray]) -> np.ndarray:
+    """int64 (DRAWS, U): the first class with the highest score (DRAWS, U), as float32, under each draw."""
+    best = scores[0].astype(np.float32)
+    predicted = np.zeros(best.shape, dtype=np.int64)
+    for c, of_class in enumerate(scores[1:], start=1):
+        rounded = of_class.astype(np.float32)
+        better = rounded > best
+        best, predicted = np.where(better, rounded, best), np.where(better, c, predicted)
     return predicted
 
 

@@ -14,7 +14,8 @@ from his2lip.data.cards import Card, LabelsOf, Protocol, load_card
 from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.statistics import Clusters, clusters_of
-from his2lip.evaluation.views import View
+from his2lip.evaluation.views import MIHIC_FIELD, TrainingField, View
+from his2lip.evaluation.zero_shot import Top
 
 APART = -1  # class number of units that are predicted and reported, but not scored
 BREAKDOWN = ("biomarker", "stain", "slide_id", "case_id")  # columns by which figures are reported too
@@ -124,13 +125,19 @@ def select(
     )
 
 
-def view_of(protocol: Protocol) -> View:
-    """The view of a protocol. Options that the protocol does not set have the defaults of `View`."""
-    default = View()
+def view_of(protocol: Protocol, field: TrainingField | None = None) -> View:
+    """The view of a protocol for a model.
+
+    field  the model's training field, which tiles have where the protocol sets no `tile_um`; None: unknown
+    """
+    field = field or MIHIC_FIELD
+    um = protocol.tile_um or field.um
     return View(
         kind=protocol.view,
-        mpp=protocol.tile_mpp or default.mpp,
-        max_tiles=protocol.max_tiles or default.max_tiles,
+        um=um,
+        size=max(1, round(field.px * um / field.um)),
+        coverage=protocol.coverage,
+        max_tiles=protocol.max_tiles or View().max_tiles,
     )
 
 
@@ -138,6 +145,14 @@ def _breakdown_columns(protocol: Protocol) -> list[str]:
     """The columns of the breakdowns, without that of the labels: the figures of each class tell the same."""
     asked = [protocol.breakdown] if protocol.breakdown else []
     return [column for column in dict.fromkeys([*asked, *BREAKDOWN]) if column != protocol.label]
+
+
+def top_of(protocol: Protocol) -> Top | None:
+    """Which tiles of a unit count by the protocol's `tile_pool`; None: all of them."""
+    if protocol.tile_pool == "mean" or protocol.event is None:
+        return None
+    share = protocol.tile_share if protocol.tile_pool == "top-k" else 0.0
+    return Top(list(protocol.classes).index(protocol.event), share)
 
 
 def _class_numbers(protocol: Protocol) -> dict[str, int]:

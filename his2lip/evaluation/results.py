@@ -124,6 +124,14 @@ class CellResult(Figures):
     ties: Annotated[int, Field("units with more than one class at the highest score", _UNITS)]
     apart: Annotated[int, Field("units that are predicted and reported, but not scored", _UNITS)]
     without_mpp: Annotated[int, Field("tiled rows whose microns per pixel are unknown", "rows")]
+    coverage: Annotated[
+        float | None,
+        Field("mean share of an image's tissue that was seen; null: blank images", _FRACTION, figure=True),
+    ]
+    field_um: Annotated[float | None, Field("median side of a crop; null where unknown", "microns")]
+    squashed: Annotated[int, Field("images of which one crop spans over 4 training fields", "images")]
+    seen_note: Annotated[str, Field("what limits the tissue that was seen, or its scale; empty: nothing")]
+    protocol_version: Annotated[int, Field("version of the protocol on the dataset's card")]
     cell: Annotated[str, Field("identity: the digest of all that decides the predictions", _SHA256)]
     blend: Annotated[str | None, Field("the sweep of alpha that the model is a point of")] = None
     alpha: Annotated[float | None, Field("the model's weight in that blend", _FRACTION)] = None

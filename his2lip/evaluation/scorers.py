@@ -13,7 +13,9 @@ from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid_cell import CellPlan, PoolScores, Scored
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import view_of
+from his2lip.evaluation.protocols import top_of, view_of
+from his2lip.evaluation.sight import Sight, sight
+from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
@@ -33,17 +35,19 @@ class ModelScorer:
         *,
         trained_on: frozenset[str] = frozenset(),
         fine_tuned: bool = False,
+        field: TrainingField | None = None,
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
         """
         trained_on  names or digests of the datasets that the model was trained on
         fine_tuned  the model also counts as trained on every dataset whose card has `in_domain: true`
+        field       what the model saw per input side in training; None: unknown
         """
         self.name = name
         self.weights = model.tensor_digest()
         self._model, self._cache = model, cache
-        self._trained_on, self._fine_tuned = trained_on, fine_tuned
+        self._trained_on, self._fine_tuned, self._field = trained_on, fine_tuned, field
         self._batch_size, self._threads = batch_size, threads
         self._sentences = SentenceEncoder(model, weights=self.weights)
 
@@ -76,19 +80,29 @@ class ModelScorer:
         features = self._cache.embed_text(self._sentences, prompts.all_sentences())
         sizes = [len(own) for _, own in prompts.sentences]
         texts = np.split(features, np.cumsum(sizes)[:-1])
-        pooling, scoring = plan.protocol.pooling, plan.protocol.scoring
-        whole = score(images, texts, pooling=pooling, scoring=scoring, groups=unit)
+        pooling, scoring, top = plan.protocol.pooling, plan.protocol.scoring, top_of(plan.protocol)
+        whole = score(images, texts, pooling=pooling, scoring=scoring, groups=unit, top=top)
         if not varies(sizes):
             return PoolScores(whole, [])
         of_draws = macro_f1_of_draws(
-            images, texts, plan.selection.labels, pooling=pooling, scoring=scoring, groups=unit
+            images,
+            texts,
+            plan.selection.labels,
+            pooling=pooling,
+            scoring=scoring,
+            groups=unit,
+            top=top,
         )
         return PoolScores(whole, of_draws.tolist())
+
+    def sight(self, plan: CellPlan) -> Sight:
+        view = self._encoder(plan).view
+        return sight(view, self._field, open_shards(plan.uri), plan.protocol, plan.selection, self._cache)
 
     def _encoder(self, plan: CellPlan) -> ModelEncoder:
         return ModelEncoder(
             self._model,
-            view=view_of(plan.protocol),
+            view=view_of(plan.protocol, self._field),
             preprocessing=plan.protocol.preprocessing,
             weights=self.weights,
         )

@@ -9,13 +9,14 @@ import numpy as np
 
 from his2lip import taxonomy
 from his2lip.data.cards import Protocol
-from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
+from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, patch_scale, resolve_split
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import Selection, card_of, select, view_of
+from his2lip.evaluation.protocols import Selection, card_of, select, top_of, view_of
+from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class SelectValidator:
         """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""
         shards, protocol, selection = self._plan()
         split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
-        encoder = ModelEncoder(model, view=view_of(protocol), preprocessing=protocol.preprocessing)
+        view = view_of(protocol, TrainingField.of({"patch": patch_scale(shards, split)}))
+        encoder = ModelEncoder(model, view=view, preprocessing=protocol.preprocessing)
         rows = selection.rows.tolist()
         stream = encode_rows(encoder, shards, split, rows, batch_size=self.batch_size, threads=self.threads)
         unit_of_row = dict(zip(rows, selection.unit.tolist(), strict=True))
@@ -67,6 +69,7 @@ class SelectValidator:
             pooling=protocol.pooling,
             scoring=model.similarity,
             groups=np.array(units, dtype=np.int64),
+            top=top_of(protocol),
         ).predicted
         scored = selection.scored
         found = Predictions(selection.labels[scored], predicted[scored], selection.classes)

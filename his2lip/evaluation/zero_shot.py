@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -13,6 +13,18 @@ from his2lip.config import OptionError
 
 Pooling = Literal["mean_embedding", "mean_logit", "max"]
 Scoring = Literal["cosine", "dot"]
+
+
+class Top(NamedTuple):
+    """Which rows of a unit count where a class may show in few of them, such as tiles with a stained nucleus.
+
+    event  number of that class
+    share  of the unit's rows that count, those with the highest score of the class less the best of the
+           others; at least one row, so that 0 is the single best row
+    """
+
+    event: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ def score(
     pooling: Pooling = "mean_embedding",
     scoring: Scoring = "cosine",
     groups: np.ndarray | None = None,
+    top: Top | None = None,
 ) -> Scores:
     """Scores image features (N, D) against the sentence features of C >= 2 classes, (P_c, D) of class c.
 
@@ -54,6 +67,7 @@ def score(
              sentence (the default of the released code).
     groups   int64 (N,), the unit of each row, from 0 to U-1; the score of a unit is the mean over its rows.
              None: each row is a unit.
+    top      which rows of a unit count; None: all
     Raises OptionError, a ValueError whose `key` is the argument, for what cannot be scored.
     """
     images = _checked(image_features, "image_features")
@@ -75,7 +89,20 @@ def score(
     else:
         reduce = np.mean if pooling == "mean_logit" else np.max
         by_class = np.stack([reduce(products[:, a:b], axis=1) for a, b in pairwise(bounds)], axis=1)
+    if top is not None and groups is not None:
+        rows = _top_rows(by_class, groups, top)
+        by_class, products, groups = by_class[rows], products[rows], groups[rows]
     return _decide(_mean_by_group(by_class, groups), _mean_by_group(products, groups), bounds)
+
+
+def _top_rows(by_class: np.ndarray, groups: np.ndarray, top: Top) -> np.ndarray:
+    """Numbers of the rows (N, C) that count in each group; of equal rows, the first."""
+    margin = by_class[:, top.event] - np.delete(by_class, top.event, axis=1).max(axis=1)
+    order = np.lexsort((np.arange(len(margin)), -margin, groups))
+    sizes = np.bincount(groups)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.maximum(1, np.ceil(top.share * sizes)).astype(np.int64)
+    return np.sort(order[rank < np.repeat(kept, sizes)])
 
 
 def _decide(scores: np.ndarray, sentence_scores: np.ndarray, bounds: np.ndarray) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,30 @@ ONE_NUMBER = "chance_corrected"  # the figure whose mean over datasets ranks the
 
 
 def heading(cell: CellResult) -> str:
-    """Name of a grid cell's column, such as `bci (paper, generated)`; the protocol `default` is left out."""
+    """Name of a grid cell's column, such as `bci (paper, generated)`; the protocol `default` is left out.
+
+    A version of the protocol that is older than the card's is a column of its own, and is marked.
+    """
     marks = [cell.protocol] if cell.protocol != "default" else []
     marks += ["generated"] if cell.generated else []
+    newest = _version(cell.dataset, cell.protocol)
+    marks += [f"version {cell.protocol_version} of {newest}"] if cell.protocol_version < newest else []
     return f"{cell.dataset} ({', '.join(marks)})" if marks else cell.dataset
+
+
+def outdated(cell: CellResult) -> str | None:
+    """What has changed since the protocol version of a grid cell; None where its version is the card's."""
+    if cell.protocol_version >= _version(cell.dataset, cell.protocol):
+        return None
+    changes = load_card(cell.dataset).protocols[cell.protocol].changelog
+    return " ".join(text for version, text in sorted(changes.items()) if version > cell.protocol_version)
+
+
+@functools.cache
+def _version(dataset: str, protocol: str) -> int:
+    """The version of a protocol on the project's card of that name; 0 where there is no such card."""
+    known = load_card(dataset).protocols if dataset in list_cards() else {}
+    return known[protocol].version if protocol in known else 0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from his2lip.evaluation import DRAWS, SENTENCES, CellResult, Metric, metric_fields
+from his2lip.evaluation import DRAWS, SENTENCES, CellResult, metric_fields
 from his2lip.report.alpha import curve_csv, curve_points
-from his2lip.report.board import ONE_NUMBER, Board, PublishedRow, heading, published_rows, read_board
+from his2lip.report.board import (
+    ONE_NUMBER,
+    Board,
+    PublishedRow,
+    heading,
+    outdated,
+    published_rows,
+    read_board,
+)
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.plots import draw_plots
 from his2lip.report.prompt_order import (
@@ -174,19 +182,22 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
 
 
 def tables(board: Board) -> list[Table]:
-    """The table of the mean, that of macro F1, and one per other metric that at least one grid cell has."""
-    known = [name for name in metric_fields() if any(getattr(c, name) is not None for c in board.cells)]
+    """The table of the mean, that of macro F1, one per other metric, and the tissue seen."""
+    metrics = metric_fields()
+    known = [name for name in metrics if any(getattr(c, name) is not None for c in board.cells)]
     first = (ONE_NUMBER, "macro_f1")
-    return [_table(board, n) for n in (*first, *(name for name in known if name not in first))]
+    names = (*first, *(name for name in known if name not in first))
+    shown = [_table(board, name, metrics[name].title, metrics[name].unit) for name in names]
+    return [*shown, _table(board, "coverage", "Tissue seen", "fraction", best=False)]
 
 
-def _table(board: Board, name: str) -> Table:
-    metric = metric_fields()[name]
-    title = f"{metric.title}, %" if metric.unit == "fraction" else metric.title
+def _table(board: Board, name: str, title: str, unit: str, *, best: bool = True) -> Table:
+    """The field `name` of all grid cells; `best`: whether its largest values are marked."""
+    title = f"{title}, %" if unit == "fraction" else title
     cells = {model: [board.cell(model, column) for column in board.columns] for model in board.models}
     values = {model: [None if c is None else getattr(c, name) for c in own] for model, own in cells.items()}
-    best = [
-        max((v for v in column if v is not None), default=None)
+    largest = [
+        max((v for v in column if v is not None and best), default=None)
         for column in zip(*values.values(), strict=True)
     ]
     rows = []
@@ -194,13 +205,13 @@ def _table(board: Board, name: str) -> Table:
         figures = [
             Figure(
                 value,
-                _shown(value, metric.unit),
-                _limits(cell, metric),
+                _shown(value, unit),
+                _limits(cell, name, unit),
                 value == top,
                 _hint(cell, name),
                 MARK if is_marked(cell, name) else "",
             )
-            for value, top, cell in zip(values[model], best, own, strict=True)
+            for value, top, cell in zip(values[model], largest, own, strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
     heads = [_head(column, board) for column in ("model", *board.columns)]
@@ -290,14 +301,14 @@ def _head(name: str, board: Board) -> Head:
 
 
 def _hint(cell: CellResult | None, name: str) -> str:
-    """Details of a figure: n, its interval or why it has none, and the difference from the paper's figure."""
+    """Details of a figure: n, its interval or why it has none, the paper's figure, and what was seen."""
     if cell is None:
         return ""
     parts = [cell.size]
     if (interval := cell.interval(name)) is not None:
         unit = metric_fields()[name].unit
         parts.append("95 % interval {} to {}".format(*(_shown(limit, unit) for limit in interval)))
-    else:
+    elif name in metric_fields():
         parts.append(f"no interval: {cell.no_interval or UNCHANGED}")
     if (published := cell.published(name)) is not None:
         difference = 100 * (getattr(cell, name) - published)
@@ -305,11 +316,13 @@ def _hint(cell: CellResult | None, name: str) -> str:
     if is_marked(cell, name):
         others = ", ".join(f"{model} ({100 * share:.0f} % of the draws)" for model, share in unstable(cell))
         parts.append(f"{MARKED}, with {others}")
-    return "; ".join(parts)
+    if cell.coverage is not None:
+        parts.append(f"tissue seen {percent(cell.coverage)} %")
+    return "; ".join([*parts, *([cell.seen_note] if cell.seen_note else [])])
 
 
-def _limits(cell: CellResult | None, metric: Metric) -> str:
-    return "" if cell is None else _short(cell.interval(metric.name), metric.unit)
+def _limits(cell: CellResult | None, name: str, unit: str) -> str:
+    return "" if cell is None else _short(cell.interval(name), unit)
 
 
 def _short(interval: tuple[float, float] | None, unit: str) -> str:
@@ -334,6 +347,8 @@ def _notes(board: Board) -> list[str]:
         *_interval_notes(board),
         *_empty_class_notes(board),
         *_prompt_notes(board),
+        *_seen_notes(board),
+        *_version_notes(board),
     ]
 
 
@@ -355,6 +370,26 @@ def _empty_class_notes(board: Board) -> list[str]:
     return [
         f"{column}: the scored split has no unit of {', '.join(names)}, so their F1 counts as 0 in macro F1."
         for column, names in board.empty_classes().items()
+    ]
+
+
+def _seen_notes(board: Board) -> list[str]:
+    """What limits the tissue that models saw of a column, or the scale at which they saw it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in board.cells:
+        if cell.seen_note:
+            found.setdefault((heading(cell), cell.seen_note), []).append(cell.model)
+    return [f"{column}: {note} ({', '.join(models)})." for (column, note), models in found.items()]
+
+
+def _version_notes(board: Board) -> list[str]:
+    """Columns of an older version of a protocol, and what has changed since."""
+    found = {heading(cell): outdated(cell) for cell in board.cells}
+    return [
+        f"{column}: the protocol has changed since; run the benchmark again to score it by the current "
+        f"version. {changes}"
+        for column, changes in found.items()
+        if changes is not None
     ]
 
 

@@ -71,17 +71,20 @@ def _mist(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _her2_ihc_40x(root: Path, draw: DrawImage, each: int) -> None:
-    """Both splits that the authors publish, by patch and by slide; a card uses one of them."""
+    """The two splits that the authors publish, by slide and by patch; their folders have two spellings."""
     for base, partition in (("Patch-based-dataset", "patch"), ("WSI-based-dataset", "wsi")):
         for split in ("train", "test"):
-            for label in ("class_0", "class_1+", "class_2+", "class_3+"):
+            for i, label in enumerate(("class_0", "class_1+", "class_2+", "class_3+")):
                 for n in range(each):
-                    folder = root / base / f"{split}_data_{partition}" / label
-                    _save(folder / f"{split}_{n}.png", draw(256, None, "HER2"))
+                    folder = f"{split}_data_{partition}" if i % 2 else split
+                    _save(root / base / folder / label / f"{split}_{n}.png", draw(256, None, "HER2"))
 
 
 def _hnscc(root: Path, draw: DrawImage, each: int) -> None:
-    """Two layouts in one folder; PanCK is also spelt PCK; Hematoxylin images have the counterstain only."""
+    """Two layouts in one folder, the second with `-` or `_` after mIHC_Data; PanCK is also spelt PCK.
+
+    Hematoxylin images have the counterstain only. Masks are in a folder, or have a prefix.
+    """
     for n in range(1, each + 1):
         for letter in "TMS":
             for stain in ("Hematoxylin", "CD3", "CD8", "FoxP3", "PCK" if n % 2 else "PanCK"):
@@ -90,19 +93,27 @@ def _hnscc(root: Path, draw: DrawImage, each: int) -> None:
                 if n % 2:
                     _save(root / f"mIHC_Data/Case{n}_{field}", pixels)
                 else:
-                    _save(root / f"Case{n}/mIHC_Data_{field}", pixels)
+                    _save(root / f"Case{n}/mIHC_Data{'_' if letter == 'T' else '-'}{field}", pixels)
+        _save(root / f"Segmentation/Case{n}_T{n}_0_0_CD3.png", draw(256, None, "CD3"))
+        _save(root / f"Case{n}/Segmentation-T{n}_0_0_CD3.png", draw(256, None, "CD3"))
 
 
 def _ihc4bc(root: Path, draw: DrawImage, each: int) -> None:
-    """HER2 is spelt Her2; one table per biomarker has the status (a, 0 or d) and the nuclei of each image."""
+    """HER2 is spelt Her2; a table per biomarker has the status (a, 0 or d) and the nuclei of each image.
+
+    The second field of an image's name is the patient; the number in the name of the folder is another. The
+    third column of a table is the number of nuclei of the H&E twin.
+    """
     for stain in ("ER", "Her2", "Ki67", "PR"):
         rows = [["name", "status", "nuclei", "mean DAB"]]
         for n in range(4 * each):
-            patient, name = f"Patient_{n}_{1000 + n}", f"{n}_{1000 + n}_11_1_2"
-            _save(root / f"Images/IHC/{stain}/{patient}/Subregion_5/{name}.jpg", draw(256, None, stain))
+            name = f"{n}_{1000 + n}_11_1_2"
+            folder = root / f"Images/IHC/{stain}/Patient_{n}_{2000 + n}/Subregion_5"
+            _save(folder / f"{name}.jpg", draw(256, None, stain))
             status = "a0da"[n % 4]
-            dab = [0.7, 0.6, 0.01, 0.02] if n % 4 == 0 else [0.01] * 4
-            rows.append([name, status, "4", " ".join(map(str, dab))])
+            stained, plain = {0: (2, 2), 4: (1, 9), 7: (1, 3)}.get(n, (0, 4))  # 50, 10 and 25 %
+            dab = [0.7, 0.6][:stained] + [0.01, 0.02, *[0.01] * plain][:plain]
+            rows.append([name, status, "100", " ".join(map(str, dab))])
         table = root / f"Labels/{stain}_labels.csv"
         table.parent.mkdir(parents=True, exist_ok=True)
         with table.open("w", newline="") as out:
@@ -125,14 +136,13 @@ def _bcdata(root: Path, draw: DrawImage, each: int) -> None:
 
 
 def _anhir(root: Path, draw: DrawImage, each: int) -> None:
-    """Each image at two scales; the stain is a token of the file name; one section of each lesion is H&E."""
-    for lesion in range(1, each + 1):
+    """Each image at two scales; the stain is a token of the file name; one section of each set is H&E."""
+    for number in range(1, each + 1):
+        of_set, region = ("lung-lesion", "les") if number % 2 else ("lung-lobes", "lob")
         for stain in ("CD31-3", "proSPC-4", "Ki67-7", "Cc10-5", "He"):
             for scale, side in (("scale-5pc", 96), ("scale-25pc", 480)):
-                folder = root / f"lung-lesion_{lesion}" / scale
-                _save(
-                    folder / f"29-041-Izd2-w35-{stain}-les{lesion}.jpg", draw(side, None, stain[:-2] or None)
-                )
+                file = f"29-041-Izd2-w35-{stain}-{region}{number}.jpg"
+                _save(root / f"{of_set}_{number}" / scale / file, draw(side, None, stain[:-2] or None))
 
 
 def _acrobat(root: Path, draw: DrawImage, each: int) -> None:

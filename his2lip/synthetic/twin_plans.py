@@ -13,7 +13,9 @@ from his2lip.synthetic.cases import keyed_rng
 from his2lip.synthetic.rows import TwinRow
 
 FIELD_UM = 29.0  # side of a MIHIC patch in microns: 128 px at 0.2264 microns per pixel
-HNSCC_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.4661, 0.92  # microns per pixel, as on the cards
+# Microns per pixel, as on the cards; ANHIR's lesions at scale-25pc, its lobes at scale-100pc.
+HNSCC_MPP, BCI_MPP, MIST_MPP, ACROBAT_MPP = 0.5, 0.46, 0.4661, 0.92
+LESION_MPP, LOBE_MPP = 0.696, 1.274
 DETAIL, REGION = 64, 128  # sides in pixels of small and of large patches
 
 
@@ -139,13 +141,13 @@ def _ihc4bc(plan: TwinPlan) -> Iterator[TwinRow]:
             patient = f"Patient_{number}_{1009 + number}"
             for (marker, shares), k in product(_IHC4BC_SHARES.items(), range(2)):
                 label = ("negative", "positive")[(number + (marker != "Ki67")) % 2]
-                path = f"{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_0_0_0.jpg"
+                path = f"{marker}/{patient}/Subregion_{k}/{k}_{1009 + number}_{k}_0_0.jpg"
                 share = float(keyed_rng(plan.seed, path).uniform(*shares[label]))
-                columns: dict[str, Any] = {"label": label, "biomarker": marker, "case_id": patient}
-                columns |= {
-                    "slide_id": f"{patient}/{marker}",
-                    "region_id": f"{patient}/{marker}/Subregion_{k}",
-                }
+                case_id = str(1009 + number)
+                columns: dict[str, Any] = {"label": label, "biomarker": marker, "case_id": case_id}
+                columns |= {"slide_id": f"{case_id}/{marker}", "region_id": f"{case_id}/{marker}/{k}"}
+                if marker == "Ki67" and label == "negative" and share >= 0.05:
+                    columns["label"] = "5 to 20 %"
                 yield plan.row(
                     split, patient, marker, path, shows="Tumor", marker=marker, size=REGION, format="jpeg",
                     reading=Reading(share=share), columns=columns,
@@ -153,15 +155,20 @@ def _ihc4bc(plan: TwinPlan) -> Iterator[TwinRow]:
 
 
 def _her2(plan: TwinPlan) -> Iterator[TwinRow]:
-    """HER2 0 to 3+, without slide ids."""
+    """HER2 0 to 3+, without slide ids. The split by patches has a test set of its own."""
     number = 0
-    for split, folder, each in (("train", "train", 10), ("select", "train", 5), ("test", "test", 24)):
+    for split, folder, each in (
+        ("train", "train_data_wsi", 10),
+        ("select", "train_data_wsi", 5),
+        ("test", "test_data_wsi", 24),
+        ("patch_test", "test_data_patch", 4),
+    ):
         for score, k in product(HER2_READINGS, range(plan.count(each))):
-            path = f"{folder}_data_patch/class_{score}/{number:05d}.png"
+            path = f"{folder}/class_{score}/{number:05d}.png"
             number += 1
             yield plan.row(
                 split, f"{split}{k}", score, path, shows="Tumor", marker="HER2", size=REGION,
-                mpp=FIELD_UM / REGION, reading=HER2_READINGS[score], biology=(("cohesion", 0.95),),
+                reading=HER2_READINGS[score], biology=(("cohesion", 0.95),),
                 columns={"label": score, "score": score, "biomarker": "HER2"},
             )  # fmt: skip
 
@@ -180,10 +187,11 @@ def _bci(plan: TwinPlan) -> Iterator[TwinRow]:
                 "label": score,
                 "biomarker": "HER2",
                 "twin_id": f"bci/HE/{name}",
+                "mpp": BCI_MPP,
             }
             yield plan.row(
                 split, f"{split}{k}", score, f"IHC/{name}", shows="Tumor", marker="HER2", size=REGION,
-                field=name, reading=HER2_READINGS[score], columns=columns,
+                mpp=BCI_MPP, field=name, reading=HER2_READINGS[score], columns=columns,
             )  # fmt: skip
 
 
@@ -217,11 +225,12 @@ def _breast_reading(plan: TwinPlan, marker: str, key: str) -> Reading:
 
 
 def _anhir(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Lung lesions and lobes at low magnification, one image per biomarker; microns per pixel are unknown."""
+    """Lung lesions and lobes at low magnification, one image per biomarker."""
     for number in range(plan.count(16)):
-        part, region, shows = (("lung-lesion", "les1", "Tumor"), ("lung-lobes", "lob1", "Alveoli"))[
-            number % 2
-        ]
+        part, region, shows, scale, mpp = (
+            ("lung-lesion", "les1", "Tumor", "scale-25pc", LESION_MPP),
+            ("lung-lobes", "lob1", "Alveoli", "scale-100pc", LOBE_MPP),
+        )[number % 2]
         animal = f"29-{number:03d}-Izd2-w35"
         for token in ("CD31-3", "Ki67-7", "proSPC-4", "Cc10-5"):
             marker, slide = taxonomy.find_biomarker(token), f"{animal}-{token}-{region}"
@@ -231,10 +240,10 @@ def _anhir(plan: TwinPlan) -> Iterator[TwinRow]:
                 "case_id": animal,
                 "slide_id": slide,
             }
-            columns |= {"region_id": f"{animal}-{region}"}
+            columns |= {"region_id": f"{animal}-{region}", "mpp": mpp}
             yield plan.row(
-                "test", animal, token, f"{part}_{number // 2 + 1}/scale-100pc/{slide}.jpg", shows=shows,
-                marker=marker, size=REGION, mpp=0.65, format="jpeg", field=animal,
+                "test", animal, token, f"{part}_{number // 2 + 1}/{scale}/{slide}.jpg", shows=shows,
+                marker=marker, size=REGION, mpp=mpp, format="jpeg", field=animal,
                 biology=(("cohesion", 0.85), ("size", 0.9)), columns=columns,
             )  # fmt: skip
 

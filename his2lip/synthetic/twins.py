@@ -16,7 +16,7 @@ from his2lip.synthetic.cases import keyed_rng
 from his2lip.synthetic.rows import TwinRow, draw
 from his2lip.synthetic.twin_plans import PLANS, TwinPlan
 
-VERSION = 1  # of the generator; it is raised when any pixel or column changes
+VERSION = 2  # of the generator; it is raised when any pixel or column changes
 
 MAX_SCALE = 1000
 ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, as a real dataset has

@@ -78,8 +78,22 @@ def test_only_mihic_is_in_domain() -> None:
     assert [card.name for card in CARDS if card.in_domain] == ["mihic"]
 
 
-def test_licences_that_forbid_commercial_use_are_those_of_bci_and_ihc4bc() -> None:
-    assert [c.name for c in CARDS if c.licence.commercial_use is False] == ["bci", "ihc4bc"]
+def test_only_the_licence_of_bci_is_known_to_forbid_commercial_use() -> None:
+    assert [c.name for c in CARDS if c.licence.commercial_use is False] == ["bci"]
+    assert (load_card("ihc4bc").licence.name, load_card("ihc4bc").licence.spdx) == ("not stated", None)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=TEN)
+def test_protocols_with_tiles_state_why_they_are_pooled_as_they_are(card: Card) -> None:
+    for protocol in card.protocols.values():
+        assert protocol.view != "tiles" or protocol.pool_reason
+        assert protocol.tile_pool == "mean" or protocol.view == "tiles"
+
+
+def test_rare_events_are_pooled_by_the_tiles_that_look_most_like_them() -> None:
+    pooled = {(c.name, name): p.tile_pool for c in CARDS for name, p in c.protocols.items()}
+    assert pooled["ihc4bc", "er"] == pooled["ihc4bc", "default"] == pooled["bci", "default"] == "top-k"
+    assert pooled["ihc4bc", "ki67"] == pooled["mist", "default"] == pooled["acrobat", "default"] == "mean"
 
 
 def test_spellings_of_a_class_are_one_class() -> None:
@@ -136,6 +150,14 @@ def test_a_card_with_a_protocol_and_carving_is_valid() -> None:
         ({"splits": {"a/b": {"role": "report"}}}, "splits.a/b"),
         ({"splits": {".hidden": {"role": "report"}}}, "splits..hidden"),
         ({"splits": {"": {"role": "report"}}}, "splits."),
+        ({"splits": {"test": {"role": "report", "repeats": ["tset"]}}}, "splits.test.repeats"),
+        ({"protocols": {"default": PROTOCOL | {"tile_pool": "max"}}}, "protocols.default.event"),
+        (
+            {"protocols": {"default": PROTOCOL | {"tile_pool": "top-k", "event": "c"}}},
+            "protocols.default.event",
+        ),
+        ({"protocols": {"default": PROTOCOL | {"version": 2}}}, "protocols.default.changelog"),
+        ({"protocols": {"default": PROTOCOL | {"changelog": {2: "x"}}}}, "protocols.default.changelog"),
         ({"mpp": 0}, "mpp"),
         ({"mpp": -0.5}, "mpp"),
         ({"mpp": 0.049}, "mpp"),

@@ -68,11 +68,12 @@ def ihc4bc_rows(root: Path, keys: list[str]) -> None:
 
 def ihc4bc_faults(root: Path) -> Faults:
     with (root / "Labels/PR_labels.csv").open("a") as table:
-        table.write("gone_1,a,1,0.9\ngone_2,0,1,0.9\nempty,a,0,\n")
-    place = "Images/IHC/PR/Patient_0_1000/Subregion_5"
+        table.write("gone_1,a,1,0.9\ngone_2,0,1,0.9\n8_8000_1_1_1,a,0,\n")
+    place = "Images/IHC/PR/Patient_0_2000/Subregion_5"
     return {
-        touch(root, f"{place}/unknown.jpg"): ("label",),
-        touch(root, f"{place}/empty.jpg"): ("nuclei",),
+        touch(root, f"{place}/7_7000_1_1_1.jpg"): ("label",),
+        touch(root, f"{place}/unknown.jpg"): ("path", "CASEID"),
+        touch(root, f"{place}/8_8000_1_1_1.jpg"): ("nuclei",),
         "Labels/PR_labels.csv": ("image", "2 of", "gone_1"),
         touch(root, "stray.jpg"): ("path",),
     }
@@ -147,7 +148,7 @@ def files_under(root: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(root))
 
 
-HER2 = "Patch-based-dataset/train_data_patch"
+HER2 = "WSI-based-dataset/train_data_wsi"
 MIHIC = "MIHIC_dataset/dataset/train/Tumor"
 LAYOUTS = {
     "acrobat": Layout(
@@ -194,7 +195,7 @@ LAYOUTS = {
                 "stray.png": ("path",),
             }
         ),
-        twice=f"{HER2}/class_0/train_0.png",
+        twice=f"{HER2}/class_1+/train_0.png",
     ),
     "hnscc": Layout(
         bad=lambda i, s: f"mIHC_Data/Case{900 + i}_T1_0_0_CD3{s}",
@@ -208,10 +209,10 @@ LAYOUTS = {
         twice="mIHC_Data/Case1_T1_0_0_CD3.png",
     ),
     "ihc4bc": Layout(
-        bad=lambda i, s: f"Images/IHC/ER/Patient_0_1000/Subregion_5/bad_{i}{s}",
+        bad=lambda i, s: f"Images/IHC/ER/Patient_0_2000/Subregion_5/bad_9{i}_1_1_1{s}",
         annotate=ihc4bc_rows,
         faults=ihc4bc_faults,
-        twice="Images/IHC/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg",
+        twice="Images/IHC/ER/Patient_0_2000/Subregion_5/0_1000_11_1_2.jpg",
     ),
     "mihic": Layout(
         bad=lambda i, s: f"{MIHIC}/{900 + i:04d}-CD3-1-1{s}",

@@ -14,6 +14,7 @@ from layouts import refusal
 from his2lip.data.cards.card import list_cards, load_card
 from his2lip.data.images.codec import decode, encode_jpeg, encode_png
 from his2lip.data.images.slides import PlainSlide, around, open_slide
+from his2lip.data.images.tiling import cut_share
 from his2lip.data.prepare.dataset import PrepareReport, prepare
 from his2lip.data.readers import get_reader
 from his2lip.data.readers.annotated_cells import read_annotations
@@ -87,15 +88,30 @@ def test_mist_biomarker_slide_and_twin(read: Read) -> None:
     assert not train & select
 
 
-def test_her2_reads_the_partition_of_the_card(read: Read) -> None:
-    _, rows = read("her2-ihc-40x")
-    assert rows.loc["her2-ihc-40x/test_data_patch/class_3+/test_0.png", "score"] == "3+"
-    assert not rows.index.str.contains("wsi").any()
+def test_her2_reads_the_split_by_slides_and_the_test_set_of_the_split_by_patches(read: Read) -> None:
+    report, rows = read("her2-ihc-40x")
+    assert rows.loc["her2-ihc-40x/test_data_wsi/class_3+/test_0.png", ["score", "split"]].tolist() == [
+        "3+",
+        "test",
+    ]
+    assert rows.loc["her2-ihc-40x/test_data_patch/class_0/test_1.png", "split"] == "patch_test"
+    assert report.passed_over == {"of the split by patches, whose slides are in train and test": 8}
+    assert rows.groupby("split").size()[["patch_test", "test"]].tolist() == [8, 8]
 
 
-def test_her2_reads_the_partition_by_slides_where_the_card_has_it(read: Read) -> None:
-    _, rows = read("her2-ihc-40x", partition="wsi")
-    assert rows.index.str.contains("_wsi/").all()
+@pytest.mark.parametrize(("partition", "splits"), [("wsi", {"train", "test"}), ("patch", {"patch_test"})])
+def test_her2_folders_train_and_test_are_of_the_partition_of_the_card(
+    read: Read, partition: str, splits: set[str]
+) -> None:
+    def flatten(root: Path) -> None:
+        (root / "Patch-based-dataset").rename(root.parent / "elsewhere")
+        (root / "WSI-based-dataset").rename(root / "Patches")
+        for split in ("train", "test"):
+            for folder in sorted((root / f"Patches/{split}_data_wsi").iterdir()):
+                folder.rename(root / "Patches" / split / folder.name)
+
+    _, rows = read("her2-ihc-40x", change=flatten, partition=partition)
+    assert set(rows["split"]) - {"select"} == splits
 
 
 def test_hnscc_regions_and_stains_in_both_layouts(read: Read) -> None:
@@ -114,19 +130,27 @@ def test_hnscc_regions_and_stains_in_both_layouts(read: Read) -> None:
     assert rows.loc["hnscc/Case1_S1_0_0_FoxP3.png", "biomarker"] == "FOXP3"
 
 
+def test_hnscc_second_layout_is_read_with_a_hyphen_and_masks_are_passed_over(read: Read) -> None:
+    report, rows = read("hnscc")
+    assert set(rows["case_id"]) == {"Case1", "Case2"}
+    assert rows.groupby("case_id").size().tolist() == [15, 15]
+    assert rows.loc["hnscc/Case2_S2_0_0_PanCK.png", "label"] == "stroma"  # mIHC_Data-S2_0_0_PanCK.png
+    assert report.passed_over == {"a mask of a segmentation": 4}
+
+
 def test_ihc4bc_labels_follow_the_fraction_of_nuclei(read: Read) -> None:
     report, rows = read("ihc4bc")
     named = rows.reset_index().set_index(["biomarker", "case_id"])
-    assert named.loc[("ER", "Patient_0_1000"), "label"] == "positive"  # half of the nuclei at 1+ or more
-    assert named.loc[("ER", "Patient_1_1001"), "label"] == "negative"  # status 0
-    assert named.loc[("PR", "Patient_3_1003"), "label"] == "negative"  # status a, no nucleus at 1+
+    assert named.loc[("ER", "1000"), "label"] == "positive"  # half of the nuclei at 1+ or more
+    assert named.loc[("ER", "1001"), "label"] == "negative"  # status 0
+    assert named.loc[("PR", "1003"), "label"] == "negative"  # status a, no nucleus at 1+
     assert report.passed_over["discarded by the authors (status d)"] == 6
     assert report.passed_over["HER2, of which the label format is not known"] == 8
     cases = rows.groupby("case_id")["split"].nunique()
     assert (cases == 1).all()
 
 
-@pytest.mark.parametrize(("biomarker", "label"), [("Ki67", "negative"), ("ER", "positive")])
+@pytest.mark.parametrize(("biomarker", "label"), [("Ki67", "5 to 20 %"), ("ER", "low")])
 def test_ihc4bc_thresholds_are_of_the_biomarker(read: Read, biomarker: str, label: str) -> None:
     def relabel(root: Path) -> None:
         for stain in ("ER", "Ki67", "PR"):
@@ -137,6 +161,67 @@ def test_ihc4bc_thresholds_are_of_the_biomarker(read: Read, biomarker: str, labe
 
     _, rows = read("ihc4bc", change=relabel)  # one nucleus of ten: over 1 %, under 20 %
     assert set(rows.loc[rows["biomarker"] == biomarker, "label"]) == {label}
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        # 30 of 100 nuclei of the IHC patch are stained; its H&E twin has 1,000 nuclei.
+        ({}, {"ER": "positive", "Ki67": "positive"}),
+        ({"denominator": "h&e"}, {"ER": "low", "Ki67": "negative"}),
+        # H-score: (10 x 1 + 10 x 2 + 10 x 3) per 100 or per 1,000 nuclei = 60 or 6.
+        (
+            {"measure": "h-score", "h_score_from": {"ER": 60, "PR": 1, "Ki67": 61}},
+            {"ER": "positive", "Ki67": "negative"},
+        ),
+        (
+            {"measure": "h-score", "denominator": "h&e", "h_score_from": {"ER": 6, "PR": 1, "Ki67": 7}},
+            {"ER": "positive", "Ki67": "negative"},
+        ),
+    ],
+)
+def test_ihc4bc_label_is_by_percent_or_h_score_of_the_nuclei_of_the_ihc_patch_or_its_twin(
+    read: Read, options: dict, labels: dict[str, str]
+) -> None:
+    def relabel(root: Path) -> None:
+        dab = " ".join(["0.2"] * 10 + ["0.4"] * 10 + ["0.6"] * 10 + ["0.01"] * 70)
+        rows = [f"{n}_{1000 + n}_11_1_2.jpg,a,1000,{dab}" for n in range(8)]
+        for stain in ("ER", "Ki67", "PR"):
+            (root / f"Labels/{stain}_labels.csv").write_text("\n".join(rows))
+
+    _, rows = read("ihc4bc", change=relabel, **options)
+    assert {b: set(rows.loc[rows["biomarker"] == b, "label"]) for b in labels} == {
+        b: {label} for b, label in labels.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("stained", "er", "ki67"),
+    [
+        (0, "negative", "negative"),
+        (1, "low", "negative"),
+        (10, "low", "5 to 20 %"),
+        (11, "positive", "5 to 20 %"),
+        (20, "positive", "20 to 30 %"),
+        (30, "positive", "positive"),
+    ],
+)
+def test_ihc4bc_bands_have_the_limits_of_the_guidelines(read: Read, stained: int, er: str, ki67: str) -> None:
+    def relabel(root: Path) -> None:
+        dab = " ".join(["0.9"] * stained + ["0.01"] * (100 - stained))
+        for stain in ("ER", "Ki67", "PR"):
+            rows = [f"{n}_{1000 + n}_11_1_2.jpg,a,100,{dab}" for n in range(8)]
+            (root / f"Labels/{stain}_labels.csv").write_text("\n".join(rows))
+
+    _, rows = read("ihc4bc", change=relabel)
+    found = rows.groupby("biomarker")["label"].unique()
+    assert [found[b].tolist() for b in ("ER", "PR", "Ki67")] == [[er], [er], [ki67]]
+
+
+def test_ihc4bc_patient_is_in_the_name_of_the_image(read: Read) -> None:
+    _, rows = read("ihc4bc")
+    row = rows.loc["ihc4bc/ER/Patient_4_2004/Subregion_5/4_1004_11_1_2.jpg"]
+    assert (row["case_id"], row["slide_id"], row["region_id"]) == ("1004", "1004/ER", "1004/ER/11")
 
 
 def test_ihc4bc_copies_of_both_sizes_are_read_with_the_same_labels(read: Read, real_ihc: np.ndarray) -> None:
@@ -220,8 +305,15 @@ def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> No
     assert np.mean(red_minus_blue["positive"]) > np.mean(red_minus_blue["none"]) + 10
 
 
+def test_anhir_microns_per_pixel_are_those_of_the_set_at_its_scale(read: Read) -> None:
+    _, rows = read("anhir-lung")
+    assert rows["mpp"].groupby(rows.index.str.split("/").str[1]).unique().str[0].to_dict() == pytest.approx(
+        {"lung-lesion_1": 0.174 / 0.25, "lung-lobes_2": 1.274 / 0.25}
+    )
+
+
 def test_anhir_reads_its_sets_at_the_largest_scale(read: Read) -> None:
-    report, rows = read("anhir-lung", change=lambda root: (root / "lung-lesion_2").rename(root / "kidney_2"))
+    report, rows = read("anhir-lung", change=lambda root: (root / "lung-lobes_2").rename(root / "kidney_2"))
     assert sorted(rows["label"]) == ["CD31", "Cc10", "Ki67", "proSPC"]
     assert rows.index.str.startswith("anhir-lung/lung-lesion_1/scale-25pc/").all()
     assert report.passed_over["of another set"] == 10
@@ -253,8 +345,10 @@ def test_acrobat_slides_are_tiled_only_on_tissue(read: Read) -> None:
 
 
 def test_acrobat_slides_have_at_most_max_tiles(read: Read) -> None:
-    _, rows = read("acrobat", max_tiles=3)
+    report, rows = read("acrobat", max_tiles=3)
     assert (rows.groupby("slide_id").size() == 3).all()
+    assert {place.rpartition(".")[0] for place, _ in report.left_out} == set(rows["slide_id"])
+    assert {cut_share(reason) for _, reason in report.left_out} == {3 / 9}
 
 
 def test_pantumor_patches_are_centred_on_cells_in_microns(read: Read, tmp_path: Path) -> None:
@@ -408,14 +502,14 @@ def test_ihc4bc_table_that_is_not_utf8_is_refused_with_its_file(read: Read) -> N
 
 def test_ihc4bc_image_with_two_different_label_rows_is_quarantined(read: Read) -> None:
     def contradict(root: Path) -> None:
-        rows = ["0_1000_11_1_2,a,4,0.7 0.6 0.01 0.02", "1_1001_11_1_2,d,0"]  # the same again, and another
+        rows = ["0_1000_11_1_2,a,100,0.7 0.6 0.01 0.02", "1_1001_11_1_2,d,0"]  # the same again, and another
         (root / "Labels/more_ER_labels.csv").write_text("\n".join(rows))
 
     report, rows = read("ihc4bc", change=contradict)
     ((place, reason),) = report.quarantined
-    assert place == "Images/IHC/ER/Patient_1_1001/Subregion_5/1_1001_11_1_2.jpg"
+    assert place == "Images/IHC/ER/Patient_1_2001/Subregion_5/1_1001_11_1_2.jpg"
     assert reason == "two label rows name it, and they differ"
-    assert rows["label"]["ihc4bc/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg"] == "positive"
+    assert rows["label"]["ihc4bc/ER/Patient_0_2000/Subregion_5/0_1000_11_1_2.jpg"] == "positive"
 
 
 def test_ihc4bc_optical_densities_without_a_leading_zero_are_fractions(read: Read) -> None:
@@ -485,7 +579,7 @@ def test_ihc4bc_image_with_a_value_that_is_no_number_is_quarantined(read: Read, 
 
     report, _ = read("ihc4bc", change=relabel)
     ((place, reason),) = report.quarantined
-    assert place == "Images/IHC/ER/Patient_0_1000/Subregion_5/0_1000_11_1_2.jpg"
+    assert place == "Images/IHC/ER/Patient_0_2000/Subregion_5/0_1000_11_1_2.jpg"
     assert "label row" in reason
 
 
@@ -495,11 +589,11 @@ def test_ihc4bc_images_of_two_patients_with_one_name_are_quarantined(read: Read)
     def copy(root: Path) -> None:
         other = root / place.format("Patient_9_1009")
         other.parent.mkdir(parents=True)
-        other.write_bytes((root / place.format("Patient_0_1000")).read_bytes())
+        other.write_bytes((root / place.format("Patient_0_2000")).read_bytes())
 
     report, _ = read("ihc4bc", change=copy)
     assert [key for key, _ in report.quarantined] == [
-        place.format("Patient_0_1000"),
+        place.format("Patient_0_2000"),
         place.format("Patient_9_1009"),
     ]
 

@@ -35,13 +35,14 @@ def of(name: str, *, generated: bool = False) -> Terms:
 
 
 def test_forbidden_wins_over_unknown_and_unknown_over_allowed() -> None:
-    free, unknown, banned = of("mihic"), of("mist"), of("ihc4bc")
+    free, unknown, banned, shared = of("mihic"), of("mist"), of("bci"), of("her2-ihc-40x")
     assert strictest([free, free]).commercial is True
     assert strictest([free, unknown]).commercial is None
-    joined = strictest([free, unknown, banned])
+    joined = strictest([free, unknown, banned, shared])
     assert (joined.commercial, joined.derivatives, joined.share_alike) == (False, None, True)
-    assert joined.datasets == {"mihic": "CC BY 4.0", "mist": "unknown", "ihc4bc": "CC BY-NC-SA 4.0"}
-    assert len(joined.attribution) == 3
+    names = {"mihic": "CC BY 4.0", "mist": "unknown", "bci": "non-commercial research"}
+    assert joined.datasets == names | {"her2-ihc-40x": "CC BY-SA 4.0"}
+    assert len(joined.attribution) == 4
 
 
 @given(ANY, ANY)
@@ -76,15 +77,15 @@ def test_a_note_tells_when_terms_are_not_known(name: str) -> None:
 
 
 def test_generated_images_have_no_restrictions() -> None:
-    assert of("ihc4bc", generated=True).notes() == []
+    assert of("bci", generated=True).notes() == []
 
 
 def test_a_run_that_starts_from_a_checkpoint_keeps_its_terms(tmp_path: Path) -> None:
-    before = of("ihc4bc")
+    before = of("bci")
     (tmp_path / META).write_text(json.dumps({"format": FORMAT, "terms": before.to_json()}))
     shards = open_shards(write_small_shards(tmp_path / "s", train=4, select=4))
     data = {"shards": shards.uri}
     config = TrainConfig.model_validate({"name": "x", "data": data, "model": {"backbone": str(tmp_path)}})
     found = terms_of_run(config, shards)
-    assert set(found.datasets) == {"mihic-generated", "ihc4bc"}
-    assert (found.commercial, found.share_alike) == (False, True)
+    assert set(found.datasets) == {"mihic-generated", "bci"}
+    assert (found.commercial, found.share_alike) == (False, None)

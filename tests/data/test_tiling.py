@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.images.slides import PlainSlide, tile_places
-from his2lip.data.images.tiling import Tiling, tiles_of, tissue_mask
+from his2lip.data.images.tiling import Tiling, cut_note, cut_share, tiles_of, tissue_mask
 from his2lip.errors import ConfigError, ImageError
 
 
@@ -42,6 +44,14 @@ def test_bounded_choice_is_the_same_each_time_and_changes_with_the_seed(real_ihc
     assert len(first) == 5
     assert first == [t.suffix for t in tiles_of(data, None, tiling, seed="a")]
     assert first != [t.suffix for t in tiles_of(data, None, tiling, seed="b")]
+    every = list(tiles_of(data, None, Tiling(kind="tiles", size=64), seed="a"))
+    assert {t.of for t in every} == {t.of for t in tiles_of(data, None, tiling, seed="a")} == {len(every)}
+
+
+@given(of=st.integers(1, 10**6), cut=st.integers(0, 10**6))
+def test_the_remark_on_tiles_that_are_not_cut_is_read_back_as_their_share(of: int, cut: int) -> None:
+    assert cut_share(cut_note(cut, of)) == cut / of
+    assert cut_share("the point lies outside the image") is None
 
 
 def test_bare_glass_and_images_smaller_than_a_tile_are_refused() -> None:

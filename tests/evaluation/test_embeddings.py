@@ -113,7 +113,7 @@ def test_the_key_depends_on_everything_that_changes_a_feature(model: DualEncoder
 def test_tiles_of_one_image_are_one_group_and_depend_on_its_microns_per_pixel(
     write_shards: Write, model: DualEncoder, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
-    encoder = ModelEncoder(model, view=View(kind="tiles", size=64, mpp=0.5, max_tiles=4))
+    encoder = ModelEncoder(model, view=View(kind="tiles", um=32, max_tiles=4))
     cache = EmbeddingCache(str(tmp_path / "cache"))
     images = [real_ihc[:128, :128]] * 3
     fine = cache.embed(encoder, write_shards("fine", images=images, mpp=0.5), "test")

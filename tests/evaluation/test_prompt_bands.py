@@ -34,7 +34,7 @@ from his2lip.evaluation.prompt_bands import (
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
-from his2lip.evaluation.zero_shot import Pooling, Scoring, score
+from his2lip.evaluation.zero_shot import Pooling, Scoring, Top, score
 from his2lip.loss import WISELoss
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
@@ -43,9 +43,11 @@ from his2lip.report.pages import write_pages
 
 @pytest.mark.parametrize("pooling", ["mean_embedding", "mean_logit", "max"])
 @pytest.mark.parametrize("scoring", ["cosine", "dot"])
-@pytest.mark.parametrize("grouped", [False, True], ids=["images", "tiles"])
+@pytest.mark.parametrize(
+    ("grouped", "top"), [(False, None), (True, None), (True, Top(1, 0.4))], ids=["images", "tiles", "event"]
+)
 def test_each_set_has_the_macro_f1_of_scoring_its_sentences_alone(
-    pooling: Pooling, scoring: Scoring, grouped: bool, monkeypatch: pytest.MonkeyPatch
+    pooling: Pooling, scoring: Scoring, grouped: bool, top: Top | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
     classes, units = 4, 30
@@ -53,7 +55,7 @@ def test_each_set_has_the_macro_f1_of_scoring_its_sentences_alone(
     groups = rng.permutation(np.arange(len(images)) % units) if grouped else None
     texts = [rng.normal(size=(size, 8)).astype(np.float32) for size in (12, 15, 2, 20)]
     labels = rng.integers(-1, classes, units)
-    options = {"pooling": pooling, "scoring": scoring, "groups": groups}
+    options = {"pooling": pooling, "scoring": scoring, "groups": groups, "top": top}
     found = macro_f1_of_draws(images, texts, labels, **options)
     known = labels >= 0
     for number, chosen in list(enumerate(zip(*prompt_draws([len(t) for t in texts]), strict=True)))[::8]:

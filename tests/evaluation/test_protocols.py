@@ -15,8 +15,9 @@ from his2lip.errors import DatasetError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import plan_cells
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select, view_of
-from his2lip.evaluation.views import View
+from his2lip.evaluation.protocols import select, top_of, view_of
+from his2lip.evaluation.views import TrainingField, View
+from his2lip.evaluation.zero_shot import Top
 
 Write = Callable[..., ShardSet]
 CLASSES = {"Tumor": ["Tumor"], "Stroma": ["Stroma"]}
@@ -98,11 +99,23 @@ def test_an_empty_selection_is_refused_with_the_labels_of_the_split(write_shards
     assert refused.value.key == "organ"
 
 
-def test_the_view_has_the_default_field_where_the_protocol_sets_none() -> None:
+def test_tiles_have_the_field_of_the_protocol_or_else_that_of_the_model() -> None:
     assert view_of(protocol(view="tiles")) == View(kind="tiles")
-    assert view_of(protocol(view="tiles", tile_mpp=0.5, max_tiles=4)) == View(
-        kind="tiles", mpp=0.5, max_tiles=4
-    )
+    field = TrainingField(256, 116.0)
+    assert view_of(protocol(view="tiles"), field) == View(kind="tiles", um=116.0, size=256)
+    asked = protocol(view="tiles", tile_um=58, max_tiles=4, coverage=0.8)
+    assert view_of(asked, field) == View(kind="tiles", um=58, size=128, max_tiles=4, coverage=0.8)
+
+
+def test_a_card_of_an_earlier_version_with_microns_per_pixel_of_tiles_has_tiles_of_the_same_size() -> None:
+    assert protocol(view="tiles", tile_mpp=0.92).tile_um == pytest.approx(117.76)
+    assert protocol(view="tiles", tile_mpp=None) == protocol(view="tiles")
+
+
+def test_the_rarest_class_is_the_event_of_pooling() -> None:
+    assert top_of(protocol()) is None
+    assert top_of(protocol(tile_pool="max", event="Stroma")) == Top(1, 0.0)
+    assert top_of(protocol(tile_pool="top-k", event="Tumor", tile_share=0.25)) == Top(0, 0.25)
 
 
 @pytest.mark.parametrize("name", list_cards())
@@ -112,6 +125,18 @@ def test_every_protocol_of_a_card_has_prompts_for_its_classes_and_scores_a_repor
     for found in card.protocols.values():
         assert PromptSet.load(found.prompts).narrow(found.classes).classes == tuple(found.classes)
         assert card.roles[found.split] == "report"
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_the_tiles_of_every_card_show_half_of_an_image_of_the_published_size(name: str) -> None:
+    card = load_card(name)
+    side = card.published.size_px or card.options.get("tile_px") or 4000
+    pixels = np.full((side, side, 3), 120, np.uint8)
+    for found in (p for p in card.protocols.values() if p.view == "tiles"):
+        for mpp in {card.mpp, *card.options.get("mpp", {}).values()}:
+            seen = view_of(found).squares(pixels, mpp).seen
+            assert seen is not None
+            assert seen >= 0.5
 
 
 def test_an_invalid_card_of_the_user_fails_its_grid_cells_with_the_nearest_key(write_shards: Write) -> None:

@@ -151,7 +151,7 @@ def test_a_metric_without_a_field_is_refused() -> None:
 
 def test_figures_are_the_metrics_and_interval_limits_that_have_values() -> None:
     cell = cell_result(macro_f1_lo=0.3, macro_f1_hi=0.5, published_f1=0.2)
-    known = {"accuracy", "macro_f1", "balanced_accuracy", "chance_corrected", "kappa"}
+    known = {"accuracy", "macro_f1", "balanced_accuracy", "chance_corrected", "kappa", "coverage"}
     assert set(figures(cell)) == known | {"macro_f1_lo", "macro_f1_hi"}
 
 

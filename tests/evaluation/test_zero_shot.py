@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.config import OptionError
-from his2lip.evaluation.zero_shot import score
+from his2lip.evaluation.zero_shot import Top, score
 
 
 def naive(images: np.ndarray, texts: list[np.ndarray], pooling: str, scoring: str) -> np.ndarray:
@@ -139,3 +139,30 @@ def test_scoring_and_metrics_import_no_heavy_library() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), units=st.integers(1, 5), event=st.integers(0, 2), share=st.floats(0, 1))
+def test_only_the_tiles_that_look_most_like_the_event_count(
+    seed: int, units: int, event: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.concatenate([np.arange(units), rng.integers(0, units, 20)]))
+    images, texts = rng.normal(size=(len(groups), 6)), [rng.normal(size=(2, 6)) for _ in range(3)]
+    found = score(images, texts, groups=groups, top=Top(event, share)).scores
+    single = score(images, texts).scores
+    for unit in range(units):
+        mine = single[groups == unit]
+        margin = mine[:, event] - np.delete(mine, event, axis=1).max(axis=1)
+        kept = max(1, int(np.ceil(share * len(mine))))
+        np.testing.assert_allclose(
+            found[unit], mine[np.argsort(-margin, kind="stable")[:kept]].mean(axis=0), atol=1e-6
+        )
+
+
+def test_a_rare_event_is_found_by_its_tiles_and_lost_in_the_mean_of_all() -> None:
+    texts = [np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])]  # positive, negative
+    stained, plain = [0.9, 0.1], [0.2, 0.8]
+    images, groups = np.array([stained, *[plain] * 39, *[plain] * 40]), np.repeat([0, 1], 40)
+    assert score(images, texts, groups=groups).predicted.tolist() == [1, 1]
+    assert score(images, texts, groups=groups, top=Top(0, 0.0)).predicted.tolist() == [0, 1]

@@ -8,6 +8,7 @@ import pytest
 from cell_results import cell_result
 from page_tags import fetched
 
+from his2lip.data.cards.card import load_card
 from his2lip.evaluation.results import to_csv
 from his2lip.report.board import Board, read_board
 from his2lip.report.pages import write_pages
@@ -96,7 +97,7 @@ def test_a_figure_shows_its_n_its_interval_and_its_difference_from_the_papers(tm
     known = {"macro_f1_lo": 0.25, "macro_f1_hi": 0.75, "published_f1": 0.1}
     page = write_pages(_leaderboard(tmp_path, **known), tmp_path / "out").read_text()
     shown = "n = 10, 5 cases; 95 % interval 25.00 to 75.00; paper 10.00, difference +30.00"
-    assert f'title="{shown}">40.00<small>25.0 to 75.0</small></td>' in page
+    assert f'title="{shown}; tissue seen 100.00 %">40.00<small>25.0 to 75.0</small></td>' in page
     assert "40.00 (25.0 to 75.0)" in (tmp_path / "out/leaderboard.md").read_text()
     page = write_pages(_leaderboard(tmp_path, generated=True, **known), tmp_path / "out").read_text()
     assert "difference" not in page.split("<script")[0]  # a twin is not compared with published figures
@@ -138,3 +139,36 @@ def test_ranks_are_by_points_over_the_zero_shot_columns_and_the_share_counts_all
     assert board.borda() == {"a": 3, "b": 1, "c": 2}
     assert board.models == ["c", "b", "a", "only x"]
     assert [board.zero_shot_share(model) for model in "abc"] == [pytest.approx(2 / 3), 1.0, 1.0]
+
+
+def test_every_row_shows_the_tissue_that_was_seen_and_the_pages_say_what_limits_it(tmp_path: Path) -> None:
+    note = "31% of the tissue is seen, less than 50%: at most 512 tiles per image"
+    out = write_pages(_leaderboard(tmp_path, coverage=0.3141, seen_note=note), tmp_path / "out").parent
+    page, text = (out / "index.html").read_text(), (out / "leaderboard.md").read_text()
+    for written in (page, text):
+        assert "Tissue seen, %" in written
+        assert written.count("31.41") >= 6
+        assert f"mist: {note} (" in written
+    assert f"tissue seen 31.41 %; {note}" in page
+
+
+def test_a_column_of_an_older_version_of_its_protocol_is_marked_with_what_has_changed(tmp_path: Path) -> None:
+    newest = load_card("mist").protocols["default"]
+    old = read_board(_leaderboard(tmp_path, protocol_version=newest.version - 1))
+    assert f"mist (version {newest.version - 1} of {newest.version})" in old.columns
+    assert "mihic" in old.columns, "its protocol has only one version"
+    page = write_pages(tmp_path / "leaderboard.csv", tmp_path / "out").read_text()
+    assert newest.changelog[newest.version] in page
+    now = read_board(_leaderboard(tmp_path, protocol_version=newest.version))
+    assert now.columns == ["mihic", "mist", "bci"]
+
+
+def test_a_dataset_of_one_s_own_has_no_versions_to_compare(tmp_path: Path) -> None:
+    (cell,) = read_board(_own(tmp_path)).columns
+    assert cell == "biopsies"
+
+
+def _own(folder: Path) -> Path:
+    path = folder / "leaderboard.csv"
+    path.write_text(to_csv([cell_result(dataset="biopsies", protocol_version=1)]))
+    return path

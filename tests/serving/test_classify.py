@@ -94,7 +94,7 @@ def test_batches_files_and_tiles_give_the_same_answers(
     small = Classifier(model, batch_size=2).classify(real_tiles[:3])
     for a, b in zip(whole[2:], small, strict=True):
         assert a["tissue"].similarity == pytest.approx(b["tissue"].similarity, abs=1e-5)
-    tiled = Classifier(model, view=View(kind="tiles", size=128, max_tiles=16), batch_size=3)
+    tiled = Classifier(model, view=View(kind="tiles", coverage=1), batch_size=3)
     (pooled,) = tiled.classify([real_ihc])
     mean = np.mean(
         [list(r["tissue"].similarities.values()) for r in Classifier(model).classify(real_tiles)], axis=0

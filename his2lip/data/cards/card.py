@@ -82,6 +82,8 @@ class Split(Config):
     """What lies in one split only; null: unknown."""
     recurs: str | None = None
     """What may be in other splits too."""
+    repeats: list[SplitName] = []
+    """Other splits of which it repeats images, because the authors publish several partitions of one set."""
 
 
 class Carve(Config):
@@ -121,10 +123,22 @@ class Protocol(Config):
     pool_by: str | None = None
     view: Literal["squash", "centre", "tiles"] = "squash"
     """How an image that is larger than the model's input is shown to the model: resized whole, its centre
-    cropped, or as tiles at `tile_mpp`."""
-    tile_mpp: Mpp | None = None
-    """Microns per pixel of the tiles; null: those of the model's training data."""
+    cropped, or as tiles on its tissue."""
+    tile_um: pydantic.PositiveFloat | None = None
+    """Microns per side of a tile; null: what the model saw per input side in training."""
+    coverage: float = pydantic.Field(default=0.5, ge=0, le=1)
+    """Share of an image's tissue that its tiles must show; tiles are added until they do."""
     max_tiles: pydantic.PositiveInt | None = None
+    """Largest number of tiles per image, even if they show less tissue than `coverage`."""
+    tile_pool: Literal["mean", "max", "top-k"] = "mean"
+    """How the tiles of a unit become one score: the mean of all tiles, or only the tile (max) or the share
+    `tile_share` of the tiles (top-k) that look most like the class `event`."""
+    event: str | None = None
+    """The class whose signs may be rare in an image; max and top-k need it."""
+    tile_share: float = pydantic.Field(default=0.1, gt=0, le=1)
+    """Share of the tiles that top-k uses; at least one tile."""
+    pool_reason: str | None = None
+    """Why the tiles are pooled in this way."""
     pooling: Literal["mean_embedding", "mean_logit", "max"] = "mean_embedding"
     """How the sentences of a class become one logit."""
     scoring: Literal["cosine", "dot"] = "cosine"
@@ -137,6 +151,31 @@ class Protocol(Config):
     basis: Literal["published", "inferred", "ours"]
     """Where the protocol comes from: the publication, its figures, or this project."""
     note: str | None = None
+    version: pydantic.PositiveInt = 1
+    """Raised with every change that can change a figure."""
+    changelog: dict[int, str] = {}
+    """Version -> what changed in it, from version 2 on."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_earlier(cls, tree: Any) -> Any:
+        """Cards that are stored with earlier shards have `tile_mpp`, for tiles of 128 px."""
+        if not isinstance(tree, dict) or "tile_mpp" not in tree:
+            return tree
+        mpp = tree["tile_mpp"]
+        kept = {key: value for key, value in tree.items() if key != "tile_mpp"}
+        return kept if mpp is None else {"tile_um": 128 * mpp} | kept
+
+    @pydantic.model_validator(mode="after")
+    def _check_pooling(self) -> Protocol:
+        if self.tile_pool != "mean" and self.event not in self.classes:
+            what = f"tile_pool: {self.tile_pool} needs an event, one of the classes {', '.join(self.classes)}"
+            raise OptionError(what, key="event")
+        unexplained = [n for n in range(2, self.version + 1) if n not in self.changelog]
+        if unexplained or any(n > self.version for n in self.changelog):
+            what = f"the changelog must explain each version from 2 to {self.version}"
+            raise OptionError(what, key="changelog")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_classes(self) -> Protocol:
@@ -192,6 +231,7 @@ class Card(Config):
         named = [(f"protocols.{name}.split", protocol.split) for name, protocol in self.protocols.items()]
         for number, carve in enumerate(self.carve):
             named += [(f"carve.{number}.source", carve.source), (f"carve.{number}.into", carve.into)]
+        named += [(f"splits.{name}.repeats", other) for name, s in self.splits.items() for other in s.repeats]
         for key, split in named:
             if split not in self.splits:
                 raise OptionError(f"`splits` does not declare the split '{split}'", key=key)

@@ -79,13 +79,21 @@ class Sightings:
 
 
 def may_recur(card: Card, leak: Leak) -> bool:
-    """Whether the card's splits allow the leak, since their grouping is finer than its kind.
+    """Whether the card's splits allow the leak: one repeats the others, or they group by a finer kind.
 
     For example, a slide may be in two splits that were made by file.
     """
+    if _repeat(card, leak.splits):
+        return True
     groups = [card.splits[s].groups for s in leak.splits if s in card.splits]
     finest = max((_LEVELS.index(g) for g in groups if g), default=0)
     return leak.kind in _LEVELS and _LEVELS.index(leak.kind) < finest
+
+
+def _repeat(card: Card, splits: tuple[str, ...]) -> bool:
+    """Whether one of the splits repeats images of all others by design."""
+    repeats = {split: {split, *card.splits[split].repeats} for split in splits if split in card.splits}
+    return any(set(splits) <= known for known in repeats.values())
 
 
 def difference_hash(pixels: np.ndarray) -> bytes | None:

@@ -27,5 +27,7 @@ from .stain_vectors import unit as unit
 from .stain_vectors import unmix as unmix
 from .tiling import Tile as Tile
 from .tiling import Tiling as Tiling
+from .tiling import cut_note as cut_note
+from .tiling import cut_share as cut_share
 from .tiling import tiles_of as tiles_of
 from .tiling import tissue_mask as tissue_mask

@@ -159,9 +159,10 @@ def slide_tiles(slide: Slide, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
     """Tiles of tissue at the tiling's scale; each region is read once. Raises ImageError as `tile_places`."""
     side = tiling.side(slide.mpp)
     mpp = slide.mpp * side / tiling.size if slide.mpp else None
-    for x, y in tile_places(slide, tiling, seed=seed):
+    places, of = _places(slide, tiling, seed)
+    for x, y in places:
         data = tiling.encode(slide.region(x, y, side, tiling.size))
-        yield Tile(data, f"#{x}_{y}", tiling.size, tiling.size, x, y, mpp)
+        yield Tile(data, f"#{x}_{y}", tiling.size, tiling.size, x, y, mpp, of)
 
 
 def tile_places(slide: Slide, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
@@ -169,6 +170,11 @@ def tile_places(slide: Slide, tiling: Tiling, *, seed: str) -> list[tuple[int, i
 
     Raises ImageError where there is no tissue, no room for a tile, or room for more than `MAX_TILES`.
     """
+    return _places(slide, tiling, seed)[0]
+
+
+def _places(slide: Slide, tiling: Tiling, seed: str) -> tuple[list[tuple[int, int]], int]:
+    """`tile_places`, and the number of places with enough tissue."""
     side = tiling.side(slide.mpp)
     check_grid(slide.width, slide.height, side)
     return choose(_tissue_share(slide, side), side, tiling, seed=seed)

@@ -19,6 +19,7 @@ from his2lip.errors import ConfigError, ImageError
 
 MAX_PIXELS = 600_000_000  # of an image that is tiled: 1.8 GB of memory while it is cut
 MAX_TILES = 1_000_000  # places of one image's grid; a slide of 100,000 x 100,000 px has 200,000 of 224 px
+_CUT_NOTE = re.compile(r"(\d+) of (\d+) tiles of tissue are cut \(max_tiles\)")
 # Optical density (mean over channels) from which a pixel counts as tissue; glass scatters below 0.03.
 TISSUE_DENSITY = 0.06
 
@@ -71,6 +72,7 @@ class Tile:
 
     suffix  what the patch id adds to the image's
     mpp     microns per pixel of the tile itself, after resizing
+    of      number of tiles with enough tissue that the image has; fewer are cut where `max_tiles` limits them
     """
 
     image: bytes
@@ -80,6 +82,7 @@ class Tile:
     x: int
     y: int
     mpp: float | None
+    of: int = 1
 
 
 def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> Iterator[Tile]:
@@ -97,8 +100,9 @@ def tiles_of(data: bytes, mpp: float | None, tiling: Tiling, *, seed: str) -> It
     side = tiling.side(mpp)
     check_grid(width, height, side)
     share = tissue_share(pixels, side)
-    for x, y in choose(share, side, tiling, seed=seed):
-        yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, f"#{x}_{y}")
+    places, of = choose(share, side, tiling, seed=seed)
+    for x, y in places:
+        yield _tile(pixels[y : y + side, x : x + side], x, y, mpp, tiling, f"#{x}_{y}", of)
 
 
 def check_grid(width: int, height: int, side: int) -> None:
@@ -134,9 +138,21 @@ def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     return (density > TISSUE_DENSITY) & ~pen
 
 
-def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> list[tuple[int, int]]:
-    """(x, y) of the tiles to cut, in reading order, from the share of tissue of each place of the grid.
+def cut_note(cut: int, of: int) -> str:
+    """The remark that only `cut` of an image's `of` tiles of tissue were cut."""
+    return f"{cut} of {of} tiles of tissue are cut (max_tiles)"
 
+
+def cut_share(note: str) -> float | None:
+    """The share of an image's tiles of tissue that were cut, by a remark of `cut_note`; None for another."""
+    match = _CUT_NOTE.fullmatch(note)
+    return int(match[1]) / int(match[2]) if match else None
+
+
+def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> tuple[list[tuple[int, int]], int]:
+    """(x, y) of the tiles to cut, in reading order, and the number of places with enough tissue.
+
+    share  float (rows, columns): the share of tissue of each place of the grid
     Raises ImageError where no tile has enough tissue.
     """
     rows, columns = np.nonzero(share >= tiling.tissue)
@@ -144,16 +160,18 @@ def choose(share: np.ndarray, side: int, tiling: Tiling, *, seed: str) -> list[t
     if not places:
         raise ImageError("the image shows no tissue", key="tissue")
     if tiling.max_tiles is None or len(places) <= tiling.max_tiles:
-        return places
+        return places, len(places)
     kept = sorted(places, key=lambda p: hashlib.blake2b(f"{seed}#{p[0]}_{p[1]}".encode()).digest())
-    return sorted(kept[: tiling.max_tiles], key=lambda p: (p[1], p[0]))
+    return sorted(kept[: tiling.max_tiles], key=lambda p: (p[1], p[0])), len(places)
 
 
-def _tile(pixels: np.ndarray, x: int, y: int, mpp: float | None, tiling: Tiling, suffix: str) -> Tile:
+def _tile(
+    pixels: np.ndarray, x: int, y: int, mpp: float | None, tiling: Tiling, suffix: str, of: int = 1
+) -> Tile:
     side = pixels.shape[1]
     if pixels.shape[:2] != (tiling.size, tiling.size):
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((tiling.size, tiling.size), Image.Resampling.BICUBIC))
     scaled = mpp * side / tiling.size if mpp else None
     data = tiling.encode(np.ascontiguousarray(pixels))
-    return Tile(data, suffix, tiling.size, tiling.size, x, y, scaled)
+    return Tile(data, suffix, tiling.size, tiling.size, x, y, scaled, of)

@@ -61,5 +61,4 @@ class AcrobatReader(Reader):
         with open_slide(self.root / item.key, fallback_mpp=item.mpp) as slide:
             if slide.mpp_note:
                 yield LeftOut(item.name, slide.mpp_note)
-            for tile in slide_tiles(slide, tiling, seed=item.name):
-                yield self.tile(item, tile)
+            yield from self.tiles(item, slide_tiles(slide, tiling, seed=item.name))

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
+from his2lip.data.cards import Mpp
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
@@ -20,6 +21,8 @@ class AnhirOptions(Config):
 
     sets: list[str] = []
     """How the names of the sets begin, such as lung-lesion for lung-lesion_1 and others; empty: all sets."""
+    mpp: dict[str, Mpp] = {}
+    """How the names of sets begin -> microns per pixel of their images at scale-100pc."""
 
 
 class AnhirReader(Reader):
@@ -52,8 +55,13 @@ class AnhirReader(Reader):
             region_id=f"{case}-{region[0]}" if region else None,
             biomarker=biomarker,
             label=biomarker,
-            mpp=self.card.mpp,
+            mpp=self.card.mpp if percent is None else self._mpp(self._set_of(parts), percent, options),
         )
+
+    def _mpp(self, of_set: str, percent: int, options: AnhirOptions) -> float | None:
+        """Microns per pixel of a set's images at a scale; the card's own where the set is not listed."""
+        full = next((mpp for name, mpp in options.mpp.items() if of_set.startswith(name)), None)
+        return self.card.mpp if full is None else full * 100 / percent
 
     def _set_of(self, parts: tuple[str, ...]) -> str:
         """The name of the folder of the scales, which may be the root itself."""

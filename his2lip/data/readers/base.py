@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from his2lip import taxonomy
 from his2lip.data.cards import Card
-from his2lip.data.images import Tile, Tiling, decode, tiles_of
+from his2lip.data.images import Tile, Tiling, cut_note, decode, tiles_of
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 from his2lip.files import is_litter
@@ -155,8 +155,16 @@ class Reader(ABC):
             pixels = decode(data)  # completely, since a header does not show whether the file is truncated
             yield self.patch(item, data, width=pixels.shape[1], height=pixels.shape[0])
         else:
-            for tile in tiles_of(data, item.mpp, tiling, seed=item.name):
-                yield self.tile(item, tile)
+            yield from self.tiles(item, tiles_of(data, item.mpp, tiling, seed=item.name))
+
+    def tiles(self, item: Item, tiles: Iterable[Tile]) -> Iterator[Patch | LeftOut]:
+        """The rows of an image's tiles, and a remark where it has more tiles of tissue than these."""
+        cut = of = 0
+        for tile in tiles:
+            cut, of = cut + 1, tile.of
+            yield self.tile(item, tile)
+        if cut < of:
+            yield LeftOut(item.name, cut_note(cut, of))
 
     def tile(self, item: Item, tile: Tile) -> Patch:
         """The row of a tile."""

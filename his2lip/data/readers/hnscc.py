@@ -1,4 +1,7 @@
-"""HNSCC-mIF-mIHC: `mIHC_Data/Case1_M1_0_0_CD8.png`, or `Case1/mIHC_Data_T1_0_0_Hematoxylin.png`."""
+"""HNSCC-mIF-mIHC: `mIHC_Data/Case1_M1_0_0_CD8.png`, or `Case1/mIHC_Data-T1_0_0_Hematoxylin.png`.
+
+In the second layout, `mIHC_Data` is followed by `-` or `_`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
 _PLACE = re.compile(
-    r"(?:^|/)(?P<case>Case\d+)[/_](?:mIHC_Data_)?(?P<field>(?P<region>[TMS])\d+_\d+_\d+)_(?P<stain>\w+)\.\w+$",
+    r"(?:^|/)(?P<case>Case\d+)[/_](?:mIHC_Data[-_])?(?P<field>(?P<region>[TMS])\d+_\d+_\d+)_(?P<stain>\w+)\.\w+$",
     re.IGNORECASE,
 )
 _COUNTERSTAIN = ("hematoxylin", "haematoxylin")
@@ -22,6 +25,8 @@ class HnsccReader(Reader):
         self.parts(key, 2)
         if re.search(r"(^|/)mIF", key):
             raise PassedOver("immunofluorescence")
+        if re.search(r"(^|/)Segmentation", key, re.IGNORECASE):
+            raise PassedOver("a mask of a segmentation")
         match = _PLACE.search(key)
         if match is None:
             raise DatasetError("the name is not CASE_REGION_N_N_STAIN", key="path")
