@@ -157,7 +157,11 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
             protocol=cell.protocol,
             digest=cell.split_sha256,
             metrics=figures(cell) | {"n": cell.n, "clusters": cell.clusters},
-            params={"cluster_kind": cell.cluster_kind, "no_interval": cell.no_interval or ""},
+            params={
+                "cluster_kind": cell.cluster_kind,
+                "no_interval": cell.no_interval or "",
+                "caveat": cell.caveat or "",
+            },
             generated=cell.generated,
             order_depends_on_prompts=cell.order_depends_on_prompts,
         )

@@ -17,6 +17,7 @@ from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.grid_cell import CellPlan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.protocols import APART, Selection, select
+from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.zero_shot import Scores
 
@@ -25,6 +26,11 @@ NEIGHBOURS = 15  # largest k of the mean-colour k-NN; the square root of the tra
 # vectors of Ruifrok and Johnston (2001), which gives about 0.03 where there is only counterstain.
 STAINED_OD = 0.05
 STAIN_SIDE = 512  # px; the stained share of larger images is measured after subsampling without blurring
+CHANCE = f"expectation over {TABLES:,} random draws; the limits hold 95 % of them"
+SELF_CONFIRMATION = (
+    "partly self-confirmation on generated images: the generator mixes its stains from the vectors, shifted "
+    "for each case, by which this baseline measures stain"
+)
 _VERSION = 1
 
 
@@ -78,7 +84,13 @@ class BaselineScorer:
         return False  # only models are marked as in-domain
 
     def score(self, plan: CellPlan) -> Scored:
-        return Scored(_KINDS[self._kind](plan, self._cache))
+        scores = _KINDS[self._kind](plan, self._cache)
+        if self._kind == "chance":
+            labels = plan.selection.labels[plan.selection.scored]
+            tables = RandomTables.uniform(labels, len(plan.selection.classes), seed=_seed(plan))
+            return Scored(scores, caveat=CHANCE, tables=tables)
+        confirms = plan.generated and self._kind in ("stained-area", "dab-threshold")
+        return Scored(scores, caveat=SELF_CONFIRMATION if confirms else None)
 
     def sight(self, plan: CellPlan) -> Sight:
         return Sight()  # whole images are measured, and no model has a training field
@@ -109,10 +121,12 @@ def train_split(plan: CellPlan) -> str | None:
 
 
 def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
-    """Uniform random classes. The digest of the split is the seed, so the same units get the same classes."""
+    """Equal scores of all classes. The predictions are one draw, which the digest of the split seeds."""
     selection = plan.selection
-    rng = np.random.default_rng(int(selection.split_sha256[:16], 16))
-    return _one_hot(rng.integers(len(selection.classes), size=len(selection.labels)), selection)
+    classes, units = len(selection.classes), len(selection.labels)
+    drawn = np.random.default_rng(_seed(plan)).integers(classes, size=units)
+    scores = np.full((units, classes), 1 / classes, dtype=np.float32)
+    return Scores(scores, drawn, np.zeros(units, dtype=np.int64), ties=units)
 
 
 def majority(plan: CellPlan, cache: EmbeddingCache) -> Scores:
@@ -189,6 +203,11 @@ def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     rule = fit_rule(*labelled(split), select=labelled(selects[0]) if selects else None)
     units = _features(cache, DabEncoder(), shards, plan.protocol.split, plan.selection)
     return _by_margin(units[:, rule.feature] - rule.threshold, positive)
+
+
+def _seed(plan: CellPlan) -> int:
+    """The same for the same units."""
+    return int(plan.selection.split_sha256[:16], 16)
 
 
 _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {

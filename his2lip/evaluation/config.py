@@ -14,6 +14,9 @@ PREFIX = "baseline:"  # start of the names of baselines, which need no model
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
 
 
+Control = Literal["shuffled-labels", "empty-prompts"]
+
+
 class Blend(Config):
     """A point between two models' weights (WiSE-FT, Wortsman et al. 2022)."""
 
@@ -35,6 +38,8 @@ class ModelEntry(Config):
     blend: Blend | None = None
     trained_on: list[str] | None = None
     """Names of the datasets that it was trained on; null: as its checkpoint says."""
+    control: Control | None = None
+    """Scores the model under a negative control; `controls` of the benchmark adds these rows."""
 
 
 class BenchmarkConfig(Config):
@@ -56,6 +61,9 @@ class BenchmarkConfig(Config):
         "majority",
     ]
     """Baselines that need no model."""
+    controls: list[Control] = []
+    """Negative controls, a row for each model: shuffled-labels, whose figures must be those of chance, and
+    empty-prompts, under which all classes tie."""
     prompts: dict[str, str] = {}
     """Prompt set by DATASET or DATASET/PROTOCOL, in place of the card's: a name or a file."""
     pools: dict[str, dict[str, str]] = {}
@@ -92,7 +100,8 @@ class BenchmarkConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> BenchmarkConfig:
-        names = [m.name for m in self.models] + [f"{PREFIX}{b}" for b in self.baselines]
+        names = [m.name for m in (*self.models, *self.control_rows())]
+        names += [f"{PREFIX}{b}" for b in self.baselines]
         if OWN_POOL in self.pools:
             what = f"'{OWN_POOL}' is the pool of the protocol's own prompts; give this pool another name"
             raise OptionError(what, key="pools")
@@ -100,6 +109,17 @@ class BenchmarkConfig(Config):
             what = f"two models are called '{min(twice)}'; give each another name"
             raise OptionError(what, key="models")
         return self
+
+    def control_rows(self) -> list[ModelEntry]:
+        """The rows of the negative controls, those of one model together."""
+        return [row for model in self.models for row in self.controls_of(model)]
+
+    def controls_of(self, model: ModelEntry) -> list[ModelEntry]:
+        """The rows of one model's negative controls."""
+        return [
+            model.model_copy(update={"name": f"{PREFIX}{control} of {model.name}", "control": control})
+            for control in self.controls
+        ]
 
     @property
     def folder(self) -> str:

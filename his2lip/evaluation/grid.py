@@ -14,6 +14,7 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import ConfigError, DatasetError, His2lipError, RunError, did_you_mean, first_line
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
+from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import CellPlan, PromptF1, Scorer, cell_folder, run_cell
 from his2lip.evaluation.leaderboard import (
@@ -111,7 +112,7 @@ def run_grid(
     )
     config = config.model_copy(update={"gpus": _gpus(config)})
     baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
-    entries = [*config.models, *baselines]
+    entries = [*config.models, *config.control_rows(), *baselines]
     total = len(failed) + sum(len(_plans_of(entry, plans)) for entry in entries)
     outcomes: list[Outcome] = []
 
@@ -124,7 +125,8 @@ def run_grid(
         receive(Outcome(failure))
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
-    for outcome in _on_ray([*([m] for m in config.models), baselines], plans, config):
+    groups = [[model, *config.controls_of(model)] for model in config.models]
+    for outcome in _on_ray([*groups, baselines], plans, config):
         counts.add(outcome.counts)
         _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
         receive(outcome)
@@ -223,10 +225,11 @@ def score_models(
 ) -> Iterator[Outcome]:
     """The outcomes of each model in turn. Runs in a Ray task."""
     cache = EmbeddingCache(config.cache)
+    loaded: dict[str, Scorer] = {}  # the last model, which its controls use too
     for entry in entries:
         mine = _plans_of(entry, plans)
         try:
-            scorer = _scorer(entry, cache, config)
+            scorer = _scorer(entry, loaded, cache, config)
         except Exception as error:
             yield from (Outcome(_failed(entry, plan, error)) for plan in mine)
             continue
@@ -234,7 +237,8 @@ def score_models(
             cache.counts = Counts()
             try:
                 _check_shards(plan)
-                run = run_cell(scorer, plan, config.folder)
+                scored = scorer.plan(plan) if isinstance(scorer, ControlScorer) else plan
+                run = run_cell(scorer, scored, config.folder)
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
@@ -260,9 +264,20 @@ def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
     return [p for p in plans if not baseline or applies(entry.path, p) is None]
 
 
-def _scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> Scorer:
+def _scorer(
+    entry: ModelEntry, loaded: dict[str, Scorer], cache: EmbeddingCache, config: BenchmarkConfig
+) -> Scorer:
+    """The scorer of a row. `loaded` holds the model that was loaded last, by its entry without name."""
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
+    same = entry.model_copy(update={"name": "", "control": None}).model_dump_json()
+    if same not in loaded or entry.control is None:
+        loaded.clear()
+        loaded[same] = _model_scorer(entry, cache, config)
+    return loaded[same] if entry.control is None else ControlScorer(entry.name, loaded[same], entry.control)
+
+
+def _model_scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> ModelScorer:
     from his2lip.models import meta_of
 
     model = _load(entry, config)

@@ -32,6 +32,7 @@ from his2lip.evaluation.metrics import (
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
+from his2lip.evaluation.random_tables import RandomTables
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters
@@ -80,10 +81,18 @@ class PoolScores:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of a grid cell; of a model also what it scores under each pool, its own and further ones."""
+    """What a scorer gives for a grid cell.
+
+    pools   of a model: what it scores under each pool of prompts, the protocol's own and further ones
+    caveat  what to know before its figures are compared; None where there is nothing
+    tables  of predictions at random: drawn confusion matrices, whose expectation the figures are; `scores`
+            are one of the draws
+    """
 
     scores: Scores
     pools: Mapping[str, PoolScores] = field(default_factory=dict)
+    caveat: str | None = None
+    tables: RandomTables | None = None
 
 
 class Scorer(typing.Protocol):
@@ -154,7 +163,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     prompt_f1 = {name: pool.of_draws for name, pool in scored.pools.items() if pool.of_draws}
     result = results.CellResult(
         **shown,
-        **_figures(plan.selection, plan.protocol, scores),
+        **_figures(plan.selection, plan.protocol, scored),
+        caveat=scored.caveat,
         **_prompt_figures(plan, scored),
         **scorer.sight(plan).record(),
         protocol_version=plan.protocol.version,
@@ -208,28 +218,33 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
     )
 
 
-def _figures(selection: Selection, protocol: Protocol, scores: Scores) -> dict[str, Any]:
-    """The fields of the record that follow from the predictions."""
+def _figures(selection: Selection, protocol: Protocol, found: Scored) -> dict[str, Any]:
+    """The fields of the record that follow from the predictions, or from drawn confusion matrices."""
     scored = selection.scored
     whole = Predictions(
         selection.labels[scored],
-        scores.predicted[scored],
+        found.scores.predicted[scored],
         selection.classes,
         ordered=protocol.ordinal,
-        scores=scores.scores[scored],
+        scores=found.scores.scores[scored],
     )
     clusters = selection.clusters.where(scored)
-    reason = clusters.refusal(whole.labels, whole.classes)
     binary = len(whole.classes) == 2
-    return {
+    fields = {
         "n": len(whole.labels),
         "clusters": clusters.count,
         "cluster_kind": clusters.kind,
+        "positive": whole.classes[positive_class(whole.classes)] if binary else None,
+        "classes": list(selection.classes),
+        "apart": int((~scored).sum()),
+    }
+    if found.tables is not None:
+        return fields | _expected(whole, found.tables)
+    reason = clusters.refusal(whole.labels, whole.classes)
+    return fields | {
         "no_interval": reason,
         **measure(whole),
         **(results.intervals(whole, clusters) if reason is None else {}),
-        "positive": whole.classes[positive_class(whole.classes)] if binary else None,
-        "classes": list(selection.classes),
         "confusion": confusion(whole),
         "per_class": per_class(whole),
         "breakdown": {
@@ -237,7 +252,18 @@ def _figures(selection: Selection, protocol: Protocol, scores: Scores) -> dict[s
             for column, values in selection.breakdown.items()
             if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
         },
-        "apart": int((~scored).sum()),
+    }
+
+
+def _expected(whole: Predictions, tables: RandomTables) -> dict[str, Any]:
+    """The figures of predictions at random: their expectation, and limits that hold 95 % of the draws."""
+    known = tables.figures(whole)
+    return {
+        "no_interval": None,
+        **{name: value for name, value in known.items() if name in CellResult.model_fields},
+        "confusion": tables.confusion(),
+        "per_class": tables.per_class(tuple(whole.classes)),
+        "breakdown": {},
     }
 
 

@@ -128,6 +128,7 @@ class Metric:
     compute     the figure of predictions; None where it is not defined
     replicates  the figure without one cluster each, float64 (G,), from cluster numbers, int64 (N,); NaN where
                 it is not defined
+    of_counts   the figure of confusion matrices; None where it does not follow from them
     """
 
     name: str
@@ -136,6 +137,7 @@ class Metric:
     description: str
     compute: Callable[[Predictions], float | None]
     replicates: Callable[[Predictions, np.ndarray], np.ndarray]
+    of_counts: Callable[[Counts], np.ndarray] | None = None
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -166,7 +168,7 @@ def metric(title: str, *, unit: Unit = "fraction") -> Callable[[F], F]:
             )
             return np.concatenate([function(Counts(b, whole.positive, whole.ordered)) for b in blocks])
 
-        _register(function.__name__, title, unit, function.__doc__, compute, replicates)
+        _register(function.__name__, title, unit, function.__doc__, compute, replicates, function)
         return function
 
     return register
@@ -179,8 +181,10 @@ def _register(
     doc: str | None,
     compute: Callable[[Predictions], float | None],
     replicates: Callable[[Predictions, np.ndarray], np.ndarray],
+    of_counts: Callable[[Counts], np.ndarray] | None = None,
 ) -> None:
-    METRICS[name] = Metric(name, title, unit, (doc or "").strip().splitlines()[0], compute, replicates)
+    first_line = (doc or "").strip().splitlines()[0]
+    METRICS[name] = Metric(name, title, unit, first_line, compute, replicates, of_counts)
 
 
 @metric("Accuracy")

@@ -107,6 +107,9 @@ class CellResult(Figures):
     specificity_hi: Upper = None
     auroc_lo: Lower = None
     auroc_hi: Upper = None
+    caveat: Annotated[
+        str | None, Field("what to know before these figures are compared; null where there is nothing")
+    ] = None
     positive: Annotated[str | None, Field("the positive class of two; null for more classes")]
     published_accuracy: Annotated[float | None, Field("the paper's accuracy for this cell", _FRACTION)] = None
     published_f1: Annotated[float | None, Field("the paper's macro F1 for this cell", _FRACTION)] = None

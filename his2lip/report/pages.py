@@ -313,6 +313,8 @@ def _hint(cell: CellResult | None, name: str) -> str:
     if (published := cell.published(name)) is not None:
         difference = 100 * (getattr(cell, name) - published)
         parts.append(f"paper {percent(published)}, difference {difference:+.2f}")
+    if cell.caveat is not None:
+        parts.append(cell.caveat)
     if is_marked(cell, name):
         others = ", ".join(f"{model} ({100 * share:.0f} % of the draws)" for model, share in unstable(cell))
         parts.append(f"{MARKED}, with {others}")
@@ -349,7 +351,17 @@ def _notes(board: Board) -> list[str]:
         *_prompt_notes(board),
         *_seen_notes(board),
         *_version_notes(board),
+        *_caveat_notes(board),
     ]
+
+
+def _caveat_notes(board: Board) -> list[str]:
+    """What to know before the figures of some rows are compared, each once."""
+    rows: dict[str, dict[str, None]] = {}
+    for cell in board.cells:
+        if cell.caveat is not None:
+            rows.setdefault(cell.caveat, {})[cell.model] = None
+    return [f"{', '.join(models)}: {caveat}." for caveat, models in rows.items()]
 
 
 def _domain_note(board: Board) -> str:

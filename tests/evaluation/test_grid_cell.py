@@ -102,7 +102,7 @@ def test_a_result_of_an_earlier_version_is_scored_again_without_a_report(
 
 def test_a_result_is_scored_again_where_units_have_other_cases(write_shards: Write, tmp_path: Path) -> None:
     """The predictions are the same, but the intervals are not."""
-    scorer = BaselineScorer("baseline:chance", EmbeddingCache(str(tmp_path)))
+    scorer = BaselineScorer("baseline:majority", EmbeddingCache(str(tmp_path)))
     plan = plan_of(write_shards())
     first = run_cell(scorer, plan, str(tmp_path / "grid")).result
     ids = [f"case {i % 2}" for i in range(len(plan.selection.labels))]

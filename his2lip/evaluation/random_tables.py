@@ -1,0 +1,81 @@
+"""Figures of predictions at random: their expectation and the range of 95 % of them, from many seeded draws.
+
+Only confusion matrices are drawn, since the metrics follow from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import random_table
+
+from his2lip.evaluation.metrics import METRICS, ClassFigures, Counts, Predictions
+
+TABLES = 1000  # drawn confusion matrices
+_LIMITS = (0.025, 0.975)  # quantiles of the tables that are the limits of a figure
+
+
+@dataclass(frozen=True)
+class RandomTables:
+    """Drawn confusion matrices, float64 (TABLES, C, C): rows of true classes, columns of predicted ones."""
+
+    matrix: np.ndarray
+
+    @classmethod
+    def uniform(cls, labels: np.ndarray, classes: int, *, seed: int) -> RandomTables:
+        """Each unit's class is drawn from all classes with equal probability.
+
+        labels  int64 (N,), true class numbers
+        """
+        support = np.bincount(labels, minlength=classes)
+        rng = np.random.default_rng(seed)
+        rows = [rng.multinomial(n, np.full(classes, 1 / classes), size=TABLES) for n in support]
+        return cls(np.stack(rows, axis=1).astype(np.float64))
+
+    @classmethod
+    def shuffled(cls, labels: np.ndarray, predicted: np.ndarray, classes: int, *, seed: int) -> RandomTables:
+        """The labels are shuffled among the units, whose predictions stay: int64 (N,) class numbers each."""
+        rows, columns = (np.bincount(numbers, minlength=classes) for numbers in (labels, predicted))
+        drawn = random_table(rows, columns, seed=np.random.default_rng(seed)).rvs(size=TABLES)
+        return cls(np.asarray(drawn, dtype=np.float64))
+
+    def figures(self, whole: Predictions) -> dict[str, float | None]:
+        """The mean of each metric over the tables, and its limits as NAME_lo and NAME_hi.
+
+        whole  the units and one prediction of them, by which metrics are computed that follow from more than
+               the confusion matrix; these have no limits
+        """
+        counts = Counts(self.matrix, whole.counts.positive, whole.ordered)
+        found: dict[str, float | None] = {}
+        for name, metric in METRICS.items():
+            if metric.of_counts is None:
+                found[name] = metric.compute(whole)
+                continue
+            values = metric.of_counts(counts)
+            values = values[~np.isnan(values)]
+            found[name] = float(values.mean()) if len(values) else None
+            if len(values):
+                found[f"{name}_lo"], found[f"{name}_hi"] = map(float, np.quantile(values, _LIMITS))
+        return found
+
+    def confusion(self) -> list[list[int]]:
+        """The mean table, in whole units."""
+        return np.rint(self.matrix.mean(axis=0)).astype(int).tolist()
+
+    def per_class(self, classes: tuple[str, ...]) -> dict[str, ClassFigures]:
+        """Mean precision, recall and F1 of each class over the tables; 0 where a quotient is undefined."""
+        counts = Counts(self.matrix)
+        means = [
+            np.nan_to_num(values).mean(axis=0) for values in (counts.precision, counts.recall, counts.f1)
+        ]
+        support = counts.support[0]
+        return {
+            name: ClassFigures(
+                precision=float(means[0][c]),
+                recall=float(means[1][c]),
+                f1=float(means[2][c]),
+                support=int(support[c]),
+            )
+            for c, name in enumerate(classes)
+        }
