@@ -12,6 +12,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from his2lip.cli.models import promote_model
 from his2lip.data.images.codec import encode_png
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
+from his2lip.serving.basis import Scale
 from his2lip.serving.classifier import Classifier
+from his2lip.serving.gates import NOT_ANSWERED
+from his2lip.serving.loading import load_for_inference
 from his2lip.serving.mlflow_model import MAX_BASE64, MAX_IMAGES
 from his2lip.serving.questions import ask
 
@@ -84,11 +88,13 @@ def test_a_served_checkpoint_answers_as_the_classifier_in_this_process(
     ask_server: Ask, promoted: str, real_ihc: np.ndarray
 ) -> None:
     images = [encode_png(real_ihc[:256, :256]), encode_png(real_ihc[256:, 256:])]
-    body = {"inputs": {"image": [_base64(i) for i in images]}, "params": {"biomarker": "ki-67", "top": 2}}
-    status, answer = ask_server(body)
+    params = {"biomarker": "ki-67", "top": 2, "mpp": 0.5, "organ": "colon"}
+    status, answer = ask_server({"inputs": {"image": [_base64(i) for i in images]}, "params": params})
     assert status == 200
     # The same model by its alias: his2lip reads its checkpoint.
-    wanted = Classifier(load_model(promoted), ask(biomarker="Ki67")).classify(images)
+    loaded = load_for_inference(promoted)
+    classifier = Classifier(loaded.model, ask(biomarker="Ki67"), history=loaded.history, organ="colon")
+    wanted = classifier.classify(images, scale=Scale(0.5, "option"))
     for served, home in zip(answer["predictions"], wanted, strict=True):
         assert list(served) == ["tissue", "staining"]
         for name, given in home.items():
@@ -96,6 +102,18 @@ def test_a_served_checkpoint_answers_as_the_classifier_in_this_process(
             assert served[name]["similarity"] == pytest.approx(given.similarity, abs=1e-5)
             assert served[name]["top"][0]["label"] == given.label
             assert len(served[name]["top"]) == 2
+            assert (served[name]["basis"], served[name]["answered"]) == (asdict(given.basis), True)
+            assert (served[name]["dab"] or {}).get("area") == given.dab
+
+
+def test_the_server_holds_an_answer_back_and_shows_it_on_request(ask_server: Ask) -> None:
+    glass = _base64(encode_png(np.full((128, 128, 3), 243, np.uint8)))
+    for force in (False, True):
+        status, answer = ask_server({"inputs": {"image": [glass]}, "params": {"force": force}})
+        assert status == 200
+        found = answer["predictions"][0]["tissue"]
+        assert (found["answered"], found["gate"], found["forced"]) == (False, "glass", force)
+        assert (found["label"] == NOT_ANSWERED) == (found["similarity"] is None) == (not force)
 
 
 def test_every_request_format_of_mlflow_is_answered(ask_server: Ask, real_ihc: np.ndarray) -> None:
@@ -160,6 +178,7 @@ REFUSED = {
         "/etc/hosts.yaml",
     ),
     "no class": ({"inputs": {"image": ["QUJD"]}, "params": {"top": 0}}, "top is 0"),
+    "impossible microns per pixel": ({"inputs": {"image": ["QUJD"]}, "params": {"mpp": 300.0}}, "mpp is 300"),
     "a word for a number": ({"inputs": {"image": ["QUJD"]}, "params": {"top": "x"}}, "top"),
     "another body": ([1], "Received a list"),
     "no JSON": (b"{", "valid JSON"),

@@ -16,6 +16,7 @@ from his2lip.training.config import TrainConfig
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_demos_model_names_no_tissue_type_and_no_staining_of_a_real_image(
     shared: Path, ray_local: None, mlflow_store: str, tmp_path: Path
 ) -> None:
