@@ -30,7 +30,7 @@ class His2lipError(Exception):
         what, fix = redact(what), redact(fix) if fix else None
         where = redact(where) if isinstance(where, str) else where
         self.what, self.where, self.key, self.fix = what, where, key, fix
-        place = f" ({where})" if where is not None else ""
+        place = f" ({redact(str(where))})" if where is not None else ""
         tail = f"; {fix}" if fix else ""
         sentence = f"{what}{place}{tail}"
         super().__init__(sentence if sentence.endswith(("?", "…")) else f"{sentence}.")
@@ -89,32 +89,41 @@ class ClusterError(His2lipError):
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, at most 200 characters; its type where it is empty.
 
-    The error number is left out, and so is Arrow's repetition of the system's message.
+    The error number is left out, and so is Arrow's repetition of the system's message, and so are secrets.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = re.sub(r"^\[Errno \d+\] (.*?)(?:\. Detail: \[errno \d+\] (.*))?$", _reason, lines[0])
-    return text[:200].rstrip(". ")
+    return redact(text)[:200].rstrip(". ")
 
 
 def _reason(match: re.Match[str]) -> str:
     return match[1] if match[2] is None else f"{match[1]} ({match[2].lower()})"
 
 
-# user:password@ and token@ of an address, and the parameters of its query whose names are those of secrets.
-_USER = re.compile(r"(?<=://)(?:([^\s/:@]*):[^\s/]*|[^\s/:@]+)@")
+# user:password@ and token@ of an address, and the parameters of its query whose names are those of secrets. A
+# password may have slashes, and what follows a colon may be a port. `pathlib` makes one slash of two.
+_PASSWORD = r"""([^\s/:@'"]*):(?:[^\s/'"]*|(?!\d+/)[^\s@'"]*)@"""
+_USER = re.compile(rf"""(?<=://)(?:{_PASSWORD}|[^\s/:@'"]+@)|(?<=:/)(?!/){_PASSWORD}""")
 _QUERY = re.compile(
-    r"([?&;][^=&#\s]*(?:key|secret|passw|pwd|token|sig|credential|auth)[^=&#\s]*=)[^&#\s'\"]+", re.IGNORECASE
+    r"([?&;][^=&#\s]*(?:key|secret|passw|pwd|token|sig|credential|auth|odbc_connect)[^=&#\s]*=)[^&#\s'\"]+",
+    re.IGNORECASE,
 )
 
 
 def redact(text: str) -> str:
     """The text with `***` in place of passwords, tokens and keys in its addresses.
 
-    Every place that shows or records an address calls this. Errors and log lines do it by themselves.
+    Errors, log lines, printed lines and tables, pages, recorded configurations and MLflow's parameters do
+    this by themselves. Any other place that shows or stores an address calls it.
     """
-    if "://" not in text:
+    if ":/" not in text:
         return text
-    return _QUERY.sub(r"\1***", _USER.sub(lambda user: f"{user[1]}:***@" if user[1] else "***@", text))
+    return _QUERY.sub(r"\1***", _USER.sub(_hidden, text))
+
+
+def _hidden(found: re.Match[str]) -> str:
+    name = found[1] or found[2]
+    return f"{name}:***@" if name else "***@"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from his2lip import __version__, resources
-from his2lip.errors import ClusterError, first_line
+from his2lip.errors import ClusterError, first_line, redact
 from his2lip.runtime import protect_token, token_path
 
 if TYPE_CHECKING:
@@ -72,13 +72,14 @@ def submit(
         job = client.submit_job(
             entrypoint=shlex.join(argv), runtime_env=runtime_env, metadata={"his2lip": __version__}
         )
-    print(f"job {job} on {address}", file=sys.stderr)
+    shown = redact(address)
+    print(f"job {job} on {shown}", file=sys.stderr)
     if not follow:
         return 0
     try:
         return _exit_code(_follow(client, job, address, write))
     except KeyboardInterrupt:
-        print(f"\nThe job continues; to stop it: ray job stop {job} --address {address}", file=sys.stderr)
+        print(f"\nThe job continues; to stop it: ray job stop {job} --address {shown}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -126,7 +127,7 @@ def _exit_code(details: Any) -> int:
     if details.status == "SUCCEEDED":
         return 0
     if details.driver_exit_code is None:
-        message = (details.message or "no reason given").strip().splitlines()[0]
+        message = redact((details.message or "no reason given").strip().splitlines()[0])
         print(f"job {details.submission_id} {details.status.lower()}: {message}", file=sys.stderr)
     return details.driver_exit_code or 1
 

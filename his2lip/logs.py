@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError, did_you_mean, redact
 
 LEVEL = "HIS2LIP_LOG"  # environment variable: the lowest level on the terminal, read by workers too
 LOG_FILE = "his2lip.log"
@@ -23,6 +23,13 @@ _TERMINAL_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE_FORMAT = f"%(asctime)s %(levelname)s {socket.gethostname()}:%(process)d %(name)s: %(message)s"
 
 _logger = logging.getLogger("his2lip")
+
+
+class _Redacting(logging.Formatter):
+    """Lines and tracebacks without the secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _Terminal(logging.Handler):
@@ -58,7 +65,7 @@ def setup(level: str | None = None) -> None:
     for handler in _handlers(_Terminal):
         _logger.removeHandler(handler)
     terminal = _Terminal(shown)
-    terminal.setFormatter(logging.Formatter(_TERMINAL_FORMAT))
+    terminal.setFormatter(_Redacting(_TERMINAL_FORMAT))
     _logger.addHandler(terminal)
     _logger.setLevel(min(shown, logging.INFO))  # files have all from info on
     _logger.propagate = False  # libraries add handlers to the root logger, and lines would appear twice
@@ -79,7 +86,7 @@ def log_to(folder: str | Path) -> None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = WatchedFileHandler(Path(folder, LOG_FILE), encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter(_FILE_FORMAT))
+    file.setFormatter(_Redacting(_FILE_FORMAT))
     _logger.addHandler(file)
 
 

@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates: every value that a page shows is escaped."""
+"""HTML pages from Jinja2 templates: every value that a page shows is escaped, and has no secrets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from his2lip.errors import redact
 
 _PACKAGE = Path(__file__).parent
 
@@ -33,12 +35,17 @@ def _environment() -> Environment:
         loader=_RoomLoader([_PACKAGE]),
         autoescape=True,
         undefined=StrictUndefined,  # a value that is missing is an error, not an empty place
+        finalize=_without_secrets,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = percent
     return environment
+
+
+def _without_secrets(value: Any) -> Any:
+    return redact(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 class _RoomLoader(FileSystemLoader):

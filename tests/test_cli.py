@@ -166,6 +166,17 @@ def test_a_benchmark_that_could_not_keep_its_results_is_refused_before_any_work(
     assert "set storage to a folder that you can write to" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("--debug",)])
+@pytest.mark.parametrize("kind", ["RuntimeError", "sys.modules['his2lip.errors'].DatasetError"])
+def test_no_error_that_ends_a_command_shows_the_secrets_of_an_address(
+    kind: str, arguments: tuple[str, ...]
+) -> None:
+    done = _main_that_raises(f"{kind}('s3://KEY:SECRET@bucket/x is gone')", *arguments)
+    assert done.returncode in (1, 2)
+    assert "s3://KEY:***@bucket/x is gone" in done.stderr
+    assert "SECRET" not in done.stderr
+
+
 def test_an_error_of_ours_keeps_its_traceback_and_ends_with_1() -> None:
     done = _main_that_raises("KeyError('ours')")
     assert done.returncode == 1

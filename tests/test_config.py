@@ -27,7 +27,7 @@ from his2lip.config import (
     resolved,
     set_values,
 )
-from his2lip.errors import ConfigError, redact
+from his2lip.errors import ConfigError, first_line, redact
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
@@ -284,6 +284,10 @@ def test_files_of_the_project_fit_the_json_schema(kind: type[Config], file: str)
         ("https://me:p@ss@mlflow.org/api", "https://me:***@mlflow.org/api"),
         ("https://hf_abcdef@huggingface.co/x", "https://***@huggingface.co/x"),
         ("s3://AKIA:abc@bucket/x", "s3://AKIA:***@bucket/x"),
+        ("s3://AKIA:ab/c+d@bucket/x/y@z", "s3://AKIA:***@bucket/x/y@z"),
+        ("s3:/AKIA:abc@bucket/x", "s3:/AKIA:***@bucket/x"),  # as pathlib writes it
+        ('{"a":"http://h:80","b":"you@example.org"}', '{"a":"http://h:80","b":"you@example.org"}'),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dabc", "mssql+pyodbc:///?odbc_connect=***"),
         ("s3://b/x?region=eu&secret_key=abc&scheme=http", "s3://b/x?region=eu&secret_key=***&scheme=http"),
         ("https://b.org/x?X-Amz-Signature=abc", "https://b.org/x?X-Amz-Signature=***"),
         ("cannot read s3://k:abc@b/x or gs://b/y", "cannot read s3://k:***@b/x or gs://b/y"),
@@ -304,3 +308,8 @@ def test_a_recorded_configuration_has_no_secrets_and_the_resolved_one_is_as_give
     assert recorded(config)["name"] == "s3://k:***@b/x"
     assert recorded(config)["inner"]["names"] == ["a", "https://***@h/x"]
     assert resolved(config)["name"] == "s3://k:abc@b/x"
+
+
+def test_a_path_made_of_an_address_and_a_librarys_message_show_no_secrets() -> None:
+    assert "abc" not in str(ConfigError("gone", where=Path("s3://k:abc@b/x")))
+    assert first_line(OSError("cannot open s3://k:abc@b/x")) == "cannot open s3://k:***@b/x"

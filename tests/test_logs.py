@@ -112,3 +112,20 @@ def test_an_error_that_ends_the_command_is_in_the_file_with_its_traceback_only(
     assert "Traceback" in text
     assert "KeyError: 'lost'" in text
     assert capsys.readouterr().err == ""
+
+
+def test_no_line_and_no_traceback_shows_the_secrets_of_an_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup("info")
+    log_to(tmp_path)
+    log.warning("trial %d starts with %s", 3, {"data.shards": "s3://k:SECRET@b/x"})
+    try:
+        raise OSError("postgresql://me:SECRET@db/x refused")
+    except OSError as error:
+        log.warning("failed", exc_info=True)
+        log_failure(error)
+    for text in ((tmp_path / LOG_FILE).read_text(), capsys.readouterr().err):
+        assert "SECRET" not in text
+        assert "s3://k:***@b/x" in text
+        assert "postgresql://me:***@db/x refused" in text

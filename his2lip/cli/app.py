@@ -8,6 +8,7 @@ import os
 import pkgutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +115,7 @@ def main() -> None:
             typer.echo(_STOPPED, err=True)
         raise
     except Exception as error:
-        from his2lip.errors import His2lipError
+        from his2lip.errors import His2lipError, redact
         from his2lip.logs import log_failure
 
         log_failure(error)
@@ -123,8 +124,9 @@ def main() -> None:
         elif isinstance(error, His2lipError):
             sentence = str(error)
         else:
-            raise
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"his2lip: {sentence}", err=True)
+            sentence = None
+        if sentence is None or "--debug" in sys.argv:
+            typer.echo(redact("".join(traceback.format_exception(error))), err=True, nl=False)
+            sys.exit(1)
+        typer.echo(f"his2lip: {redact(sentence)}", err=True)
         sys.exit(2)

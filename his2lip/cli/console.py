@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.table import Table
 
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    texts = [["" if value is None else str(value) for value in row] for row in rows]
+    texts = [["" if value is None else redact(str(value)) for value in row] for row in rows]
     for i, name in enumerate(columns):
         numbers = all(_is_number(row[i]) for row in texts)
         drawn.add_column(name, justify="right" if numbers else "left", overflow="fold")
@@ -82,14 +82,14 @@ class ProgressBar:
 
     def update(self, text: str, *, done: int | None = None, total: int | None = None) -> None:
         """Shows `text` as the present state, and the share `done` of `total` where both are given."""
-        self._text, now = text, time.monotonic()
+        self._text, now = redact(text), time.monotonic()
         if now - self._shown < self._every:
             return
         self._shown = now
         if console().is_terminal:
-            self._bar.update(self._task, completed=done, total=total, text=text, refresh=True)
+            self._bar.update(self._task, completed=done, total=total, text=self._text, refresh=True)
         else:
-            say(f"  {self._label}: {text}")
+            say(f"  {self._label}: {self._text}")
 
     def counter(self, unit: str) -> Callable[[int, int], None]:
         """A callback that takes (done, total) of `unit`, such as images."""

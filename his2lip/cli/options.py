@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say, table
+from his2lip.errors import redact
 
 MODEL_HELP = "A checkpoint's folder, a model's name, or an MLflow URI (models:/NAME@ALIAS)."
 ConfigFile = Annotated[
@@ -75,12 +76,15 @@ def split_names(names: str | None) -> list[str] | None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a CSV file (UTF-8) and prints its path; bytes of file names that are not UTF-8 are escaped."""
+    """Writes a CSV file (UTF-8) and prints its path.
+
+    Bytes of file names that are not UTF-8 are escaped, and the secrets of addresses are left out.
+    """
     import csv
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows([redact(v) if isinstance(v, str) else v for v in row] for row in rows)
     say(f"written to {path}")

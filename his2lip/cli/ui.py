@@ -45,9 +45,10 @@ def ui(
         relocate_store(file)
     say(f"MLflow on http://127.0.0.1:{port} (store {uri}); stop it with Ctrl-C")
     say("  models side by side: 'Model training' (top left), experiment his2lip-benchmark, tab Models")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings["MLFLOW_BACKEND_STORE_URI"] = uri  # all users see the arguments of a process
     try:
         code = subprocess.call(command, env=os.environ | settings)
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ class Run:
         """The values of a configuration as parameters by their dotted keys; long values are cut."""
         from mlflow.entities import Param
 
-        leaves = [Param(_name(key), str(value)[:6000]) for key, value in _flat(config)]
+        leaves = [Param(_name(key), redact(str(value))[:6000]) for key, value in _flat(config)]
         for start in range(0, len(leaves), 100):
             self.client.log_batch(self.run_id, params=leaves[start : start + 100])
 
@@ -76,12 +76,12 @@ class Run:
         found = self.client.search_logged_models([self.experiment_id], filters, max_results=1)
         if found:
             return str(found[0].model_id)
-        tags = {WEIGHTS: digest} | ({PATH: path} if path else {})
+        tags = {WEIGHTS: digest} | ({PATH: redact(path)} if path else {})
         made = mlflow.create_external_model(
             name=model_name(name),
             source_run_id=self.run_id,
             tags=tags,
-            params={_name(key): str(value)[:500] for key, value in _flat(params or {})},
+            params={_name(key): redact(str(value))[:500] for key, value in _flat(params or {})},
             model_type="dual-encoder",
             experiment_id=self.experiment_id,
         )
