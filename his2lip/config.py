@@ -150,16 +150,17 @@ def resolved(config: pydantic.BaseModel) -> dict[str, Any]:
 
 def recorded(config: pydantic.BaseModel) -> dict[str, Any]:
     """`resolved` without the secrets of addresses, for files and for MLflow."""
-    tree: dict[str, Any] = _redacted(resolved(config))
+    tree: dict[str, Any] = redacted(resolved(config))
     return tree
 
 
-def _redacted(value: Any) -> Any:
+def redacted(value: Any) -> Any:
+    """Plain JSON values without the secrets of the addresses in them."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {redact(key): _redacted(inner) for key, inner in value.items()}
-    return [_redacted(inner) for inner in value] if isinstance(value, list) else value
+        return {redact(key): redacted(inner) for key, inner in value.items()}
+    return [redacted(inner) for inner in value] if isinstance(value, list) else value
 
 
 def dump_yaml(config: pydantic.BaseModel | Mapping[str, Any]) -> str:
@@ -175,6 +176,28 @@ def digest(value: Any) -> str:
         value = resolved(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_SEAL = "sha256"  # key of a stored tree's digest
+
+
+def sealed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON tree with its digest under `sha256`, for a file that `unsealed` reads."""
+    plain: dict[str, Any] = json.loads(json.dumps(tree))
+    return plain | {_SEAL: _seal(plain)}
+
+
+def unsealed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree that was sealed. Raises ValueError where it has changed since; trees without a digest pass."""
+    plain = {key: value for key, value in tree.items() if key != _SEAL}
+    if _SEAL in tree and tree[_SEAL] != _seal(plain):
+        raise ValueError("its content is not what was written")
+    return plain
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    """As `digest`, and for NaN and names that are not UTF-8 too."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

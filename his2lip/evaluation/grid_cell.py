@@ -189,6 +189,15 @@ def cell_folder(folder: str, identity: str) -> str:
     return f"{folder}/cells/{identity}"
 
 
+def check_stored(folder: str, result: CellResult) -> None:
+    """Raises DamagedCellError where the stored grid cell of a result is missing, damaged, or another one."""
+    stored = _read(cell_folder(folder, result.cell))
+    if stored is None:
+        raise DamagedCellError("its grid cell is missing or of an earlier version")
+    if any(getattr(stored, name) != getattr(result, name) for name in results.metric_fields()):
+        raise DamagedCellError("the leaderboard has other figures than its cell.json")
+
+
 def read_predictions(folder: str, result: CellResult) -> pa.Table:
     """The predictions behind a result: patch_id, case_id, cluster, label, predicted, one score per class.
 

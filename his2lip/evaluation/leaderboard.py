@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from his2lip.config import resolved
+from his2lip.config import recorded
 from his2lip.evaluation.config import ModelEntry
 from his2lip.evaluation.grid_cell import PromptF1, read_predictions
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
-from his2lip.evaluation.results import CellFailure, CellResult, to_csv, to_table
+from his2lip.evaluation.results import DIGESTS, CellFailure, CellResult, to_csv, to_table
 from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
@@ -23,10 +24,11 @@ PAPER = "paper"  # the only protocol that is compared with published figures
 def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence[CellFailure]) -> str:
     """Writes leaderboard.csv and .parquet, predictions.parquet and failures.json into `folder`.
 
+    sha256.json has the digest of each, which is checked when the leaderboard is read.
     Returns the path of leaderboard.csv.
     """
     system, path = filesystem(folder)
-    reasons = [resolved(failure) for failure in failed]
+    reasons = [recorded(failure) for failure in failed]
     written = {
         "leaderboard.csv": to_csv(cells).encode(),
         "leaderboard.parquet": _parquet(to_table(cells)),
@@ -35,6 +37,8 @@ def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence
     }
     for name, data in written.items():
         write_file(system, f"{path}/{name}", data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+    write_file(system, f"{path}/{DIGESTS}", (json.dumps(digests, indent=1) + "\n").encode())
     return f"{path}/leaderboard.csv"
 
 

@@ -6,6 +6,7 @@ The fields of metrics come from `Figures` in metrics.py.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import types
@@ -58,6 +59,9 @@ Lower = Annotated[float | None, limit("lower")]
 Upper = Annotated[float | None, limit("upper")]
 LowerCoefficient = Annotated[float | None, limit("lower", "coefficient")]
 UpperCoefficient = Annotated[float | None, limit("upper", "coefficient")]
+
+
+DIGESTS = "sha256.json"  # name of a file -> its sha256, for the files of a leaderboard in its folder
 _SHA256 = "sha256"
 _FRACTION = "fraction"
 _UNITS = "units"
@@ -275,11 +279,25 @@ def to_table(cells: Sequence[CellResult]) -> pa.Table:
 def read_results(path: Path) -> list[CellResult]:
     """The records of a leaderboard.csv or leaderboard.parquet.
 
-    Raises ConfigError with the file as `where`, and the column as `key` where one is unknown or missing or
-    holds a value of another type.
+    Raises ConfigError with the file as `where`: where its digest in sha256.json is another one, and, with the
+    column as `key`, where one is unknown or missing or holds a value of another type.
     """
+    _check_digest(path)
     read = _read_parquet if path.suffix == ".parquet" else _read_csv
     return [parse(_nested(row), where=f"{path}, row {i}") for i, row in enumerate(read(path), start=1)]
+
+
+def _check_digest(path: Path) -> None:
+    """Raises ConfigError for a file that was changed since; one without sha256.json beside it passes."""
+    try:
+        known = json.loads(path.with_name(DIGESTS).read_text(encoding="utf-8")).get(path.name)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError) as error:
+        what = f"{DIGESTS} cannot be read: {first_line(error)}"
+        raise ConfigError(what, where=path.with_name(DIGESTS), key=DIGESTS, fix=_FIX) from None
+    if known is not None and hashlib.sha256(path.read_bytes()).hexdigest() != known:
+        raise ConfigError("this leaderboard is not what was written", where=path, key=DIGESTS, fix=_FIX)
 
 
 def _flat(cell: CellResult) -> dict[str, Any]:

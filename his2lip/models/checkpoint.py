@@ -19,16 +19,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import his2lip
+from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import HF_TEXT_FOLDER, build_clip
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import FORMAT, META, current_folder, previous_folder, read_json, read_meta
+from his2lip.models.provenance import (
+    COPY,
+    FORMAT,
+    META,
+    current_folder,
+    previous_folder,
+    read_json,
+    read_meta,
+)
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.resume import FOLDER as RESUME_FOLDER
 from his2lip.models.resume import ResumeState, save_resume
 from his2lip.models.tokenizer import build_tokenizer, clip_vocabulary
-from his2lip.models.weights import Tensors, load_weights
+from his2lip.models.weights import Tensors, file_digest, load_weights
 
 WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
 
@@ -54,7 +63,8 @@ def save_checkpoint(
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         _write_json(new / OPEN_CLIP, _open_clip_config(model))
         _save_text_side(new, model)
-        _write_json(new / META, _provenance(model, state) | dict(meta))
+        files = {"files": _digests(new)}
+        _write_json(new / META, sealed(_provenance(model, state) | files | dict(meta)))
         if resume is not None:
             save_resume(new / RESUME_FOLDER, resume)
     return Path(folder)
@@ -65,14 +75,14 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     folder = current_folder(Path(folder))
     meta = read_meta(folder)
     refuse_programs(folder)
+    _check_files(folder, meta.get("files", {}))
     config, preprocess = _settings(folder / OPEN_CLIP)
     clip = build_clip(config, folder=folder, weights=folder / WEIGHTS)
     state = _read_tensors(folder / WEIGHTS)
     load_weights(clip, state, where=folder / WEIGHTS)
     if tensor_digest(state) != meta.get("tensor_digest"):
         what = f"the weights are not the ones that {META} describes"
-        fix = "copy the whole checkpoint directory again"
-        raise CheckpointError(what, where=folder / WEIGHTS, key="tensor_digest", fix=fix)
+        raise CheckpointError(what, where=folder / WEIGHTS, key="tensor_digest", fix=COPY)
     _check_vocabulary(folder, meta)
     model = DualEncoder(
         clip,
@@ -93,14 +103,33 @@ def copy_checkpoint(folder: str | Path, to: Path) -> None:
     shutil.copytree(current_folder(Path(folder)), to, ignore=ignored)
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """Relative path -> sha256 of the files in `folder` that have no digest of their own: the text side's."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = {
+        path.relative_to(folder).as_posix(): path for path in files if path.name not in (WEIGHTS, OPEN_CLIP)
+    }
+    return {name: file_digest(path) for name, path in own.items()}
+
+
+def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
+    """Raises CheckpointError for a missing or changed file of the tokenizer or of the text tower."""
+    for name, known in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"this checkpoint has no {name}", where=folder, key=name, fix=COPY)
+        if file_digest(path) != known:
+            what = f"{name} is not the one that {META} describes"
+            raise CheckpointError(what, where=folder, key=name, fix=COPY)
+
+
 def _check_recorded(model: DualEncoder, meta: Mapping[str, Any], where: Path) -> None:
     """Raises CheckpointError where architecture or preprocessing were edited after the save."""
     found = {"config_digest": model.config_digest(), "preprocess_digest": model.preprocess.digest}
     for key, value in found.items():
         if meta.get(key, value) != value:
             what = f"{where.name} is not the one that {META} describes"
-            fix = "copy the whole checkpoint directory again"
-            raise CheckpointError(what, where=where, key=key, fix=fix)
+            raise CheckpointError(what, where=where, key=key, fix=COPY)
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], Preprocess]:

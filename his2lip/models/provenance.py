@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from his2lip.config import digest
+from his2lip.config import digest, unsealed
 from his2lip.data.cards import Terms, strictest
 from his2lip.errors import CheckpointError
 from his2lip.models.catalogue import BACKBONES, Backbone
@@ -34,6 +34,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     TRAINING_DATA: list,
 }
 _ORIGINS = "began_as"  # key in his2lip.json
+COPY = "copy the whole checkpoint directory again"
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
@@ -49,8 +50,11 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     for key, kinds in _KINDS.items():
         if key in meta and not isinstance(meta[key], kinds):
             what = f"'{key}' in {META} is {type(meta[key]).__name__}"
-            raise CheckpointError(what, where=folder, key=key, fix="copy the checkpoint again")
-    return meta
+            raise CheckpointError(what, where=folder, key=key, fix=COPY)
+    try:
+        return unsealed(meta)
+    except ValueError as error:
+        raise CheckpointError(f"{META} is damaged: {error}", where=folder, key="sha256", fix=COPY) from None
 
 
 def weights_identity(name: str) -> str:

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from his2lip.config import sealed, unsealed
 from his2lip.errors import CheckpointError
 from his2lip.models.adapters import unmerged_state
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.provenance import current_folder
-from his2lip.models.weights import Tensors
+from his2lip.models.weights import Tensors, file_digest
 
 FOLDER = "resume"  # inside a checkpoint
 
@@ -71,7 +72,8 @@ def save_resume(folder: Path, state: ResumeState) -> None:
     moments = {f"{name}/{slot}": t for name, slots in state.optimizer.items() for slot, t in slots.items()}
     for file, tensors in ((_OPTIMIZER, moments), (_MODEL, state.model)):
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, folder / file)
-    tree = {"step": state.step, "extra": state.extra}
+    files = {name: file_digest(folder / name) for name in (_OPTIMIZER, _MODEL)}
+    tree = sealed({"step": state.step, "extra": state.extra, "files": files})
     (folder / _STATE).write_text(json.dumps(tree, indent=1), encoding="utf-8")
 
 
@@ -85,11 +87,14 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
         for key, tensor in load_file(folder / _OPTIMIZER).items():
             name, _, slot = key.rpartition("/")
             optimizer.setdefault(name, {})[slot] = tensor
-        tree = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        tree = unsealed(json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        for name, digest in tree.get("files", {}).items():  # states of earlier versions have no digests
+            if file_digest(folder / name) != digest:
+                raise _unusable(f"{name} is not what was written", where=folder, key=name)
         return ResumeState(
             step=tree["step"], extra=tree["extra"], optimizer=optimizer, model=load_file(folder / _MODEL)
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unusable(str(error), where=folder) from None
 
 

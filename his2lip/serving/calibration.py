@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import brentq
 
-from his2lip.config import digest
+from his2lip.config import digest, sealed, unsealed
 from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder
@@ -61,15 +61,21 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Writes the calibration to a JSON file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(sealed(asdict(self)), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Reads a file of `save`. Raises ConfigError for any other file."""
+        """Reads a file of `save`. Raises ConfigError for any other file, and for one that was changed."""
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(**{key: value for key, value in tree.items() if key != "sha256"})
+        except (OSError, ValueError, TypeError, AttributeError):
             raise ConfigError("this is not a calibration", where=path, key=path.name, fix=_REFIT) from None
+        try:
+            unsealed(tree)
+        except ValueError as error:
+            what = f"this calibration is damaged: {error}"
+            raise ConfigError(what, where=path, key="sha256", fix=_REFIT) from None
         if found.format != FORMAT or not found.temperature > 0:
             raise ConfigError("this calibration cannot be used", where=path, key="temperature", fix=_REFIT)
         return found

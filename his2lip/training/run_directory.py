@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import his2lip
+from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
 from his2lip.files import locked
 
@@ -37,12 +35,12 @@ class RunDir:
     def read(self) -> dict[str, Any] | None:
         """The content of run.json, or None without the file. Raises RunError where it is damaged."""
         try:
-            tree = json.loads((self.path / _STATE).read_text(encoding="utf-8"))
+            tree = unsealed(json.loads((self.path / _STATE).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except ValueError:
-            tree = None
-        if not isinstance(tree, dict) or not tree.keys() >= {"id", "status", "code_version"}:
+        except (ValueError, AttributeError):
+            tree = {}
+        if not tree.keys() >= {"id", "status", "code_version"}:
             raise RunError("run.json is damaged", where=self.path / _STATE, fix="start again with --fresh")
         return tree
 
@@ -50,7 +48,7 @@ class RunDir:
         """Replaces run.json atomically."""
         new = self.path / f"{_STATE}.tmp"
         with new.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+            file.write(json.dumps(sealed(tree), indent=1, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self.path / _STATE)
@@ -147,13 +145,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[prefix + key] = value
     return leaves
-
-
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """The version of the package and a digest of its sources, so that an edited checkout has its own."""
-    root = Path(his2lip.__file__).parent
-    whole = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{his2lip.__version__}+{whole.hexdigest()[:12]}"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+RECORD = "sha256"  # attribute of a trial with a value: the digest of its record
+_DAMAGED = "its record in the study is damaged"
 State = Literal["finished", "stopped", "failed", "error", "interrupted", "running", "waiting"]
 # States of trials that have a value and are not run again.
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
@@ -118,19 +120,32 @@ def best_rows(table: list[TrialRow], mode: str, count: int) -> list[TrialRow]:
 
 def to_row(trial: FrozenTrial) -> TrialRow:
     """A trial of Optuna as a TrialRow."""
-    attrs = trial.user_attrs
+    attrs, damaged = trial.user_attrs, _is_damaged(trial)
     return TrialRow(
         number=trial.number,
-        state=_state(trial),
+        state="error" if damaged else _state(trial),
         params=dict(trial.params),
-        value=trial.value if trial.state.name == "COMPLETE" else None,
+        value=trial.value if trial.state.name == "COMPLETE" and not damaged else None,
         metrics=json.loads(attrs.get("metrics", "{}")),
         reports=attrs.get("reports", 0),
         seconds=attrs.get("seconds"),
-        note=attrs.get("failed") or attrs.get("error"),
+        note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("error"),
         retry_of=attrs.get("retry_of"),
         code_version=attrs.get("code_version"),
     )
+
+
+def record_digest(params: Mapping[str, Any], value: float, attrs: Mapping[str, Any]) -> str:
+    """Digest of what the study has to keep of a trial with a value."""
+    return digest([dict(params), value, {key: v for key, v in attrs.items() if key != RECORD}])
+
+
+def _is_damaged(trial: FrozenTrial) -> bool:
+    """Whether a trial with a value is not what was recorded; earlier versions recorded no digest."""
+    known = trial.user_attrs.get(RECORD)
+    if known is None or trial.state.name != "COMPLETE" or trial.value is None:
+        return False
+    return bool(known != record_digest(trial.params, trial.value, trial.user_attrs))
 
 
 def _state(trial: FrozenTrial) -> State:

@@ -271,3 +271,19 @@ def test_file_name_that_is_not_utf8_is_left_out_and_can_be_printed(tmp_path: Pat
     _, report = CaptionBank.from_folder(tmp_path)
     assert any("udcff" in path for path, _ in report.left_out)
     str(report).encode()  # raises for what cannot be printed
+
+
+@pytest.mark.parametrize("part", ["captions", "held_out"])
+def test_bank_whose_sentence_was_changed_is_refused(tmp_path: Path, part: str) -> None:
+    path, pair = tmp_path / "bank.json", ("Tumor", "CD3")
+    CaptionBank({pair: ("Brown T cells.",)}, held_out={pair: ("Brown T lymphocytes.",)}).save(path)
+    tree = json.loads(path.read_text())
+    tree["bank"][0][part][0] += "!"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DatasetError) as refused:
+        CaptionBank.load(path)
+    assert (refused.value.where, refused.value.key) == (path, "digest")
+    assert "data prepare captions" in str(refused.value.fix)
+    del tree["digest"]
+    path.write_text(json.dumps(tree))
+    assert CaptionBank.load(path).captions, "a bank of an earlier version"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections import Counter
@@ -201,6 +202,24 @@ def interrupted(card: Card, root: Path, out: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare(card, root, out, part_bytes=20_000, progress=stop_after(12))
     assert len(list(out.rglob("*.parquet"))) > 1
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("harm", ["record", "shard"])
+def test_a_damaged_part_of_an_interrupted_prepare_is_made_again(
+    tmp_path: Path, real_ihc: np.ndarray, harm: str
+) -> None:
+    root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
+    interrupted(MIHIC, root, out)
+    path = sorted((out / "_progress").glob("*part*.json"))[0]
+    text = path.read_text()
+    if harm == "record":
+        path.write_text(text.replace('"rows": ', '"rows": 1', 1))
+    else:
+        (out / json.loads(text)["info"]["path"]).unlink()
+    report = prepare(MIHIC, root, out, part_bytes=20_000)
+    assert report.info == prepare(MIHIC, root, tmp_path / "whole", part_bytes=20_000).info
+    assert len(open_shards(out).table("train")) == sum(report.info.counts["train"].values())
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -14,7 +14,14 @@ from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellRun, cell_folder, read_predictions, run_cell
+from his2lip.evaluation.grid_cell import (
+    CellRun,
+    DamagedCellError,
+    cell_folder,
+    check_stored,
+    read_predictions,
+    run_cell,
+)
 from his2lip.evaluation.statistics import Clusters
 
 Write = Callable[..., ShardSet]
@@ -110,3 +117,18 @@ def test_a_result_is_scored_again_where_units_have_other_cases(write_shards: Wri
     again = run_cell(scorer, replace(plan, selection=other), str(tmp_path / "grid"))
     assert (again.reused, again.result.cell) == (False, first.cell)
     assert (again.result.clusters, again.result.no_interval is None) == (2, False)
+
+
+def test_a_row_of_the_leaderboard_that_is_kept_is_compared_with_its_grid_cell(
+    run: Callable[[], CellRun], grid: str
+) -> None:
+    result = run().result
+    check_stored(grid, result)
+    with pytest.raises(DamagedCellError):
+        check_stored(grid, result.model_copy(update={"macro_f1": result.macro_f1 + 0.1}))
+    with pytest.raises(DamagedCellError):
+        check_stored(grid, result.model_copy(update={"cell": "0" * 64}))
+    path = Path(cell_folder(grid, result.cell), "predictions.parquet")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedCellError):
+        check_stored(grid, result)

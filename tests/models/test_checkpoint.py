@@ -237,6 +237,30 @@ def test_a_damaged_resume_state_is_refused(tmp_path: Path) -> None:
     assert refused.value.where == folder / "resume"
 
 
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json"])
+def test_a_changed_byte_of_the_state_to_resume_from_is_refused(tmp_path: Path, name: str) -> None:
+    model = dual(native_config())
+    optimizer = torch.optim.AdamW(model.parameters())
+    one_step(model, optimizer)
+    state = ResumeState(step=1, optimizer=optimizer_state(optimizer, model))
+    path = save_checkpoint(tmp_path / "last", model, meta={}, resume=state) / "resume" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"step": 1', b'"step": 2') if name == "state.json" else whole[:-1] + b"!")
+    with pytest.raises(CheckpointError) as refused:
+        load_resume(tmp_path / "last")
+    assert refused.value.where == path.parent
+
+
+def test_a_changed_tokenizer_is_refused_by_its_file(tmp_path: Path) -> None:
+    words = wordpiece_folder(tmp_path / "bert")
+    folder = save_checkpoint(tmp_path / "best", dual(hf_config(words), tokenizer=words), meta={})
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CheckpointError) as refused:
+        load_model(folder)
+    assert (refused.value.where, refused.value.key) == (folder, "tokenizer.json")
+
+
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     model = dual(native_config())
     optimizer = torch.optim.AdamW(model.parameters())

@@ -9,9 +9,12 @@ from cell_results import cell_result
 from page_tags import fetched
 
 from his2lip.data.cards.card import load_card
+from his2lip.errors import ConfigError
+from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.results import to_csv
 from his2lip.report.board import Board, read_board
 from his2lip.report.pages import write_pages
+from his2lip.templates import render
 
 EVIL = "<script>alert('x')</script>|"
 
@@ -172,3 +175,18 @@ def _own(folder: Path) -> Path:
     path = folder / "leaderboard.csv"
     path.write_text(to_csv([cell_result(dataset="biopsies", protocol_version=1)]))
     return path
+
+
+def test_no_page_shows_the_secrets_of_an_address(tmp_path: Path) -> None:
+    page = render("tuning/sweep.html", title="postgresql://me:SECRET@db/x", plots=[])
+    assert "postgresql://me:***@db/x" in page
+    assert "SECRET" not in page
+
+
+def test_a_leaderboard_that_was_changed_after_it_was_written_is_refused(tmp_path: Path) -> None:
+    path = Path(write_leaderboard(str(tmp_path), [], []))
+    assert read_board(path).cells == []
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(ConfigError) as refused:
+        read_board(path)
+    assert (refused.value.where, refused.value.key) == (path, "sha256.json")

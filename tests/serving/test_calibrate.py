@@ -164,3 +164,16 @@ def test_a_calibration_of_another_model_or_other_prompts_or_a_damaged_file_is_re
         with pytest.raises(ConfigError) as refused:
             calibrated([tissue], model, [file])
         assert refused.value.where == file
+
+
+def test_a_changed_digit_of_a_calibration_is_refused(model: DualEncoder, tmp_path: Path) -> None:
+    (tissue,), file = ask(), tmp_path / "calibration.json"
+    kept = _calibration(model, tissue)
+    kept.save(file)
+    text = file.read_text()
+    assert '"temperature": 0.1' in text
+    file.write_text(text.replace('"temperature": 0.1', '"temperature": 0.9'))
+    with pytest.raises(ConfigError) as refused:
+        calibrated([tissue], model, [file])
+    assert (refused.value.where, refused.value.key) == (file, "sha256")
+    assert "his2lip calibrate" in str(refused.value.fix)

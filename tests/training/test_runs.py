@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import RunError
-from his2lip.training.run_directory import RunDir, code_version, start_or_resume
+from his2lip.resources import code_version
+from his2lip.training.run_directory import RunDir, start_or_resume
 
 
 def made(lr: float = 1.0, data: str = "d", version: str = "1") -> dict:
@@ -135,3 +136,12 @@ def test_fresh_does_not_remove_a_folder_that_has_no_run(run: RunDir) -> None:
     assert (refused.value.key, refused.value.where) == ("name", run.path)
     assert "patches" in refused.value.what, "the folder that --fresh would have removed"
     assert (run.path / "patches").is_dir()
+
+
+def test_state_with_a_changed_letter_is_refused(run: RunDir) -> None:
+    start(run, made())
+    path = run.path / "run.json"
+    path.write_text(path.read_text().replace('"running"', '"finished"'))
+    with pytest.raises(RunError) as refused:
+        start(run, made())
+    assert refused.value.where == path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import best_rows, open_study, prepare_resume, rows
+from his2lip.tuning.study import RECORD, best_rows, open_study, prepare_resume, record_digest, rows
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
 POINTS = ({"x": 0.0}, {"x": 1.0})
@@ -123,3 +125,20 @@ def test_a_database_that_cannot_be_opened_is_refused_in_one_sentence(wrong: str)
         open_study(sweep(), wrong, inputs={})
     assert (caught.value.key, caught.value.where) == ("study", wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trial_whose_stored_value_was_changed_counts_as_an_error_and_is_replaced(
+    url: str, tmp_path: Path
+) -> None:
+    study = open_study(sweep(trials=2, points=[]), url, inputs={})
+    for value in (0.25, 0.5):
+        trial = ask(study)
+        trial.set_user_attr(RECORD, record_digest(trial.params, value, trial.user_attrs))
+        study.tell(trial, value)
+    assert [(row.state, row.value) for row in rows(study)] == [("finished", 0.25), ("finished", 0.5)]
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE trial_values SET value = 0.75 WHERE value = 0.25")
+    again = open_study(sweep(trials=2, points=[]), url, inputs={})
+    assert [(row.state, row.value) for row in rows(again)] == [("error", None), ("finished", 0.5)]
+    assert [row.number for row in best_rows(rows(again), "max", 2)] == [1]
+    assert prepare_resume(again, sweep(trials=2, points=[])) == 1

@@ -69,7 +69,7 @@ class CaptionBank:
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionBank:
-        """Reads a bank that `save` wrote. Raises DatasetError for any other file."""
+        """Reads a bank that `save` wrote. Raises DatasetError for any other file, and for a changed one."""
         system, place = filesystem(path)
         try:
             with system.open_input_stream(place) as source:
@@ -81,12 +81,17 @@ class CaptionBank:
             for rows in parts:
                 _check_bank(rows, tree["missing"])
             captions, held_out = ({pair: lines for pair, lines in rows if lines} for rows in parts)
-            return cls(captions, tree["missing"], held_out)
+            bank = cls(captions, tree["missing"], held_out)
         except FileNotFoundError:
             raise DatasetError("this caption bank does not exist", where=path, fix="check the path") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             fix = "give a bank that his2lip data prepare or captions export wrote"
             raise DatasetError("this file is not a caption bank", where=path, fix=fix) from None
+        if tree.get("digest", bank.digest) != bank.digest:  # banks of earlier versions have none
+            what = "this caption bank is damaged or was edited: its content is not what its digest names"
+            fix = "write it again with his2lip data prepare captions"
+            raise DatasetError(what, where=path, key="digest", fix=fix)
+        return bank
 
     def save(self, path: str | Path) -> None:
         """Writes both parts of the bank, with their roles, as indented JSON; whole or not at all."""
@@ -95,7 +100,7 @@ class CaptionBank:
             | {part: list(lines[t, b]) for part, lines in self._parts().items() if (t, b) in lines}
             for t, b in dict.fromkeys((*self.captions, *self.held_out))
         ]
-        tree = {"missing": self.missing, "roles": ROLES, "bank": rows}
+        tree = {"missing": self.missing, "roles": ROLES, "digest": self.digest, "bank": rows}
         data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
         write_file(*filesystem(path), data)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from pyarrow import fs
 
-from his2lip.config import digest
+from his2lip.config import digest, sealed, unsealed
 from his2lip.data.images import Tiling
 from his2lip.data.prepare.listing import Part
 from his2lip.data.prepare.privacy import Key
 from his2lip.data.readers import LeftOut, Reader
 from his2lip.data.shards import PartInfo, PartWriter, Patch
-from his2lip.errors import DatasetError, first_line
+from his2lip.errors import DatasetError, first_line, redact
 from his2lip.files import write_file
 
 FOLDER = "_progress"
@@ -56,11 +56,13 @@ class FinishedParts:
             self._store("plan", ours)
 
     def read(self, part: Part) -> PartResult | None:
-        """The result of a part that an earlier call finished, or None."""
+        """The result of a part that an earlier call finished and that is still there, or None."""
         tree = self._load(_name(part.name))
         if tree is None:
             return None
         info = PartInfo(**tree["info"]) if tree["info"] else None
+        if info and self._fs.get_file_info(f"{self._target}/{info.path}").type != fs.FileType.File:
+            return None
         pairs = {key: [(place, why) for place, why in tree[key]] for key in ("quarantined", "left_out")}
         return PartResult(read=tree["read"], info=info, **pairs)
 
@@ -82,12 +84,12 @@ class FinishedParts:
     def _load(self, name: str) -> Any:
         try:
             with self._fs.open_input_stream(f"{self._folder}/{name}.json") as source:
-                return json.loads(source.read())
-        except (OSError, ValueError):
+                return unsealed(json.loads(source.read()))
+        except (OSError, ValueError, AttributeError):  # a damaged part is made again
             return None
 
     def _store(self, name: str, tree: Any) -> None:
-        write_file(self._fs, f"{self._folder}/{name}.json", json.dumps(tree).encode())
+        write_file(self._fs, f"{self._folder}/{name}.json", json.dumps(sealed(tree)).encode())
 
 
 def _name(part: str) -> str:
@@ -179,4 +181,4 @@ class PartJob:
         except OSError as error:
             yield _Fault(f"the file cannot be read: {error.strerror or first_line(error)}")
         except Exception as error:  # libraries of formats raise errors of any type
-            yield _Fault(f"{type(error).__name__}: {error}"[:200])
+            yield _Fault(redact(f"{type(error).__name__}: {error}")[:200])
