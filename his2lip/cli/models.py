@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +38,7 @@ TableRow = tuple[str, str, str, str, str]
 def list_models() -> None:
     """List models: known by name, in this machine's caches, and in MLflow with their scores."""
     scored, promoted, trouble = _in_mlflow()
-    columns = ("model", "what it is", "weights", "licence, terms", "macro F1, percent")
+    columns = ("model", "what it is", "weights", "licence, terms", "macro F1, percent, of weights")
     table(columns, [*_known_rows(scored), *_cached_rows(), *_mlflow_rows(scored, promoted)])
     say("Commands accept the names in the first column as a model, and also an open_clip architecture with")
     say("its tag (ViT-B-16:laion2b_s34b_b88k), hf-hub:ORG/NAME, local-dir:PATH and a checkpoint's folder.")
@@ -89,10 +89,12 @@ def _known_rows(scored: list[Scored]) -> Iterator[TableRow]:
     from his2lip.models import BACKBONES, cached_backbones
 
     here = cached_backbones()
-    scores = {row.path: row.scores for row in reversed(scored)}
     for b in BACKBONES.values():
         place = f"{b.weights}{'' if b.repository is None else ' (here)' if b.name in here else ' (not here)'}"
-        yield b.name, b.what, place, b.licence, _scores(scores.get(b.name, {}))
+        known = [_scores(row) for row in scored if row.path == b.name] or [""]
+        yield b.name, b.what, place, b.licence, known[0]
+        for others in known[1:]:  # of another seed, or of weights that its authors replaced
+            yield b.name, "other weights under this name", "", "", others
 
 
 def _cached_rows() -> Iterator[TableRow]:
@@ -104,20 +106,34 @@ def _cached_rows() -> Iterator[TableRow]:
 
 def _mlflow_rows(scored: list[Scored], promoted: list[Promoted]) -> Iterator[TableRow]:
     """Registered models first, then logged ones that are not registered and have no name of their own."""
-    from his2lip.models import BACKBONES, is_checkpoint, read_meta, terms_summary
+    from his2lip.models import BACKBONES
 
-    scores = {row.weights: row.scores for row in scored}
+    scores = {row.weights: _scores(row) for row in scored}
     registered = {row.weights for row in promoted}
     for row in promoted:
         what = ", ".join([f"version {row.version} of {row.name}", *row.aliases])
-        yield row.uri, what, "MLflow's registry", row.terms or "", _scores(scores.get(row.weights or "", {}))
+        yield row.uri, what, "MLflow's registry", row.terms or "", scores.get(row.weights or "", "")
     for logged in scored:
         path = logged.path
         if path is None or path in BACKBONES or logged.weights in registered:
             continue
-        here, what = is_checkpoint(path), f"{logged.names[0]}, logged by {logged.experiment}"
-        terms = terms_summary(path, read_meta(path)) if here else ""
-        yield _short(path), what, "(here)" if here else "(not here)", terms, _scores(logged.scores)
+        what = f"{logged.names[0]}, logged by {logged.experiment}"
+        yield _short(path), what, *_state_of(path, logged.weights), _scores(logged)
+
+
+def _state_of(path: str, weights: str) -> tuple[str, str]:
+    """Whether a logged model's weights are still at its path, and the terms of use of those that are."""
+    from his2lip.models import is_checkpoint, read_meta, terms_summary
+
+    if not is_checkpoint(path):
+        return "(here, not compared)" if Path(path).is_dir() else "(not here)", ""
+    try:
+        meta = read_meta(path)
+    except CheckpointError:
+        return "(damaged)", ""
+    if meta.get("tensor_digest") != weights:
+        return "(replaced: other weights are here now)", ""
+    return "(here)", terms_summary(path, meta)
 
 
 def _short(path: str) -> str:
@@ -126,10 +142,11 @@ def _short(path: str) -> str:
     return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else path
 
 
-def _scores(scores: Mapping[str, float]) -> str:
-    """The score on each dataset, `select` first."""
-    ordered = sorted(scores.items(), key=lambda item: item[0] != "select")
-    return ", ".join(f"{name} {percent(value)}" for name, value in ordered)
+def _scores(row: Scored) -> str:
+    """The score on each dataset, `select` first, and the digest of the weights that have them."""
+    ordered = sorted(row.scores.items(), key=lambda item: item[0] != "select")
+    shown = ", ".join(f"{name} {percent(value)}" for name, value in ordered)
+    return f"{shown} ({row.weights[:8]})" if shown else ""
 
 
 Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")]

@@ -60,8 +60,15 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
                 score = _score(config, row.value)
                 bar.update(f"trial {row.number} of {config.trials} {row.state}, {config.metric} {score}")
 
-            result = run_sweep(config, objective, on_trial=on_trial, inputs=objective.inputs, fresh=fresh)
-        _record(run, config, result)
+            result = run_sweep(
+                config,
+                objective,
+                on_trial=on_trial,
+                inputs=objective.inputs,
+                places=objective.places,
+                fresh=fresh,
+            )
+        record_sweep(run, config, result)
     _show_result(config, result)
     best = best_checkpoint(result)
     if best is not None:
@@ -77,7 +84,7 @@ def best_checkpoint(result: SweepResult) -> Path | None:
     return place if place.is_dir() else None
 
 
-def _record(run: Run, config: SweepConfig, result: SweepResult) -> None:
+def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
     """Every ended trial as a run below the sweep's, the best checkpoint as a logged model, and the plots."""
     from his2lip.errors import RunError
     from his2lip.models import read_meta

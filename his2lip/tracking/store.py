@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from his2lip.config import redacted
 from his2lip.errors import TrackingError, first_line
 from his2lip.files import locked
 from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
@@ -73,7 +74,8 @@ class Tracker:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
         With a `his2lip.run_id` tag, the latest run of that id in this experiment is continued, unless
-        `fresh`. Parameters and config.json are written once. Raises TrackingError where the store is lost.
+        `fresh`; once this one has finished, earlier ones and their children are deleted (MLflow can restore
+        them). Parameters and config.json are written once. Raises TrackingError where the store is lost.
         """
         from mlflow.exceptions import MlflowException
 
@@ -84,13 +86,16 @@ class Tracker:
             known = self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
             run = Run(self.client, known, experiment_id)
             run.params(config)
-            self.client.log_text(known, json.dumps(config, indent=1, ensure_ascii=False), "config.json")
+            text = json.dumps(redacted(dict(config)), indent=1, ensure_ascii=False)
+            self.client.log_text(known, text, "config.json")
         else:
             self.client.update_run(known, status="RUNNING")
             run = Run(self.client, known, experiment_id)
         try:
             yield run
             self.client.set_terminated(known, "FINISHED")
+            if RUN_ID in tags:
+                self._remove_others(run, tags[RUN_ID])
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             with contextlib.suppress(MlflowException):  # the store itself may be what failed
@@ -119,11 +124,20 @@ class Tracker:
             return str(found.experiment_id)
 
     def _find(self, experiment_id: str, run_id: str) -> str | None:
+        """MLflow's id of the latest run of a `his2lip.run_id`."""
+        return next(iter(self._all(experiment_id, run_id)), None)
+
+    def _remove_others(self, run: Run, run_id: str) -> None:
+        """Deletes other runs of this `his2lip.run_id`: `--fresh` removed their files."""
+        for other in self._all(run.experiment_id, run_id):
+            if other != run.run_id:
+                Run(self.client, other, run.experiment_id).remove_children(keep=())
+                self.client.delete_run(other)
+
+    def _all(self, experiment_id: str, run_id: str) -> list[str]:
         filters = f"tags.`{RUN_ID}` = '{run_id}'"
-        found = self.client.search_runs(
-            [experiment_id], filters, max_results=1, order_by=["attributes.start_time DESC"]
-        )
-        return str(found[0].info.run_id) if found else None
+        found = self.client.search_runs([experiment_id], filters, order_by=["attributes.start_time DESC"])
+        return [str(run.info.run_id) for run in found]
 
 
 @contextlib.contextmanager

@@ -276,6 +276,13 @@ def test_the_list_is_one_table_of_known_cached_logged_and_registered_models(
     assert "not for commercial use" in row("runs/train/other/best")
     assert not any(line.startswith("runs/train/listed") for line in rows), "it has a registered name"
     assert "MIT" in row("clip")
+    digest = read_meta(second)["tensor_digest"][:8]
+    assert f"mist 75.00 ({digest})" in row("runs/train/other/best")
+    checkpoint("other", seed=5)  # as --fresh does
+    rows = his2lip("models", "list").splitlines()
+    assert f"mist 75.00 ({digest})" in row("runs/train/other/best"), "of the weights that were there before"
+    assert "replaced" in row("runs/train/other/best")
+    assert "not for commercial use" not in row("runs/train/other/best")
 
 
 def test_commands_accept_a_registered_model_in_place_of_a_checkpoint(

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import optuna
 import pytest
 
-from his2lip.config import recorded
+from his2lip.cli.tune import record_sweep
+from his2lip.config import recorded, validate
 from his2lip.errors import TrackingError
-from his2lip.tracking.run import PATH, RUN_ID, WEIGHTS
+from his2lip.tracking.run import CODE_VERSION, PARENT, PATH, RUN_ID, WEIGHTS
 from his2lip.tracking.store import Tracker
 from his2lip.training.config import TrainConfig
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.study import best_rows, open_study, rows
+from his2lip.tuning.sweep import SweepResult
 
 SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
 
@@ -77,6 +82,33 @@ def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(tracker:
             run.trial("anew/0", "trial 0", params={}, metrics={"f1": 0.1})
             ids.append(run.run_id)
     assert ids[0] != ids[1] == ids[2]
+    left = tracker.client.search_runs([run.experiment_id], f"tags.`{PARENT}` = '{ids[0]}'")
+    assert list(left) == [], "trials of a sweep whose files --fresh removed"
+    stages = [tracker.client.get_run(run_id).info.lifecycle_stage for run_id in ids[:2]]
+    assert stages == ["deleted", "active"]
+
+
+def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_first_in_mlflow(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    tree = {"name": "again", "train": {}, "space": {"x": {"kind": "uniform", "low": 0.0, "high": 1.0}}}
+    config = validate(SweepConfig, tree)
+    for values in ((0.1, 0.2, 0.3), (0.4, 0.5)):
+        folder = tmp_path / str(len(values))
+        folder.mkdir()
+        url = f"sqlite:///{folder}/study.db"
+        study = open_study(config, url, inputs={})
+        for value in values:
+            trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
+            trial.set_user_attr("code_version", f"code of {len(values)}")
+            study.tell(trial, value)
+        found = SweepResult("again", folder, url, rows(study), best_rows(rows(study), "max", 1)[0], False)
+        with tracker.run("his2lip-tune", "again", {}, tags={RUN_ID: "again"}) as run:
+            record_sweep(run, config, found)
+    children = tracker.client.search_runs([run.experiment_id], f"tags.`{PARENT}` = '{run.run_id}'")
+    assert {child.info.run_name for child in children} == {"trial 0", "trial 1"}
+    assert {child.data.tags[CODE_VERSION] for child in children} == {"code of 2"}
+    assert tracker.client.get_run(run.run_id).data.metrics["best/select/macro_f1"] == 0.5
 
 
 def test_a_run_whose_store_is_lost_is_not_marked_finished(tracker: Tracker) -> None:
@@ -173,9 +205,13 @@ def test_secrets_in_addresses_are_not_stored(tracker: Tracker) -> None:
     secret = "s3://KEY:SECRET@bucket/x?secret_key=SECRET"
     with tracker.run("his2lip-train", "secret", recorded(TrainConfig(data={"shards": secret}))) as run:  # type: ignore[arg-type]
         run.dataset("x", digest="d" * 64, uri=secret, context="training")
+        model = run.model("secret", digest="b" * 64, path=secret, params={"a": secret})
+        run.params({"other": secret})
     found = tracker.client.get_run(run.run_id)
     config = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/config.json")
     (data,) = found.inputs.dataset_inputs
+    logged = tracker.client.get_logged_model(model)
+    assert "SECRET" not in f"{logged.tags} {logged.params} {found.data.params}"
     assert found.data.params["data.shards"] == "s3://KEY:***@bucket/x?secret_key=***"
     for text in (config, data.dataset.source):
         assert "bucket" in text
