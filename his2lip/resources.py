@@ -1,14 +1,17 @@
-"""Where files are: those that his2lip carries, its default storage, and the MLflow store."""
+"""Where files are: the code and what it carries, the default storage, and the MLflow store."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from his2lip import __version__
 from his2lip.errors import ConfigError
 
 STORAGE = "runs"  # default folder of runs, sweeps, benchmarks, shards and caches, in the current folder
@@ -34,6 +37,15 @@ def root() -> Path:
     """The folder that holds `benchmarks/`, `tune/` and `cluster.yaml`."""
     packaged = _PACKAGE / "_resources"
     return packaged if packaged.is_dir() else _PACKAGE.parent
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The version of the package and a digest of its sources, so that an edited checkout has its own."""
+    whole = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        whole.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{__version__}+{whole.hexdigest()[:12]}"
 
 
 def find(name: str | Path) -> Path:

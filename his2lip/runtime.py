@@ -9,7 +9,8 @@ import socket
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 _CONNECT_S = 5.0  # to wait for an answer from the cluster's address
+_LOOK_S = 300.0  # to wait for each node to look at the folders; starting a process there takes seconds
+_JOB_COPIES = "working_dir_files"  # Ray's folder of the checkouts that are sent with jobs, which it deletes
 # Bytes that the path of a Unix socket may have, and those that Ray adds to the folder that it is given.
 _SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _RAY_ADDS = len("/ray/session_2026-01-01_00-00-00_000000_1234567890/sockets/plasma_store.123")
@@ -84,6 +87,80 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
         ray.init(**options)
     except ConnectionError as error:
         raise _no_answer(address, error) from None
+
+
+def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
+    """Raises ClusterError where a node of the cluster has other code than this process or misses a path.
+
+    read   absolute paths that workers read; those that are not here are left to the code that reads them
+    write  folders that workers write to, created here; URIs are left out of both
+    Does nothing for a local Ray. Nodes that join the cluster later are not asked.
+    """
+    if is_local():
+        return
+    import ray
+
+    with ExitStack() as probes:
+        shown = {place: place for place in read if os.path.isabs(place) and os.path.exists(place)}
+        for folder in (folder for folder in write if "://" not in folder):
+            _refuse_job_copy(folder)
+            os.makedirs(folder, exist_ok=True)
+            probe = probes.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".his2lip-"))
+            shown[probe.name] = folder  # the folder itself, not another one of its name
+        look = ray.remote(num_cpus=0, max_retries=0)(_look)
+        asked = {
+            node["NodeManagerAddress"]: look.options(scheduling_strategy=_on(node["NodeID"])).remote([*shown])
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        for node, answer in asked.items():
+            _check_node(node, answer, shown)
+
+
+def _look(paths: list[str]) -> tuple[str, list[str]]:
+    """The version of the code on this node, and those of the paths that it does not see."""
+    from his2lip.resources import code_version
+
+    return code_version(), [path for path in paths if not os.path.exists(path)]
+
+
+def _on(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _check_node(node: str, answer: Any, shown: dict[str, str]) -> None:
+    import ray
+
+    from his2lip.errors import ClusterError, first_line
+    from his2lip.resources import code_version, root
+
+    same_code = f"install the same his2lip on all nodes, share {root()} with them, or submit with --address"
+    try:
+        version, missing = ray.get(answer, timeout=_LOOK_S)
+    except ray.exceptions.RayError as error:
+        what = f"a node of the Ray cluster cannot run this code: {first_line(getattr(error, 'cause', error))}"
+        raise ClusterError(what, where=node, key="code", fix=same_code) from None
+    if version != code_version():
+        what = f"a node of the Ray cluster has other code ({version}) than this command ({code_version()})"
+        raise ClusterError(what, where=node, key="code", fix=same_code)
+    if missing:
+        folder = shown[missing[0]]
+        what = f"the node {node} of the Ray cluster does not see this path"
+        fix = "use a folder that all nodes share or a URI, or unset RAY_ADDRESS"
+        raise ClusterError(what, where=folder, key="path", fix=fix)
+
+
+def _refuse_job_copy(folder: str) -> None:
+    """Raises ClusterError for a folder in the copy of the checkout that Ray makes for a job and deletes."""
+    if _JOB_COPIES not in Path(folder).parts:
+        return
+    from his2lip.errors import ClusterError
+
+    what = "this folder is in the copy of the checkout that Ray deletes after the job"
+    fix = "set storage to an absolute path that all nodes share"
+    raise ClusterError(what, where=folder, key="storage", fix=fix)
 
 
 def is_local() -> bool:

@@ -115,13 +115,16 @@ def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
 
     The rows keep the models' names.
     """
-    from his2lip.models import local_name
+    from his2lip.models import is_registered, local_name
+
+    def place(name: str) -> str:
+        return local_name(name, config.storage) if is_registered(name) else name
 
     def local(entry: ModelEntry) -> ModelEntry:
         blend = entry.blend
         if blend is not None:
-            blend = blend.model_copy(update={"base": local_name(blend.base, config.storage)})
-        return entry.model_copy(update={"path": local_name(entry.path, config.storage), "blend": blend})
+            blend = blend.model_copy(update={"base": place(blend.base)})
+        return entry.model_copy(update={"path": place(entry.path), "blend": blend})
 
     return config.model_copy(update={"models": [local(entry) for entry in config.models]})
 
@@ -140,8 +143,9 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
     """Each model as a logged model, the figures of each grid cell as the model's metrics on the dataset."""
     from his2lip.config import digest
     from his2lip.evaluation import figures
+    from his2lip.models import absolute_name
 
-    paths = {entry.name: entry.path for entry in config.models if entry.blend is None}
+    paths = {entry.name: absolute_name(entry.path) for entry in config.models if entry.blend is None}
     # A cell's record also has its order with the other models, which changes when one is added.
     children = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
     run.remove_children(keep=children)

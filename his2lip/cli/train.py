@@ -97,8 +97,7 @@ def validator(config: TrainConfig) -> SelectValidator | None:
     made = SelectValidator(
         data.shards, split=data.select, protocol=data.protocol, threads=data.decode_threads
     )
-    made.check()  # before hours of training
-    return made
+    return made.check()  # before hours of training
 
 
 def _record(run: Run, config: TrainConfig, result: TrainResult) -> None:

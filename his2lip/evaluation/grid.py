@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.data.cards import Card
 from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, DatasetError, His2lipError, RunError, did_you_mean, first_line
+from his2lip.errors import (
+    ConfigError,
+    DatasetError,
+    His2lipError,
+    ModelError,
+    RunError,
+    did_you_mean,
+    first_line,
+    redact,
+)
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, PromptF1, Scorer, cell_folder, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, DamagedCellError, PromptF1, Scorer, check_stored, run_cell
 from his2lip.evaluation.leaderboard import (
     with_blends,
     with_prompt_order,
@@ -30,7 +40,7 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import TrainingField
 from his2lip.files import absolute
 from his2lip.logs import log_to
-from his2lip.runtime import is_local
+from his2lip.runtime import check_nodes, is_local
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -40,6 +50,15 @@ _log = logging.getLogger(__name__)
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks share. `weights`: name of a model -> what identifies its weights for the driver."""
+
+    plans: list[CellPlan]
+    config: BenchmarkConfig
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,9 @@ def run_grid(
     kept = [] if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
+    names = [name for entry in config.models for name in _model_names(entry)]
+    folders = [name.removeprefix("local-dir:") for name in names]
+    check_nodes(read=[*config.uris().values(), *folders], write=[config.folder])
     log_to(config.folder)
     plans, failed = plan_cells(config)
     _log.info(
@@ -126,7 +148,8 @@ def run_grid(
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
     groups = [[model, *config.controls_of(model)] for model in config.models]
-    for outcome in _on_ray([*groups, baselines], plans, config):
+    work = Work(plans, config, _identities(names))
+    for outcome in _on_ray([*groups, baselines], work):
         counts.add(outcome.counts)
         _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
         receive(outcome)
@@ -147,6 +170,22 @@ def run_grid(
     )
 
 
+def _model_names(entry: ModelEntry) -> list[str]:
+    """The names of the models that a row of the leaderboard loads: one, or the two of a blend."""
+    return [entry.path] if entry.blend is None else [entry.path, entry.blend.base]
+
+
+def _identities(names: Iterable[str]) -> dict[str, str]:
+    """Name of a model -> what identifies its weights here; one that cannot be read is left to its task."""
+    from his2lip.models import weights_identity
+
+    found = {}
+    for name in names:
+        with suppress(His2lipError, OSError):
+            found[name] = weights_identity(name)
+    return found
+
+
 def _with_absolute_paths(config: BenchmarkConfig) -> BenchmarkConfig:
     """The same benchmark for the cluster's processes, which may run in another folder than this one."""
     places = {"cache": absolute(config.cache), "storage": absolute(config.storage)}
@@ -157,19 +196,12 @@ def _with_absolute_paths(config: BenchmarkConfig) -> BenchmarkConfig:
 
 
 def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
+    from his2lip.models import absolute_name
+
     blend = entry.blend
     if blend is not None:
-        blend = blend.model_copy(update={"base": _absolute_model(blend.base)})
-    return entry.model_copy(update={"path": _absolute_model(entry.path), "blend": blend})
-
-
-def _absolute_model(name: str) -> str:
-    """A folder by its absolute path; other names of models as they are."""
-    from his2lip.models import BACKBONES
-
-    prefix = "local-dir:" if name.startswith("local-dir:") else ""
-    folder = name.removeprefix(prefix)
-    return f"{prefix}{absolute(folder)}" if name not in BACKBONES and Path(folder).is_dir() else name
+        blend = blend.model_copy(update={"base": absolute_name(blend.base)})
+    return entry.model_copy(update={"path": absolute_name(entry.path), "blend": blend})
 
 
 def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> list[CellResult]:
@@ -183,9 +215,12 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> list[CellRe
     rows = read_results(board) if board.is_file() else []
     kept = [row for row in rows if row.dataset in known and row.dataset not in datasets]
     for row in kept:
-        if not Path(cell_folder(config.folder, row.cell), "predictions.parquet").is_file():
-            what = f"the grid cell of {row.model} on {row.dataset} is on the leaderboard, but not stored"
-            raise ConfigError(what, where=config.folder, key=row.cell, fix="run the whole benchmark again")
+        try:
+            check_stored(config.folder, row)
+        except DamagedCellError as error:
+            what = f"the row of {row.model} on {row.dataset} cannot be kept: {error}"
+            fix = "run the whole benchmark again"
+            raise ConfigError(what, where=config.folder, key=row.cell, fix=fix) from None
     return kept
 
 
@@ -220,15 +255,15 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     return plans, failed
 
 
-def score_models(
-    entries: Sequence[ModelEntry], plans: Sequence[CellPlan], config: BenchmarkConfig
-) -> Iterator[Outcome]:
+def score_models(entries: Sequence[ModelEntry], work: Work) -> Iterator[Outcome]:
     """The outcomes of each model in turn. Runs in a Ray task."""
+    config = work.config
     cache = EmbeddingCache(config.cache)
     loaded: dict[str, Scorer] = {}  # the last model, which its controls use too
     for entry in entries:
-        mine = _plans_of(entry, plans)
+        mine = _plans_of(entry, work.plans)
         try:
+            _check_weights(entry, work.weights)
             scorer = _scorer(entry, loaded, cache, config)
         except Exception as error:
             yield from (Outcome(_failed(entry, plan, error)) for plan in mine)
@@ -256,6 +291,16 @@ def _check_shards(plan: CellPlan) -> None:
     if open_shards(plan.uri).digest != plan.data_digest:
         what = "this machine has other shards here than the one that started the benchmark"
         raise DatasetError(what, where=plan.uri, key=plan.dataset, fix="use a folder or URI that both see")
+
+
+def _check_weights(entry: ModelEntry, expected: Mapping[str, str]) -> None:
+    """Raises ModelError where this process, on its machine, finds another model than the driver did."""
+    from his2lip.models import weights_identity
+
+    for name in _model_names(entry):
+        if name in expected and weights_identity(name) != expected[name]:
+            what = "this machine has another model here than the one that started the benchmark"
+            raise ModelError(what, where=name, key=entry.name, fix="use a folder that both see")
 
 
 def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
@@ -311,13 +356,12 @@ def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
     return blend(base, model, alpha=entry.blend.alpha)
 
 
-def _on_ray(
-    groups: Sequence[Sequence[ModelEntry]], plans: Sequence[CellPlan], config: BenchmarkConfig
-) -> Iterator[Outcome]:
+def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outcome]:
     """One streaming task per group of models; outcomes in the order in which they arrive."""
     import ray
 
-    shared = ray.put((list(plans), config))
+    plans, config = work.plans, work.config
+    shared = ray.put(work)
     task = ray.remote(_score_shared)
     waiting: dict[Any, dict[CellKey, tuple[ModelEntry, CellPlan]]] = {}  # stream -> outcomes to come
     for group in filter(None, groups):
@@ -342,12 +386,9 @@ def _on_ray(
             yield outcome
 
 
-def _score_shared(
-    entries: list[ModelEntry], shared: tuple[list[CellPlan], BenchmarkConfig]
-) -> Iterator[Outcome]:
-    plans, config = shared
-    log_to(config.folder)
-    for outcome in score_models(entries, plans, config):
+def _score_shared(entries: list[ModelEntry], work: Work) -> Iterator[Outcome]:
+    log_to(work.config.folder)
+    for outcome in score_models(entries, work):
         cell = outcome.cell
         place = f"{cell.model} on {cell.dataset} ({cell.protocol})"
         if isinstance(cell, CellFailure):
@@ -430,5 +471,5 @@ def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:
 def _failure(model: str, dataset: str, protocol: str, error: Exception) -> CellFailure:
     known = isinstance(error, His2lipError)
     reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-    trace = "" if known else "".join(traceback.format_exception(error))
+    trace = "" if known else redact("".join(traceback.format_exception(error)))
     return CellFailure(model=model, dataset=dataset, protocol=protocol, reason=reason, trace=trace)

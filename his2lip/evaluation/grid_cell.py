@@ -194,7 +194,7 @@ def check_stored(folder: str, result: CellResult) -> None:
     stored = _read(cell_folder(folder, result.cell))
     if stored is None:
         raise DamagedCellError("its grid cell is missing or of an earlier version")
-    if any(getattr(stored, name) != getattr(result, name) for name in results.metric_fields()):
+    if any(getattr(stored[0], name) != getattr(result, name) for name in results.metric_fields()):
         raise DamagedCellError("the leaderboard has other figures than its cell.json")
 
 

@@ -60,7 +60,6 @@ Upper = Annotated[float | None, limit("upper")]
 LowerCoefficient = Annotated[float | None, limit("lower", "coefficient")]
 UpperCoefficient = Annotated[float | None, limit("upper", "coefficient")]
 
-
 DIGESTS = "sha256.json"  # name of a file -> its sha256, for the files of a leaderboard in its folder
 _SHA256 = "sha256"
 _FRACTION = "fraction"

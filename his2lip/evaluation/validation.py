@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ class SelectValidator:
     prompts and view are applied to `split`. Features are compared as the model in training compares them. A
     dataset whose card has no protocols is scored by its tissue types, or else by its biomarkers.
 
-    The validator consists of names only, so that it can be sent to workers.
+    The validator consists of names and sentences only, so that it can be sent to workers.
     """
 
     shards: str
@@ -43,10 +43,15 @@ class SelectValidator:
     protocol: str | None = None
     batch_size: int = 64
     threads: int = 2
+    prompts: PromptSet | None = None  # default: the protocol's, read where the validator is called
 
-    def check(self) -> None:
-        """Raises DatasetError or ConfigError where the validation cannot work with this dataset."""
-        self._plan()
+    def check(self) -> SelectValidator:
+        """The same validator with its prompts, for workers that may run in other folders.
+
+        Raises DatasetError or ConfigError where the validation cannot work with this dataset.
+        """
+        _, protocol, selection = self._plan()
+        return replace(self, prompts=PromptSet.load(protocol.prompts).narrow(selection.classes))
 
     def __call__(self, model: DualEncoder) -> dict[str, float]:
         """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""
@@ -62,7 +67,7 @@ class SelectValidator:
             images.append(features)
             units += [unit_of_row[row]] * len(features)
         sentences = SentenceEncoder(model)
-        prompts = PromptSet.load(protocol.prompts).narrow(selection.classes)
+        prompts = (self.prompts or PromptSet.load(protocol.prompts)).narrow(selection.classes)
         predicted = score(
             np.concatenate(images),
             [sentences.encode(list(lines)) for _, lines in prompts.sentences],

@@ -23,6 +23,7 @@ from .provenance import terms_of_use as terms_of_use
 from .provenance import terms_summary as terms_summary
 from .provenance import weights_identity as weights_identity
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
+from .registered import absolute_name as absolute_name
 from .registered import checkpoint_folder as checkpoint_folder
 from .registered import is_registered as is_registered
 from .registered import local_name as local_name

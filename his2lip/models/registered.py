@@ -12,12 +12,15 @@ from typing import Any
 
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
+from his2lip.files import absolute
+from his2lip.models.catalogue import BACKBONES
 from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
-from his2lip.resources import relocate_store, sqlite_file, store_uri
+from his2lip.resources import STORAGE, relocate_store, sqlite_file, store_uri
 
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
 
 _SCHEME = "models:/"
+_LOCAL = "local-dir:"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@[^/@]+|/\d+)")
 _FIX = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another store"
 
@@ -50,15 +53,24 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
     return place
 
 
+def absolute_name(name: str) -> str:
+    """The name of the same model in other folders: a folder by its absolute path, other names as they are."""
+    folder = name.removeprefix(_LOCAL)
+    if name in BACKBONES or not (name.startswith(_LOCAL) or Path(folder).is_dir() or is_checkpoint(folder)):
+        return name
+    return name.removesuffix(folder) + absolute(folder)
+
+
 def local_name(name: str, storage: str) -> str:
     """The name by which other processes load a model: a registered one is copied into `storage` first.
 
-    An alias is thereby fixed to its present version. Where `storage` is not a local folder, each process
-    fetches the model itself.
+    An alias is thereby fixed to its present version. Where `storage` is the URI of an object store, the copy
+    is in the default storage.
     """
-    if not is_registered(name) or "://" in storage:
-        return name
-    return str(fetch_checkpoint(name, Path(storage).absolute() / "registered"))
+    if not is_registered(name):
+        return absolute_name(name)
+    folder = STORAGE if "://" in storage else storage
+    return str(fetch_checkpoint(name, Path(folder).absolute() / "registered"))
 
 
 @contextmanager
@@ -71,7 +83,7 @@ def checkpoint_folder(name: str) -> Iterator[Path | None]:
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             yield fetch_checkpoint(name, scratch)
         return
-    folder = Path(name.removeprefix("local-dir:"))
+    folder = Path(name.removeprefix(_LOCAL))
     yield current_folder(folder) if is_checkpoint(folder) else None
 
 
@@ -80,7 +92,7 @@ def meta_of(name: str) -> dict[str, Any]:
     if is_registered(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
-    folder = name.removeprefix("local-dir:")
+    folder = name.removeprefix(_LOCAL)
     return read_meta(folder) if is_checkpoint(folder) else {}
 
 

@@ -4,10 +4,12 @@ from .progress import StepReport as StepReport
 from .ray_train import TrainResult as TrainResult
 from .ray_train import train as train
 from .run_directory import RunDir as RunDir
-from .run_directory import code_version as code_version
 from .run_directory import refuse_object_store as refuse_object_store
 from .run_inputs import caption_notes as caption_notes
+from .run_inputs import check_contents as check_contents
+from .run_inputs import contents as contents
 from .run_inputs import identity as identity
 from .run_inputs import open_data as open_data
+from .run_inputs import places as places
 from .run_inputs import terms_of_run as terms_of_run
 from .run_inputs import with_absolute_paths as with_absolute_paths

@@ -26,9 +26,10 @@ from his2lip.models import (
     set_image_size,
     training_data_of,
 )
+from his2lip.resources import code_version
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Save
-from his2lip.training.run_directory import RunDir, code_version
+from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import terms_of_run
 
 

@@ -12,6 +12,7 @@ from his2lip.data.stream import Augment, Augmentation
 from his2lip.loss import LossConfig
 from his2lip.resources import STORAGE
 
+TEMPLATES = "templates"  # the value of `data.captions` for the captions that his2lip carries
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -68,7 +69,7 @@ class DataConfig(Config):
     """The split to validate on after each epoch, by its name or role; null: no validation."""
     protocol: str | None = None
     """The protocol of the dataset's card that scores the select split; null: its `default` protocol."""
-    captions: str = "templates"
+    captions: str = TEMPLATES
     """templates, a saved caption bank, or a folder of TISSUE/BIOMARKER.txt."""
     missing: Literal["drop", "template"] = "template"
     """What happens to patches whose classes have no captions in the bank."""
@@ -187,6 +188,8 @@ class TrainConfig(Config):
         del tree["finetune"]["gradient_checkpointing"]
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest
             del tree["data"][key]
+        if tree["data"]["captions"] != TEMPLATES:  # so do captions, wherever they are
+            del tree["data"]["captions"]
         if tree["data"]["protocol"] is None:  # runs from before this option keep their identity
             del tree["data"]["protocol"]
         return tree

@@ -18,7 +18,7 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
 from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
-from his2lip.training.run_inputs import open_data
+from his2lip.training.run_inputs import check_contents, open_data
 from his2lip.training.source import StreamSource
 
 T = TypeVar("T")
@@ -31,12 +31,14 @@ def run_in_process(
     validate: Validate | None = None,
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
+    contents: Mapping[tuple[str, str], str] | None = None,
 ) -> Outcome:
     """Trains in this process from the first step, with the local loader; reports at the end of each epoch.
 
     report    gets step, epoch, train/… and select/…, all finite floats; returning True ends the run
     validate  as for `train`
     folder    where the checkpoint `best` is written; None writes none
+    contents  what this process has to find, as from `contents`; None: whatever is there
     A later call in the same process reuses the untrained model and the decoded batches where backbone and
     data are the same, as in the trials of one sweep.
     """
@@ -44,6 +46,7 @@ def run_in_process(
     prepare_process(config, device)
     local = config.data.model_copy(update={"loader": "local"})
     config, shards, bank = open_data(config.model_copy(update={"data": local}))
+    check_contents(contents or {}, config, shards, bank)
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.logs import log_to
-from his2lip.runtime import is_local, start_ray
+from his2lip.runtime import check_nodes, is_local, start_ray
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
 from his2lip.training.progress import StepReport, TrainState
@@ -93,7 +93,9 @@ def train(
         finished_before = state["status"] == "finished"
         if not finished_before:
             start_ray()
-            if not _run_on_ray(config, run, validator, on_report or (lambda _: None), say):
+            check_nodes(read=run_inputs.places(config), write=[str(run.path)])
+            found = run_inputs.contents(config, shards, bank)
+            if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
                 run.write({**state, "status": "finished"})
                 _log.info("run %s is finished", config.name)
     return _result(run, finished_before=finished_before, notes=notes)
@@ -179,10 +181,18 @@ def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainRes
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the workers of a run are sent. `contents`: what they have to find, as `run_inputs.contents`."""
+
+    config: TrainConfig
+    run: RunDir
+    validator: Validate | None
+    contents: Mapping[tuple[str, str], str]
+
+
 def _run_on_ray(
-    config: TrainConfig,
-    run: RunDir,
-    validator: Validate | None,
+    job: Job,
     on_report: Callable[[StepReport], bool | None],
     say: Callable[[str], None],
 ) -> bool:
@@ -195,17 +205,16 @@ def _run_on_ray(
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = ReportQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    job = {"config": config, "run": run, "validator": validator, "queue": queue}
     trainer = ray.train.torch.TorchTrainer(
         _work,
         # As bytes, so that Ray's controller need not import the modules of the validator.
-        train_loop_config={"job": ray.cloudpickle.dumps(job)},
+        train_loop_config={"job": ray.cloudpickle.dumps((job, queue))},
         torch_config=LocalTorchConfig() if is_local() else ray.train.torch.TorchConfig(),
-        scaling_config=_scaling(config, say),
+        scaling_config=_scaling(job.config, say),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # without checkpoints, so that Ray cannot return old weights
-            storage_path=str(run.path),
-            failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+            storage_path=str(job.run.path),
+            failure_config=ray.train.FailureConfig(max_failures=job.config.workers.max_failures),
             callbacks=[FailureCallback(queue)],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -281,15 +290,16 @@ def _work(sent: Mapping[str, bytes]) -> None:
     from his2lip.training.loop import fit
     from his2lip.training.source import StreamSource
 
-    job = ray.cloudpickle.loads(sent["job"])
-    config: TrainConfig = job["config"]
-    run: RunDir = job["run"]
+    job: Job
+    job, queue = ray.cloudpickle.loads(sent["job"])
+    config, run = job.config, job.run
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     log_to(run.path)
     build.prepare_process(config, device)
     config, shards, bank = run_inputs.open_data(config)
+    run_inputs.check_contents(job.contents, config, shards, bank)
     saved = load_resume(run.last)
     model = build.build_model(config, device, source=run.last if saved else None)
 
@@ -298,10 +308,10 @@ def _work(sent: Mapping[str, bytes]) -> None:
     def report(progress: StepReport) -> bool:
         _log.info("worker %d: step %d, epoch %d, %s", rank, progress.step, progress.epoch, progress.metrics)
         if rank == 0:
-            job["queue"].put.remote(progress)
+            queue.put.remote(progress)
         if progress.kind == "step":
             return False
-        stop = _answer(job["queue"].stops.remote(progress.step))
+        stop = _answer(queue.stops.remote(progress.step))
         # A barrier, and what Ray itself records.
         ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
         return stop
@@ -313,7 +323,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
         StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world),
         report=report,
         save=build.checkpoint_writer(run, config, shards, bank),
-        validate=job["validator"],
+        validate=job.validator,
         resume=saved,
         device=device,
         rank=rank,

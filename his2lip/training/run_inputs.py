@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ from his2lip.config import digest, recorded
 from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, RunError
 from his2lip.files import absolute
-from his2lip.models import BACKBONES, is_checkpoint, read_meta, weights_identity
-from his2lip.training.config import TrainConfig
-from his2lip.training.run_directory import code_version
+from his2lip.models import BACKBONES, is_checkpoint, local_name, read_meta, weights_identity
+from his2lip.resources import code_version
+from his2lip.training.config import TEMPLATES, TrainConfig
 
 
 def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
@@ -40,7 +42,7 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
 def _captions(config: TrainConfig) -> CaptionBank:
     """The templates, a saved caption bank, or a folder in the layout of the released corpus."""
     named = config.data.captions
-    if named == "templates":
+    if named == TEMPLATES:
         bank = CaptionBank.templates()
     elif Path(named).is_dir():
         bank, _ = CaptionBank.from_folder(named)
@@ -69,6 +71,32 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
     }
 
 
+def contents(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[tuple[str, str], str]:
+    """(key, place) of shards, captions and first weights -> the digest of what this process finds there."""
+    return {
+        ("data.shards", config.data.shards): shards.digest,
+        ("data.captions", config.data.captions): replace(bank, missing="drop").digest,
+        ("model.backbone", config.model.backbone): weights_identity(config.model.backbone),
+    }
+
+
+def check_contents(
+    expected: Mapping[tuple[str, str], str], config: TrainConfig, shards: ShardSet, bank: CaptionBank
+) -> None:
+    """Raises RunError where this process finds other `contents` than the command that started the run."""
+    for (key, place), found in contents(config, shards, bank).items():
+        if expected.get((key, place), found) != found:
+            what = (
+                f"the machine {socket.gethostname()} has other {key} here than the one that started the run"
+            )
+            raise RunError(what, where=place, key=key, fix="use a folder or URI that both see")
+
+
+def places(config: TrainConfig) -> list[str]:
+    """What workers read: the folders, files or names of shards, captions and first weights."""
+    return [config.data.shards, config.data.captions, config.model.backbone.removeprefix("local-dir:")]
+
+
 def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
     """Notes on the captions, for the user to read before the training starts.
 
@@ -76,7 +104,7 @@ def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> l
     released sampling is an approximation. There are no notes on the templates.
     """
     notes = [] if bank.report is None else [str(bank.report)]
-    if config.data.captions != "templates":
+    if config.data.captions != TEMPLATES:
         pairs = shards.table(config.data.split, ["tissue", "biomarker"]).to_pylist()
         notes.append(str(bank.coverage((pair["tissue"], pair["biomarker"]) for pair in pairs)))
     if config.data.sampling == "released":
@@ -95,18 +123,12 @@ def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same run for a process in another folder, and without an MLflow store."""
-    from his2lip.models import local_name
-
-    data = config.data.model_copy(
-        update={
-            "shards": absolute(config.data.shards),
-            "captions": config.data.captions
-            if config.data.captions == "templates"
-            else absolute(config.data.captions),
-        }
-    )
+    captions = config.data.captions
+    found = {
+        "shards": absolute(config.data.shards),
+        "captions": captions if captions == TEMPLATES else absolute(captions),
+    }
+    data = config.data.model_copy(update=found)
     backbone = local_name(config.model.backbone, config.storage)
-    if Path(backbone).exists():
-        backbone = str(Path(backbone).absolute())
     model = config.model.model_copy(update={"backbone": backbone})
     return config.model_copy(update={"data": data, "model": model, "storage": absolute(config.storage)})

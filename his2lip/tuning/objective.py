@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import set_values, validate
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # The metrics that a sweep can choose by, each with the `checkpoint.select_by` that keeps its best checkpoint.
 SELECT_BY: dict[str, Literal["macro_f1", "loss"]] = {"select/macro_f1": "macro_f1", "select/loss": "loss"}
 
+_PLACES = ("data.shards", "data.captions", "model.backbone")  # options whose values may be paths
+
 
 @dataclass(frozen=True)
 class TrainingObjective:
@@ -31,16 +33,28 @@ class TrainingObjective:
 
     validator  computes zero-shot metrics of a model on the select split, as for `training.train`
     inputs     what the trials depend on besides the configuration of the sweep, for `run_sweep`
+    contents   what each trial has to find in its places, as `training.contents`
+    moved      (key, value) of a place that the space varies -> the place for processes in other folders
     """
 
     base: TrainConfig
     validator: Validator | None
     inputs: dict[str, Any]
+    contents: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    moved: Mapping[tuple[str, Scalar], str] = field(default_factory=dict)
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
-        tree = set_values(self.base.model_dump(mode="json"), params)
+        there = {key: self.moved.get((key, value), value) for key, value in params.items()}
+        tree = set_values(self.base.model_dump(mode="json"), there)
         return validate(TrainConfig, tree, where=f"trial {dict(params)}")
+
+    @property
+    def places(self) -> list[str]:
+        """Folders and files that the trials read."""
+        from his2lip.training import places
+
+        return [*places(self.base), *self.moved.values()]
 
     def __call__(self, params: dict[str, Any], report: TrialReporter) -> None:
         config = self.config(params)
@@ -57,7 +71,12 @@ class TrainingObjective:
 
         try:
             run_in_process(
-                config, report=report, validate=self.validator, folder=report.folder, device=_device(config)
+                config,
+                report=report,
+                validate=self.validator,
+                folder=report.folder,
+                device=_device(config),
+                contents=self.contents,
             )
         finally:
             # A trial is never resumed, and the optimizer's state is twice as large as the model.
@@ -65,7 +84,9 @@ class TrainingObjective:
 
     def _on_workers(self, config: TrainConfig, report: TrialReporter) -> None:
         """Trains on Ray Train's workers, which take 15 to 20 s per trial to start."""
-        from his2lip.training import train
+        from his2lip.training import check_contents, open_data, train
+
+        check_contents(self.contents, *open_data(config))
 
         def on_report(progress: StepReport) -> bool:
             return progress.kind == "epoch" and report(progress.metrics)
@@ -87,7 +108,7 @@ def training_objective(
     Raises ConfigError for a key that training does not have, and for a point or an end of a range that it
     refuses; DatasetError where the data cannot be read or a sweep must not choose by the split.
     """
-    from his2lip.training import identity, open_data, refuse_object_store, with_absolute_paths
+    from his2lip.training import contents, identity, open_data, refuse_object_store, with_absolute_paths
 
     refuse_object_store(config.storage)
     config.check_keys(dotted_keys(TrainConfig))
@@ -96,10 +117,35 @@ def training_objective(
     base, shards, bank = open_data(base)
     made_of = identity(base, shards, bank)["made_of"]
     inputs = {"train": made_of["config"], "data": made_of["data"], "captions": made_of["captions"]}
-    objective = TrainingObjective(base, make_validator(base), inputs)
+    objective = TrainingObjective(base, make_validator(base), inputs, contents(base, shards, bank))
     for params in (*config.points, *corners(config.space)):
         objective.config(params)
-    return objective
+    return _with_varied_places(objective, config)
+
+
+def _with_varied_places(objective: TrainingObjective, config: SweepConfig) -> TrainingObjective:
+    """The objective with the places that the space varies as absolute paths, and with their contents.
+
+    The contents are inputs of the sweep too: a path says nothing about them.
+    """
+    from his2lip.training import contents, open_data, with_absolute_paths
+
+    found, moved = dict(objective.contents), {}
+    for key, value in _varied_places(config):
+        section, name = key.split(".")
+        run = with_absolute_paths(objective.config({key: value}))
+        moved[key, value] = place = getattr(getattr(run, section), name)
+        found[key, place] = contents(*open_data(run))[key, place]
+    varied = {f"{key}={value}": found[key, place] for (key, value), place in moved.items()}
+    inputs = objective.inputs | ({"varied": varied} if varied else {})
+    return replace(objective, inputs=inputs, contents=found, moved=moved)
+
+
+def _varied_places(config: SweepConfig) -> list[tuple[str, Scalar]]:
+    """(key, value) of each place that the space chooses from or a point names, each once."""
+    chosen = [(key, value) for key, kind in config.space.items() for value in getattr(kind, "values", ())]
+    named = [pair for point in config.points for pair in point.items()]
+    return [pair for pair in dict.fromkeys([*chosen, *named]) if pair[0] in _PLACES]
 
 
 def _base(config: SweepConfig) -> TrainConfig:

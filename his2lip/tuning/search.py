@@ -12,9 +12,9 @@ from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
 from his2lip.config import digest
-from his2lip.errors import His2lipError
-from his2lip.training import code_version
-from his2lip.tuning.study import TrialRow, to_row
+from his2lip.errors import His2lipError, redact
+from his2lip.resources import code_version
+from his2lip.tuning.study import RECORD, TrialRow, record_digest, to_row
 from his2lip.tuning.trial import VALUE
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ class StudySearch(OptunaSearch):
         if raised:
             super().on_trial_complete(trial_id, None, error=True)
         else:
-            super().on_trial_complete(trial_id, {VALUE: result["best"]})  # type: ignore[index]
+            value = result["best"]  # type: ignore[index]
+            trial.set_user_attr(RECORD, record_digest(trial.params, value, trial.user_attrs))
+            super().on_trial_complete(trial_id, {VALUE: value})
         if result and isinstance(result.get("mistake"), His2lipError):
             self.error = result["mistake"]
         self.ended += 1
@@ -133,7 +135,7 @@ def _attributes(result: dict | None, record: Trial) -> dict[str, Any]:
     """The attributes of a trial in the study, besides its value."""
     if result is None:
         lines = Path(record.error_file).read_text(encoding="utf-8").strip().splitlines()
-        return {"error": f"its process failed: {lines[-1]}"}
+        return {"error": redact(f"its process failed: {lines[-1]}")}
     attrs = {key: result[key] for key in ("failed", "error") if result.get(key) is not None}
     attrs |= {key: result[key] for key in ("reports", "metrics")}
     attrs["seconds"] = round(result["time_total_s"], 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from his2lip.config import dump_yaml, recorded
 from his2lip.errors import RunError
 from his2lip.files import locked
 from his2lip.logs import log_to
+from his2lip.runtime import check_nodes
 from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import silence_optuna, tune_settings
@@ -80,6 +81,7 @@ def run_sweep(
     *,
     on_trial: Callable[[TrialRow], None] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    places: Iterable[str] = (),
     fresh: bool = False,
 ) -> SweepResult:
     """Runs the trials that remain, on the Ray that the driver started, and returns all trials.
@@ -87,6 +89,7 @@ def run_sweep(
     objective  `objective(params, report)`, called in Ray actors
     on_trial   called in this process after each trial
     inputs     what the trials depend on besides the options of the sweep; default: `config.train`
+    places     absolute paths that the trials read, which all nodes of a cluster have to see
     fresh      removes an earlier sweep of this name first
 
     A trial whose metric is NaN or infinite counts as finished, with `config.worst_value`. A trial that raises
@@ -112,6 +115,7 @@ def run_sweep(
         log_to(directory)
         _log.info("sweep %s: %d trials to run", config.name, remaining)
         if remaining:
+            check_nodes(read=places, write=[str(directory)])
             _run(config, objective, study, remaining, directory, on_trial or (lambda row: None))
         table = rows(study)
     best = best_rows(table, config.mode, 1)

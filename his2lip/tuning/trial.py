@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ray.tune import Trainable
 
-from his2lip.errors import ConfigError, His2lipError, did_you_mean
+from his2lip.errors import ConfigError, His2lipError, did_you_mean, redact
 from his2lip.logs import log_to
 
 _log = logging.getLogger(__name__)
@@ -165,6 +165,6 @@ class TrialActor(Trainable):
         _log.info("trial %d ends with %s", self._thread.number, self._result)
         if error is not None:
             _log.info("trial %d raised an error: %s", self._thread.number, answer.trace or error)
-            self._result["error"] = f"{type(error).__name__}: {error}"
+            self._result["error"] = redact(f"{type(error).__name__}: {error}")
             self._result["mistake"] = error if isinstance(error, His2lipError) else None
             self._result["trace"] = answer.trace

@@ -428,7 +428,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def identities(checkpoint: Path) -> Tree:
-    """Ids of training runs, of encoders, and of a sweep. No path enters: shards count by their digest."""
+    """Ids of training runs, of encoders, and of a sweep. No path enters: digests count."""
     bcdata = str(FILES / "shards/bcdata")
     base: Tree = {"data": {"shards": bcdata, "batch_size": 8, "lanes": 2}}
     bank = str(FILES / "captions.json")
@@ -440,8 +440,6 @@ def identities(checkpoint: Path) -> Tree:
         | {"model": {"backbone": str(checkpoint)}, "finetune": {"lora": {"rank": 4}}, "seed": 3},
     }
     runs = {name: _run_identity(tree) for name, tree in trees.items()}
-    # The bank's path is a part of the run's identity, so it is recorded without it.
-    del runs["a bank"]["id"], runs["a bank"]["config"]
     model = load_model(checkpoint)
     return {
         "runs": runs,

@@ -22,11 +22,12 @@ from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import GridResult, plan_cells, run_grid, score_models
+from his2lip.evaluation.grid import GridResult, Work, plan_cells, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
-from his2lip.evaluation.results import CellFailure, fields
+from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
+from his2lip.models.provenance import weights_identity
 
 TISSUE = {
     "split": "test",
@@ -340,9 +341,23 @@ def test_a_worker_that_reads_other_shards_than_the_driver_fails_its_grid_cell(
     config = make(models=["tiny"], datasets=["alpha"])
     plans, _ = plan_cells(config)
     changed = [dataclasses.replace(plan, data_digest="another") for plan in plans]
-    (outcome,) = score_models(config.models, changed, config)
+    (outcome,) = score_models(config.models, Work(changed, config))
     assert isinstance(outcome.cell, CellFailure)
     assert config.uris()["alpha"] in outcome.cell.reason
+
+
+def test_a_worker_that_finds_another_model_than_the_driver_fails_its_grid_cells(
+    make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    config = make(datasets=["alpha"])
+    plans, _ = plan_cells(config)
+    best = str(tmp_path / "best")
+    weights = {best: weights_identity(best), "tiny": weights_identity("tiny")}
+    save_checkpoint(tmp_path / "best", load_model("tiny", seed=2), meta={})
+    frozen, tuned = score_models(config.models, Work(plans, config, weights))
+    assert isinstance(frozen.cell, CellResult)
+    assert isinstance(tuned.cell, CellFailure)
+    assert best in tuned.cell.reason
 
 
 def test_more_gpus_than_the_cluster_has_are_refused_before_any_work(

@@ -1,8 +1,9 @@
-"""Commands and a grid as Ray jobs, on a cluster of `ray start --head` on loopback that requires a token."""
+"""Jobs, and a driver in another folder, on a cluster of `ray start --head` on loopback with a token."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import socket
@@ -20,8 +21,13 @@ import yaml
 from test_grid import PROTOCOLS, write_dataset
 
 from his2lip import __version__
+from his2lip.config import load
 from his2lip.errors import ClusterError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import Work, plan_cells, score_models
 from his2lip.jobs import submit
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
 
 REPO = Path(__file__).resolve().parents[2]
 SECRETS = [
@@ -38,11 +44,40 @@ except His2lipError as error:
     sys.exit(f"his2lip: {error}")
 """
 
+# Joins the cluster as a command does; first as one whose code differs from that of the cluster's nodes.
+FROM_ANOTHER_FOLDER = """
+import json, sys
+from his2lip import resources
+from his2lip.config import load
+from his2lip.errors import ClusterError
+from his2lip.evaluation import BenchmarkConfig, run_grid
+from his2lip.runtime import check_nodes, start_ray
+start_ray()
+own, resources.code_version = resources.code_version, lambda: "edited"
+try:
+    check_nodes()
+except ClusterError as refused:
+    print(json.dumps(refused.key))
+resources.code_version = own
+result = run_grid(load(BenchmarkConfig, "benchmark.yaml"))
+cells = [cell.model_dump(mode="json") for cell in result.cells]
+print(json.dumps([cells, [failure.reason for failure in result.failed]]))
+"""
+
 
 @dataclass(frozen=True)
 class Cluster:
+    """
+    address  of the dashboard and the job server
+    node     of the head, for RAY_ADDRESS
+    folder   the current folder of the processes that were started with the head
+    env      environment of a client that has the token
+    """
+
     address: str
-    env: dict[str, str]  # environment of a client that has the token
+    node: str
+    folder: Path
+    env: dict[str, str]
 
     def submit(
         self, *argv: str, working_dir: Path | str = "", env: dict[str, str] | None = None
@@ -72,8 +107,10 @@ def cluster() -> Iterator[Cluster]:
     token = home / ".ray" / "auth_token"
     assert token.exists(), made.stderr
     token.chmod(0o600)
-    port = free_port()
-    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    port, own_port = free_port(), free_port()
+    folder = home / "a"
+    folder.mkdir()
+    command = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={own_port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={home}/r"]
     command += [
         "--num-cpus=1",
@@ -82,8 +119,9 @@ def cluster() -> Iterator[Cluster]:
     ]
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     assert head.stdout is not None
     said = []
     for line in head.stdout:
@@ -94,7 +132,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.fail("".join(said))
     del env["RAY_AUTH_MODE"]  # his2lip sets it where there is a token
     try:
-        yield Cluster(f"http://127.0.0.1:{port}", env)
+        yield Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{own_port}", folder, env)
     finally:
         head.kill()  # its processes end too (--block); after SIGTERM the node would drain for half a minute
         head.wait()
@@ -221,3 +259,43 @@ def test_a_grid_as_a_job_writes_the_leaderboard_and_returns_its_exit_code(
     assert "failed: tiny on beta" in second.stdout
     kept = [line for line in before.splitlines() if b",beta," not in line]
     assert board.read_bytes().splitlines() == kept, "the rows of all finished grid cells are kept"
+
+
+def write_folder(folder: Path, pixels: np.ndarray, *, count: int, seed: int) -> None:
+    """A benchmark of relative paths, of two models on a dataset of `count` patches."""
+    write_dataset(folder / "shards", "alpha", pixels, count=count)
+    save_checkpoint(folder / "best", load_model("tiny", seed=seed), meta={})
+    models = [{"name": "one", "path": "best"}, {"name": "two", "path": "local-dir:best"}]
+    tree = {"name": "here", "models": models, "datasets": ["alpha"], "shards": "shards", "baselines": []}
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump(tree | {"cache": "cache", "storage": "runs"}))
+
+
+def test_a_cluster_that_was_started_in_another_folder_reads_the_files_that_the_driver_names(
+    cluster: Cluster,
+    tmp_path: Path,
+    real_ihc: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_folder(cluster.folder, real_ihc, count=12, seed=2)  # other files at the same relative paths
+    write_folder(tmp_path, real_ihc, count=24, seed=1)
+    env = cluster.env | {"RAY_ADDRESS": cluster.node, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_ANOTHER_FOLDER],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused, (cells, failed) = map(json.loads, done.stdout.splitlines())
+    assert refused == "code", "a node with other code than the driver is refused"
+    assert failed == []
+    monkeypatch.chdir(tmp_path)
+    config = load(BenchmarkConfig, "benchmark.yaml", {"storage": "runs2"})
+    plans, _ = plan_cells(config)
+    here = [
+        outcome.cell.model_dump(mode="json") for outcome in score_models(config.models, Work(plans, config))
+    ]
+    same = ("model", "n", "accuracy", "macro_f1", "weights_sha256", "images_sha256", "cell")
+    assert [[cell[name] for name in same] for cell in cells] == [
+        [cell[name] for name in same] for cell in here
+    ]
+    assert not (cluster.folder / "runs").exists()
+    assert (tmp_path / "runs/benchmark/here/leaderboard.csv").is_file()

@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
-from his2lip.training.run_directory import code_version
+from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.plots import save_plots
 from his2lip.tuning.study import TrialRow

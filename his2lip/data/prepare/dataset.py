@@ -21,7 +21,8 @@ from his2lip.data.readers import get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
-from his2lip.runtime import is_local, start_ray
+from his2lip.logs import setup
+from his2lip.runtime import check_nodes, is_local, start_ray
 
 _OWN_LAYOUTS = ("folder", "manifest")  # readers whose layout begins at the root
 
@@ -180,6 +181,9 @@ def _run(
     step(0)
     if ray and _worth_sharing(waiting):
         start_ray()
+    if waiting and ray_runs():
+        here = isinstance(job.system, fs.LocalFileSystem)
+        check_nodes(read=[str(job.reader.root)], write=[job.target] if here else [])
     for part, result in _on_ray(job, waiting, step) if ray_runs() else _here(job, waiting, step):
         if names is not None:
             result = replace(
@@ -233,6 +237,7 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
 
 def _write(job: PartJob, part: Part) -> PartResult:
     """Writes a part on a node of the cluster, which must see the same folders as the command."""
+    setup()
     local = isinstance(job.system, fs.LocalFileSystem)
     for place in (job.reader.root, *([Path(job.target, FOLDER)] if local else [])):
         if not place.is_dir():

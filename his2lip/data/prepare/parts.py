@@ -22,7 +22,7 @@ from his2lip.files import write_file
 FOLDER = "_progress"
 # Fields of a card that describe the dataset to people or to the benchmark, and decide no row of a shard.
 _REMARKS = {
-    *("title", "source", "licence", "citation", "published", "protocols"),
+    *("title", "source", "licence", "citation", "published", "protocols", "labels_of"),
     *("pretraining", "differences", "unknown"),
 }
 
