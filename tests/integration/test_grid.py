@@ -282,7 +282,8 @@ def test_a_worker_that_keeps_dying_only_loses_its_own_grid_cells(
 def test_baselines_are_on_the_leaderboard_where_they_apply(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
-    config = make(models=["tiny"], baselines=["chance", "majority", "mean-colour", "stained-area"])
+    baselines = ["chance", "majority", "mean-colour", "stained-area"]
+    config = make(models=["tiny"], baselines=baselines, controls=["shuffled-labels", "empty-prompts"])
     result = run_grid(config)
     board = {(c.model, c.dataset): c for c in result.cells}
     assert not result.failed
@@ -290,6 +291,11 @@ def test_baselines_are_on_the_leaderboard_where_they_apply(
     assert board["baseline:mean-colour", "alpha"].prompts_sha256 is None
     assert ("baseline:stained-area", "gamma") in board
     assert ("baseline:stained-area", "alpha") not in board, "tissue types are not positive and negative"
+    shuffled = board["baseline:shuffled-labels of tiny", "alpha"]
+    assert shuffled.is_baseline
+    assert shuffled.chance_corrected == pytest.approx(0, abs=0.05)
+    assert board["baseline:empty-prompts of tiny", "alpha"].ties == shuffled.n
+    assert board["baseline:chance", "alpha"].accuracy == pytest.approx(0.5, abs=0.02)
     assert run_grid(config).ran == 0
 
 

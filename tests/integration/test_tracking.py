@@ -229,7 +229,7 @@ def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(tracker: Tr
                         run.cell(
                             f"{model}/{dataset}", model=model, model_id=model_id, dataset=dataset,
                             protocol="default", digest="e" * 64, metrics={"macro_f1": value}, params={},
-                            generated=False,
+                            generated=False, order_depends_on_prompts=dataset == "mist",
                         )  # fmt: skip
     for dataset in ("mihic", "mist"):
         ranked = tracker.client.search_logged_models(
@@ -240,6 +240,9 @@ def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(tracker: Tr
     strong = next(m for m in ranked if m.name == "strong")
     scored = {(m.dataset_name, m.key): m.value for m in strong.metrics}
     assert scored == {("mihic", "macro_f1"): 0.9, ("mist", "macro_f1"): 0.6}
+    marked = "tags.`his2lip.order` = 'depends on prompts'"
+    cells = tracker.client.search_runs([run.experiment_id], marked)
+    assert {cell.data.params["dataset"] for cell in cells} == {"mist"}
 
 
 def test_four_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) -> None:
