@@ -26,6 +26,7 @@ from .results import read_results as read_results
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator
+from .views import SQUASHED_FROM as SQUASHED_FROM
 from .views import View as View
 from .zero_shot import Scores as Scores
 from .zero_shot import score as score

@@ -97,7 +97,8 @@ class ModelScorer:
 
     def sight(self, plan: CellPlan) -> Sight:
         view = self._encoder(plan).view
-        return sight(view, self._field, open_shards(plan.uri), plan.protocol, plan.selection, self._cache)
+        shards, selection = open_shards(plan.uri), plan.selection
+        return sight(view, self._field, shards, plan.protocol, selection, self._cache, threads=self._threads)
 
     def _encoder(self, plan: CellPlan) -> ModelEncoder:
         return ModelEncoder(

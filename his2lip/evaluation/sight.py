@@ -44,10 +44,12 @@ def sight(
     protocol: Protocol,
     selection: Selection,
     cache: EmbeddingCache,
+    *,
+    threads: int = 2,
 ) -> Sight:
     """What a model of this training field (None: unknown) is shown of the selected rows by `view`.
 
-    The cache measures each image once; an image that is shown whole is not read.
+    The cache measures each image once, on `threads` threads; an image that is shown whole is not read.
     """
     split = protocol.split
     columns = ["patch_id", "width", "height", "mpp"]
@@ -61,7 +63,8 @@ def sight(
     blank = 0
     if view.kind != "squash":
         measures = EmbeddingCache(cache.root)  # the counts of `cache` are of what a scorer embeds
-        found = measures.embed(SeenEncoder(view), shards, split, rows=selection.rows).features[:, 0]
+        embedded = measures.embed(SeenEncoder(view), shards, split, rows=selection.rows, threads=threads)
+        found = embedded.features[:, 0]
         cache.counts.damaged += measures.counts.damaged
         blank = int((found == BLANK).sum())
         coverage = float((found * cut)[found != BLANK].mean()) if blank < len(found) else None

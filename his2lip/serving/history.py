@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from his2lip.data.shards import PatchScale
-from his2lip.evaluation import View
+from his2lip.evaluation import SQUASHED_FROM, View
 from his2lip.models import TrainingData, origins, training_data_of
 from his2lip.serving.basis import Scale
 from his2lip.serving.familiarity import Familiarity
 
 RANDOM = "tiny"  # the backbone whose first weights are random
-SQUASHED = 4.0  # times the side of a training patch, from which an answer states how far an image was shrunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +111,6 @@ class TrainingHistory:
         size, mpp = self.patch["size"], self.patch["mpp"]
         parts = [str(image), f"training patches: {size} px at {mpp:g}"]
         side = max(sides) if image.mpp is None else max(sides) * image.mpp / mpp
-        if view.kind == "squash" and side / size > SQUASHED:
+        if view.kind == "squash" and side / size > SQUASHED_FROM:
             parts.append(f"squashed: {side / size:.1f} times the side of a training patch")
         return "; ".join(parts)

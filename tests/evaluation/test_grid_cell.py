@@ -13,7 +13,7 @@ from cell_results import plan_of
 from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.evaluation.baselines import BaselineScorer
-from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import (
     CellRun,
     DamagedCellError,
@@ -132,3 +132,22 @@ def test_a_row_of_the_leaderboard_that_is_kept_is_compared_with_its_grid_cell(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedCellError):
         check_stored(grid, result)
+
+
+def test_a_new_version_of_a_protocol_is_scored_again_from_the_cache_and_a_remark_is_not(
+    write_shards: Write, tmp_path: Path, grid: str
+) -> None:
+    plan, cache = plan_of(write_shards()), EmbeddingCache(str(tmp_path / "cache"))
+    scorer = BaselineScorer("baseline:stained-area", cache)
+
+    def run(**changes: object) -> CellRun:
+        return run_cell(scorer, replace(plan, protocol=plan.protocol.model_copy(update=changes)), grid)
+
+    first = run()
+    assert cache.counts.images > 0
+    cache.counts = Counts()
+    assert run(note="other words", changelog={}, pool_reason="because").reused
+    second = run(version=2, changelog={2: "what changed"})
+    assert (second.reused, cache.counts.images) == (False, 0)
+    assert second.result.cell != first.result.cell
+    assert (first.result.protocol_version, second.result.protocol_version) == (1, 2)

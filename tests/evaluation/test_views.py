@@ -64,6 +64,16 @@ def test_tiles_lie_on_tissue_of_any_stain_and_not_on_glass(stain: str) -> None:
     assert 0.5 <= found.seen < 0.7, "tiles are added until half of the tissue is seen, and not more"
 
 
+def test_tiles_of_a_real_image_on_glass_lie_on_the_image(real_ihc: np.ndarray) -> None:
+    pixels = np.full((1536, 1536, 3), 243, np.uint8)
+    pixels[512:1024, 700:1212] = real_ihc
+    found = View(kind="tiles", size=64).squares(pixels)
+    assert len(found.places) >= 16
+    assert all(512 - 64 < y < 1024 and 700 - 64 < x < 1212 for x, y in found.places)
+    assert found.seen is not None
+    assert found.seen >= 0.5
+
+
 def test_tiles_of_a_large_image_are_spread_over_all_of_its_tissue() -> None:
     pixels = slide(1024, 1024, (0, 0, 1024, 1024))
     found = View(kind="tiles", size=32, coverage=0.1).squares(pixels)
