@@ -9,6 +9,7 @@ import sys
 CORE = [
     "his2lip.data.stream.batch",
     "his2lip.data.stream.order",
+    "his2lip.evaluation.comparison",
     "his2lip.evaluation.metrics",
     "his2lip.evaluation.statistics",
     "his2lip.evaluation.zero_shot",

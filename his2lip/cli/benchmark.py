@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "his2lip-benchmark"
 
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A row of the board, a model or baseline:NAME: show the difference of every model from it, with "
+        "intervals. Default: `reference` of the config.",
+    ),
+]
+
 
 @command("benchmark")
 def benchmark(
@@ -31,6 +40,7 @@ def benchmark(
     datasets: Annotated[
         str | None, typer.Option(help="Comma-separated datasets, a subset of those of the file.")
     ] = None,
+    baseline: Baseline = None,
     address: Address = None,
     options: Options = False,
     schema: Schema = False,
@@ -47,6 +57,8 @@ def benchmark(
     replaced = split_names(models)
     if replaced is not None:
         chosen["models"] = replaced
+    if baseline is not None:
+        chosen["reference"] = baseline
     asked = load(BenchmarkConfig, find(config), chosen)
     if run_benchmark(asked, datasets=split_names(datasets)).failed:
         raise typer.Exit(1)
@@ -60,9 +72,10 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the pages. Default: `report` in the benchmark's folder.")
     ] = None,
+    baseline: Baseline = None,
 ) -> None:
     """Write the leaderboard as HTML, CSV and Markdown."""
-    say(f"leaderboard: {write_report(folder, out)}")
+    say(f"leaderboard: {write_report(folder, out, reference=baseline)}")
 
 
 def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None) -> GridResult:
@@ -99,15 +112,18 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     return result
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Writes HTML, CSV and Markdown from the folder of a benchmark; the path of the HTML page."""
+def write_report(folder: Path, out: Path | None = None, *, reference: str | None = None) -> Path:
+    """Writes HTML, CSV and Markdown from the folder of a benchmark; the path of the HTML page.
+
+    reference  the row that differences are from; None: that of the benchmark
+    """
     from his2lip.report import write_pages
 
     board = folder / "leaderboard.csv"
     if not board.is_file():
         what = "no benchmark has been run here (there is no leaderboard.csv)"
         raise ConfigError(what, where=folder, fix="his2lip benchmark benchmarks/zero_shot.yaml")
-    return write_pages(board, out or folder / "report")
+    return write_pages(board, out or folder / "report", reference=reference)
 
 
 def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
@@ -181,8 +197,8 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     several = len({protocol for _, protocol in columns}) > 1
     table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
     for c in {(c.dataset, c.protocol): c for c in result.cells}.values():
-        without = f"; no intervals: {c.no_interval}" if c.no_interval else ""
-        say(f"{c.dataset} ({c.protocol}): {c.size}{without}")
+        say(f"{c.dataset} ({c.protocol}): {c.size}{_resolution(c)}")
+    _show_differences(result)
     empty = {(c.dataset, c.protocol): c.empty_classes for c in result.cells}
     for (dataset, protocol), classes in empty.items():
         if classes:
@@ -207,6 +223,36 @@ def _with_interval(cell: CellResult) -> str:
     interval = cell.interval("macro_f1")
     limits = "" if interval is None else "\n{:.1f} to {:.1f}".format(*(100 * limit for limit in interval))
     return f"{percent(cell.macro_f1)}{limits}"
+
+
+def _resolution(cell: CellResult) -> str:
+    """Why a dataset has no intervals, or which difference of macro F1 it can show."""
+    if cell.no_interval:
+        return f"; no intervals: {cell.no_interval}"
+    found = cell.compared.get("macro_f1")
+    if found is None or found.detectable is None:
+        return ""
+    return f"; shows differences of macro F1 from {100 * found.detectable:.1f} points on"
+
+
+def _show_differences(result: GridResult) -> None:
+    """The difference of every model from the reference in macro F1, where there is one."""
+    rows = [
+        (
+            cell.model,
+            f"{cell.dataset} ({cell.protocol})",
+            f"{100 * found.difference:+.2f}",
+            ""
+            if found.difference_lo is None or found.difference_hi is None
+            else f"{100 * found.difference_lo:+.1f} to {100 * found.difference_hi:+.1f}",
+            "" if cell.margin is None else "yes" if found.non_inferior else "not shown",
+        )
+        for cell in result.cells
+        if (found := cell.compared.get("macro_f1")) is not None and found.difference is not None
+    ]
+    if rows:
+        say(f"macro F1: difference from {result.cells[0].reference}, points (95 % for all pairs together)")
+        table(("model", "dataset", "difference", "interval", "no loss"), rows)
 
 
 def _show_prompt_order(result: GridResult) -> None:

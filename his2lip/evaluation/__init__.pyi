@@ -8,6 +8,7 @@ from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import run_grid as run_grid
+from .leaderboard import with_differences as with_differences
 from .metrics import Metric as Metric
 from .prompt_bands import DRAWS as DRAWS
 from .prompt_bands import SENTENCES as SENTENCES
@@ -20,9 +21,11 @@ from .released_prompts import import_released as import_released
 from .released_prompts import released_dictionaries as released_dictionaries
 from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
+from .results import Compared as Compared
 from .results import figures as figures
 from .results import metric_fields as metric_fields
 from .results import read_results as read_results
+from .results import to_csv as to_csv
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator

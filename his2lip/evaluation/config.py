@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pydantic
 
 from his2lip.config import Config, OptionError
+from his2lip.errors import did_you_mean
 from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 
@@ -64,6 +65,10 @@ class BenchmarkConfig(Config):
     controls: list[Control] = []
     """Negative controls, a row for each model: shuffled-labels, whose figures must be those of chance, and
     empty-prompts, under which all classes tie."""
+    reference: str | None = None
+    """Name of a row, a model or `baseline:NAME`: the board shows the difference of every model from it."""
+    margin: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """Non-inferiority: a model that surely loses less than this, as a fraction, counts as no worse."""
     prompts: dict[str, str] = {}
     """Prompt set by DATASET or DATASET/PROTOCOL, in place of the card's: a name or a file."""
     pools: dict[str, dict[str, str]] = {}
@@ -108,6 +113,9 @@ class BenchmarkConfig(Config):
         if twice := {n for n in names if names.count(n) > 1}:
             what = f"two models are called '{min(twice)}'; give each another name"
             raise OptionError(what, key="models")
+        if self.reference is not None and self.reference not in names:
+            what = f"no row is called '{self.reference}'; {did_you_mean(self.reference, names)}"
+            raise OptionError(what, key="reference")
         return self
 
     def control_rows(self) -> list[ModelEntry]:

@@ -29,6 +29,7 @@ from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import CellPlan, DamagedCellError, PromptF1, Scorer, check_stored, run_cell
 from his2lip.evaluation.leaderboard import (
     with_blends,
+    with_differences,
     with_prompt_order,
     with_published,
     write_leaderboard,
@@ -159,11 +160,13 @@ def run_grid(
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
     cells = with_prompt_order(with_published(with_blends(cells, config.models)), of_draws)
+    board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
+    cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
     return GridResult(
         cells=cells,
         failed=failures,
-        leaderboard=write_leaderboard(config.folder, [*cells, *kept], failures),
+        leaderboard=write_leaderboard(config.folder, board, failures),
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),

@@ -208,6 +208,21 @@ def read_predictions(folder: str, result: CellResult) -> pa.Table:
     return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
 
 
+def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
+    """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
+    table = read_predictions(folder, result)
+    number = {name: c for c, name in enumerate([*result.classes, _APART_NAME])}
+    labels, predicted = (
+        np.array([number[name] for name in table[column].to_pylist()]) for column in ("label", "predicted")
+    )
+    scored = labels < len(result.classes)
+    scores = np.stack([table[f"score_{name}"].to_numpy() for name in result.classes], axis=1)[scored]
+    ordered = result.quadratic_kappa is not None
+    found = Predictions(labels[scored], predicted[scored], result.classes, ordered, scores)
+    clusters = Clusters([str(name) for name in table["cluster"].to_pylist()], "case").where(scored)
+    return found, clusters.numbers
+
+
 def _identity(scorer: Scorer, plan: CellPlan) -> str:
     return digest(
         {

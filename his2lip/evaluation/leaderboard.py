@@ -5,17 +5,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from his2lip.config import recorded
+from his2lip.evaluation.comparison import Differences, compare
 from his2lip.evaluation.config import ModelEntry
-from his2lip.evaluation.grid_cell import PromptF1, read_predictions
+from his2lip.evaluation.grid_cell import PromptF1, read_predictions, stored_predictions
+from his2lip.evaluation.metrics import Metric, Predictions
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
-from his2lip.evaluation.results import DIGESTS, CellFailure, CellResult, to_csv, to_table
+from his2lip.evaluation.results import (
+    DIGESTS,
+    CellFailure,
+    CellResult,
+    Compared,
+    metric_fields,
+    to_csv,
+    to_table,
+)
 from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
@@ -92,6 +105,83 @@ def with_prompt_order(
             )
         )
     return filled
+
+
+def with_differences(
+    folder: str, cells: Sequence[CellResult], *, reference: str | None = None, margin: float | None = None
+) -> list[CellResult]:
+    """`cells` with how every figure compares with those of the other models on the same units.
+
+    reference  the model that differences are from
+    margin     of non-inferiority, a fraction
+
+    The predictions are those stored below `folder`. Nothing is compared where no interval can be computed.
+    """
+    compared: list[dict[str, Compared]] = [{} for _ in cells]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, cell in enumerate(cells):
+        if cell.no_interval is None:
+            key = (cell.dataset, cell.protocol, cell.protocol_version, cell.split_sha256, cell.groups_sha256)
+            alike.setdefault(key, []).append(i)
+    for places in alike.values():
+        group = [cells[i] for i in places]
+        for i, found in zip(places, _compare(folder, group, reference, margin), strict=True):
+            compared[i] = found
+    return [
+        cell.model_copy(update={"reference": reference, "margin": margin, "compared": found})
+        for cell, found in zip(cells, compared, strict=True)
+    ]
+
+
+def _compare(
+    folder: str, cells: Sequence[CellResult], reference: str | None, margin: float | None
+) -> list[dict[str, Compared]]:
+    """Of each grid cell of the same units: figure -> how it compares."""
+    stored = [stored_predictions(folder, cell) for cell in cells]
+    found: list[dict[str, Compared]] = [{} for _ in cells]
+    for name, metric in metric_fields().items():
+        replicates = [_replicates(metric, cell, *own) for cell, own in zip(cells, stored, strict=True)]
+        known = [i for i, own in enumerate(replicates) if np.isfinite(own).all()]
+        if len(known) < 2:
+            continue
+        values = np.array([getattr(cells[i], name) for i in known])
+        differences = compare(values, np.stack([replicates[i] for i in known]))
+        top, detectable = differences.top_group.tolist(), differences.detectable()
+        base = next((place for place, i in enumerate(known) if cells[i].model == reference), None)
+        for place, i in enumerate(known):
+            row = Compared(top=top[place], detectable=detectable)
+            if base is not None and base != place:
+                row = row.model_copy(update=_difference(differences, place, base, margin))
+            found[i][name] = row
+    return found
+
+
+def _replicates(
+    metric: Metric, cell: CellResult, predictions: Predictions, clusters: np.ndarray
+) -> np.ndarray:
+    """The figure without one cluster each.
+
+    Where it does not follow from the stored predictions, it is an expectation over draws, such as chance.
+    It is taken as a constant: the predictions are only one of the draws.
+    """
+    value = getattr(cell, metric.name)
+    if value is None or math.isclose(metric.compute(predictions) or 0.0, value, abs_tol=1e-9):
+        return metric.replicates(predictions, clusters)
+    return np.full(int(clusters.max()) + 1, value)
+
+
+def _difference(differences: Differences, i: int, base: int, margin: float | None) -> dict[str, Any]:
+    """The fields of `Compared` that are about the reference."""
+    difference = float(differences.values[i] - differences.values[base])
+    low, high = differences.interval(i, base) or (None, None)
+    # Without an interval all clusters agree on a difference that can be told, or there are too few.
+    least = low if low is not None else difference if differences.distinguishable[i, base] else None
+    return {
+        "difference": difference,
+        "difference_lo": low,
+        "difference_hi": high,
+        "non_inferior": None if margin is None or least is None else least > -margin,
+    }
 
 
 def _all_predictions(folder: str, cells: Sequence[CellResult]) -> pa.Table:

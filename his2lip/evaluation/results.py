@@ -82,6 +82,22 @@ class PoolFigures(Config):
     prompts_sha256: str
 
 
+class Compared(Config):
+    """How a figure of a model compares with those of the other models on the same units."""
+
+    top: bool
+    """Whether it cannot be told from the best one."""
+    detectable: float | None
+    """The smallest difference that these units show with a probability of 80 %."""
+    difference: float | None = None
+    """The figure minus that of the reference."""
+    difference_lo: float | None = None
+    difference_hi: float | None = None
+    """Limits at 95 % for all pairs of models together."""
+    non_inferior: bool | None = None
+    """Whether the lower limit is above minus the margin."""
+
+
 class CellResult(Figures):
     """The figures of one grid cell, (model, protocol of a dataset), and what they were computed from."""
 
@@ -167,6 +183,12 @@ class CellResult(Figures):
     order_depends_on_prompts: Annotated[
         bool, Field("whether one of these shares is below 95 %: the order depends on prompts")
     ] = False
+
+    reference: Annotated[str | None, Field("the model that differences are from")] = None
+    margin: Annotated[float | None, Field("largest loss that still counts as none (non-inferiority)")] = None
+    compared: Annotated[
+        dict[str, Compared], Field("figure -> how it compares with those of the other models", _JSON)
+    ] = {}
 
     @property
     def is_baseline(self) -> bool:

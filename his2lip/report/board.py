@@ -133,6 +133,16 @@ class Board:
         """The share of the columns of a model, as a fraction, that are not in-domain for it."""
         return statistics.fmean(not cell.in_domain for cell in self.cells if cell.model == model)
 
+    @property
+    def reference(self) -> str | None:
+        """The model that differences are from; None where there is none."""
+        return next((cell.reference for cell in self.cells if cell.reference is not None), None)
+
+    def detectable(self, column: str, figure: str) -> float | None:
+        """The smallest difference that the units of a column show with a probability of 80 %."""
+        found = (cell.compared.get(figure) for cell in self.cells if heading(cell) == column)
+        return next((f.detectable for f in found if f is not None), None)
+
     def sizes(self, column: str) -> list[str]:
         """How many units and clusters the figures of a column rest on; more than one where models differ."""
         return list(dict.fromkeys(cell.size for cell in self.cells if heading(cell) == column))

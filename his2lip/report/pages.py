@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import html
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from his2lip.evaluation import DRAWS, SENTENCES, CellResult, metric_fields
+from his2lip.errors import ConfigError, did_you_mean, first_line
+from his2lip.evaluation import (
+    DRAWS,
+    SENTENCES,
+    CellResult,
+    Metric,
+    metric_fields,
+    to_csv,
+    with_differences,
+)
 from his2lip.report.alpha import curve_csv, curve_points
 from his2lip.report.board import (
     ONE_NUMBER,
@@ -20,6 +28,7 @@ from his2lip.report.board import (
     read_board,
 )
 from his2lip.report.comparability import NOT_COMPARABLE
+from his2lip.report.differences import SHOWN, compared, differences_csv, is_top
 from his2lip.report.plots import draw_plots
 from his2lip.report.prompt_order import (
     MARK,
@@ -57,7 +66,7 @@ class Figure:
     value    None where the model was not scored or has no such figure
     shown    the value as text
     limits   its interval as text, such as 30.1-52.3
-    is_best  whether it is the largest of its column
+    is_best  whether it cannot be told from the best of its column
     hint     what the page shows when the pointer is over it
     mark     a sign beside the value, which a note explains
     """
@@ -72,7 +81,7 @@ class Figure:
     @property
     def text(self) -> str:
         """The figure with its interval, on one line."""
-        shown = self.shown + self.mark
+        shown = (f"**{self.shown}**" if self.is_best else self.shown) + self.mark
         return f"{shown} ({self.limits})" if self.limits else shown
 
 
@@ -106,13 +115,16 @@ class Table:
     has_summary: bool = False
 
 
-def write_pages(leaderboard: Path, out: Path) -> Path:
+def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -> Path:
     """Writes index.html, leaderboard.md and leaderboard.csv into `out`, and further tables where they apply.
 
     alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
-    the share of the prompt draws that keep their order. Returns the path of index.html.
+    the share of the prompt draws that keep their order. differences.csv has the difference of each figure
+    from that of `reference` (default: the benchmark's). Returns the path of index.html.
     """
     board = read_board(leaderboard)
+    if reference is not None:
+        board = _compared_with(board, leaderboard.parent, reference)
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     page.write_text(html_page(board, published_rows()), encoding="utf-8")
@@ -120,8 +132,23 @@ def write_pages(leaderboard: Path, out: Path) -> Path:
     points, compared = curve_points(board), pairs(board)
     _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
     _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
-    shutil.copyfile(leaderboard, out / leaderboard.name)
+    _write_or_remove(out / "differences.csv", differences_csv(board) or None)
+    (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     return page
+
+
+def _compared_with(board: Board, folder: Path, reference: str) -> Board:
+    """The board with differences from another model, computed from the stored predictions."""
+    models = dict.fromkeys(cell.model for cell in board.cells)
+    if reference not in models:
+        what = f"no row is called '{reference}'"
+        raise ConfigError(what, where=folder, key="--baseline", fix=did_you_mean(reference, models))
+    margin = next((cell.margin for cell in board.cells), None)
+    try:
+        return Board(with_differences(str(folder), board.cells, reference=reference, margin=margin))
+    except FileNotFoundError as error:
+        what = f"the predictions behind the board are not here: {first_line(error)}"
+        raise ConfigError(what, where=folder, fix="run his2lip benchmark again") from None
 
 
 def _write_or_remove(path: Path, text: str | None) -> None:
@@ -182,24 +209,54 @@ def html_page(board: Board, published: Sequence[PublishedRow]) -> str:
 
 
 def tables(board: Board) -> list[Table]:
-    """The table of the mean, that of macro F1, one per other metric, and the tissue seen."""
+    """The table of the mean, that of macro F1, differences, the other metrics, and the tissue seen."""
     metrics = metric_fields()
-    known = [name for name in metrics if any(getattr(c, name) is not None for c in board.cells)]
     first = (ONE_NUMBER, "macro_f1")
-    names = (*first, *(name for name in known if name not in first))
-    shown = [_table(board, name, metrics[name].title, metrics[name].unit) for name in names]
-    return [*shown, _table(board, "coverage", "Tissue seen", "fraction", best=False)]
+    known = [name for name in metrics if any(getattr(c, name) is not None for c in board.cells)]
+    shown = {name: _table(board, name, metrics[name].title, metrics[name].unit) for name in (*first, *known)}
+    others = [table for name, table in shown.items() if name not in first]
+    seen = _table(board, "coverage", "Tissue seen", "fraction")
+    return [*(shown[name] for name in first), *_difference_tables(board), *others, seen]
 
 
-def _table(board: Board, name: str, title: str, unit: str, *, best: bool = True) -> Table:
-    """The field `name` of all grid cells; `best`: whether its largest values are marked."""
+def _difference_tables(board: Board) -> Iterator[Table]:
+    """The differences of the models from the reference; none where the benchmark has no reference."""
+    if board.reference is None:
+        return
+    for name in SHOWN:
+        metric = metric_fields()[name]
+        rows = [
+            TableRow(
+                model,
+                model.startswith("baseline:"),
+                [_difference(board.cell(model, column), metric) for column in board.columns],
+            )
+            for model in board.models
+            if model != board.reference
+        ]
+        title = f"{metric.title}: difference from {board.reference}"
+        heads = [_head(column, board, name) for column in ("model", *board.columns)]
+        yield Table(f"{title}, points" if metric.unit == "fraction" else title, heads, rows)
+
+
+def _difference(cell: CellResult | None, metric: Metric) -> Figure:
+    """A difference from the reference, with its interval and whether it is no loss."""
+    found = compared(cell, metric.name)
+    if cell is None or found is None or found.difference is None:
+        return Figure(None, "")
+    limits = None
+    if found.difference_lo is not None and found.difference_hi is not None:
+        limits = _short((found.difference_lo, found.difference_hi), metric.unit)
+    parts = [limits or "", "no loss" if found.non_inferior else ""]
+    shown = f"{100 * found.difference:+.2f}" if metric.unit == "fraction" else f"{found.difference:+.3f}"
+    return Figure(found.difference, shown, ", ".join(filter(None, parts)), hint=cell.size)
+
+
+def _table(board: Board, name: str, title: str, unit: str) -> Table:
+    """The field `name` of all grid cells."""
     title = f"{title}, %" if unit == "fraction" else title
     cells = {model: [board.cell(model, column) for column in board.columns] for model in board.models}
     values = {model: [None if c is None else getattr(c, name) for c in own] for model, own in cells.items()}
-    largest = [
-        max((v for v in column if v is not None and best), default=None)
-        for column in zip(*values.values(), strict=True)
-    ]
     rows = []
     for model, own in cells.items():
         figures = [
@@ -207,14 +264,14 @@ def _table(board: Board, name: str, title: str, unit: str, *, best: bool = True)
                 value,
                 _shown(value, unit),
                 _limits(cell, name, unit),
-                value == top,
+                is_top(cell, name),
                 _hint(cell, name),
                 MARK if is_marked(cell, name) else "",
             )
-            for value, top, cell in zip(values[model], largest, own, strict=True)
+            for value, cell in zip(values[model], own, strict=True)
         ]
         rows.append(TableRow(model, any(c is not None and c.is_baseline for c in own), figures))
-    heads = [_head(column, board) for column in ("model", *board.columns)]
+    heads = [_head(column, board, name) for column in ("model", *board.columns)]
     if name != ONE_NUMBER:
         return Table(title, heads, rows)
     rows = [replace(row, figures=[*row.figures, *_summary(board, row.model)]) for row in rows]
@@ -224,12 +281,10 @@ def _table(board: Board, name: str, title: str, unit: str, *, best: bool = True)
 
 def _summary(board: Board, model: str) -> Iterator[Figure]:
     """The mean of a model over the datasets, its rank by Borda count, and its share of zero-shot datasets."""
-    means = [board.mean(name) for name in board.models]
     mean, rank, share = board.mean(model), board.borda().get(model), board.zero_shot_share(model)
-    best = max((m for m in means if m is not None), default=None)
     limits = _short(board.mean_interval(model), "coefficient")
-    yield Figure(mean, _shown(mean, "coefficient"), limits, is_best=mean == best)
-    yield Figure(rank, "" if rank is None else str(rank), is_best=rank == 1)
+    yield Figure(mean, _shown(mean, "coefficient"), limits)
+    yield Figure(rank, "" if rank is None else str(rank))
     yield Figure(share, f"{100 * share:.0f} %")
 
 
@@ -293,11 +348,17 @@ def _prompt_notes(board: Board) -> list[str]:
     return notes
 
 
-def _head(name: str, board: Board) -> Head:
+def _head(name: str, board: Board, figure: str | None = None) -> Head:
+    """The head of a column: its marks, its size, and the difference of `figure` that it can show."""
     title, _, marks = name.partition(" (")
     notes = [marks.rstrip(")")] if marks else []
     notes += ["in-domain"] if name in board.in_domain() else []
-    return Head(title, ", ".join([*notes, *board.sizes(name)]))
+    notes += board.sizes(name)
+    detectable = None if figure is None else board.detectable(name, figure)
+    if figure is not None and detectable is not None:
+        is_fraction = metric_fields()[figure].unit == "fraction"
+        notes.append(f"shows {100 * detectable:.1f} points" if is_fraction else f"shows {detectable:.2f}")
+    return Head(title, ", ".join(notes))
 
 
 def _hint(cell: CellResult | None, name: str) -> str:
@@ -346,6 +407,7 @@ def _notes(board: Board) -> list[str]:
     return [
         _domain_note(board),
         INTERVALS,
+        *_difference_notes(board),
         *_interval_notes(board),
         *_empty_class_notes(board),
         *_prompt_notes(board),
@@ -362,6 +424,24 @@ def _caveat_notes(board: Board) -> list[str]:
         if cell.caveat is not None:
             rows.setdefault(cell.caveat, {})[cell.model] = None
     return [f"{', '.join(models)}: {caveat}." for caveat, models in rows.items()]
+
+
+def _difference_notes(board: Board) -> list[str]:
+    """What bold figures, differences and the sizes of detectable differences mean."""
+    if not any(cell.compared for cell in board.cells):
+        return []
+    notes = [
+        "Bold figures cannot be told from the best of their column, with 95 % confidence for all pairs of "
+        "models together (sign flips over cases). The head of a column names the smallest difference of two "
+        "models that its cases show with a probability of 80 %."
+    ]
+    margin = next((cell.margin for cell in board.cells if cell.margin is not None), None)
+    if board.reference is not None and margin is not None:
+        notes.append(
+            f"No loss: the lower limit of the difference from {board.reference} is above "
+            f"{-100 * margin:g} points."
+        )
+    return notes
 
 
 def _domain_note(board: Board) -> str:

@@ -1,0 +1,122 @@
+"""Differences between models on the same units: all pairs at once, by sign flips over clusters.
+
+Under the hypothesis that two models are equally good, the contribution of each cluster to their difference
+could as well have the other sign. The largest studentised difference of all pairs under random signs tells
+how large one must be (max-T; Westfall and Young 1993). So the probability that any pair of equal models is
+told apart is at most 5 %, and a model that is picked as the best on the same data is not favoured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from his2lip.evaluation.statistics import LEVEL, standard_error
+
+FLIPS = 2048  # sign vectors; all of them where there are not more
+POWER = 0.8  # probability with which a difference of the detectable size is seen
+_SAME = 1e-12  # differences and errors below it are rounding
+
+
+@dataclass(frozen=True)
+class Differences:
+    """All pairs of M models.
+
+    values    float64 (M,), the figure of each model
+    errors    float64 (M, M), standard errors of the differences
+    reach     how many standard errors a difference must exceed; infinite for too few clusters
+    clusters  number of clusters
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    reach: float
+    clusters: int
+
+    @property
+    def distinguishable(self) -> np.ndarray:
+        """bool (M, M): the pairs whose interval does not hold 0."""
+        apart = np.abs(self.values[:, None] - self.values[None, :])
+        if np.isinf(self.reach):
+            return np.zeros_like(apart, dtype=bool)
+        return apart > self.reach * self.errors + _SAME
+
+    @property
+    def top_group(self) -> np.ndarray:
+        """bool (M,): the best model and those that cannot be told from it."""
+        return ~self.distinguishable[int(self.values.argmax())]
+
+    def interval(self, i: int, j: int) -> tuple[float, float] | None:
+        """Limits of the figure of model i minus that of model j, at 95 % for all pairs together.
+
+        None for too few clusters, and where all clusters agree, so that an interval would have no width.
+        """
+        if np.isinf(self.reach) or self.errors[i, j] <= _SAME:
+            return None
+        difference, half = self.values[i] - self.values[j], self.reach * self.errors[i, j]
+        return float(difference - half), float(difference + half)
+
+    def detectable(self) -> float | None:
+        """The smallest difference that is seen with a probability of 80 %, for the median pair."""
+        errors = self.errors[np.triu_indices(len(self.values), 1)]
+        errors = errors[errors > _SAME]
+        if np.isinf(self.reach) or not len(errors):
+            return None
+        return float((self.reach + stdtrit(self.clusters - 1, POWER)) * np.median(errors))
+
+
+def compare(values: np.ndarray, replicates: np.ndarray, *, seed: int = 0) -> Differences:
+    """The differences of M models.
+
+    values      float64 (M,), the figure of each model
+    replicates  float64 (M, G), the same without one cluster each (`Metric.replicates`)
+    """
+    groups = replicates.shape[1]
+    # What each cluster contributes: jackknife pseudo-values, moved so that their mean is the figure itself.
+    pseudo = -(groups - 1) * replicates
+    influence = pseudo - pseudo.mean(axis=1, keepdims=True) + values[:, None]
+    errors = np.stack([standard_error(replicates - own) for own in replicates])
+    reach = _reach(influence, seed)
+    return Differences(values, errors, reach, groups)
+
+
+def _reach(influence: np.ndarray, seed: int) -> float:
+    """The quantile of the largest |t| of all pairs under sign flips of the clusters."""
+    groups = influence.shape[1]
+    # |sum| / root of the sum of squares, which no flip changes, orders as |t| does.
+    norms = {
+        (i, j): norm
+        for i, j in zip(*np.triu_indices(len(influence), 1), strict=True)
+        if (norm := np.linalg.norm(influence[i] - influence[j])) > _SAME
+    }
+    blocks = []
+    for signs in sign_vectors(groups, seed):
+        sums, largest = influence @ signs.T, np.zeros(len(signs))
+        for (i, j), norm in norms.items():
+            np.maximum(largest, np.abs(sums[i] - sums[j]) / norm, out=largest)
+        blocks.append(largest)
+    largest = np.sort(np.concatenate(blocks))
+    allowed = int((1 - LEVEL) * len(largest) + 1e-9)  # flips that may be as large as the data's own
+    if not norms or not allowed:
+        return np.inf
+    limit = float(largest[-allowed - 1]) ** 2
+    return float(np.sqrt(limit * (groups - 1) / (groups - limit))) if limit < groups - 1e-9 else np.inf
+
+
+def sign_vectors(groups: int, seed: int) -> Iterator[np.ndarray]:
+    """Vectors of +1 and -1, float64 (B, G), in blocks; the first of all is that of the data, without a flip.
+
+    The sign of one cluster is fixed, since the other half of the vectors gives the same |t|.
+    """
+    if 2 ** (groups - 1) <= FLIPS:
+        bits = np.arange(2 ** (groups - 1))[:, None] >> np.arange(groups)
+        yield 1.0 - 2.0 * (bits & 1)
+        return
+    rng = np.random.default_rng(seed)
+    yield np.ones((1, groups))
+    block = max(1, 2**22 // groups)
+    for start in range(1, FLIPS, block):
+        yield 1.0 - 2.0 * rng.integers(2, size=(min(block, FLIPS - start), groups))

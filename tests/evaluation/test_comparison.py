@@ -1,0 +1,135 @@
+"""Differences by simulation: equal models are rarely told apart, a better one mostly, the best stays on top.
+
+The population: a patch is answered rightly where the sum of normal terms is below a threshold. The terms are
+shared by all models (of the case, of the patch) or are a model's own. Two patches of one case correlate by
+0.3 for each model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import ndtri
+
+from his2lip.evaluation.comparison import FLIPS, Differences, compare, sign_vectors
+from his2lip.evaluation.metrics import Counts, macro_f1
+
+OF_CASE, OWN_OF_CASE = 0.27, 0.03  # shares of the variance, which together are the correlation of 0.3
+OF_PATCH = 0.35  # the other 0.35 is each model's own
+PATCHES = 100  # per case
+RIGHT = 0.6  # share of right answers
+
+
+def simulate(rng: np.random.Generator, cases: int, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Macro F1 (M,) of models with these shares of right answers (M,), and without one case each (M, G)."""
+    models = len(right)
+    shared = np.sqrt(OF_CASE) * rng.standard_normal((1, cases, 1))
+    shared = shared + np.sqrt(OF_PATCH) * rng.standard_normal((1, cases, PATCHES))
+    own = np.sqrt(OWN_OF_CASE) * rng.standard_normal((models, cases, 1))
+    own = own + np.sqrt(1 - OF_CASE - OWN_OF_CASE - OF_PATCH) * rng.standard_normal((models, cases, PATCHES))
+    labels = rng.choice(3, p=[0.5, 0.3, 0.2], size=(cases, PATCHES))
+    wrong = (labels + rng.integers(1, 3, size=labels.shape)) % 3
+    predicted = np.where(shared + own < ndtri(right)[:, None, None], labels, wrong)
+    place = np.arange(models)[:, None, None] * cases + np.arange(cases)[:, None]
+    flat = (place * 9 + labels * 3 + predicted).ravel()
+    counts = np.bincount(flat, minlength=models * cases * 9).reshape(models, cases, 3, 3)
+    total = counts.sum(axis=1)
+    return macro_f1(Counts(total)), macro_f1(Counts(total[:, None] - counts))
+
+
+def found(models: int, cases: int, runs: int, lead: float) -> list[Differences]:
+    """The differences in each run; the last model is better by `lead`."""
+    rng = np.random.default_rng([models, cases, int(1000 * lead)])
+    right = np.full(models, RIGHT)
+    right[-1] += lead
+    return [compare(*simulate(rng, cases, right), seed=run) for run in range(runs)]
+
+
+def check_equal_models(models: int, cases: int, runs: int) -> None:
+    told = [differences.distinguishable.any() for differences in found(models, cases, runs, 0.0)]
+    assert np.mean(told) <= 0.07
+
+
+def check_a_better_model(models: int, cases: int, runs: int) -> None:
+    """The share of the other models that it is told from, and whether it is in the top group."""
+    runs_of = found(models, cases, runs, 0.1)
+    assert np.mean([differences.distinguishable[-1, :-1] for differences in runs_of]) >= 0.8
+    assert np.mean([differences.top_group[-1] for differences in runs_of]) >= 0.95
+
+
+def check_the_best_is_in_the_top_group(models: int, cases: int, runs: int) -> None:
+    """It leads by two points only, so that another one often has the largest figure."""
+    runs_of = found(models, cases, runs, 0.02)
+    assert np.mean([differences.values.argmax() != models - 1 for differences in runs_of]) > 0.1
+    assert np.mean([differences.top_group[-1] for differences in runs_of]) >= 0.95
+
+
+@pytest.mark.parametrize(("models", "cases", "runs"), [(8, 8, 200), (20, 8, 100), (8, 30, 100), (20, 30, 30)])
+def test_equal_models_are_rarely_told_apart(models: int, cases: int, runs: int) -> None:
+    check_equal_models(models, cases, runs)
+
+
+def test_a_model_that_is_ten_points_better_is_told_from_the_others() -> None:
+    check_a_better_model(8, 30, 50)
+
+
+def test_the_best_model_is_in_the_top_group() -> None:
+    check_the_best_is_in_the_top_group(8, 8, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [8, 20])
+def test_differences_are_told_and_held_back_at_their_rates_in_many_runs(models: int) -> None:
+    for cases in (8, 30):
+        check_equal_models(models, cases, 1500)
+        check_the_best_is_in_the_top_group(models, cases, 500)
+    check_a_better_model(models, 30, 500)
+
+
+def test_intervals_and_groups_agree() -> None:
+    differences = found(8, 30, 1, 0.1)[0]
+    for i in range(8):
+        for j in range(8):
+            limits = differences.interval(i, j)
+            told = limits is not None and not limits[0] <= 0 <= limits[1]
+            assert told == differences.distinguishable[i, j]
+
+
+def test_the_detectable_difference_is_seen_in_four_of_five_runs() -> None:
+    detectable = np.mean([differences.detectable() for differences in found(2, 30, 40, 0.0)])
+    seen = np.mean([d.distinguishable[0, 1] for d in found(2, 30, 300, round(float(detectable), 3))])
+    assert 0.7 <= seen <= 0.9
+
+
+def test_models_with_the_same_predictions_are_not_told_apart() -> None:
+    values, replicates = simulate(np.random.default_rng(0), 12, np.array([0.3, 0.8]))
+    same = compare(values[[0, 0, 1]], replicates[[0, 0, 1]])
+    assert same.interval(0, 1) is None
+    assert same.distinguishable.tolist() == [
+        [False, False, True], [False, False, True], [True, True, False],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cases", [5, 6])
+def test_five_clusters_have_too_few_sign_flips_for_any_difference(cases: int) -> None:
+    values, replicates = simulate(np.random.default_rng(0), cases, np.array([0.1, 0.9]))
+    differences = compare(values, replicates)
+    assert differences.distinguishable.any() == (cases > 5)
+    assert (differences.detectable() is None) == (cases == 5)
+
+
+def test_all_sign_flips_are_tried_where_there_are_few() -> None:
+    few = np.concatenate(list(sign_vectors(6, seed=0)))
+    assert len({tuple(row) for row in few.tolist()}) == len(few) == 2**5
+    many = np.concatenate(list(sign_vectors(40, seed=0)))
+    assert many.shape == (FLIPS, 40)
+    assert (many[0] == 1).all()
+
+
+@pytest.mark.parametrize("cases", [5, 8])
+def test_a_difference_on_which_all_clusters_agree_can_be_told_but_has_no_interval(cases: int) -> None:
+    """A model without an error, and one that always answers with one class."""
+    differences = compare(np.array([1.0, 0.5]), np.array([[1.0], [0.5]]).repeat(cases, axis=1))
+    assert differences.distinguishable[0, 1] == (cases == 8)
+    assert differences.interval(0, 1) is None
+    assert differences.detectable() is None

@@ -1,0 +1,174 @@
+"""Differences of stored grid cells: paired by unit, on the board, and from a reference with a margin."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cell_results import plan_of
+from typer.testing import CliRunner
+
+from his2lip.cli.app import app
+from his2lip.config import validate
+from his2lip.data.shards.reader import ShardSet
+from his2lip.errors import ConfigError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
+from his2lip.evaluation.leaderboard import with_differences, write_leaderboard
+from his2lip.evaluation.results import CellResult, read_results
+from his2lip.evaluation.sight import Sight
+from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.zero_shot import Scores
+
+CASES, UNITS = 8, 10  # per case
+
+
+class FixedScorer:
+    """A model that is wrong on the given units of each case."""
+
+    uses_prompts = False
+
+    def __init__(self, name: str, *wrong: int) -> None:
+        self.name, self._wrong = name, list(wrong)
+        self.weights = f"wrong on {wrong}"
+
+    def identity(self, plan: CellPlan) -> str:
+        return self.weights
+
+    def trained_on(self, plan: CellPlan) -> bool:
+        return False
+
+    def score(self, plan: CellPlan) -> Scored:
+        place = np.arange(len(plan.selection.labels))
+        wrong = np.isin(place % UNITS, self._wrong) ^ (place % 31 == 7)  # cases differ a little
+        predicted = np.where(wrong, 1 - plan.selection.labels, plan.selection.labels)
+        scores = np.eye(2, dtype=np.float32)[predicted]
+        return Scored(Scores(scores, predicted, np.zeros_like(predicted), 0))
+
+    def sight(self, plan: CellPlan) -> Sight:
+        return Sight()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path / "runs/benchmark/grid")
+
+
+@pytest.fixture
+def cells(write_shards: Callable[..., ShardSet], folder: str) -> list[CellResult]:
+    """`good` is wrong on one unit of a case, its `copy` too, `other` on another one, `poor` on four."""
+    plan = plan_of(write_shards())
+    units = CASES * UNITS
+    selection = replace(
+        plan.selection,
+        unit_ids=[f"u{i}" for i in range(units)],
+        case_ids=[f"p{i // UNITS}" for i in range(units)],
+        clusters=Clusters([f"p{i // UNITS}" for i in range(units)], "case"),
+        labels=np.arange(units) % 2,
+        breakdown={},
+    )
+    plan = replace(plan, selection=selection)
+    scorers = [
+        FixedScorer("good", 0),
+        FixedScorer("copy", 0),
+        FixedScorer("other", 3),
+        FixedScorer("poor", 0, 1, 2, 3),
+    ]
+    return [run_cell(scorer, plan, folder).result for scorer in scorers]
+
+
+def test_models_in_the_top_group_are_those_that_cannot_be_told_from_the_best(
+    cells: list[CellResult], folder: str
+) -> None:
+    compared = {c.model: c.compared for c in with_differences(folder, cells)}
+    assert {name: found["macro_f1"].top for name, found in compared.items()} == {
+        "good": True, "copy": True, "other": True, "poor": False,
+    }  # fmt: skip
+    assert compared["good"]["macro_f1"].detectable == compared["poor"]["macro_f1"].detectable
+    assert all(found["macro_f1"].difference is None for found in compared.values()), "there is no reference"
+
+
+def test_differences_are_from_the_reference_and_a_small_loss_is_within_the_margin(
+    cells: list[CellResult], folder: str
+) -> None:
+    found = {c.model: c for c in with_differences(folder, cells, reference="good", margin=0.2)}
+    assert "difference" not in found["good"].compared["macro_f1"].model_dump(exclude_none=True)
+    for name in ("other", "poor"):
+        row = found[name].compared["macro_f1"]
+        assert row.difference == pytest.approx(found[name].macro_f1 - found["good"].macro_f1)
+        assert row.difference_lo is not None
+        assert row.difference_hi is not None
+        assert row.difference_lo < row.difference < row.difference_hi
+        assert row.non_inferior == (row.difference_lo > -0.2)
+    assert found["other"].compared["macro_f1"].non_inferior
+    assert not found["poor"].compared["macro_f1"].non_inferior
+    copied = found["copy"].compared["macro_f1"]
+    assert (copied.difference, copied.difference_lo) == (0.0, None)
+
+
+def test_units_that_cannot_have_intervals_are_not_compared(cells: list[CellResult], folder: str) -> None:
+    without = [cell.model_copy(update={"no_interval": "the slides are unknown"}) for cell in cells]
+    assert all(cell.compared == {} for cell in with_differences(folder, without))
+
+
+def test_a_grid_cell_of_other_units_is_not_compared_with_the_others(
+    cells: list[CellResult], folder: str
+) -> None:
+    others = [cells[0], *(cell.model_copy(update={"split_sha256": "another"}) for cell in cells[1:])]
+    assert with_differences(folder, others)[0].compared == {}
+
+
+def test_an_expectation_over_draws_is_a_constant_and_not_the_draw_that_is_stored(
+    cells: list[CellResult], folder: str
+) -> None:
+    chance = cells[3].model_copy(update={"model": "baseline:chance", "macro_f1": 0.5})
+    found = with_differences(folder, [*cells[:3], chance], reference="baseline:chance")
+    row = found[0].compared["macro_f1"]
+    assert row.difference == pytest.approx(cells[0].macro_f1 - 0.5)
+    assert row.difference_lo is not None
+    assert row.difference_lo > 0
+    assert not found[3].compared["macro_f1"].top
+
+
+def test_report_shows_the_differences_from_the_baseline_that_it_is_given(
+    cells: list[CellResult], folder: str
+) -> None:
+    write_leaderboard(folder, with_differences(folder, cells, reference="poor", margin=0.05), [])
+    done = CliRunner().invoke(app, ["report", folder, "--baseline", "good"])
+    assert done.exit_code == 0, done.output
+    out = Path(folder, "report")
+    rows = read_results(out / "leaderboard.csv")
+    assert {(row.reference, row.margin) for row in rows} == {("good", 0.05)}
+    with (out / "differences.csv").open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if row["figure"] == "macro_f1"]
+    assert [row["model"] for row in table] == ["good", "copy", "other", "poor"]
+    page, lines = (out / "index.html").read_text(), (out / "leaderboard.md").read_text()
+    poor = rows[3].compared["macro_f1"]
+    assert poor.difference is not None
+    for text in (page, lines):
+        assert "Macro F1: difference from good, points" in text
+        assert f"{100 * poor.difference:+.2f}" in text
+        assert f"shows {100 * (poor.detectable or 0):.1f} points" in text or text is lines
+    assert f"**{100 * cells[0].macro_f1:.2f}**" in lines
+    assert f"**{100 * cells[3].macro_f1:.2f}**" not in lines
+
+
+def test_a_baseline_that_is_no_row_is_refused_with_the_nearest_name(
+    cells: list[CellResult], folder: str
+) -> None:
+    write_leaderboard(folder, cells, [])
+    done = CliRunner().invoke(app, ["report", folder, "--baseline", "god"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.key == "--baseline"
+    assert "good" in str(done.exception)
+
+
+def test_a_reference_that_is_no_row_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate(BenchmarkConfig, {"models": ["tiny"], "datasets": ["mihic"], "reference": "tin"})
+    assert "tiny" in str(refused.value)
