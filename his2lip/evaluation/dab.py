@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from his2lip.config import digest
-from his2lip.data.images import tissue_mask, unmix
+from his2lip.data.images import STAINED_FROM, tissue_mask, unmix
 from his2lip.errors import DatasetError
 from his2lip.evaluation.encoders import decoder_version
 
 # Optical densities of DAB from which IHC4BC calls a nucleus 2+ and 3+ (0.26 and 0.46 in ER and PR, 0.35 and
 # 0.55 in Ki67). Its thresholds of 1+, 0.06 and 0.12, are for the mean over a nucleus. They are left out,
 # because single pixels with counterstain only reach them too.
-LEVELS = (0.26, 0.35, 0.46, 0.55)
+LEVELS = (STAINED_FROM, 0.35, 0.46, 0.55)
 FEATURES = (*(f"area at {level}" for level in LEVELS), "mean over tissue", "mean over stained")
 AREA_LEVEL = LEVELS[0]  # optical density from which a pixel counts as stained, where one figure is reported
 SIDE = 512  # px; larger images are subsampled to at most this side, without blurring

@@ -56,11 +56,14 @@ class SimilarityWeights(Config):
     """For the same tissue type and the same biomarker, in addition to `tissue`."""
     biomarker: Weight = 0.0
     """For the same biomarker, whatever the tissue types."""
+    finding: Weight = 0.0
+    """For the same tissue type, biomarker and finding (staining band and class), in addition to `pair`. At 0,
+    as in the paper, the loss asks that captions of one pair match all its patches, stained or not."""
 
     @property
     def full(self) -> float:
-        """S_ii: the similarity of a pair to itself, and to every pair with the same two labels."""
-        return self.tissue + self.pair + self.biomarker
+        """S_ii: the similarity of a pair to itself, and to every pair with the same labels."""
+        return self.tissue + self.pair + self.biomarker + self.finding
 
 
 class LossConfig(Config):

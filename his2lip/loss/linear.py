@@ -53,7 +53,7 @@ class _UnitRows(torch.autograd.Function):
 class LinearCrossEntropy:
     """Cross-entropies of one global batch. Each method returns this rank's share of the sum over its rows.
 
-    labels   int64 (2, N): tissue and biomarker ids of the global batch, -1 where missing
+    labels   int64 (3, N): tissue, biomarker and finding ids of the global batch, -1 where missing
     weights  of the similarity; None: hard targets
     tau      temperature of the targets
     dtype    of the features
@@ -70,13 +70,13 @@ class LinearCrossEntropy:
         dtype: torch.dtype,
         tile: int | None = None,
     ) -> None:
-        tissue, biomarker = labels
+        tissue = labels[0]
         self.ranks, self.dtype = ranks, dtype
         self.tile = tile or max(1, TILE_ELEMENTS // max(1, len(tissue)))
         if weights is None:
             self.targets = ClassTargets.hard(tissue)
         else:
-            self.targets = ClassTargets.soft(tissue, biomarker, weights, tau)
+            self.targets = ClassTargets.soft(labels, weights, tau)
 
     def between(self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Share of sum_i ½ CE(P_i, scale · a_i b^T) + ½ CE(P_i, scale · b_i a^T), for a and b (N, D)."""

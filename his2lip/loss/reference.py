@@ -20,12 +20,12 @@ class ReferenceCrossEntropy:
         ranks: Ranks,
         dtype: torch.dtype,
     ) -> None:
-        tissue, biomarker = labels
+        tissue, biomarker, finding = labels
         self.own = own = ranks.own
         if weights is None:
             self.targets = torch.eye(len(tissue), dtype=dtype, device=tissue.device)[own]
         else:
-            scores = similarity(tissue, biomarker, weights, rows=own, dtype=dtype)
+            scores = similarity(tissue, biomarker, finding, weights, rows=own, dtype=dtype)
             self.targets = (scores / tau).softmax(dim=1)
 
     def between(self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

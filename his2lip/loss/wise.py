@@ -133,6 +133,8 @@ class WISELoss(nn.Module):
         tissue: torch.Tensor,
         biomarker: torch.Tensor,
         logit_scale: torch.Tensor,
+        *,
+        finding: torch.Tensor | None = None,
     ) -> LossOutput:
         """The loss of one batch, of which this rank has R pairs.
 
@@ -144,14 +146,19 @@ class WISELoss(nn.Module):
             tissue: int64 (R,), -1 where missing.
             biomarker: int64 (R,), -1 where missing.
             logit_scale: scalar, the log of the factor of the logits, as in CLIP.
+            finding: int64 (R,), -1 where missing; None: missing everywhere. All ranks give it, or none.
 
         Raises OptionError, whose `key` is the name of the argument, where shapes or dtypes do not fit, or
         where the global batch is empty.
         """
-        _check_shapes(image_features, text_features, tissue, biomarker)
+        finding = torch.full_like(tissue, -1) if finding is None else finding
+        _check_shapes(
+            image_features, text_features, {"tissue": tissue, "biomarker": biomarker, "finding": finding}
+        )
+        labels = torch.stack([tissue, biomarker, finding])
         # In large batches the excess is a few hundredths of a nat, which half-precision logits would lose.
         with torch.autocast(image_features.device.type, enabled=False):
-            return self._forward(image_features, text_features, torch.stack([tissue, biomarker]), logit_scale)
+            return self._forward(image_features, text_features, labels, logit_scale)
 
     def _forward(
         self, image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, logit_scale: torch.Tensor
@@ -224,14 +231,12 @@ def _gradient_if(wanted: bool) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(wanted and torch.is_grad_enabled())
 
 
-def _check_shapes(
-    image: torch.Tensor, text: torch.Tensor, tissue: torch.Tensor, biomarker: torch.Tensor
-) -> None:
+def _check_shapes(image: torch.Tensor, text: torch.Tensor, labels: dict[str, torch.Tensor]) -> None:
     if image.ndim != 2 or image.shape != text.shape:
         what = "image_features and text_features must both have shape (N, D) with the same N and D"
         got = f"got {tuple(image.shape)} and {tuple(text.shape)}"
         raise OptionError(f"{what}, {got}", key="image_features" if image.ndim != 2 else "text_features")
-    for name, labels in (("tissue", tissue), ("biomarker", biomarker)):
-        if labels.shape != image.shape[:1] or labels.is_floating_point():
-            what = f"{name} must be {len(image)} integers, got {labels.dtype} {tuple(labels.shape)}"
+    for name, ids in labels.items():
+        if ids.shape != image.shape[:1] or ids.is_floating_point():
+            what = f"{name} must be {len(image)} integers, got {ids.dtype} {tuple(ids.shape)}"
             raise OptionError(what, key=name)

@@ -45,10 +45,15 @@ def _nuclear(tumour: float, **others: tuple[float, float]) -> Programme:
     return Programme(pattern="nuclear", cells={"tumour": Bound(share=None, nucleus=tumour)} | cells)
 
 
-def _surface(kinds: dict[str, tuple[float, float, float]], granular: float = 0.15) -> Programme:
+def _surface(
+    kinds: dict[str, tuple[float, float, float]],
+    *,
+    layers: dict[str, float] | None = None,
+    granular: float = 0.15,
+) -> Programme:
     """A membranous or cytoplasmic stain: kind of cell -> (share, membrane, cytoplasm)."""
     cells = {k: Bound(share=s, membrane=m, cytoplasm=c) for k, (s, m, c) in kinds.items()}
-    return Programme(pattern="membranous", cells=cells, granular=granular)
+    return Programme(pattern="membranous", cells=cells, layers=layers or {}, granular=granular)
 
 
 PROGRAMMES: dict[str, Programme] = {
@@ -74,7 +79,9 @@ PROGRAMMES: dict[str, Programme] = {
     ),
     "ER": _nuclear(0.80),
     "PR": _nuclear(0.80),
-    "FOXP3": Programme(pattern="nuclear", cells={"T": Bound(share=0.25, nucleus=0.9)}),
+    # 5-10 % of CD4+ T cells in blood, more around tumours (Nishikawa and Sakaguchi, Curr Opin Immunol 27
+    # (2014) 1-7); of all T cells, about a tenth.
+    "FOXP3": Programme(pattern="nuclear", cells={"T": Bound(share=0.10, nucleus=0.9)}),
     # membranous and cytoplasmic
     "CD3": _surface({"T": (0.95, 0.95, 0.40)}),
     "CD8": _surface({"T": (0.45, 0.95, 0.35)}),
@@ -82,19 +89,33 @@ PROGRAMMES: dict[str, Programme] = {
     "CD38": _surface({"plasma": (0.97, 0.85, 0.60), "B": (0.10, 0.4, 0.1), "T": (0.06, 0.35, 0.1)}),
     "CD68": _surface({"macrophage": (0.97, 0.10, 0.85)}, granular=0.55),
     "HER2": _surface({"tumour": (1.0, 0.9, 0.12)}),
+    # Pneumocytes of both types have keratins, so the alveolar lining stains without gaps (Moll, Divo and
+    # Langbein, Histochem Cell Biol 129 (2008) 705-733).
     "PanCK": _surface(
         {
             "tumour": (1.0, 0.55, 0.55),
             "pneumocyte": (1.0, 0.4, 0.4),
             "columnar": (1.0, 0.6, 0.6),
             "flat": (1, 0.4, 0.3),
-        }
+        },
+        layers={"lining": 0.55},
     ),
     "proSPC": _surface({"pneumocyte": (0.9, 0.1, 0.75), "tumour": (0.75, 0.05, 0.5)}, granular=0.5),
     "Cc10": _surface({"columnar": (0.5, 0.1, 0.8)}, granular=0.4),
-    "FHL2": _surface({"tumour": (1.0, 0.5, 0.4), "columnar": (1.0, 0.5, 0.4)}),
+    # Cytoplasm of glands and carcinoma, nuclei of carcinoma (Al-Nomani et al., Pathol Res Pract 211 (2015)
+    # 171-174), myofibroblasts (Gullotti et al., Lab Invest 91 (2011) 1695-1705); no membranes.
+    "FHL2": Programme(
+        pattern="membranous",
+        cells={
+            "tumour": Bound(share=1.0, nucleus=0.35, cytoplasm=0.55),
+            "columnar": Bound(share=1.0, cytoplasm=0.6),
+            "myofibroblast": Bound(share=0.6, cytoplasm=0.45),
+        },
+    ),
     "Podocin": _surface({"flat": (0.5, 0.5, 0.2)}),
-    # endothelial; D2-40 (podoplanin) also stains type I pneumocytes
+    # endothelial; D2-40 (podoplanin) also stains type I pneumocytes (Williams et al., Am J Respir Cell Mol
+    # Biol 14 (1996) 577-585), and alveolar septa have no lymphatics (Schraufnagel, Pathophysiology 17 (2010)
+    # 337-343)
     "CD34": Programme(
         pattern="endothelial",
         cells={"endothelium": Bound(share=0.95, membrane=0.5, cytoplasm=0.5)},
@@ -107,7 +128,10 @@ PROGRAMMES: dict[str, Programme] = {
     ),
     "D2-40": Programme(
         pattern="endothelial",
-        cells={"lymphatic": Bound(share=0.95, membrane=0.5, cytoplasm=0.45)},
+        cells={
+            "lymphatic": Bound(share=0.95, membrane=0.5, cytoplasm=0.45),
+            "flat": Bound(share=0.95, membrane=0.4, cytoplasm=0.35),
+        },
         layers={"lymphatic": 1.0, "lining": 0.6},
     ),
     # stromal

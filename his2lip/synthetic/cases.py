@@ -49,13 +49,27 @@ NOMINAL_BIOLOGY = Biology()
 NOMINAL_STAINING = Staining()
 
 
-def draw_biology(rng: np.random.Generator) -> Biology:
-    """A random case.
+# Beta distribution of Ki67, the share of stained tumour nuclei of a case (parameters). Breast: mean 21 %,
+# so that cases lie on both sides of the cuts in use, 14 % (Cheang et al., J Natl Cancer Inst 101 (2009)
+# 736-750) and 20 %. Elsewhere: mean 40 %, as in non-small-cell lung cancer (Warth et al., Br J Cancer 111
+# (2014) 1222-1229: 40.7 %).
+_KI67 = {"breast": (1.3, 5.0)}
+_KI67_ELSEWHERE = (1.6, 2.4)
+# Share of the ER-negative cases that may be PR-positive; ER-/PR+ is 1-4 % of all cases, and rarely confirmed
+# (Hefti et al., Breast Cancer Res 15 (2013) R68).
+_PR_WITHOUT_ER = 0.03
 
-    P53 is null, wild type or mutant, with 0, 25 or 85 % of stained nuclei. The share of the other nuclear
-    markers is drawn independently for each.
+
+def draw_biology(rng: np.random.Generator, organ: str = "lung") -> Biology:
+    """A random case of a tumour of an organ.
+
+    P53 is null, wild type or mutant, with 0, 25 or 85 % of stained nuclei. ER is negative, or positive in
+    most nuclei; PR is rarely positive without it. The other shares are drawn independently.
     """
     p53 = float(rng.choice([0.0, 0.25, 0.85], p=[0.15, 0.35, 0.5]))
+    er, pr = float(rng.choice([0.0, 0.7, 0.95], p=[0.25, 0.25, 0.5])), float(rng.choice([0.0, 0.3, 0.8]))
+    if er == 0 and rng.random() >= _PR_WITHOUT_ER:
+        pr = 0.0
     return Biology(
         size=float(rng.normal(1.0, 0.06)),
         spacing=float(rng.normal(1.0, 0.07)),
@@ -64,25 +78,36 @@ def draw_biology(rng: np.random.Generator) -> Biology:
         infiltrate=float(rng.uniform(0.01, 0.06)),
         activated=float(rng.uniform(0.25, 0.9)),
         positive={
-            "Ki67": float(rng.beta(2, 2.2)),
+            "Ki67": float(rng.beta(*_KI67.get(organ, _KI67_ELSEWHERE))),
             "P53": p53,
             "Cyclin-D1": float(rng.beta(2, 2)),
             "CDK4": float(rng.beta(2.5, 1.5)),
-            "ER": float(rng.choice([0.0, 0.7, 0.95])),
-            "PR": float(rng.choice([0.0, 0.3, 0.8])),
+            "ER": er,
+            "PR": pr,
         },
     )
 
 
-def draw_staining(rng: np.random.Generator) -> Staining:
-    """A random slide. Slides vary so widely that the colour of a patch does not reveal its tissue type."""
+# Standard deviation of the chromogen's unit vector between cases, in each of R, G and B: two cases differ by
+# 6 degrees on average. AEC and DAB are 9 degrees apart, less than the DAB of two laboratories
+# (docs/datasets.md), so that unmixing with one published vector is no longer exact on generated patches.
+_HUE_OF_CASE = 0.05
+
+
+def draw_staining(rng: np.random.Generator, of_case: np.random.Generator | None = None) -> Staining:
+    """A random slide. Slides vary so widely that the colour of a patch does not reveal its tissue type.
+
+    of_case  a generator in a state that all slides of a case share: their chromogen has one hue; None: the
+             published hue
+    """
+    hue = np.zeros(3) if of_case is None else of_case.normal(0, _HUE_OF_CASE, 3)
     return Staining(
         counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),
         eosin=float(np.clip(rng.lognormal(0.0, 0.2), 0.6, 1.5)),
         haze=float(np.clip(rng.exponential(0.04), 0.0, 0.14)),
         wash=float(np.clip(rng.exponential(0.035), 0.0, 0.10)),
-        tilts=rng.normal(0, [[0.05, 0.05, 0.05], [0.025, 0.025, 0.025], [0.03, 0.03, 0.03]]),
+        tilts=rng.normal(0, [[0.05] * 3, [0.025] * 3, [0.03] * 3]) + np.outer([0, 1, 0], hue),
         thickness=float(np.clip(rng.lognormal(0.0, 0.1), 0.75, 1.3)),
         uneven=0.16,
         light=float(rng.uniform(0.92, 1.02)),

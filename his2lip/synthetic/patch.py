@@ -16,6 +16,7 @@ from his2lip.data.images import (
     EOSIN,
     HAEMATOXYLIN,
     HAEMOGLOBIN,
+    STAINED_FROM,
     tilt,
     transmit,
     unit,
@@ -72,6 +73,21 @@ def render(spec: Spec, rng: np.random.Generator, *, scene: Scene | None = None) 
         scene = build(spec.tissue, spec.grid, scene_rng, spec.biology, centre=spec.centre)
     light = stain(scene, spec, stain_rng)
     return capture(light, spec.grid, spec.scanner, spec.staining, scanner_rng)
+
+
+def true_share(spec: Spec, rng: np.random.Generator, *, scene: Scene) -> float:
+    """The share of the scene's tissue, 0 to 1, on which `render` binds the chromogen of the biomarker.
+
+    It counts pixels from the density from which they count as stained when a patch is measured. Unspecific
+    haze does not count. `rng` is in the state in which `render` gets it.
+    """
+    if spec.biomarker is None or spec.stain not in CHROMOGENS:
+        return 0.0
+    _, rng, _ = rng.spawn(3)
+    bound = chromogen(scene, spec.biomarker, spec.biology, rng, spec.reading) * spec.staining.chromogen
+    here = np.exp(spec.staining.uneven * rng.standard_normal(2))[0] * spec.staining.thickness
+    tissue = scene.tissue > 0.5
+    return float((bound[tissue] * here >= STAINED_FROM).mean()) if tissue.any() else 0.0
 
 
 def stain(scene: Scene, spec: Spec, rng: np.random.Generator) -> NDArray[np.float32]:

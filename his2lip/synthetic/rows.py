@@ -10,10 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from his2lip.data.cards import load_card
+from his2lip.synthetic import patch
 from his2lip.synthetic.biomarkers import Reading
 from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, Stain, render
 from his2lip.synthetic.scanners import SCANNERS
+from his2lip.synthetic.scene import Scene
 from his2lip.synthetic.tissues import build
 
 
@@ -61,21 +64,40 @@ class TwinRow:
 
 
 @lru_cache(maxsize=256)
-def _biology(*key: str | int) -> Biology:
-    return draw_biology(keyed_rng(*key))
+def _biology(seed: int, dataset: str, case: str) -> Biology:
+    return draw_biology(keyed_rng(seed, dataset, case), _organ(dataset))
+
+
+@lru_cache
+def _organ(dataset: str) -> str:
+    return load_card(dataset).organ[0]
 
 
 @lru_cache(maxsize=256)
-def _staining(*key: str | int) -> Staining:
-    return draw_staining(keyed_rng(*key))
+def _staining(seed: int, dataset: str, case: str, slide: str) -> Staining:
+    of_case = keyed_rng(seed, dataset, case, "hue of the chromogen")
+    return draw_staining(keyed_rng(seed, dataset, case, slide), of_case)
 
 
 def pixels(row: TwinRow) -> NDArray[np.uint8]:
     """The image of the row, uint8 (size, size, 3) RGB."""
     spec = row.spec()
+    return render(spec, _rng(row), scene=_scene(row, spec))
+
+
+def true_share(row: TwinRow) -> float:
+    """The true stained share of the row's tissue, 0 to 1 (`patch.true_share`)."""
+    spec = row.spec()
+    return patch.true_share(spec, _rng(row), scene=_scene(row, spec))
+
+
+def _scene(row: TwinRow, spec: Spec) -> Scene:
     place = keyed_rng(row.seed, row.dataset, row.case, row.field)
-    scene = build(spec.tissue, spec.grid, place, spec.biology, centre=spec.centre)
-    return render(spec, keyed_rng(row.seed, row.dataset, row.case, row.patch_id), scene=scene)
+    return build(spec.tissue, spec.grid, place, spec.biology, centre=spec.centre)
+
+
+def _rng(row: TwinRow) -> np.random.Generator:
+    return keyed_rng(row.seed, row.dataset, row.case, row.patch_id)
 
 
 def draw(row: TwinRow) -> bytes:

@@ -73,6 +73,9 @@ class DataConfig(Config):
     """templates, a saved caption bank, or a folder of TISSUE/BIOMARKER.txt."""
     missing: Literal["drop", "template"] = "template"
     """What happens to patches whose classes have no captions in the bank."""
+    staining: Literal["follow", "ignore"] = "follow"
+    """Whether captions of our templates follow what a patch's label states and its pixels show. ignore: they
+    tell what is typical of its tissue type and biomarker, also where the patch shows something else."""
     sampling: Literal["epoch", "released"] = "epoch"
     """epoch: each epoch draws another caption for a patch. released: one caption per patch for all epochs, by
     its row, as in the paper's code."""
@@ -190,6 +193,10 @@ class TrainConfig(Config):
             del tree["data"][key]
         if tree["data"]["captions"] != TEMPLATES:  # so do captions, wherever they are
             del tree["data"]["captions"]
-        if tree["data"]["protocol"] is None:  # runs from before this option keep their identity
+        # Runs from before these options keep their identity.
+        if tree["data"]["protocol"] is None:
             del tree["data"]["protocol"]
+        del tree["data"]["staining"]
+        if not tree["loss"]["similarity"]["finding"]:
+            del tree["loss"]["similarity"]["finding"]
         return tree

@@ -184,8 +184,12 @@ class _Run:
     def evaluate_loss(
         self, image_features: torch.Tensor, text_features: torch.Tensor, batch: Batch
     ) -> LossOutput:
-        tissue, biomarker = batch.tissue.to(self.device), batch.biomarker.to(self.device)
-        return self.loss(image_features, text_features, tissue, biomarker, self.model.logit_scale)
+        tissue, biomarker, finding = (
+            ids.to(self.device) for ids in (batch.tissue, batch.biomarker, batch.finding)
+        )
+        return self.loss(
+            image_features, text_features, tissue, biomarker, self.model.logit_scale, finding=finding
+        )
 
     def end_epoch(self, state: TrainState, output: LossOutput) -> tuple[TrainState, dict[str, float]]:
         """Validates and saves the model; the new state and the metrics."""

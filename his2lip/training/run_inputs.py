@@ -11,7 +11,7 @@ from typing import Any
 from his2lip.config import digest, recorded
 from his2lip.data.captions import NOTE, CaptionBank
 from his2lip.data.cards import Terms, strictest, terms_of
-from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split
+from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split, statement
 from his2lip.errors import ConfigError, RunError
 from his2lip.files import absolute
 from his2lip.models import BACKBONES, is_checkpoint, local_name, read_meta, weights_identity
@@ -43,12 +43,12 @@ def _captions(config: TrainConfig) -> CaptionBank:
     """The templates, a saved caption bank, or a folder in the layout of the released corpus."""
     named = config.data.captions
     if named == TEMPLATES:
-        bank = CaptionBank.templates()
+        bank = CaptionBank.templates(config.data.staining)
     elif Path(named).is_dir():
         bank, _ = CaptionBank.from_folder(named)
     else:
         bank = CaptionBank.load(named)
-    return replace(bank, missing=config.data.missing)
+    return replace(bank, missing=config.data.missing, staining=config.data.staining)
 
 
 def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
@@ -100,16 +100,38 @@ def places(config: TrainConfig) -> list[str]:
 def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
     """Notes on the captions, for the user to read before the training starts.
 
-    What the import of a folder left out, how many patches have no captions of their own, and that the
-    released sampling is an approximation. There are no notes on the templates.
+    What the import of a folder left out, how many patches have no captions of their own, for how many the
+    captions cannot know the staining, and that the released sampling is an approximation. There are no notes
+    on templates that follow the staining.
     """
     notes = [] if bank.report is None else [str(bank.report)]
-    if config.data.captions != TEMPLATES:
+    if not bank.ours:
         pairs = shards.table(config.data.split, ["tissue", "biomarker"]).to_pylist()
         notes.append(str(bank.coverage((pair["tissue"], pair["biomarker"]) for pair in pairs)))
+    notes += _blind_to_staining(config, shards, bank)
     if config.data.sampling == "released":
         notes.append(NOTE)
     return notes
+
+
+def _blind_to_staining(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
+    """For how many patches the captions cannot know the staining; and how many are labelled negative."""
+    columns = ["tissue", "biomarker", "label", "score"]
+    table = shards.table(config.data.split, columns).group_by(columns).aggregate([([], "count_all")])
+    blind = negative = 0
+    for row in table.to_pylist():
+        n = row.pop("count_all")
+        pair = (row["tissue"], row["biomarker"])
+        if bank.covers(*pair) and not bank.follows_staining(*pair):
+            blind += n
+            negative += n if statement(shards.info.card, **row).staining == "negative" else 0
+    if not blind:
+        return []
+    note = (
+        f"the captions of {blind:,} patches follow tissue type and biomarker only: they cannot know the "
+        "staining, and may assert it where a patch has none or deny it where there is some"
+    )
+    return [note + (f"; {negative:,} of these patches are labelled negative" if negative else "")]
 
 
 def terms_of_run(config: TrainConfig, shards: ShardSet) -> Terms:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from his2lip.data.stream import Batch, StreamOptions, TrainStream
+from his2lip.errors import ConfigError
 from his2lip.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class StreamSource:
         self._preprocess = preprocess
         self._rank, self._world = rank, world
         self._train = self._train_stream()
+        if self._train.one_pair:
+            _refuse_equal_targets(config)
         self._train_cache = BatchCache(self._train.batches, limit=_CACHE_BYTES if cache_train else 0)
         self._select = self._select_stream()
         self._select_cache = BatchCache(self._select.batches, limit=_CACHE_BYTES) if self._select else None
@@ -88,6 +91,22 @@ class StreamSource:
             **options,
         )
         return TrainStream(data.shards, split, self._bank, stream_options, rank=self._rank, world=self._world)
+
+
+def _refuse_equal_targets(config: TrainConfig) -> None:
+    """Raises ConfigError where the targets of patches of one pair are all equal, so that nothing is learnt.
+
+    Captions may tell such patches apart, but the loss would ask that all of them match all captions.
+    """
+    loss = config.loss
+    if loss.terms == "hard" or (loss.variant == "wise" and loss.similarity.finding > 0):
+        return
+    what = (
+        "all patches have one pair of tissue type and biomarker, for which the loss has equal targets: "
+        "staining and labels would not be learnt"
+    )
+    fix = "set loss.similarity.finding=1 (with loss.variant=wise), or loss.terms=hard"
+    raise ConfigError(what, where=config.data.shards, key="loss.similarity.finding", fix=fix)
 
 
 class BatchCache:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.biology import Pair
 from his2lip.data.captions.corpus import FamilySplit, plain, split_by_family
-from his2lip.data.captions.templates import Pair
 
 A, B = ("Tumor", "CD3"), ("Stroma", "CD3")
 WORDS = ["brown", "blue", "cells", "nuclei", "stroma", "dense", "pale", "faint", "septa", "glass"]

@@ -15,6 +15,7 @@ from unprivileged import needs_setpriv, run_as_user
 from his2lip.cli.data import prepare_dataset
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.captions.corpus import mihic_pairs
+from his2lip.data.shards import STAININGS
 from his2lip.errors import DatasetError
 from his2lip.taxonomy import BIOMARKERS, TISSUES
 
@@ -164,12 +165,14 @@ def test_bank_that_cannot_be_written_and_options_for_images_are_one_sentence(tmp
 
 def test_templates_cover_every_pair_with_varied_sentences() -> None:
     assert len(mihic_pairs()) == 84
+    typical = CaptionBank.templates("ignore")
     for pair in [*mihic_pairs(), *((t, b) for t in (*TISSUES, None) for b in (*BIOMARKERS, None))]:
-        lines = TEMPLATES.captions[pair]
-        assert len(lines) >= 12
-        assert len(set(lines)) == len(lines)
-        assert all(7 <= len(line.split()) <= 30 and line.endswith((".", ").")) for line in lines)
-        assert not any("{" in line or "  " in line for line in lines)
+        of_bands = [TEMPLATES.stained[*pair, band] for band in STAININGS]
+        for lines in (TEMPLATES.captions[pair], typical.captions[pair], *of_bands):
+            assert len(lines) >= (6 if pair[0] == "Background" else 12)
+            assert len(set(lines)) == len(lines)
+            assert all(7 <= len(line.split()) <= 36 and line.endswith((".", ").")) for line in lines)
+            assert not any("{" in line or "  " in line for line in lines)
 
 
 def test_templates_name_the_biomarker() -> None:
@@ -228,7 +231,13 @@ def test_saved_bank_loads_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, lines: dict, missing: str
 ) -> None:
     path = tmp_path_factory.mktemp("bank") / "bank.json"
-    for bank in (CaptionBank(lines, missing), CaptionBank(lines, missing, {("Tumor", "FAP"): ("Held.",)})):
+    held = {("Tumor", "FAP"): ("Held.",)}
+    stained = {(*pair, "weak"): ("Weak.",) for pair in lines}
+    for bank in (
+        CaptionBank(lines, missing),
+        CaptionBank(lines, missing, held),
+        CaptionBank(lines, missing, stained=stained),
+    ):
         bank.save(path)
         assert CaptionBank.load(path) == bank
         assert CaptionBank.load(path).digest == bank.digest
@@ -242,6 +251,10 @@ def test_digest_sees_every_change_but_the_order_of_pairs() -> None:
     assert CaptionBank({a: ("Two.", "One."), b: ("Three.",)}).digest != bank.digest
     assert CaptionBank(bank.captions, "template").digest != bank.digest
     assert CaptionBank(bank.captions, held_out={a: ("Four.",)}).digest != bank.digest
+    weak = CaptionBank(bank.captions, stained={(*a, "weak"): ("Five.",)})
+    assert weak.digest != bank.digest
+    assert weak.digest != CaptionBank(bank.captions, stained={(*a, "strong"): ("Five.",)}).digest
+    assert TEMPLATES.digest != CaptionBank.templates("ignore").digest
 
 
 def test_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from stream_data import stream, write_patches
 
 from his2lip.data.captions.bank import CaptionBank
-from his2lip.data.images.codec import decode
+from his2lip.data.captions.staining import band
+from his2lip.data.images import decode, stained_share
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.schema import WITHOUT_IMAGE
 from his2lip.data.stream.augment import draw_turn, turn
@@ -37,6 +38,7 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
 
 def test_a_batch_holds_the_plan_s_rows_with_their_pixels_captions_and_ids(shards: str) -> None:
     table = open_shards(shards).table("train", ["patch_id", "image", "tissue", "biomarker"]).to_pylist()
+    bank = CaptionBank.templates()
     with stream(shards, augment=False) as source:
         batches = list(source)
         assert len(batches) == source.steps_per_epoch == 150 // 16
@@ -49,10 +51,14 @@ def test_a_batch_holds_the_plan_s_rows_with_their_pixels_captions_and_ids(shards
             assert batch.images.dtype == torch.uint8
             for image, row in zip(batch.images, rows, strict=True):
                 np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), decode(row["image"]))
+            shares = [stained_share(decode(r["image"])) for r in rows]
+            bands = [None if share is None else band(share) for share in shares]
             drawn = [
-                CaptionBank.templates().draw(5, 0, r["patch_id"], r["tissue"], r["biomarker"]) for r in rows
+                bank.draw(5, 0, r["patch_id"], r["tissue"], r["biomarker"], staining)
+                for r, staining in zip(rows, bands, strict=True)
             ]
             assert batch.captions == drawn
+            assert [bands[0] == b for b in bands] == (batch.finding == batch.finding[0]).tolist()
 
 
 def test_augmented_pixels_are_turns_keyed_by_seed_epoch_and_patch(shards: str) -> None:
@@ -120,7 +126,7 @@ def test_missing_labels_are_minus_one(tmp_path: Path) -> None:
 def test_patches_of_one_pair_cannot_be_trained_on(tmp_path: Path) -> None:
     uri = write_patches(tmp_path / "unlabelled", patches=16, labelled=False)
     with pytest.raises(DatasetError) as refused:
-        stream(uri)
+        stream(uri, bank=CaptionBank.templates("ignore"))
     assert (refused.value.where, refused.value.key) == (uri, "data.split")
 
 

@@ -20,6 +20,9 @@ def table(images: list[bytes]) -> pa.Table:
         "patch_id": ids,
         "tissue": ["Tumor"] * count,
         "biomarker": pa.array([None] * count, pa.string()),
+        "label": ["pos"] * count,
+        "score": pa.array([None] * count, pa.string()),
+        "stain": ["DAB"] * count,
     }
     return pa.table({"image": pa.array(images, pa.binary())} | columns)
 
@@ -82,7 +85,7 @@ def test_the_row_buffer_keeps_no_more_than_it_has_room_for_and_nothing_at_the_en
     )
     lanes, steps = plan.rank_lanes(0, 2), range(5, 3 * plan.steps_per_epoch - 3)
     reads = plan.reads(steps.start, steps.stop, lanes)
-    rows = [Rows(memoryview(b""), [0], [], [], [], str(group)) for group in reads.group.tolist()]
+    rows = [Rows(memoryview(b""), [0], *[[]] * 6, str(group)) for group in reads.group.tolist()]
     buffer = RowBuffer(plan, lanes, reads, ReadAhead((row for row in rows), depth=2))
     most = 0
     for step in steps:

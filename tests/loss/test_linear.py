@@ -40,7 +40,8 @@ losses = st.fixed_dictionaries(
         "weights": st.builds(LossWeights, image_text=weights, image_image=weights, text_text=weights),
         "similarity": st.none()
         | st.just(SimilarityWeights())
-        | st.builds(SimilarityWeights, tissue=weights, pair=weights, biomarker=weights),
+        | st.builds(SimilarityWeights, tissue=weights, pair=weights, biomarker=weights)
+        | st.builds(SimilarityWeights, biomarker=weights, finding=weights),
         "tau": st.sampled_from([0.01, 0.3, 1.0, 5.0]),
         "kappa": st.sampled_from([1.0, 7.0, "scale"]),
         "normalize": st.booleans(),
@@ -52,7 +53,8 @@ losses = st.fixed_dictionaries(
 def run(batch: tuple[torch.Tensor, ...], **options: Any) -> tuple[dict[str, float], list[torch.Tensor]]:
     image, text, tissue, biomarker, scale = (t.clone() for t in batch)
     leaves = [image.requires_grad_(), text.requires_grad_(), scale.requires_grad_()]
-    out = WISELoss(**options)(image, text, tissue, biomarker, scale)
+    finding = torch.arange(len(tissue)) % 3 - 1
+    out = WISELoss(**options)(image, text, tissue, biomarker, scale, finding=finding)
     gradients = (
         torch.autograd.grad(out.total, leaves, allow_unused=True, retain_graph=True)
         if out.total.requires_grad

@@ -15,9 +15,14 @@ WEIGHTS = SimilarityWeights()
 
 
 def matrix(
-    tissue: list[int], biomarker: list[int], weights: SimilarityWeights = WEIGHTS
+    tissue: list[int],
+    biomarker: list[int],
+    weights: SimilarityWeights = WEIGHTS,
+    *,
+    finding: list[int] | None = None,
 ) -> list[list[float]]:
-    return similarity(torch.tensor(tissue), torch.tensor(biomarker), weights).tolist()
+    findings = finding or [-1] * len(tissue)
+    return similarity(*map(torch.tensor, (tissue, biomarker, findings)), weights).tolist()
 
 
 def test_similarity_is_two_for_the_same_pair_one_for_the_same_tissue_and_otherwise_zero():
@@ -34,7 +39,8 @@ def test_similarity_is_the_scalar_product_of_the_papers_label_vectors():
         ],
         dim=1,
     ).float()
-    torch.testing.assert_close(similarity(tissue, biomarker, WEIGHTS), y @ y.T)
+    finding = torch.randint(-1, 3, (50,), generator=generator)
+    torch.testing.assert_close(similarity(tissue, biomarker, finding, WEIGHTS), y @ y.T)
 
 
 def test_a_missing_biomarker_is_the_same_pair_as_itself_only():
@@ -50,22 +56,35 @@ def test_the_biomarker_weight_makes_the_same_biomarker_similar_across_tissues():
     assert matrix([0, 1], [5, 5], SimilarityWeights(biomarker=0.25)) == [[2.25, 0.25], [0.25, 2.25]]
 
 
-labels = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), min_size=1, max_size=30)
+def test_the_finding_weight_tells_findings_of_one_pair_apart():
+    weights = SimilarityWeights(finding=0.5)
+    assert matrix([0, 0, 0], [3, 3, 3], weights, finding=[1, 1, 2]) == [
+        [2.5, 2.5, 2.0],
+        [2.5, 2.5, 2.0],
+        [2.0, 2.0, 2.5],
+    ]
+    assert matrix([0, 0, 1], [3, 4, 3], weights, finding=[1, 1, 1])[0] == [2.5, 1.0, 0.0]
+    assert matrix([0, 0], [3, 3], weights, finding=[-1, -1]) == [[2.5, 2.0], [2.0, 2.5]]
+
+
+labels = st.lists(st.tuples(*[st.integers(-1, 3)] * 3), min_size=1, max_size=30)
 weight = st.floats(0, 3)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     pairs=labels,
-    weights=st.builds(SimilarityWeights, tissue=weight, pair=weight, biomarker=weight),
+    weights=st.builds(
+        SimilarityWeights, tissue=weight, pair=weight, biomarker=weight, finding=st.just(0.0) | weight
+    ),
     tau=st.sampled_from([0.005, 0.2, 1.0, 20.0]),
     cut=st.integers(0, 30),
 )
 def test_form_by_classes_gives_the_means_and_entropy_of_the_dense_targets(pairs, weights, tau, cut):
-    tissue, biomarker = torch.tensor(pairs).T
+    ids = torch.tensor(pairs).T
     n, own = len(pairs), slice(min(cut, len(pairs)), len(pairs))
-    dense = (similarity(tissue, biomarker, weights, dtype=torch.float64) / tau).softmax(dim=1)
-    classes = ClassTargets.soft(tissue, biomarker, weights, tau)
+    dense = (similarity(*ids, weights, dtype=torch.float64) / tau).softmax(dim=1)
+    classes = ClassTargets.soft(ids, weights, tau)
     features = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     means = classes.symmetric_means(features, own)[classes.of_row]
     torch.testing.assert_close(means, (dense + dense.T)[:, own] @ features[own], rtol=1e-9, atol=1e-12)
@@ -74,6 +93,7 @@ def test_form_by_classes_gives_the_means_and_entropy_of_the_dense_targets(pairs,
 
 
 def test_a_tiny_temperature_does_not_overflow():
-    classes = ClassTargets.soft(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), WEIGHTS, 1e-4)
+    labels = torch.tensor([[0, 0, 1], [0, 1, 0], [-1, -1, -1]])
+    classes = ClassTargets.soft(labels, WEIGHTS, 1e-4)
     assert classes.entropy(slice(0, 3), torch.float32).item() == pytest.approx(0.0, abs=1e-6)
     assert all(math.isfinite(c) for c in classes.coefficients())

@@ -67,6 +67,7 @@ def batch(step: int) -> Batch:
         ["a", "b"],
         torch.zeros(2),
         torch.zeros(2),
+        torch.zeros(2),
         ["a", "b"],
         step,
     )
@@ -114,11 +115,15 @@ def test_captions_of_a_folder_are_reported_before_training_starts(shards: str, t
     (tmp_path / "Alveoli/CD20.txt").write_text("")
     data = {"shards": shards, "captions": str(tmp_path), "sampling": "released"}
     for missing, fate in (("drop", "left out"), ("template", "captioned by templates")):
-        imported, covered, sampling = caption_notes(
+        imported, covered, blind, sampling = caption_notes(
             *open_data(validate(TrainConfig, {"data": data | {"missing": missing}}))
         )
         assert "1 blank lines left out, 1 repeated captions kept; 83 of 84 pairs have no caption" in imported
         assert "left out Alveoli/CD20.txt: empty" in imported
         assert f"100 patches, 87 of them without a caption of their pair ({fate})" in covered
+        assert blind.startswith("the captions of 13 patches")
         assert "approximates" in sampling
+    typical = validate(TrainConfig, {"data": {"shards": shards, "staining": "ignore"}})
+    (blind,) = caption_notes(*open_data(typical))
+    assert blind.startswith("the captions of 100 patches")
     assert caption_notes(*open_data(validate(TrainConfig, {"data": {"shards": shards}}))) == []

@@ -1,4 +1,4 @@
-"""Caption banks: captions by (tissue type, biomarker), where they come from, and how they are drawn."""
+"""Caption banks: captions by (tissue type, biomarker, staining band or any), and how they are drawn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,16 @@ import pyarrow.compute as pc
 from his2lip import taxonomy
 from his2lip.config import digest
 from his2lip.data.captions import templates as caption_templates
+from his2lip.data.captions.biology import Pair
 from his2lip.data.captions.corpus import CaptionReport, read_corpus
-from his2lip.data.captions.templates import Pair
-from his2lip.data.shards import id_key
+from his2lip.data.captions.templates import Key
+from his2lip.data.captions.typical import typical_bank, typical_sentences
+from his2lip.data.shards import STAININGS, Staining, id_key
 from his2lip.errors import DatasetError
 from his2lip.files import filesystem, write_file
 
 Missing = Literal["drop", "template"]
+Follow = Literal["follow", "ignore"]
 Lines = Mapping[Pair, tuple[str, ...]]
 
 ROLES = {"captions": "train", "held_out": "report"}  # the parts of a bank, and the role of each
@@ -36,24 +40,33 @@ _PAIR = ("tissue", "biomarker")
 
 @dataclass(frozen=True)
 class CaptionBank:
-    """Captions by pair of canonical names.
+    """Captions by pair of canonical names, and by staining band where the bank knows it.
 
-    captions   drawn in training
+    captions   drawn in training, whatever the staining
     held_out   never drawn in training, so that retrieval can be tested on them
     missing    `drop` leaves patches of a pair without captions out of training; `template` gives them our
                own templates' captions
+    stained    by pair and staining band; they come before `captions`, which each of these pairs has too
+    ours       whether these are our templates
+    staining   of our templates: `follow` the patch's staining and class, or `ignore` both and tell what is
+               typical of the pair
     report     of the import that made this bank, None for other banks
     """
 
     captions: Lines
     missing: Missing = "drop"
     held_out: Lines = field(default_factory=dict)
+    stained: Mapping[Key, tuple[str, ...]] = field(default_factory=dict)
+    ours: bool = False
+    staining: Follow = "follow"
     report: CaptionReport | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def templates(cls) -> CaptionBank:
+    def templates(cls, staining: Follow = "follow") -> CaptionBank:
         """Our own captions of every pair of the taxonomy, also where tissue type or biomarker is missing."""
-        return cls(caption_templates.bank())
+        if staining == "ignore":
+            return cls(typical_bank(), ours=True, staining="ignore")
+        return cls(caption_templates.bank(), stained=caption_templates.bank_by_staining(), ours=True)
 
     @classmethod
     def from_folder(
@@ -65,7 +78,7 @@ class CaptionBank:
         missing or has no caption at all.
         """
         split, report = read_corpus(Path(folder))
-        return cls(split.train, missing, split.held_out, report), report
+        return cls(split.train, missing, split.held_out, report=report), report
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionBank:
@@ -81,13 +94,13 @@ class CaptionBank:
             for rows in parts:
                 _check_bank(rows, tree["missing"])
             captions, held_out = ({pair: lines for pair, lines in rows if lines} for rows in parts)
-            bank = cls(captions, tree["missing"], held_out)
+            bank = cls(captions, tree["missing"], held_out, _stained(tree.get("stained", []), captions))
         except FileNotFoundError:
             raise DatasetError("this caption bank does not exist", where=path, fix="check the path") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             fix = "give a bank that his2lip data prepare or captions export wrote"
             raise DatasetError("this file is not a caption bank", where=path, fix=fix) from None
-        if tree.get("digest", bank.digest) != bank.digest:  # banks of earlier versions have none
+        if tree.get("digest", bank.content) != bank.content:  # banks of earlier versions have none
             what = "this caption bank is damaged or was edited: its content is not what its digest names"
             fix = "write it again with his2lip data prepare captions"
             raise DatasetError(what, where=path, key="digest", fix=fix)
@@ -100,32 +113,85 @@ class CaptionBank:
             | {part: list(lines[t, b]) for part, lines in self._parts().items() if (t, b) in lines}
             for t, b in dict.fromkeys((*self.captions, *self.held_out))
         ]
-        tree = {"missing": self.missing, "roles": ROLES, "digest": self.digest, "bank": rows}
+        tree: dict[str, Any] = {"missing": self.missing, "roles": ROLES, "digest": self.content, "bank": rows}
+        if self.stained:
+            names = ("tissue", "biomarker", "staining", "captions")
+            tree["stained"] = [
+                dict(zip(names, (*key, list(lines)), strict=True)) for key, lines in self.stained.items()
+            ]
         data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
         write_file(*filesystem(path), data)
 
     @property
     def digest(self) -> str:
-        """A digest of all captions, their pairs, and the rule for missing ones, for any order of pairs."""
-        parts = {
+        """A digest of all captions that can be drawn or are held out: `content`, and templates if used."""
+        templates = self.ours or self.missing == "template"
+        if not templates and not self.stained:
+            return self.content
+        tree = {"missing": self.missing, "staining": self.staining}
+        if not self.ours:
+            tree["content"] = self.content
+        if templates:
+            tree["templates"] = _digest_of_templates(self.staining)
+        return digest(tree)
+
+    @property
+    def content(self) -> str:
+        """A digest of the bank's own captions and its rule for missing ones, for any order of pairs."""
+        parts: dict[str, Any] = {
             name: sorted([t or "", b or "", list(lines)] for (t, b), lines in part.items())
             for name, part in self._parts().items()
             if part or name == "captions"
         }
+        if self.stained:
+            parts["stained"] = _rows_of(self.stained)
         return digest({"missing": self.missing, **parts})
 
     def covers(self, tissue: str | None, biomarker: str | None) -> bool:
         """Whether a patch of this pair gets a caption, from this bank or by its rule for missing ones."""
         return self.missing == "template" or bool(self.captions.get((tissue, biomarker)))
 
-    def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
+    def follows_staining(self, tissue: str | None, biomarker: str | None) -> bool:
+        """Whether the captions of this pair depend on a patch's staining and class."""
+        if self.staining == "ignore":
+            return False
+        if self.captions.get((tissue, biomarker)):
+            return any((tissue, biomarker, band) in self.stained for band in STAININGS)
+        return self.missing == "template"
+
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        patch_id: str,
+        tissue: str | None,
+        biomarker: str | None,
+        staining: Staining | None = None,
+        described: str | None = None,
+    ) -> str:
         """The caption of a patch in an epoch: a pure function of the arguments, uniform over the choices.
 
+        staining   the patch's band; None: unknown
+        described  a class of the dataset's own in words, which captions of our templates name
         Raises DatasetError for a pair that the bank does not cover.
         """
-        lines = self.lines(tissue, biomarker)
         key = hashlib.blake2b(f"{seed}/{epoch}/{patch_id}".encode(), digest_size=8).digest()
-        return lines[int.from_bytes(key, "big") % len(lines)]
+        return self.caption(int.from_bytes(key, "big"), tissue, biomarker, staining, described)
+
+    def caption(
+        self,
+        number: int,
+        tissue: str | None,
+        biomarker: str | None,
+        staining: Staining | None = None,
+        described: str | None = None,
+    ) -> str:
+        """The caption with this number, modulo how many there are; for the other arguments see `draw`."""
+        lines = self.lines(tissue, biomarker, staining)
+        line = lines[number % len(lines)]
+        if described is None or not self.follows_staining(tissue, biomarker):
+            return line
+        return caption_templates.with_class(line, described, number // len(lines))
 
     def coverage(self, pairs: Iterable[Pair]) -> Coverage:
         """How many of these patches have captions in this bank."""
@@ -134,16 +200,20 @@ class CaptionBank:
         unused = [pair for pair in self.captions if pair not in counts]
         return Coverage(sum(counts.values()), missing, unused, self.missing)
 
-    def lines(self, tissue: str | None, biomarker: str | None) -> tuple[str, ...]:
-        """The captions that patches of this pair can get, in order.
+    def lines(
+        self, tissue: str | None, biomarker: str | None, staining: Staining | None = None
+    ) -> tuple[str, ...]:
+        """The captions that patches of this pair and staining can get, in order.
 
         Raises DatasetError for a pair that the bank does not cover.
         """
         own = self.captions.get((tissue, biomarker))
         if own:
-            return own
+            return own if staining is None else self.stained.get((tissue, biomarker, staining), own)
+        if self.missing == "template" and self.staining == "ignore":
+            return typical_sentences(tissue, biomarker)
         if self.missing == "template":
-            return caption_templates.sentences(tissue, biomarker)
+            return caption_templates.sentences(tissue, biomarker, staining)
         raise DatasetError(
             f"there is no caption for tissue type {tissue} with biomarker {biomarker}",
             key="missing",
@@ -152,6 +222,18 @@ class CaptionBank:
 
     def _parts(self) -> dict[str, Lines]:
         return {"captions": self.captions, "held_out": self.held_out}
+
+
+@cache
+def _digest_of_templates(staining: Follow) -> str:
+    """A digest of our templates, computed once per process: there are twenty thousand."""
+    bank = CaptionBank.templates(staining)
+    lines = sorted([t or "", b or "", list(lines)] for (t, b), lines in bank.captions.items())
+    return digest({"captions": lines, "stained": _rows_of(bank.stained), "class": caption_templates.CLASS})
+
+
+def _rows_of(stained: Mapping[Key, tuple[str, ...]]) -> list[list[Any]]:
+    return sorted([t or "", b or "", band, list(lines)] for (t, b, band), lines in stained.items())
 
 
 @dataclass(frozen=True)
@@ -179,10 +261,25 @@ def _check_bank(rows: list[tuple[Pair, tuple[str, ...]]], missing: str) -> None:
     """Raises ValueError unless all names are canonical and no caption is empty, as `save` writes them."""
     for (tissue, biomarker), lines in rows:
         known = tissue in (*taxonomy.TISSUES, None) and biomarker in (*taxonomy.BIOMARKERS, None)
-        if not known or not all(isinstance(line, str) and line for line in lines):
+        if not known or not all(map(_is_text, lines)):
             raise ValueError(f"{tissue}, {biomarker}")
     if missing not in get_args(Missing):
         raise ValueError(missing)
+
+
+def _stained(rows: list[dict[str, Any]], captions: Lines) -> dict[Key, tuple[str, ...]]:
+    """The captions by staining band of a saved bank. Raises ValueError for a row that `save` cannot write."""
+    found: dict[Key, tuple[str, ...]] = {}
+    for row in rows:
+        pair, band, lines = (row["tissue"], row["biomarker"]), row["staining"], tuple(row["captions"])
+        if pair not in captions or band not in STAININGS or not lines or not all(map(_is_text, lines)):
+            raise ValueError(f"{pair}, {band}")
+        found[*pair, band] = lines
+    return found
+
+
+def _is_text(line: object) -> bool:
+    return isinstance(line, str) and bool(line)
 
 
 class RowCaptions:
@@ -204,8 +301,16 @@ class RowCaptions:
         order = np.argsort(ids)
         self._ids, self._place = ids[order], place[order]
 
-    def draw(self, seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        patch_id: str,
+        tissue: str | None,
+        biomarker: str | None,
+        staining: Staining | None = None,
+        described: str | None = None,
+    ) -> str:
         """The caption of a patch; seed and epoch are ignored. Raises DatasetError as the bank does."""
-        lines = self._bank.lines(tissue, biomarker)
         at = np.searchsorted(self._ids, np.uint64(id_key(patch_id)))
-        return lines[int(self._place[at]) % len(lines)]
+        return self._bank.caption(int(self._place[at]), tissue, biomarker, staining, described)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from his2lip import taxonomy
-from his2lip.data.captions.templates import Pair
+from his2lip.data.captions.biology import Pair
 from his2lip.errors import DatasetError, TaxonomyError, first_line
 from his2lip.files import is_litter, printable
 

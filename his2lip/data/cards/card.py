@@ -215,6 +215,10 @@ class Card(Config):
     labels_of: LabelsOf = "patch"
     """What the authors gave a label to. slide, case: all its patches share one. Where the patches do not name
     it, no interval can be computed."""
+    staining: dict[str, Literal["negative", "weak", "moderate", "strong", "positive"]] = {}
+    """Class -> the staining that it states, for captions; needed where the class's name does not say so."""
+    descriptions: dict[str, str] = {}
+    """Class -> what its images show, in words for captions; default: the class's name."""
     carve: list[Carve] = []
     protocols: dict[str, Protocol] = {}
     in_domain: bool = False
@@ -235,6 +239,10 @@ class Card(Config):
         for key, split in named:
             if split not in self.splits:
                 raise OptionError(f"`splits` does not declare the split '{split}'", key=key)
+        for key, given in (("staining", self.staining), ("descriptions", self.descriptions)):
+            for name in given:
+                if self.classes and name not in self.classes:
+                    raise OptionError(f"`classes` does not declare the class '{name}'", key=f"{key}.{name}")
         return self
 
     @property

@@ -21,6 +21,8 @@ CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
 _HED = np.array([HAEMATOXYLIN, EOSIN, DAB])
 _UNMIX = np.linalg.inv(_HED)  # the same as scikit-image's `hed_from_rgb`
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each intensity; 0 counts as 1
+# (2, 3, 256): what the intensity of each channel adds to haematoxylin and to DAB.
+_HAEMATOXYLIN_AND_DAB = (_DENSITY * _UNMIX.T[[0, 2], :, None]).astype(np.float32)
 _UNIT_HED = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
 _UNIT_UNMIX = np.linalg.inv(_UNIT_HED)
 
@@ -29,6 +31,19 @@ def unmix(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """uint8 (…, 3) RGB to optical densities (…, 3) of haematoxylin, eosin and DAB, some of them negative."""
     densities: NDArray[np.float64] = _DENSITY[pixels] @ _UNMIX
     return densities
+
+
+def haematoxylin_and_dab(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """uint8 (…, 3) RGB to the optical densities (…) of haematoxylin and of DAB, as `unmix` has them.
+
+    They have the same bits on every machine; the last bits of a matrix product differ.
+    """
+    channels = [np.ascontiguousarray(pixels[..., channel]) for channel in range(3)]
+    first, second = (
+        sum(table.take(channel) for table, channel in zip(tables, channels, strict=True))
+        for tables in _HAEMATOXYLIN_AND_DAB
+    )
+    return first, second
 
 
 def restaining(

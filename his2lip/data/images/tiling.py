@@ -22,6 +22,7 @@ MAX_TILES = 1_000_000  # places of one image's grid; a slide of 100,000 x 100,00
 _CUT_NOTE = re.compile(r"(\d+) of (\d+) tiles of tissue are cut \(max_tiles\)")
 # Optical density (mean over channels) from which a pixel counts as tissue; glass scatters below 0.03.
 TISSUE_DENSITY = 0.06
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each intensity
 
 
 class Tiling(Config):
@@ -129,12 +130,13 @@ def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     """bool (H, W) of uint8 (H, W, 3): stained tissue; not glass (too bright), not pen (too pure a colour)."""
-    values = pixels.astype(np.float32)
-    density = -np.log10((values + 1) / 256).mean(-1)
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
+    red, green, blue = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
+    density = (_DENSITY[red] + _DENSITY[green] + _DENSITY[blue]) / np.float32(3)
+    brightest = np.maximum(np.maximum(red, green), blue)
+    red, green, blue = (plane.astype(np.int16) for plane in (red, green, blue))
     pen = (green > red + 25) & (green > blue + 10)  # no stain is green
     pen |= (blue > red + 90) & (blue > green + 60)  # nor as pure a blue as that of a felt pen
-    pen |= values.max(-1) < 40  # black ink, coverslip edges
+    pen |= brightest < 40  # black ink, coverslip edges
     return (density > TISSUE_DENSITY) & ~pen
 
 

@@ -22,8 +22,8 @@ from his2lip.files import write_file
 FOLDER = "_progress"
 # Fields of a card that describe the dataset to people or to the benchmark, and decide no row of a shard.
 _REMARKS = {
-    *("title", "source", "licence", "citation", "published", "protocols", "labels_of"),
-    *("pretraining", "differences", "unknown"),
+    *("title", "source", "licence", "citation", "published", "protocols"),
+    *("pretraining", "differences", "unknown", "staining", "descriptions", "labels_of"),
 }
 
 
@@ -119,7 +119,8 @@ class PartJob:
 
         The card's remarks do not decide it.
         """
-        card = self.reader.card.model_dump(mode="json", exclude=_REMARKS)
+        remarks: dict[str, Any] = {**dict.fromkeys(_REMARKS, True), "splits": {"__all__": {"repeats"}}}
+        card = self.reader.card.model_dump(mode="json", exclude=remarks)
         key = self.key.name("plan", "") if self.key else None
         return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
 

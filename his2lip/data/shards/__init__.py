@@ -10,7 +10,15 @@ from his2lip.data.shards.info import (
     summarise,
     to_json,
 )
-from his2lip.data.shards.labels import column_values, label_values, labelled_rows
+from his2lip.data.shards.labels import (
+    STAININGS,
+    Staining,
+    Statement,
+    column_values,
+    label_values,
+    labelled_rows,
+    statement,
+)
 from his2lip.data.shards.reader import RowGroup, ShardSet, open_shards, read_row_group
 from his2lip.data.shards.scale import PatchScale, patch_scale
 from his2lip.data.shards.schema import SCHEMA, WITHOUT_IMAGE, Patch
@@ -24,6 +32,7 @@ __all__ = [
     "PART_BYTES",
     "ROW_GROUP_BYTES",
     "SCHEMA",
+    "STAININGS",
     "WITHOUT_IMAGE",
     "DatasetInfo",
     "PartInfo",
@@ -33,6 +42,8 @@ __all__ = [
     "RowGroup",
     "ShardSet",
     "ShardWriter",
+    "Staining",
+    "Statement",
     "claim",
     "column_values",
     "content_digest",
@@ -45,6 +56,7 @@ __all__ = [
     "resolve_split",
     "row_digest",
     "splits_with_role",
+    "statement",
     "summarise",
     "to_json",
 ]

@@ -1,16 +1,73 @@
-"""Labels: the value of a column for each row, and the class numbers of the rows."""
+"""Labels: the value of a column for each row, the class numbers of the rows, and what a label says."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from his2lip import taxonomy
 from his2lip.data.shards.schema import SCHEMA
 from his2lip.errors import DatasetError, did_you_mean
 
+Staining = Literal["negative", "weak", "moderate", "strong"]
+STAININGS: tuple[Staining, ...] = get_args(Staining)
+
+# Scores and words of class names that state the staining of a patch. `positive` says that there is staining,
+# and not how much. HER2 scores: Wolff et al. 2018, J Clin Oncol 36:2105-2122.
+_SCORES: dict[str, Staining] = {"0": "negative", "1+": "weak", "2+": "moderate", "3+": "strong"}
+_WORDS: dict[str, Staining | Literal["positive"]] = {
+    **{name: name for name in STAININGS},
+    "neg": "negative",
+    "unstained": "negative",
+    "positive": "positive",
+    "pos": "positive",
+    "stained": "positive",
+}
+
 PAIR = "pair"  # the label column that joins tissue type and biomarker: "{tissue} {biomarker}"
+
+
+class Statement(NamedTuple):
+    """What a patch's own score or label states beyond its tissue type and biomarker.
+
+    staining   a staining band, or `positive` for staining of an unknown amount; None: not stated
+    described  a class that says something else than staining, in words; None: no such class
+    """
+
+    staining: Staining | Literal["positive"] | None = None
+    described: str | None = None
+
+
+def statement(
+    card: Mapping[str, Any],
+    *,
+    tissue: str | None = None,
+    biomarker: str | None = None,
+    label: str | None = None,
+    score: str | None = None,
+) -> Statement:
+    """What the columns of a patch state, by the card of its dataset (`DatasetInfo.card`).
+
+    The score comes first, then the card's `staining` of the class, then the words of the class's name (of
+    HER2 also 0 to 3+). A class that states no staining is described by the card's `descriptions`, or by its
+    name. A label that repeats the tissue type or the biomarker states nothing.
+    """
+    if score is None and biomarker == "HER2":
+        score = label
+    if score in _SCORES:
+        return Statement(_SCORES[score], (card.get("descriptions") or {}).get(label))
+    if label is None or taxonomy.folded(label) in {
+        taxonomy.folded(name) for name in (tissue, biomarker) if name
+    }:
+        return Statement()
+    described = (card.get("descriptions") or {}).get(label)
+    staining = (card.get("staining") or {}).get(label) or _WORDS.get(taxonomy.folded(label))
+    if staining is None and described is None:
+        described = " ".join(label.replace("_", " ").split())
+    return Statement(staining, described)
 
 
 def labelled_rows(

@@ -15,10 +15,12 @@ from pydantic import Field
 from his2lip.config import Config
 from his2lip.data.captions import PLACES, STAINS
 from his2lip.data.images import restaining
+from his2lip.data.shards import Staining
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-CaptionDraw = Callable[[int, int, str, str | None, str | None], str]  # the signature of CaptionBank.draw
+# The signature of CaptionBank.draw: seed, epoch, patch id, tissue type, biomarker, staining band, class.
+CaptionDraw = Callable[[int, int, str, str | None, str | None, Staining | None, str | None], str]
 
 TURNS = 8  # the flips and quarter turns of a square; all are equally likely, as tissue has no orientation
 
@@ -141,18 +143,29 @@ def with_class_captions(draw: CaptionDraw, share: float) -> CaptionDraw:
     Which draws are replaced depends on (seed, epoch, patch id) only.
     """
 
-    def drawn(seed: int, epoch: int, patch_id: str, tissue: str | None, biomarker: str | None) -> str:
+    def drawn(
+        seed: int,
+        epoch: int,
+        patch_id: str,
+        tissue: str | None,
+        biomarker: str | None,
+        staining: Staining | None = None,
+        described: str | None = None,
+    ) -> str:
         if _uniform(seed, epoch, patch_id, b"his2lip.caption", 1)[0] < share:
-            return class_caption(tissue, biomarker)
-        return draw(seed, epoch, patch_id, tissue, biomarker)
+            return class_caption(tissue, biomarker, staining, described)
+        return draw(seed, epoch, patch_id, tissue, biomarker, staining, described)
 
     return drawn if share else draw
 
 
-def class_caption(tissue: str | None, biomarker: str | None) -> str:
-    """A caption that names only the classes and no finding, such as `necrosis, CD3`."""
-    place = PLACES[tissue][0]
-    return f"{place}, {STAINS[biomarker].name}" if biomarker else place
+def class_caption(
+    tissue: str | None, biomarker: str | None, staining: Staining | None = None, described: str | None = None
+) -> str:
+    """A caption that names only the classes and no finding, such as `necrosis, CD3, weak staining`."""
+    named = [PLACES[tissue][0], STAINS[biomarker].name if biomarker else None]
+    named += [f"{staining} staining" if staining else None, described]
+    return ", ".join(name for name in named if name)
 
 
 def _box(least: float, numbers: npt.NDArray[np.float64]) -> tuple[float, float, float, float]:

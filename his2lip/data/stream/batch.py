@@ -15,6 +15,7 @@ class Batch:
     captions   B sentences, drawn for (seed, epoch, patch_id)
     tissue     int64 (B,) ids of `taxonomy.TISSUES`, -1 where the label is missing
     biomarker  int64 (B,) ids of `taxonomy.BIOMARKERS`, -1 where the label is missing
+    finding    int64 (B,) equal for equal staining bands and classes that captions follow, -1 for none
     patch_ids  B unique ids, in the order of the plan
     step       the global step that this batch belongs to, from 0
     """
@@ -23,6 +24,7 @@ class Batch:
     captions: list[str]
     tissue: torch.Tensor
     biomarker: torch.Tensor
+    finding: torch.Tensor
     patch_ids: list[str]
     step: int
 

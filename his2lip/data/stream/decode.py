@@ -18,22 +18,24 @@ _local = threading.local()
 
 def decode_into(
     data: memoryview, out: Pixels, *, change: Change = AS_IS, interpolation: str = "bicubic"
-) -> None:
+) -> Pixels:
     """Fills `out`, uint8 (S, S, 3) RGB, with the image in `data`, changed by `change`.
 
     An image of another size is squashed to S x S by Pillow's filter with antialiasing, as CLIP's
     preprocessing does. libjpeg's scaled decoding is not used, because it changes pixels. The result equals
-    `images.decode` followed by these steps; a JPEG of size S x S is decoded without copies. Raises ImageError
-    as `decode` does.
+    `images.decode` followed by these steps; a JPEG of size S x S is decoded without copies.
+
+    Returns the same crop before jitter and turn, uint8 (S, S, 3): its staining is the published one. It is
+    valid until this thread decodes again. Raises ImageError as `decode` does.
     """
     size = len(out)
     plain = _is_plain_jpeg(data, size)
     if plain and change == AS_IS:
-        _decode_jpeg(data, out)
-        return
+        return _decode_jpeg(data, out)
     pixels = _decode_jpeg(data, _scratch(size)) if plain else decode(data)
     pixels = _resized(pixels, size, change, interpolation)
     turn(pixels if change.jitter is None else change.jitter(pixels), change.turn, out)
+    return pixels
 
 
 def _is_plain_jpeg(data: memoryview, size: int) -> bool:

@@ -19,7 +19,8 @@ from his2lip.errors import DatasetError, first_line
 
 T = TypeVar("T")
 
-COLUMNS = ("image", "patch_id", "tissue", "biomarker")  # the columns of a shard that training reads
+# The columns of a shard that training reads.
+COLUMNS = ("image", "patch_id", "tissue", "biomarker", "label", "score", "stain")
 
 _AHEAD = 2  # row groups read ahead of need, one per thread; pyarrow releases the GIL
 _SPARE = 4  # room for row groups beside those that the lanes use at once
@@ -34,6 +35,9 @@ class Rows:
     patch_ids: list[str]
     tissues: list[str | None]
     biomarkers: list[str | None]
+    labels: list[str | None]
+    scores: list[str | None]
+    stains: list[str | None]
     where: str
 
     def image(self, row: int) -> memoryview:
@@ -168,6 +172,9 @@ def unpack(table: pa.Table, where: str, *, copy: bool) -> Rows:
         patch_ids=table.column("patch_id").to_pylist(),
         tissues=table.column("tissue").to_pylist(),
         biomarkers=table.column("biomarker").to_pylist(),
+        labels=table.column("label").to_pylist(),
+        scores=table.column("score").to_pylist(),
+        stains=table.column("stain").to_pylist(),
         where=where,
     )
 

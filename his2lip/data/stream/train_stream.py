@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from his2lip.data.captions import CaptionBank, RowCaptions
-from his2lip.data.shards import RowGroup, ShardSet, open_shards
+from his2lip.data.captions import CaptionBank, RowCaptions, captioned
+from his2lip.data.images import stained_share
+from his2lip.data.shards import RowGroup, ShardSet, Staining, Statement, id_key, open_shards, statement
 from his2lip.data.stream.augment import PRESETS, Augment, CaptionDraw, Pixels, with_class_captions
 from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.decode import decode_into
@@ -29,6 +31,7 @@ from his2lip.taxonomy import BIOMARKERS, TISSUES, biomarker_id, tissue_id
 # Eight lanes take about this much when they start; it is two seconds of reading at 8,000 JPEG patches of 224
 # px per second.
 HEAD_BYTES = 384 << 20
+_MEASURED = frozenset(["DAB", None])  # the stains whose area is measured
 _AHEAD = 2  # row groups drawn before the row buffer takes them
 
 
@@ -97,7 +100,15 @@ class TrainStream:
         self._shards = open_shards(shards_uri)
         _refuse_report(self._shards, split)
         self._groups = self._shards.row_groups(split)
-        self.plan = _plan(self._shards, split, bank, options, [group.rows for group in self._groups])
+        pairs, keep = _pairs(self._shards, split, bank)
+        drawn = pairs if keep is None else pairs[keep]
+        if not options.shrink:
+            _refuse_alike(self._shards, split, bank, drawn)
+        # Whether all patches have one known tissue type and one biomarker.
+        self.one_pair = (
+            bool(len(drawn)) and bool((drawn == drawn[0]).all()) and _names(drawn[0])[0] is not None
+        )
+        self.plan = _plan([group.rows for group in self._groups], pairs, keep, options)
         self._lanes = self.plan.rank_lanes(rank, world)
         draw = bank.draw if options.sampling == "epoch" else self._by_row(split, bank).draw
         augment = PRESETS[options.augment] if isinstance(options.augment, bool) else options.augment
@@ -107,6 +118,8 @@ class TrainStream:
             interpolation=options.interpolation,
             augment=augment,
             draw=with_class_captions(draw, options.caption_dropout),
+            follows=bank.follows_staining,
+            state=functools.cache(functools.partial(_statement, self._shards.info.card)),
         )
         self._decoder: BatchDecoder | None = None
 
@@ -180,12 +193,9 @@ def _refuse_report(shards: ShardSet, split: str) -> None:
         raise DatasetError(what, where=shards.uri, key="split", fix=fix)
 
 
-def _plan(shards: ShardSet, split: str, bank: CaptionBank, options: StreamOptions, sizes: list[int]) -> Plan:
-    pairs, keep = _pairs(shards, split, bank)
+def _plan(sizes: list[int], pairs: Ints, keep: Bools | None, options: StreamOptions) -> Plan:
     batch_size = options.batch_size
-    if not options.shrink:
-        _refuse_one_pair(shards, split, pairs if keep is None else pairs[keep])
-    else:
+    if options.shrink:
         rows = sum(sizes) if keep is None else int(keep.sum())
         batch_size = max(min(batch_size, rows) // options.lanes, 1) * options.lanes
     return Plan(
@@ -200,20 +210,38 @@ def _plan(shards: ShardSet, split: str, bank: CaptionBank, options: StreamOption
     )
 
 
-def _refuse_one_pair(shards: ShardSet, split: str, pairs: Ints) -> None:
-    """Raises DatasetError where all patches have one (tissue, biomarker) pair.
+def _refuse_alike(shards: ShardSet, split: str, bank: CaptionBank, pairs: Ints) -> None:
+    """Raises DatasetError where nothing tells the patches apart, so that nothing could be learnt.
 
-    Captions and the loss distinguish patches only by their pairs, so that nothing could be learnt.
+    Captions tell (tissue, biomarker) pairs apart. Those that follow staining also tell what labels state, and
+    what is measured.
     """
-    if len(pairs) and (pairs == pairs[0]).all():
-        tissue, biomarker = divmod(int(pairs[0]), len(BIOMARKERS) + 1)
-        names = f"{(*TISSUES, 'unknown')[tissue]} with {(*BIOMARKERS, 'unknown')[biomarker]}"
-        what = (
-            f"all {len(pairs):,} patches of the split '{split}' have one pair of tissue type and biomarker "
-            f"({names}): captions and loss cannot tell them apart, and labels beside these are not trained on"
-        )
-        fix = "train on patches of several tissue types or biomarkers"
-        raise DatasetError(what, where=shards.uri, key="data.split", fix=fix)
+    if not len(pairs) or (pairs != pairs[0]).any():
+        return
+    tissue, biomarker = _names(int(pairs[0]))
+    if bank.follows_staining(tissue, biomarker):
+        card, table = shards.info.card, shards.table(split, ["label", "score", "stain"])
+        rows = table.group_by(["label", "score", "stain"]).aggregate([]).to_pylist()
+        measured = not _MEASURED.isdisjoint([row.pop("stain") for row in rows])
+        stated = {statement(card, tissue=tissue, biomarker=biomarker, **row) for row in rows}
+        if measured or len(stated) > 1:
+            return
+        beside = "labels"
+    else:
+        beside = "captions that ignore staining and labels"
+    names = f"{tissue or 'unknown'} with {biomarker or 'unknown'}"
+    what = (
+        f"all {len(pairs):,} patches of the split '{split}' have one pair of tissue type and biomarker "
+        f"({names}), and {beside} do not tell them apart either"
+    )
+    fix = "train on patches of several tissue types, biomarkers or classes, with data.captions=templates"
+    raise DatasetError(what, where=shards.uri, key="data.split", fix=fix)
+
+
+def _names(pair: int) -> tuple[str | None, str | None]:
+    """The names of a pair's number (`_pairs`)."""
+    tissue, biomarker = divmod(pair, len(BIOMARKERS) + 1)
+    return (*TISSUES, None)[tissue], (*BIOMARKERS, None)[biomarker]
 
 
 def _pairs(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools | None]:
@@ -222,8 +250,7 @@ def _pairs(shards: ShardSet, split: str, bank: CaptionBank) -> tuple[Ints, Bools
     tissue, biomarker = _ids(table, "tissue", TISSUES), _ids(table, "biomarker", BIOMARKERS)
     pairs = tissue * (len(BIOMARKERS) + 1) + biomarker
     found, inverse = np.unique(pairs, return_inverse=True)
-    names = [divmod(pair, len(BIOMARKERS) + 1) for pair in found.tolist()]
-    covered = [bank.covers((*TISSUES, None)[t], (*BIOMARKERS, None)[b]) for t, b in names]
+    covered = [bank.covers(*_names(pair)) for pair in found.tolist()]
     return pairs, None if all(covered) else np.array(covered)[inverse]
 
 
@@ -242,6 +269,36 @@ class _Recipe:
     interpolation: str
     augment: Augment
     draw: CaptionDraw
+    follows: Callable[[str | None, str | None], bool]
+    state: Callable[[str | None, str | None, str | None, str | None], Statement]
+
+    def staining(self, rows: Rows, row: int, pixels: Pixels) -> tuple[Staining | None, str | None]:
+        """The staining band and the class in words of a row's caption; `pixels` are uint8 (S, S, 3).
+
+        Both are None where the captions of its pair do not depend on them, so that nothing is measured.
+        """
+        tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
+        if not self.follows(tissue, biomarker):
+            return None, None
+        stated = self.state(tissue, biomarker, rows.labels[row], rows.scores[row])
+        return captioned(stated, stained_share(pixels) if rows.stains[row] in _MEASURED else None)
+
+
+def _statement(
+    card: Mapping[str, Any],
+    tissue: str | None,
+    biomarker: str | None,
+    label: str | None,
+    score: str | None,
+) -> Statement:
+    return statement(card, tissue=tissue, biomarker=biomarker, label=label, score=score)
+
+
+def _finding(staining: Staining | None, described: str | None) -> int:
+    """A number below 2^63 for each staining band and class, the same on every rank; -1 for neither."""
+    if staining is None and described is None:
+        return -1
+    return id_key(f"{staining}\n{described}") >> 1
 
 
 class BatchDecoder:
@@ -315,6 +372,7 @@ class _Labels(NamedTuple):
     patch_ids: list[str]
     tissue: list[int]
     biomarker: list[int]
+    finding: list[int]
 
 
 @dataclass(frozen=True)
@@ -328,22 +386,24 @@ class _Pending:
 
 def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _Labels:
     """Decodes some rows of a batch into their slots, and draws their captions."""
-    labels = _Labels([], [], [], [])
+    labels = _Labels([], [], [], [], [])
     for (rows, row, copy), out in zip(picks, images, strict=True):
         patch_id, tissue, biomarker = rows.patch_ids[row], rows.tissues[row], rows.biomarkers[row]
         key = patch_id if copy == 0 else f"{patch_id}\n{copy}"
         change = recipe.augment.draw(recipe.seed, epoch, key)
         try:
-            decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
+            pixels = decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
         except ImageError as error:
             where = f"{patch_id} in {rows.where}"
             raise DatasetError(
                 error.what, where=where, key=error.key, fix="prepare the dataset again"
             ) from None
-        labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker))
+        staining = recipe.staining(rows, row, pixels)
+        labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker, *staining))
         labels.patch_ids.append(patch_id)
         labels.tissue.append(tissue_id(tissue))
         labels.biomarker.append(biomarker_id(biomarker))
+        labels.finding.append(_finding(*staining))
     return labels
 
 
@@ -355,6 +415,7 @@ def _finish(pending: _Pending) -> Batch:
         captions=[caption for part in parts for caption in part.captions],
         tissue=torch.tensor([number for part in parts for number in part.tissue]),
         biomarker=torch.tensor([number for part in parts for number in part.biomarker]),
+        finding=torch.tensor([number for part in parts for number in part.finding]),
         patch_ids=[patch_id for part in parts for patch_id in part.patch_ids],
         step=pending.step,
     )
