@@ -29,7 +29,9 @@ from .results import to_csv as to_csv
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator
+from .views import MIHIC_FIELD as MIHIC_FIELD
 from .views import SQUASHED_FROM as SQUASHED_FROM
+from .views import TrainingField as TrainingField
 from .views import View as View
 from .zero_shot import Scores as Scores
 from .zero_shot import score as score

@@ -73,7 +73,7 @@ class Examined:
     """What an image shows.
 
     sides  height and width in pixels
-    share  of the image's pixels that the model gets
+    seen   share of the image's tissue that the model is shown; None for a nearly blank image
     dab    measured DAB area; 0 where no question is about staining
     appearances  of each crop; none where no limit of familiarity was fitted
     """
@@ -81,7 +81,7 @@ class Examined:
     look: StainLook
     sides: tuple[int, int]
     scale: Scale
-    share: float
+    seen: float | None
     dab: float
     appearances: list[np.ndarray]
 
@@ -158,15 +158,15 @@ class Classifier:
         """What the pixels of an image, uint8 (H, W, 3), show. Several threads may call this at once."""
         asked = any(question.about_staining for question in self.questions)
         height, width = pixels.shape[:2]
-        crops = self.view.crops(pixels)
-        cut = sum(crop.shape[0] * crop.shape[1] for crop in crops)
         return Examined(
             look=look_at(pixels),
             sides=(height, width),
             scale=scale,
-            share=min(1.0, cut / (height * width)),
+            seen=self.view.squares(pixels).seen,
             dab=dab_area(pixels) if asked else 0.0,
-            appearances=[appearance(crop) for crop in crops] if self.history.familiarity else [],
+            appearances=[appearance(crop) for crop in self.view.crops(pixels)]
+            if self.history.familiarity
+            else [],
         )
 
     def check(self, question: Question, image: Examined, distance: float | None) -> Check:
@@ -178,7 +178,7 @@ class Classifier:
             question,
             scale=self.history.scale(image.sides, image.scale, self.view),
             familiarity=self.history.distance(distance),
-            coverage=f"{image.share:.0%} of the image",
+            coverage="nearly no tissue" if image.seen is None else f"{image.seen:.0%} of the tissue",
         )
         refusal = (
             gates.glass(image.look)

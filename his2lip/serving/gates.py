@@ -49,15 +49,14 @@ def scale(sides: tuple[int, int], image: Scale, history: TrainingHistory) -> Ref
 
     sides  height and width of the image in pixels
     """
-    if history.patch is None or image.mpp is None:
+    if history.field is None or image.mpp is None:
         return None
-    field = history.patch["size"] * history.patch["mpp"]
-    largest, smallest = max(sides) * image.mpp / field, min(sides) * image.mpp / field
+    largest, smallest = history.times(max(sides), image), history.times(min(sides), image)
     if largest <= MOST_SCALE and smallest >= 1 / MOST_SCALE:
         return None
     here = f"the model would see {max(sides) * image.mpp:.0f} µm per side at once"
     fix = "; --slide reads the image in tiles" if largest > MOST_SCALE else ""
-    return Refusal("scale", f"{here}, and its training patches showed {field:.0f} µm{fix}")
+    return Refusal("scale", f"{here}, and its training patches showed {history.field.um:.0f} µm{fix}")
 
 
 def unfamiliar(distance: float | None) -> Refusal | None:

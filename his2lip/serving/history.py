@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from his2lip.data.shards import PatchScale
-from his2lip.evaluation import SQUASHED_FROM, View
+from his2lip.evaluation import MIHIC_FIELD, SQUASHED_FROM, TrainingField, View
 from his2lip.models import TrainingData, origins, training_data_of
 from his2lip.serving.basis import Scale
 from his2lip.serving.familiarity import Familiarity
@@ -104,13 +104,23 @@ class TrainingHistory:
             return "no limit was fitted, so that an image unlike the training patches is answered too"
         return f"{value:.2f} times the limit; {self.familiarity}"
 
+    @property
+    def field(self) -> TrainingField | None:
+        """What the model saw per input side in training; None: unknown."""
+        return TrainingField.of({"patch": self.patch})
+
+    def times(self, side: int, image: Scale) -> float:
+        """How many training fields `side` pixels of an image span; of MIHIC's where training has none."""
+        mpp = float("nan") if image.mpp is None else image.mpp
+        return float((self.field or MIHIC_FIELD).times(np.array([side]), np.array([mpp]))[0])
+
     def scale(self, sides: tuple[int, int], image: Scale, view: View) -> str:
         """The value of `Basis.scale` for an image of height and width `sides`, in pixels."""
-        if self.patch is None:
-            return f"{image}; the scale of training is not recorded"
-        size, mpp = self.patch["size"], self.patch["mpp"]
-        parts = [str(image), f"training patches: {size} px at {mpp:g}"]
-        side = max(sides) if image.mpp is None else max(sides) * image.mpp / mpp
-        if view.kind == "squash" and side / size > SQUASHED_FROM:
-            parts.append(f"squashed: {side / size:.1f} times the side of a training patch")
+        parts = [str(image), "the scale of training is not recorded"]
+        if self.patch is not None:
+            parts[1] = f"training patches: {self.patch['size']} px at {self.patch['mpp']:g}"
+        times = self.times(max(sides), image)
+        if view.kind == "squash" and times > SQUASHED_FROM:
+            what = "a training patch" if self.patch else f"a field of {MIHIC_FIELD.um:g} µm"
+            parts.append(f"squashed: {times:.1f} times the side of {what}")
         return "; ".join(parts)
