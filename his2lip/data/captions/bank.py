@@ -128,7 +128,7 @@ class CaptionBank:
         templates = self.ours or self.missing == "template"
         if not templates and not self.stained:
             return self.content
-        tree = {"missing": self.missing, "staining": self.staining}
+        tree: dict[str, str] = {"missing": self.missing, "staining": self.staining}
         if not self.ours:
             tree["content"] = self.content
         if templates:
