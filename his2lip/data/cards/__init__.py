@@ -9,6 +9,7 @@ from his2lip.data.cards.card import (
     Mpp,
     Protocol,
     Role,
+    is_project_card,
     list_cards,
     load_card,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Protocol",
     "Role",
     "Terms",
+    "is_project_card",
     "list_cards",
     "load_card",
     "strictest",

@@ -275,6 +275,11 @@ def load_card(name_or_path: str | Path) -> Card:
     return config.load(Card, path)
 
 
+def is_project_card(card: Card) -> bool:
+    """Whether `card` is one of `list_cards`, unchanged; False for a card of one's own of the same name."""
+    return card.name in list_cards() and card == load_card(card.name)
+
+
 def list_cards() -> list[str]:
     """Names of the cards that are part of the package, sorted."""
     return sorted(path.stem for path in (resources.root() / CARDS).glob("*.yaml"))

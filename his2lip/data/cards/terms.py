@@ -71,12 +71,14 @@ class _Prepared(Protocol):
     def card(self) -> Mapping[str, Any]: ...
     @property
     def generated(self) -> bool: ...
+    @property
+    def origin(self) -> str: ...
 
 
 def terms_of(info: _Prepared) -> Terms:
     """The terms of a prepared dataset, from the card in its dataset.json. Generated images have none."""
     if info.generated:
-        return Terms(datasets={f"{info.name}-generated": "none, generated"})
+        return Terms(datasets={info.origin: "none, generated"})
     return terms_of_card(info.name, info.card)
 
 

@@ -1,4 +1,4 @@
-"""Check of prepared shards: content, published counts, leaks between splits, and stains."""
+"""Check of prepared shards: content, counts, classes, repeated pictures, leaks between splits, and stains."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from his2lip.config import validate
 from his2lip.data.cards import Card
 from his2lip.data.check.image_stats import ImageStats
 from his2lip.data.check.leaks import Leak, Sightings, difference_hash, may_recur
+from his2lip.data.check.repeats import Pictures, Place
 from his2lip.data.images import decode, look_at
 from his2lip.data.shards import (
     NO_LABEL,
@@ -22,6 +23,7 @@ from his2lip.data.shards import (
     DatasetInfo,
     ShardSet,
     content_digest,
+    labelled_rows,
     open_shards,
     row_digest,
 )
@@ -30,6 +32,7 @@ from his2lip.errors import DatasetError, ImageError
 ProgressCallback = Callable[[int, int], None]  # rows done, rows in all
 
 _BATCH_ROWS = 64  # rows that are converted to Python objects at once
+_LABELS = ("label", "tissue", "biomarker", "score")  # columns that say what a picture shows
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def check(uri: str | Path, *, samples: int = 0, progress: ProgressCallback | Non
     if not shards.info.generated:
         _compare_published(card, report)
     _find_leaks(card, shards, totals, report)
+    _find_repeats(shards, totals.pictures, report)
+    _find_empty_classes(shards, report)
     report.warnings.extend(report.images.warnings())
     return report
 
@@ -85,6 +90,7 @@ class _Totals:
         self.content = self.rows = 0
         self.counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.sightings = Sightings()
+        self.pictures = Pictures()
 
     def add(self, row: dict[str, Any], report: CheckReport) -> None:
         """Adds one row with all its columns, and reports the faults of its image."""
@@ -96,12 +102,17 @@ class _Totals:
             kind: row[f"{kind}_id"] for kind in ("case", "slide", "region")
         } | {"file": row["patch_id"].partition("#")[0]}
         pixels = _pixels(image, row, report)
+        picture: bytes | None = None
         if pixels is not None:
-            values["pixels"] = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+            hashed = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+            # A picture of one colour, such as glass, may well recur, under any label.
+            picture = hashed if pixels.min() < pixels.max() else None
+            values["pixels"] = hashed
             values["look"] = difference_hash(pixels)
             names = {key: row[key] for key in ("patch_id", "split", "stain")}
             report.images.add(pixels, look_at(pixels), label=label, **names)
         self.sightings.add(row["split"], values)
+        self.pictures.add(row["split"], picture, "\t".join(str(row[name]) for name in _LABELS))
 
 
 def _pixels(image: bytes, row: dict[str, Any], report: CheckReport) -> np.ndarray | None:
@@ -175,6 +186,52 @@ def _find_leaks(card: Card, shards: ShardSet, totals: _Totals, report: CheckRepo
         report.leaks.append((leak, problem))
         line = f"{leak}, such as {' and '.join(_patches(leak, shards))}"
         (report.problems if problem else report.warnings).append(line)
+
+
+def _find_repeats(shards: ShardSet, pictures: Pictures, report: CheckReport) -> None:
+    """Reports repeated pictures as a warning, and one picture under several labels as a problem.
+
+    A repeated picture counts more than others, but nothing about it is wrong, and published splits have some.
+    Of two labels of one picture, at least one is wrong.
+    """
+    for repeat in pictures.repeats():
+        names = [_row(shards, place)["patch_id"] for place in repeat.example]
+        report.warnings.append(f"{repeat}, such as {' and '.join(names)}")
+    conflict = pictures.conflict()
+    if conflict is None:
+        return
+    one, other = (_row(shards, place) for place in conflict.example)
+    column = next(name for name in _LABELS if one[name] != other[name])
+    shown = " and ".join(f"{row['patch_id']} ({row[column] or 'none'})" for row in (one, other))
+    many = "1 picture has" if conflict.pictures == 1 else f"{conflict.pictures:,} pictures have"
+    report.problems.append(f"{many} several labels, such as {shown}")
+
+
+def _row(shards: ShardSet, place: Place) -> dict[str, Any]:
+    """The patch id and the labels of one row."""
+    split, number = place
+    return dict(shards.table(split, ["patch_id", *_LABELS]).slice(number, 1).to_pylist()[0])
+
+
+def _find_empty_classes(shards: ShardSet, report: CheckReport) -> None:
+    """Warns of classes of a protocol without an image, in the scored split and in those for training."""
+    for name, protocol in shards.card().protocols.items():
+        for split in shards.splits:
+            role = shards.info.roles[split]
+            if role == "report" and split != protocol.split:
+                continue
+            numbers = {value: c for c, values in enumerate(protocol.classes.values()) for value in values}
+            columns = {"tissue", "biomarker"} if protocol.label == "pair" else {protocol.label}
+            table = shards.table(split, sorted(columns | set(protocol.where)))
+            _, found = labelled_rows(table, protocol.label, numbers, where=protocol.where)
+            empty = [c for i, c in enumerate(protocol.classes) if i not in set(found.tolist())]
+            if not empty or (len(empty) == len(protocol.classes) and split != protocol.split):
+                continue
+            share = len(empty) / len(protocol.classes)
+            line = f"{split}, protocol {name}: no image of {', '.join(empty)}"
+            line += f" ({len(empty)} of {len(protocol.classes)} classes"
+            line += ")" if role == "train" else f"; {share:.1%} of macro F1 is 0 for every model)"
+            report.warnings.append(line)
 
 
 def _patches(leak: Leak, shards: ShardSet) -> Iterator[str]:

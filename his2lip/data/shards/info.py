@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pydantic
 
 from his2lip import taxonomy
-from his2lip.data.cards import Card, Role
+from his2lip.data.cards import Card, Role, is_project_card
 from his2lip.errors import DatasetError
 
 SCHEMA_VERSION = 1
@@ -43,6 +43,8 @@ class DatasetInfo:
     """The content of dataset.json.
 
     card          the dataset card as plain JSON values
+    project_card  whether that is the project's card of this name, unchanged; None: an earlier version
+                  wrote the file
     generated     whether the images are generated, not real
     counts        split -> label, or NO_LABEL -> rows
     roles         split -> role
@@ -67,12 +69,18 @@ class DatasetInfo:
     view: str = "published"
     quarantined: list[tuple[str, str]]
     left_out: list[tuple[str, str]]
+    project_card: bool | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
     def title(self) -> str:
         """The name, marked where the images are generated."""
         return f"{self.name} (generated)" if self.generated else self.name
+
+    @property
+    def origin(self) -> str:
+        """The dataset's name in the provenance of models, where a generated twin has a name of its own."""
+        return f"{self.name}-generated" if self.generated else self.name
 
     @property
     def rows(self) -> int:
@@ -115,6 +123,7 @@ def summarise(
         view=view,
         quarantined=sorted(quarantined),
         left_out=sorted(left_out),
+        project_card=is_project_card(card),
     )
 
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from his2lip.config import validate
+from his2lip.data.cards import Card, list_cards, load_card
 from his2lip.data.shards import info as info_file
 from his2lip.data.shards.info import DatasetInfo
 from his2lip.data.shards.schema import SCHEMA, VERSION_KEY, WITHOUT_IMAGE
@@ -57,6 +59,24 @@ class ShardSet:
     def digest(self) -> str:
         """Identity of the content: the same for the same rows in any order, another for any changed row."""
         return self.info.digest
+
+    def card(self) -> Card:
+        """The card that the dataset is scored by: the project's (`project_card`), or the one in dataset.json.
+
+        Raises ConfigError for a stored card that is not valid.
+        """
+        return self.project_card() or validate(Card, self.info.card, where=f"{self.uri}/dataset.json, card")
+
+    def project_card(self) -> Card | None:
+        """The project's present card of this name, whose protocols may be newer than those in dataset.json.
+
+        None for a dataset that was prepared with a card of one's own. A dataset.json of an earlier version
+        does not record that; there, a card with the same reader counts as the project's.
+        """
+        if self.info.project_card is False or self.info.name not in list_cards():
+            return None
+        card = load_card(self.info.name)
+        return card if self.info.project_card or self.info.card.get("reader") == card.reader else None
 
     def row_groups(self, split: str) -> list[RowGroup]:
         """All row groups of a split, in the order of its files.
