@@ -18,7 +18,7 @@ from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingErr
 from his2lip.resources import STORAGE, sqlite_file, store_uri
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder
+    from his2lip.models import DualEncoder, TrainingRecord
     from his2lip.tracking import Promoted, Scored, Tracker
 
 _SHOWN_KEYS = (
@@ -49,7 +49,7 @@ def list_models() -> None:
 @command("models show")
 def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     """Show what a checkpoint was made from: configuration, data, step, metrics, digests, terms of use."""
-    from his2lip.models import load_model, meta_of, terms_of_use
+    from his2lip.models import load_model, meta_of, terms_of_use, training_record
 
     meta = meta_of(model)
     if not meta:
@@ -62,6 +62,9 @@ def show_model(model: Annotated[str, typer.Argument(help=MODEL_HELP)]) -> None:
     scores = {key: value for key, value in meta.get("metrics", {}).items() if key.startswith("select/")}
     for key, value in scores.items():
         say(f"{key}: {percent(value) if 'f1' in key or 'accuracy' in key else f'{value:.4f}'}")
+    record = training_record(model)
+    if record is not None:
+        say(f"  {'data':<10} {record}")
     show_terms(terms_of_use(model, meta))
 
 
@@ -176,11 +179,11 @@ def convert_model(
     ] = "clip",
 ) -> None:
     """Turn published weights into a checkpoint; pickled programs are refused and never run."""
-    from his2lip.models import convert
+    from his2lip.models import convert, training_record
 
     _require_empty(out)
     model, meta = convert(file, source=source, backbone=backbone, tokenizer=tokenizer)
-    _save(out, model, meta)
+    _save(out, model, meta, training_record(str(file)))
 
 
 @command("models blend")
@@ -191,13 +194,14 @@ def blend_models(
     out: Out,
 ) -> None:
     """Interpolate the weights of a model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""
-    from his2lip.models import blend, blended_meta, load_model, meta_of
+    from his2lip.models import TrainingRecord, blend, blended_meta, load_model, meta_of, training_record
 
     _require_empty(out)
     first, second = load_model(base), load_model(tuned)
     made_of = {"alpha": alpha, "base": first.tensor_digest(), "tuned": second.tensor_digest()}
     meta = blended_meta(base, meta_of(base), tuned, meta_of(tuned)) | {"blend": made_of}
-    _save(out, blend(first, second, alpha=alpha), meta)
+    trained_on = TrainingRecord.union(map(training_record, (base, tuned)))
+    _save(out, blend(first, second, alpha=alpha), meta, trained_on)
 
 
 @command("models export")
@@ -210,11 +214,11 @@ def export_model(
     ] = "open_clip",
 ) -> None:
     """Write a model for another tool, with the terms of use that it carries."""
-    from his2lip.models import export, load_model, meta_of, terms_of_use
+    from his2lip.models import export, load_model, meta_of, terms_of_use, training_record
 
     _require_empty(out)
     loaded, meta = load_model(model), meta_of(model)
-    export(loaded, out, format=format, meta=meta)
+    export(loaded, out, format=format, meta=meta, trained_on=training_record(model))
     _show_written(loaded, out)
     show_terms(terms_of_use(loaded.name, meta))
     if format == "open_clip":
@@ -238,11 +242,11 @@ def _show_written(model: DualEncoder, out: Path) -> None:
     say(f"  compares   by {model.similarity}")
 
 
-def _save(out: Path, model: DualEncoder, meta: dict[str, Any]) -> None:
+def _save(out: Path, model: DualEncoder, meta: dict[str, Any], trained_on: TrainingRecord | None) -> None:
     """Writes the checkpoint, and prints where it is and its terms of use."""
     from his2lip.models import save_checkpoint, terms_of_use
 
-    save_checkpoint(out, model, meta=meta)
+    save_checkpoint(out, model, meta=meta, trained_on=trained_on)
     _show_written(model, out)
     show_terms(terms_of_use(model.name, meta))
     say(f"use it: his2lip classify IMAGE --model {out}")
@@ -346,6 +350,7 @@ def _staged(model: str) -> Iterator[Path]:
         copy_checkpoint,
         load_model,
         save_checkpoint,
+        training_record,
     )
 
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch, checkpoint_folder(model) as source:
@@ -353,5 +358,5 @@ def _staged(model: str) -> Iterator[Path]:
         if source is not None:
             copy_checkpoint(source, folder)
         else:
-            save_checkpoint(folder, load_model(model), meta={})
+            save_checkpoint(folder, load_model(model), meta={}, trained_on=training_record(model))
         yield folder

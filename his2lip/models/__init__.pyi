@@ -29,8 +29,13 @@ from .registered import is_registered as is_registered
 from .registered import local_name as local_name
 from .registered import meta_of as meta_of
 from .registered import registered_name as registered_name
+from .registered import training_record as training_record
 from .resume import ResumeState as ResumeState
 from .resume import load_resume as load_resume
+from .tokenizer import clip_tokenizer as clip_tokenizer
+from .trained_on import TrainingRecord as TrainingRecord
+from .trained_on import case_keys as case_keys
+from .trained_on import image_keys as image_keys
 from .training_data import TRAINING_DATA as TRAINING_DATA
 from .training_data import TrainingData as TrainingData
 from .training_data import training_data_of as training_data_of

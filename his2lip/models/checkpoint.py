@@ -37,6 +37,7 @@ from his2lip.models.remote_code import refuse_programs
 from his2lip.models.resume import FOLDER as RESUME_FOLDER
 from his2lip.models.resume import ResumeState, save_resume
 from his2lip.models.tokenizer import build_tokenizer, clip_vocabulary
+from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.models.weights import Tensors, file_digest, load_weights
 
 WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
@@ -47,13 +48,15 @@ def save_checkpoint(
     model: DualEncoder,
     *,
     meta: Mapping[str, Any],
+    trained_on: TrainingRecord | None = None,
     resume: ResumeState | None = None,
 ) -> Path:
     """Writes `model` into `folder`, completely or not at all; an existing checkpoint is replaced.
 
     `meta` is what the run knows (resolved config, label vocabularies, data digest, step, metrics), JSON-able.
-    Tensor digest, tokenizer and code version are added to it. Returns the folder. Raises ModelError for a
-    model that only its authors' package can build.
+    Tensor digest, tokenizer and code version are added to it. `trained_on` is None for a model whose training
+    data are not recorded. Returns the folder. Raises ModelError for a model that only its authors' package
+    can build.
     """
     if "package" in model.config:
         what = f"'{model.name}' runs in its authors' package, so it cannot be stored as a checkpoint"
@@ -63,8 +66,12 @@ def save_checkpoint(
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         _write_json(new / OPEN_CLIP, _open_clip_config(model))
         _save_text_side(new, model)
-        files = {"files": _digests(new)}
-        _write_json(new / META, sealed(_provenance(model, state) | files | dict(meta)))
+        known = {key: value for key, value in meta.items() if key != RECORDED}
+        if trained_on is not None:
+            known[RECORDED] = trained_on.summary()
+            (new / RECORD).write_bytes(trained_on.data)
+        known["files"] = _digests(new)
+        _write_json(new / META, sealed(_provenance(model, state) | known))
         if resume is not None:
             save_resume(new / RESUME_FOLDER, resume)
     return Path(folder)
@@ -105,11 +112,9 @@ def copy_checkpoint(folder: str | Path, to: Path) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of the files in `folder` that have no digest of their own: the text side's."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    own = {
-        path.relative_to(folder).as_posix(): path for path in files if path.name not in (WEIGHTS, OPEN_CLIP)
-    }
-    return {name: file_digest(path) for name, path in own.items()}
+    others = (WEIGHTS, OPEN_CLIP, RECORD)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in others)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from his2lip.models.load import config_of_tag, load_model
 from his2lip.models.preprocess import RELEASED_PREPROCESS, Preprocess
 from his2lip.models.provenance import Meta, terms_of_use
 from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.trained_on import RECORD, TrainingRecord
 from his2lip.models.transformers_folder import (
     from_transformers,
     to_transformers_folder,
@@ -112,17 +113,28 @@ def _is_clip_model(source: Path) -> bool:
 
 
 def export(
-    model: DualEncoder, folder: str | Path, *, format: Literal["open_clip", "transformers"], meta: Meta
+    model: DualEncoder,
+    folder: str | Path,
+    *,
+    format: Literal["open_clip", "transformers"],
+    meta: Meta,
+    trained_on: TrainingRecord | None = None,
 ) -> Path:
     """Writes `model` into `folder` for another tool, with its terms of use beside it.
 
     open_clip      a checkpoint, which open_clip loads as `local-dir:` (towers of open_clip and timm)
     transformers   `CLIPModel.from_pretrained(folder)`; see `to_transformers_folder` for what it refuses
     meta           the model's provenance: stored with a checkpoint, and the source of the terms
+    trained_on     stored in both formats; `models convert` reads it back
     """
-    if format == "transformers":
-        return to_transformers_folder(model, folder, terms=terms_of_use(model.name, meta))
-    return save_checkpoint(folder, model, meta=dict(meta) | {"exported": "open_clip"})
+    if format == "open_clip":
+        return save_checkpoint(
+            folder, model, meta=dict(meta) | {"exported": "open_clip"}, trained_on=trained_on
+        )
+    written = to_transformers_folder(model, folder, terms=terms_of_use(model.name, meta))
+    if trained_on is not None:
+        (written / RECORD).write_bytes(trained_on.data)
+    return written
 
 
 def from_released(

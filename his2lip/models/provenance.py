@@ -30,6 +30,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "metrics": dict,
     "terms": dict,
+    "trained_on": dict,
     "began_as": (str, list),
     TRAINING_DATA: list,
 }

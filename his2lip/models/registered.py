@@ -15,6 +15,7 @@ from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.files import absolute
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
+from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.resources import STORAGE, relocate_store, sqlite_file, store_uri
 
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
@@ -94,6 +95,24 @@ def meta_of(name: str) -> dict[str, Any]:
             return read_meta(_download(name, META, scratch).parent)
     folder = name.removeprefix(_LOCAL)
     return read_meta(folder) if is_checkpoint(folder) else {}
+
+
+def training_record(name: str) -> TrainingRecord | None:
+    """What the model of this name was trained on, as far as it is recorded; None where nothing is.
+
+    Raises CheckpointError for a checkpoint whose record is missing or damaged.
+    """
+    if is_registered(name):
+        with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
+            meta = read_meta(_download(name, META, scratch).parent)
+            data = _download(name, RECORD, scratch).read_bytes() if RECORDED in meta else None
+            return TrainingRecord.of_checkpoint(meta, data, where=name)
+    folder = current_folder(Path(name.removeprefix("local-dir:")))
+    file = folder / RECORD
+    data = file.read_bytes() if file.is_file() else None
+    if is_checkpoint(folder):
+        return TrainingRecord.of_checkpoint(read_meta(folder), data, where=name)
+    return None if data is None else TrainingRecord.from_bytes(data, where=name)  # exported for another tool
 
 
 def _scratch(folder: str | Path) -> tempfile.TemporaryDirectory[str]:

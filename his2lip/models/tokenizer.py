@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -39,6 +40,33 @@ class CaptionTokenizer:
             self._rows.update(zip(unseen, full.clone().unbind(), strict=True))
         tokens = torch.stack([self._rows[c] for c in captions])
         return tokens[:, : own_length(tokens, self.pad_id)].clone() if self.cut else tokens
+
+    def too_long(self, captions: Iterable[str]) -> list[str]:
+        """The captions, each once, that have more tokens than the text tower reads, so that they are cut.
+
+        A caption is one of them where one more place would change its tokens.
+        """
+        distinct = list(dict.fromkeys(captions))
+        if not distinct:
+            return []
+        whole = self.tokenizer(distinct, context_length=self.context_length)
+        longer = self.tokenizer(distinct, context_length=self.context_length + 1)
+        changed = (torch.nn.functional.pad(whole, (0, 1), value=self.pad_id) != longer).any(dim=1)
+        return [caption for caption, cut in zip(distinct, changed.tolist(), strict=True) if cut]
+
+    def cut_note(self, captions: Iterable[str]) -> str | None:
+        """How many of the distinct captions are too long, with an example; None where none is."""
+        distinct = list(dict.fromkeys(captions))
+        cut = self.too_long(distinct)
+        if not cut:
+            return None
+        counts = f"{len(cut):,} of {len(distinct):,} captions are longer than {self.context_length} tokens"
+        return f"{counts} and are cut, such as '{shorten(cut[0], 80, placeholder='…')}'"
+
+
+def clip_tokenizer() -> CaptionTokenizer:
+    """The tokenizer of CLIP, which needs no file, at CLIP's context of 77 tokens."""
+    return build_tokenizer({"text_cfg": {}})
 
 
 def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None) -> CaptionTokenizer:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from his2lip.config import recorded
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, patch_scale
+from his2lip.data.stream import rows_with_captions
 from his2lip.errors import ConfigError
 from his2lip.models import (
     TRAINING_DATA,
@@ -18,6 +23,9 @@ from his2lip.models import (
     Precision,
     ResumeState,
     TrainingData,
+    TrainingRecord,
+    case_keys,
+    image_keys,
     load_model,
     meta_of,
     origins,
@@ -25,6 +33,7 @@ from his2lip.models import (
     save_checkpoint,
     set_image_size,
     training_data_of,
+    training_record,
 )
 from his2lip.resources import code_version
 from his2lip.training.config import TrainConfig
@@ -86,11 +95,11 @@ def _precision(asked: str, device: torch.device) -> Precision:
 
 def best_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:
     """Writes `best` only, for runs that are never resumed."""
-    common = _metadata(config, shards, bank)
+    write = _writer(config, shards, bank)
 
     def save(model: DualEncoder, resume: ResumeState, metrics: dict[str, float], best: bool) -> None:
         if best:
-            save_checkpoint(run.best, model, meta=common | {"step": resume.step, "metrics": metrics})
+            write(run.best, model, {"step": resume.step, "metrics": metrics}, None)
 
     return save
 
@@ -101,15 +110,31 @@ def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: 
     A process killed between the two leaves a `best` that is newer than `last`. Resuming from `last` then
     computes the same `best` again.
     """
-    common, save_best = _metadata(config, shards, bank), best_writer(run, config, shards, bank)
+    write = _writer(config, shards, bank)
 
     def save(model: DualEncoder, resume: ResumeState, metrics: dict[str, float], best: bool) -> None:
-        save_best(model, resume, metrics, best)
-        save_checkpoint(
-            run.last, model, meta=common | {"step": resume.step, "metrics": metrics}, resume=resume
-        )
+        meta = {"step": resume.step, "metrics": metrics}
+        if best:
+            write(run.best, model, meta, None)
+        write(run.last, model, meta, resume)
 
     return save
+
+
+def _writer(
+    config: TrainConfig, shards: ShardSet, bank: CaptionBank
+) -> Callable[[Path, DualEncoder, dict[str, Any], ResumeState | None], None]:
+    """Writes one checkpoint. What all checkpoints of the run share is computed at the first one."""
+
+    @cache
+    def shared() -> tuple[dict[str, Any], TrainingRecord]:
+        return _metadata(config, shards, bank), _record(config, shards, bank)
+
+    def write(folder: Path, model: DualEncoder, meta: dict[str, Any], resume: ResumeState | None) -> None:
+        common, record = shared()
+        save_checkpoint(folder, model, meta=common | meta, trained_on=record, resume=resume)
+
+    return write
 
 
 def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
@@ -128,3 +153,21 @@ def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[
         TRAINING_DATA: [data.model_dump() for data in seen],
         "code_version": code_version(),
     }
+
+
+def _record(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> TrainingRecord:
+    """What the run's checkpoints are trained on: its data, and those of the model that it starts from."""
+    table = shards.table(config.data.split, ["sha256", "case_id"])
+    kept = rows_with_captions(shards, config.data.split, bank)
+    if kept is not None:
+        table = table.filter(pa.array(kept))
+    cases = table["case_id"].unique().drop_null().to_pylist()
+    own = TrainingRecord(
+        datasets=(shards.info.origin,),
+        digests=(shards.digest,),
+        images=np.unique(image_keys(table["sha256"].to_pylist())),
+        cases=np.unique(case_keys(shards.info.origin, cases)),
+    )
+    both = TrainingRecord.union([training_record(config.model.backbone), own])
+    assert both is not None
+    return both

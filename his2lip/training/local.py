@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -22,6 +23,7 @@ from his2lip.training.run_inputs import check_contents, open_data
 from his2lip.training.source import StreamSource
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def run_in_process(
@@ -50,7 +52,7 @@ def run_in_process(
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         _data_key(config, shards, bank, model),
-        lambda: StreamSource(config, bank, preprocess=model.preprocess, cache_train=True),
+        lambda: _open_source(config, bank, model),
     )
 
     def each_epoch(progress: StepReport) -> bool | None:
@@ -69,6 +71,12 @@ def run_in_process(
         validate=validate,
         device=device,
     )
+
+
+def _open_source(config: TrainConfig, bank: CaptionBank, model: DualEncoder) -> StreamSource:
+    if (note := model.tokenizer.cut_note(bank.distinct())) is not None:
+        _log.warning(note)
+    return StreamSource(config, bank, preprocess=model.preprocess, cache_train=True)
 
 
 class _Latest(Generic[T]):

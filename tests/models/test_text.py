@@ -13,7 +13,7 @@ from torch import nn
 from his2lip.models.architecture import build_clip
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.tokenizer import build_tokenizer, own_length, runs_at_own_length
+from his2lip.models.tokenizer import build_tokenizer, clip_tokenizer, own_length, runs_at_own_length
 
 
 def dual(config: dict, tokenizer_source: Path | None = None) -> DualEncoder:
@@ -115,6 +115,25 @@ def test_a_caption_longer_than_the_context_is_cut_as_open_clip_cuts_it() -> None
     long = "tumour " * 200
     theirs = model.tokenizer.tokenizer([long], context_length=model.tokenizer.context_length)
     assert torch.equal(model.tokenize([long]), theirs)
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert", "padded with its own end"])
+def test_exactly_the_captions_that_lose_a_token_are_reported(kind: str, tmp_path: Path) -> None:
+    if kind == "clip":
+        tokenizer = clip_tokenizer()
+    else:
+        source = wordpiece_folder(tmp_path)
+        tokenizer = build_tokenizer(hf_config(source), source)
+        if kind != "bert":
+            theirs = tokenizer.tokenizer.tokenizer
+            theirs.pad_token = theirs.sep_token
+            tokenizer.pad_id = int(theirs.pad_token_id)
+    fits = tokenizer.context_length - 2  # words between the two markers
+    captions = [" ".join(["cell"] * (fits + more)) for more in (-1, 0, 1, 9)]
+    assert tokenizer.too_long([*captions, *captions]) == captions[2:]
+    assert str(tokenizer.cut_note([*captions, *captions])).startswith("2 of 4 captions are longer than ")
+    assert tokenizer.cut_note(captions[:2]) is None
+    assert tokenizer.cut_note([]) is None
 
 
 def test_the_own_length_ends_at_the_last_token_even_where_a_token_has_the_padding_id() -> None:

@@ -193,6 +193,11 @@ class CaptionBank:
             return line
         return caption_templates.with_class(line, described, number // len(lines))
 
+    def distinct(self) -> list[str]:
+        """Every caption of the bank that training can draw, once."""
+        banks = (self.captions.values(), self.stained.values())
+        return list(dict.fromkeys(line for bank in banks for lines in bank for line in lines))
+
     def coverage(self, pairs: Iterable[Pair]) -> Coverage:
         """How many of these patches have captions in this bank."""
         counts = Counter(pairs)

@@ -3,3 +3,4 @@ from .augment import Augmentation as Augmentation
 from .batch import Batch as Batch
 from .train_stream import StreamOptions as StreamOptions
 from .train_stream import TrainStream as TrainStream
+from .train_stream import rows_with_captions as rows_with_captions

@@ -185,6 +185,11 @@ class TrainStream:
         return read_by_ray(system, groups, head_bytes=head_bytes, ranks=self._world)
 
 
+def rows_with_captions(shards: ShardSet, split: str, bank: CaptionBank) -> Bools | None:
+    """bool (N,): the rows of a split that training with this bank reads; None: all of them."""
+    return _pairs(shards, split, bank)[1]
+
+
 def _refuse_report(shards: ShardSet, split: str) -> None:
     if shards.info.roles.get(split) == "report":
         what = f"the split '{split}' is for reporting: training may not read it"
