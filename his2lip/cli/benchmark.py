@@ -203,6 +203,13 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     for (dataset, protocol), classes in empty.items():
         if classes:
             say(f"{dataset} ({protocol}): no unit of {', '.join(classes)}; counts as 0 in macro F1")
+    repeated = {(c.dataset, c.protocol): c.repeated_note for c in result.cells}
+    for (dataset, protocol), note in repeated.items():
+        if note is not None:
+            say(f"{dataset} ({protocol}): {note}")
+    for cell in result.cells:
+        for note in filter(None, (cell.overlap_note, cell.cut_note)):
+            say(f"{cell.model} on {cell.dataset} ({cell.protocol}): {note}")
     _show_prompt_order(result)
     _show_seen(result)
     for failure in result.failed:

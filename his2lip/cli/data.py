@@ -15,6 +15,7 @@ from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, DatasetError, first_line
 
 if TYPE_CHECKING:
+    from his2lip.data.cards import Card
     from his2lip.data.check import ImageStats
     from his2lip.data.prepare import PrepareReport
     from his2lip.data.shards import DatasetInfo
@@ -67,17 +68,17 @@ def prepare_dataset(
         given |= {"--pseudonymise": pseudonymise, "--names": names}
         _prepare_captions(root, out, unused=[option for option, value in given.items() if value is not None])
         return
-    from his2lip.data.cards import load_card
     from his2lip.data.prepare import NameMap, prepare
 
     if (pseudonymise is None) != (names is None):
         what = "a key and a map of names must be given together"
         key = "--names" if names is None else "--pseudonymise"
         raise DatasetError(what, key=key, fix="give --pseudonymise and --names")
+    chosen = _card(card)
     map_of_names = NameMap.open(pseudonymise, names, out=out) if pseudonymise and names else None
     with ProgressBar(card) as bar:
         report = prepare(
-            load_card(card),
+            chosen,
             root,
             out,
             view=view,
@@ -91,7 +92,7 @@ def prepare_dataset(
     if report.root != Path(os.path.abspath(root)):
         say(f"unpacked in {report.root}; it may be removed")
     show_counts(report.info)
-    for rule in load_card(card).carve:
+    for rule in chosen.carve:
         if not {rule.source, rule.into} <= report.info.counts.keys():
             say(f"note: one of '{rule.source}' and '{rule.into}', which is carved from it, is empty")
             say("  if you need both, set another seed or fraction of `carve` on the card")
@@ -212,6 +213,10 @@ def _prepare_captions(root: Path, out: str, *, unused: Sequence[str]) -> None:
         what = f"nothing can be written here: {first_line(error)}"
         raise DatasetError(what, where=out, key="--out") from None
     say(str(report))
+    from his2lip.models import clip_tokenizer
+
+    if (note := clip_tokenizer().cut_note(bank.distinct())) is not None:
+        say(f"for CLIP, {note}")
     say(f"caption bank: {out}")
 
 
@@ -288,13 +293,24 @@ def _is_card(what: str) -> bool:
     return what.endswith((".yaml", ".yml")) or (what in list_cards() and not (Path(what) / INFO).is_file())
 
 
+def _card(name: str) -> Card:
+    """The card of a name, or of a file. Raises ConfigError where a name means one of each."""
+    from his2lip.data.cards import list_cards, load_card
+
+    card = load_card(name)
+    for own in (Path(f"{name}.yaml"), Path(f"{name}.yml")):
+        if name in list_cards() and own.is_file() and load_card(own) != card:
+            what = f"'{name}' is the name of a card of the project, and of another one here"
+            raise ConfigError(what, where=own, key=name, fix=f"write {own} for yours, or rename that file")
+    return card
+
+
 def _check_card(name: str) -> tuple[Sequence[str], Sequence[str]]:
     """(problems, notes) of a card, after printing its protocols."""
-    from his2lip.data.cards import load_card
     from his2lip.data.check import check_card
     from his2lip.evaluation import PromptSet
 
-    card = load_card(name)
+    card = _card(name)
     report = check_card(card)
     problems = [str(problem) for problem in report.problems]
     for protocol, rule in card.protocols.items():

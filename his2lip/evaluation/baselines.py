@@ -83,6 +83,12 @@ class BaselineScorer:
     def trained_on(self, plan: CellPlan) -> bool:
         return False  # only models are marked as in-domain
 
+    def overlap(self, plan: CellPlan) -> None:
+        return None
+
+    def cut_prompts(self, plan: CellPlan) -> None:
+        return None
+
     def score(self, plan: CellPlan) -> Scored:
         scores = _KINDS[self._kind](plan, self._cache)
         if self._kind == "chance":

@@ -39,6 +39,12 @@ class ControlScorer:
     def trained_on(self, plan: CellPlan) -> bool:
         return False  # only models are marked as in-domain
 
+    def overlap(self, plan: CellPlan) -> None:
+        return None  # nor counted
+
+    def cut_prompts(self, plan: CellPlan) -> int | None:
+        return self._model.cut_prompts(plan)
+
     def sight(self, plan: CellPlan) -> Sight:
         return self._model.sight(plan)
 

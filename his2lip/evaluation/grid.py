@@ -35,7 +35,7 @@ from his2lip.evaluation.leaderboard import (
     write_leaderboard,
 )
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import card_of, select
+from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import TrainingField
@@ -44,7 +44,7 @@ from his2lip.logs import log_to
 from his2lip.runtime import check_nodes, is_local
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder
+    from his2lip.models import DualEncoder, TrainingRecord
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +159,8 @@ def run_grid(
     cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
     cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
-    cells = with_prompt_order(with_published(with_blends(cells, config.models)), of_draws)
+    cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
+    cells = with_prompt_order(with_published(with_blends(cells, config.models), cards), of_draws)
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
     cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
@@ -239,7 +240,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     for dataset, uri in config.uris().items():
         try:
             shards = open_shards(uri)
-            card = card_of(shards)
+            card = shards.card()
         except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
             broken = True
             failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
@@ -326,22 +327,33 @@ def _scorer(
 
 
 def _model_scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> ModelScorer:
-    from his2lip.models import meta_of
-
-    model = _load(entry, config)
-    # At alpha 0 the weights are those of the base model.
-    meta = meta_of(entry.blend.base if entry.blend and entry.blend.alpha == 0 else entry.path)
-    digests = {meta["data_digest"]} if "data_digest" in meta else set()
     return ModelScorer(
         entry.name,
-        model,
+        _load(entry, config),
         cache,
-        trained_on=frozenset(digests if entry.trained_on is None else entry.trained_on),
-        fine_tuned=bool(digests) and entry.trained_on is None,
-        field=TrainingField.of(meta),
+        record=_training_record(entry),
+        declared=entry.trained_on,
+        field=TrainingField.of(_meta(entry)),
         batch_size=config.batch_size,
         threads=config.task_threads,
     )
+
+
+def _meta(entry: ModelEntry) -> dict[str, Any]:
+    """The provenance of the entry's model; at alpha 0 the weights are those of the base model."""
+    from his2lip.models import meta_of
+
+    return meta_of(entry.blend.base if entry.blend and entry.blend.alpha == 0 else entry.path)
+
+
+def _training_record(entry: ModelEntry) -> TrainingRecord | None:
+    """What the entry's model was trained on; the weights of a blend at alpha 0 are those of its base only."""
+    from his2lip.models import TrainingRecord, training_record
+
+    blended = entry.blend
+    names = [entry.path] if blended is None or blended.alpha > 0 else []
+    names += [blended.base] if blended is not None and blended.alpha < 1 else []
+    return TrainingRecord.union(map(training_record, names))
 
 
 def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
@@ -453,8 +465,10 @@ def _plan(
         protocol=protocol,
         uri=shards.uri,
         data_digest=shards.digest,
+        origin=shards.info.origin,
         generated=shards.info.generated,
         in_domain=card.in_domain,
+        project_card=card.name if shards.project_card() is not None else None,
         roles=dict(shards.info.roles),
         prompts=PromptSet.load(own).narrow(protocol.classes),
         selection=select(shards, protocol, labels_of=card.labels_of),

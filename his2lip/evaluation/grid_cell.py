@@ -29,6 +29,7 @@ from his2lip.evaluation.metrics import (
     per_class,
     positive_class,
 )
+from his2lip.evaluation.overlap import Overlap
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection
@@ -42,6 +43,8 @@ from his2lip.files import filesystem, write_file
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
 MOST_PARTS = 500  # a column of more values is left out of the breakdowns
+# Counts that do not decide the predictions: they are computed for finished grid cells too.
+_COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
 _BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1")  # keys of cell.json beside the record's
 
@@ -57,8 +60,10 @@ class CellPlan:
     protocol: Protocol
     uri: str
     data_digest: str
+    origin: str  # the dataset's name in the provenance of models
     generated: bool
     in_domain: bool  # the card says that fine-tuned models were trained on this distribution
+    project_card: str | None  # the name of the card, where it is one of the project's
     roles: dict[str, str]
     prompts: PromptSet
     selection: Selection
@@ -108,6 +113,12 @@ class Scorer(typing.Protocol):
     def trained_on(self, plan: CellPlan) -> bool:
         """Whether the dataset is the scorer's own training distribution."""
 
+    def overlap(self, plan: CellPlan) -> Overlap | None:
+        """How many of the plan's units it was trained on; None where that is not known."""
+
+    def cut_prompts(self, plan: CellPlan) -> int | None:
+        """How many of the plan's sentences are too long for it and are cut; None where it reads none."""
+
     def score(self, plan: CellPlan) -> Scored:
         """Scores of the plan's units."""
 
@@ -142,22 +153,28 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """
     identity = _identity(scorer, plan)
     place = cell_folder(folder, identity)
+    found = scorer.overlap(plan)
     shown: dict[str, Any] = {
         "model": scorer.name,
         "dataset": plan.dataset,
         "protocol": plan.protocol_name,
-        "in_domain": scorer.trained_on(plan),
+        "in_domain": scorer.trained_on(plan) or (found is not None and found.units > 0),
+        "overlap_units": found and found.units,
+        "overlap_images": found and found.images,
+        "overlap_cases": found and found.cases,
+        "repeated": plan.selection.repeated,
+        "cut_prompts": scorer.cut_prompts(plan),
         "generated": plan.generated,
         "basis": plan.protocol.basis,
     }
     damaged = None
     try:
-        finished = _read(place)
+        finished = _read(place, shown)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
     if finished is not None and finished[0].groups_sha256 == plan.selection.groups_sha256:
         result, prompt_f1 = finished
-        return CellRun(result.model_copy(update=shown), reused=True, prompt_f1=prompt_f1)
+        return CellRun(result, reused=True, prompt_f1=prompt_f1)
     scored = scorer.score(plan)
     scores = scored.scores
     prompt_f1 = {name: pool.of_draws for name, pool in scored.pools.items() if pool.of_draws}
@@ -191,7 +208,7 @@ def cell_folder(folder: str, identity: str) -> str:
 
 def check_stored(folder: str, result: CellResult) -> None:
     """Raises DamagedCellError where the stored grid cell of a result is missing, damaged, or another one."""
-    stored = _read(cell_folder(folder, result.cell))
+    stored = _read(cell_folder(folder, result.cell), {name: getattr(result, name) for name in _COUNTED})
     if stored is None:
         raise DamagedCellError("its grid cell is missing or of an earlier version")
     if any(getattr(stored[0], name) != getattr(result, name) for name in results.metric_fields()):
@@ -377,10 +394,11 @@ def _write(place: str, result: CellResult, predictions: pa.Table, prompt_f1: Pro
     write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read(place: str) -> tuple[CellResult, PromptF1] | None:
+def _read(place: str, shown: Mapping[str, Any]) -> tuple[CellResult, PromptF1] | None:
     """A finished result with its macro F1 by prompt draw; None where there is none, or with fewer fields.
 
-    Raises DamagedCellError for content that is not what was written.
+    The fields of `shown` do not follow from the predictions, and replace those that were stored. Raises
+    DamagedCellError for content that is not what was written.
     """
     system, path = filesystem(place)
     try:
@@ -393,8 +411,8 @@ def _read(place: str) -> tuple[CellResult, PromptF1] | None:
         if tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
-        complete = set(results.fields()) <= set(record)
-        result = results.parse(record, where=f"{place}/cell.json") if complete else None
+        complete = set(results.fields()) <= {*record, *shown}
+        result = results.parse(record | shown, where=f"{place}/cell.json") if complete else None
         with system.open_input_stream(f"{path}/predictions.parquet") as source:
             data = source.read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

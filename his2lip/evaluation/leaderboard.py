@@ -55,12 +55,16 @@ def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence
     return f"{path}/leaderboard.csv"
 
 
-def with_published(cells: Iterable[CellResult]) -> list[CellResult]:
-    """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data."""
+def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> list[CellResult]:
+    """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data.
+
+    cards  dataset -> the project's card by which it is scored; a dataset with a card of one's own has none
+    """
     known = {(comparison_name(row.model), comparison_name(row.dataset)): row for row in published_figures()}
     filled = []
     for cell in cells:
-        row = known.get((comparison_name(cell.model), comparison_name(cell.dataset)))
+        card = cards.get(cell.dataset, "")
+        row = known.get((comparison_name(cell.model), comparison_name(card)))
         if row and cell.protocol == PAPER and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)

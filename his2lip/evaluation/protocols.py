@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from his2lip.config import digest, validate
-from his2lip.data.cards import Card, LabelsOf, Protocol, load_card
+from his2lip.config import digest
+from his2lip.data.cards import LabelsOf, Protocol
 from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
-from his2lip.errors import ConfigError, DatasetError
+from his2lip.errors import DatasetError
 from his2lip.evaluation.statistics import Clusters, clusters_of
 from his2lip.evaluation.views import MIHIC_FIELD, TrainingField, View
 from his2lip.evaluation.zero_shot import Top
+from his2lip.models import case_keys, image_keys
 
 APART = -1  # class number of units that are predicted and reported, but not scored
 BREAKDOWN = ("biomarker", "stain", "slide_id", "case_id")  # columns by which figures are reported too
@@ -31,6 +32,8 @@ class Selection:
     unit_ids        (U,) patch ids, or values of the column by which rows are pooled into units
     case_ids        (U,), None where unknown
     clusters        which units depend on each other
+    image_keys      uint64 (N,), the image of each row by its bytes, see `models.image_keys`
+    case_keys       uint64 (N,), the case of each row, see `models.case_keys`
     labels          int64 (U,) class numbers; APART for units that are not scored
     breakdown       column -> (U,) values, None where unknown: those of `BREAKDOWN`, and the protocol's own
     without_mpp     number of rows with unknown microns per pixel, whose tiles have a fixed size in pixels
@@ -45,6 +48,8 @@ class Selection:
     unit_ids: list[str]
     case_ids: list[str | None]
     clusters: Clusters
+    image_keys: np.ndarray
+    case_keys: np.ndarray
     labels: np.ndarray
     breakdown: dict[str, list[str | None]]
     without_mpp: int
@@ -57,16 +62,12 @@ class Selection:
         """bool (U,): the units that count in the figures."""
         return self.labels != APART
 
-
-def card_of(shards: ShardSet) -> Card:
-    """The card of this name that is part of his2lip, or else the card stored with the shards.
-
-    Raises ConfigError for a stored card that is not valid.
-    """
-    try:
-        return load_card(shards.info.name)
-    except ConfigError:
-        return validate(Card, shards.info.card, where=f"{shards.uri}/dataset.json, card")
+    @property
+    def repeated(self) -> int:
+        """Number of scored units with the same images, byte by byte, as an earlier one."""
+        sums = np.zeros(len(self.labels), dtype=np.uint64)
+        np.add.at(sums, self.unit, self.image_keys)  # modulo 2^64: a hash of the unit's images in any order
+        return len(sums[self.scored]) - len(np.unique(sums[self.scored]))
 
 
 def select(
@@ -114,6 +115,8 @@ def select(
         unit_ids=unit_ids,
         case_ids=cases,
         clusters=clusters,
+        image_keys=image_keys(table["sha256"].to_pylist()),
+        case_keys=case_keys(shards.info.origin, table["case_id"].to_pylist()),
         labels=labels,
         breakdown=breakdown,
         without_mpp=table["mpp"].null_count,

@@ -28,6 +28,11 @@ from his2lip.evaluation.statistics import Clusters, interval
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
+_SHA256 = "sha256"
+_FRACTION = "fraction"
+_UNITS = "units"
+_JSON = "json"
+
 
 @dataclass(frozen=True)
 class Field:
@@ -53,6 +58,12 @@ def limit(which: str, unit: str = "fraction") -> Field:
 def _of_prompt_draws(which: str) -> Field:
     what = f"{which} of macro F1 over 200 draws of 3 sentences per class; null where they do not differ"
     return Field(what, "fraction", figure=True)
+
+
+def overlap(what: str) -> Field:
+    """A number of scored units that the model was trained on."""
+    description = f"scored units whose {what} the model was trained on; null where that is not known"
+    return Field(description, _UNITS, figure=True)
 
 
 Lower = Annotated[float | None, limit("lower")]
@@ -138,12 +149,19 @@ class CellResult(Figures):
     images_sha256: Annotated[str, Field("digest of the images and their microns per pixel", _SHA256)]
     groups_sha256: Annotated[str, Field("digest of what intervals and breakdowns group units by", _SHA256)]
     encoder: Annotated[str, Field("digest of all that decides a feature of an image", _SHA256)]
-    in_domain: Annotated[bool, Field("whether the dataset is the model's training distribution")]
+    in_domain: Annotated[
+        bool, Field("whether the dataset is the model's training distribution, or overlaps its training data")
+    ]
+    overlap_units: Annotated[int | None, overlap("image or case")] = None
+    overlap_images: Annotated[int | None, overlap("image")] = None
+    overlap_cases: Annotated[int | None, overlap("case")] = None
     generated: Annotated[bool, Field("whether the images are generated, not real")]
     split: Annotated[str, Field("name of the scored split")]
     role: Annotated[str, Field("role of the scored split")]
     basis: Annotated[str, Field("where the protocol comes from: published, inferred or ours")]
     ties: Annotated[int, Field("units with more than one class at the highest score", _UNITS)]
+    cut_prompts: Annotated[int | None, Field("distinct prompts too long for the text tower", "prompts")]
+    repeated: Annotated[int, Field("scored units with the same image as an earlier one", _UNITS)]
     apart: Annotated[int, Field("units that are predicted and reported, but not scored", _UNITS)]
     without_mpp: Annotated[int, Field("tiled rows whose microns per pixel are unknown", "rows")]
     coverage: Annotated[
@@ -204,6 +222,28 @@ class CellResult(Figures):
         """How many units and clusters the figures rest on, such as `n = 977, 51 cases`."""
         plural = "" if self.clusters == 1 else "s"
         return f"n = {self.n:,}, {self.clusters:,} {self.cluster_kind}{plural}"
+
+    @property
+    def overlap_note(self) -> str | None:
+        """Why the figures are not zero-shot, where units of the row were trained on; None elsewhere."""
+        if not self.overlap_units:
+            return None
+        parts = f"{self.overlap_images} by image, {self.overlap_cases} by case"
+        return f"not zero-shot: {self.overlap_units} of {self.n} units trained on ({parts})"
+
+    @property
+    def repeated_note(self) -> str | None:
+        """How many of the units repeat a picture; None where none does."""
+        if not self.repeated:
+            return None
+        return f"{self.repeated} of {self.n} units repeat the picture of another unit"
+
+    @property
+    def cut_note(self) -> str | None:
+        """How many prompts the model read only in part; None where it read all of them."""
+        if not self.cut_prompts:
+            return None
+        return f"{self.cut_prompts} prompts are longer than its text tower and are cut"
 
     def interval(self, figure: str) -> tuple[float, float] | None:
         """The limits of a figure's interval, where the benchmark computed one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid_cell import CellPlan, PoolScores, Scored
+from his2lip.evaluation.overlap import Overlap, overlap
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import top_of, view_of
@@ -19,7 +21,7 @@ from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
 
 if TYPE_CHECKING:
-    from his2lip.models import DualEncoder
+    from his2lip.models import DualEncoder, TrainingRecord
 
 
 class ModelScorer:
@@ -33,21 +35,22 @@ class ModelScorer:
         model: DualEncoder,
         cache: EmbeddingCache,
         *,
-        trained_on: frozenset[str] = frozenset(),
-        fine_tuned: bool = False,
+        record: TrainingRecord | None = None,
+        declared: Collection[str] | None = None,
         field: TrainingField | None = None,
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
         """
-        trained_on  names or digests of the datasets that the model was trained on
-        fine_tuned  the model also counts as trained on every dataset whose card has `in_domain: true`
-        field       what the model saw per input side in training; None: unknown
+        record    what the model was trained on; with it, the model also counts as trained on every dataset
+                  whose card has `in_domain: true`
+        declared  names in the benchmark of the datasets that it was trained on; None: as its record says
+        field     what the model saw per input side in training; None: unknown
         """
         self.name = name
         self.weights = model.tensor_digest()
         self._model, self._cache = model, cache
-        self._trained_on, self._fine_tuned, self._field = trained_on, fine_tuned, field
+        self._record, self._declared, self._field = record, declared, field
         self._batch_size, self._threads = batch_size, threads
         self._sentences = SentenceEncoder(model, weights=self.weights)
 
@@ -55,8 +58,18 @@ class ModelScorer:
         return self._encoder(plan).key
 
     def trained_on(self, plan: CellPlan) -> bool:
-        known = {plan.dataset, plan.data_digest} & self._trained_on
-        return bool(known) or (self._fine_tuned and plan.in_domain)
+        if self._declared is not None:
+            return plan.dataset in self._declared
+        known = self._record
+        if known is None:
+            return False
+        return plan.in_domain or plan.origin in known.datasets or plan.data_digest in known.digests
+
+    def overlap(self, plan: CellPlan) -> Overlap | None:
+        return overlap(self._record, plan.selection)
+
+    def cut_prompts(self, plan: CellPlan) -> int:
+        return len(self._model.tokenizer.too_long(plan.prompts.all_sentences()))
 
     def score(self, plan: CellPlan) -> Scored:
         """Scores under the protocol's own pool of prompts, and what each pool gives."""

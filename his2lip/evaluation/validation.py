@@ -15,7 +15,7 @@ from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import Selection, card_of, select, top_of, view_of
+from his2lip.evaluation.protocols import Selection, select, top_of, view_of
 from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
 
@@ -87,7 +87,7 @@ class SelectValidator:
         return shards, protocol, select(shards, protocol, split=split)
 
     def _protocol(self, shards: ShardSet, split: str) -> Protocol:
-        known = card_of(shards).protocols
+        known = shards.card().protocols
         name = self.protocol or DEFAULT
         if name in known:
             return known[name]

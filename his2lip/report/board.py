@@ -147,6 +147,11 @@ class Board:
         """How many units and clusters the figures of a column rest on; more than one where models differ."""
         return list(dict.fromkeys(cell.size for cell in self.cells if heading(cell) == column))
 
+    def repeated(self) -> dict[str, str]:
+        """Column -> how many of its units repeat a picture; only columns with such units."""
+        found = {heading(cell): cell.repeated_note for cell in self.cells}
+        return {column: note for column, note in found.items() if note is not None}
+
     def empty_classes(self) -> dict[str, list[str]]:
         """Column -> its classes that have no unit in the scored split; only columns with such classes."""
         found = {heading(cell): cell.empty_classes for cell in self.cells}

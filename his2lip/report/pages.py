@@ -57,6 +57,7 @@ _SUMMARY = {
     "rank": "Borda count over the same datasets",
     "zero-shot": "share of all datasets",
 }
+_OVERLAP = "‡"  # beside figures of units that the model was trained on
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _table(board: Board, name: str, title: str, unit: str) -> Table:
                 _limits(cell, name, unit),
                 is_top(cell, name),
                 _hint(cell, name),
-                MARK if is_marked(cell, name) else "",
+                _marks(cell, name),
             )
             for value, cell in zip(values[model], own, strict=True)
         ]
@@ -361,11 +362,19 @@ def _head(name: str, board: Board, figure: str | None = None) -> Head:
     return Head(title, ", ".join(notes))
 
 
+def _marks(cell: CellResult | None, name: str) -> str:
+    """The signs beside a figure: its order depends on the prompts, and units were trained on."""
+    overlap = cell is not None and cell.overlap_note is not None
+    return (MARK if is_marked(cell, name) else "") + (_OVERLAP if overlap else "")
+
+
 def _hint(cell: CellResult | None, name: str) -> str:
     """Details of a figure: n, its interval or why it has none, the paper's figure, and what was seen."""
     if cell is None:
         return ""
     parts = [cell.size]
+    if cell.overlap_note is not None:
+        parts.append(cell.overlap_note)
     if (interval := cell.interval(name)) is not None:
         unit = metric_fields()[name].unit
         parts.append("95 % interval {} to {}".format(*(_shown(limit, unit) for limit in interval)))
@@ -406,10 +415,11 @@ def _shown(value: float | None, unit: str) -> str:
 def _notes(board: Board) -> list[str]:
     return [
         _domain_note(board),
+        *_row_notes(board),
         INTERVALS,
         *_difference_notes(board),
         *_interval_notes(board),
-        *_empty_class_notes(board),
+        *_base_notes(board),
         *_prompt_notes(board),
         *_seen_notes(board),
         *_version_notes(board),
@@ -457,12 +467,22 @@ def _interval_notes(board: Board) -> list[str]:
     return [f"{column}: no intervals, because {reason}." for column, reason in reasons.items()]
 
 
-def _empty_class_notes(board: Board) -> list[str]:
-    """Classes without a unit in the scored split. For every model their F1 is 0, which lowers macro F1."""
-    return [
+def _row_notes(board: Board) -> list[str]:
+    """The rows whose units the model was trained on, and those whose prompts were cut."""
+    cells = [cell for cell in board.cells if cell.overlap_note is not None]
+    overlaps = [f"{_OVERLAP} {cell.model} on {heading(cell)}: {cell.overlap_note}." for cell in cells]
+    cut = [f"{c.model} on {heading(c)}: {c.cut_note}." for c in board.cells if c.cut_note is not None]
+    return [*overlaps, *cut]
+
+
+def _base_notes(board: Board) -> list[str]:
+    """Repeated pictures, and classes without a unit: for every model their F1 is 0, which lowers macro F1."""
+    repeated = [f"{column}: {note}." for column, note in board.repeated().items()]
+    empty = [
         f"{column}: the scored split has no unit of {', '.join(names)}, so their F1 counts as 0 in macro F1."
         for column, names in board.empty_classes().items()
     ]
+    return [*repeated, *empty]
 
 
 def _seen_notes(board: Board) -> list[str]:

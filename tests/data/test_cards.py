@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from his2lip.cli.data import check_dataset
 from his2lip.config import validate
-from his2lip.data.cards.card import Card, Protocol, list_cards, load_card
+from his2lip.data.cards.card import Card, Protocol, is_project_card, list_cards, load_card
+from his2lip.data.check.card import check_card
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.taxonomy import BIOMARKERS, TISSUES
@@ -192,3 +194,22 @@ def test_a_label_that_is_listed_twice_and_a_single_class_are_refused(fault: dict
     with pytest.raises(ConfigError) as refused:
         validate(Card, CARD | {"protocols": {"default": PROTOCOL | fault}})
     assert refused.value.key == "protocols.default.classes"
+
+
+def test_a_name_that_means_a_project_card_and_one_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mist.yaml").write_text("{name: mist, reader: folder, splits: {test: {role: report}}}")
+    with pytest.raises(ConfigError) as refused:
+        check_dataset("mist")
+    assert (refused.value.where, refused.value.key) == (Path("mist.yaml"), "mist")
+    own = load_card("mist.yaml")
+    assert not is_project_card(own)
+    assert "name" in [warning.key for warning in check_card(own).warnings]
+    check_dataset("mist.yaml")
+    check_dataset("bci")
+
+
+def test_the_cards_of_the_project_are_recognised() -> None:
+    assert all(map(is_project_card, CARDS))

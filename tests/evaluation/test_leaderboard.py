@@ -38,10 +38,18 @@ def test_published_numbers_are_added_to_the_paper_protocol_on_real_data_only(pub
         cell_result(protocol="paper", model="another"),
         cell_result(protocol="paper", dataset="bci"),
     ]
-    found = [(c.published_accuracy, c.published_f1) for c in with_published(cells)]
+    cards = {name: name for name in ("hnscc", "mist", "bci")}
+    found = [(c.published_accuracy, c.published_f1) for c in with_published(cells, cards)]
     assert found[0] == pytest.approx((0.2642, 0.2119))
     assert found[1] == pytest.approx((0.2452, 0.1185))
     assert found[2:] == [(None, None)] * 4
+
+
+def test_published_numbers_follow_the_card_and_not_the_name_in_the_benchmark(published: None) -> None:
+    own = cell_result(protocol="paper", dataset="mist")
+    renamed = cell_result(protocol="paper", dataset="mist, second copy")
+    found = with_published([own, renamed], {"mist, second copy": "mist"})
+    assert [c.published_accuracy for c in found] == [None, pytest.approx(0.2452)]
 
 
 def test_a_grid_without_any_finished_grid_cell_still_writes_its_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,29 @@ def test_an_invalid_card_of_the_user_fails_its_grid_cells_with_the_nearest_key(w
     plans, (failure,) = plan_cells(config)
     assert not plans
     assert "did you mean 'protocols'" in failure.reason
+
+
+def test_a_card_of_ones_own_with_the_name_of_a_project_card_scores_its_dataset(write_shards: Write) -> None:
+    path = Path(write_shards("mist").uri) / "dataset.json"
+    tree = json.loads(path.read_text())
+    assert tree["project_card"] is False
+    own = {"split": "test", "label": "tissue", "classes": CLASSES, "prompts": "tissue", "basis": "ours"}
+    tree["card"]["protocols"] = {"default": own, "paper": own}
+    path.write_text(json.dumps(tree))
+    settings = {"models": ["tiny"], "datasets": {"mist": str(path.parent)}, "protocols": ["default", "paper"]}
+    plans, failures = plan_cells(BenchmarkConfig.model_validate(settings))
+    assert not failures
+    assert [plan.protocol for plan in plans] == [protocol(), protocol()]
+    assert [plan.project_card for plan in plans] == [None, None], "so the paper's figures are not shown"
+
+
+def test_a_dataset_of_a_project_card_is_scored_by_the_present_card(write_shards: Write) -> None:
+    shards = write_shards("mist")
+    stored, present = shards.card(), load_card("mist")
+    assert stored != present
+    prepared_with = {True: present, False: stored, None: stored}  # None: its reader is not the project's
+    for known, card in prepared_with.items():
+        info = dataclasses.replace(shards.info, project_card=known)
+        assert dataclasses.replace(shards, info=info).card() == card
+    info = dataclasses.replace(shards.info, project_card=None, card=shards.info.card | {"reader": "mist"})
+    assert dataclasses.replace(shards, info=info).card() == present

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
-from his2lip.data.cards import Card, Protocol, terms_of_card
+from his2lip.data.cards import Card, Protocol, is_project_card, list_cards, terms_of_card
 from his2lip.data.images import LOOKS
 from his2lip.data.readers import READERS
 from his2lip.data.shards import WITHOUT_IMAGE
@@ -136,6 +136,9 @@ def _check_counts(card: Card) -> Iterator[CardFinding]:
 def _warnings(card: Card) -> Iterator[CardFinding]:
     for note in terms_of_card(card.name, card.model_dump(mode="json")).notes():
         yield CardFinding("licence", note)
+    if card.name in list_cards() and not is_project_card(card):
+        what = f"the project has another card named '{card.name}'; yours scores what is prepared with it"
+        yield CardFinding("name", f"{what}, and the paper's figures are not shown beside it")
     if not card.citation:
         yield CardFinding("citation", "none is given")
     if card.mpp is None:
