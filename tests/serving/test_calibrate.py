@@ -80,6 +80,12 @@ def test_data_for_which_no_finite_temperature_is_best_are_refused(labels: list[i
     assert (refused.value.key, refused.value.where) == (key, "here")
 
 
+@pytest.mark.parametrize("biomarker", ["Ki67", "HER2", "CD3"])
+def test_questions_that_are_calibrated_and_asked_have_the_whole_pool_of_each_class(biomarker: str) -> None:
+    for question in ask(biomarker=biomarker, guess_biomarker=True):
+        assert min(len(set(lines)) for _, lines in question.prompts.sentences) >= 12
+
+
 @pytest.fixture
 def labelled(real_ihc: np.ndarray, model: DualEncoder, write_patches: Write) -> ShardSet:
     """64 real tiles, 60 in `select`. Labels are the model's predictions, but every fourth is Tumor."""
