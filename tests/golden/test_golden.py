@@ -167,6 +167,7 @@ def test_an_earlier_calibration_is_used(checkpoint: Path, compatible: dict[str, 
 
 def test_an_earlier_calibration_is_fitted_again(checkpoint: Path, tmp_path: Path) -> None:
     known = json.loads((FILES / "calibration.json").read_text())
+    del known["sha256"]  # of the file
     found = as_json(vars(records.fit_calibration(checkpoint, tmp_path)))
     figures = {key for key, value in known.items() if isinstance(value, float)}
     # Later versions record more than the keys of an earlier one.
