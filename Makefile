@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest lint install lock clean
+.PHONY: demo test test-slow faults test-oldest lint install lock clean
 
 demo: install
 	$(VENV)/bin/his2lip demo
@@ -14,6 +14,12 @@ test: lint
 
 test-slow: install
 	$(PY) -m pytest -m slow
+
+# Seeded faults: mutated configs, damaged files, killed processes. FAULTS is the number of moments at which each kind of
+# process is killed. The results are written into docs/reliability.md.
+FAULTS ?= 20
+faults: install
+	HIS2LIP_FAULTS=$(FAULTS) HIS2LIP_FAULTS_PAGE=docs/reliability.md $(PY) -m pytest -m faults tests/faults
 
 # The unit tests on the oldest versions of the direct dependencies that pyproject.toml allows. Golden records are left
 # out, because their keys name the versions of libraries; so are lint and the integration tests.

@@ -120,11 +120,11 @@ def check_writable(uri: str | Path, *, fix: str) -> None:
     try:
         write_file(system, probe, b"")
         system.delete_file(probe)
-    except OSError as error:
+    except Exception as error:  # besides OSError, what the drivers of Arrow and fsspec raise
         raise not_writable(error, where=uri, fix=fix) from None
 
 
-def not_writable(error: OSError, *, where: str | Path, fix: str) -> DatasetError:
+def not_writable(error: Exception, *, where: str | Path, fix: str) -> DatasetError:
     return DatasetError(f"nothing can be written here: {first_line(error)}", where=str(where), fix=fix)
 
 

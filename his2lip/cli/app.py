@@ -120,7 +120,9 @@ def main() -> None:
 
         log_failure(error)
         if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
-            sentence = f"{(error.strerror or 'this place cannot be used').lower()} ({error.filename})."
+            sentence = (
+                f"{(error.strerror or 'this place cannot be used').lower()} ({str(error.filename)[:300]})."
+            )
         elif isinstance(error, His2lipError):
             sentence = str(error)
         else:

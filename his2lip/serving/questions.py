@@ -54,11 +54,14 @@ def ask(
     prompts          prompt set of the first question: a name, a file, or the set itself
     biomarker        a biomarker (any spelling), whose staining is the second question
     guess_biomarker  whether to ask which biomarker is stained
-    Raises ConfigError for an unknown prompt set, or for one with a placeholder without `biomarker`, and
-    TaxonomyError for an unknown biomarker.
+    Raises ConfigError for an unknown prompt set, for one of fewer than two classes, and for one with a
+    placeholder without `biomarker`; TaxonomyError for an unknown biomarker.
     """
     name = None if biomarker is None else taxonomy.biomarker(biomarker)
     chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
+    if len(chosen.classes) < 2:
+        what = f"the prompt set '{chosen.name}' has fewer than two classes to choose from"
+        raise ConfigError(what, where=str(prompts), key="--prompts", fix="add a class")
     questions = [Question(TISSUE, "tissue type", _filled(chosen, name))]
     if name is not None:
         staining = _filled(PromptSet.load(_MEASURED.get(name, _GENERIC)), name)

@@ -156,6 +156,13 @@ def test_a_misspelt_prompt_set_or_biomarker_is_refused_with_the_nearest_name() -
     assert "'Ki67'" in str(unknown_biomarker.value.fix)
 
 
+def test_a_prompt_set_of_one_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("classes: {positive: [brown nuclei]}")
+    with pytest.raises(ConfigError) as refused:
+        ask(prompts=tmp_path / "one.yaml")
+    assert (refused.value.key, refused.value.where) == ("--prompts", f"{tmp_path}/one.yaml")
+
+
 def test_prompts_with_a_placeholder_need_a_biomarker() -> None:
     with pytest.raises(ConfigError) as refused:
         ask(prompts="marker_staining")
