@@ -178,19 +178,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_SEAL = "sha256"  # key of a stored tree's digest
+SEAL = "sha256"  # key of a stored tree's digest
 
 
 def sealed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON tree with its digest under `sha256`, for a file that `unsealed` reads."""
     plain: dict[str, Any] = json.loads(json.dumps(tree))
-    return plain | {_SEAL: _seal(plain)}
+    return plain | {SEAL: _seal(plain)}
 
 
 def unsealed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree that was sealed. Raises ValueError where it has changed since; trees without a digest pass."""
-    plain = {key: value for key, value in tree.items() if key != _SEAL}
-    if _SEAL in tree and tree[_SEAL] != _seal(plain):
+    plain = {key: value for key, value in tree.items() if key != SEAL}
+    if SEAL in tree and tree[SEAL] != _seal(plain):
         raise ValueError("its content is not what was written")
     return plain
 

@@ -70,7 +70,7 @@ def store_uri(uri: str | None = None) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def relocate_store(file: Path) -> None:

@@ -87,6 +87,8 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
         ray.init(**options)
     except ConnectionError as error:
         raise _no_answer(address, error) from None
+    except Exception as error:  # Ray raises a bare Exception where its processes do not start in time
+        raise _not_started(error) from error
 
 
 def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
@@ -265,6 +267,13 @@ def _no_answer(address: str, error: Exception) -> Exception:
 
     what = f"the Ray cluster at RAY_ADDRESS does not answer: {first_line(error)}"
     return ClusterError(what, where=address, key="RAY_ADDRESS", fix="unset RAY_ADDRESS to use this machine")
+
+
+def _not_started(error: Exception) -> Exception:
+    from his2lip.errors import ClusterError, first_line
+
+    fix = "end other programs or ask for fewer CPUs, and run the same command again"
+    return ClusterError(f"Ray did not start on this machine: {first_line(error)}", key="ray", fix=fix)
 
 
 def quiet_ray() -> None:

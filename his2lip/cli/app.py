@@ -21,6 +21,7 @@ GROUPS = {
     "data": "Datasets: list, prepare, check, synthesize.",
     "prompts": "Prompts: import.",
     "models": "Models: list, show, convert, blend, export, promote.",
+    "track": "MLflow: sync.",
 }
 # The order on the help pages. Commands that are not named here follow.
 ORDER = (
@@ -28,7 +29,7 @@ ORDER = (
     *("data list", "data prepare", "data check", "data synthesize"),
     *("models list", "models show", "models convert", "models blend", "models export", "models promote"),
     "prompts import",
-    *("classify", "calibrate", "retrieve", "doctor", "ui"),
+    *("classify", "calibrate", "retrieve", "doctor", "ui", "track sync"),
 )
 
 app = typer.Typer(
@@ -40,8 +41,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _STOPPED = "Stopped; the same command resumes from here."
-# System errors about a place that cannot be written to, which the user can fix.
-_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+# System errors about a place that cannot be read or written, which the user can fix.
+_PLACE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
+)
 
 
 def _add_commands() -> None:

@@ -86,16 +86,19 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     from his2lip.config import digest, recorded
     from his2lip.evaluation import run_grid
     from his2lip.files import check_writable
+    from his2lip.models import is_registered
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
 
     check_writable(config.folder, fix="set storage to a folder that you can write to")
     check_writable(config.cache, fix="set cache to a folder that you can write to")
-    tracker = Tracker.open()
+    tracker = Tracker.open(needed=any(is_registered(model.path) for model in config.models))
     config = _with_local_models(config)
     _show_licences(config)
     start_ray()
-    with tracker.run(EXPERIMENT, config.name, recorded(config), tags={RUN_ID: digest(config)}) as run:
+    tags = {RUN_ID: digest(config)}
+    beside = Path(STORAGE if "://" in config.storage else config.storage, "benchmark")
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside) as run:
         with ProgressBar(config.name) as bar:
 
             def on_cell(cell: CellResult | CellFailure, done: int, total: int) -> None:
@@ -164,15 +167,11 @@ def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
     paths = {entry.name: absolute_name(entry.path) for entry in config.models if entry.blend is None}
     # A cell's record also has its order with the other models, which changes when one is added.
     children = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
-    run.remove_children(keep=children)
-    written = run.children()
+    run.keep_children(children)
     for child, cell in children.items():
-        if child in written:
-            continue
         run.cell(
             child,
-            model=cell.model,
-            model_id=run.model(cell.model, digest=cell.weights_sha256, path=paths.get(cell.model)),
+            model=run.model(cell.model, digest=cell.weights_sha256, path=paths.get(cell.model)),
             dataset=cell.dataset,
             protocol=cell.protocol,
             digest=cell.split_sha256,

@@ -42,16 +42,18 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     from his2lip.config import digest, recorded
     from his2lip.runtime import quiet_ray, start_ray
     from his2lip.tracking import RUN_ID, Tracker
-    from his2lip.training import identity, open_data, train, with_absolute_paths
+    from his2lip.training import identity, open_data, refuse_object_store, train, with_absolute_paths
 
-    tracker = Tracker.open()
+    refuse_object_store(asked.storage)
+    tracker = Tracker.open(needed=False)
     config, shards, bank = open_data(with_absolute_paths(asked))
     run_id = identity(config, shards, bank)["id"]
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
-    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, fresh=fresh) as run:
+    beside = Path(config.storage, "train")
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with ProgressBar(config.name) as bar:
 

@@ -45,7 +45,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     from his2lip.training import caption_notes, open_data, terms_of_run
     from his2lip.tuning import run_sweep, training_objective
 
-    tracker = Tracker.open()
+    tracker = Tracker.open(needed=False)
     objective = training_objective(config, make_validator=validator)
     base, shards, bank = open_data(objective.base)
     for note in (*terms_of_run(base, shards).notes(), *caption_notes(base, shards, bank)):
@@ -53,7 +53,8 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
     tags = {RUN_ID: run_id}
-    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, fresh=fresh) as run:
+    beside = Path(config.storage, "tune")
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         with ProgressBar(config.name) as bar:
 
             def on_trial(row: TrialRow) -> None:
@@ -91,18 +92,16 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
     from his2lip.tuning import DONE, importances, save_plots
 
     ended = {_trial_id(result.name, row): row for row in result.trials if row.state in DONE}
-    run.remove_children(keep=ended)  # such as those of a sweep whose folder was removed
-    written = run.children()
+    run.keep_children(ended)  # without those of a sweep whose folder was removed
     for trial_id, row in ended.items():
-        if trial_id not in written:
-            run.trial(
-                trial_id,
-                f"trial {row.number}",
-                params=row.params,
-                metrics=row.metrics,
-                code_version=row.code_version,
-                failed=row.state == "failed",
-            )
+        run.trial(
+            trial_id,
+            f"trial {row.number}",
+            params=row.params,
+            metrics=row.metrics,
+            code_version=row.code_version,
+            failed=row.state == "failed",
+        )
     if result.best is not None and result.best.value is not None:
         run.metrics({f"best/{config.metric}": result.best.value})
         checkpoint = best_checkpoint(result)

@@ -1,11 +1,13 @@
+from .journal import SUFFIX as SUFFIX
 from .registry import Promoted as Promoted
 from .registry import Scored as Scored
 from .registry import promote as promote
 from .registry import promoted_models as promoted_models
 from .registry import scored_models as scored_models
-from .run import PATH as PATH
-from .run import RUN_ID as RUN_ID
-from .run import WEIGHTS as WEIGHTS
 from .run import Run as Run
-from .run import model_name as model_name
 from .store import Tracker as Tracker
+from .store import sync as sync
+from .store_run import PATH as PATH
+from .store_run import RUN_ID as RUN_ID
+from .store_run import WEIGHTS as WEIGHTS
+from .store_run import model_name as model_name

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import TrackingError, first_line
-from his2lip.tracking.run import BATCH, PATH, WEIGHTS, Run
+from his2lip.tracking.run import now
 from his2lip.tracking.store import Tracker
+from his2lip.tracking.store_run import BATCH, PATH, WEIGHTS, StoreRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -147,7 +150,7 @@ def _register(
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client = tracker.client
-    with tracker.run(EXPERIMENT, name, {"model": source}) as run:
+    with _logging(tracker, name, source) as run:
         with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an example and type hints, which the signature replaces
             made = mlflow.pyfunc.log_model(name=name, tags=tags, model_type=MODEL_TYPE, **files)
@@ -165,7 +168,23 @@ def _register(
     return int(version.version)
 
 
-def _carry_scores(run: Run, model_id: str, weights: str) -> None:
+@contextmanager
+def _logging(tracker: Tracker, name: str, source: str) -> Iterator[StoreRun]:
+    """A run in which a model is logged; FAILED where the block raises."""
+    run = tracker.store_run()
+    run.begin(
+        journal=uuid.uuid4().hex, experiment=EXPERIMENT, name=name, config={"model": source}, tags={},
+        fresh=True, time=now(),
+    )  # fmt: skip
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    finally:
+        run.status(status=status, time=now())
+
+
+def _carry_scores(run: StoreRun, model_id: str, weights: str) -> None:
     """Copies to a logged model the scores on datasets that its weights have under other names."""
     from mlflow.entities import Metric
 

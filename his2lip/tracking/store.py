@@ -1,20 +1,24 @@
-"""An MLflow store: connected, created where it is a missing file, and its runs started or resumed."""
+"""An MLflow store: connected, created where it is a missing file, and the runs that are written to it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.config import redacted
-from his2lip.errors import TrackingError, first_line
+from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
 from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
-from his2lip.tracking.run import RUN_ID, Run
+from his2lip.tracking.journal import SUFFIX, Journal
+from his2lip.tracking.run import Run, now
+from his2lip.tracking.sender import Sender
+from his2lip.tracking.store_run import RUN_ID, StoreRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 # Without this tag MLflow's UI takes these for experiments with agents.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
+# Seconds without an answer after which a command ends: after its work, and where it failed or was stopped.
+_PATIENCE_S, _LAST_S = 20.0, 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -32,23 +38,29 @@ class Tracker:
     uri: str
     client: MlflowClient
 
+    @property
+    def store(self) -> str:
+        """The URI without secrets, by which journals know the store."""
+        return redact(self.uri)
+
     @classmethod
-    def open(cls, uri: str | None = None) -> Tracker:
+    def open(cls, uri: str | None = None, *, needed: bool = True) -> Tracker:
         """The store at `store_uri(uri)`, created where it is a missing file.
 
         The paths of a SQLite store that was moved are corrected. Raises TrackingError within seconds where
-        the store cannot be reached.
+        the store cannot be used; not where it is away for now (a server that does not answer, a locked file)
+        and not `needed`: what a run writes is then kept until the store is back.
         """
         # MLflow would try for minutes to reach a store.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         uri = store_uri(uri)
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        fix = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are raised too
         try:
             with _one_at_a_time(uri):
                 mlflow.set_tracking_uri(uri)
@@ -57,8 +69,9 @@ class Tracker:
                 if (file := sqlite_file(uri)) is not None:
                     relocate_store(file)
         except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
-            what = f"the MLflow store cannot be used: {first_line(error)}"
-            raise TrackingError(what, where=uri, key="MLFLOW_TRACKING_URI", fix=fix) from error
+            if needed or not _is_away(uri, error):
+                raise unusable(uri, error) from error
+            client = mlflow.MlflowClient(uri)
         return cls(uri, client)
 
     @contextlib.contextmanager
@@ -68,44 +81,51 @@ class Tracker:
         name: str,
         config: Mapping[str, Any],
         *,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str],
+        beside: str | Path,
         fresh: bool = False,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        With a `his2lip.run_id` tag, the latest run of that id in this experiment is continued, unless
-        `fresh`; once this one has finished, earlier ones and their children are deleted (MLflow can restore
-        them). Parameters and config.json are written once. Raises TrackingError where the store is lost.
+        tags    with `his2lip.run_id`: the latest run of that id in the experiment continues, unless `fresh`;
+                once this one has finished, earlier ones and their children are deleted (MLflow can restore
+                them)
+        beside  the folder of the journal, from which a thread sends what the block writes
+
+        Where the store is away at the end, a warning names the journal; `sync` and the same command send the
+        rest of it. Raises RunError where another command writes the same run.
         """
-        from mlflow.exceptions import MlflowException
+        with Journal.open(Path(beside, f"{name}.{tags[RUN_ID][:12]}{SUFFIX}"), fresh=fresh) as journal:
+            if not journal.records:
+                journal.add(
+                    {
+                        "what": "begin", "journal": uuid.uuid4().hex, "experiment": experiment, "name": name,
+                        "config": redacted(dict(config)), "tags": dict(tags), "fresh": fresh, "time": now(),
+                    }
+                )  # fmt: skip
+            journal.mark_sent(self.store, journal.sent(self.store))  # so that `sync` knows whose they are
+            sender = Sender(journal, self.store, self.store_run)
+            sender.start()
+            run = Run(journal, sender)
+            try:
+                yield run
+            except BaseException as error:
+                run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                sender.finish(patience_s=_LAST_S)
+                raise
+            run.end("FINISHED")
+            sender.finish(patience_s=_PATIENCE_S)
+            if sender.left:
+                _log.warning(
+                    "%d records for MLflow at %s are kept in %s; his2lip track sync sends them",
+                    sender.left, self.store, journal.path,
+                )  # fmt: skip
 
-        experiment_id = self._experiment(experiment)
-        tags = dict(tags or {})
-        known = self._find(experiment_id, tags[RUN_ID]) if RUN_ID in tags and not fresh else None
-        if known is None:
-            known = self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-            run = Run(self.client, known, experiment_id)
-            run.params(config)
-            text = json.dumps(redacted(dict(config)), indent=1, ensure_ascii=False)
-            self.client.log_text(known, text, "config.json")
-        else:
-            self.client.update_run(known, status="RUNNING")
-            run = Run(self.client, known, experiment_id)
-        try:
-            yield run
-            self.client.set_terminated(known, "FINISHED")
-            if RUN_ID in tags:
-                self._remove_others(run, tags[RUN_ID])
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            with contextlib.suppress(MlflowException):  # the store itself may be what failed
-                self.client.set_terminated(known, status)
-            if isinstance(error, MlflowException):
-                what = f"the MLflow store was lost: {first_line(error)}"
-                raise TrackingError(what, where=self.uri, fix="the same command resumes") from error
-            raise
+    def store_run(self) -> StoreRun:
+        """Writes records to the store at once."""
+        return StoreRun(self.client, self.uri, self.experiment)
 
-    def _experiment(self, name: str) -> str:
+    def experiment(self, name: str) -> str:
         """The id of the experiment, created where there is none and restored where it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is not None:
@@ -123,21 +143,36 @@ class Tracker:
                 raise
             return str(found.experiment_id)
 
-    def _find(self, experiment_id: str, run_id: str) -> str | None:
-        """MLflow's id of the latest run of a `his2lip.run_id`."""
-        return next(iter(self._all(experiment_id, run_id)), None)
 
-    def _remove_others(self, run: Run, run_id: str) -> None:
-        """Deletes other runs of this `his2lip.run_id`: `--fresh` removed their files."""
-        for other in self._all(run.experiment_id, run_id):
-            if other != run.run_id:
-                Run(self.client, other, run.experiment_id).remove_children(keep=())
-                self.client.delete_run(other)
+def sync(path: Path, tracker: Tracker) -> tuple[int, str | None]:
+    """Sends what its store lacks of the journal at `path`: (number of records sent, the journal's store).
 
-    def _all(self, experiment_id: str, run_id: str) -> list[str]:
-        filters = f"tags.`{RUN_ID}` = '{run_id}'"
-        found = self.client.search_runs([experiment_id], filters, order_by=["attributes.start_time DESC"])
-        return [str(run.info.run_id) for run in found]
+    Nothing is sent where the journal's store is another one. Raises RunError where a command is writing the
+    journal, and TrackingError where the store does not take the records.
+    """
+    with Journal.open(path) as journal:
+        sender = Sender(journal, tracker.store, tracker.store_run)
+        left = sender.left if journal.store == tracker.store else 0
+        try:
+            while left and sender.left:
+                sender.send_some()
+        except Exception as error:
+            raise unusable(tracker.uri, error) from error
+    return left, journal.store
+
+
+def unusable(uri: str, error: Exception) -> TrackingError:
+    what = f"the MLflow store cannot be used: {first_line(error)}"
+    fix = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE, or unset it"
+    return TrackingError(what, where=uri, key="MLFLOW_TRACKING_URI", fix=fix)
+
+
+def _is_away(uri: str, error: Exception) -> bool:
+    """Whether the store may be back later: a server that does not answer or fails, a locked SQLite file."""
+    if uri.startswith(("http://", "https://")):
+        status = getattr(error, "get_http_status_code", lambda: 500)()
+        return status >= 500 and "Invalid URL" not in str(error)
+    return "database is locked" in str(error)
 
 
 @contextlib.contextmanager

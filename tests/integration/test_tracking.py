@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
 import pytest
+from proxy import Mode, Proxy
+from typer.testing import CliRunner
 
+from his2lip.cli import app
 from his2lip.cli.tune import record_sweep
 from his2lip.config import recorded, validate
-from his2lip.errors import TrackingError
-from his2lip.tracking.run import CODE_VERSION, PARENT, PATH, RUN_ID, WEIGHTS
+from his2lip.errors import RunError, TrackingError
+from his2lip.tracking import sender
+from his2lip.tracking.journal import SUFFIX, Journal
+from his2lip.tracking.run import CODE_VERSION, Run
 from his2lip.tracking.store import Tracker
+from his2lip.tracking.store_run import PATH, RUN_ID, WEIGHTS
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import best_rows, open_study, rows
@@ -37,55 +45,85 @@ def _checkpoint_meta() -> dict[str, object]:
     return {"tensor_digest": "a" * 64, "config": {"optim": {"lr": 1e-3}}}
 
 
+def stored(tracker: Tracker, run_id: str) -> list[Any]:
+    """The runs of a `his2lip.run_id`, the latest first."""
+    experiments = [e.experiment_id for e in tracker.client.search_experiments()]
+    newest = ["attributes.start_time DESC"]
+    return list(tracker.client.search_runs(experiments, f"tags.`{RUN_ID}` = '{run_id}'", order_by=newest))
+
+
+def children(tracker: Tracker, parent: Any) -> list[Any]:
+    filters = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return list(tracker.client.search_runs([parent.info.experiment_id], filters, order_by=["start_time"]))
+
+
+def curve(tracker: Tracker, run: Any, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracker.client.get_metric_history(run.info.run_id, key)]
+
+
 def test_a_training_run_is_stored_with_its_curve_its_data_and_its_checkpoint(
     tracker: Tracker, mlflow_server: str, tmp_path: Path
 ) -> None:
     config = {"optim": {"lr": 1e-3}, "name": "first"}
-    with tracker.run("his2lip-train", "first", config, tags={RUN_ID: "train-1"}) as run:
+    with tracker.run("his2lip-train", "first", config, tags={RUN_ID: "train-1"}, beside=tmp_path) as run:
         run.dataset("mihic", digest="d" * 64, uri="s3://b/mihic", context="training")
         for step in (1, 2, 3):
             run.metrics({"train/loss": 1.0 / step, "select/macro_f1": float("nan")}, step=step)
-        model_id = run.checkpoint(tmp_path, "first", _checkpoint_meta())
-        run.model_metrics(model_id, {"select/macro_f1": 0.8})
+        model = run.checkpoint(tmp_path, "first", _checkpoint_meta())
+        run.model_metrics(model, {"select/macro_f1": 0.8})
 
     client = mlflow.MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name("his2lip-train")
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
     assert found.data.params["optim.lr"] == "0.001"
-    assert [m.value for m in client.get_metric_history(found.info.run_id, "train/loss")] == [1.0, 0.5, 1 / 3]
-    assert "select/macro_f1" in found.data.metrics  # the finite value, not the NaN
+    assert curve(tracker, found, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     (data,) = found.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("mihic", "training")
-    model = client.get_logged_model(model_id)
+    (model,) = client.search_logged_models([experiment.experiment_id])
     assert model.tags[WEIGHTS] == "a" * 64
     assert model.params["optim.lr"] == "0.001"
     assert {m.key: m.value for m in model.metrics} == {"select/macro_f1": 0.8}
     assert "config.json" in [a.path for a in client.list_artifacts(found.info.run_id)]
 
 
-def test_a_resumed_run_continues_its_mlflow_run(tracker: Tracker) -> None:
-    ids = []
-    for step in (1, 2):
-        with tracker.run("his2lip-train", "again", {"a": 1}, tags={RUN_ID: "train-2"}) as run:
-            run.metrics({"train/loss": 1.0}, step=step)
-            ids.append(run.run_id)
-    assert ids[0] == ids[1]
-    assert len(tracker.client.get_metric_history(ids[0], "train/loss")) == 2
+def test_a_resumed_run_continues_its_mlflow_run_and_repeated_steps_are_points_once(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    for steps in ((1, 2, 3), (2, 3, 4)):  # the first call was killed after a checkpoint at step 1
+        with tracker.run(
+            "his2lip-train", "again", {"a": 1}, tags={RUN_ID: "train-2"}, beside=tmp_path
+        ) as run:
+            for step in steps:
+                run.metrics({"train/loss": 1.0 / step}, step=step)
+            run.metrics({"best": float(steps[-1])})
+    (found,) = stored(tracker, "train-2")
+    assert curve(tracker, found, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+    assert found.data.metrics["best"] == 4.0
 
 
-def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(tracker: Tracker) -> None:
-    ids = []
+def test_a_run_without_its_journal_is_continued_without_points_that_it_has(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    for steps in ((1, 2), (2, 3)):
+        with tracker.run("his2lip-train", "bare", {"a": 1}, tags={RUN_ID: "bare"}, beside=tmp_path) as run:
+            for step in steps:
+                run.metrics({"train/loss": 1.0 / step}, step=step)
+        next(tmp_path.glob(f"bare.*{SUFFIX}")).unlink()
+    (found,) = stored(tracker, "bare")
+    assert curve(tracker, found, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(
+    tracker: Tracker, tmp_path: Path
+) -> None:
     for fresh in (False, True, False):
-        with tracker.run("his2lip-tune", "anew", {}, tags={RUN_ID: "anew"}, fresh=fresh) as run:
-            assert run.children() == ({"anew/0"} if len(ids) == 2 else set())
+        with tracker.run(
+            "his2lip-tune", "anew", {}, tags={RUN_ID: "anew"}, beside=tmp_path, fresh=fresh
+        ) as run:
             run.trial("anew/0", "trial 0", params={}, metrics={"f1": 0.1})
-            ids.append(run.run_id)
-    assert ids[0] != ids[1] == ids[2]
-    left = tracker.client.search_runs([run.experiment_id], f"tags.`{PARENT}` = '{ids[0]}'")
-    assert list(left) == [], "trials of a sweep whose files --fresh removed"
-    stages = [tracker.client.get_run(run_id).info.lifecycle_stage for run_id in ids[:2]]
-    assert stages == ["deleted", "active"]
+    (found,) = stored(tracker, "anew")  # the run whose files --fresh removed was deleted
+    assert len(children(tracker, found)) == 1
 
 
 def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_first_in_mlflow(
@@ -103,68 +141,73 @@ def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_firs
             trial.set_user_attr("code_version", f"code of {len(values)}")
             study.tell(trial, value)
         found = SweepResult("again", folder, url, rows(study), best_rows(rows(study), "max", 1)[0], False)
-        with tracker.run("his2lip-tune", "again", {}, tags={RUN_ID: "again"}) as run:
+        with tracker.run("his2lip-tune", "again", {}, tags={RUN_ID: "again"}, beside=folder) as run:
             record_sweep(run, config, found)
-    children = tracker.client.search_runs([run.experiment_id], f"tags.`{PARENT}` = '{run.run_id}'")
-    assert {child.info.run_name for child in children} == {"trial 0", "trial 1"}
-    assert {child.data.tags[CODE_VERSION] for child in children} == {"code of 2"}
-    assert tracker.client.get_run(run.run_id).data.metrics["best/select/macro_f1"] == 0.5
-
-
-def test_a_run_whose_store_is_lost_is_not_marked_finished(tracker: Tracker) -> None:
-    with (
-        pytest.raises(TrackingError) as refused,
-        tracker.run("his2lip-train", "lost", {}, tags={RUN_ID: "lost"}) as run,
-    ):
-        tracker.client.log_metric("no-such-run", "a", 1.0)
-    assert refused.value.where == tracker.uri
-    assert tracker.client.get_run(run.run_id).info.status == "FAILED"
+    (sweep,) = stored(tracker, "again")
+    trials = children(tracker, sweep)
+    assert {child.info.run_name for child in trials} == {"trial 0", "trial 1"}
+    assert {child.data.tags[CODE_VERSION] for child in trials} == {"code of 2"}
+    assert sweep.data.metrics["best/select/macro_f1"] == 0.5
 
 
 def test_artifacts_are_stored_beside_a_sqlite_store(tmp_path: Path) -> None:
     tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = tracker.client.get_experiment(tracker._experiment("his2lip-train"))
+    experiment = tracker.client.get_experiment(tracker.experiment("his2lip-train"))
     assert experiment.artifact_location == (tmp_path / "artifacts" / "his2lip-train").as_uri()
 
 
-def test_a_run_that_raises_is_marked_failed(tracker: Tracker) -> None:
+def test_a_run_that_raises_is_marked_failed(tracker: Tracker, tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        tracker.run("his2lip-train", "broken", {}, tags={RUN_ID: "b"}) as run,
+        tracker.run("his2lip-train", "broken", {}, tags={RUN_ID: "b"}, beside=tmp_path),
     ):
         raise ZeroDivisionError
-    assert tracker.client.get_run(run.run_id).info.status == "FAILED"
+    assert stored(tracker, "b")[0].info.status == "FAILED"
 
 
-def test_the_trials_of_a_sweep_are_its_child_runs_and_each_is_written_once(tracker: Tracker) -> None:
+def test_two_commands_cannot_write_one_run(tracker: Tracker, tmp_path: Path) -> None:
+    with tracker.run("his2lip-train", "two", {}, tags={RUN_ID: "two"}, beside=tmp_path) as run:
+        with (
+            pytest.raises(RunError) as refused,
+            tracker.run("his2lip-train", "two", {}, tags={RUN_ID: "two"}, beside=tmp_path),
+        ):
+            pass
+        assert (refused.value.key, refused.value.where) == ("name", run.journal.path)
+
+
+def test_the_trials_of_a_sweep_are_its_child_runs_and_each_is_written_once(
+    tracker: Tracker, tmp_path: Path
+) -> None:
     for upto in (2, 4):
-        with tracker.run("his2lip-tune", "sweep", {}, tags={RUN_ID: "sweep-1"}) as run:
-            written = run.children()
-            for number in (n for n in range(upto) if f"sweep/{n}" not in written):
+        with tracker.run("his2lip-tune", "sweep", {}, tags={RUN_ID: "sweep-1"}, beside=tmp_path) as run:
+            for number in range(upto):
                 run.trial(f"sweep/{number}", f"trial {number}", params={"tau": number}, metrics={"f1": 0.1})
-    children = tracker.client.search_runs(
-        [run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'", order_by=["start_time"]
-    )
-    assert sorted(c.data.params["tau"] for c in children) == ["0", "1", "2", "3"]
+    (found,) = stored(tracker, "sweep-1")
+    assert sorted(c.data.params["tau"] for c in children(tracker, found)) == ["0", "1", "2", "3"]
 
 
-def test_child_runs_that_are_not_part_of_the_present_result_are_deleted(tracker: Tracker) -> None:
-    for ids in (("a", "b"), ("b", "c")):
-        with tracker.run("his2lip-tune", "repeated", {}, tags={RUN_ID: "repeated"}) as run:
-            run.remove_children(keep=ids)
-            for child in set(ids) - run.children():
+def test_child_runs_that_are_not_part_of_the_present_result_are_deleted(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    for ids in ("ab", "bc", "ab"):  # `a` comes back
+        with tracker.run("his2lip-tune", "repeated", {}, tags={RUN_ID: "repeated"}, beside=tmp_path) as run:
+            run.keep_children(ids)
+            for child in ids:
                 run.trial(child, child, params={}, metrics={"f1": 0.1}, code_version="1")
-    assert run.children() == {"b", "c"}
+        (found,) = stored(tracker, "repeated")
+        assert sorted(c.info.run_name for c in children(tracker, found)) == list(ids)
 
 
-def test_a_deleted_experiment_is_restored_by_the_next_run(tracker: Tracker) -> None:
-    with tracker.run("his2lip-deleted", "first", {}, tags={RUN_ID: "deleted"}) as run:
+def test_a_deleted_experiment_is_restored_by_the_next_run(tracker: Tracker, tmp_path: Path) -> None:
+    with tracker.run("his2lip-deleted", "first", {}, tags={RUN_ID: "deleted"}, beside=tmp_path):
         pass
-    tracker.client.delete_experiment(run.experiment_id)
-    with tracker.run("his2lip-deleted", "second", {}, tags={RUN_ID: "later"}) as again:
+    (first,) = stored(tracker, "deleted")
+    tracker.client.delete_experiment(first.info.experiment_id)
+    with tracker.run("his2lip-deleted", "second", {}, tags={RUN_ID: "later"}, beside=tmp_path) as again:
         again.metrics({"f1": 0.5})
-    assert again.experiment_id == run.experiment_id
-    assert tracker.client.get_run(again.run_id).data.metrics == {"f1": 0.5}
+    (second,) = stored(tracker, "later")
+    assert second.info.experiment_id == first.info.experiment_id
+    assert second.data.metrics == {"f1": 0.5}
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -175,16 +218,18 @@ def test_a_store_whose_folder_was_moved_or_copied_finds_its_artifacts_there(
     tracker = Tracker.open(f"sqlite:///{old}/mlflow.db")
     best = old / "train" / "first" / "best"
     best.mkdir(parents=True)
-    with tracker.run("his2lip-train", "first", {"a": 1}, tags={RUN_ID: "moved"}) as run:
-        model = run.checkpoint(best, "first", {"tensor_digest": "a" * 64})
+    with tracker.run("his2lip-train", "first", {"a": 1}, tags={RUN_ID: "moved"}, beside=tmp_path) as run:
+        run.checkpoint(best, "first", {"tensor_digest": "a" * 64})
+    (first,) = stored(tracker, "moved")
     tracker.client._tracking_client.store.engine.dispose()
     shutil.copytree(old, new) if copied else old.rename(new)
 
     moved = Tracker.open(f"sqlite:///{new}/mlflow.db")
-    assert moved.client.get_run(run.run_id).info.artifact_uri.startswith((new / "artifacts").as_uri())
-    assert [a.path for a in moved.client.list_artifacts(run.run_id)] == ["config.json"]
-    assert moved.client.get_logged_model(model).tags[PATH] == str(new / "train" / "first" / "best")
-    with moved.run("his2lip-train", "second", {"a": 2}, tags={RUN_ID: "later"}):
+    assert moved.client.get_run(first.info.run_id).info.artifact_uri.startswith((new / "artifacts").as_uri())
+    assert [a.path for a in moved.client.list_artifacts(first.info.run_id)] == ["config.json"]
+    (model,) = moved.client.search_logged_models([first.info.experiment_id])
+    assert model.tags[PATH] == str(new / "train" / "first" / "best")
+    with moved.run("his2lip-train", "second", {"a": 2}, tags={RUN_ID: "later"}, beside=tmp_path):
         pass
     assert old.exists() == copied
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
@@ -193,7 +238,7 @@ def test_a_store_whose_folder_was_moved_or_copied_finds_its_artifacts_there(
 def test_a_store_that_is_reached_through_a_link_does_not_count_as_moved(tmp_path: Path) -> None:
     folder, link = tmp_path / "store", tmp_path / "link"
     uri = f"sqlite:///{folder}/mlflow.db"
-    before = Tracker.open(uri)._experiment("his2lip-train")
+    before = Tracker.open(uri).experiment("his2lip-train")
     link.symlink_to(folder)
     Tracker.open(f"sqlite:///{link}/mlflow.db")
     location = Tracker.open(uri).client.get_experiment(before).artifact_location
@@ -201,52 +246,57 @@ def test_a_store_that_is_reached_through_a_link_does_not_count_as_moved(tmp_path
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
-def test_secrets_in_addresses_are_not_stored(tracker: Tracker) -> None:
+def test_secrets_in_addresses_are_not_stored(tracker: Tracker, tmp_path: Path) -> None:
     secret = "s3://KEY:SECRET@bucket/x?secret_key=SECRET"
-    with tracker.run("his2lip-train", "secret", recorded(TrainConfig(data={"shards": secret}))) as run:  # type: ignore[arg-type]
+    config = recorded(TrainConfig(data={"shards": secret}))  # type: ignore[arg-type]
+    with tracker.run("his2lip-train", "secret", config, tags={RUN_ID: "secret"}, beside=tmp_path) as run:
         run.dataset("x", digest="d" * 64, uri=secret, context="training")
-        model = run.model("secret", digest="b" * 64, path=secret, params={"a": secret})
-        run.params({"other": secret})
-    found = tracker.client.get_run(run.run_id)
+        run.model("secret", digest="b" * 64, path=secret, params={"a": secret})
+    (found,) = stored(tracker, "secret")
+    assert "SECRET" not in run.journal.path.read_text()
+    filters = f"tags.`{WEIGHTS}` = '{'b' * 64}'"
+    (logged,) = tracker.client.search_logged_models([found.info.experiment_id], filters)
+    assert "SECRET" not in f"{logged.tags} {logged.params} {found.data.params}"
     config = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/config.json")
     (data,) = found.inputs.dataset_inputs
-    logged = tracker.client.get_logged_model(model)
-    assert "SECRET" not in f"{logged.tags} {logged.params} {found.data.params}"
     assert found.data.params["data.shards"] == "s3://KEY:***@bucket/x?secret_key=***"
     for text in (config, data.dataset.source):
         assert "bucket" in text
         assert "SECRET" not in text
 
 
-def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(tracker: Tracker) -> None:
+def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(
+    tracker: Tracker, tmp_path: Path
+) -> None:
     for _ in range(2):  # the second time, all grid cells are written already
-        with tracker.run("his2lip-benchmark", "zero-shot", {}, tags={RUN_ID: "grid-1"}) as run:
-            written = run.children()
-            for model, scores in SCORES.items():
-                model_id = run.model(model, digest=model * 8)
+        with tracker.run(
+            "his2lip-benchmark", "zero-shot", {}, tags={RUN_ID: "grid-1"}, beside=tmp_path
+        ) as run:
+            for name, scores in SCORES.items():
+                model = run.model(name, digest=name * 8)
                 for dataset, value in scores.items():
-                    if f"{model}/{dataset}" not in written:
-                        run.cell(
-                            f"{model}/{dataset}", model=model, model_id=model_id, dataset=dataset,
-                            protocol="default", digest="e" * 64, metrics={"macro_f1": value}, params={},
-                            generated=False, order_depends_on_prompts=dataset == "mist",
-                        )  # fmt: skip
+                    run.cell(
+                        f"{name}/{dataset}", model=model, dataset=dataset, protocol="default",
+                        digest="e" * 64, metrics={"macro_f1": value}, params={}, generated=False,
+                        order_depends_on_prompts=dataset == "mist",
+                    )  # fmt: skip
+    (grid,) = stored(tracker, "grid-1")
+    assert len(children(tracker, grid)) == 4
     for dataset in ("mihic", "mist"):
         ranked = tracker.client.search_logged_models(
-            [run.experiment_id],
+            [grid.info.experiment_id],
             order_by=[{"field_name": "metrics.macro_f1", "dataset_name": dataset, "ascending": False}],
         )
         assert [m.name for m in ranked] == ["strong", "weak"]
     strong = next(m for m in ranked if m.name == "strong")
     scored = {(m.dataset_name, m.key): m.value for m in strong.metrics}
     assert scored == {("mihic", "macro_f1"): 0.9, ("mist", "macro_f1"): 0.6}
-    marked = "tags.`his2lip.order` = 'depends on prompts'"
-    cells = tracker.client.search_runs([run.experiment_id], marked)
-    assert {cell.data.params["dataset"] for cell in cells} == {"mist"}
+    marked = [cell for cell in children(tracker, grid) if "his2lip.order" in cell.data.tags]
+    assert {cell.data.params["dataset"] for cell in marked} == {"mist"}
 
 
 def test_four_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) -> None:
-    script = "from his2lip.tracking import Tracker\nTracker.open()._experiment('his2lip-train')"
+    script = "from his2lip.tracking import Tracker\nTracker.open().experiment('his2lip-train')"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/deep/mlflow.db"}
     started = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(4)]
     assert [process.wait(timeout=240) for process in started] == [0] * 4
@@ -258,3 +308,106 @@ def test_a_store_that_cannot_be_used_is_reported_in_one_sentence(uri: str) -> No
         Tracker.open(uri)
     assert (caught.value.key, caught.value.where) == ("MLFLOW_TRACKING_URI", uri)
     assert "\n" not in str(caught.value)
+
+
+def write_all(run: Run, part: slice = slice(None)) -> None:
+    """A curve, a checkpoint with a score, and three children."""
+    for step in list(range(1, 31))[part]:
+        run.metrics({"train/loss": 1.0 / step, "lr": 0.1}, step=step)
+    model = run.model("tiny", digest="f" * 64)
+    run.model_metrics(model, {"select/macro_f1": 0.8})
+    run.keep_children(["0", "1", "2"])
+    for number in range(3):
+        run.trial(str(number), f"trial {number}", params={"tau": number}, metrics={"f1": 0.1 * number})
+
+
+def content(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """All that a store has of a run, counted."""
+    (found,) = stored(tracker, run_id)
+    experiment = found.info.experiment_id
+    models = tracker.client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{'f' * 64}'")
+    kept = children(tracker, found)
+    return {
+        "status": found.info.status,
+        "params": found.data.params,
+        "loss": curve(tracker, found, "train/loss"),
+        "lr": curve(tracker, found, "lr"),
+        "children": sorted(
+            (c.info.run_name, c.info.status, str(c.data.params), str(c.data.metrics)) for c in kept
+        ),
+        "models": [(m.name, sorted((x.key, x.value) for x in m.metrics or [])) for m in models],
+        "artifacts": [a.path for a in tracker.client.list_artifacts(found.info.run_id)],
+    }
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits between two contacts, and no retries inside of MLflow's client."""
+    monkeypatch.setattr(sender, "_WAITS_S", (0.05,))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.mark.parametrize("mode", ["away", "500", "lost"])
+def test_a_server_that_is_away_for_a_while_ends_with_all_records_once(
+    mlflow_server: str, tracker: Tracker, impatient: None, tmp_path: Path, mode: Mode
+) -> None:
+    with tracker.run("his2lip-whole", "x", {"a": 1}, tags={RUN_ID: f"whole-{mode}"}, beside=tmp_path) as run:
+        write_all(run)
+    with Proxy(mlflow_server).running() as proxy:
+        flaky = Tracker.open(proxy.url)
+        with flaky.run(f"his2lip-{mode}", "x", {"a": 1}, tags={RUN_ID: mode}, beside=tmp_path) as run:
+            write_all(run, slice(10))
+            run.sender.finish_sending(20)
+            proxy.mode = mode
+            write_all(run, slice(10, None))
+            while proxy.refused < 3:
+                run.sender.join(0.01)
+            assert run.sender.is_alive()
+            proxy.mode = "up"
+    assert content(tracker, mode) == content(tracker, f"whole-{mode}")
+
+
+def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(
+    mlflow_server: str, tracker: Tracker, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(mlflow_server).running() as proxy:
+        proxy.mode = "away"
+        with pytest.raises(TrackingError):
+            Tracker.open(proxy.url)
+        away = Tracker.open(proxy.url, needed=False)
+        monkeypatch.setattr("his2lip.tracking.store._PATIENCE_S", 0.2)
+        with away.run("his2lip-away", "x", {"a": 1}, tags={RUN_ID: "gone"}, beside=tmp_path / "train") as run:
+            write_all(run)
+        monkeypatch.setattr("his2lip.tracking.store._PATIENCE_S", 60)
+        assert stored(tracker, "gone") == []
+        assert run.sender.left == len(Journal.read(run.journal.path).records) > 30
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        sync = ["track", "sync", "--storage", str(tmp_path)]
+        refused = CliRunner().invoke(app, sync)
+        assert isinstance(refused.exception, TrackingError)
+        proxy.mode = "up"
+        for sent in (run.sender.left, 0):
+            done = CliRunner().invoke(app, sync)
+            assert done.exit_code == 0
+            assert f"{sent} records sent to {proxy.url}" in done.output
+    with tracker.run("his2lip-here", "x", {"a": 1}, tags={RUN_ID: "here"}, beside=tmp_path) as run:
+        write_all(run)
+    assert content(tracker, "gone") == content(tracker, "here")
+
+
+def test_a_sqlite_store_that_another_process_locks_stops_no_work(
+    impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db?timeout=0.1")
+    for name in ("free", "locked"):
+        other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+        with tracker.run("his2lip-train", name, {"a": 1}, tags={RUN_ID: name}, beside=tmp_path) as run:
+            run.sender.finish_sending(20)
+            if name == "locked":
+                other.execute("BEGIN EXCLUSIVE")
+            write_all(run)
+            while name == "locked" and run.sender.trouble is None:
+                run.sender.join(0.01)
+            other.close()
+    assert content(tracker, "locked") == content(tracker, "free")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import pydantic
 
 from his2lip import taxonomy
+from his2lip.config import SEAL, sealed, unsealed
 from his2lip.data.cards import Card, Role, is_project_card
 from his2lip.errors import DatasetError
 
 SCHEMA_VERSION = 1
-_OWN = "info_digest"  # key in dataset.json: of all its other entries; older datasets have none
 NO_LABEL = "(none)"  # the key in `counts` of rows without a label
 
 
@@ -130,8 +130,7 @@ def summarise(
 
 def to_json(info: DatasetInfo) -> bytes:
     """The bytes of dataset.json; equal infos give equal bytes."""
-    tree = asdict(info)
-    return (json.dumps(tree | {_OWN: _own_digest(tree)}, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(sealed(asdict(info)), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def from_json(data: bytes, *, where: str) -> DatasetInfo:
@@ -147,23 +146,21 @@ def from_json(data: bytes, *, where: str) -> DatasetInfo:
         what = "dataset.json is damaged: it is not JSON with a `schema_version`"
         raise DatasetError(what, where=where, key="schema_version", fix="prepare the dataset again") from None
     refuse_version(version, where=where)
-    own = tree.pop(_OWN, None)
     try:
-        info = pydantic.TypeAdapter(DatasetInfo).validate_python(tree)
+        info = pydantic.TypeAdapter(DatasetInfo).validate_python(
+            {key: value for key, value in tree.items() if key != SEAL}
+        )
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         what = f"dataset.json is damaged: `{key}`: {first['msg']}"
         raise DatasetError(what, where=where, key=key, fix="prepare the dataset again") from None
-    if own not in (None, _own_digest(tree)):
-        what = "dataset.json is damaged: its entries are not those that were written"
-        raise DatasetError(what, where=where, key=_OWN, fix="prepare the dataset again")
+    try:
+        unsealed(tree)
+    except ValueError as error:
+        what = f"dataset.json is damaged: {error}"
+        raise DatasetError(what, where=where, key=SEAL, fix="prepare the dataset again") from None
     return info
-
-
-def _own_digest(tree: dict[str, Any]) -> str:
-    """sha256 of the entries of dataset.json, as they are read from it again."""
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(tree)), sort_keys=True).encode()).hexdigest()
 
 
 def refuse_version(version: object, *, where: str) -> None:

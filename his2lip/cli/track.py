@@ -1,0 +1,43 @@
+"""`his2lip track sync`: sends to MLflow what runs could not write while the store was away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from his2lip.cli.console import say
+from his2lip.cli.registry import command
+from his2lip.errors import ConfigError, RunError
+from his2lip.resources import STORAGE
+
+
+@command("track sync")
+def sync_journals(
+    storage: Annotated[
+        Path, typer.Option(help="The storage of the runs; their journals lie beside their folders.")
+    ] = Path(STORAGE),
+) -> None:
+    """Send to MLflow what runs, sweeps and benchmarks could not write while it was away.
+
+    The command of a run does the same when it is repeated.
+    """
+    from his2lip.tracking import SUFFIX, Tracker, sync
+
+    if not storage.is_dir():
+        what, fix = "there is no storage here", "give the `storage` of the runs"
+        raise ConfigError(what, where=storage, key="--storage", fix=fix)
+    tracker, total = Tracker.open(), 0
+    for journal in sorted(storage.glob(f"*/*{SUFFIX}")):
+        try:
+            count, store = sync(journal, tracker)
+        except RunError as busy:
+            say(f"{journal}: {busy.what}")
+            continue
+        if store != tracker.store:
+            say(f"{journal}: belongs to the store {store}; set MLFLOW_TRACKING_URI to it")
+        elif count:
+            say(f"{journal}: {count:,} records sent")
+        total += count
+    say(f"{total:,} records sent to {tracker.store}")

@@ -1,0 +1,141 @@
+"""What one run writes to MLflow: a file beside the run, in order, each thing once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from his2lip.config import digest
+from his2lip.errors import RunError, TrackingError, first_line
+from his2lip.files import locked
+
+SUFFIX = ".mlflow.jsonl"  # of a journal's file: STORAGE/train/NAME.DIGEST.mlflow.jsonl
+_SENT = "sent"  # an entry that says how many records a store has
+_log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Journal:
+    """The records of a run, of which each store has the first `sent(store)`.
+
+    A record is a mapping with `what` (the method of `StoreRun` that writes it) and that method's arguments.
+    Records are appended to the file before they are sent, so a process that dies loses none. A record that
+    the journal has already is not added again: a resumed run repeats steps.
+    """
+
+    path: Path
+    records: list[Record] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set, repr=False)
+    _children: dict[str, str] = field(default_factory=dict, repr=False)  # id -> what _known has of it
+    _sent: dict[str, int] = field(default_factory=dict, repr=False)
+    _keep: str = ""  # what _known has of the latest keep_children
+    _file: TextIO | None = field(default=None, repr=False)
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, fresh: bool = False) -> Iterator[Journal]:
+        """The journal at `path`, locked; a new one where there is none, or with `fresh`.
+
+        Raises RunError where another command writes it, and OSError where it cannot be written.
+        """
+        busy = RunError(
+            "another command is running this run", where=path, key="name", fix="wait for it, or stop it"
+        )
+        with locked(path.with_name(f".{path.name}.lock"), busy=busy):
+            if fresh:
+                path.unlink(missing_ok=True)
+            journal = cls.read(path)
+            with path.open("a", encoding="utf-8") as file:
+                journal._file = file
+                try:
+                    yield journal
+                finally:
+                    with journal._writing:
+                        journal._file = None
+
+    @classmethod
+    def read(cls, path: Path) -> Journal:
+        """The journal at `path`; a last line that a killed process had not finished is removed.
+
+        Raises TrackingError where the file is damaged.
+        """
+        journal = cls(path)
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            path.write_bytes(whole)
+        try:
+            entries = [json.loads(line) for line in whole.splitlines()]
+            for entry in entries:
+                if entry["what"] == _SENT:
+                    journal._sent[entry["store"]] = entry["count"]
+                else:
+                    journal._remember(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            what, fix = "the journal of what MLflow is to get is damaged", "remove the file"
+            raise TrackingError(what, where=path, key="journal", fix=fix) from None
+        return journal
+
+    @property
+    def store(self) -> str | None:
+        """The store that the latest command sent to."""
+        return list(self._sent)[-1] if self._sent else None
+
+    def sent(self, store: str) -> int:
+        """How many records this store has, counted from the first."""
+        return min(self._sent.get(store, 0), len(self.records))
+
+    def add(self, record: Record) -> None:
+        """Appends a record, unless the journal has it."""
+        if (new := self._remember(record)) is not None:
+            self._append(new)
+
+    def mark_sent(self, store: str, count: int) -> None:
+        """Records that `store` has the first `count` records."""
+        self._sent.pop(store, None)  # the latest store comes last
+        self._sent[store] = count
+        self._append({"what": _SENT, "store": store, "count": count})
+
+    def _remember(self, record: Record) -> Record | None:
+        """Adds to `records` what is new of a record; None where nothing is."""
+        if record["what"] == "metrics" and record["step"] is not None:
+            step = record["step"]
+            values = {k: v for k, v in record["values"].items() if f"{k} {step}" not in self._known}
+            self._known |= {f"{key} {step}" for key in values}
+            record = record | {"values": values}
+            if not values:
+                return None
+        elif record["what"] not in ("status", "artifact"):  # files change under one name
+            key = digest({name: part for name, part in record.items() if name != "time"})
+            if key in self._known:
+                return None
+            self._known.add(key)
+            if record["what"] == "child":
+                self._children[record["id"]] = key
+            if record["what"] == "keep_children":  # those that it deletes can come back later
+                gone = [child for child in self._children if child not in record["ids"]]
+                self._known -= {self._children.pop(child) for child in gone}
+                self._known.discard(self._keep)
+                self._keep = key
+        self.records.append(record)
+        return record
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self._writing:
+            if self._file is None:
+                return
+            try:
+                self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                self._file.flush()
+            except OSError as error:  # a full disk must not end the run; what is sent is not lost
+                _log.warning("%s cannot be written: %s", self.path, first_line(error))
+                self._file = None

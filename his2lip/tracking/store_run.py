@@ -1,0 +1,277 @@
+"""One run in an MLflow store: finds or creates what a record is about, so that a repetition adds nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from his2lip.errors import redact
+from his2lip.tracking.journal import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
+JOURNAL = "his2lip.journal"  # tag: the journal that a run was written from
+WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
+PATH = "his2lip.path"  # tag: what loads a logged model
+PARENT = "mlflow.parentRunId"
+BATCH = 500  # metrics per request; MLflow allows 1,000
+_CONFIG = "config.json"
+
+
+class StoreRun:
+    """Writes the records of one journal to the store of `client`, at `uri`. The first record is `begin`.
+
+    experiment_of  finds or creates the experiment of a name, and returns its id
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, experiment_of: Callable[[str], str]) -> None:
+        self.client, self._uri, self._experiment_of = client, uri, experiment_of
+        self.run_id = ""
+        self.experiment_id = ""
+        self._inputs: str | None = None  # the run's his2lip.run_id
+        self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
+        self._points: dict[str, set[int]] | None = None  # of a run that another journal had begun
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Writes records in order. Where MLflow or its client raises an error, all can be repeated."""
+        metrics: list[Any] = []
+        for record in records:
+            arguments = {name: part for name, part in record.items() if name != "what"}
+            if record["what"] == "metrics":
+                metrics += self._new_points(**arguments)
+                continue
+            self._log(metrics)
+            metrics = []
+            getattr(self, record["what"])(**arguments)
+        self._log(metrics)
+
+    def begin(
+        self,
+        *,
+        journal: str,
+        experiment: str,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        fresh: bool,
+        time: int,
+    ) -> None:
+        """Finds the run of this journal; else, unless `fresh`, the latest with the same `his2lip.run_id`.
+
+        Where there is neither, it is created.
+        """
+        self.experiment_id = self._experiment_of(experiment)
+        self._inputs = tags.get(RUN_ID)
+        found = self._latest(f"tags.`{JOURNAL}` = '{journal}'")
+        ours = found is not None
+        if found is None and RUN_ID in tags and not fresh:
+            found = self._latest(f"tags.`{RUN_ID}` = '{tags[RUN_ID]}'")
+            self._points = None if found is None else {}
+        if found is None:
+            new = self.client.create_run(
+                self.experiment_id, start_time=time, run_name=name, tags={**tags, JOURNAL: journal}
+            )
+            self.run_id, known, ours = new.info.run_id, {}, True
+        else:
+            self.run_id, known = found.info.run_id, found.data.params
+            self.client.update_run(self.run_id, status="RUNNING")
+        if ours:  # a process may have died between the creation and these
+            self.params(config, known)
+            text = json.dumps(config, indent=1, ensure_ascii=False)
+            self.client.log_text(self.run_id, text, _CONFIG)
+
+    def params(self, config: Mapping[str, Any], known: Collection[str] = ()) -> None:
+        """The values of a configuration as parameters by their dotted keys; long values are cut."""
+        _log_params(self.client, self.run_id, config, known)
+
+    def status(self, *, status: str, time: int) -> None:
+        """How the run ended: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status, end_time=time)
+        if status == "FINISHED" and self._inputs is not None:
+            self._remove_others(self._inputs)
+
+    def artifact(self, *, path: str, folder: str | None) -> None:
+        """A file, or a folder with its content; nothing where it was removed meanwhile."""
+        if Path(path).is_dir():
+            self.client.log_artifacts(self.run_id, path, folder)
+        elif Path(path).exists():
+            self.client.log_artifact(self.run_id, path, folder)
+
+    def dataset(self, *, name: str, digest: str, uri: str, context: str) -> None:
+        _log_dataset(self.client, self.run_id, name, digest=digest, uri=uri, context=context)
+
+    def model(self, *, name: str, digest: str, path: str | None, params: Mapping[str, Any]) -> str:
+        """The id of the logged model with these weights in this experiment, created where there is none.
+
+        It is an external model: its files stay at `path` until it is promoted.
+        """
+        import mlflow
+
+        filters = f"tags.`{WEIGHTS}` = '{digest}' AND name = '{model_name(name)}'"
+        found = self.client.search_logged_models([self.experiment_id], filters, max_results=1)
+        if found:
+            return str(found[0].model_id)
+        tags = {WEIGHTS: digest} | ({PATH: redact(path)} if path else {})
+        mlflow.set_tracking_uri(self._uri)  # the function below takes no client
+        made = mlflow.create_external_model(
+            name=model_name(name),
+            source_run_id=self.run_id,
+            tags=tags,
+            params={_name(key): redact(str(value))[:500] for key, value in _flat(params)},
+            model_type="dual-encoder",
+            experiment_id=self.experiment_id,
+        )
+        return str(made.model_id)
+
+    def model_metrics(self, *, model: Mapping[str, Any], values: Mapping[str, float], time: int) -> None:
+        """Adds metrics of a logged model that belong to no dataset; those that it has are not repeated."""
+        model_id = self.model(**model)
+        logged = self.client.get_logged_model(model_id).metrics or []
+        have = {(metric.key, metric.value) for metric in logged}
+        fresh = {key: value for key, value in values.items() if (_name(key), value) not in have}
+        self._log(_metrics(fresh, 0, time, model_id=model_id))
+
+    def keep_children(self, *, ids: Sequence[str]) -> None:
+        """Deletes the child runs whose `his2lip.run_id` is not in `ids`.
+
+        They are of an earlier call with the same inputs, whose files were removed or whose results changed.
+        """
+        for child_id, (run_id, _) in list(self._known_children().items()):
+            if child_id not in ids:
+                self.client.delete_run(run_id)
+                self._known_children().pop(child_id)
+
+    def _remove_others(self, inputs: str) -> None:
+        """Deletes other runs of this `his2lip.run_id` and their children: `--fresh` removed their files."""
+        for other in self._search(f"tags.`{RUN_ID}` = '{inputs}'"):
+            if other.info.run_id != self.run_id:
+                for run in (*self._search(f"tags.`{PARENT}` = '{other.info.run_id}'"), other):
+                    self.client.delete_run(run.info.run_id)
+
+    def child(
+        self,
+        *,
+        id: str,
+        name: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        dataset: Mapping[str, str] | None,
+        model: Mapping[str, Any] | None,
+        time: int,
+    ) -> None:
+        """One ended trial or grid cell as a child run.
+
+        With `model` and `dataset`, the metrics are also those of the logged model on the dataset, by which
+        MLflow compares models side by side.
+        """
+        known, status = self._known_children().get(id, (None, ""))
+        if status == "FINISHED":
+            return
+        if known is None:
+            all_tags = {PARENT: self.run_id, RUN_ID: id}
+            new = self.client.create_run(self.experiment_id, start_time=time, run_name=name, tags=all_tags)
+            known = new.info.run_id
+            self._known_children()[id] = known, "RUNNING"
+        _log_params(self.client, known, params)
+        of: dict[str, Any] = {}
+        if dataset is not None:
+            _log_dataset(self.client, known, **dataset)
+            of = {"dataset_name": dataset["name"], "dataset_digest": dataset["digest"][:36]}
+        if model is not None:
+            of["model_id"] = self.model(**model)
+        self.client.log_batch(known, metrics=_metrics(metrics, 0, time, **of))
+        for key, value in tags.items():
+            self.client.set_tag(known, key, value)
+        self.client.set_terminated(known, "FINISHED", end_time=time)
+        self._known_children()[id] = known, "FINISHED"
+
+    def _new_points(self, *, values: Mapping[str, float], step: int | None, time: int) -> list[Any]:
+        """The metrics of a record, without points that the run had before this journal."""
+        points = _metrics(values, step or 0, time)
+        if self._points is None or step is None:
+            return points
+        for key in {point.key for point in points} - self._points.keys():
+            self._points[key] = {old.step for old in self.client.get_metric_history(self.run_id, key)}
+        return [point for point in points if point.step not in self._points[point.key]]
+
+    def _log(self, metrics: Sequence[Any]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
+
+    def _known_children(self) -> dict[str, tuple[str, str]]:
+        if self._children is None:
+            found = self._search(f"tags.`{PARENT}` = '{self.run_id}'")
+            self._children = {
+                run.data.tags.get(RUN_ID, ""): (run.info.run_id, run.info.status) for run in found
+            }
+        return self._children
+
+    def _search(self, filters: str) -> list[Any]:
+        runs: list[Any] = []
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs([self.experiment_id], filters, page_token=token)
+            runs += page
+            token = page.token or ""
+        return runs
+
+    def _latest(self, filters: str) -> Any:
+        newest = ["attributes.start_time DESC"]
+        found = self.client.search_runs([self.experiment_id], filters, max_results=1, order_by=newest)
+        return found[0] if found else None
+
+
+def _log_params(
+    client: MlflowClient, run_id: str, config: Mapping[str, Any], known: Collection[str] = ()
+) -> None:
+    from mlflow.entities import Param
+
+    leaves = [Param(_name(key), redact(str(value))[:6000]) for key, value in _flat(config)]
+    leaves = [leaf for leaf in leaves if leaf.key not in known]
+    for start in range(0, len(leaves), 100):
+        client.log_batch(run_id, params=leaves[start : start + 100])
+
+
+def _log_dataset(
+    client: MlflowClient, run_id: str, name: str, *, digest: str, uri: str, context: str
+) -> None:
+    """A dataset that a run read; `context` is training, select or report."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": redact(uri)})
+    made = Dataset(name=name, digest=digest[:36], source_type="his2lip", source=source)
+    tag = InputTag("mlflow.data.context", context)
+    client.log_inputs(run_id, datasets=[DatasetInput(made, [tag])])
+
+
+def _metrics(values: Mapping[str, float], step: int, time: int, **of: Any) -> list[Any]:
+    """Finite values as MLflow's metrics; NaN and infinite ones are left out, since SQL cannot sort them."""
+    from mlflow.entities import Metric
+
+    finite = [(k, float(v)) for k, v in values.items() if v is not None and math.isfinite(v)]
+    return [Metric(_name(k), v, time, step, run_id=None, **of) for k, v in finite]
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _name(key: str) -> str:
+    """A name as MLflow allows it: letters, digits and a few signs."""
+    return re.sub(r"[^\w\-./ ]", "_", key)[:250]
+
+
+def model_name(name: str) -> str:
+    """A model's name as MLflow allows it, without the signs of its URIs."""
+    return re.sub(r"[^\w\- ]", "-", name)[:250]
