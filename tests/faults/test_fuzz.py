@@ -50,7 +50,7 @@ data:
   batch_size: 16
   lanes: 4
   balance: 0.5
-  augment: {flips: true}
+  augment: {turns: true}
 loss:
   weights: {image_text: 1.0, image_image: 0.5, text_text: 0.5}
   tau: 1.0
@@ -99,7 +99,7 @@ CARD = """
 name: mine
 title: Two classes
 reader: folder
-options: {case_pattern: "(.)", suffixes: [.png]}
+options: {case_pattern: "(.)"}
 source: {record: none, access: local}
 licence: {name: mine, attribution: true, commercial_use: false}
 organ: [breast]
@@ -194,6 +194,9 @@ def _score(file: Path) -> None:
 def test_a_mutated_configuration_runs_or_is_refused(
     small: Path, command: str, text: str, work: Callable[[Path], None], count: int, record: Record
 ) -> None:
+    (small / "whole.yaml").write_text(text)
+    assert attempt(command, "whole.yaml").ended == "accepted"
+    assert in_bounds(lambda: work(Path("whole.yaml"))) is None
     ends, faults = [], []
     for i, rng in enumerate(seeds(command, count)):
         file = small / f"{i}.yaml"
@@ -213,6 +216,9 @@ def test_a_mutated_card_prepares_or_is_refused(here: Path, count: int, record: R
         path = here / "root" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.full((16, 16, 3), 7, np.uint8)))
+    (here / "whole.yaml").write_text(CARD)
+    whole = attempt("data", "prepare", "whole.yaml", "--root", "root", "--out", "out/whole")
+    assert whole.ended == "done", whole.said
     ends = []
     for i, rng in enumerate(seeds("card", count)):
         file = here / f"{i}.yaml"
@@ -227,6 +233,8 @@ def test_a_mutated_card_prepares_or_is_refused(here: Path, count: int, record: R
 def test_a_mutated_prompt_file_answers_or_is_refused(here: Path, count: int, record: Record) -> None:
     text = (resources.root() / "benchmarks/prompts/staining.yaml").read_text(encoding="utf-8")
     (here / "a.png").write_bytes(encode_png(np.full((16, 16, 3), 7, np.uint8)))
+    whole = attempt("classify", "a.png", "--model", "tiny", "--prompts", "staining")
+    assert whole.ended == "done", whole.said
     ends = []
     for i, rng in enumerate(seeds("prompts", count)):
         file = here / f"{i}.yaml"
