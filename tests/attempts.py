@@ -27,7 +27,7 @@ _UNENDED = "traceback"
 Ended = Literal["done", "problems", "refused", "accepted", "traceback"]
 
 
-class Accepted(Exception):
+class Accepted(SystemExit):
     """Raised in place of starting Ray: the command has found no fault in what it was given."""
 
 
@@ -63,10 +63,10 @@ def attempt(*arguments: str) -> Attempt:
         before = signal.getsignal(signal.SIGINT)
         try:
             main()
-        except SystemExit as end:
-            ended, trace = _by_code(end.code, err.getvalue())
         except Accepted:
             ended = "accepted"
+        except SystemExit as end:
+            ended, trace = _by_code(end.code, err.getvalue())
         except BaseException as error:
             trace = "".join(traceback.format_exception(error))
         finally:
@@ -87,7 +87,9 @@ def _by_code(code: object, said: str) -> tuple[Ended, str]:
         return "traceback", f"exit 2 with other than one sentence: {said!r}"
     if code in (0, None):
         return "done", ""
-    return ("problems", "") if code == 1 else ("traceback", f"exit {code}: {said!r}")
+    return (
+        ("problems", "") if code == 1 and "Traceback" not in said else ("traceback", f"exit {code}: {said}")
+    )
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.schema import SCHEMA
 from his2lip.errors import His2lipError, ImageError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import plan_cells, score_models
+from his2lip.evaluation.grid import Work, plan_cells, score_models
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
@@ -125,6 +125,9 @@ protocols:
 """
 
 
+FEW = 3  # configurations in `make test`
+
+
 def cases(few: int, many: int) -> pytest.MarkDecorator:
     """`few` cases in `make test`, `many` in `make faults`."""
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=_FAULTS)])
@@ -182,7 +185,7 @@ def _sample(file: Path) -> None:
 def _score(file: Path) -> None:
     config = load(BenchmarkConfig, file)
     plans, _ = plan_cells(config)
-    list(score_models(config.models, plans, config))
+    list(score_models(config.models, Work(plans, config)))
 
 
 @pytest.mark.parametrize(
@@ -190,20 +193,19 @@ def _score(file: Path) -> None:
     [("train", TRAIN, _train), ("tune", TUNE, _sample), ("benchmark", BENCHMARK, _score)],
     ids=["train", "tune", "benchmark"],
 )
-@cases(3, 100)
+@cases(FEW, 100)
 def test_a_mutated_configuration_runs_or_is_refused(
     small: Path, command: str, text: str, work: Callable[[Path], None], count: int, record: Record
 ) -> None:
     (small / "whole.yaml").write_text(text)
     assert attempt(command, "whole.yaml").ended == "accepted"
-    assert in_bounds(lambda: work(Path("whole.yaml"))) is None
     ends, faults = [], []
     for i, rng in enumerate(seeds(command, count)):
         file = small / f"{i}.yaml"
         file.write_bytes(mutated(text, rng))
         ends.append(attempt(command, str(file)))
         faults.append((f"{command} {file}", ends[-1].fault))
-        if ends[-1].ended == "accepted":
+        if ends[-1].ended == "accepted" and count > FEW:  # takes seconds
             faults.append((f"work of {file}", in_bounds(lambda file=file: work(file))))
     check(faults)
     how = f"`{command}` of a YAML file with up to three changed values, keys, lines, characters or bytes"
