@@ -28,6 +28,7 @@ _PATH_COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+_AS_CODE = ("benchmarks/datasets", "benchmarks/prompts")  # folders of carried files that decide scores
 _log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -41,10 +42,15 @@ def root() -> Path:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """The version of the package and a digest of its sources, so that an edited checkout has its own."""
+    """The version of the package and a digest of its code, so that an edited checkout has its own.
+
+    The cards and prompts that it carries count as code: they decide how a model is scored and chosen.
+    """
     whole = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        whole.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    carried = (path for name in _AS_CODE for path in (root() / name).glob("*.yaml"))
+    files = [(path, _PACKAGE) for path in _PACKAGE.rglob("*.py")] + [(path, root()) for path in carried]
+    for name, path in sorted((path.relative_to(base).as_posix(), path) for path, base in files):
+        whole.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{__version__}+{whole.hexdigest()[:12]}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import ClusterError
-from his2lip.runtime import _temporary_folder, protect_token
+from his2lip.runtime import _check_node, _look, _temporary_folder, check_nodes, protect_token
 
 START = "from his2lip.runtime import start_ray\nstart_ray(num_cpus=1, object_store_memory=100 << 20)\n"
 
@@ -154,3 +154,26 @@ def test_a_cluster_that_does_not_answer_is_one_sentence_within_seconds(address: 
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("his2lip.errors.ClusterError: ")
     assert address in last
+
+
+def test_a_folder_in_the_copy_of_the_checkout_that_a_job_gets_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1/runs"
+    check_nodes(write=[str(copy)])  # a local Ray has no copies
+    assert not copy.exists()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ClusterError) as refused:
+        check_nodes(write=["s3://bucket/runs", str(copy)])
+    assert (refused.value.key, refused.value.where) == ("storage", str(copy))
+
+
+def test_a_node_that_does_not_see_a_path_is_refused_by_it(ray_local: None, tmp_path: Path) -> None:
+    import ray
+
+    version, missing = _look([str(tmp_path), str(tmp_path / "elsewhere/probe")])
+    assert missing == [str(tmp_path / "elsewhere/probe")]
+    _check_node("10.0.0.1", ray.put((version, [])), {})
+    with pytest.raises(ClusterError) as refused:
+        _check_node("10.0.0.1", ray.put((version, missing)), {missing[0]: str(tmp_path / "elsewhere")})
+    assert (refused.value.key, refused.value.where) == ("path", str(tmp_path / "elsewhere"))
