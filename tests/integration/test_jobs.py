@@ -19,15 +19,20 @@ import numpy as np
 import pytest
 import yaml
 from test_grid import PROTOCOLS, write_dataset
+from training_data import write_small_shards
 
 from his2lip import __version__
 from his2lip.config import load
+from his2lip.data.captions import CaptionBank
 from his2lip.errors import ClusterError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import Work, plan_cells, score_models
 from his2lip.jobs import submit
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
+from his2lip.models.provenance import read_meta
+from his2lip.training.config import TrainConfig
+from his2lip.training.local import run_in_process
 
 REPO = Path(__file__).resolve().parents[2]
 SECRETS = [
@@ -49,6 +54,7 @@ FROM_ANOTHER_FOLDER = """
 import json, sys
 from his2lip import resources
 from his2lip.config import load
+from his2lip.data.captions import CaptionBank
 from his2lip.errors import ClusterError
 from his2lip.evaluation import BenchmarkConfig, run_grid
 from his2lip.runtime import check_nodes, start_ray
@@ -62,6 +68,26 @@ resources.code_version = own
 result = run_grid(load(BenchmarkConfig, "benchmark.yaml"))
 cells = [cell.model_dump(mode="json") for cell in result.cells]
 print(json.dumps([cells, [failure.reason for failure in result.failed]]))
+"""
+
+TRAINING_FROM_ANOTHER_FOLDER = """
+import json
+from his2lip.cli.train import validator
+from his2lip.config import load
+from his2lip.data.captions import CaptionBank
+from his2lip.models import read_meta
+from his2lip.runtime import start_ray
+from his2lip.training import TrainConfig, train
+from his2lip.tuning import SweepConfig, run_sweep, training_objective
+start_ray()
+trained = train(load(TrainConfig, "train.yaml"))
+config = load(SweepConfig, "sweep.yaml")
+objective = training_objective(config, make_validator=validator)
+swept = run_sweep(config, objective, inputs=objective.inputs, places=objective.places)
+folder = swept.directory / "trials"
+metas = {row.params["model.backbone"]: read_meta(folder / str(row.number) / "best") for row in swept.trials}
+digests = {name: meta["tensor_digest"] for name, meta in metas.items()}
+print(json.dumps([read_meta(trained.best)["tensor_digest"], digests]))
 """
 
 
@@ -299,3 +325,45 @@ def test_a_cluster_that_was_started_in_another_folder_reads_the_files_that_the_d
     ]
     assert not (cluster.folder / "runs").exists()
     assert (tmp_path / "runs/benchmark/here/leaderboard.csv").is_file()
+
+
+def write_training_folder(folder: Path, *, count: int, seed: int) -> None:
+    """A run and a sweep of relative paths: shards of `count` patches, captions, and first weights."""
+    write_small_shards(folder / "shards", train=count, select=16)
+    CaptionBank.templates().save(folder / "bank.json")
+    save_checkpoint(folder / "best", load_model("tiny", seed=seed), meta={})
+    data = {"shards": "shards", "captions": "bank.json", "batch_size": 16, "lanes": 4}
+    train = {"data": data, "model": {"backbone": "local-dir:best"}, "optim": {"epochs": 1, "lr": 1e-3}}
+    (folder / "train.yaml").write_text(yaml.safe_dump(train | {"name": "here", "storage": "runs"}))
+    sweep = {
+        "name": "here",
+        "train": train,
+        "space": {"model.backbone": {"kind": "choice", "values": ["best", "local-dir:best"]}},
+        "points": [{"model.backbone": "best"}, {"model.backbone": "local-dir:best"}],
+        "trials": 2,
+        "keep": 2,
+        "storage": "runs",
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_that_was_started_in_another_folder_trains_and_sweeps_on_the_files_of_the_driver(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_training_folder(cluster.folder, count=32, seed=2)  # other files at the same relative paths
+    write_training_folder(tmp_path, count=64, seed=1)
+    env = cluster.env | {"RAY_ADDRESS": cluster.node, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING_FROM_ANOTHER_FOLDER],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained, swept = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.chdir(tmp_path)
+    run_in_process(load(TrainConfig, "train.yaml"), report=lambda metrics: None, folder="local")
+    here = read_meta("local/best")["tensor_digest"]
+    assert trained == here
+    assert swept == {"best": here, "local-dir:best": here}
+    assert not (cluster.folder / "runs").exists()
