@@ -39,6 +39,9 @@ class ModelEntry(Config):
     blend: Blend | None = None
     trained_on: list[str] | None = None
     """Names of the datasets that it was trained on; null: as its checkpoint says."""
+    seeds_of: str | None = None
+    """The row of all trainings that differ from this one only in their seed; {seeds: [RUN, RUN], name: NAME}
+    of the benchmark adds them."""
     control: Control | None = None
     """Scores the model under a negative control; `controls` of the benchmark adds these rows."""
 
@@ -125,7 +128,13 @@ class BenchmarkConfig(Config):
     def controls_of(self, model: ModelEntry) -> list[ModelEntry]:
         """The rows of one model's negative controls."""
         return [
-            model.model_copy(update={"name": f"{PREFIX}{control} of {model.name}", "control": control})
+            model.model_copy(
+                update={
+                    "name": f"{PREFIX}{control} of {model.name}",
+                    "control": control,
+                    "seeds_of": None,
+                }
+            )
             for control in self.controls
         ]
 
@@ -147,6 +156,8 @@ class BenchmarkConfig(Config):
 
 def _models(entry: Any) -> list[Any]:
     """The models that one entry of `models` means; other forms are left to the validation."""
+    if isinstance(entry, dict) and "seeds" in entry:
+        return _trainings(entry)
     if not isinstance(entry, dict) or "alphas" not in entry:
         return [entry]
     unknown = set(entry) - {"blend", "alphas", "name", "trained_on"}
@@ -159,6 +170,17 @@ def _models(entry: Any) -> list[Any]:
     row = {"path": tuned} | {key: entry[key] for key in ("trained_on",) if key in entry}
     blends = [{"sweep": sweep, "base": base, "alpha": alpha} for alpha in alphas]
     return [row | {"name": f"{sweep} alpha={blend['alpha']}", "blend": blend} for blend in blends]
+
+
+def _trainings(entry: dict[str, Any]) -> list[Any]:
+    """The rows of one model that was trained with several seeds."""
+    paths, name = entry["seeds"], entry.get("name")
+    known = set(entry) <= {"seeds", "name", "trained_on"} and isinstance(paths, list) and len(paths) > 1
+    if not known or not isinstance(name, str):
+        what = "trainings with several seeds must be {seeds: [RUN, RUN, …], name: NAME}"
+        raise OptionError(what, key="seeds")
+    row = {"seeds_of": name} | {key: entry[key] for key in ("trained_on",) if key in entry}
+    return [row | {"name": f"{name} seed {i}", "path": path} for i, path in enumerate(paths, start=1)]
 
 
 def _named(entries: list[Any]) -> list[Any]:

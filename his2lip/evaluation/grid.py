@@ -32,6 +32,7 @@ from his2lip.evaluation.leaderboard import (
     with_differences,
     with_prompt_order,
     with_published,
+    with_seeds,
     write_leaderboard,
 )
 from his2lip.evaluation.prompts import PromptSet
@@ -161,6 +162,7 @@ def run_grid(
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
     cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
     cells = with_prompt_order(with_published(with_blends(cells, config.models), cards), of_draws)
+    cells = with_seeds(config.folder, cells, config.models)
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
     cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]

@@ -25,10 +25,12 @@ from his2lip.evaluation.results import (
     CellFailure,
     CellResult,
     Compared,
+    OverSeeds,
     metric_fields,
     to_csv,
     to_table,
 )
+from his2lip.evaluation.statistics import crossed_interval
 from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
@@ -135,6 +137,48 @@ def with_differences(
         cell.model_copy(update={"reference": reference, "margin": margin, "compared": found})
         for cell, found in zip(cells, compared, strict=True)
     ]
+
+
+def with_seeds(folder: str, cells: Sequence[CellResult], entries: Iterable[ModelEntry]) -> list[CellResult]:
+    """`cells` with the mean of every figure over the trainings of one model that differ in their seed.
+
+    The predictions are those stored below `folder`.
+    """
+    row_of = {entry.name: entry.seeds_of for entry in entries if entry.seeds_of is not None}
+    groups: dict[tuple[str, ...], list[int]] = {}
+    filled = list(cells)
+    for i, cell in enumerate(cells):
+        if (row := row_of.get(cell.model)) is not None:
+            groups.setdefault((row, cell.dataset, cell.protocol), []).append(i)
+    for (row, *_), places in groups.items():
+        found = _over_seeds(folder, [cells[i] for i in places]) if len(places) > 1 else {}
+        for i in places:
+            filled[i] = cells[i].model_copy(update={"seeds_of": row, "over_seeds": found})
+    return filled
+
+
+def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds]:
+    """Figure -> its mean over trainings on the same units."""
+    stored = [stored_predictions(folder, cell) for cell in cells]
+    has_interval = all(cell.no_interval is None for cell in cells)
+    found = {}
+    for name, metric in metric_fields().items():
+        figures = [getattr(cell, name) for cell in cells]
+        if None in figures:
+            continue
+        values, limits = np.array(figures, dtype=np.float64), None
+        if has_interval:
+            replicates = np.stack([metric.replicates(*own) for own in stored])
+            limits = crossed_interval(values, replicates, bounds=metric.bounds)
+        low, high = limits or (None, None)
+        found[name] = OverSeeds(
+            seeds=len(cells),
+            mean=float(values.mean()),
+            deviation=float(values.std(ddof=1)),
+            lo=low,
+            hi=high,
+        )
+    return found
 
 
 def _compare(

@@ -109,6 +109,19 @@ class Compared(Config):
     """Whether the lower limit is above minus the margin."""
 
 
+class OverSeeds(Config):
+    """A figure over trainings of one model that differ only in their seed."""
+
+    seeds: int
+    """Number of trainings."""
+    mean: float
+    deviation: float
+    """Standard deviation over the trainings."""
+    lo: float | None
+    hi: float | None
+    """Limits of the 95 % interval of the mean, over seeds and clusters; null where there is none."""
+
+
 class CellResult(Figures):
     """The figures of one grid cell, (model, protocol of a dataset), and what they were computed from."""
 
@@ -202,6 +215,12 @@ class CellResult(Figures):
         bool, Field("whether one of these shares is below 95 %: the order depends on prompts")
     ] = False
 
+    seeds_of: Annotated[
+        str | None, Field("the row of all trainings that differ from this one only in their seed")
+    ] = None
+    over_seeds: Annotated[
+        dict[str, OverSeeds], Field("figure -> its mean and interval over these trainings", _JSON)
+    ] = {}
     reference: Annotated[str | None, Field("the model that differences are from")] = None
     margin: Annotated[float | None, Field("largest loss that still counts as none (non-inferiority)")] = None
     compared: Annotated[

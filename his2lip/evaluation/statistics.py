@@ -121,6 +121,36 @@ def standard_error(replicates: np.ndarray) -> np.ndarray:
     return np.sqrt((groups - 1) / groups * (away**2).sum(axis=-1))
 
 
+def crossed_interval(
+    values: np.ndarray, replicates: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float] | None:
+    """The limits of the 95 % interval of the mean figure of S trainings that differ in their seed only.
+
+    values      float64 (S,), the figure of each training
+    replicates  float64 (S, G), the same without one cluster each
+
+    Seeds and clusters are crossed: all trainings are scored on the same cases. The variance of the mean is
+    that of seeds plus that of clusters less that of their interaction, which is in both (two-way analysis of
+    variance with random effects; degrees of freedom of Satterthwaite 1946). None where `interval` has none.
+    """
+    seeds, groups = replicates.shape
+    if not np.isfinite(replicates).all():
+        return None
+    pseudo = values[:, None] - (groups - 1) * (replicates - replicates.mean(axis=1, keepdims=True))
+    mean = float(values.mean())
+    by_cluster = pseudo.mean(axis=0)
+    left = pseudo - values[:, None] - by_cluster + mean
+    of_seeds = float(values.var(ddof=1)) / seeds
+    of_clusters = float(by_cluster.var(ddof=1)) / groups
+    of_both = float((left**2).sum()) / ((seeds - 1) * (groups - 1)) / (seeds * groups)
+    variance = max(of_seeds + of_clusters - of_both, of_seeds, of_clusters)
+    if variance < 1e-24:
+        return None
+    degrees = variance**2 / (of_seeds**2 / (seeds - 1) + of_clusters**2 / (groups - 1))
+    reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * variance**0.5
+    return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
+
+
 @dataclass(frozen=True)
 class Part:
     """One term of a mean: its figure, the limits of its interval, its number of clusters, and its dataset.

@@ -40,6 +40,7 @@ from his2lip.report.prompt_order import (
     pairs_csv,
     unstable,
 )
+from his2lip.report.seeds import pooled
 from his2lip.templates import percent, render, trusted
 
 GENERATED = (
@@ -127,9 +128,9 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     if reference is not None:
         board = _compared_with(board, leaderboard.parent, reference)
     out.mkdir(parents=True, exist_ok=True)
-    page = out / "index.html"
-    page.write_text(html_page(board, published_rows()), encoding="utf-8")
-    (out / "leaderboard.md").write_text(markdown(board), encoding="utf-8")
+    page, shown = out / "index.html", Board(pooled(board.cells))
+    page.write_text(html_page(shown, published_rows()), encoding="utf-8")
+    (out / "leaderboard.md").write_text(markdown(shown), encoding="utf-8")
     points, compared = curve_points(board), pairs(board)
     _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
     _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)

@@ -18,11 +18,13 @@ from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
-from his2lip.evaluation.leaderboard import with_differences, write_leaderboard
+from his2lip.evaluation.leaderboard import with_differences, with_seeds, write_leaderboard
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.zero_shot import Scores
+from his2lip.report.pages import write_pages
+from his2lip.report.seeds import pooled
 
 CASES, UNITS = 8, 10  # per case
 
@@ -132,6 +134,44 @@ def test_an_expectation_over_draws_is_a_constant_and_not_the_draw_that_is_stored
     assert row.difference_lo is not None
     assert row.difference_lo > 0
     assert not found[3].compared["macro_f1"].top
+
+
+def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_and_seeds(
+    cells: list[CellResult], folder: str
+) -> None:
+    entries = validate(
+        BenchmarkConfig,
+        {"models": [{"seeds": ["a", "b", "c"], "name": "mine"}, "tiny"], "datasets": ["mihic"]},
+    ).models
+    assert [(e.name, e.seeds_of) for e in entries[:3]] == [(f"mine seed {i}", "mine") for i in (1, 2, 3)]
+    names = ("mine seed 1", "mine seed 2", "tiny", "mine seed 3")
+    named = [c.model_copy(update={"model": name}) for c, name in zip(cells, names, strict=True)]
+    found = with_seeds(folder, with_differences(folder, named), entries)
+    of_mine = [found[i].over_seeds["macro_f1"] for i in (0, 1, 3)]
+    assert of_mine[0] == of_mine[1] == of_mine[2]
+    values = [found[i].macro_f1 for i in (0, 1, 3)]
+    assert (of_mine[0].seeds, of_mine[0].mean) == (3, pytest.approx(np.mean(values)))
+    assert of_mine[0].deviation == pytest.approx(np.std(values, ddof=1))
+    first = found[0].interval("macro_f1")
+    assert of_mine[0].lo is not None
+    assert first is not None
+    assert of_mine[0].lo < first[0], "seeds that differ make it wider than that of the cases"
+    assert found[2].over_seeds == {}
+
+    row, tiny = pooled(found)
+    assert (row.model, tiny.model) == ("mine (3 seeds)", "tiny")
+    assert (row.macro_f1, row.interval("macro_f1")) == (of_mine[0].mean, (of_mine[0].lo, of_mine[0].hi))
+    assert "At least 5" in (row.caveat or "")
+    path = Path(write_leaderboard(folder, found, []))
+    page = write_pages(path, path.parent / "report")
+    assert "mine (3 seeds): mean of 3 trainings" in page.read_text()
+    assert [row.model for row in read_results(page.with_name("leaderboard.csv"))] == list(names)
+
+
+def test_a_list_of_seeds_without_a_name_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError) as refused:
+        validate(BenchmarkConfig, {"models": [{"seeds": ["a", "b"]}], "datasets": ["mihic"]})
+    assert "{seeds:" in str(refused.value)
 
 
 def test_report_shows_the_differences_from_the_baseline_that_it_is_given(

@@ -15,6 +15,7 @@ from his2lip.evaluation.statistics import (
     Clusters,
     Part,
     clusters_of,
+    crossed_interval,
     interval,
     leave_one_out_counts,
     mean_interval,
@@ -177,3 +178,26 @@ def test_figures_of_one_dataset_are_not_independent() -> None:
     assert mean_interval([part, part]) == pytest.approx((0.4, 0.6))
     low, high = mean_interval([part, Part(0.5, (0.4, 0.6), 10, "b")])
     assert 0.4 < low < high < 0.6
+
+
+@pytest.mark.parametrize(
+    ("seeds", "cases", "of_seeds"), [(5, 8, 0.06), (5, 30, 0.06), (5, 15, 0.0), (3, 30, 0.1)]
+)
+def test_intervals_over_seeds_hold_the_true_mean_over_cases_and_seeds(
+    seeds: int, cases: int, of_seeds: float
+) -> None:
+    """Each training has its own share of right answers, and all see the same cases and patches."""
+    rng = np.random.default_rng([seeds, cases])
+    limits, narrow = [], []
+    for _ in range(500):
+        case = rng.normal(0, 0.2, (1, cases)) + rng.normal(0, 0.05, (seeds, cases))
+        right = np.clip(0.5 + case + of_seeds * rng.normal(size=(seeds, 1)), 0, 1)
+        counts = rng.binomial(PATCHES, right) / PATCHES  # accuracy of each training on each case
+        values, total = counts.mean(axis=1), counts.sum(axis=1, keepdims=True)
+        replicates = (total - counts) / (cases - 1)
+        limits.append(crossed_interval(values, replicates))
+        narrow.append(interval(values.mean(), replicates.mean(axis=0)))
+    held = [low <= 0.5 <= high for low, high in limits]
+    assert COVERED[0] <= np.mean(held) <= 0.985
+    if of_seeds and cases == 30:
+        assert np.mean([low <= 0.5 <= high for low, high in narrow]) < 0.9, "cases alone are not enough"

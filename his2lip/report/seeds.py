@@ -1,0 +1,48 @@
+"""Trainings that differ only in their seed, as one row: the mean of their figures, over seeds and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from his2lip.evaluation import CellResult
+
+ASKED_FOR = 5  # trainings; with fewer, how much seeds vary is hardly known
+
+
+def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
+    """`cells` with one row in place of those of several seeds, where the first of them was."""
+    rows: list[CellResult] = []
+    seen: set[tuple[str, ...]] = set()
+    for cell in cells:
+        key = (cell.seeds_of or "", cell.dataset, cell.protocol, cell.split_sha256)
+        if not cell.over_seeds:
+            rows.append(cell)
+        elif key not in seen:
+            seen.add(key)
+            rows.append(_row(cell, [c for c in cells if c.seeds_of == cell.seeds_of]))
+    return rows
+
+
+def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
+    """The record of all trainings: that of one of them, with the means in place of its own figures."""
+    own = [c for c in members if (c.dataset, c.protocol) == (cell.dataset, cell.protocol)]
+    seeds = next(iter(cell.over_seeds.values())).seeds
+    changes: dict[str, Any] = {name: found.mean for name, found in cell.over_seeds.items()}
+    changes |= {f"{name}_lo": found.lo for name, found in cell.over_seeds.items()}
+    changes |= {f"{name}_hi": found.hi for name, found in cell.over_seeds.items()}
+    caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds"
+    caveat += f". At least {ASKED_FOR} are asked for" if seeds < ASKED_FOR else ""
+    compared = {
+        name: found.model_copy(
+            update={
+                "top": any(c.compared[name].top for c in own if name in c.compared),
+                "difference": None, "difference_lo": None, "difference_hi": None, "non_inferior": None,
+            }
+        )
+        for name, found in cell.compared.items()
+    }  # fmt: skip
+    changes |= {"prompt_f1_median": None, "prompt_f1_lo": None, "prompt_f1_hi": None, "prompt_pools": {}}
+    changes |= {"prompt_order": {}, "prompt_order_least": None, "order_depends_on_prompts": False}
+    changes |= {"compared": compared, "caveat": caveat, "over_seeds": {}}
+    return cell.model_copy(update=changes | {"model": f"{cell.seeds_of} ({seeds} seeds)"})
