@@ -412,7 +412,7 @@ def _read(place: str, shown: Mapping[str, Any]) -> tuple[CellResult, PromptF1] |
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
         complete = set(results.fields()) <= {*record, *shown}
-        result = results.parse(record | shown, where=f"{place}/cell.json") if complete else None
+        result = results.parse({**record, **shown}, where=f"{place}/cell.json") if complete else None
         with system.open_input_stream(f"{path}/predictions.parquet") as source:
             data = source.read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:

@@ -304,7 +304,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
     model = build.build_model(config, device, source=run.last if saved else None)
 
     if rank == 0 and (note := model.tokenizer.cut_note(bank.distinct())) is not None:
-        job["queue"].put.remote(note)
+        queue.put.remote(note)
     _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
 
     def report(progress: StepReport) -> bool:
