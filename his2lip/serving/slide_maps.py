@@ -101,8 +101,8 @@ def _page(
         lines = [*lines, (GREY, f"not answered  {100 * (1 - answered.mean()):.1f} % of tiles")]
     height, width = picture.shape[:2]
     wide = max(width, _LEAST_WIDTH)
-    stated = [line for text in _stated(reading, question) for line in textwrap.wrap(text, wide // _LETTER)]
-    rows = len(lines) + 3 + len(stated)
+    texts = [line for text in stated(reading, question) for line in textwrap.wrap(text, wide // _LETTER)]
+    rows = len(lines) + 3 + len(texts)
     page = Image.new("RGB", (wide, height + _LINE * rows), "white")
     page.paste(Image.fromarray(picture), (0, 0))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=16)
@@ -114,12 +114,13 @@ def _page(
         draw.text((34, top), text, fill="black", font=font)
     top = height + 12 + (len(lines) + 1) * _LINE
     _scale_bar(draw, font, reading, width, top)
-    for row, text in enumerate(stated, start=1):
-        draw.text((8, top + row * _LINE), text, fill="black", font=font)
+    for row, text in enumerate(texts, start=1):
+        plain = text.replace("µm", "microns")  # the font has no µ
+        draw.text((8, top + row * _LINE), plain, fill="black", font=font)
     return page
 
 
-def _stated(reading: SlideReading, question: Question) -> list[str]:
+def stated(reading: SlideReading, question: Question) -> list[str]:
     """The slide's answer to the question, and what it rests on, for the legend."""
     answer = reading.whole[question.name]
     forced = "forced; " if answer.forced else ""

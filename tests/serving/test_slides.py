@@ -25,10 +25,17 @@ from his2lip.data.shards.scale import patch_scale
 from his2lip.errors import ConfigError, ImageError
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
+from his2lip.serving.basis import BASIS_FIELDS
 from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import ask
 from his2lip.serving.slide_geojson import write_geojson
-from his2lip.serving.slide_maps import class_colours, draw_classes, draw_similarity, similarity_colours
+from his2lip.serving.slide_maps import (
+    class_colours,
+    draw_classes,
+    draw_similarity,
+    similarity_colours,
+    stated,
+)
 from his2lip.serving.slides import PATCH_SIDE, SlideReading, is_slide, read_slide
 from his2lip.synthetic.layouts import write_pyramid
 
@@ -179,6 +186,21 @@ def test_a_slide_with_impossible_microns_per_pixel_needs_them_from_the_user(
     assert refused.value.key == "mpp"
     found = read_slide(tmp_path / "a.tiff", Classifier(model), size=128, mpp=0.25, slide_mpp=0.25)
     assert (found.mpp, found.side) == (0.25, 128)
+
+
+def test_the_legend_of_a_map_has_the_slides_answer_its_basis_and_the_dab_area(reading: SlideReading) -> None:
+    tissue, staining = reading.questions
+    for question in (tissue, staining):
+        answer, lines = reading.whole[question.name], stated(reading, question)
+        assert lines[0] == f"{question.title} of the slide: {answer.label}"
+        assert [line.partition(": ")[2] for line in lines[-len(BASIS_FIELDS) :]] == list(
+            answer.basis.by_title().values()
+        )
+    assert answer.dab is not None
+    assert f"{100 * answer.dab:.1f} %" in lines[1]
+    assert len(stated(reading, tissue)) == len(lines) - 1
+    grown = draw_classes(reading, tissue).height - reading.thumbnail.shape[0]
+    assert grown > 24 * len(BASIS_FIELDS)
 
 
 def test_a_map_colours_the_tiles_and_not_the_glass(reading: SlideReading) -> None:
