@@ -44,6 +44,12 @@ class FixedScorer:
     def trained_on(self, plan: CellPlan) -> bool:
         return False
 
+    def overlap(self, plan: CellPlan) -> None:
+        return None
+
+    def cut_prompts(self, plan: CellPlan) -> None:
+        return None
+
     def score(self, plan: CellPlan) -> Scored:
         place = np.arange(len(plan.selection.labels))
         wrong = np.isin(place % UNITS, self._wrong) ^ (place % 31 == 7)  # cases differ a little
