@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cell_results import cell_result
+from cell_results import cell_result, plan_of
 from real_tiles import tiles
 from sklearn.metrics import f1_score
 
-from his2lip.data.cards.card import Card, Protocol
+from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_png
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.evaluation import prompt_bands
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, run_cell
+from his2lip.evaluation.grid_cell import run_cell
 from his2lip.evaluation.leaderboard import with_prompt_order, write_leaderboard
 from his2lip.evaluation.prompt_bands import (
     DRAWS,
@@ -32,7 +33,6 @@ from his2lip.evaluation.prompt_bands import (
     varies,
 )
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.zero_shot import Pooling, Scoring, Top, score
 from his2lip.loss import WISELoss
@@ -178,21 +178,8 @@ def test_two_models_whose_order_follows_the_wording_are_marked_in_the_records_th
     real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
     shards, images, labels = tinted_shards(tmp_path / "tinted", real_ihc)
-    classes = {name: [name] for name in TINTS}
-    protocol = Protocol(split="test", label="tissue", classes=classes, prompts="-", basis="ours")
-    plan = CellPlan(
-        dataset="toy",
-        protocol_name="default",
-        protocol=protocol,
-        uri=shards.uri,
-        data_digest=shards.digest,
-        generated=False,
-        in_domain=False,
-        roles=dict(shards.info.roles),
-        prompts=pool(OURS),
-        selection=select(shards, protocol),
-        pools={"released": pool(THEIRS)},
-    )
+    plan = plan_of(shards, classes={name: [name] for name in TINTS})
+    plan = replace(plan, prompts=pool(OURS), pools={"released": pool(THEIRS)})
     cache = EmbeddingCache(str(tmp_path / "cache"))
     runs = {}
     for name, words in {"of ours": OURS, "of theirs": THEIRS}.items():
