@@ -79,3 +79,4 @@ def demo(
     say(f"leaderboard page   {Path(result.leaderboard).parent}/report/index.html")
     say(f"MLflow             his2lip ui --store {os.environ['MLFLOW_TRACKING_URI']}")
     say(f"your own images    his2lip classify IMAGE --model {trained.best}; then README.md, 'Your own run'")
+    say("                   (trained on generated patches only, this model does not answer on real images)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -110,14 +111,12 @@ class Familiarity:
         """Writes the file into a checkpoint's folder, completely or not at all."""
         regions = (self.embeddings, self.appearances)
         parts = [part for region in regions for part in (region.centres, region.precision)]
-        data = dict(zip(_TENSORS, [*parts, np.array([*self.units, self.limit])], strict=True))
+        parts.append(np.array([*self.units, self.limit]))
+        stored = [np.ascontiguousarray(part, dtype=np.float32) for part in parts]
+        base = json.dumps(asdict(self.base))
+        about = {"base": base, "sha256": _digest(base, stored)}
         new = folder / f".{FAMILIARITY}.tmp"
-        new.write_bytes(
-            save(
-                {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in data.items()},
-                metadata={"base": json.dumps(asdict(self.base))},
-            )
-        )
+        new.write_bytes(save(dict(zip(_TENSORS, stored, strict=True)), metadata=about))
         os.replace(new, folder / FAMILIARITY)
         return folder / FAMILIARITY
 
@@ -132,9 +131,12 @@ class Familiarity:
             return None
         try:
             with safe_open(file, framework="numpy") as opened:
-                base = Base(**json.loads(opened.metadata()["base"]))
-                found = {name: opened.get_tensor(name).astype(np.float64) for name in _TENSORS}
-            *parts, units = (found[name] for name in _TENSORS)
+                about = opened.metadata()
+                stored = [opened.get_tensor(name) for name in _TENSORS]
+            if about["sha256"] != _digest(about["base"], stored):
+                raise ValueError("its contents are not those of its sha256")
+            base = Base(**json.loads(about["base"]))
+            *parts, units = (part.astype(np.float64) for part in stored)
             first, second, limit = units.tolist()
             made = cls(base, Region(*parts[:2]), Region(*parts[2:]), (first, second), limit)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
@@ -144,6 +146,14 @@ class Familiarity:
             what = f"{FAMILIARITY} was fitted to other weights"
             raise CheckpointError(what, where=file, key="weights", fix=_FIX)
         return made if base.appearance == APPEARANCE_VERSION else None
+
+
+def _digest(base: str, parts: list[np.ndarray]) -> str:
+    """sha256 of the base as JSON and of the arrays' bytes."""
+    whole = hashlib.sha256(base.encode())
+    for part in parts:
+        whole.update(part.tobytes())
+    return whole.hexdigest()
 
 
 def fit_familiarity(model: DualEncoder, shards: ShardSet, *, split: str, select: str) -> Familiarity | None:

@@ -172,10 +172,12 @@ def test_the_limit_is_stored_with_the_weights_that_it_was_fitted_to(
     assert refused.value.key == "weights"
     dataclasses.replace(familiarity, base=dataclasses.replace(familiarity.base, appearance=0)).save(folder)
     assert Familiarity.load(folder, weights=familiarity.base.weights) is None, "of another version"
-    (folder / FAMILIARITY).write_bytes(b"{}")
-    with pytest.raises(CheckpointError) as refused:
-        load_for_inference(str(folder))
-    assert (refused.value.where, refused.value.key) == (folder / FAMILIARITY, FAMILIARITY)
+    whole = familiarity.save(folder).read_bytes()
+    for damaged in (b"{}", whole[:-1], whole[:-4] + b"\0\0\0\0", whole.replace(b"split", b"slipt")):
+        (folder / FAMILIARITY).write_bytes(damaged)
+        with pytest.raises(CheckpointError) as refused:
+            load_for_inference(str(folder))
+        assert (refused.value.where, refused.value.key) == (folder / FAMILIARITY, FAMILIARITY)
 
 
 def test_no_limit_is_fitted_on_a_few_patches(
