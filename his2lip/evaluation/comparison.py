@@ -44,10 +44,14 @@ class Differences:
             return np.zeros_like(apart, dtype=bool)
         return apart > self.reach * self.errors + _SAME
 
-    @property
-    def top_group(self) -> np.ndarray:
-        """bool (M,): the best model and those that cannot be told from it."""
-        return ~self.distinguishable[int(self.values.argmax())]
+    def top_group(self, among: np.ndarray | None = None) -> np.ndarray:
+        """bool (M,): the best model and those that cannot be told from it.
+
+        among  bool (M,): the models that may be in it; None: all
+        """
+        among = np.ones(len(self.values), dtype=bool) if among is None else among
+        best = int(np.where(among, self.values, -np.inf).argmax())
+        return ~self.distinguishable[best] & among
 
     def interval(self, i: int, j: int) -> tuple[float, float] | None:
         """Limits of the figure of model i minus that of model j, at 95 % for all pairs together.

@@ -188,13 +188,20 @@ def _compare(
     stored = [stored_predictions(folder, cell) for cell in cells]
     found: list[dict[str, Compared]] = [{} for _ in cells]
     for name, metric in metric_fields().items():
-        replicates = [_replicates(metric, cell, *own) for cell, own in zip(cells, stored, strict=True)]
+        expected = [_is_expectation(metric, cell, own[0]) for cell, own in zip(cells, stored, strict=True)]
+        replicates = [
+            np.full(int(clusters.max()) + 1, getattr(cell, name))
+            if constant
+            else metric.replicates(predictions, clusters)
+            for cell, (predictions, clusters), constant in zip(cells, stored, expected, strict=True)
+        ]
         known = [i for i, own in enumerate(replicates) if np.isfinite(own).all()]
         if len(known) < 2:
             continue
         values = np.array([getattr(cells[i], name) for i in known])
         differences = compare(values, np.stack([replicates[i] for i in known]))
-        top, detectable = differences.top_group.tolist(), differences.detectable()
+        top = differences.top_group(np.array([not expected[i] for i in known])).tolist()
+        detectable = differences.detectable()
         base = next((place for place, i in enumerate(known) if cells[i].model == reference), None)
         for place, i in enumerate(known):
             row = Compared(top=top[place], detectable=detectable)
@@ -204,26 +211,22 @@ def _compare(
     return found
 
 
-def _replicates(
-    metric: Metric, cell: CellResult, predictions: Predictions, clusters: np.ndarray
-) -> np.ndarray:
-    """The figure without one cluster each.
+def _is_expectation(metric: Metric, cell: CellResult, predictions: Predictions) -> bool:
+    """Whether a figure does not follow from the stored predictions.
 
-    Where it does not follow from the stored predictions, it is an expectation over draws, such as chance.
-    It is taken as a constant: the predictions are only one of the draws.
+    It is an expectation over draws then, such as chance, and the predictions are only one of the draws. It is
+    compared as a constant and is never in the top group: the error of its own draws is not known here.
     """
     value = getattr(cell, metric.name)
-    if value is None or math.isclose(metric.compute(predictions) or 0.0, value, abs_tol=1e-9):
-        return metric.replicates(predictions, clusters)
-    return np.full(int(clusters.max()) + 1, value)
+    return value is not None and not math.isclose(metric.compute(predictions) or 0.0, value, abs_tol=1e-9)
 
 
 def _difference(differences: Differences, i: int, base: int, margin: float | None) -> dict[str, Any]:
     """The fields of `Compared` that are about the reference."""
     difference = float(differences.values[i] - differences.values[base])
     low, high = differences.interval(i, base) or (None, None)
-    # Without an interval all clusters agree on a difference that can be told, or there are too few.
-    least = low if low is not None else difference if differences.distinguishable[i, base] else None
+    # Without an interval all clusters agree on the difference, or there are too few of them.
+    least = low if low is not None else difference if np.isfinite(differences.reach) else None
     return {
         "difference": difference,
         "difference_lo": low,

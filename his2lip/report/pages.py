@@ -236,6 +236,7 @@ def _difference_tables(board: Board) -> Iterator[Table]:
             for model in board.models
             if model != board.reference
         ]
+        rows = [row for row in rows if any(figure.value is not None for figure in row.figures)]
         title = f"{metric.title}: difference from {board.reference}"
         heads = [_head(column, board, name) for column in ("model", *board.columns)]
         yield Table(f"{title}, points" if metric.unit == "fraction" else title, heads, rows)
@@ -443,8 +444,8 @@ def _difference_notes(board: Board) -> list[str]:
         return []
     notes = [
         "Bold figures cannot be told from the best of their column, with 95 % confidence for all pairs of "
-        "models together (sign flips over cases). The head of a column names the smallest difference of two "
-        "models that its cases show with a probability of 80 %."
+        "models together (sign flips over cases); expectations such as chance are left out. The head of a "
+        "column names the smallest difference of two models that its cases show with a probability of 80 %."
     ]
     margin = next((cell.margin for cell in board.cells if cell.margin is not None), None)
     if board.reference is not None and margin is not None:

@@ -115,7 +115,7 @@ def test_differences_are_from_the_reference_and_a_small_loss_is_within_the_margi
     assert found["other"].compared["macro_f1"].non_inferior
     assert not found["poor"].compared["macro_f1"].non_inferior
     copied = found["copy"].compared["macro_f1"]
-    assert (copied.difference, copied.difference_lo) == (0.0, None)
+    assert (copied.difference, copied.difference_lo, copied.non_inferior) == (0.0, None, True)
 
 
 def test_units_that_cannot_have_intervals_are_not_compared(cells: list[CellResult], folder: str) -> None:
@@ -133,13 +133,15 @@ def test_a_grid_cell_of_other_units_is_not_compared_with_the_others(
 def test_an_expectation_over_draws_is_a_constant_and_not_the_draw_that_is_stored(
     cells: list[CellResult], folder: str
 ) -> None:
-    chance = cells[3].model_copy(update={"model": "baseline:chance", "macro_f1": 0.5})
+    chance = cells[3].model_copy(update={"model": "baseline:chance", "macro_f1": 0.5, "accuracy": 0.99})
     found = with_differences(folder, [*cells[:3], chance], reference="baseline:chance")
     row = found[0].compared["macro_f1"]
     assert row.difference == pytest.approx(cells[0].macro_f1 - 0.5)
     assert row.difference_lo is not None
     assert row.difference_lo > 0
     assert not found[3].compared["macro_f1"].top
+    assert found[0].compared["accuracy"].top, "the best of those that are not expectations"
+    assert not found[3].compared["accuracy"].top
 
 
 def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_and_seeds(
