@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from his2lip.config import unsealed
 from his2lip.data.cards.card import Protocol, list_cards, load_card
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
@@ -142,7 +143,7 @@ def test_the_tiles_of_every_card_show_half_of_an_image_of_the_published_size(nam
 
 def test_an_invalid_card_of_the_user_fails_its_grid_cells_with_the_nearest_key(write_shards: Write) -> None:
     path = Path(write_shards().uri) / "dataset.json"
-    tree = json.loads(path.read_text())
+    tree = unsealed(json.loads(path.read_text()))
     tree["card"]["protocol"] = tree["card"].pop("protocols")
     path.write_text(json.dumps(tree))
     config = BenchmarkConfig.model_validate({"models": ["tiny"], "datasets": {"toy": str(path.parent)}})
@@ -153,7 +154,7 @@ def test_an_invalid_card_of_the_user_fails_its_grid_cells_with_the_nearest_key(w
 
 def test_a_card_of_ones_own_with_the_name_of_a_project_card_scores_its_dataset(write_shards: Write) -> None:
     path = Path(write_shards("mist").uri) / "dataset.json"
-    tree = json.loads(path.read_text())
+    tree = unsealed(json.loads(path.read_text()))
     assert tree["project_card"] is False
     own = {"split": "test", "label": "tissue", "classes": CLASSES, "prompts": "tissue", "basis": "ours"}
     tree["card"]["protocols"] = {"default": own, "paper": own}
