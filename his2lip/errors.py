@@ -30,7 +30,7 @@ class His2lipError(Exception):
         what, fix = redact(what), redact(fix) if fix else None
         where = redact(where) if isinstance(where, str) else where
         self.what, self.where, self.key, self.fix = what, where, key, fix
-        place = f" ({redact(str(where))})" if where is not None else ""
+        place = f" ({redact(str(where))})".replace("\n", "\\n") if where is not None else ""
         tail = f"; {fix}" if fix else ""
         sentence = f"{what}{place}{tail}"
         super().__init__(sentence if sentence.endswith(("?", "…")) else f"{sentence}.")

@@ -63,6 +63,9 @@ def filesystem(uri: str | Path) -> tuple[fs.FileSystem, str]:
     if not text:
         fix = "give a folder or an address; a shell variable that is not set is empty"
         raise DatasetError("the folder or address is empty", key="uri", fix=fix)
+    if not is_utf8(text):
+        what = "the folder or address is not UTF-8"
+        raise DatasetError(what, where=printable(text), key="uri", fix="give it another name")
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).absolute())
     if text.startswith("://"):

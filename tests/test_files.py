@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import DatasetError, RunError
-from his2lip.files import filesystem, locked
+from his2lip.files import filesystem, locked, printable
 
 HOLDER = """
 import pathlib, sys
-from his2lip.files import locked
+from his2lip.files import locked, printable
 with locked(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -88,7 +88,7 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
     "uri",
     [
         *("ftp://", "ftp:///data", "github://", "github://owner/path"),
-        *("nosuch://x/y", "://x", "gs://bucket/x", "ftp://127.0.0.1:1/x"),
+        *("nosuch://x/y", "://x", "gs://bucket/x", "ftp://127.0.0.1:1/x", "\udcff"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_one_sentence_within_seconds(
@@ -101,5 +101,5 @@ def test_an_address_that_cannot_be_used_is_one_sentence_within_seconds(
     with pytest.raises(DatasetError) as refused:
         filesystem(uri)
     assert time.monotonic() - start < 20
-    assert refused.value.where == uri
+    assert refused.value.where == printable(uri)
     assert "\n" not in str(refused.value)

@@ -170,8 +170,8 @@ def unusable(uri: str, error: Exception) -> TrackingError:
 def _is_away(uri: str, error: Exception) -> bool:
     """Whether the store may be back later: a server that does not answer or fails, a locked SQLite file."""
     if uri.startswith(("http://", "https://")):
-        status = getattr(error, "get_http_status_code", lambda: 500)()
-        return status >= 500 and "Invalid URL" not in str(error)
+        status = getattr(error, "get_http_status_code", lambda: 400)()
+        return int(status) >= 500 and "Invalid URL" not in str(error)
     return "database is locked" in str(error)
 
 

@@ -302,10 +302,10 @@ def test_four_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) ->
     assert [process.wait(timeout=240) for process in started] == [0] * 4
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store"])
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store", "https://[::1", "two\nlines"])
 def test_a_store_that_cannot_be_used_is_reported_in_one_sentence(uri: str) -> None:
     with pytest.raises(TrackingError) as caught:
-        Tracker.open(uri)
+        Tracker.open(uri, needed=uri.startswith("http://"))  # a run does not need a server that is away
     assert (caught.value.key, caught.value.where) == ("MLFLOW_TRACKING_URI", uri)
     assert "\n" not in str(caught.value)
 

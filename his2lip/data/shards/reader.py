@@ -146,7 +146,7 @@ def open_shards(uri: str | Path) -> ShardSet:
         what = "there is no prepared dataset here (no dataset.json)"
         fix = "run his2lip data prepare CARD --root DIR --out URI"
         raise DatasetError(what, where=str(uri), key=INFO, fix=fix) from None
-    except OSError as error:
+    except Exception as error:  # besides OSError, what the drivers of Arrow and fsspec raise
         what = f"dataset.json cannot be read: {first_line(error)}"
         fix = "check the network and the permissions"
         raise DatasetError(what, where=str(uri), key=INFO, fix=fix) from None
