@@ -155,6 +155,7 @@ def test_class_captions_name_the_classes_that_are_known() -> None:
     assert class_caption("Tumor", "SMA") == "tumour tissue, smooth muscle actin"
     assert class_caption("Tumor", None) == "tumour tissue"
     assert class_caption(None, None) == "a tissue section"
+    assert class_caption("Tumor", "SMA", "weak", "polyp").endswith("actin, weak staining, polyp")
 
 
 class Section(Config):
