@@ -15,11 +15,9 @@ test: lint
 test-slow: install
 	$(PY) -m pytest -m slow
 
-# Seeded faults: mutated configs, damaged files, killed processes. FAULTS is the number of moments at which each kind of
-# process is killed. The results are written into docs/reliability.md.
-FAULTS ?= 20
+# Seeded faults: mutated configs, odd addresses, damaged files. The results are written into docs/reliability.md.
 faults: install
-	HIS2LIP_FAULTS=$(FAULTS) HIS2LIP_FAULTS_PAGE=docs/reliability.md $(PY) -m pytest -m faults tests/faults
+	HIS2LIP_FAULTS_PAGE=docs/reliability.md $(PY) -m pytest -m faults tests/faults
 
 # The unit tests on the oldest versions of the direct dependencies that pyproject.toml allows. Golden records are left
 # out, because their keys name the versions of libraries; so are lint and the integration tests.

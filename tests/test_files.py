@@ -15,7 +15,7 @@ from his2lip.files import filesystem, locked, printable
 
 HOLDER = """
 import pathlib, sys
-from his2lip.files import locked, printable
+from his2lip.files import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
