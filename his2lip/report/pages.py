@@ -27,6 +27,7 @@ from his2lip.report.board import (
     published_rows,
     read_board,
 )
+from his2lip.report.breakdown import breakdown_csv
 from his2lip.report.comparability import NOT_COMPARABLE
 from his2lip.report.differences import SHOWN, compared, differences_csv, is_top
 from his2lip.report.plots import draw_plots
@@ -122,7 +123,8 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
 
     alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
     the share of the prompt draws that keep their order. differences.csv has the difference of each figure
-    from that of `reference` (default: the benchmark's). Returns the path of index.html.
+    from that of `reference` (default: the benchmark's). breakdown.csv has figures by biomarker, stain, slide
+    and case. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     if reference is not None:
@@ -135,6 +137,7 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
     _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
     _write_or_remove(out / "differences.csv", differences_csv(board) or None)
+    _write_or_remove(out / "breakdown.csv", breakdown_csv(board) or None)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     return page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,20 @@ def test_a_leaderboard_that_was_changed_after_it_was_written_is_refused(tmp_path
     with pytest.raises(ConfigError) as refused:
         read_board(path)
     assert (refused.value.where, refused.value.key) == (path, "sha256.json")
+
+
+def test_figures_by_biomarker_and_case_are_a_table(tmp_path: Path) -> None:
+    of_case = {"n": 3, "clusters": 1, "accuracy": 0.5}
+    parts = {
+        "biomarker": {"ER": {"n": 7, "clusters": 4, "accuracy": 0.25, "macro_f1": 0.2}},
+        "case_id": {"P1": of_case},
+    }
+    page = write_pages(_leaderboard(tmp_path, breakdown=parts), tmp_path / "out")
+    with page.with_name("breakdown.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["model"], row["dataset"]) == ("frozen", "bci")]
+    assert [(row["column"], row["value"], row["n"], row["macro_f1"]) for row in rows] == [
+        ("biomarker", "ER", "7", "0.2"),
+        ("case_id", "P1", "3", ""),
+    ]
+    write_pages(_leaderboard(tmp_path), tmp_path / "out")
+    assert not page.with_name("breakdown.csv").exists(), "that of an earlier call is removed"
