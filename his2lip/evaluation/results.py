@@ -262,7 +262,7 @@ class CellResult(Figures):
         """How many prompts the model read only in part; None where it read all of them."""
         if not self.cut_prompts:
             return None
-        return f"{self.cut_prompts} prompts are longer than its text tower and are cut"
+        return f"{self.cut_prompts} of its prompts cut to fit its text tower"
 
     def interval(self, figure: str) -> tuple[float, float] | None:
         """The limits of a figure's interval, where the benchmark computed one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from his2lip.data.images.codec import encode_png
 from his2lip.data.prepare.dataset import prepare
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.grid import Work, plan_cells, score_models
 from his2lip.evaluation.overlap import overlap
+from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellResult, figures
+from his2lip.evaluation.scorers import ModelScorer
+from his2lip.models.load import load_model
 from his2lip.models.registered import training_record
 from his2lip.models.trained_on import TrainingRecord, case_keys, image_keys
 from his2lip.report.board import Board
@@ -160,3 +165,20 @@ def test_the_page_marks_the_figures_of_units_that_were_trained_on() -> None:
     for page in (html_page(board, []), markdown(board)):
         assert page.count(f"CLIP on hnscc: {note}") == 1
         assert "40.00‡" in page
+
+
+def test_repeated_units_and_cut_prompts_are_counted_and_shown(
+    write_shards: Callable[..., ShardSet], real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    brown, pale = tiles(real_ihc)[0], tiles(real_ihc)[9]
+    plan = plan_of(write_shards(images=[pale, pale, brown, pale, pale, brown, pale, pale, pale]))
+    assert (plan.selection.scored.sum(), plan.selection.repeated) == (3, 1)
+    long = {"negative": ["stroma"], "positive": ["tumour", "tumour " * 99, "tumour " * 99]}
+    prompts = PromptSet.build("long", long)
+    scorer = ModelScorer("m", load_model("tiny"), EmbeddingCache(str(tmp_path)))
+    assert scorer.cut_prompts(dataclasses.replace(plan, prompts=prompts)) == 1
+    assert scorer.cut_prompts(plan) == 0
+    board = Board([cell_result(repeated=3, cut_prompts=1)])
+    for page in (html_page(board, []), markdown(board)):
+        assert "hnscc: 3 of 10 units repeat the picture of another unit." in page
+        assert "CLIP on hnscc: 1 of its prompts cut to fit its text tower." in page

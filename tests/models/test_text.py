@@ -10,6 +10,8 @@ import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from torch import nn
 
+from his2lip.cli.data import prepare_dataset
+from his2lip.data.captions.bank import CaptionBank
 from his2lip.models.architecture import build_clip
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.preprocess import Preprocess
@@ -134,6 +136,20 @@ def test_exactly_the_captions_that_lose_a_token_are_reported(kind: str, tmp_path
     assert str(tokenizer.cut_note([*captions, *captions])).startswith("2 of 4 captions are longer than ")
     assert tokenizer.cut_note(captions[:2]) is None
     assert tokenizer.cut_note([]) is None
+
+
+def test_prepare_captions_reports_what_clip_would_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "in/Tumor/Ki67.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("\n".join(["short one", "another short", "cell " * 76]))
+    prepare_dataset("captions", root=tmp_path / "in", out=str(tmp_path / "bank.json"))
+    said = capsys.readouterr().out
+    drawn = len(CaptionBank.load(tmp_path / "bank.json").distinct())
+    assert (
+        f"for CLIP, 1 of {drawn} captions are longer than 77 tokens and are cut, such as 'cell cell" in said
+    )
 
 
 def test_the_own_length_ends_at_the_last_token_even_where_a_token_has_the_padding_id() -> None:
