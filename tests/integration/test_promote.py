@@ -32,6 +32,7 @@ from his2lip.serving.questions import ask
 from his2lip.synthetic.twins import write_twin
 from his2lip.tracking.registry import promoted_models
 from his2lip.tracking.store import Tracker
+from his2lip.tracking.store_run import RUN_ID
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_inputs import identity, open_data, terms_of_run, with_absolute_paths
 
@@ -84,10 +85,11 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
 def score(checkpoint: Path, name: str, value: float) -> None:
     """Writes a grid cell of a benchmark of this checkpoint to MLflow, as the driver does."""
     digest = read_meta(checkpoint)["tensor_digest"]
-    with Tracker.open().run("his2lip-benchmark", "grid", {}) as run:
+    tags = {RUN_ID: f"{name}-{digest}"}
+    with Tracker.open().run("his2lip-benchmark", "grid", {}, tags=tags, beside=checkpoint.parent) as run:
         model = run.model(name, digest=digest, path=str(checkpoint))
         run.cell(
-            f"{name}/mist", model=name, model_id=model, dataset="mist", protocol="default", digest="e" * 64,
+            f"{name}/mist", model=model, dataset="mist", protocol="default", digest="e" * 64,
             metrics={"macro_f1": value}, params={}, generated=False,
         )  # fmt: skip
 
