@@ -95,6 +95,8 @@ def test_run_writes_the_checkpoints_best_and_last_only(whole: TrainResult, confi
     assert TrainConfig.model_validate(meta["config"]).optim == named(config_file, "x").optim
     assert meta["vocabularies"]["tissue"][0] == "Alveoli"
     assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
+    (seen,) = meta["training_data"]
+    assert (seen["dataset"], seen["generated"], seen["organs"]) == ("mihic", True, ["lung"])
     assert {"data_digest", "captions_digest", "patch", "code_version", "step", "metrics"} <= meta.keys()
     assert not (whole.best / "resume").exists()
 
