@@ -14,9 +14,9 @@ from his2lip.resources import STORAGE
 
 
 @command("track sync")
-def sync_journals(
+def sync_outboxes(
     storage: Annotated[
-        Path, typer.Option(help="The storage of the runs; their journals lie beside their folders.")
+        Path, typer.Option(help="The storage of the runs; their outboxes lie beside their folders.")
     ] = Path(STORAGE),
 ) -> None:
     """Send to MLflow what runs, sweeps and benchmarks could not write while it was away.
@@ -29,15 +29,15 @@ def sync_journals(
         what, fix = "there is no storage here", "give the `storage` of the runs"
         raise ConfigError(what, where=storage, key="--storage", fix=fix)
     tracker, total = Tracker.open(), 0
-    for journal in sorted(storage.glob(f"*/*{SUFFIX}")):
+    for outbox in sorted(storage.glob(f"*/*{SUFFIX}")):
         try:
-            count, store = sync(journal, tracker)
+            count, store = sync(outbox, tracker)
         except RunError as busy:
-            say(f"{journal}: {busy.what}")
+            say(f"{outbox}: {busy.what}")
             continue
         if store != tracker.store:
-            say(f"{journal}: belongs to the store {store}; set MLFLOW_TRACKING_URI to it")
+            say(f"{outbox}: belongs to the store {store}; set MLFLOW_TRACKING_URI to it")
         elif count:
-            say(f"{journal}: {count:,} records sent")
+            say(f"{outbox}: {count:,} records sent")
         total += count
     say(f"{total:,} records sent to {tracker.store}")

@@ -1,4 +1,4 @@
-from .journal import SUFFIX as SUFFIX
+from .outbox import SUFFIX as SUFFIX
 from .registry import Promoted as Promoted
 from .registry import Scored as Scored
 from .registry import promote as promote

@@ -173,7 +173,7 @@ def _logging(tracker: Tracker, name: str, source: str) -> Iterator[StoreRun]:
     """A run in which a model is logged; FAILED where the block raises."""
     run = tracker.store_run()
     run.begin(
-        journal=uuid.uuid4().hex, experiment=EXPERIMENT, name=name, config={"model": source}, tags={},
+        outbox=uuid.uuid4().hex, experiment=EXPERIMENT, name=name, config={"model": source}, tags={},
         fresh=True, time=now(),
     )  # fmt: skip
     status = "FAILED"

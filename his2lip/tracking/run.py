@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.config import redacted
-from his2lip.tracking.journal import Journal
+from his2lip.tracking.outbox import Outbox
 from his2lip.tracking.sender import Sender
 
 ORDER = "his2lip.order"  # tag: whether a model's order with another one depends on the prompts
@@ -23,7 +23,7 @@ LoggedModel = Mapping[str, Any]  # what identifies and describes a logged model,
 class Run:
     """A run that is being written. No method waits for the store, or raises where it is away."""
 
-    journal: Journal
+    outbox: Outbox
     sender: Sender
 
     def metrics(self, values: Mapping[str, float | None], *, step: int | None = None) -> None:
@@ -128,7 +128,7 @@ class Run:
         self._add("child", id=child_id, name=name, time=now(), **parts)
 
     def _add(self, what: str, **parts: Any) -> None:
-        self.journal.add(redacted({"what": what, **parts}))
+        self.outbox.add(redacted({"what": what, **parts}))
         self.sender.notify()
 
 

@@ -1,4 +1,4 @@
-"""Sends a journal to its store in a thread of its own, so that a store that is away stops no work."""
+"""Sends an outbox to its store in a thread of its own, so that a store that is away stops no work."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import threading
 from collections.abc import Callable
 
 from his2lip.errors import first_line
-from his2lip.tracking.journal import Journal
+from his2lip.tracking.outbox import Outbox
 from his2lip.tracking.store_run import StoreRun
 
-_AT_ONCE = 200  # records between two marks in the journal
+_AT_ONCE = 200  # records between two marks in the outbox
 _WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # before the next contact, after that many failures
 _log = logging.getLogger(__name__)
 
 
 class Sender(threading.Thread):
-    """Sends the records that a journal has and gets, in order, until `finish`.
+    """Sends the records that an outbox has and gets, in order, until `finish`.
 
-    store  the store's name in the journal
+    store  the store's name in the outbox
     begin  makes the writer of a run in the store
     """
 
-    def __init__(self, journal: Journal, store: str, begin: Callable[[], StoreRun]) -> None:
+    def __init__(self, outbox: Outbox, store: str, begin: Callable[[], StoreRun]) -> None:
         super().__init__(name="mlflow-sender", daemon=True)
-        self._journal, self._store, self._begin = journal, store, begin
-        self._sent = journal.sent(self._store)
+        self._outbox, self._store, self._begin = outbox, store, begin
+        self._sent = outbox.sent(self._store)
         self._run: StoreRun | None = None
         self._changed = threading.Condition()
         self._ending = self._over = False
         self.trouble: str | None = None  # why the last attempt failed
 
     def notify(self) -> None:
-        """Tells the thread that the journal has new records."""
+        """Tells the thread that the outbox has new records."""
         with self._changed:
             self._changed.notify_all()
 
@@ -57,7 +57,7 @@ class Sender(threading.Thread):
     @property
     def left(self) -> int:
         """Number of records that the store does not have yet."""
-        return len(self._journal.records) - self._sent
+        return len(self._outbox.records) - self._sent
 
     def run(self) -> None:
         failures = 0
@@ -72,7 +72,7 @@ class Sender(threading.Thread):
                 if failures == 0:
                     _log.warning(
                         "MLflow at %s does not take records: %s; the work continues, and they are kept in %s",
-                        self._store, first_line(error), self._journal.path,
+                        self._store, first_line(error), self._outbox.path,
                     )  # fmt: skip
                 self.trouble = first_line(error)
                 wait = _WAITS_S[min(failures, len(_WAITS_S) - 1)]
@@ -92,15 +92,15 @@ class Sender(threading.Thread):
         """Sends the next records and marks them as sent."""
         if self._run is None:
             run = self._begin()
-            run.write(self._journal.records[:1])  # also finds the run that an earlier command had begun
+            run.write(self._outbox.records[:1])  # also finds the run that an earlier command had begun
             self._run = run
         try:
-            count = min(len(self._journal.records), self._sent + _AT_ONCE)
-            self._run.write([r for r in self._journal.records[self._sent : count] if r["what"] != "begin"])
+            count = min(len(self._outbox.records), self._sent + _AT_ONCE)
+            self._run.write([r for r in self._outbox.records[self._sent : count] if r["what"] != "begin"])
         except Exception:
             self._run = None  # what it knows may be old when the store is back
             raise
         with self._changed:
             self._sent = count
-            self._journal.mark_sent(self._store, count)
+            self._outbox.mark_sent(self._store, count)
             self._changed.notify_all()

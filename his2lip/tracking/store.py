@@ -15,7 +15,7 @@ from his2lip.config import redacted
 from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
 from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
-from his2lip.tracking.journal import SUFFIX, Journal
+from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import Run, now
 from his2lip.tracking.sender import Sender
 from his2lip.tracking.store_run import RUN_ID, StoreRun
@@ -40,7 +40,7 @@ class Tracker:
 
     @property
     def store(self) -> str:
-        """The URI without secrets, by which journals know the store."""
+        """The URI without secrets, by which outboxes know the store."""
         return redact(self.uri)
 
     @classmethod
@@ -90,23 +90,23 @@ class Tracker:
         tags    with `his2lip.run_id`: the latest run of that id in the experiment continues, unless `fresh`;
                 once this one has finished, earlier ones and their children are deleted (MLflow can restore
                 them)
-        beside  the folder of the journal, from which a thread sends what the block writes
+        beside  the folder of the outbox, from which a thread sends what the block writes
 
-        Where the store is away at the end, a warning names the journal; `sync` and the same command send the
+        Where the store is away at the end, a warning names the outbox; `sync` and the same command send the
         rest of it. Raises RunError where another command writes the same run.
         """
-        with Journal.open(Path(beside, f"{name}.{tags[RUN_ID][:12]}{SUFFIX}"), fresh=fresh) as journal:
-            if not journal.records:
-                journal.add(
+        with Outbox.open(Path(beside, f"{name}.{tags[RUN_ID][:12]}{SUFFIX}"), fresh=fresh) as outbox:
+            if not outbox.records:
+                outbox.add(
                     {
-                        "what": "begin", "journal": uuid.uuid4().hex, "experiment": experiment, "name": name,
+                        "what": "begin", "outbox": uuid.uuid4().hex, "experiment": experiment, "name": name,
                         "config": redacted(dict(config)), "tags": dict(tags), "fresh": fresh, "time": now(),
                     }
                 )  # fmt: skip
-            journal.mark_sent(self.store, journal.sent(self.store))  # so that `sync` knows whose they are
-            sender = Sender(journal, self.store, self.store_run)
+            outbox.mark_sent(self.store, outbox.sent(self.store))  # so that `sync` knows whose they are
+            sender = Sender(outbox, self.store, self.store_run)
             sender.start()
-            run = Run(journal, sender)
+            run = Run(outbox, sender)
             try:
                 yield run
             except BaseException as error:
@@ -118,7 +118,7 @@ class Tracker:
             if sender.left:
                 _log.warning(
                     "%d records for MLflow at %s are kept in %s; his2lip track sync sends them",
-                    sender.left, self.store, journal.path,
+                    sender.left, self.store, outbox.path,
                 )  # fmt: skip
 
     def store_run(self) -> StoreRun:
@@ -145,20 +145,20 @@ class Tracker:
 
 
 def sync(path: Path, tracker: Tracker) -> tuple[int, str | None]:
-    """Sends what its store lacks of the journal at `path`: (number of records sent, the journal's store).
+    """Sends what its store lacks of the outbox at `path`: (number of records sent, the outbox's store).
 
-    Nothing is sent where the journal's store is another one. Raises RunError where a command is writing the
-    journal, and TrackingError where the store does not take the records.
+    Nothing is sent where the outbox's store is another one. Raises RunError where a command is writing the
+    outbox, and TrackingError where the store does not take the records.
     """
-    with Journal.open(path) as journal:
-        sender = Sender(journal, tracker.store, tracker.store_run)
-        left = sender.left if journal.store == tracker.store else 0
+    with Outbox.open(path) as outbox:
+        sender = Sender(outbox, tracker.store, tracker.store_run)
+        left = sender.left if outbox.store == tracker.store else 0
         try:
             while left and sender.left:
                 sender.send_some()
         except Exception as error:
             raise unusable(tracker.uri, error) from error
-    return left, journal.store
+    return left, outbox.store
 
 
 def unusable(uri: str, error: Exception) -> TrackingError:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import redact
-from his2lip.tracking.journal import Record
+from his2lip.tracking.outbox import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
-JOURNAL = "his2lip.journal"  # tag: the journal that a run was written from
+OUTBOX = "his2lip.outbox"  # tag: the outbox that a run was written from
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
 PARENT = "mlflow.parentRunId"
@@ -25,7 +25,7 @@ _CONFIG = "config.json"
 
 
 class StoreRun:
-    """Writes the records of one journal to the store of `client`, at `uri`. The first record is `begin`.
+    """Writes the records of one outbox to the store of `client`, at `uri`. The first record is `begin`.
 
     experiment_of  finds or creates the experiment of a name, and returns its id
     """
@@ -36,7 +36,7 @@ class StoreRun:
         self.experiment_id = ""
         self._inputs: str | None = None  # the run's his2lip.run_id
         self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
-        self._points: dict[str, set[int]] | None = None  # of a run that another journal had begun
+        self._points: dict[str, set[int]] | None = None  # of a run that another outbox had begun
 
     def write(self, records: Sequence[Record]) -> None:
         """Writes records in order. Where MLflow or its client raises an error, all can be repeated."""
@@ -54,7 +54,7 @@ class StoreRun:
     def begin(
         self,
         *,
-        journal: str,
+        outbox: str,
         experiment: str,
         name: str,
         config: Mapping[str, Any],
@@ -62,20 +62,20 @@ class StoreRun:
         fresh: bool,
         time: int,
     ) -> None:
-        """Finds the run of this journal; else, unless `fresh`, the latest with the same `his2lip.run_id`.
+        """Finds the run of this outbox; else, unless `fresh`, the latest with the same `his2lip.run_id`.
 
         Where there is neither, it is created.
         """
         self.experiment_id = self._experiment_of(experiment)
         self._inputs = tags.get(RUN_ID)
-        found = self._latest(f"tags.`{JOURNAL}` = '{journal}'")
+        found = self._latest(f"tags.`{OUTBOX}` = '{outbox}'")
         ours = found is not None
         if found is None and RUN_ID in tags and not fresh:
             found = self._latest(f"tags.`{RUN_ID}` = '{tags[RUN_ID]}'")
             self._points = None if found is None else {}
         if found is None:
             new = self.client.create_run(
-                self.experiment_id, start_time=time, run_name=name, tags={**tags, JOURNAL: journal}
+                self.experiment_id, start_time=time, run_name=name, tags={**tags, OUTBOX: outbox}
             )
             self.run_id, known, ours = new.info.run_id, {}, True
         else:
@@ -193,7 +193,7 @@ class StoreRun:
         self._known_children()[id] = known, "FINISHED"
 
     def _new_points(self, *, values: Mapping[str, float], step: int | None, time: int) -> list[Any]:
-        """The metrics of a record, without points that the run had before this journal."""
+        """The metrics of a record, without points that the run had before this outbox."""
         points = _metrics(values, step or 0, time)
         if self._points is None or step is None:
             return points

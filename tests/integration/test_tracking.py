@@ -22,7 +22,7 @@ from his2lip.cli.tune import record_sweep
 from his2lip.config import recorded, validate
 from his2lip.errors import RunError, TrackingError
 from his2lip.tracking import sender
-from his2lip.tracking.journal import SUFFIX, Journal
+from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import CODE_VERSION, Run
 from his2lip.tracking.store import Tracker
 from his2lip.tracking.store_run import PATH, RUN_ID, WEIGHTS
@@ -102,7 +102,7 @@ def test_a_resumed_run_continues_its_mlflow_run_and_repeated_steps_are_points_on
     assert found.data.metrics["best"] == 4.0
 
 
-def test_a_run_without_its_journal_is_continued_without_points_that_it_has(
+def test_a_run_without_its_outbox_is_continued_without_points_that_it_has(
     tracker: Tracker, tmp_path: Path
 ) -> None:
     for steps in ((1, 2), (2, 3)):
@@ -172,7 +172,7 @@ def test_two_commands_cannot_write_one_run(tracker: Tracker, tmp_path: Path) -> 
             tracker.run("his2lip-train", "two", {}, tags={RUN_ID: "two"}, beside=tmp_path),
         ):
             pass
-        assert (refused.value.key, refused.value.where) == ("name", run.journal.path)
+        assert (refused.value.key, refused.value.where) == ("name", run.outbox.path)
 
 
 def test_the_trials_of_a_sweep_are_its_child_runs_and_each_is_written_once(
@@ -253,7 +253,7 @@ def test_secrets_in_addresses_are_not_stored(tracker: Tracker, tmp_path: Path) -
         run.dataset("x", digest="d" * 64, uri=secret, context="training")
         run.model("secret", digest="b" * 64, path=secret, params={"a": secret})
     (found,) = stored(tracker, "secret")
-    assert "SECRET" not in run.journal.path.read_text()
+    assert "SECRET" not in run.outbox.path.read_text()
     filters = f"tags.`{WEIGHTS}` = '{'b' * 64}'"
     (logged,) = tracker.client.search_logged_models([found.info.experiment_id], filters)
     assert "SECRET" not in f"{logged.tags} {logged.params} {found.data.params}"
@@ -380,7 +380,7 @@ def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(
             write_all(run)
         monkeypatch.setattr("his2lip.tracking.store._PATIENCE_S", 60)
         assert stored(tracker, "gone") == []
-        assert run.sender.left == len(Journal.read(run.journal.path).records) > 30
+        assert run.sender.left == len(Outbox.read(run.outbox.path).records) > 30
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         sync = ["track", "sync", "--storage", str(tmp_path)]
         refused = CliRunner().invoke(app, sync)

@@ -15,7 +15,7 @@ from his2lip.config import digest
 from his2lip.errors import RunError, TrackingError, first_line
 from his2lip.files import locked
 
-SUFFIX = ".mlflow.jsonl"  # of a journal's file: STORAGE/train/NAME.DIGEST.mlflow.jsonl
+SUFFIX = ".mlflow.jsonl"  # of an outbox's file: STORAGE/train/NAME.DIGEST.mlflow.jsonl
 _SENT = "sent"  # an entry that says how many records a store has
 _log = logging.getLogger(__name__)
 
@@ -23,12 +23,12 @@ Record = dict[str, Any]
 
 
 @dataclass
-class Journal:
+class Outbox:
     """The records of a run, of which each store has the first `sent(store)`.
 
     A record is a mapping with `what` (the method of `StoreRun` that writes it) and that method's arguments.
     Records are appended to the file before they are sent, so a process that dies loses none. A record that
-    the journal has already is not added again: a resumed run repeats steps.
+    the outbox has already is not added again: a resumed run repeats steps.
     """
 
     path: Path
@@ -42,8 +42,8 @@ class Journal:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, *, fresh: bool = False) -> Iterator[Journal]:
-        """The journal at `path`, locked; a new one where there is none, or with `fresh`.
+    def open(cls, path: Path, *, fresh: bool = False) -> Iterator[Outbox]:
+        """The outbox at `path`, locked; a new one where there is none, or with `fresh`.
 
         Raises RunError where another command writes it, and OSError where it cannot be written.
         """
@@ -53,22 +53,22 @@ class Journal:
         with locked(path.with_name(f".{path.name}.lock"), busy=busy):
             if fresh:
                 path.unlink(missing_ok=True)
-            journal = cls.read(path)
+            outbox = cls.read(path)
             with path.open("a", encoding="utf-8") as file:
-                journal._file = file
+                outbox._file = file
                 try:
-                    yield journal
+                    yield outbox
                 finally:
-                    with journal._writing:
-                        journal._file = None
+                    with outbox._writing:
+                        outbox._file = None
 
     @classmethod
-    def read(cls, path: Path) -> Journal:
-        """The journal at `path`; a last line that a killed process had not finished is removed.
+    def read(cls, path: Path) -> Outbox:
+        """The outbox at `path`; a last line that a killed process had not finished is removed.
 
         Raises TrackingError where the file is damaged.
         """
-        journal = cls(path)
+        outbox = cls(path)
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
@@ -77,13 +77,13 @@ class Journal:
             entries = [json.loads(line) for line in whole.splitlines()]
             for entry in entries:
                 if entry["what"] == _SENT:
-                    journal._sent[entry["store"]] = entry["count"]
+                    outbox._sent[entry["store"]] = entry["count"]
                 else:
-                    journal._remember(entry)
+                    outbox._remember(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
-            what, fix = "the journal of what MLflow is to get is damaged", "remove the file"
-            raise TrackingError(what, where=path, key="journal", fix=fix) from None
-        return journal
+            what, fix = "the outbox of what MLflow is to get is damaged", "remove the file"
+            raise TrackingError(what, where=path, key="outbox", fix=fix) from None
+        return outbox
 
     @property
     def store(self) -> str | None:
@@ -95,7 +95,7 @@ class Journal:
         return min(self._sent.get(store, 0), len(self.records))
 
     def add(self, record: Record) -> None:
-        """Appends a record, unless the journal has it."""
+        """Appends a record, unless the outbox has it."""
         if (new := self._remember(record)) is not None:
             self._append(new)
 
