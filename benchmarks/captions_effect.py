@@ -1,9 +1,9 @@
 """What captions that follow the staining change: the same recipe with each kind of captions, some seeds.
 
-Usage: python benchmarks/captions_effect.py [--seeds 3] [--steps 240] [--real FOLDER] [--work FOLDER]
+Usage: python benchmarks/captions_effect.py [--seeds 3] [--steps 240] [--own NAMES] [--real DIR] [--work DIR]
 
 Each model is `tiny`, trained by train/demo_train.yaml with batches of 32, and scored by protocols of twins
-and of the real BCData images in FOLDER (the layout that the authors publish). Part `mihic`: trained on the
+and of the real BCData images in DIR (the layout that the authors publish). Part `mihic`: trained on the
 MIHIC twin, `--steps` steps, and scored on other datasets. Part `own`: trained on the train split of a twin of
 HER2-IHC-40x, IHC4BC or BCData, 100 steps, and scored on its test split. docs/captions.md contains the tables.
 The real images choose nothing: they are only scored.
@@ -66,18 +66,19 @@ def main(args: argparse.Namespace) -> None:
         of_real = grid(args, "real", models, {"bcdata": real})
         cells |= {(m, REAL, p): cell for (m, _, p), cell in of_real.items()}
     rows = {"mihic": summary(cells), "own": []}
-    for name in OWN:
-        rows["own"] += own(args, name, real if name == "bcdata" and args.real else None)
+    for name in args.own:
+        rows["own"] += own_rows(args, name, real if name == "bcdata" and args.real else None)
     result = {
         "recipe": "train/demo_train.yaml", "batch_size": BATCH, "steps": args.steps, "own_steps": OWN_STEPS,
-        "own_scale": OWN_SCALE, "seeds": args.seeds, "machine": machine(1), "arms": ARMS, "cells": rows,
+        "own_scale": OWN_SCALE, "own": args.own, "seeds": args.seeds, "machine": machine(1), "arms": ARMS,
+        "cells": rows,
     }  # fmt: skip
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for part in rows.values():
         print(table(part), end="\n\n")
 
 
-def own(args: argparse.Namespace, name: str, real: str | None) -> list[dict[str, Any]]:
+def own_rows(args: argparse.Namespace, name: str, real: str | None) -> list[dict[str, Any]]:
     """The rows of models that were trained on a dataset's own twin; an arm may be refused."""
     place = str(args.work / "shards/own" / name)
     if not Path(place, INFO).exists():
@@ -192,6 +193,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--own", nargs="*", choices=OWN, default=list(OWN), help="datasets of the part `own`")
     parser.add_argument("--real", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/captions_effect"))
     parser.add_argument("--out", type=Path, default=RESULT)
