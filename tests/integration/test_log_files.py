@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import yaml
 from listeners import listeners
 from training_data import write_small_shards
 
+from his2lip.models.provenance import read_meta
 from his2lip.synthetic.twins import write_twin
 
+EPOCHS = 60  # of the run that is stopped; an epoch has two steps
 LINE = re.compile(r"^\S+ \S+ (?:DEBUG|INFO|WARNING|ERROR) \S+:(\d+) (his2lip\S*): (.*)$")
 
 
@@ -102,6 +105,45 @@ def test_no_process_of_a_training_run_listens_on_an_external_address(training: F
     assert {"gcs_server", "raylet"} <= names
     assert any("Train" in name for name in names), "the workers of Ray were seen too"
     assert {address for _, address in training.listening} == {"127.0.0.1"}, training.listening
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_a_training_run_without_a_traceback_and_it_is_resumed(folder: Path) -> None:
+    config = {
+        "name": "stopped",
+        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
+        "optim": {"epochs": EPOCHS},
+        "storage": str(folder / "runs"),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "his2lip", "train", "config.yaml"]
+    # A background job of a shell without job control ignores the signal, and so do its children.
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLOO_"))}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command], cwd=folder, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as train:  # fmt: skip
+        last = folder / "runs/train/stopped/last"
+        while train.poll() is None and not last.exists():
+            time.sleep(0.1)
+        train.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        train.send_signal(signal.SIGINT)
+        shown, _ = train.communicate(timeout=120)
+    assert train.returncode == 130, shown
+    assert "Traceback" not in shown
+    step = read_meta(last)["step"]
+    assert 0 < step < 2 * EPOCHS
+    _his2lip(folder, config, "train")
+    assert read_meta(last)["step"] == 2 * EPOCHS
+    starts = re.findall(r"worker 0 of 1 on \S+: from step (\d+)", (last.parent / "his2lip.log").read_text())
+    assert int(starts[-1]) >= step
 
 
 def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(folder: Path) -> None:
