@@ -88,7 +88,13 @@ print(json.dumps(sorted(listeners(os.getpid()))))
 )
 
 
-@pytest.mark.parametrize("before", ["", "import ray, ray.train\n"], ids=["", "ray is imported before"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", marks=pytest.mark.slow, id="alone"),
+        pytest.param("import ray, ray.train\n", id="ray is imported before"),
+    ],
+)
 def test_a_local_ray_listens_on_this_machine_only_and_its_token_is_private(before: str, token: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment["RAY_AUTH_TOKEN_PATH"] = str(token)

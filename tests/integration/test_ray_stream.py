@@ -49,6 +49,7 @@ def test_ray_and_local_reading_give_equal_batches_over_several_epochs(
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.slow
 def test_two_workers_of_ray_train_on_two_cpus_read_their_shares_of_one_order(
     shards: str, tmp_path: Path
 ) -> None:

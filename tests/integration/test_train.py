@@ -240,6 +240,7 @@ def test_a_finished_run_whose_checkpoint_was_removed_is_refused(
     assert (refused.value.key, refused.value.where) == (name, run / name)
 
 
+@pytest.mark.slow
 def test_fresh_starts_over(whole: TrainResult, config_file: Path) -> None:
     shutil.copytree(whole.run_dir, whole.run_dir.parent / "anew")
     short = train(named(config_file, "anew", "optim.steps=1"), fresh=True)

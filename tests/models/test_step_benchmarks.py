@@ -36,7 +36,7 @@ def test_the_released_arithmetic_has_our_gradients_and_the_flops_that_the_design
     assert counted[0] / counted[1] > 2
 
 
-@pytest.mark.parametrize("script", ["train_step", "gpu_step"])
+@pytest.mark.parametrize("script", ["train_step", pytest.param("gpu_step", marks=pytest.mark.slow)])
 def test_the_quick_form_runs_and_writes_its_figures(script: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     command = [sys.executable, str(SPEED / f"{script}.py"), "--quick", "--threads", "1", "--out", str(out)]

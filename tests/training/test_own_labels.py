@@ -53,7 +53,9 @@ def weights(shards: str, folder: Path) -> torch.Tensor:
     return torch.cat([tensor.float().flatten() for tensor in state.values()])
 
 
-@pytest.mark.parametrize("labels", [("negative", "positive"), ("polyp", "ulcer")])
+@pytest.mark.parametrize(
+    "labels", [("negative", "positive"), pytest.param(("polyp", "ulcer"), marks=pytest.mark.slow)]
+)
 def test_swapping_the_labels_of_a_dataset_of_ones_own_changes_the_weights(
     tmp_path: Path, labels: tuple[str, str]
 ) -> None:
