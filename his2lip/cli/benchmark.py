@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from his2lip.cli.console import ProgressBar, percent, say, table
+from his2lip.cli.console import ProgressBar, percent, say, table, wide_table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
@@ -194,7 +194,7 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     say("macro F1, percent" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
     rows = [[m, *(scores.get((m, *column), "–") for column in columns)] for m in models]
     several = len({protocol for _, protocol in columns}) > 1
-    table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
+    wide_table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)
     for c in {(c.dataset, c.protocol): c for c in result.cells}.values():
         say(f"{c.dataset} ({c.protocol}): {c.size}{_resolution(c)}")
     _show_differences(result)
@@ -238,6 +238,8 @@ def _resolution(cell: CellResult) -> str:
     found = cell.compared.get("macro_f1")
     if found is None or found.detectable is None:
         return ""
+    if found.detectable >= 1:
+        return f"; too few {cell.cluster_kind}s to show any difference of macro F1"
     return f"; shows differences of macro F1 from {100 * found.detectable:.1f} points on"
 
 

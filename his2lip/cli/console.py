@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TERMINAL_EVERY_S, LINES_EVERY_S = 0.1, 10.0
 # Characters per line where there is no terminal (a log or a pipe), so that lines are not wrapped at 80.
 _WIDE = 200
+_GAP = 2  # characters between two columns of a table
 
 
 @cache
@@ -49,6 +50,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for row in texts:
         drawn.add_row(*row)
     console().print(drawn, markup=False)
+
+
+def wide_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table as several, each with the first column, where it is wider than the terminal."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(line) for text in column for line in text.splitlines() or [""])
+        for column in zip(columns, *rows, strict=True)
+    ]
+    groups: list[list[int]] = [[]]
+    room = console().width - widths[0]
+    for i, width in enumerate(widths[1:], start=1):
+        if groups[-1] and sum(widths[k] + _GAP for k in groups[-1]) + width + _GAP > room:
+            groups.append([])
+        groups[-1].append(i)
+    for group in groups:
+        places = [0, *group]
+        table([columns[i] for i in places], [[row[i] for i in places] for row in rows])
 
 
 class ProgressBar:

@@ -363,7 +363,10 @@ def _head(name: str, board: Board, figure: str | None = None) -> Head:
     detectable = None if figure is None else board.detectable(name, figure)
     if figure is not None and detectable is not None:
         is_fraction = metric_fields()[figure].unit == "fraction"
-        notes.append(f"shows {100 * detectable:.1f} points" if is_fraction else f"shows {detectable:.2f}")
+        if is_fraction and detectable >= 1:
+            notes.append("shows no difference")
+        else:
+            notes.append(f"shows {100 * detectable:.1f} points" if is_fraction else f"shows {detectable:.2f}")
     return Head(title, ", ".join(notes))
 
 
