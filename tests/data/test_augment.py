@@ -14,7 +14,7 @@ from stream_data import stream, write_patches
 from torchvision.transforms.functional import adjust_hue
 
 from his2lip.config import Config, validate
-from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.bank import CaptionBank, Subject
 from his2lip.data.images.codec import encode_png
 from his2lip.data.images.stain_vectors import DAB, EOSIN, HAEMATOXYLIN
 from his2lip.data.stream.augment import (
@@ -140,13 +140,13 @@ def test_a_stream_that_starts_at_a_later_step_gives_the_same_augmented_pairs(
 def test_caption_dropout_replaces_its_share_of_captions_reproducibly() -> None:
     bank = CaptionBank.templates()
     draw = with_class_captions(bank.draw, 0.3)
-    said = [draw(0, 0, key, "Necrosis", "CD3") for key in KEYS]
-    assert said == [draw(0, 0, key, "Necrosis", "CD3") for key in KEYS]
+    said = [draw(0, 0, key, Subject("Necrosis", "CD3")) for key in KEYS]
+    assert said == [draw(0, 0, key, Subject("Necrosis", "CD3")) for key in KEYS]
     dropped = [caption == class_caption("Necrosis", "CD3") for caption in said]
     assert 40 <= sum(dropped) <= 80
-    assert dropped != [draw(0, 1, key, "Necrosis", "CD3") == "necrosis, CD3" for key in KEYS]
+    assert dropped != [draw(0, 1, key, Subject("Necrosis", "CD3")) == "necrosis, CD3" for key in KEYS]
     kept = [caption for caption, gone in zip(said, dropped, strict=True) if not gone]
-    plain = [bank.draw(0, 0, key, "Necrosis", "CD3") for key in KEYS]
+    plain = [bank.draw(0, 0, key, Subject("Necrosis", "CD3")) for key in KEYS]
     assert kept == [caption for caption, gone in zip(plain, dropped, strict=True) if not gone]
     assert with_class_captions(bank.draw, 0.0) == bank.draw
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unprivileged import needs_setpriv, run_as_user
 
 from his2lip.cli.data import prepare_dataset
-from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.bank import CaptionBank, Subject
 from his2lip.data.captions.corpus import mihic_pairs
 from his2lip.data.shards import STAININGS
 from his2lip.errors import DatasetError
@@ -187,19 +187,19 @@ PAIRS = st.sampled_from(sorted(TEMPLATES.captions, key=str))
 def test_draw_is_a_pure_choice_of_the_pairs_captions(
     seed: int, epoch: int, patch_id: str, pair: tuple
 ) -> None:
-    drawn = TEMPLATES.draw(seed, epoch, patch_id, *pair)
+    drawn = TEMPLATES.draw(seed, epoch, patch_id, Subject(*pair))
     assert drawn in TEMPLATES.captions[pair]
-    assert drawn == TEMPLATES.draw(seed, epoch, patch_id, *pair)
+    assert drawn == TEMPLATES.draw(seed, epoch, patch_id, Subject(*pair))
 
 
 def test_draws_are_even_and_change_with_epoch_and_seed() -> None:
     lines = TEMPLATES.captions["Tumor", "CD3"]
-    draws = [TEMPLATES.draw(7, 0, f"p{i}", "Tumor", "CD3") for i in range(9000)]
+    draws = [TEMPLATES.draw(7, 0, f"p{i}", Subject("Tumor", "CD3")) for i in range(9000)]
     counts = Counter(draws)
     assert set(counts) == set(lines)
     assert max(counts.values()) < 1.35 * 9000 / len(lines)
-    again = [TEMPLATES.draw(7, 1, f"p{i}", "Tumor", "CD3") for i in range(9000)]
-    other = [TEMPLATES.draw(8, 0, f"p{i}", "Tumor", "CD3") for i in range(9000)]
+    again = [TEMPLATES.draw(7, 1, f"p{i}", Subject("Tumor", "CD3")) for i in range(9000)]
+    other = [TEMPLATES.draw(8, 0, f"p{i}", Subject("Tumor", "CD3")) for i in range(9000)]
     for changed in (again, other):
         same = sum(a == b for a, b in zip(draws, changed, strict=True))
         assert same < 2 * 9000 / len(lines)
@@ -212,10 +212,10 @@ def test_missing_pair_is_dropped_or_captioned_by_templates_and_counted() -> None
     assert not drop.covers("Alveoli", "CD20")
     assert template.covers("Alveoli", "CD20")
     with pytest.raises(DatasetError) as refused:
-        drop.draw(0, 0, "p", "Alveoli", "CD20")
+        drop.draw(0, 0, "p", Subject("Alveoli", "CD20"))
     assert refused.value.key == "missing"
     assert "Alveoli" in refused.value.what
-    assert template.draw(0, 0, "p", "Alveoli", "CD20") in TEMPLATES.captions["Alveoli", "CD20"]
+    assert template.draw(0, 0, "p", Subject("Alveoli", "CD20")) in TEMPLATES.captions["Alveoli", "CD20"]
     coverage = drop.coverage(pairs)
     assert coverage.missing == {("Alveoli", "CD20"): 2, (None, "CD31"): 1}
     assert coverage.unused == [("Stroma", "FAP")]

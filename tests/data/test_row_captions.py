@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from his2lip.data.captions.bank import CaptionBank, RowCaptions
+from his2lip.data.captions.bank import CaptionBank, RowCaptions, Subject
 from his2lip.errors import DatasetError
 
 BANK = CaptionBank({("Tumor", "CD3"): ("a", "b", "c"), ("Stroma", "CD3"): ("d", "e")})
@@ -36,14 +36,17 @@ def test_captions_go_round_by_sorted_names_whatever_epoch_seed_and_order(
         lines = BANK.captions[tissue, "CD3"]
         names = sorted((name for name, own in rows if own == tissue), key=str.encode)
         for k, name in enumerate(names):
-            assert captions.draw(seed, epoch, name, tissue, "CD3") == lines[k % len(lines)]
+            assert captions.draw(seed, epoch, name, Subject(tissue, "CD3")) == lines[k % len(lines)]
 
 
 def test_pair_without_captions_follows_the_banks_rule() -> None:
     rows: list[tuple[str, str | None]] = [("p", "Alveoli"), ("q", None)]
     captions = RowCaptions(CaptionBank(BANK.captions, "template"), table(rows))
-    assert captions.draw(0, 0, "p", "Alveoli", "CD3") == CaptionBank.templates().lines("Alveoli", "CD3")[0]
+    assert (
+        captions.draw(0, 0, "p", Subject("Alveoli", "CD3"))
+        == CaptionBank.templates().lines("Alveoli", "CD3")[0]
+    )
     with pytest.raises(DatasetError) as refused:
-        RowCaptions(BANK, table(rows)).draw(0, 0, "q", None, "CD3")
+        RowCaptions(BANK, table(rows)).draw(0, 0, "q", Subject(None, "CD3"))
     assert refused.value.key == "missing"
     assert "CD3" in refused.value.what

@@ -11,7 +11,7 @@ import pytest
 import torch
 from stream_data import stream, write_patches
 
-from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.bank import CaptionBank, Subject
 from his2lip.data.captions.staining import band
 from his2lip.data.images import decode, stained_share
 from his2lip.data.shards.reader import open_shards
@@ -54,7 +54,7 @@ def test_a_batch_holds_the_plan_s_rows_with_their_pixels_captions_and_ids(shards
             shares = [stained_share(decode(r["image"])) for r in rows]
             bands = [None if share is None else band(share) for share in shares]
             drawn = [
-                bank.draw(5, 0, r["patch_id"], r["tissue"], r["biomarker"], staining)
+                bank.draw(5, 0, r["patch_id"], Subject(r["tissue"], r["biomarker"], staining))
                 for r, staining in zip(rows, bands, strict=True)
             ]
             assert batch.captions == drawn

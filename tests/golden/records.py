@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
 from his2lip.config import digest, validate
-from his2lip.data.captions.bank import CaptionBank, RowCaptions
+from his2lip.data.captions.bank import CaptionBank, RowCaptions, Subject
 from his2lip.data.cards.card import Card, load_card
 from his2lip.data.images.codec import encode_png
 from his2lip.data.prepare.dataset import prepare
@@ -329,7 +329,9 @@ def draws() -> Tree:
         for patch, tissue, biomarker in _PATCHES:
             key = f"{seed}/{epoch}/{patch}"
             pair = (tissue, biomarker)
-            captions[key] = [draw(seed, epoch, patch, *pair) for draw in (bank.draw, dropped, by_row.draw)]
+            captions[key] = [
+                draw(seed, epoch, patch, Subject(*pair)) for draw in (bank.draw, dropped, by_row.draw)
+            ]
             ihc, turns = (PRESETS[kind].draw(seed, epoch, patch) for kind in ("ihc", True))
             assert ihc.jitter is not None
             changes[key] = {
@@ -531,7 +533,7 @@ def captions_file(path: Path) -> Tree:
     """What a saved caption bank holds and draws."""
     bank = CaptionBank.load(path)
     held_out = {f"{t}/{b}": list(lines) for (t, b), lines in bank.held_out.items()}
-    draws = [bank.draw(0, epoch, f"own/{epoch}.png", "Tumor", "CD3") for epoch in range(4)]
+    draws = [bank.draw(0, epoch, f"own/{epoch}.png", Subject("Tumor", "CD3")) for epoch in range(4)]
     return {"digest": bank.digest, "missing": bank.missing, "held_out": held_out, "draws": draws}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,20 @@ NOTE = (
     "approximates the authors' sampling: theirs followed the order of their folders, which is not published"
 )
 _PAIR = ("tissue", "biomarker")
+
+
+class Subject(NamedTuple):
+    """What a caption is about.
+
+    tissue, biomarker  canonical names, or None
+    staining           the patch's band; None: unknown
+    described          a class of the dataset's own in words, which captions of our templates name
+    """
+
+    tissue: str | None
+    biomarker: str | None
+    staining: Staining | None = None
+    described: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,34 +173,17 @@ class CaptionBank:
             return any((tissue, biomarker, band) in self.stained for band in STAININGS)
         return self.missing == "template"
 
-    def draw(
-        self,
-        seed: int,
-        epoch: int,
-        patch_id: str,
-        tissue: str | None,
-        biomarker: str | None,
-        staining: Staining | None = None,
-        described: str | None = None,
-    ) -> str:
+    def draw(self, seed: int, epoch: int, patch_id: str, subject: Subject) -> str:
         """The caption of a patch in an epoch: a pure function of the arguments, uniform over the choices.
 
-        staining   the patch's band; None: unknown
-        described  a class of the dataset's own in words, which captions of our templates name
         Raises DatasetError for a pair that the bank does not cover.
         """
         key = hashlib.blake2b(f"{seed}/{epoch}/{patch_id}".encode(), digest_size=8).digest()
-        return self.caption(int.from_bytes(key, "big"), tissue, biomarker, staining, described)
+        return self.caption(int.from_bytes(key, "big"), subject)
 
-    def caption(
-        self,
-        number: int,
-        tissue: str | None,
-        biomarker: str | None,
-        staining: Staining | None = None,
-        described: str | None = None,
-    ) -> str:
-        """The caption with this number, modulo how many there are; for the other arguments see `draw`."""
+    def caption(self, number: int, subject: Subject) -> str:
+        """The caption with this number, modulo how many there are."""
+        tissue, biomarker, staining, described = subject
         lines = self.lines(tissue, biomarker, staining)
         line = lines[number % len(lines)]
         if described is None or not self.follows_staining(tissue, biomarker):
@@ -306,16 +303,7 @@ class RowCaptions:
         order = np.argsort(ids)
         self._ids, self._place = ids[order], place[order]
 
-    def draw(
-        self,
-        seed: int,
-        epoch: int,
-        patch_id: str,
-        tissue: str | None,
-        biomarker: str | None,
-        staining: Staining | None = None,
-        described: str | None = None,
-    ) -> str:
+    def draw(self, seed: int, epoch: int, patch_id: str, subject: Subject) -> str:
         """The caption of a patch; seed and epoch are ignored. Raises DatasetError as the bank does."""
         at = np.searchsorted(self._ids, np.uint64(id_key(patch_id)))
-        return self._bank.caption(int(self._place[at]), tissue, biomarker, staining, described)
+        return self._bank.caption(int(self._place[at]), subject)

@@ -13,14 +13,13 @@ import pydantic
 from pydantic import Field
 
 from his2lip.config import Config
-from his2lip.data.captions import PLACES, STAINS
+from his2lip.data.captions import PLACES, STAINS, Subject
 from his2lip.data.images import restaining
 from his2lip.data.shards import Staining
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-# The signature of CaptionBank.draw: seed, epoch, patch id, tissue type, biomarker, staining band, class.
-CaptionDraw = Callable[[int, int, str, str | None, str | None, Staining | None, str | None], str]
+CaptionDraw = Callable[[int, int, str, Subject], str]  # the signature of CaptionBank.draw
 
 TURNS = 8  # the flips and quarter turns of a square; all are equally likely, as tissue has no orientation
 
@@ -143,18 +142,10 @@ def with_class_captions(draw: CaptionDraw, share: float) -> CaptionDraw:
     Which draws are replaced depends on (seed, epoch, patch id) only.
     """
 
-    def drawn(
-        seed: int,
-        epoch: int,
-        patch_id: str,
-        tissue: str | None,
-        biomarker: str | None,
-        staining: Staining | None = None,
-        described: str | None = None,
-    ) -> str:
+    def drawn(seed: int, epoch: int, patch_id: str, subject: Subject) -> str:
         if _uniform(seed, epoch, patch_id, b"his2lip.caption", 1)[0] < share:
-            return class_caption(tissue, biomarker, staining, described)
-        return draw(seed, epoch, patch_id, tissue, biomarker, staining, described)
+            return class_caption(*subject)
+        return draw(seed, epoch, patch_id, subject)
 
     return drawn if share else draw
 

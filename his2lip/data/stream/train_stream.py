@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from his2lip.data.captions import CaptionBank, RowCaptions, captioned
+from his2lip.data.captions import CaptionBank, RowCaptions, Subject, captioned
 from his2lip.data.images import stained_share
 from his2lip.data.shards import RowGroup, ShardSet, Staining, Statement, id_key, open_shards, statement
 from his2lip.data.stream.augment import PRESETS, Augment, CaptionDraw, Pixels, with_class_captions
@@ -404,7 +404,7 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
                 error.what, where=where, key=error.key, fix="prepare the dataset again"
             ) from None
         staining = recipe.staining(rows, row, pixels)
-        labels.captions.append(recipe.draw(recipe.seed, epoch, key, tissue, biomarker, *staining))
+        labels.captions.append(recipe.draw(recipe.seed, epoch, key, Subject(tissue, biomarker, *staining)))
         labels.patch_ids.append(patch_id)
         labels.tissue.append(tissue_id(tissue))
         labels.biomarker.append(biomarker_id(biomarker))
