@@ -60,10 +60,7 @@ class Run:
         self._add("model_metrics", model=model, values=dict(values), time=now())
 
     def keep_children(self, ids: Collection[str]) -> None:
-        """Deletes the child runs whose `his2lip.run_id` is not in `ids`.
-
-        They are of an earlier call with the same inputs, whose files were removed or whose results changed.
-        """
+        """Deletes child runs of earlier calls that are not in `ids` (`StoreRun.keep_children`)."""
         self._add("keep_children", ids=sorted(ids))
 
     def trial(

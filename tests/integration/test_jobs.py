@@ -115,6 +115,16 @@ class Cluster:
             command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120, check=False
         )
 
+    def run(self, program: str, *, folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Runs a program in `folder` as a driver on this cluster."""
+        env = self.env | {"RAY_ADDRESS": self.node, "RAY_AUTH_MODE": "token"}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -304,12 +314,7 @@ def test_a_cluster_that_was_started_in_another_folder_reads_the_files_that_the_d
 ) -> None:
     write_folder(cluster.folder, real_ihc, count=12, seed=2)  # other files at the same relative paths
     write_folder(tmp_path, real_ihc, count=24, seed=1)
-    env = cluster.env | {"RAY_ADDRESS": cluster.node, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(
-        [sys.executable, "-c", FROM_ANOTHER_FOLDER],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = cluster.run(FROM_ANOTHER_FOLDER, folder=tmp_path, timeout_s=120)
     refused, (cells, failed) = map(json.loads, done.stdout.splitlines())
     assert refused == "code", "a node with other code than the driver is refused"
     assert failed == []
@@ -354,12 +359,7 @@ def test_a_cluster_that_was_started_in_another_folder_trains_and_sweeps_on_the_f
 ) -> None:
     write_training_folder(cluster.folder, count=32, seed=2)  # other files at the same relative paths
     write_training_folder(tmp_path, count=64, seed=1)
-    env = cluster.env | {"RAY_ADDRESS": cluster.node, "RAY_AUTH_MODE": "token"}
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING_FROM_ANOTHER_FOLDER],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=800, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = cluster.run(TRAINING_FROM_ANOTHER_FOLDER, folder=tmp_path, timeout_s=800)
     trained, swept = json.loads(done.stdout.splitlines()[-1])
     monkeypatch.chdir(tmp_path)
     run_in_process(load(TrainConfig, "train.yaml"), report=lambda metrics: None, folder="local")
