@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 import uuid
@@ -105,6 +106,12 @@ def _check_google_credentials(uri: str) -> None:
     except (OSError, ValueError):
         fix = "gcloud auth application-default login, or gs://anonymous@BUCKET/… for a public bucket"
         raise DatasetError("there are no Google credentials on this machine", where=uri, fix=fix) from None
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:

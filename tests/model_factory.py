@@ -99,14 +99,15 @@ def wordpiece_folder(folder: Path) -> Path:
     return folder
 
 
-def hf_cache(root: Path, repository: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`files` as the Hugging Face cache at `root` holds a repository that was downloaded once."""
+def hf_cache(
+    root: Path, repository: str, files: Path, monkeypatch: pytest.MonkeyPatch, *, commit: str = "0" * 40
+) -> None:
+    """`files` as the Hugging Face cache at `root` holds a repository whose newest download is `commit`."""
     import huggingface_hub.constants
 
-    commit = "0" * 40
     repo = root / ("models--" + repository.replace("/", "--"))
-    shutil.copytree(files, repo / "snapshots" / commit)
-    (repo / "refs").mkdir()
+    shutil.copytree(files, repo / "snapshots" / commit, dirs_exist_ok=True)
+    (repo / "refs").mkdir(exist_ok=True)
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
 

@@ -10,6 +10,7 @@ from .exchange import export as export
 from .finetune import FineTuning as FineTuning
 from .finetune import parameter_groups as parameter_groups
 from .finetune import prepare_finetuning as prepare_finetuning
+from .identity import weights_identity as weights_identity
 from .image_size import set_image_size as set_image_size
 from .interpolation import blend as blend
 from .load import load_model as load_model
@@ -21,7 +22,6 @@ from .provenance import origins as origins
 from .provenance import read_meta as read_meta
 from .provenance import terms_of_use as terms_of_use
 from .provenance import terms_summary as terms_summary
-from .provenance import weights_identity as weights_identity
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
 from .registered import absolute_name as absolute_name
 from .registered import checkpoint_folder as checkpoint_folder

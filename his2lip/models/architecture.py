@@ -85,7 +85,7 @@ def build_clip(
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
-        text["hf_model_name"] = _hf_text_source(text["hf_model_name"], folder)
+        text["hf_model_name"] = hf_text_source(text["hf_model_name"], folder)
     kind = CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
         if "hf_model_name" in text:
@@ -117,7 +117,7 @@ def _towers(config: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, A
     return text, vision
 
 
-def _hf_text_source(name: str, folder: Path | None) -> str:
+def hf_text_source(name: str, folder: Path | None) -> str:
     """The source of a Hugging Face text tower's configuration: the checkpoint, this package, or the hub."""
     short = name.rpartition("/")[2]
     packaged = _PACKAGED_HF_TEXT / _RENAMED.get(short, short)

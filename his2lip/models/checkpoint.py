@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import his2lip
 from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
+from his2lip.files import file_digest
 from his2lip.models.architecture import HF_TEXT_FOLDER, build_clip
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
@@ -38,7 +39,7 @@ from his2lip.models.resume import FOLDER as RESUME_FOLDER
 from his2lip.models.resume import ResumeState, save_resume
 from his2lip.models.tokenizer import build_tokenizer, clip_vocabulary
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
-from his2lip.models.weights import Tensors, file_digest, load_weights
+from his2lip.models.weights import Tensors, load_weights
 
 WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
 

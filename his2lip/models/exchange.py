@@ -11,6 +11,7 @@ import torch
 
 from his2lip.data.cards import load_card, terms_of_card
 from his2lip.errors import CheckpointError, ConfigError, ModelError, did_you_mean
+from his2lip.files import file_digest
 from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
 from his2lip.models.encoder import DualEncoder
@@ -30,7 +31,6 @@ from his2lip.models.weights import (
     Tensors,
     check_tensors,
     check_values,
-    file_digest,
     load_weights,
     read_tensors,
 )

@@ -18,6 +18,7 @@ from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
 from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
 from his2lip.models.encoder import DualEncoder, Precision
+from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
 from his2lip.models.registered import fetch_checkpoint, is_registered
@@ -34,7 +35,6 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_HUB_FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
 
 
 def load_model(
@@ -124,13 +124,13 @@ def _fetched(source: str, precision: Precision, named: Backbone | None = None) -
         "package": _from_package,
     }
     if kind not in loaders:
-        _check_tag(kind, identifier)
+        check_tag(kind, identifier)
     try:
         return loaders.get(kind, _pretrained)(identifier if kind in loaders else source, name, precision)
     except His2lipError:
         raise
     except Exception as error:  # open_clip, the hub client and the file system each raise their own
-        raise _absent(source, named) from error
+        raise absent(source, named) from error
 
 
 def _pretrained(source: str, name: str, precision: Precision) -> DualEncoder:
@@ -158,31 +158,21 @@ def _pretrained(source: str, name: str, precision: Precision) -> DualEncoder:
 
 def _from_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
     """A hub repository in open_clip's layout, whatever the name of its weight file."""
-    from huggingface_hub import hf_hub_download
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    config = Path(hf_hub_download(repository, OPEN_CLIP))
-    weights = Path(download_pretrained_from_hf(repository))
+    config, weights = fetch_open_clip(repository)
     return _hub_layout(config, weights, name=name, tokenizer=None, precision=precision)
 
 
 def _from_transformers_hub(repository: str, name: str, precision: Precision) -> DualEncoder:
     """A hub repository with a transformers CLIPModel."""
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(repository, allow_patterns=_HUB_FILES)
-    return from_transformers(folder, name=name, precision=precision)
+    return from_transformers(fetch_transformers(repository), name=name, precision=precision)
 
 
 def _from_package(repository: str, name: str, precision: Precision) -> DualEncoder:
     """A model that runs in its authors' package, with the weight file of their hub repository."""
-    from huggingface_hub import hf_hub_download
-
-    from his2lip.models.packages import WEIGHT_FILES, from_package, require_package
+    from his2lip.models.packages import from_package, require_package
 
     require_package(name)
-    weights = hf_hub_download(repository, WEIGHT_FILES[name])
-    return from_package(name, weights=weights, precision=precision)
+    return from_package(name, weights=fetch_package(name, repository), precision=precision)
 
 
 def _hub_layout(
@@ -219,7 +209,7 @@ def config_of_tag(architecture: str, tag: str) -> dict[str, Any]:
     With another activation (QuickGELU or GELU) the same weights compute other features. Raises ModelError for
     an unknown tag, and where open_clip records GELU for a tag of an architecture with QuickGELU.
     """
-    _check_tag(architecture, tag)
+    check_tag(architecture, tag)
     config = open_clip.get_model_config(architecture)
     quick = bool(get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
     if config.get("quick_gelu") and not quick:
@@ -228,25 +218,6 @@ def config_of_tag(architecture: str, tag: str) -> dict[str, Any]:
         )
         raise ModelError(what, key="quick_gelu", fix="choose another tag or architecture")
     return config | {"quick_gelu": True} if quick else config
-
-
-def _check_tag(architecture: str, tag: str) -> None:
-    """Raises ModelError for a pretrained tag that the architecture does not have."""
-    known = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in known:
-        fix = did_you_mean(tag, known) if known else "it has none; leave the tag out for random weights"
-        raise ModelError(f"'{architecture}' has no pretrained weights '{tag}'", key=tag, fix=fix)
-
-
-def _absent(source: str, named: Backbone | None) -> ModelError:
-    """The error for weights that are not here: their source, their licence, and how to get them."""
-    if named is not None:
-        origin = f"{named.weights}, licence {named.licence}"
-        what = f"the weights of '{named.name}' ({origin}) are not on this machine"
-        return ModelError(what, key=named.name, fix=named.fix)
-    fix = "load it once with a connection (`hf auth login` first if gated), or type local-dir:PATH"
-    what = f"the weights of '{source}' are not on this machine and could not be fetched"
-    return ModelError(what, key=source, fix=fix)
 
 
 def _names(architecture: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from his2lip.config import digest, unsealed
+from his2lip.config import unsealed
 from his2lip.data.cards import Terms, strictest
 from his2lip.errors import CheckpointError
 from his2lip.models.catalogue import BACKBONES, Backbone
@@ -58,23 +57,6 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{META} is damaged: {error}", where=folder, key="sha256", fix=COPY) from None
 
 
-def weights_identity(name: str) -> str:
-    """What identifies the model that a name loads, for the identity of a run.
-
-    A checkpoint is identified by the digests of its weights, architecture and preprocessing; any other folder
-    by the contents of its files; any other name by itself.
-    """
-    folder = Path(name.removeprefix("local-dir:"))
-    if is_checkpoint(folder):
-        meta = read_meta(folder)
-        keys = ("tensor_digest", "config_digest", "preprocess_digest", "tokenizer", "similarity")
-        return digest({key: meta.get(key) for key in keys})
-    if not folder.is_dir():
-        return name
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest({str(path.relative_to(folder)): _sha256(path) for path in files})
-
-
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether `folder` is a checkpoint of his2lip: other tools' folders have no `his2lip.json`."""
     return (current_folder(Path(folder)) / META).is_file()
@@ -104,11 +86,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path.name} is not a mapping", where=path.parent, key=path.name)
     return tree
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def terms_of_use(name: str, meta: Meta) -> list[str]:

@@ -15,10 +15,11 @@ from torch import nn
 
 from his2lip.config import sealed, unsealed
 from his2lip.errors import CheckpointError
+from his2lip.files import file_digest
 from his2lip.models.adapters import unmerged_state
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.provenance import current_folder
-from his2lip.models.weights import Tensors, file_digest
+from his2lip.models.weights import Tensors
 
 FOLDER = "resume"  # inside a checkpoint
 

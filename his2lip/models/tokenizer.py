@@ -97,13 +97,15 @@ def build_tokenizer(config: Mapping[str, Any], source: str | Path | None = None)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise program_refused(name, key="trust_remote_code") from None
-        raise ModelError(
-            f"the tokenizer '{name}' is not on this machine",
-            key=name,
-            fix="load the model once with a connection, so that the tokenizer enters the Hugging Face cache",
-        ) from error
+        raise tokenizer_absent(name) from error
     pad = hf.tokenizer.pad_token_id
     return CaptionTokenizer(hf, context_length=length, pad_id=0 if pad is None else int(pad), cut=cut)
+
+
+def tokenizer_absent(name: str) -> ModelError:
+    """The error for a Hugging Face tokenizer that is not here."""
+    fix = "load the model once with a connection, so that the tokenizer enters the Hugging Face cache"
+    return ModelError(f"the tokenizer '{name}' is not on this machine", key=name, fix=fix)
 
 
 def runs_at_own_length(text_cfg: Mapping[str, Any]) -> bool:

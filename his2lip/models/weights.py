@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,12 +96,6 @@ def check_tensors(
         raise _tensors_refused(
             "has misshapen tensors", list(misshapen.values()), next(iter(misshapen)), where
         )
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensors_refused(problem: str, descriptions: list[str], key: str, where: str | Path) -> CheckpointError:

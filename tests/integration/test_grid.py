@@ -26,8 +26,8 @@ from his2lip.evaluation.grid import GridResult, Work, plan_cells, run_grid, scor
 from his2lip.evaluation.grid_cell import read_predictions
 from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
-from his2lip.models.provenance import weights_identity
 
 TISSUE = {
     "split": "test",

@@ -23,8 +23,9 @@ from his2lip.data.cards.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
 from his2lip.evaluation import BenchmarkConfig
 from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
-from his2lip.models.provenance import read_meta, weights_identity
+from his2lip.models.provenance import read_meta
 from his2lip.models.registered import local_name
 from his2lip.serving.calibration import Calibration, similarity_digest
 from his2lip.serving.mlflow_model import ServedModel

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from his2lip.cli import app
 from his2lip.errors import CheckpointError, His2lipError, ModelError
 from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
-from his2lip.models.provenance import weights_identity
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import read_tensors
 

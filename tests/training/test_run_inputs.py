@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_factory import hf_cache, native_config, published_open_clip
 from training_data import write_small_shards
 
 from his2lip.config import validate
@@ -108,3 +109,31 @@ def test_a_sweep_over_folders_trains_from_those_of_the_driver_and_is_identified_
     assert first.config({"model.backbone": "tiny"}).model.backbone == "tiny"
     assert first.contents["model.backbone", str(here / "best")]
     assert str(here / "best") in first.places
+
+
+def test_a_model_replaced_in_the_hub_s_cache_is_noticed_by_runs_sweeps_and_workers(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(seed: int) -> None:
+        files = published_open_clip(here / "hub", native_config(), seed=seed)
+        hf_cache(here / "cache", "org/small", files, monkeypatch, commit=str(seed) * 40)
+
+    def sweep_inputs() -> Any:
+        train = {"data": {"shards": "shards"}, "model": {"backbone": name}}
+        tree = {"name": "s", "train": train, "space": {"seed": {"kind": "choice", "values": [1, 2]}}}
+        return training_objective(validate(SweepConfig, tree | {"split": "val"})).inputs
+
+    name = "hf-hub:org/small"
+    made = with_absolute_paths(config(model={"backbone": name}))
+    download(1)
+    run, sweep, found = identity(*open_data(made))["id"], sweep_inputs(), contents(*open_data(made))
+    download(1)
+    assert identity(*open_data(made))["id"] == run
+    assert sweep_inputs() == sweep
+    run_in_process(made, report=lambda metrics: None, contents=found)
+    download(2)
+    assert identity(*open_data(made))["id"] != run
+    assert sweep_inputs() != sweep
+    with pytest.raises(RunError) as refused:
+        run_in_process(made, report=lambda metrics: None, contents=found)
+    assert (refused.value.key, refused.value.where) == ("model.backbone", name)
