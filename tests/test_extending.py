@@ -227,7 +227,7 @@ def test_a_metric_of_a_benchmark_is_in_its_table_and_on_its_page(
     with (folder / "leaderboard.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["worst_recall"] == "0.0", "one class is always predicted"
-    assert "<h2>Worst recall, %</h2>" in (folder / "report/index.html").read_text()
+    assert "<h3>Worst recall, %</h3>" in (folder / "report/index.html").read_text()
 
 
 @of("A plot")
@@ -237,7 +237,18 @@ def test_a_plot_is_on_the_page_of_a_leaderboard(checkout: Checkout) -> None:
     )
     checkout.his2lip("his2lip report .")
     page = (checkout.work / "report/index.html").read_text()
-    assert page.index("<h2>Models by datasets</h2>") < page.index("<h2>Zero-shot means</h2>")
+    assert page.index("<h3>Models by datasets</h3>") < page.index("<h3>Zero-shot means</h3>")
+
+
+@of("A section of the page")
+def test_a_section_is_on_the_page_in_the_contents_and_in_markdown(checkout: Checkout) -> None:
+    (checkout.work / "leaderboard.csv").write_text(to_csv([cell_result(n=977)]))
+    checkout.his2lip("his2lip report .")
+    page = (checkout.work / "report/index.html").read_text()
+    assert '<li><a href="#sizes">Sizes</a></li>' in page
+    assert '<section id="sizes"' in page
+    assert '<td data-value="977">977</td>' in page
+    assert "| hnscc | 977 | 5 |" in (checkout.work / "report/leaderboard.md").read_text()
 
 
 @of("A command")

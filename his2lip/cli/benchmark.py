@@ -74,7 +74,7 @@ def report(
     ] = None,
     baseline: Baseline = None,
 ) -> None:
-    """Write the leaderboard as HTML, CSV and Markdown."""
+    """Write the leaderboard as HTML, CSV, Markdown and LaTeX."""
     say(f"leaderboard: {write_report(folder, out, reference=baseline)}")
 
 
@@ -116,7 +116,7 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
 
 
 def write_report(folder: Path, out: Path | None = None, *, reference: str | None = None) -> Path:
-    """Writes HTML, CSV and Markdown from the folder of a benchmark; the path of the HTML page.
+    """Writes HTML, CSV, Markdown and LaTeX from the folder of a benchmark; the path of the HTML page.
 
     reference  the row that differences are from; None: that of the benchmark
     """

@@ -1,12 +1,15 @@
-"""Differences of models: from a reference, and whether they can be told from the best of a column."""
+"""Differences of models: the section of those from a reference, and who can be told from the best."""
 
 from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
-from his2lip.evaluation import CellResult, Compared
+from his2lip.evaluation import CellResult, Compared, Metric, metric_fields
 from his2lip.report.board import Board
+from his2lip.report.section import Inputs, Section
+from his2lip.report.table import FRACTION, Figure, Row, Scale, Table, difference, limits
 
 SHOWN = ("chance_corrected", "macro_f1")  # figures whose differences from the reference are on the page
 _OF_CELL = ("model", "dataset", "protocol", "generated", "reference", "margin")
@@ -14,6 +17,66 @@ _COLUMNS = (
     *("model", "dataset", "protocol", "generated", "figure", "value", "top", "detectable"),
     *("reference", "difference", "difference_lo", "difference_hi", "margin", "non_inferior"),
 )
+
+
+def fill(inputs: Inputs) -> Section | None:
+    """The differences of the models from the reference; None where the benchmark has no reference."""
+    reference = inputs.board.reference
+    if reference is None:
+        return None
+    tables = [
+        _table(inputs, metric_fields()[name], reference, block)
+        for name in SHOWN
+        for block in inputs.columns.blocks()
+    ]
+    margin = next((cell.margin for cell in inputs.board.cells if cell.margin is not None), None)
+    values = {"tables": tables, "reference": reference, "margin": margin}
+    return Section("differences", f"Differences from {reference}", values, tables)
+
+
+def _table(inputs: Inputs, metric: Metric, reference: str, block: tuple[str, list[str]]) -> Table:
+    part, columns = block
+    rows = [
+        Row(
+            model,
+            model.startswith("baseline:"),
+            [_figure(inputs, inputs.board.cell(model, column), metric) for column in columns],
+        )
+        for model in inputs.board.models
+        if model != reference
+    ]
+    rows = [row for row in rows if any(figure.value is not None for figure in row.figures)]
+    unit = ", points" if metric.unit == FRACTION else ""
+    title = f"{metric.title}: difference from {reference}{unit}"
+    heads = [inputs.columns.head(column, metric.name, _scale(rows)) for column in columns]
+    # The line of a column is at no difference, not at the figure of chance.
+    heads = [replace(head, chance=0.0) for head in heads]
+    return Table(metric.name, title, heads, rows, part)
+
+
+def _figure(inputs: Inputs, cell: CellResult | None, metric: Metric) -> Figure:
+    """A difference from the reference, with its interval and whether it is no loss."""
+    found = compared(cell, metric.name)
+    if found is None or found.difference is None:
+        return Figure(None)
+    interval = None
+    if found.difference_lo is not None and found.difference_hi is not None:
+        interval = (found.difference_lo, found.difference_hi)
+    return Figure(
+        found.difference,
+        difference(found.difference, metric.unit),
+        limits(interval, metric.unit),
+        interval,
+        beside="no loss" if found.non_inferior else "",
+        href=inputs.evidence(cell),
+    )
+
+
+def _scale(rows: list[Row]) -> Scale:
+    """Symmetric around no difference, and as wide as the widest limit."""
+    widest = [abs(limit) for row in rows for f in row.figures for limit in f.drawn or (f.value or 0.0,)]
+    reach = max([0.05, *widest])
+    return Scale(-reach, reach)
 
 
 def compared(cell: CellResult | None, figure: str) -> Compared | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from his2lip.report.alpha import curve_plot, curve_points
 from his2lip.report.board import Board
+from his2lip.report.section import Inputs, Section
+from his2lip.templates import trusted
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -82,6 +84,29 @@ def draw_plots(board: Board) -> list[tuple[str, Figure]]:
     """(title, figure) of each plot that can be drawn, in the order of `PLOTS`."""
     figures = [(title, draw(board)) for title, draw in PLOTS.items()]
     return [(title, figure) for title, figure in figures if figure is not None]
+
+
+def fill(inputs: Inputs) -> Section | None:
+    """The plots that can be drawn. plotly.js is in the page once, before the first of them.
+
+    Plots have no background, so that they follow the page into dark mode.
+    """
+    drawn = draw_plots(inputs.board)
+    clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    plots = [
+        (
+            title,
+            trusted(
+                figure.update_layout(**clear).to_html(
+                    full_html=False,
+                    include_plotlyjs=i == 0,
+                    config={"displaylogo": False, "responsive": True},
+                )
+            ),
+        )
+        for i, (title, figure) in enumerate(drawn)
+    ]
+    return Section("plots", "Plots", {"plots": plots}) if plots else None
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How far a board depends on its prompts: models with prompt draws, and pairs of models by column."""
+"""How far a board depends on its prompts: prompt draws of the models, and pairs of models by column."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from his2lip.evaluation import STABLE, CellResult
+from his2lip.evaluation import DRAWS, SENTENCES, STABLE, CellResult
 from his2lip.report.board import Board, heading
+from his2lip.report.section import Inputs, Section
+from his2lip.report.table import Figure, Row, Scale, Table
+from his2lip.templates import percent
 
 MARK = "†"  # beside figures whose order depends on the prompts
 MARKED = "order depends on prompts"
+
+TITLE = f"Macro F1 over {DRAWS} draws of {SENTENCES} prompts per class: median (5 to 95 %), %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,51 @@ class Pair:
     @property
     def depends_on_prompts(self) -> bool:
         return self.share < STABLE
+
+
+def fill(inputs: Inputs) -> Section | None:
+    """Macro F1 over the prompt draws, and the pairs whose order depends on them; None without draws."""
+    board, models = inputs.board, banded(inputs.board)
+    if not models:
+        return None
+    have = columns_with_bands(board)
+    tables = []
+    for part, columns in inputs.columns.blocks():
+        drawn = [column for column in columns if column in have]
+        rows = [Row(m, False, [_figure(inputs, board.cell(m, column)) for column in drawn]) for m in models]
+        if drawn:
+            heads = [inputs.columns.head(column, scale=Scale(0.0, 1.0)) for column in drawn]
+            tables.append(Table("prompts", TITLE, heads, rows, part))
+    return Section(
+        "prompts", "Prompts", {"tables": tables, "unstable": unstable_pairs(board), "mark": MARK}, tables
+    )
+
+
+def _figure(inputs: Inputs, cell: CellResult | None) -> Figure:
+    """The median over the prompt draws; 5 and 95 % as its limits."""
+    if cell is None or cell.prompt_f1_median is None:
+        return Figure(None)
+    low, high = cell.prompt_f1_lo, cell.prompt_f1_hi
+    return Figure(
+        cell.prompt_f1_median,
+        percent(cell.prompt_f1_median),
+        f"{percent(low)} to {percent(high)}",
+        None if low is None or high is None else (low, high),
+        href=inputs.evidence(cell),
+    )
+
+
+def unstable_pairs(board: Board) -> list[tuple[str, list[str]]]:
+    """Column -> the pairs of models whose order depends on the prompts, one sentence each."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs(board):
+        if pair.depends_on_prompts:
+            text = (
+                f"{pair.first} above {pair.second} by {100 * pair.difference:.2f} points, "
+                f"in {100 * pair.share:.1f} % of the prompt draws"
+            )
+            found.setdefault(pair.column, []).append(text)
+    return list(found.items())
 
 
 def pairs(board: Board) -> list[Pair]:

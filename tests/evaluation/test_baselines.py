@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from cell_results import plan_of
 
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
-from his2lip.evaluation.baselines import BaselineScorer, ColourEncoder, applies
+from his2lip.evaluation.baselines import _KINDS, BaselineScorer, ColourEncoder, applies
+from his2lip.evaluation.config import Control
+from his2lip.evaluation.definitions import DEFINITIONS, definition
 from his2lip.evaluation.embeddings import EmbeddingCache
 
 Write = Callable[..., ShardSet]
@@ -20,6 +23,12 @@ Write = Callable[..., ShardSet]
 @pytest.fixture
 def cache(tmp_path: Path) -> EmbeddingCache:
     return EmbeddingCache(str(tmp_path / "cache"))
+
+
+def test_every_baseline_and_control_has_a_definition_for_the_page() -> None:
+    assert DEFINITIONS.keys() == {*_KINDS, *get_args(Control)}
+    assert definition("baseline:shuffled-labels of CLIP") == DEFINITIONS["shuffled-labels"]
+    assert definition("CLIP") is None
 
 
 def test_majority_predicts_the_most_frequent_class_of_the_train_split(

@@ -29,7 +29,9 @@ from his2lip.models.load import load_model
 from his2lip.models.registered import training_record
 from his2lip.models.trained_on import TrainingRecord, case_keys, image_keys
 from his2lip.report.board import Board
-from his2lip.report.pages import html_page, markdown
+from his2lip.report.markdown import markdown
+from his2lip.report.page import html_page, sections
+from his2lip.report.section import Inputs
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
 
@@ -154,6 +156,13 @@ def test_an_incomplete_record_counts_what_it_knows_and_never_states_that_there_i
     assert overlap(None, plan.selection) is None
 
 
+def _pages(board: Board) -> tuple[str, str]:
+    """The HTML page and the Markdown of a board."""
+    inputs = Inputs(board)
+    shown = sections(inputs)
+    return html_page(inputs, shown), markdown(inputs, shown)
+
+
 def test_the_page_marks_the_figures_of_units_that_were_trained_on() -> None:
     row = cell_result(overlap_units=4, overlap_images=3, overlap_cases=2, in_domain=True)
     note = "not zero-shot: 4 of 10 units trained on (3 by image, 2 by case)"
@@ -162,9 +171,11 @@ def test_the_page_marks_the_figures_of_units_that_were_trained_on() -> None:
     assert clean.overlap_note is None
     board = Board([row, clean, cell_result(model="third")])
     assert board.mean("CLIP") is None, "the only column is in-domain for one model"
-    for page in (html_page(board, []), markdown(board)):
-        assert page.count(f"CLIP on hnscc: {note}") == 1
-        assert "40.00‡" in page
+    page, text = _pages(board)
+    for written in (page, text):
+        assert written.count(f"CLIP on hnscc: {note}") == 1
+    assert '40.00</a><span class="marks">‡§</span>' in page
+    assert "40.00‡§" in text
 
 
 def test_repeated_units_and_cut_prompts_are_counted_and_shown(
@@ -179,6 +190,6 @@ def test_repeated_units_and_cut_prompts_are_counted_and_shown(
     assert scorer.cut_prompts(dataclasses.replace(plan, prompts=prompts)) == 1
     assert scorer.cut_prompts(plan) == 0
     board = Board([cell_result(repeated=3, cut_prompts=1)])
-    for page in (html_page(board, []), markdown(board)):
+    for page in _pages(board):
         assert "hnscc: 3 of 10 units repeat the picture of another unit." in page
         assert "CLIP on hnscc: 1 of its prompts cut to fit its text tower." in page

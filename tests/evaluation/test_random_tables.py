@@ -20,7 +20,8 @@ from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.models.load import load_model
 from his2lip.report.board import Board
-from his2lip.report.pages import markdown
+from his2lip.report.markdown import markdown
+from his2lip.report.section import Inputs
 
 Write = Callable[..., ShardSet]
 LABELS = np.repeat([0, 1, 2], [50, 30, 20])
@@ -82,7 +83,7 @@ def test_baselines_that_measure_stain_confirm_themselves_on_generated_images_onl
     object.__setattr__(plan, "generated", True)
     cell = run_cell(scorer, plan, str(tmp_path / "generated")).result
     assert "self-confirmation" in str(cell.caveat)
-    assert "self-confirmation" in markdown(Board([cell]))
+    assert "self-confirmation" in markdown(Inputs(Board([cell])), [])
     assert (
         run_cell(BaselineScorer("baseline:majority", cache), plan, str(tmp_path / "g")).result.caveat is None
     )

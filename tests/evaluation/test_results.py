@@ -137,8 +137,8 @@ def test_a_metric_that_is_added_in_one_place_is_in_every_table(
         for name in ("leaderboard.csv", "leaderboard.parquet"):
             assert read_results(tmp_path / name) == cells
         page = write_pages(tmp_path / "leaderboard.csv", tmp_path / "pages").read_text()
-        assert "<h2>Error rate, %</h2>" in page
-        assert ">25.00</td>" in page
+        assert "<h3>Error rate, %</h3>" in page
+        assert ">25.00</a>" in page
     finally:
         del METRICS["error_rate"]
 

@@ -1,0 +1,37 @@
+"""The leaderboard as Markdown: the tables of the sections, then the notes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from his2lip.report.notes import GENERATED, notes
+from his2lip.report.section import Inputs, Section
+from his2lip.report.table import Table
+
+
+def markdown(inputs: Inputs, sections: Sequence[Section]) -> str:
+    """The page as Markdown, with one table per metric and block of columns."""
+    parts = ["# Leaderboard", ""]
+    if inputs.board.generated:
+        parts += [f"> {GENERATED}", ""]
+    for section in sections:
+        for table in section.tables:
+            title = f"{table.title}, {table.block}" if table.block else table.title
+            parts += [f"## {plain(title)}", "", *_lines(table), ""]
+    return "\n".join([*parts, *(f"{plain(note)}\n" for note in notes(inputs.board))])
+
+
+def _lines(table: Table) -> list[str]:
+    head = ["model", *(head.name for head in table.heads)]
+    rows = [[plain(row.model), *(plain(figure.text) for figure in row.figures)] for row in table.rows]
+    return [_line(map(plain, head)), _line(["---", *["---:"] * len(table.heads)]), *map(_line, rows)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def plain(text: str) -> str:
+    """Text for a Markdown table: on one line, with bars and HTML escaped."""
+    return html.escape(" ".join(text.split()).replace("|", "\\|"), quote=False)

@@ -1,0 +1,134 @@
+"""What must be known to read the board, one sentence for each fact: the notes of the pages."""
+
+from __future__ import annotations
+
+from his2lip.evaluation import DRAWS, SENTENCES
+from his2lip.report.board import Board, heading, outdated
+from his2lip.report.by_dataset import OVERLAP
+from his2lip.report.prompt_order import MARK, MARKED, pairs
+from his2lip.report.section import Inputs, Section
+
+GENERATED = (
+    "Columns marked generated are of generated twins, which only test the benchmark. "
+    "Their figures say nothing about the real datasets, and cannot be compared with published figures."
+)
+INTERVALS = (
+    "Intervals are 95 % jackknife intervals over cases (over slides or files where cases are unknown), "
+    "with Student's t. They measure what other patients would change, not other prompts or seeds."
+)
+UNCHANGED = "no case changes the figure"
+
+
+def fill(inputs: Inputs) -> Section:
+    """Every note on the board."""
+    return Section("notes", "Notes", {"notes": notes(inputs.board)})
+
+
+def notes(board: Board) -> list[str]:
+    """The notes, those that concern all figures first."""
+    return [
+        _domain_note(board),
+        *_row_notes(board),
+        INTERVALS,
+        *_difference_notes(board),
+        *_interval_notes(board),
+        *_base_notes(board),
+        *_prompt_notes(board),
+        *_seen_notes(board),
+        *_version_notes(board),
+        *_caveat_notes(board),
+    ]
+
+
+def _caveat_notes(board: Board) -> list[str]:
+    """What to know before the figures of some rows are compared, each once."""
+    rows: dict[str, dict[str, None]] = {}
+    for cell in board.cells:
+        if cell.caveat is not None:
+            rows.setdefault(cell.caveat, {})[cell.model] = None
+    return [f"{', '.join(models)}: {caveat}." for caveat, models in rows.items()]
+
+
+def _difference_notes(board: Board) -> list[str]:
+    """What bold figures, differences and the sizes of detectable differences mean."""
+    if not any(cell.compared for cell in board.cells):
+        return []
+    notes = [
+        "Bold figures cannot be told from the best of their column, with 95 % confidence for all pairs of "
+        "models together (sign flips over cases); expectations such as chance are left out. The head of a "
+        "column names the smallest difference of two models that its cases show with a probability of 80 %."
+    ]
+    margin = next((cell.margin for cell in board.cells if cell.margin is not None), None)
+    if board.reference is not None and margin is not None:
+        notes.append(
+            f"No loss: the lower limit of the difference from {board.reference} is above "
+            f"{-100 * margin:g} points."
+        )
+    return notes
+
+
+def _domain_note(board: Board) -> str:
+    own = board.in_domain()
+    if not own:
+        return "No column is in-domain for any model."
+    return f"Not in the mean and the rank, because they are in-domain for some models: {', '.join(own)}."
+
+
+def _interval_notes(board: Board) -> list[str]:
+    """The columns without intervals, with the reasons."""
+    reasons = {heading(cell): cell.no_interval for cell in board.cells if cell.no_interval is not None}
+    return [f"{column}: no intervals, because {reason}." for column, reason in reasons.items()]
+
+
+def _row_notes(board: Board) -> list[str]:
+    """The rows whose units the model was trained on, and those whose prompts were cut."""
+    cells = [cell for cell in board.cells if cell.overlap_note is not None]
+    overlaps = [f"{OVERLAP} {cell.model} on {heading(cell)}: {cell.overlap_note}." for cell in cells]
+    cut = [f"{c.model} on {heading(c)}: {c.cut_note}." for c in board.cells if c.cut_note is not None]
+    return [*overlaps, *cut]
+
+
+def _base_notes(board: Board) -> list[str]:
+    """Repeated pictures, and classes without a unit: for every model their F1 is 0, which lowers macro F1."""
+    repeated = [f"{column}: {note}." for column, note in board.repeated().items()]
+    empty = [
+        f"{column}: the scored split has no unit of {', '.join(names)}, so their F1 counts as 0 in macro F1."
+        for column, names in board.empty_classes().items()
+    ]
+    return [*repeated, *empty]
+
+
+def _seen_notes(board: Board) -> list[str]:
+    """What limits the tissue that models saw of a column, or the scale at which they saw it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in board.cells:
+        if cell.seen_note:
+            found.setdefault((heading(cell), cell.seen_note), []).append(cell.model)
+    return [f"{column}: {note} ({', '.join(models)})." for (column, note), models in found.items()]
+
+
+def _version_notes(board: Board) -> list[str]:
+    """Columns of an older version of a protocol, and what has changed since."""
+    found = {heading(cell): outdated(cell) for cell in board.cells}
+    return [
+        f"{column}: the protocol has changed since; run the benchmark again to score it by the current "
+        f"version. {changes}"
+        for column, changes in found.items()
+        if changes is not None
+    ]
+
+
+def _prompt_notes(board: Board) -> list[str]:
+    """What the mark means, where a figure has it, and the further pools."""
+    marked = [pair for pair in pairs(board) if pair.depends_on_prompts]
+    names = sorted({name for cell in board.cells for name in cell.prompt_pools})
+    notes = []
+    if names:
+        notes.append(f"Models are compared under the protocol's own prompts and under: {', '.join(names)}.")
+    if marked:
+        notes.append(
+            f"{MARK} {MARKED}: with another model, fewer than 95 % of {DRAWS} seeded draws of {SENTENCES} "
+            f"sentences per class keep the order of macro F1 ({len(marked)} of {len(pairs(board))} pairs; "
+            "prompt_order.csv has all)."
+        )
+    return notes

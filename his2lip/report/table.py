@@ -1,0 +1,126 @@
+"""Tables of figures, from which the page, Markdown and LaTeX are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from his2lip.templates import percent
+
+FRACTION = "fraction"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range over which the intervals of a column are drawn, from its left to its right end."""
+
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Where a value lies, in percent of the range; values outside it are at its ends."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 1)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a table.
+
+    value    None where the model was not scored or has no such figure
+    shown    the value as text
+    limits   its interval as text, such as `30.1 to 52.3`
+    drawn    its interval, as it is drawn; None without one
+    is_best  whether it cannot be told from the best of its column
+    marks    signs beside the value, which notes explain
+    beside   what is shown below the figure, such as the published value
+    href     where the evidence of the figure is
+    """
+
+    value: float | None
+    shown: str = ""
+    limits: str = ""
+    drawn: tuple[float, float] | None = None
+    is_best: bool = False
+    marks: str = ""
+    beside: str = ""
+    href: str = ""
+
+    @property
+    def text(self) -> str:
+        """The figure with its interval, on one line."""
+        shown = (f"**{self.shown}**" if self.is_best else self.shown) + self.marks
+        shown = f"{shown} ({self.limits})" if self.limits else shown
+        return f"{shown}, {self.beside}" if self.beside else shown
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of a model: one per column of the table."""
+
+    model: str
+    is_baseline: bool
+    figures: Sequence[Figure]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column.
+
+    title     as short as the page needs it
+    notes     lines in small print below it
+    dataset   what the filters of the page know the column by; empty: it is never filtered
+    protocol  as `dataset`
+    column    its name on the board, where it is one of the board's
+    scale     on which its intervals are drawn; None: they are not drawn
+    chance    the figure of the chance baseline in this column, which is drawn as a line
+    """
+
+    title: str
+    notes: Sequence[str] = ()
+    dataset: str = ""
+    protocol: str = ""
+    column: str = ""
+    scale: Scale | None = None
+    chance: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the column in full."""
+        return self.column or self.title
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures of all models on some columns.
+
+    key    what the page's choice of a table knows it by
+    heads  of the columns of figures; the column of the models has none
+    block  which columns of the board these are, such as `protocol paper`; empty: all
+    """
+
+    key: str
+    title: str
+    heads: Sequence[Head]
+    rows: Sequence[Row]
+    block: str = ""
+
+
+def shown(value: float | None, unit: str) -> str:
+    """A fraction in percent, a coefficient with three decimals; no text for None."""
+    if value is None or unit == FRACTION:
+        return percent(value)
+    return f"{value:.3f}"
+
+
+def limits(interval: tuple[float, float] | None, unit: str) -> str:
+    """An interval in short: percent with one decimal, coefficients with two; no text for None."""
+    if interval is None:
+        return ""
+    low, high = (f"{100 * limit:.1f}" if unit == FRACTION else f"{limit:.2f}" for limit in interval)
+    return f"{low} to {high}"
+
+
+def difference(value: float, unit: str) -> str:
+    """A difference with its sign: points of percent, or a coefficient with three decimals."""
+    return f"{100 * value:+.2f}" if unit == FRACTION else f"{value:+.3f}"

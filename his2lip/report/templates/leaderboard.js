@@ -1,0 +1,76 @@
+// Sorting, filters and the choice of a figure. Without this script the page shows everything in the board's order.
+"use strict";
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const byId = id => document.getElementById(id);
+
+// Sorts a table by the column of the button that is pressed: largest first, then smallest first; without a value last.
+const key = (row, i) => row.cells[i].dataset.value ?? row.cells[i].textContent.trim();
+function compare(x, y) {
+  const numbers = [Number(x), Number(y)];
+  return numbers.some(Number.isNaN) ? x.localeCompare(y) : numbers[0] - numbers[1];
+}
+function sort(button) {
+  const head = button.closest('th'), table = button.closest('table'), i = head.cellIndex;
+  const down = head.getAttribute('aria-sort') !== 'descending';
+  all('thead th', table).forEach(th => th.setAttribute('aria-sort', 'none'));
+  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+  const rows = [...table.tBodies[0].rows];
+  const known = rows.filter(row => key(row, i) !== ''), unknown = rows.filter(row => key(row, i) === '');
+  known.sort((a, b) => (down ? -1 : 1) * compare(key(a, i), key(b, i)));
+  table.tBodies[0].append(...known, ...unknown);
+}
+all('table.board thead button').forEach(button => button.addEventListener('click', () => sort(button)));
+
+// Hides the columns of datasets and protocols, and the rows of models, that the filters leave out.
+function apply() {
+  const text = byId('model-filter').value.trim().toLowerCase(), baselines = byId('baselines').checked;
+  const protocol = byId('protocol')?.value ?? '';
+  const datasets = new Set(all('input[name=dataset]:checked').map(box => box.value));
+  const keepsColumn = of => datasets.has(of.dataset) && (!protocol || of.protocol === protocol);
+  const keepsRow = row => row.dataset.model.toLowerCase().includes(text) && (baselines || !row.classList.contains('baseline'));
+  all('[data-model]').forEach(row => { row.hidden = !keepsRow(row); });
+  all('.column[data-dataset]').forEach(part => { part.hidden = !keepsColumn(part.dataset); });
+  all('table.board').forEach(table => {
+    const heads = all('thead th', table);
+    heads.forEach((head, i) => {
+      if (!head.dataset.dataset) return;
+      const hidden = !keepsColumn(head.dataset);
+      [...table.rows].forEach(row => { row.cells[i].hidden = hidden; });
+    });
+    const kept = heads.filter(head => head.dataset.dataset && !head.hidden).length;
+    if (heads.some(head => head.dataset.dataset)) table.style.setProperty('--columns', Math.max(kept, 1));
+    const part = table.closest('[data-figure]');
+    if (part) part.classList.toggle('empty', kept === 0);
+  });
+  const models = all('#summary tbody tr');
+  byId('shown').textContent = `${models.filter(row => !row.hidden).length} of ${models.length} models, ` +
+    `${datasets.size} of ${all('input[name=dataset]').length} datasets`;
+}
+const filters = byId('filters');
+filters.hidden = false;
+filters.addEventListener('input', apply);
+filters.addEventListener('submit', event => event.preventDefault());
+for (const [id, checked] of [['all-datasets', true], ['no-datasets', false]]) {
+  byId(id).addEventListener('click', () => {
+    all('input[name=dataset]').forEach(box => { box.checked = checked; });
+    apply();
+  });
+}
+
+// One figure by dataset at a time.
+const figure = byId('figure');
+if (figure) {
+  const choose = () => all('[data-figure]').forEach(part => { part.hidden = part.dataset.figure !== figure.value; });
+  figure.closest('[hidden]').hidden = false;
+  figure.addEventListener('change', choose);
+  choose();
+}
+
+// A link to the evidence of a figure opens it.
+function open() {
+  const target = byId(decodeURIComponent(location.hash.slice(1)));
+  if (target?.tagName === 'DETAILS') { target.open = true; target.querySelector('summary').focus(); }
+}
+addEventListener('hashchange', open);
+open();
+apply();
