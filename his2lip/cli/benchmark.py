@@ -15,7 +15,14 @@ from his2lip.errors import ConfigError
 from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
-    from his2lip.evaluation import BenchmarkConfig, CellFailure, CellResult, GridResult, ModelEntry
+    from his2lip.evaluation import (
+        BenchmarkConfig,
+        CellFailure,
+        CellResult,
+        GridResult,
+        ModelEntry,
+        Verified,
+    )
     from his2lip.tracking import Run
 
 EXPERIMENT = "his2lip-benchmark"
@@ -73,9 +80,42 @@ def report(
         Path | None, typer.Option(help="Folder of the pages. Default: `report` in the benchmark's folder.")
     ] = None,
     baseline: Baseline = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Write nothing: compute the board from the stored predictions, and compare it to the byte.",
+        ),
+    ] = False,
 ) -> None:
-    """Write the leaderboard as HTML, CSV, Markdown and LaTeX."""
+    """Write the leaderboard as HTML, CSV, Markdown and LaTeX, or verify it.
+
+    With --verify, what is different is named by its file, row and column, and the exit code is 1.
+    """
+    if verify:
+        verify_report(folder)
+        return
     say(f"leaderboard: {write_report(folder, out, reference=baseline)}")
+
+
+def verify_report(folder: Path) -> None:
+    """Prints what of a board does not follow from its stored predictions; exits with 1 where there is any."""
+    from his2lip.evaluation import verify_board
+
+    found = verify_board(str(folder))
+    _show_verified(found)
+
+
+def _show_verified(found: Verified) -> None:
+    """What is different, and how much was compared; exits with 1 where anything is different."""
+    for mismatch in found.mismatches:
+        say(f"different: {mismatch}")
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.mismatches:
+        say(f"{len(found.mismatches)} differences")
+        raise typer.Exit(1)
+    say(f"the same: {len(found.cells)} grid cells from their predictions, {', '.join(found.files)}")
 
 
 def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None) -> GridResult:

@@ -30,6 +30,8 @@ from .results import to_csv as to_csv
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator
+from .verify import Verified as Verified
+from .verify import verify_board as verify_board
 from .views import MIHIC_FIELD as MIHIC_FIELD
 from .views import SQUASHED_FROM as SQUASHED_FROM
 from .views import TrainingField as TrainingField

@@ -49,12 +49,13 @@ class ControlScorer:
         return self._model.sight(plan)
 
     def score(self, plan: CellPlan) -> Scored:
-        scores = self._model.score(plan).scores
+        found = self._model.score(plan)
+        scores, device = found.scores, found.device
         caveat = _CAVEATS[self._control]
         if self._control == "empty-prompts":
-            return Scored(scores, caveat=caveat)
+            return Scored(scores, caveat=caveat, device=device)
         scored = plan.selection.scored
         labels, predicted = plan.selection.labels[scored], scores.predicted[scored]
         seed = int(plan.selection.split_sha256[:16], 16)
         tables = RandomTables.shuffled(labels, predicted, len(plan.selection.classes), seed=seed)
-        return Scored(scores, caveat=caveat, tables=tables)
+        return Scored(scores, caveat=caveat, tables=tables, device=device)

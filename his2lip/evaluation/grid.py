@@ -122,7 +122,7 @@ def run_grid(
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
     """
-    config = _with_absolute_paths(config)
+    config = whole = _with_absolute_paths(config)
     kept = [] if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
@@ -169,7 +169,7 @@ def run_grid(
     return GridResult(
         cells=cells,
         failed=failures,
-        leaderboard=write_leaderboard(config.folder, board, failures),
+        leaderboard=write_leaderboard(config.folder, board, failures, whole),
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),

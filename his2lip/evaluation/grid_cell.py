@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from his2lip.config import digest, resolved
-from his2lip.data.cards import Protocol
+from his2lip.data.cards import LabelsOf, Protocol
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
 from his2lip.evaluation.config import OWN_POOL
@@ -32,13 +33,14 @@ from his2lip.evaluation.metrics import (
 from his2lip.evaluation.overlap import Overlap
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import APART, Selection
-from his2lip.evaluation.random_tables import RandomTables
+from his2lip.evaluation.protocols import APART, Selection, groups_digest, split_digest
+from his2lip.evaluation.random_tables import Drawn, RandomTables
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
-from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.statistics import Clusters, Kind
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
+from his2lip.resources import code_version
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
@@ -46,7 +48,9 @@ MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 # Counts that do not decide the predictions: they are computed for finished grid cells too.
 _COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
 _APART_NAME = "(apart)"  # label and prediction of units that are not scored
-_BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1")  # keys of cell.json beside the record's
+# Keys of cell.json beside the record's.
+_BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1", "evidence")
+_BY, _UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
 
 PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
 
@@ -92,12 +96,14 @@ class Scored:
     caveat  what to know before its figures are compared; None where there is nothing
     tables  of predictions at random: drawn confusion matrices, whose expectation the figures are; `scores`
             are one of the draws
+    device  where the model computed, cpu or cuda; None without a model
     """
 
     scores: Scores
     pools: Mapping[str, PoolScores] = field(default_factory=dict)
     caveat: str | None = None
     tables: RandomTables | None = None
+    device: str | None = None
 
 
 class Scorer(typing.Protocol):
@@ -145,6 +151,34 @@ class DamagedCellError(Exception):
     """A stored result whose content is not what was written."""
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What the figures of a grid cell follow from, together with its predictions.
+
+    ordered       whether the classes are given in their order
+    labels_of     what the authors gave a label to (field of the card)
+    drawn         how the confusion matrices were drawn whose expectation the figures are; None elsewhere
+    device        where the scorer computed: cpu or cuda; None without a model
+    code_version  the code that scored the grid cell
+    """
+
+    ordered: bool
+    labels_of: LabelsOf
+    drawn: Drawn | None
+    device: str | None
+    code_version: str
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """A grid cell as it was stored: its record, macro F1 by prompt draw, evidence and predictions."""
+
+    result: CellResult
+    prompt_f1: PromptF1
+    evidence: Evidence
+    predictions: pa.Table
+
+
 def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """Reads a finished result back from `folder`/cells; scores the grid cell and stores it otherwise.
 
@@ -172,15 +206,21 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         finished = _read(place, shown)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    if finished is not None and finished[0].groups_sha256 == plan.selection.groups_sha256:
-        result, prompt_f1 = finished
-        return CellRun(result, reused=True, prompt_f1=prompt_f1)
+    if finished is not None and finished.result.groups_sha256 == plan.selection.groups_sha256:
+        return CellRun(finished.result, reused=True, prompt_f1=finished.prompt_f1)
     scored = scorer.score(plan)
     scores = scored.scores
     prompt_f1 = {name: pool.of_draws for name, pool in scored.pools.items() if pool.of_draws}
+    evidence = Evidence(
+        ordered=plan.protocol.ordinal,
+        labels_of=plan.selection.clusters.labels_of,
+        drawn=None if scored.tables is None else scored.tables.drawn,
+        device=scored.device,
+        code_version=code_version(),
+    )
     result = results.CellResult(
         **shown,
-        **_figures(plan.selection, plan.protocol, scored),
+        **_figures(_units_of(plan, scores), scored.tables),
         caveat=scored.caveat,
         **_prompt_figures(plan, scored),
         **scorer.sight(plan).record(),
@@ -197,7 +237,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         role=plan.roles[plan.protocol.split],
         cell=identity,
     )
-    _write(place, result, _predictions(plan, scores, prompts=scorer.uses_prompts), prompt_f1)
+    predictions = _predictions(plan, scored, prompts=scorer.uses_prompts)
+    _write(place, StoredCell(result, prompt_f1, evidence, predictions))
     return CellRun(result, damaged=damaged, prompt_f1=prompt_f1)
 
 
@@ -208,18 +249,63 @@ def cell_folder(folder: str, identity: str) -> str:
 
 def check_stored(folder: str, result: CellResult) -> None:
     """Raises DamagedCellError where the stored grid cell of a result is missing, damaged, or another one."""
-    stored = _read(cell_folder(folder, result.cell), {name: getattr(result, name) for name in _COUNTED})
-    if stored is None:
-        raise DamagedCellError("its grid cell is missing or of an earlier version")
-    if any(getattr(stored[0], name) != getattr(result, name) for name in results.metric_fields()):
+    stored = read_cell(folder, result.cell, {name: getattr(result, name) for name in _COUNTED}).result
+    if any(getattr(stored, name) != getattr(result, name) for name in results.metric_fields()):
         raise DamagedCellError("the leaderboard has other figures than its cell.json")
 
 
-def read_predictions(folder: str, result: CellResult) -> pa.Table:
-    """The predictions behind a result: patch_id, case_id, cluster, label, predicted, one score per class.
+def read_cell(folder: str, identity: str, shown: Mapping[str, Any]) -> StoredCell:
+    """The stored grid cell of an identity, with the fields `shown` in place of those that were stored.
 
-    `cluster` is what intervals group the units by. Results of models also have the
-    column `prompt`: the closest sentence of the predicted class.
+    Raises DamagedCellError where it is missing, damaged, or of an earlier version.
+    """
+    stored = _read(cell_folder(folder, identity), shown)
+    if stored is None:
+        raise DamagedCellError("its grid cell is missing or of an earlier version")
+    return stored
+
+
+def figures_from(stored: StoredCell) -> dict[str, Any]:
+    """The fields of the record that follow from what is stored, computed again, by name.
+
+    All others describe the model, the images and the prompts, and have their digests on the record.
+    """
+    result, evidence = stored.result, stored.evidence
+    units = _units_in(stored)
+    tables = None
+    if evidence.drawn is not None:
+        seed = int(result.split_sha256[:16], 16)
+        tables = RandomTables.draw(evidence.drawn, units.whole, seed=seed)
+    found = _figures(units, tables)
+    best = units.scores.max(axis=1, keepdims=True)
+    found["ties"] = int(((units.scores == best).sum(axis=1) > 1).sum())
+    found["split_sha256"] = split_digest(units.ids, units.labels)
+    found["groups_sha256"] = groups_digest(units.ids, units.clusters, units.breakdown)
+    own = stored.prompt_f1.get(OWN_POOL)
+    if own:
+        bounds = dict(zip(("median", "lo", "hi"), band(own), strict=True))
+        found |= {f"prompt_f1_{name}": value for name, value in bounds.items()}
+    pools = {}
+    for name, pool in result.prompt_pools.items():
+        draws = stored.prompt_f1.get(name)
+        median, low, high = band(draws) if draws else (None, None, None)
+        under = _numbers(stored.predictions, f"{_UNDER}{name}", result.classes)[units.scored]
+        whole = Predictions(units.whole.labels, under, units.classes)
+        changed = {"macro_f1": float(macro_f1(whole.counts)), "median": median, "lo": low, "hi": high}
+        pools[name] = pool.model_copy(update=changed)
+    return found | {"prompt_pools": pools}
+
+
+def read_predictions(folder: str, result: CellResult) -> pa.Table:
+    """The predictions behind a result, one row per unit.
+
+    patch_id, case_id, label, predicted  of the unit; `(apart)` for units that are not scored
+    cluster       what intervals group the units by
+    rows          numbers of the unit's rows in the scored split, counted through its shards in their order
+    score_CLASS   float32, a higher score is more similar
+    by_COLUMN     the values that figures are broken down by
+    prompt        of models: the closest sentence of the predicted class
+    predicted_POOL  of models: the predicted class under a further pool of prompts
     """
     system, place = filesystem(cell_folder(folder, result.cell))
     return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
@@ -228,12 +314,9 @@ def read_predictions(folder: str, result: CellResult) -> pa.Table:
 def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
     """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
     table = read_predictions(folder, result)
-    number = {name: c for c, name in enumerate([*result.classes, _APART_NAME])}
-    labels, predicted = (
-        np.array([number[name] for name in table[column].to_pylist()]) for column in ("label", "predicted")
-    )
-    scored = labels < len(result.classes)
-    scores = np.stack([table[f"score_{name}"].to_numpy() for name in result.classes], axis=1)[scored]
+    labels, predicted = (_numbers(table, column, result.classes) for column in ("label", "predicted"))
+    scored = labels != APART
+    scores = _scores_in(table, result.classes)[scored]
     ordered = result.quadratic_kappa is not None
     found = Predictions(labels[scored], predicted[scored], result.classes, ordered, scores)
     clusters = Clusters([str(name) for name in table["cluster"].to_pylist()], "case").where(scored)
@@ -259,28 +342,96 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
     )
 
 
-def _figures(selection: Selection, protocol: Protocol, found: Scored) -> dict[str, Any]:
-    """The fields of the record that follow from the predictions, or from drawn confusion matrices."""
-    scored = selection.scored
-    whole = Predictions(
-        selection.labels[scored],
-        found.scores.predicted[scored],
-        selection.classes,
-        ordered=protocol.ordinal,
-        scores=found.scores.scores[scored],
+@dataclass(frozen=True)
+class _Units:
+    """The U units of a grid cell with what a scorer said of them; units that are not scored included.
+
+    labels, predicted  int64 (U,); APART for units that are not scored
+    scores             float32 (U, C)
+    breakdown          column -> (U,) values, None where unknown
+    """
+
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+    clusters: Clusters
+    breakdown: Mapping[str, Sequence[str | None]]
+    ordered: bool
+
+    @property
+    def scored(self) -> np.ndarray:
+        return self.labels != APART
+
+    @property
+    def whole(self) -> Predictions:
+        """The scored units."""
+        scored = self.scored
+        predicted, scores = self.predicted[scored], self.scores[scored]
+        return Predictions(self.labels[scored], predicted, self.classes, self.ordered, scores)
+
+
+def _units_of(plan: CellPlan, scores: Scores) -> _Units:
+    selection = plan.selection
+    return _Units(
+        classes=selection.classes,
+        ids=selection.unit_ids,
+        labels=selection.labels,
+        predicted=scores.predicted,
+        scores=scores.scores,
+        clusters=selection.clusters,
+        breakdown=selection.breakdown,
+        ordered=plan.protocol.ordinal,
     )
-    clusters = selection.clusters.where(scored)
+
+
+def _units_in(stored: StoredCell) -> _Units:
+    """The units of a stored grid cell."""
+    table, classes = stored.predictions, stored.result.classes
+    kind = typing.cast("Kind", stored.result.cluster_kind)
+    return _Units(
+        classes=tuple(classes),
+        ids=table["patch_id"].to_pylist(),
+        labels=_numbers(table, "label", classes),
+        predicted=_numbers(table, "predicted", classes),
+        scores=_scores_in(table, classes),
+        clusters=Clusters(table["cluster"].to_pylist(), kind, stored.evidence.labels_of),
+        breakdown={
+            name.removeprefix(_BY): table[name].to_pylist()
+            for name in table.column_names
+            if name.startswith(_BY)
+        },
+        ordered=stored.evidence.ordered,
+    )
+
+
+def _numbers(table: pa.Table, column: str, classes: Sequence[str]) -> np.ndarray:
+    """int64 (U,): the class numbers of a column of names."""
+    number = {name: c for c, name in enumerate(classes)} | {_APART_NAME: APART}
+    return np.array([number[name] for name in table[column].to_pylist()], dtype=np.int64)
+
+
+def _scores_in(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
+    """float32 (U, C)."""
+    return np.stack([table[f"score_{name}"].to_numpy() for name in classes], axis=1)
+
+
+def _figures(units: _Units, tables: RandomTables | None) -> dict[str, Any]:
+    """The fields of the record that follow from the predictions, or from drawn confusion matrices."""
+    whole, scored = units.whole, units.scored
+    clusters = units.clusters.where(scored)
     binary = len(whole.classes) == 2
     fields = {
         "n": len(whole.labels),
         "clusters": clusters.count,
         "cluster_kind": clusters.kind,
         "positive": whole.classes[positive_class(whole.classes)] if binary else None,
-        "classes": list(selection.classes),
+        "classes": list(units.classes),
         "apart": int((~scored).sum()),
     }
-    if found.tables is not None:
-        return fields | _expected(whole, found.tables)
+    if tables is not None:
+        return fields | _expected(whole, tables)
     reason = clusters.refusal(whole.labels, whole.classes)
     return fields | {
         "no_interval": reason,
@@ -290,7 +441,7 @@ def _figures(selection: Selection, protocol: Protocol, found: Scored) -> dict[st
         "per_class": per_class(whole),
         "breakdown": {
             column: parts
-            for column, values in selection.breakdown.items()
+            for column, values in units.breakdown.items()
             if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
         },
     }
@@ -363,39 +514,49 @@ def _pool_figures(plan: CellPlan, prompts: PromptSet, pool: PoolScores) -> PoolF
     )
 
 
-def _predictions(plan: CellPlan, scores: Scores, *, prompts: bool) -> pa.Table:
-    selection = plan.selection
+def _predictions(plan: CellPlan, scored: Scored, *, prompts: bool) -> pa.Table:
+    """The table of `read_predictions`."""
+    selection, scores = plan.selection, scored.scores
     assert APART == -1, "the name of the units apart is the last"
     classes = np.array([*selection.classes, _APART_NAME])
+    ends = np.cumsum(np.bincount(selection.unit, minlength=len(selection.unit_ids)))
+    in_units = selection.rows[np.argsort(selection.unit, kind="stable")]
     table = {
         "patch_id": selection.unit_ids,
         "case_id": pa.array(selection.case_ids, pa.string()),
         "cluster": list(selection.clusters.ids),
         "label": classes[selection.labels].tolist(),
         "predicted": classes[scores.predicted].tolist(),
+        "rows": pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), pa.array(in_units)),
     }
     table |= {f"score_{name}": scores.scores[:, c] for c, name in enumerate(selection.classes)}
+    table |= {f"{_BY}{name}": pa.array(values, pa.string()) for name, values in selection.breakdown.items()}
     if prompts:
         chosen = zip(scores.predicted.tolist(), scores.prompt.tolist(), strict=True)
         table["prompt"] = [plan.prompts.sentences[c][1][p] for c, p in chosen]
+    for name, pool in scored.pools.items():
+        if name != OWN_POOL:
+            table[f"{_UNDER}{name}"] = classes[pool.scores.predicted].tolist()
     return pa.table(table)
 
 
-def _write(place: str, result: CellResult, predictions: pa.Table, prompt_f1: PromptF1) -> None:
+def _write(place: str, cell: StoredCell) -> None:
     """Writes the predictions first: a grid cell is finished when its cell.json exists."""
     system, path = filesystem(place)
     out = io.BytesIO()
-    pq.write_table(predictions, out, compression="zstd")
+    pq.write_table(cell.predictions, out, compression="zstd")
     data = out.getvalue()
     write_file(system, f"{path}/predictions.parquet", data)
-    tree = {"schema": CELL_SCHEMA, **resolved(result), "predictions_sha256": hashlib.sha256(data).hexdigest()}
-    tree["prompt_f1"] = prompt_f1
+    tree = {"schema": CELL_SCHEMA, **resolved(cell.result)}
+    tree["predictions_sha256"] = hashlib.sha256(data).hexdigest()
+    tree["prompt_f1"] = cell.prompt_f1
+    tree["evidence"] = dataclasses.asdict(cell.evidence)
     tree["sha256"] = digest(tree)
     write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _read(place: str, shown: Mapping[str, Any]) -> tuple[CellResult, PromptF1] | None:
-    """A finished result with its macro F1 by prompt draw; None where there is none, or with fewer fields.
+def _read(place: str, shown: Mapping[str, Any]) -> StoredCell | None:
+    """A finished grid cell; None where there is none, or one of an earlier version with fewer fields.
 
     The fields of `shown` do not follow from the predictions, and replace those that were stored. Raises
     DamagedCellError for content that is not what was written.
@@ -411,14 +572,18 @@ def _read(place: str, shown: Mapping[str, Any]) -> tuple[CellResult, PromptF1] |
         if tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
-        complete = set(results.fields()) <= {*record, *shown}
+        complete = {*results.fields(), *_BESIDE} <= {*tree, *shown}
+        complete = complete and {*tree["evidence"]} == {f.name for f in dataclasses.fields(Evidence)}
         result = results.parse({**record, **shown}, where=f"{place}/cell.json") if complete else None
         with system.open_input_stream(f"{path}/predictions.parquet") as source:
             data = source.read()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedCellError(first_line(error)) from None
     _check_digests(tree, data)
-    return None if result is None else (result, tree["prompt_f1"])
+    if result is None:
+        return None
+    predictions = pq.read_table(io.BytesIO(data))
+    return StoredCell(result, tree["prompt_f1"], Evidence(**tree["evidence"]), predictions)
 
 
 def _check_digests(tree: dict[str, Any], data: bytes) -> None:

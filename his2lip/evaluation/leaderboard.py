@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from his2lip.config import recorded
+from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.comparison import Differences, compare
-from his2lip.evaluation.config import ModelEntry
-from his2lip.evaluation.grid_cell import PromptF1, read_predictions, stored_predictions
+from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
+from his2lip.evaluation.grid_cell import (
+    PromptF1,
+    StoredCell,
+    figures_from,
+    read_predictions,
+    stored_predictions,
+)
 from his2lip.evaluation.metrics import Metric, Predictions
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
@@ -34,27 +42,109 @@ from his2lip.evaluation.statistics import crossed_interval
 from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
+FRAME = "board.json"  # the rows of a board and what they are given beside their grid cells
+GIVEN = (  # fields of a row that do not follow from its grid cell
+    *("model", "dataset", "protocol", "cell", "in_domain", "generated", "basis", "repeated", "cut_prompts"),
+    *("overlap_units", "overlap_images", "overlap_cases", "published_accuracy", "published_f1"),
+    *("blend", "alpha", "seeds_of"),
+)
 
 
-def write_leaderboard(folder: str, cells: Sequence[CellResult], failed: Sequence[CellFailure]) -> str:
-    """Writes leaderboard.csv and .parquet, predictions.parquet and failures.json into `folder`.
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a board is made of: with the stored grid cells, all files of the leaderboard follow from it.
 
-    sha256.json has the digest of each, which is checked when the leaderboard is read.
-    Returns the path of leaderboard.csv.
+    rows         the fields `GIVEN` of each row, in order
+    failed       grid cells that could not be scored
+    reference    the model that differences are from; margin: of non-inferiority
+    config       the resolved benchmark, null for boards that were merged
+    merged_from  the folders of the boards that were merged
     """
+
+    rows: Sequence[Mapping[str, Any]]
+    failed: Sequence[Mapping[str, Any]]
+    reference: str | None = None
+    margin: float | None = None
+    config: Mapping[str, Any] | None = None
+    merged_from: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        cells: Sequence[CellResult],
+        failed: Sequence[CellFailure],
+        config: BenchmarkConfig | None = None,
+    ) -> Frame:
+        return cls(
+            rows=[{name: getattr(cell, name) for name in GIVEN} for cell in cells],
+            failed=[recorded(failure) for failure in failed],
+            reference=next((cell.reference for cell in cells), None),
+            margin=next((cell.margin for cell in cells), None),
+            config=None if config is None else recorded(config),
+        )
+
+    @classmethod
+    def read(cls, folder: str) -> Frame:
+        """The frame of a board. Raises ConfigError where there is none."""
+        system, path = filesystem(folder)
+        try:
+            with system.open_input_stream(f"{path}/{FRAME}") as source:
+                return cls(**json.loads(source.read()))
+        except FileNotFoundError:
+            what, fix = (
+                f"this folder has no {FRAME}: an earlier version wrote it",
+                "run his2lip benchmark again",
+            )
+            raise ConfigError(what, where=folder, key=FRAME, fix=fix) from None
+        except (OSError, ValueError, TypeError) as error:
+            what = f"{FRAME} cannot be read: {first_line(error)}"
+            raise ConfigError(what, where=folder, key=FRAME, fix="run his2lip benchmark again") from None
+
+
+def write_leaderboard(
+    folder: str,
+    cells: Sequence[CellResult],
+    failed: Sequence[CellFailure],
+    config: BenchmarkConfig | None = None,
+) -> str:
+    """Writes the files of `leaderboard_files` into `folder`. Returns the path of leaderboard.csv."""
+    return write_board(folder, cells, Frame.of(cells, failed, config))
+
+
+def write_board(folder: str, cells: Sequence[CellResult], frame: Frame) -> str:
+    """The same for a frame that is known."""
     system, path = filesystem(folder)
-    reasons = [recorded(failure) for failure in failed]
-    written = {
+    for name, data in leaderboard_files(folder, cells, frame).items():
+        write_file(system, f"{path}/{name}", data)
+    return f"{path}/leaderboard.csv"
+
+
+def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) -> dict[str, bytes]:
+    """leaderboard.csv and .parquet, predictions.parquet, failures.json and board.json, as they are written.
+
+    The last, sha256.json, has the digest of each, which is checked when the leaderboard is read.
+    """
+    files = {
         "leaderboard.csv": to_csv(cells).encode(),
         "leaderboard.parquet": _parquet(to_table(cells)),
         "predictions.parquet": _parquet(_all_predictions(folder, cells)),
-        "failures.json": (json.dumps(reasons, indent=1) + "\n").encode(),
+        "failures.json": (json.dumps(frame.failed, indent=1) + "\n").encode(),
+        FRAME: (json.dumps(asdict(frame), indent=1, ensure_ascii=False) + "\n").encode(),
     }
-    for name, data in written.items():
-        write_file(system, f"{path}/{name}", data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
-    write_file(system, f"{path}/{DIGESTS}", (json.dumps(digests, indent=1) + "\n").encode())
-    return f"{path}/leaderboard.csv"
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return files | {DIGESTS: (json.dumps(digests, indent=1) + "\n").encode()}
+
+
+def rows_of(folder: str, frame: Frame, cells: Mapping[str, StoredCell]) -> list[CellResult]:
+    """The rows of a board from its frame and its grid cells by identity, whose figures are not used.
+
+    Raises KeyError for a grid cell that is not there.
+    """
+    rows = [cells[given["cell"]].result.model_copy(update=dict(given)) for given in frame.rows]
+    rows = [row.model_copy(update=figures_from(replace(cells[row.cell], result=row))) for row in rows]
+    of_draws = {(r.model, r.dataset, r.protocol): cells[r.cell].prompt_f1 for r in rows}
+    rows = over_seeds(folder, with_prompt_order(rows, of_draws))
+    return with_differences(folder, rows, reference=frame.reference, margin=frame.margin)
 
 
 def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> list[CellResult]:
@@ -139,21 +229,26 @@ def with_differences(
     ]
 
 
-def with_seeds(folder: str, cells: Sequence[CellResult], entries: Iterable[ModelEntry]) -> list[CellResult]:
+def with_seeds(folder: str, cells: Iterable[CellResult], entries: Iterable[ModelEntry]) -> list[CellResult]:
     """`cells` with the mean of every figure over the trainings of one model that differ in their seed.
 
     The predictions are those stored below `folder`.
     """
-    row_of = {entry.name: entry.seeds_of for entry in entries if entry.seeds_of is not None}
+    row_of = {entry.name: entry.seeds_of for entry in entries}
+    return over_seeds(folder, [c.model_copy(update={"seeds_of": row_of.get(c.model)}) for c in cells])
+
+
+def over_seeds(folder: str, cells: Sequence[CellResult]) -> list[CellResult]:
+    """The same for cells that have their `seeds_of`."""
     groups: dict[tuple[str, ...], list[int]] = {}
     filled = list(cells)
     for i, cell in enumerate(cells):
-        if (row := row_of.get(cell.model)) is not None:
-            groups.setdefault((row, cell.dataset, cell.protocol), []).append(i)
-    for (row, *_), places in groups.items():
+        if cell.seeds_of is not None:
+            groups.setdefault((cell.seeds_of, cell.dataset, cell.protocol), []).append(i)
+    for places in groups.values():
         found = _over_seeds(folder, [cells[i] for i in places]) if len(places) > 1 else {}
         for i in places:
-            filled[i] = cells[i].model_copy(update={"seeds_of": row, "over_seeds": found})
+            filled[i] = cells[i].model_copy(update={"over_seeds": found})
     return filled
 
 

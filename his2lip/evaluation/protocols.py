@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,11 +120,28 @@ def select(
         labels=labels,
         breakdown=breakdown,
         without_mpp=table["mpp"].null_count,
-        split_sha256=_hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True)),
+        split_sha256=split_digest(unit_ids, labels),
         images_sha256=_hash_lines(map("\t".join, _columns(table, "patch_id", "sha256", "mpp"))),
-        groups_sha256=digest(
-            {"unit": unit_ids, "cluster": clusters.ids, "labels_of": labels_of, "breakdown": breakdown}
-        ),
+        groups_sha256=groups_digest(unit_ids, clusters, breakdown),
+    )
+
+
+def split_digest(unit_ids: Sequence[str], labels: np.ndarray) -> str:
+    """Digest of U units and their class numbers, int64 (U,)."""
+    return _hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True))
+
+
+def groups_digest(
+    unit_ids: Sequence[str], clusters: Clusters, breakdown: Mapping[str, Sequence[str | None]]
+) -> str:
+    """Digest of the clusters of U units, and of the columns (U,) that figures are broken down by."""
+    return digest(
+        {
+            "unit": unit_ids,
+            "cluster": clusters.ids,
+            "labels_of": clusters.labels_of,
+            "breakdown": breakdown,
+        }
     )
 
 

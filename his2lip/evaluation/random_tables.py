@@ -6,11 +6,14 @@ Only confusion matrices are drawn, since the metrics follow from them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.stats import random_table
 
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Counts, Predictions
+
+Drawn = Literal["uniform", "shuffled"]
 
 TABLES = 1000  # drawn confusion matrices
 _LIMITS = (0.025, 0.975)  # quantiles of the tables that are the limits of a figure
@@ -18,9 +21,20 @@ _LIMITS = (0.025, 0.975)  # quantiles of the tables that are the limits of a fig
 
 @dataclass(frozen=True)
 class RandomTables:
-    """Drawn confusion matrices, float64 (TABLES, C, C): rows of true classes, columns of predicted ones."""
+    """Drawn confusion matrices, float64 (TABLES, C, C): rows of true classes, columns of predicted ones.
+
+    drawn  "uniform": each unit's class; "shuffled": which unit has which label
+    """
 
     matrix: np.ndarray
+    drawn: Drawn
+
+    @classmethod
+    def draw(cls, how: Drawn, whole: Predictions, *, seed: int) -> RandomTables:
+        """The tables of `uniform` or of `shuffled` for these units and predictions."""
+        if how == "uniform":
+            return cls.uniform(whole.labels, len(whole.classes), seed=seed)
+        return cls.shuffled(whole.labels, whole.predicted, len(whole.classes), seed=seed)
 
     @classmethod
     def uniform(cls, labels: np.ndarray, classes: int, *, seed: int) -> RandomTables:
@@ -31,14 +45,14 @@ class RandomTables:
         support = np.bincount(labels, minlength=classes)
         rng = np.random.default_rng(seed)
         rows = [rng.multinomial(n, np.full(classes, 1 / classes), size=TABLES) for n in support]
-        return cls(np.stack(rows, axis=1).astype(np.float64))
+        return cls(np.stack(rows, axis=1).astype(np.float64), "uniform")
 
     @classmethod
     def shuffled(cls, labels: np.ndarray, predicted: np.ndarray, classes: int, *, seed: int) -> RandomTables:
         """The labels are shuffled among the units, whose predictions stay: int64 (N,) class numbers each."""
         rows, columns = (np.bincount(numbers, minlength=classes) for numbers in (labels, predicted))
         drawn = random_table(rows, columns, seed=np.random.default_rng(seed)).rvs(size=TABLES)
-        return cls(np.asarray(drawn, dtype=np.float64))
+        return cls(np.asarray(drawn, dtype=np.float64), "shuffled")
 
     def figures(self, whole: Predictions) -> dict[str, float | None]:
         """The mean of each metric over the tables, and its limits as NAME_lo and NAME_hi.

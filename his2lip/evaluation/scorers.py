@@ -86,7 +86,7 @@ class ModelScorer:
             name: self._under(prompts, plan, embedded.features, unit)
             for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
         }
-        return Scored(pools[OWN_POOL].scores, pools)
+        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type)
 
     def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
         """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""

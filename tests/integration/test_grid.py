@@ -25,6 +25,7 @@ from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import GridResult, Work, plan_cells, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
 from his2lip.evaluation.results import CellFailure, CellResult, fields
+from his2lip.evaluation.verify import verify_board
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
@@ -153,6 +154,8 @@ def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
 
     together = pq.read_table(str(Path(result.leaderboard).with_name("predictions.parquet")))
     assert len(together) == sum(c.n + c.apart for c in result.cells)
+    verified = verify_board(config.folder)
+    assert (list(verified.mismatches), list(verified.cells)) == ([], result.cells)
 
 
 def test_a_second_call_runs_nothing_and_returns_the_same_results(

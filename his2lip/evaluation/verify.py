@@ -1,0 +1,195 @@
+"""Verification of a board: its files are computed again from the stored predictions, and compared."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from his2lip.config import resolved
+from his2lip.errors import ConfigError, first_line
+from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, read_cell
+from his2lip.evaluation.leaderboard import Frame, leaderboard_files, rows_of
+from his2lip.evaluation.results import DIGESTS, CellResult, fields
+from his2lip.files import filesystem
+
+_SHOWN = 60  # characters of a value that a mismatch shows
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Something that is not what the stored predictions give.
+
+    row     model, dataset and protocol; "" where it concerns a whole file
+    column  "" where it concerns a whole row
+    """
+
+    file: str
+    row: str
+    column: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(filter(None, (self.file, self.row, self.column)))}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was computed again.
+
+    cells       the rows, with the figures that follow from the stored predictions
+    files       the files that were compared
+    mismatches  what is different
+    notes       what is not different, and should be known
+    """
+
+    cells: Sequence[CellResult]
+    files: Sequence[str] = ()
+    mismatches: Sequence[Mismatch] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def verify_board(folder: str) -> Verified:
+    """Computes every row of a board again from its stored predictions, and compares its files to the byte.
+
+    Raises ConfigError for a folder without board.json.
+    """
+    frame = Frame.read(folder)
+    known = _digests(folder)
+    found = [
+        Mismatch(name, "", "", "its bytes are not those of its sha256")
+        for name, wanted in known.items()
+        if (data := _read(folder, name)) is None or hashlib.sha256(data).hexdigest() != wanted
+    ]
+    stored: dict[str, StoredCell] = {}
+    damaged = []
+    for given in frame.rows:
+        try:
+            stored[given["cell"]] = read_cell(folder, given["cell"], given)
+        except DamagedCellError as error:
+            damaged.append(Mismatch(f"cells/{given['cell']}", row_name(given), "", str(error)))
+    if damaged:
+        return Verified([], (), [*found, *damaged])
+    rows = rows_of(folder, frame, stored)
+    for row in rows:
+        found += _different_fields(row, stored[row.cell].result)
+    expected = leaderboard_files(folder, rows, frame)
+    notes = []
+    for name, data in expected.items():
+        on_disk = _read(folder, name)
+        if on_disk == data:
+            continue
+        own, note = _different(name, on_disk, data)
+        found += own
+        notes += [note] if note else []
+    return Verified(rows, list(expected), list(dict.fromkeys(found)), notes)
+
+
+def row_name(row: Any) -> str:
+    """How mismatches name a row, from its record or its fields by name."""
+    tree = row if isinstance(row, dict) else row.model_dump(include={"model", "dataset", "protocol"})
+    return f"{tree['model']} on {tree['dataset']} ({tree['protocol']})"
+
+
+def _digests(folder: str) -> dict[str, str]:
+    """File -> its digest. Raises ConfigError where they cannot be read."""
+    try:
+        return dict(json.loads(_read(folder, DIGESTS) or b""))
+    except (ValueError, TypeError) as error:
+        what = f"{DIGESTS} cannot be read: {first_line(error)}"
+        raise ConfigError(what, where=folder, key=DIGESTS, fix="run his2lip benchmark again") from None
+
+
+def _read(folder: str, name: str) -> bytes | None:
+    system, path = filesystem(folder)
+    try:
+        with system.open_input_stream(f"{path}/{name}") as source:
+            return bytes(source.read())
+    except FileNotFoundError:
+        return None
+
+
+def _different_fields(row: CellResult, stored: CellResult) -> Iterator[Mismatch]:
+    """The figures of a cell.json that do not follow from its predictions.
+
+    The fields that `rows_of` adds are not in cell.json.
+    """
+    ours, theirs = resolved(row), resolved(stored)
+    for name in fields():
+        if name not in _OF_BOARD and ours[name] != theirs[name]:
+            what = f"{_short(theirs[name])} stored, {_short(ours[name])} from the predictions"
+            yield Mismatch(f"cells/{row.cell}/cell.json", row_name(row), name, what)
+
+
+# Fields that compare a row with others, or pool it with them.
+_OF_BOARD = (
+    *("prompt_order", "prompt_order_least", "order_depends_on_prompts", "over_seeds"),
+    *("reference", "margin", "compared"),
+)
+
+
+def _different(name: str, on_disk: bytes | None, data: bytes) -> tuple[list[Mismatch], str | None]:
+    """The mismatches of a file, or else a note on why its bytes differ."""
+    if on_disk is None:
+        return [Mismatch(name, "", "", "the file is missing")], None
+    try:
+        if name.endswith(".csv"):
+            return _different_csv(name, on_disk, data), None
+        if name.endswith(".parquet"):
+            return _different_parquet(name, on_disk, data)
+    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+        return [Mismatch(name, "", "", f"it cannot be read: {first_line(error)}")], None
+    return [Mismatch(name, "", "", "its bytes are not those that follow from the board")], None
+
+
+def _different_csv(name: str, on_disk: bytes, data: bytes) -> list[Mismatch]:
+    ours, theirs = (list(csv.reader(io.StringIO(text.decode()), strict=True)) for text in (data, on_disk))
+    head = ours[0]
+    if theirs[:1] != [head]:
+        return [Mismatch(name, "", "", "its columns are others")]
+    found = []
+    for i, (mine, other) in enumerate(zip(ours[1:], theirs[1:], strict=False), start=1):
+        row = f"row {i} ({row_name(dict(zip(head, mine, strict=True)))})"
+        if len(other) != len(head):
+            found.append(Mismatch(name, row, "", f"it has {len(other)} values for {len(head)} columns"))
+            continue
+        found += [
+            Mismatch(name, row, column, f"{_short(b)} on disk, {_short(a)} from the predictions")
+            for column, a, b in zip(head, mine, other, strict=True)
+            if a != b
+        ]
+    if len(ours) != len(theirs):
+        what = f"it has {len(theirs) - 1} rows, and the board {len(ours) - 1}"
+        found.append(Mismatch(name, "", "", what))
+    return found or [Mismatch(name, "", "", "its bytes differ, and its values do not")]
+
+
+def _different_parquet(name: str, on_disk: bytes, data: bytes) -> tuple[list[Mismatch], str | None]:
+    ours, theirs = (pq.read_table(io.BytesIO(raw)) for raw in (data, on_disk))
+    if ours.column_names != theirs.column_names or len(ours) != len(theirs):
+        return [Mismatch(name, "", "", "its columns or its number of rows are others")], None
+    found = []
+    for column in ours.column_names:
+        mine, other = ours[column].to_pylist(), theirs[column].to_pylist()
+        for i, (a, b) in enumerate(zip(mine, other, strict=True)):
+            if a != b and not (a != a and b != b):
+                what = f"{_short(b)} on disk, {_short(a)} from the predictions"
+                key = {k: ours[k][i].as_py() for k in ("model", "dataset", "protocol")}
+                found.append(Mismatch(name, f"row {i + 1} ({row_name(key)})", column, what))
+                break  # a column of predictions has a value per patch; the first that differs names it
+    written = [pq.ParquetFile(io.BytesIO(raw)).metadata.created_by for raw in (on_disk, data)]
+    if found or written[0] == written[1]:
+        return found or [Mismatch(name, "", "", "its bytes differ, and its values do not")], None
+    return [], f"{name}: the same values, written by {written[0]}, not {written[1]}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,162 @@
+"""Verification of a board: it is computed again from what is stored, and what was changed is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cell_results import plan_of
+from real_tiles import tiles
+from typer.testing import CliRunner
+
+from his2lip.cli.app import app
+from his2lip.config import digest
+from his2lip.data.shards.reader import ShardSet
+from his2lip.errors import ConfigError
+from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.config import ModelEntry
+from his2lip.evaluation.controls import ControlScorer
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.grid_cell import CellPlan, cell_folder, read_predictions, run_cell
+from his2lip.evaluation.leaderboard import (
+    with_differences,
+    with_prompt_order,
+    with_seeds,
+    write_leaderboard,
+)
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import groups_digest
+from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.verify import verify_board
+from his2lip.models.load import load_model
+
+Write = Callable[..., ShardSet]
+CLASSES = ("negative", "positive")
+
+
+def board_plan(shards: ShardSet) -> CellPlan:
+    """Two classes with prompts that differ in number, a further pool, and figures by biomarker."""
+    own = PromptSet.build("own", {c: [f"{c} {i}" for i in range(5)] for c in CLASSES})
+    further = PromptSet.build("further", {c: [f"a {c} patch"] for c in CLASSES})
+    plan = plan_of(shards)
+    ids = [f"case {i % 6}" for i in range(len(plan.selection.labels))]
+    clusters, breakdown = Clusters(ids, "case"), {"case_id": ids}
+    digest_of_groups = groups_digest(plan.selection.unit_ids, clusters, breakdown)
+    selection = replace(
+        plan.selection, clusters=clusters, breakdown=breakdown, groups_sha256=digest_of_groups
+    )
+    return replace(plan, selection=selection, prompts=own, pools={"further": further})
+
+
+def write_board(folder: str, plan: CellPlan, cache: EmbeddingCache) -> list[CellResult]:
+    """A board of two trainings of `tiny`, a negative control and two baselines."""
+    models = [ModelScorer(f"m seed {i}", load_model("tiny", seed=i), cache) for i in (1, 2)]
+    control = ControlScorer("control", models[0], "shuffled-labels")
+    runs = [run_cell(scorer, plan, folder) for scorer in models]
+    runs.append(run_cell(control, control.plan(plan), folder))
+    runs += [run_cell(BaselineScorer(f"baseline:{b}", cache), plan, folder) for b in ("chance", "majority")]
+    cells = [run.result for run in runs]
+    of_draws = {(r.result.model, r.result.dataset, r.result.protocol): r.prompt_f1 for r in runs}
+    entries = [ModelEntry(name=m.name, path="tiny", seeds_of="m") for m in models]
+    cells = with_seeds(folder, with_prompt_order(cells, of_draws), entries)
+    cells = with_differences(folder, cells, reference="baseline:chance", margin=0.1)
+    write_leaderboard(folder, cells, [])
+    return cells
+
+
+@pytest.fixture
+def board(write_shards: Write, real_ihc: np.ndarray, tmp_path: Path) -> tuple[str, list[CellResult]]:
+    """(folder, rows) of `write_board`, on 18 real tiles of six cases."""
+    shards = write_shards(images=tiles(real_ihc)[:54])
+    folder = str(tmp_path / "board")
+    return folder, write_board(folder, board_plan(shards), EmbeddingCache(str(tmp_path / "cache")))
+
+
+def test_a_board_follows_from_its_stored_predictions_to_the_byte(board: tuple[str, list[CellResult]]) -> None:
+    folder, cells = board
+    found = verify_board(folder)
+    assert (list(found.mismatches), list(found.notes)) == ([], [])
+    assert list(found.cells) == cells
+    assert {"leaderboard.csv", "leaderboard.parquet", "predictions.parquet", "board.json"} <= {*found.files}
+    first = cells[0]
+    assert all([first.compared, first.over_seeds, first.prompt_order, first.prompt_pools, first.breakdown])
+
+
+def test_changed_digits_of_a_leaderboard_are_named_by_file_row_and_column(
+    board: tuple[str, list[CellResult]],
+) -> None:
+    folder, cells = board
+    path = Path(folder, "leaderboard.csv")
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    lines[2] = lines[2].replace(repr(cells[1].macro_f1), "0.987", 1)
+    path.write_text("".join(lines), encoding="utf-8", newline="")
+    found = verify_board(folder).mismatches
+    assert {(m.file, m.column) for m in found} == {("leaderboard.csv", ""), ("leaderboard.csv", "macro_f1")}
+    digests = Path(folder, "sha256.json")
+    tree = json.loads(digests.read_text()) | {
+        "leaderboard.csv": hashlib.sha256(path.read_bytes()).hexdigest()
+    }
+    digests.write_text(json.dumps(tree, indent=1) + "\n")
+    found = verify_board(folder).mismatches
+    assert {(m.file, m.column) for m in found} == {("leaderboard.csv", "macro_f1"), ("sha256.json", "")}
+    assert any("row 2 (m seed 2 on toy (default))" in m.row for m in found)
+
+
+def test_changed_predictions_that_pass_their_digests_are_named_by_the_figures_that_they_give(
+    board: tuple[str, list[CellResult]],
+) -> None:
+    """A person who changes a prediction and writes all digests anew still has figures that do not follow."""
+    folder, cells = board
+    place = Path(cell_folder(folder, cells[0].cell))
+    table = read_predictions(folder, cells[0])
+    column = table["predicted"].to_pylist()
+    column[0] = next(name for name in CLASSES if name != column[0])
+    table = table.set_column(table.column_names.index("predicted"), "predicted", pa.array(column))
+    pq.write_table(table, place / "predictions.parquet", compression="zstd")
+    assert [m.file for m in verify_board(folder).mismatches] == [f"cells/{cells[0].cell}"]
+    tree = json.loads((place / "cell.json").read_text())
+    tree["predictions_sha256"] = hashlib.sha256((place / "predictions.parquet").read_bytes()).hexdigest()
+    tree["sha256"] = digest({key: value for key, value in tree.items() if key != "sha256"})
+    (place / "cell.json").write_text(json.dumps(tree))
+    found = verify_board(folder).mismatches
+    assert {"accuracy", "confusion"} <= {m.column for m in found if m.file.endswith("cell.json")}
+    assert {"accuracy", "confusion"} <= {m.column for m in found if m.file == "leaderboard.csv"}
+
+
+@pytest.mark.parametrize("name", ["leaderboard.parquet", "predictions.parquet", "failures.json"])
+def test_a_file_that_is_gone_or_cut_is_named(board: tuple[str, list[CellResult]], name: str) -> None:
+    folder, _ = board
+    path = Path(folder, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    assert {m.file for m in verify_board(folder).mismatches} == {name}
+    path.unlink()
+    assert {m.file for m in verify_board(folder).mismatches} == {name}
+
+
+def test_the_command_prints_what_is_different_and_exits_with_1(board: tuple[str, list[CellResult]]) -> None:
+    folder, cells = board
+    run = CliRunner().invoke(app, ["report", folder, "--verify"])
+    assert run.exit_code == 0, run.output
+    assert not Path(folder, "report").exists()
+    path = Path(cell_folder(folder, cells[0].cell), "predictions.parquet")
+    path.write_bytes(path.read_bytes()[:-1])
+    run = CliRunner().invoke(app, ["report", folder, "--verify"])
+    assert run.exit_code == 1
+    assert cells[0].cell in run.output.replace("\n", "")
+
+
+def test_a_folder_without_a_board_cannot_be_verified(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        verify_board(str(tmp_path))
+    assert caught.value.key == "board.json"
