@@ -45,15 +45,22 @@ ADDRESSES = (
 
 
 def mutated(text: str, rng: random.Random) -> bytes:
-    """A YAML text with one to three faults in its values, keys, lines, characters or bytes."""
+    """A YAML text with one to three changes.
+
+    Half of the texts have faults in their values, keys, lines, characters or bytes. In the others only
+    numbers, switches and the order of keys change, so that many of them are valid.
+    """
+    faults = (_other_value, _other_value, _other_key, _other_lines, _other_characters)
+    gentle = rng.random() < 0.5
     for _ in range(rng.randint(1, 3)):
-        change = rng.choice((_other_value, _other_value, _other_key, _other_lines, _other_characters))
+        change = rng.choice((_near_value, _near_value, _other_order) if gentle else faults)
         try:
             text = change(text, rng)
         except (yaml.YAMLError, ValueError, IndexError, RecursionError):  # an earlier fault left no mapping
             text = _other_characters(text, rng)
     data = text.encode("utf-8", "surrogatepass")
-    return rng.choice((_other_encoding, _damage_none, _damage_none, _damage_none))(data, rng)
+    encodings = (_damage_none,) if gentle else (_other_encoding, _damage_none, _damage_none, _damage_none)
+    return rng.choice(encodings)(data, rng)
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -68,6 +75,29 @@ def _other_value(text: str, rng: random.Random) -> str:
     parent, key = rng.choice(list(_places(tree)))
     parent[key] = "@VALUE@"
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).replace("'@VALUE@'", rng.choice(VALUES))
+
+
+def _near_value(text: str, rng: random.Random) -> str:
+    """Another number or switch of the same kind, such as 32 in place of 16."""
+    tree = yaml.safe_load(text)
+    parent, key = rng.choice([(p, k) for p, k in _places(tree) if isinstance(p[k], bool | int | float)])
+    value = parent[key]
+    if isinstance(value, bool):
+        parent[key] = not value
+    elif isinstance(value, int):
+        parent[key] = rng.choice((value + 1, 2 * value, value // 2))
+    else:
+        parent[key] = value * rng.choice((0.5, 0.9, 1.5))
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _other_order(text: str, rng: random.Random) -> str:
+    tree = yaml.safe_load(text)
+    for parent in [tree, *(p[k] for p, k in _places(tree) if isinstance(p[k], dict))]:
+        pairs = list(parent.items())
+        parent.clear()
+        parent.update(rng.sample(pairs, len(pairs)))
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _other_key(text: str, rng: random.Random) -> str:
