@@ -96,7 +96,8 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
 
     read   absolute paths that workers read; those that are not here are left to the code that reads them
     write  folders that workers write to, created here; URIs are left out of both
-    Does nothing for a local Ray. Nodes that join the cluster later are not asked.
+    Does nothing for a local Ray. Nodes that join the cluster later are not asked: what runs on them calls
+    `check_code` and compares the contents of what it reads.
     """
     if is_local():
         return
@@ -105,7 +106,7 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
     with ExitStack() as probes:
         shown = {place: place for place in read if os.path.isabs(place) and os.path.exists(place)}
         for folder in (folder for folder in write if "://" not in folder):
-            _refuse_job_copy(folder)
+            refuse_job_copy(folder)
             os.makedirs(folder, exist_ok=True)
             probe = probes.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".his2lip-"))
             shown[probe.name] = folder  # the folder itself, not another one of its name
@@ -136,17 +137,16 @@ def _check_node(node: str, answer: Any, shown: dict[str, str]) -> None:
     import ray
 
     from his2lip.errors import ClusterError, first_line
-    from his2lip.resources import code_version, root
+    from his2lip.resources import code_version
 
-    same_code = f"install the same his2lip on all nodes, share {root()} with them, or submit with --address"
     try:
         version, missing = ray.get(answer, timeout=_LOOK_S)
     except ray.exceptions.RayError as error:
         what = f"a node of the Ray cluster cannot run this code: {first_line(getattr(error, 'cause', error))}"
-        raise ClusterError(what, where=node, key="code", fix=same_code) from None
+        raise ClusterError(what, where=node, key="code", fix=_same_code()) from None
     if version != code_version():
         what = f"a node of the Ray cluster has other code ({version}) than this command ({code_version()})"
-        raise ClusterError(what, where=node, key="code", fix=same_code)
+        raise ClusterError(what, where=node, key="code", fix=_same_code())
     if missing:
         folder = shown[missing[0]]
         what = f"the node {node} of the Ray cluster does not see this path"
@@ -154,15 +154,32 @@ def _check_node(node: str, answer: Any, shown: dict[str, str]) -> None:
         raise ClusterError(what, where=folder, key="path", fix=fix)
 
 
-def _refuse_job_copy(folder: str) -> None:
+def check_code(expected: str) -> None:
+    """Raises ClusterError where this process has other code than `expected`, the driver's `code_version`."""
+    from his2lip.errors import ClusterError
+    from his2lip.resources import code_version
+
+    if code_version() != expected:
+        what = f"this node of the Ray cluster has other code ({code_version()}) than the command ({expected})"
+        raise ClusterError(what, where=socket.gethostname(), key="code", fix=_same_code())
+
+
+def _same_code() -> str:
+    from his2lip.resources import root
+
+    return f"install the same his2lip on all nodes, share {root()} with them, or submit with --address"
+
+
+def refuse_job_copy(
+    folder: str, *, key: str = "storage", fix: str = "set storage to an absolute path that all nodes share"
+) -> None:
     """Raises ClusterError for a folder in the copy of the checkout that Ray makes for a job and deletes."""
     if _JOB_COPIES not in Path(folder).parts:
         return
     from his2lip.errors import ClusterError
 
     what = "this folder is in the copy of the checkout that Ray deletes after the job"
-    fix = "set storage to an absolute path that all nodes share"
-    raise ClusterError(what, where=folder, key="storage", fix=fix)
+    raise ClusterError(what, where=folder, key=key, fix=fix)
 
 
 def is_local() -> bool:

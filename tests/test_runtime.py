@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import ClusterError
-from his2lip.runtime import _check_node, _look, _temporary_folder, check_nodes, protect_token
+from his2lip.resources import code_version
+from his2lip.runtime import (
+    _check_node,
+    _look,
+    _temporary_folder,
+    check_code,
+    check_nodes,
+    protect_token,
+)
+from his2lip.tracking.store import Tracker
 
 START = "from his2lip.runtime import start_ray\nstart_ray(num_cpus=1, object_store_memory=100 << 20)\n"
 
@@ -172,6 +181,28 @@ def test_a_folder_in_the_copy_of_the_checkout_that_a_job_gets_is_refused(
     with pytest.raises(ClusterError) as refused:
         check_nodes(write=["s3://bucket/runs", str(copy)])
     assert (refused.value.key, refused.value.where) == ("storage", str(copy))
+
+
+def test_an_mlflow_store_that_ray_would_delete_with_the_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for needed in (True, False):
+        with pytest.raises(ClusterError) as refused:
+            Tracker.open(needed=needed)
+        assert refused.value.key == "MLFLOW_TRACKING_URI"
+        assert refused.value.where == str(copy / "runs/mlflow.db")
+    assert not (copy / "runs").exists()
+
+
+def test_a_process_with_other_code_than_the_command_is_refused() -> None:
+    check_code(code_version())
+    with pytest.raises(ClusterError) as refused:
+        check_code("0.1.0+another")
+    assert refused.value.key == "code"
 
 
 def test_a_node_that_does_not_see_a_path_is_refused_by_it(ray_local: None, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     refuse_object_store(asked.storage)
     tracker = Tracker.open(needed=False)
     config, shards, bank = open_data(with_absolute_paths(asked))
-    run_id = identity(config, shards, bank)["id"]
+    chooses = validator(config)
+    run_id = identity(config, shards, bank, validator=chooses)["id"]
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
@@ -61,7 +62,7 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
                 bar.update(_line(report), done=report.step, total=report.steps)
                 run.metrics(report.metrics, step=report.step)
 
-            result = train(config, validator=validator(config), on_report=on_report, on_note=say, fresh=fresh)
+            result = train(config, validator=chooses, on_report=on_report, on_note=say, fresh=fresh)
         _record(run, config, result)
     show_limit(result.best, shards, split=config.data.split, select=config.data.select)
     f1 = result.metrics.get("select/macro_f1")

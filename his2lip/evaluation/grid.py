@@ -42,7 +42,8 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import TrainingField
 from his2lip.files import absolute
 from his2lip.logs import log_to
-from his2lip.runtime import check_nodes, is_local
+from his2lip.resources import code_version
+from his2lip.runtime import check_code, check_nodes, is_local
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord
@@ -56,11 +57,16 @@ _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by si
 
 @dataclass(frozen=True)
 class Work:
-    """What all tasks share. `weights`: name of a model -> what identifies its weights for the driver."""
+    """What all tasks share.
+
+    weights  name of a model -> what identifies its weights for the driver
+    code     the version of the code that their processes have to be
+    """
 
     plans: list[CellPlan]
     config: BenchmarkConfig
     weights: Mapping[str, str] = field(default_factory=dict)
+    code: str = field(default_factory=code_version)
 
 
 @dataclass(frozen=True)
@@ -269,6 +275,7 @@ def score_models(entries: Sequence[ModelEntry], work: Work) -> Iterator[Outcome]
     for entry in entries:
         mine = _plans_of(entry, work.plans)
         try:
+            check_code(work.code)
             _check_weights(entry, work.weights)
             scorer = _scorer(entry, loaded, cache, config)
         except Exception as error:

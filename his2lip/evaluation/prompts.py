@@ -171,6 +171,11 @@ def american(sentence: str) -> str:
     return _BRITISH.sub(replace, sentence)
 
 
+def is_carried(name: str) -> bool:
+    """Whether a prompt set is one that the project carries, rather than a file of one's own."""
+    return _find(name).resolve().parent == (resources.root() / PROMPTS_FOLDER).resolve()
+
+
 def list_prompts() -> list[str]:
     """Names of the prompt sets that the project carries."""
     folder = resources.root() / PROMPTS_FOLDER

@@ -14,7 +14,7 @@ from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
-from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.prompts import PromptSet, is_carried
 from his2lip.evaluation.protocols import Selection, select, top_of, view_of
 from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
@@ -44,6 +44,7 @@ class SelectValidator:
     batch_size: int = 64
     threads: int = 2
     prompts: PromptSet | None = None  # default: the protocol's, read where the validator is called
+    own_prompts: str | None = None  # digest of `prompts` where they are from a file of one's own
 
     def check(self) -> SelectValidator:
         """The same validator with its prompts, for workers that may run in other folders.
@@ -51,7 +52,9 @@ class SelectValidator:
         Raises DatasetError or ConfigError where the validation cannot work with this dataset.
         """
         _, protocol, selection = self._plan()
-        return replace(self, prompts=PromptSet.load(protocol.prompts).narrow(selection.classes))
+        prompts = PromptSet.load(protocol.prompts).narrow(selection.classes)
+        own = None if is_carried(protocol.prompts) else prompts.digest
+        return replace(self, prompts=prompts, own_prompts=own)
 
     def __call__(self, model: DualEncoder) -> dict[str, float]:
         """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""

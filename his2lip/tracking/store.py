@@ -15,6 +15,7 @@ from his2lip.config import redacted
 from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
 from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
+from his2lip.runtime import refuse_job_copy
 from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import Run, now
 from his2lip.tracking.sender import Sender
@@ -28,6 +29,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 # Seconds without an answer after which a command ends: after its work, and where it failed or was stopped.
 _PATIENCE_S, _LAST_S = 20.0, 3.0
+_LASTING = "set it on the cluster to the address of a server, or to sqlite:///FILE in a folder that stays"
 _log = logging.getLogger(__name__)
 
 
@@ -47,9 +49,10 @@ class Tracker:
     def open(cls, uri: str | None = None, *, needed: bool = True) -> Tracker:
         """The store at `store_uri(uri)`, created where it is a missing file.
 
-        The paths of a SQLite store that was moved are corrected. Raises TrackingError within seconds where
-        the store cannot be used; not where it is away for now (a server that does not answer, a locked file)
-        and not `needed`: what a run writes is then kept until the store is back.
+        The paths of a SQLite store that was moved are corrected. Raises ClusterError for a file that Ray will
+        delete with the job. Raises TrackingError within seconds where the store cannot be used; not where it
+        is away for now (a server that does not answer, a locked file) and not `needed`: what a run writes is
+        then kept until the store is back.
         """
         # MLflow would try for minutes to reach a store.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -59,6 +62,8 @@ class Tracker:
         import mlflow
 
         uri = store_uri(uri)
+        if (file := sqlite_file(uri)) is not None:
+            refuse_job_copy(str(file.absolute()), key="MLFLOW_TRACKING_URI", fix=_LASTING)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its errors are raised too
         try:
@@ -66,7 +71,7 @@ class Tracker:
                 mlflow.set_tracking_uri(uri)
                 client = mlflow.MlflowClient(uri)
                 client.search_experiments(max_results=1)
-                if (file := sqlite_file(uri)) is not None:
+                if file is not None:
                     relocate_store(file)
         except Exception as error:  # each kind of store raises its own family, requests' and SQLAlchemy's too
             if needed or not _is_away(uri, error):

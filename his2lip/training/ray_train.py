@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.logs import log_to
-from his2lip.runtime import check_nodes, is_local, start_ray
+from his2lip.resources import code_version
+from his2lip.runtime import check_code, check_nodes, is_local, start_ray
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
 from his2lip.training.progress import StepReport, TrainState
@@ -75,7 +76,7 @@ def train(
             key="checkpoint.select_by",
         )
     config, shards, bank = run_inputs.open_data(config)
-    made = run_inputs.identity(config, shards, bank)
+    made = run_inputs.identity(config, shards, bank, validator=validator)
     run = RunDir(Path(config.storage) / "train" / config.name)
     notes: list[str] = []
 
@@ -183,12 +184,17 @@ def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainRes
 
 @dataclass(frozen=True)
 class Job:
-    """What the workers of a run are sent. `contents`: what they have to find, as `run_inputs.contents`."""
+    """What the workers of a run are sent.
+
+    contents  what they have to find, as `run_inputs.contents`
+    code      the version of the code that they have to be
+    """
 
     config: TrainConfig
     run: RunDir
     validator: Validate | None
     contents: Mapping[tuple[str, str], str]
+    code: str = field(default_factory=code_version)
 
 
 def _run_on_ray(
@@ -292,6 +298,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
 
     job: Job
     job, queue = ray.cloudpickle.loads(sent["job"])
+    check_code(job.code)
     config, run = job.config, job.run
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

@@ -51,10 +51,13 @@ def _captions(config: TrainConfig) -> CaptionBank:
     return replace(bank, missing=config.data.missing, staining=config.data.staining)
 
 
-def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[str, Any]:
+def identity(
+    config: TrainConfig, shards: ShardSet, bank: CaptionBank, *, validator: object = None
+) -> dict[str, Any]:
     """The content of a new run.json: the run's inputs (`made_of`), their digest (`id`), and more.
 
-    The digest is the identity of the run (design section 4, principle 7).
+    The digest is the identity of the run (design section 4, principle 7). The prompts of one's own that a
+    `validator` has (its `own_prompts`, a digest) are among the inputs where they choose the best checkpoint.
     """
     made_of: dict[str, Any] = {
         "config": config.identity(),
@@ -63,6 +66,9 @@ def identity(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[s
     }
     # A folder counts by its contents, not by its path.
     made_of["config"]["model"]["backbone"] = weights_identity(config.model.backbone)
+    prompts = getattr(validator, "own_prompts", None)
+    if prompts is not None and config.checkpoint.select_by == "macro_f1":
+        made_of["prompts"] = prompts
     return {
         "id": digest(made_of),
         "made_of": made_of,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
+from his2lip.resources import code_version
+from his2lip.runtime import check_code
 from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, corners, dotted_keys
@@ -35,6 +37,7 @@ class TrainingObjective:
     inputs     what the trials depend on besides the configuration of the sweep, for `run_sweep`
     contents   what each trial has to find in its places, as `training.contents`
     moved      (key, value) of a place that the space varies -> the place for processes in other folders
+    code       the version of the code that the processes of the trials have to be
     """
 
     base: TrainConfig
@@ -42,6 +45,7 @@ class TrainingObjective:
     inputs: dict[str, Any]
     contents: Mapping[tuple[str, str], str] = field(default_factory=dict)
     moved: Mapping[tuple[str, Scalar], str] = field(default_factory=dict)
+    code: str = field(default_factory=code_version)
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
@@ -57,6 +61,7 @@ class TrainingObjective:
         return [*places(self.base), *self.moved.values()]
 
     def __call__(self, params: dict[str, Any], report: TrialReporter) -> None:
+        check_code(self.code)
         config = self.config(params)
         run = self._on_workers if config.workers.num > 1 else self._in_process
         try:
@@ -115,9 +120,10 @@ def training_objective(
     base = with_absolute_paths(_base(config))
     resolve_split(open_shards(base.data.shards), config.split, roles=("select",), key="split")
     base, shards, bank = open_data(base)
-    made_of = identity(base, shards, bank)["made_of"]
-    inputs = {"train": made_of["config"], "data": made_of["data"], "captions": made_of["captions"]}
-    objective = TrainingObjective(base, make_validator(base), inputs, contents(base, shards, bank))
+    validator = make_validator(base)
+    made_of = identity(base, shards, bank, validator=validator)["made_of"]
+    inputs = {("train" if key == "config" else key): value for key, value in made_of.items()}
+    objective = TrainingObjective(base, validator, inputs, contents(base, shards, bank))
     for params in (*config.points, *corners(config.space)):
         objective.config(params)
     return _with_varied_places(objective, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from his2lip.models.load import load_model
 from his2lip.training.build import build_model
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
+from his2lip.training.run_inputs import identity, open_data
 
 Write = Callable[..., ShardSet]
 
@@ -137,6 +138,20 @@ def test_labels_without_tissue_types_are_validated_by_the_protocol_of_the_card(o
     outcome = run_in_process(config, report=reported.append, validate=validator)
     assert 0 <= outcome.metrics["select/macro_f1"] <= 1
     assert reported[-1]["select/macro_f1"] == outcome.metrics["select/macro_f1"]
+
+
+def test_prompts_of_one_s_own_that_choose_the_best_checkpoint_are_part_of_the_run(own_labels: str) -> None:
+    def made_of(select_by: str) -> dict[str, Any]:
+        tree = {"data": {"shards": own_labels}, "checkpoint": {"select_by": select_by}}
+        run = open_data(validate(TrainConfig, tree))
+        return dict(identity(*run, validator=SelectValidator(own_labels).check())["made_of"])
+
+    prompts = Path(own_labels).parent / "prompts.yaml"
+    first, by_loss = made_of("macro_f1"), made_of("loss")
+    assert made_of("macro_f1") == first
+    prompts.write_text(prompts.read_text().replace("a dark", "a darkly stained"))
+    assert made_of("macro_f1") != first
+    assert made_of("loss") == by_loss, "the prompts choose nothing"
 
 
 def test_a_protocol_is_chosen_by_name_and_an_unknown_name_is_refused(own_labels: str) -> None:

@@ -49,21 +49,27 @@ except His2lipError as error:
     sys.exit(f"his2lip: {error}")
 """
 
-# Joins the cluster as a command does; first as one whose code differs from that of the cluster's nodes.
+# Joins the cluster as a command does; first as one whose code differs from that of the cluster's nodes, which
+# refuse it when they are asked, and nodes that join later when they work for it.
 FROM_ANOTHER_FOLDER = """
-import json, sys
+import json, ray, sys
 from his2lip import resources
 from his2lip.config import load
 from his2lip.data.captions import CaptionBank
 from his2lip.errors import ClusterError
 from his2lip.evaluation import BenchmarkConfig, run_grid
-from his2lip.runtime import check_nodes, start_ray
+from his2lip.runtime import check_code, check_nodes, start_ray
 start_ray()
 own, resources.code_version = resources.code_version, lambda: "edited"
 try:
     check_nodes()
 except ClusterError as refused:
-    print(json.dumps(refused.key))
+    keys = [refused.key]
+try:
+    ray.get(ray.remote(check_code).remote("edited"))
+except ClusterError as refused:
+    keys.append(refused.key)
+print(json.dumps(keys))
 resources.code_version = own
 result = run_grid(load(BenchmarkConfig, "benchmark.yaml"))
 cells = [cell.model_dump(mode="json") for cell in result.cells]
@@ -316,7 +322,7 @@ def test_a_cluster_that_was_started_in_another_folder_reads_the_files_that_the_d
     write_folder(tmp_path, real_ihc, count=24, seed=1)
     done = cluster.run(FROM_ANOTHER_FOLDER, folder=tmp_path, timeout_s=120)
     refused, (cells, failed) = map(json.loads, done.stdout.splitlines())
-    assert refused == "code", "a node with other code than the driver is refused"
+    assert refused == ["code", "code"], "a node with other code than the driver is refused"
     assert failed == []
     monkeypatch.chdir(tmp_path)
     config = load(BenchmarkConfig, "benchmark.yaml", {"storage": "runs2"})

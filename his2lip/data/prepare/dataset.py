@@ -22,7 +22,8 @@ from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, 
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
 from his2lip.logs import setup
-from his2lip.runtime import check_nodes, is_local, start_ray
+from his2lip.resources import code_version
+from his2lip.runtime import check_code, check_nodes, is_local, start_ray
 
 _OWN_LAYOUTS = ("folder", "manifest")  # readers whose layout begins at the root
 
@@ -209,14 +210,14 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
     import ray
 
     write = ray.remote(max_retries=2)(_write)
-    where = ray.put(job)
+    where, code = ray.put(job), code_version()
     waiting = iter(parts)
     running: dict[ray.ObjectRef, Part] = {}
     slots = int(ray.cluster_resources().get("CPU", 1)) + 1
     try:
         while True:
             while len(running) < slots and (part := next(waiting, None)) is not None:
-                running[write.remote(where, part)] = part
+                running[write.remote(where, part, code)] = part
             if not running:
                 return
             (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -235,9 +236,10 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
             ray.cancel(task)
 
 
-def _write(job: PartJob, part: Part) -> PartResult:
-    """Writes a part on a node of the cluster, which must see the same folders as the command."""
+def _write(job: PartJob, part: Part, code: str) -> PartResult:
+    """Writes a part on a node of the cluster, which must see the folders of the command and have its code."""
     setup()
+    check_code(code)
     local = isinstance(job.system, fs.LocalFileSystem)
     for place in (job.reader.root, *([Path(job.target, FOLDER)] if local else [])):
         if not place.is_dir():
