@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from his2lip.cli.benchmark_record import record_benchmark
 from his2lip.cli.console import ProgressBar, percent, say, table, wide_table
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         ModelEntry,
         Verified,
     )
-    from his2lip.tracking import Run
 
 EXPERIMENT = "his2lip-benchmark"
 
@@ -146,7 +146,7 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
                 bar.update(text, done=done, total=total)
 
             result = run_grid(config, datasets=datasets, on_cell=on_cell)
-        _record(run, config, result)
+        record_benchmark(run, config, result)
         page = write_report(Path(config.folder))
         run.artifact(page)
         if (order := page.with_name("prompt_order.csv")).is_file():
@@ -196,34 +196,6 @@ def _show_licences(config: BenchmarkConfig) -> None:
     for backbone in known.values():
         if backbone.commercial is False:
             say(f"{backbone.name}: licence {backbone.licence} ({backbone.weights})")
-
-
-def _record(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
-    """Each model as a logged model, the figures of each grid cell as the model's metrics on the dataset."""
-    from his2lip.config import digest
-    from his2lip.evaluation import figures
-    from his2lip.models import absolute_name
-
-    paths = {entry.name: absolute_name(entry.path) for entry in config.models if entry.blend is None}
-    # A cell's record also has its order with the other models, which changes when one is added.
-    children = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
-    run.keep_children(children)
-    for child, cell in children.items():
-        run.cell(
-            child,
-            model=run.model(cell.model, digest=cell.weights_sha256, path=paths.get(cell.model)),
-            dataset=cell.dataset,
-            protocol=cell.protocol,
-            digest=cell.split_sha256,
-            metrics=figures(cell) | {"n": cell.n, "clusters": cell.clusters},
-            params={
-                "cluster_kind": cell.cluster_kind,
-                "no_interval": cell.no_interval or "",
-                "caveat": cell.caveat or "",
-            },
-            generated=cell.generated,
-            order_depends_on_prompts=cell.order_depends_on_prompts,
-        )
 
 
 def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:

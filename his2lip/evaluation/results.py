@@ -232,6 +232,16 @@ class CellResult(Figures):
         return self.model.startswith(PREFIX)
 
     @property
+    def scored_as(self) -> str:
+        """The dataset by a name that tells protocols and generated twins apart: `bci-generated.paper`.
+
+        A generated twin is called NAME-generated, so that its scores are not mistaken for those of the real
+        dataset.
+        """
+        named = f"{self.dataset}-generated" if self.generated else self.dataset
+        return named if self.protocol == "default" else f"{named}.{self.protocol}"
+
+    @property
     def empty_classes(self) -> list[str]:
         """Classes without a unit in the split; each lowers the largest possible macro F1 by its share."""
         return [name for name, figures in self.per_class.items() if not figures.support]

@@ -114,12 +114,12 @@ class Outbox:
             record = record | {"values": values}
             if not values:
                 return None
-        elif record["what"] not in ("status", "artifact"):  # files change under one name
+        elif record["what"] not in ("status", "artifact", "table"):  # these change under one name
             key = digest({name: part for name, part in record.items() if name != "time"})
             if key in self._known:
                 return None
             self._known.add(key)
-            if record["what"] == "child":
+            if record["what"] in ("child", "model_run"):
                 self._children[record["id"]] = key
             if record["what"] == "keep_children":  # those that it deletes can come back later
                 gone = [child for child in self._children if child not in record["ids"]]

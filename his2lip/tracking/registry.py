@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from his2lip.errors import TrackingError, first_line
 from his2lip.tracking.run import now
 from his2lip.tracking.store import Tracker
-from his2lip.tracking.store_run import BATCH, PATH, WEIGHTS, StoreRun
+from his2lip.tracking.store_run import BATCH, IDENTITY, PATH, WEIGHTS, StoreRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "his2lip-models"  # where promoted models are logged
 TERMS = "his2lip.terms"  # tag: the conditions under which a promoted model is used
-IDENTITY = "his2lip.checkpoint"  # tag: digest of a checkpoint's his2lip.json
 MODEL_TYPE = "dual-encoder"
 _MOST = 500  # logged models that are read, the latest first
 

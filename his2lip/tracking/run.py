@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from his2lip.config import redacted
 from his2lip.tracking.outbox import Outbox
 from his2lip.tracking.sender import Sender
+from his2lip.tracking.table import Column
 
 ORDER = "his2lip.order"  # tag: whether a model's order with another one depends on the prompts
 CODE_VERSION = "his2lip.code_version"  # tag: the code that made a trial
@@ -83,28 +84,49 @@ class Run:
         cell_id: str,
         *,
         model: LoggedModel,
-        dataset: str,
-        protocol: str,
+        scored_as: str,
         digest: str,
         metrics: Mapping[str, float],
         params: Mapping[str, Any],
-        generated: bool,
         order_depends_on_prompts: bool = False,
     ) -> None:
         """One grid cell as a child run, with its metrics on the logged model and on the dataset.
 
-        A generated twin is called NAME-generated, so that its scores are not mistaken for those of the real
-        dataset.
+        scored_as  the dataset's name in MLflow; digest: of its units
         """
-        named = f"{dataset}-generated" if generated else dataset
-        named = named if protocol == "default" else f"{named}.{protocol}"
-        known = {"model": model["name"], "dataset": dataset, "protocol": protocol, "generated": generated}
-        read = {"name": named, "digest": digest, "uri": dataset, "context": "report"}
+        read = {"name": scored_as, "digest": digest, "uri": params["dataset"], "context": "report"}
         tags = {ORDER: "depends on prompts"} if order_depends_on_prompts else {}
         self._child(
-            cell_id, f"{model['name']} on {named}", params={**known, **params}, metrics=metrics, tags=tags,
-            dataset=read, model=model,
+            cell_id, f"{model['name']} on {scored_as}", params={"model": model["name"], **params},
+            metrics=metrics, tags=tags, dataset=read, model=model,
         )  # fmt: skip
+
+    def model_run(
+        self,
+        run_id: str,
+        *,
+        model: LoggedModel,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        headline: Collection[str],
+        note: str,
+    ) -> None:
+        """All figures of one model as a child run, linked with its logged models and with its training run.
+
+        headline  the metrics that its logged models get too
+        note      its description, Markdown
+        """
+        self._add(
+            "model_run", id=run_id, model=model, metrics=dict(metrics), params=dict(params),
+            headline=list(headline), note=note, time=now(),
+        )  # fmt: skip
+
+    def table(self, columns: Sequence[Column], *, sort: str) -> None:
+        """What MLflow's table of the model runs shows, from left to right, by the link of `tables`.
+
+        sort  the metric that orders the rows, the greatest first
+        """
+        self._add("table", columns=[asdict(column) for column in columns], sort=sort, time=now())
 
     def end(self, status: str) -> None:
         """How the run ended: FINISHED, FAILED or KILLED."""

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import redact
 from his2lip.tracking.outbox import Record
+from his2lip.tracking.table import KIND, MODEL_RUN, Column, view_state
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
 OUTBOX = "his2lip.outbox"  # tag: the outbox that a run was written from
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
+IDENTITY = "his2lip.checkpoint"  # tag of a promoted model: digest of a checkpoint's his2lip.json
+TRAINING_RUN = "his2lip.training_run"  # tag of a model run: the run that made its weights
+BENCHMARK_RUN = "his2lip.benchmark_run"  # tag of a training run or logged model: the latest model run
+NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 BATCH = 500  # metrics per request; MLflow allows 1,000
 _CONFIG = "config.json"
@@ -34,6 +40,7 @@ class StoreRun:
         self.client, self._uri, self._experiment_of = client, uri, experiment_of
         self.run_id = ""
         self.experiment_id = ""
+        self._name = ""  # of the run
         self._inputs: str | None = None  # the run's his2lip.run_id
         self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
         self._points: dict[str, set[int]] | None = None  # of a run that another outbox had begun
@@ -67,7 +74,7 @@ class StoreRun:
         Where there is neither, it is created.
         """
         self.experiment_id = self._experiment_of(experiment)
-        self._inputs = tags.get(RUN_ID)
+        self._name, self._inputs = name, tags.get(RUN_ID)
         found = self._latest(f"tags.`{OUTBOX}` = '{outbox}'")
         ours = found is not None
         if found is None and RUN_ID in tags and not fresh:
@@ -171,14 +178,9 @@ class StoreRun:
         With `model` and `dataset`, the metrics are also those of the logged model on the dataset, by which
         MLflow compares models side by side.
         """
-        known, status = self._known_children().get(id, (None, ""))
-        if status == "FINISHED":
-            return
+        known = self._unfinished_child(id, name, time)
         if known is None:
-            all_tags = {PARENT: self.run_id, RUN_ID: id}
-            new = self.client.create_run(self.experiment_id, start_time=time, run_name=name, tags=all_tags)
-            known = new.info.run_id
-            self._known_children()[id] = known, "RUNNING"
+            return
         _log_params(self.client, known, params)
         of: dict[str, Any] = {}
         if dataset is not None:
@@ -187,6 +189,76 @@ class StoreRun:
         if model is not None:
             of["model_id"] = self.model(**model)
         self.client.log_batch(known, metrics=_metrics(metrics, 0, time, **of))
+        self._finish_child(id, known, tags, time)
+
+    def model_run(
+        self,
+        *,
+        id: str,
+        model: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        headline: Collection[str],
+        note: str,
+        time: int,
+    ) -> None:
+        """All figures of one model as a child run, whose inputs are the logged models with its weights.
+
+        The run, the run of its training and the logged models name each other in tags. Of the metrics, the
+        logged models get those of `headline`, so that MLflow shows the run on their pages.
+        """
+        from mlflow.entities import LoggedModelInput
+
+        known = self._unfinished_child(id, model["name"], time)
+        if known is None:
+            return
+        _log_params(self.client, known, params)
+        trained = self._trained(model["digest"])
+        ids = [self.model(**model), *(found.model_id for found in trained)]
+        self.client.log_inputs(known, models=[LoggedModelInput(found) for found in ids])
+        self.client.log_batch(known, metrics=_metrics(metrics, 0, time))
+        for model_id in ids:
+            shown = {key: value for key, value in metrics.items() if key in headline}
+            self.client.log_batch(known, metrics=_metrics(shown, 0, time, model_id=model_id))
+            self.client.set_logged_model_tags(model_id, {BENCHMARK_RUN: known})
+        links = [f"[logged model](#/experiments/{self.experiment_id}/models/{ids[0]})"]
+        tags = {KIND: MODEL_RUN}
+        if trained:
+            training = trained[0].source_run_id
+            tags[TRAINING_RUN] = training
+            self.client.set_tag(training, BENCHMARK_RUN, known)
+            links.append(f"[training run](#/experiments/{trained[0].experiment_id}/runs/{training})")
+        self._finish_child(id, known, {**tags, NOTE: f"{note}\n\n{', '.join(links)}"}, time)
+
+    def table(self, *, columns: Sequence[Mapping[str, Any]], sort: str, time: int) -> None:
+        """What MLflow's table of the model runs shows."""
+        shown = [Column(**column) for column in columns]
+        key, state = view_state(self._name, self.run_id, shown, sort=sort, time=time)
+        self.client.set_experiment_tag(self.experiment_id, key, state)
+
+    def _trained(self, digest: str) -> list[LoggedModel]:
+        """The logged models with these weights that a training run made, the latest first."""
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        found = self.client.search_logged_models(
+            [e for e in experiments if e != self.experiment_id],
+            f"tags.`{WEIGHTS}` = '{digest}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        )
+        return [model for model in found if model.source_run_id and IDENTITY not in model.tags]
+
+    def _unfinished_child(self, id: str, name: str, time: int) -> str | None:
+        """The run of a child, created where there is none; None where it has all of its record."""
+        known, status = self._known_children().get(id, (None, ""))
+        if status == "FINISHED":
+            return None
+        if known is None:
+            tags = {PARENT: self.run_id, RUN_ID: id}
+            new = self.client.create_run(self.experiment_id, start_time=time, run_name=name, tags=tags)
+            known = str(new.info.run_id)
+            self._known_children()[id] = known, "RUNNING"
+        return known
+
+    def _finish_child(self, id: str, known: str, tags: Mapping[str, str], time: int) -> None:
         for key, value in tags.items():
             self.client.set_tag(known, key, value)
         self.client.set_terminated(known, "FINISHED", end_time=time)

@@ -9,9 +9,9 @@ import pytest
 from loopback import on_loopback
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an `mlflow server` with a new SQLite store, on a free loopback port."""
+    """The URL of an `mlflow server` with a SQLite store for the whole session, on a free loopback port."""
     folder = tmp_path_factory.mktemp("mlflow")
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]

@@ -15,16 +15,26 @@ from time import monotonic, sleep
 
 @contextmanager
 def on_loopback(
-    command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    host: Sequence[str] = ("--host", "127.0.0.1"),
+    output: Path | None = None,
 ) -> Iterator[str]:
-    """Runs `command --host 127.0.0.1 --port …`, and gives its URL once it answers at /health."""
+    """Runs `command --host 127.0.0.1 --port …`, and gives its URL once it answers at /health.
+
+    host    how the command is told the address; empty for one that always takes this one
+    output  a file for what it prints
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    with Path(output or os.devnull).open("wb") as printed:
+        process = subprocess.Popen(
+            [*command, *host, "--port", str(port)],
+            cwd=cwd, env=env, stdout=printed, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
         _await(url, process)

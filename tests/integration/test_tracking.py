@@ -276,8 +276,8 @@ def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(
                 model = run.model(name, digest=name * 8)
                 for dataset, value in scores.items():
                     run.cell(
-                        f"{name}/{dataset}", model=model, dataset=dataset, protocol="default",
-                        digest="e" * 64, metrics={"macro_f1": value}, params={}, generated=False,
+                        f"{name}/{dataset}", model=model, scored_as=dataset, digest="e" * 64,
+                        metrics={"macro_f1": value}, params={"dataset": dataset},
                         order_depends_on_prompts=dataset == "mist",
                     )  # fmt: skip
     (grid,) = stored(tracker, "grid-1")

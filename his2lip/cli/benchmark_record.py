@@ -1,0 +1,91 @@
+"""What a benchmark writes to MLflow: a run per model and per grid cell, and the table of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from his2lip.errors import His2lipError
+
+if TYPE_CHECKING:
+    from his2lip.evaluation import BenchmarkConfig, CellResult, GridResult, ModelEntry
+    from his2lip.report import Summary
+    from his2lip.tracking import Column, Run
+
+CHECKPOINT = "checkpoint"  # parameter: what loads a model
+
+
+def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
+    """Writes the models and the grid cells of a benchmark to its run, as child runs and logged models."""
+    from his2lip.config import digest
+    from his2lip.report import MEAN, summaries
+
+    rows = summaries(result.cells)
+    entries = {entry.name: entry for entry in config.models}
+    facts = {row.model: _facts(entries[row.model]) if row.model in entries else {} for row in rows}
+    # A cell's record also has its order with the other models, which changes when one is added.
+    cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
+    models = {digest({"summary": asdict(row), "facts": facts[row.model]}): row for row in rows}
+    run.keep_children([*cells, *models])
+    for child, cell in cells.items():
+        _record_cell(run, child, cell, facts[cell.model])
+    for child, row in models.items():
+        known = facts[row.model]
+        run.model_run(
+            child,
+            model=run.model(row.model, digest=row.weights, path=known.get(CHECKPOINT), params=known),
+            metrics=row.figures,
+            params={"baseline": row.is_baseline, "weights_sha256": row.weights, **known, **row.bases},
+            headline=[name for name in row.figures if name.startswith(MEAN)],
+            note=row.note,
+        )
+    run.table(_columns(rows, result.cells), sort=MEAN)
+
+
+def _record_cell(run: Run, child: str, cell: CellResult, facts: dict[str, Any]) -> None:
+    from his2lip.evaluation import figures
+    from his2lip.report import DECIMALS
+
+    values = {name: round(value, DECIMALS) for name, value in figures(cell).items()}
+    run.cell(
+        child,
+        model=run.model(cell.model, digest=cell.weights_sha256, path=facts.get(CHECKPOINT), params=facts),
+        scored_as=cell.scored_as,
+        digest=cell.split_sha256,
+        metrics=values | {"n": cell.n, "clusters": cell.clusters},
+        params={
+            "dataset": cell.dataset,
+            "protocol": cell.protocol,
+            "generated": cell.generated,
+            "cluster_kind": cell.cluster_kind,
+            "no_interval": cell.no_interval or "",
+            "caveat": cell.caveat or "",
+        },
+        order_depends_on_prompts=cell.order_depends_on_prompts,
+    )
+
+
+def _columns(rows: Sequence[Summary], cells: Sequence[CellResult]) -> list[Column]:
+    """The columns of MLflow's table of models."""
+    from his2lip.report import table_columns
+    from his2lip.tracking import Column
+
+    metrics = {name for row in rows for name in row.figures}
+    letters = {name: max(len(row.bases.get(name, "")) for row in rows) for name in table_columns(cells)}
+    columns = [Column(name=name, is_metric=name in metrics, letters=count) for name, count in letters.items()]
+    return [*columns, Column(name=CHECKPOINT, is_metric=False, letters=40)]
+
+
+def _facts(entry: ModelEntry) -> dict[str, Any]:
+    """What a model is: what loads it, the terms of its use, and the config that it was trained under."""
+    from his2lip.models import absolute_name, meta_of, terms_summary
+
+    if entry.blend is not None:
+        return {"blend": entry.blend.model_dump()}
+    try:
+        meta = meta_of(entry.path)
+    except His2lipError:  # it was damaged since it was scored
+        meta = {}
+    terms = terms_summary(entry.path, meta)
+    return {CHECKPOINT: absolute_name(entry.path), "terms": terms, **meta.get("config", {})}
