@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CellFailure,
         CellResult,
         GridResult,
+        ImageProgress,
         ModelEntry,
         Verified,
     )
@@ -140,12 +141,17 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     beside = Path(STORAGE if "://" in config.storage else config.storage, "benchmark")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside) as run:
         with ProgressBar(config.name) as bar:
+            cells = "0 grid cells"
 
             def on_cell(cell: CellResult | CellFailure, done: int, total: int) -> None:
-                text = f"{done} of {total} grid cells, {cell.model} on {cell.dataset}"
-                bar.update(text, done=done, total=total)
+                nonlocal cells
+                cells = f"{done} of {total} grid cells"
+                bar.update(f"{cells}, {cell.model} on {cell.dataset}", done=done, total=total)
 
-            result = run_grid(config, datasets=datasets, on_cell=on_cell)
+            def on_images(now: ImageProgress) -> None:
+                bar.update(f"{cells}, {now.model} on {now.dataset}: {now.done:,} of {now.total:,} images")
+
+            result = run_grid(config, datasets=datasets, on_cell=on_cell, on_images=on_images)
         record_benchmark(run, config, result)
         page = write_report(Path(config.folder))
         run.artifact(page)

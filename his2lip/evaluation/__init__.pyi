@@ -8,6 +8,7 @@ from .embeddings import read_images as read_images
 from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
+from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
 from .leaderboard import with_differences as with_differences
 from .metrics import Metric as Metric

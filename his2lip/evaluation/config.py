@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -82,7 +82,10 @@ class BenchmarkConfig(Config):
     batch_size: int = pydantic.Field(default=64, ge=1)
     """Images per forward pass."""
     cpus: float = pydantic.Field(default=1.0, ge=0)
-    """CPUs of the task of one model."""
+    """CPUs of the task of one model, and of each of its helpers."""
+    helpers: Annotated[int, pydantic.Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes beside the task of a model that embed parts of its images; auto: as many as fit the free
+    CPUs and GPUs, where the work pays for them. On a cluster that starts machines on demand, set a number."""
     threads: int | None = pydantic.Field(default=None, ge=1)
     """Threads of one task; null: as many as `cpus`."""
     gpus: float | Literal["auto"] = "auto"

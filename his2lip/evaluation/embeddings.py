@@ -19,6 +19,7 @@ from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
 from his2lip.evaluation.feature_store import FeatureStore
 
 ProgressCallback = Callable[[int, int], None]  # images done, images to do
+EncodeRows = Callable[..., Iterator[tuple[int, np.ndarray]]]  # with the parameters of `encode_rows`
 
 _BATCH = 64  # crops in one batch of a tower
 _PART_IMAGES = 2048  # images in one part of the cache, which is what an interruption can lose
@@ -62,8 +63,13 @@ class EmbeddingCache:
     view, decoder or precision are therefore never mixed. Several processes may share a cache.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(
+        self, root: str, *, encode: EncodeRows | None = None, progress: ProgressCallback | None = None
+    ) -> None:
+        """`encode` computes features that are not cached; default: `encode_rows`, in this process."""
         self.root = root
+        self.encode = encode or encode_rows
+        self.progress = progress
         self.counts = Counts()
 
     def embed(
@@ -75,7 +81,6 @@ class EmbeddingCache:
         rows: np.ndarray | None = None,
         batch_size: int = _BATCH,
         threads: int = 2,
-        progress: ProgressCallback | None = None,
     ) -> Embedded:
         """Features of a split, or of its `rows` (int64, numbers within the split).
 
@@ -93,7 +98,7 @@ class EmbeddingCache:
         by_row = {row: key for key, row in missing.items()}
         waiting: dict[str, np.ndarray] = {}
         try:
-            stream = encode_rows(
+            stream = self.encode(
                 encoder, shards, split, sorted(by_row), batch_size=batch_size, threads=threads
             )
             for done, (row, features) in enumerate(stream, start=1):
@@ -104,8 +109,8 @@ class EmbeddingCache:
                     store.append(waiting)
                     known |= waiting
                     waiting = {}
-                if progress:
-                    progress(done, len(missing))
+                if self.progress:
+                    self.progress(done, len(missing))
         finally:
             store.append(waiting)
         return _assemble(table, keys, known | waiting)

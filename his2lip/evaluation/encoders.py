@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -82,6 +82,14 @@ class ModelEncoder:
                 "precision": self.model.precision,
             }
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything except the model: another process has its own, which it gives to `bind`."""
+        return {name: value for name, value in vars(self).items() if name not in ("model", "_weights", "key")}
+
+    def bind(self, model: DualEncoder, weights: str | None) -> None:
+        """Gives an encoder that came from another process its model; `weights` as in `__init__`."""
+        self.model, self._weights = model, weights
 
     def crop_key(self, mpp: float | None) -> str:
         return crop_key(self.view, mpp)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import queue
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,8 +29,9 @@ from his2lip.errors import (
 from his2lip.evaluation.baselines import BaselineScorer, applies
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.controls import ControlScorer
-from his2lip.evaluation.embeddings import Counts, EmbeddingCache
+from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, ProgressCallback
 from his2lip.evaluation.grid_cell import CellPlan, DamagedCellError, PromptF1, Scorer, check_stored, run_cell
+from his2lip.evaluation.helpers import Helpers
 from his2lip.evaluation.leaderboard import (
     with_blends,
     with_differences,
@@ -91,6 +96,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class ImageProgress:
+    """How many of the images of one model and dataset that are not cached are embedded so far."""
+
+    model: str
+    dataset: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class GridResult:
     """All grid cells of one call, by model, dataset and protocol.
 
@@ -118,12 +133,13 @@ def run_grid(
     *,
     datasets: Sequence[str] | None = None,
     on_cell: Callable[[CellResult | CellFailure, int, int], None] | None = None,
+    on_images: Callable[[ImageProgress], None] | None = None,
 ) -> GridResult:
     """Scores the grid cells that are not finished. Ray must have been started.
 
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
     stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives, with the
-    number of outcomes so far and in total.
+    number of outcomes so far and in total; `on_images` at most once a second for each model that embeds.
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
@@ -158,6 +174,10 @@ def run_grid(
     groups = [[model, *config.controls_of(model)] for model in config.models]
     work = Work(plans, config, _identities(names))
     for outcome in _on_ray([*groups, baselines], work):
+        if isinstance(outcome, ImageProgress):
+            if on_images is not None:
+                on_images(outcome)
+            continue
         counts.add(outcome.counts)
         _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
         receive(outcome)
@@ -267,10 +287,16 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
     return plans, failed
 
 
-def score_models(entries: Sequence[ModelEntry], work: Work) -> Iterator[Outcome]:
-    """The outcomes of each model in turn. Runs in a Ray task."""
+def score_models(
+    entries: Sequence[ModelEntry],
+    work: Work,
+    *,
+    encode: EncodeRows | None = None,
+    on_images: Callable[[ImageProgress], None] | None = None,
+) -> Iterator[Outcome]:
+    """The outcomes of each model in turn. Runs in a Ray task. `encode` as in `EmbeddingCache`."""
     config = work.config
-    cache = EmbeddingCache(config.cache)
+    cache = EmbeddingCache(config.cache, encode=encode)
     loaded: dict[str, Scorer] = {}  # the last model, which its controls use too
     for entry in entries:
         mine = _plans_of(entry, work.plans)
@@ -283,6 +309,8 @@ def score_models(entries: Sequence[ModelEntry], work: Work) -> Iterator[Outcome]
             continue
         for plan in mine:
             cache.counts = Counts()
+            if on_images is not None:
+                cache.progress = _progress(entry.name, plan.dataset, on_images)
             try:
                 _check_shards(plan)
                 scored = scorer.plan(plan) if isinstance(scorer, ControlScorer) else plan
@@ -297,6 +325,19 @@ def score_models(entries: Sequence[ModelEntry], work: Work) -> Iterator[Outcome]
                     damaged=run.damaged,
                     prompt_f1=run.prompt_f1,
                 )
+
+
+def _progress(model: str, dataset: str, tell: Callable[[ImageProgress], None]) -> ProgressCallback:
+    """A callback for (images done, images in total) that tells them at most once a second."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if (now := time.monotonic()) - told >= 1:
+            told = now
+            tell(ImageProgress(model, dataset, done, total))
+
+    return progress
 
 
 def _check_shards(plan: CellPlan) -> None:
@@ -380,8 +421,8 @@ def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
     return blend(base, model, alpha=entry.blend.alpha)
 
 
-def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outcome]:
-    """One streaming task per group of models; outcomes in the order in which they arrive."""
+def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outcome | ImageProgress]:
+    """One streaming task per group of models; what they yield in the order in which it arrives."""
     import ray
 
     plans, config = work.plans, work.config
@@ -389,7 +430,8 @@ def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outc
     task = ray.remote(_score_shared)
     waiting: dict[Any, dict[CellKey, tuple[ModelEntry, CellPlan]]] = {}  # stream -> outcomes to come
     for group in filter(None, groups):
-        stream = task.options(**_resources(group, config), max_retries=1).remote(list(group), shared)
+        resources = _resources(group, config)
+        stream = task.options(**resources, max_retries=1).remote(list(group), resources, shared)
         waiting[stream] = {
             (e.name, p.dataset, p.protocol_name): (e, p) for e in group for p in _plans_of(e, plans)
         }
@@ -397,7 +439,7 @@ def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outc
         ready: list[Any] = ray.wait(list(waiting), num_returns=1)[0]
         stream = ready[0]
         try:
-            outcome: Outcome = ray.get(next(stream))
+            event: Outcome | ImageProgress = ray.get(next(stream))
         except StopIteration:
             del waiting[stream]
         except ray.exceptions.RayError as error:  # the process of the task died twice
@@ -406,20 +448,48 @@ def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outc
             )
             yield from (Outcome(_failed(e, p, dead)) for e, p in waiting.pop(stream).values())
         else:
-            del waiting[stream][outcome.key]
-            yield outcome
+            if isinstance(event, Outcome):
+                del waiting[stream][event.key]
+            yield event
 
 
-def _score_shared(entries: list[ModelEntry], work: Work) -> Iterator[Outcome]:
+def _score_shared(
+    entries: list[ModelEntry], resources: dict[str, float], work: Work
+) -> Iterator[Outcome | ImageProgress]:
+    """The stream of a task: outcomes, and between them how many images are embedded.
+
+    The work is done in a thread, since it cannot yield from inside of the embedding of a dataset.
+    """
     log_to(work.config.folder)
-    for outcome in score_models(entries, work):
-        cell = outcome.cell
-        place = f"{cell.model} on {cell.dataset} ({cell.protocol})"
-        if isinstance(cell, CellFailure):
-            _log.info("failed: %s: %s\n%s", place, cell.reason, cell.trace)
+    events: queue.SimpleQueue[Outcome | ImageProgress | BaseException | None] = queue.SimpleQueue()
+
+    def score() -> None:
+        first = entries[0]
+        load = None if first.path.startswith(PREFIX) else functools.partial(_load, first, work.config)
+        try:
+            with Helpers(load, resources, work.config.helpers) as helpers:
+                for outcome in score_models(entries, work, encode=helpers.encode, on_images=events.put):
+                    _log_outcome(outcome)
+                    events.put(outcome)
+        except BaseException as error:
+            events.put(error)
         else:
-            _log.info("scored: %s, %d images embedded", place, outcome.counts.images)
-        yield outcome
+            events.put(None)
+
+    threading.Thread(target=score, daemon=True).start()
+    while (event := events.get()) is not None:
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    cell = outcome.cell
+    place = f"{cell.model} on {cell.dataset} ({cell.protocol})"
+    if isinstance(cell, CellFailure):
+        _log.info("failed: %s: %s\n%s", place, cell.reason, cell.trace)
+    else:
+        _log.info("scored: %s, %d images embedded", place, outcome.counts.images)
 
 
 def _gpus(config: BenchmarkConfig) -> float:

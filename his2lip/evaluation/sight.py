@@ -62,7 +62,9 @@ def sight(
     coverage: float | None = float(cut.mean())
     blank = 0
     if view.kind != "squash":
-        measures = EmbeddingCache(cache.root)  # the counts of `cache` are of what a scorer embeds
+        measures = EmbeddingCache(
+            cache.root, encode=cache.encode
+        )  # the counts of `cache` are of what a scorer embeds
         embedded = measures.embed(SeenEncoder(view), shards, split, rows=selection.rows, threads=threads)
         found = embedded.features[:, 0]
         cache.counts.damaged += measures.counts.damaged

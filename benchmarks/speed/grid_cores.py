@@ -1,0 +1,184 @@
+"""A benchmark of one model: on all cores of this machine through helpers, against its own task alone.
+
+python benchmarks/speed/grid_cores.py [--quick] [--images 4096] [--out benchmarks/results/grid_cores.json]
+
+Both programs run the whole grid of one untrained ViT-B/32 on one dataset of generated images with an empty
+cache. Ray is started before; the start of the helpers, loading the model in each, and scoring count. Limit:
+on two cores at most 0.6 of the time of one.
+
+A second part, `nodes`, embeds with a tower that sleeps, on 16 simulated nodes of one CPU each
+(`ray.cluster_utils.Cluster`), against the same work on one. The helpers are started before. Limit: 0.9 of
+linear.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _pairs import Program, arguments, compare, write
+
+LIMIT = 0.6
+LINEAR = 0.9
+NODES = 16
+SLEEP_S = 0.05  # per image; 16 processes that sleep take little of the cores of this machine
+
+
+class SleepingTower:
+    """An encoder whose forward pass is a pause, so that many nodes can be simulated on one machine."""
+
+    width = 1
+    key = "sleeping"
+
+    def crop_key(self, mpp: float | None) -> str:
+        return ""
+
+    def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
+        return np.zeros((1, 1), dtype=np.float32)
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        time.sleep(SLEEP_S * len(crops))
+        return crops
+
+
+def write_images(folder: Path, images: int) -> None:
+    """A dataset of different random images of 224 px; equal bytes would be embedded once."""
+    from his2lip.data.cards import Card
+    from his2lip.data.images import encode_jpeg
+    from his2lip.data.shards import Patch, ShardWriter
+
+    protocol = {
+        "split": "test",
+        "label": "tissue",
+        "classes": {"Stroma": ["Stroma"], "Tumor": ["Tumor"]},
+        "prompts": "tissue",
+        "basis": "ours",
+    }
+    card = Card.model_validate(
+        {
+            "name": "random",
+            "reader": "none",
+            "splits": {"test": {"role": "report"}},
+            "protocols": {"default": protocol},
+        }
+    )
+    draws = np.random.default_rng(0)
+    with ShardWriter(folder, card=card) as writer:
+        for number in range(images):
+            coarse = draws.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+            pixels = coarse.repeat(8, axis=0).repeat(8, axis=1)
+            writer.add(
+                Patch(
+                    patch_id=f"random/{number}.jpg",
+                    image=encode_jpeg(pixels, quality=90),
+                    dataset="random",
+                    split="test",
+                    tissue="Tumor" if number % 2 else "Stroma",
+                    case_id=f"case-{number % 10}",
+                    width=224,
+                    height=224,
+                    mpp=0.5,
+                )
+            )
+
+
+def cores(model: str, shards: Path, work: Path, images: int, repeats: int) -> dict[str, Any]:
+    """The whole grid of one model, with helpers and without."""
+    from his2lip.config import validate
+    from his2lip.evaluation import BenchmarkConfig, run_grid
+
+    fresh = (work / str(i) for i in itertools.count())
+
+    def grid(helpers: int | str) -> None:
+        place = next(fresh)
+        tree = {
+            "models": [model],
+            "datasets": {"random": str(shards)},
+            "baselines": [],
+            "helpers": helpers,
+            "cache": str(place / "cache"),
+            "storage": str(place),
+        }
+        result = run_grid(validate(BenchmarkConfig, tree))
+        assert not result.failed, result.failed
+        assert result.counts.images == images, "an image is embedded twice"
+
+    return compare(
+        Program("task alone", lambda: grid(0)),
+        Program("with helpers", lambda: grid("auto")),
+        repeats=repeats,
+    )
+
+
+def nodes(shards: Path, count: int) -> dict[str, Any]:
+    """Seconds of the same images on `count` nodes and on one, by a tower that sleeps."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from his2lip.data.shards import open_shards
+    from his2lip.evaluation.helpers import Helpers
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20})
+    for _ in range(count - 1):
+        cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    ray.init(address=cluster.address, logging_level="WARNING")
+    ray.cloudpickle.register_pickle_by_value(__import__("__main__"))
+    opened, seconds = open_shards(shards), {}
+    try:
+        for others in (0, count - 1):
+            with Helpers(None, {"num_cpus": 1.0}, most=others) as helpers:
+                helpers.start()
+                begun = time.perf_counter()
+                rows = range(len(opened.table("test", ["patch_id"])))
+                done = list(helpers.encode(SleepingTower(), opened, "test", rows, batch_size=4))
+                seconds[others + 1] = time.perf_counter() - begun
+                assert sorted(row for row, _ in done) == list(rows), "an image is missing or embedded twice"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    return {
+        "nodes": count,
+        "sleep_s_per_image": SLEEP_S,
+        "images": len(rows),
+        "seconds": seconds,
+        "of_linear": seconds[1] / seconds[count] / count,
+    }
+
+
+def main() -> None:
+    """Measures both parts and writes the ratios."""
+    args = arguments(
+        "grid_cores",
+        "one model's benchmark on all cores, and on simulated nodes",
+        lambda parser: parser.add_argument("--images", type=int, default=4096),
+    )
+    images, repeats, count = (96, 1, 2) if args.quick else (args.images, max(args.repeats, 5), NODES)
+    from his2lip.runtime import start_ray, usable_cpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder, "shards"), images)
+        start_ray()
+        import ray
+
+        model = "tiny" if args.quick else "ViT-B-32"
+        pair = cores(model, Path(folder, "shards"), Path(folder), images, repeats)
+        ray.shutdown()
+        scaled = nodes(Path(folder, "shards"), count)
+    result = {
+        "model": model,
+        "images": images,
+        "cores": usable_cpus(),
+        "limit": LIMIT,
+        **pair,
+        "simulated": scaled,
+    }
+    limits = {"time_ratio": pair["time_ratio"] <= LIMIT, "of_linear": scaled["of_linear"] >= LINEAR}
+    write(args, result, limits=limits)
+
+
+if __name__ == "__main__":
+    main()
