@@ -168,16 +168,9 @@ def main() -> None:
         pair = cores(model, Path(folder, "shards"), Path(folder), images, repeats)
         ray.shutdown()
         scaled = nodes(Path(folder, "shards"), count)
-    result = {
-        "model": model,
-        "images": images,
-        "cores": usable_cpus(),
-        "limit": LIMIT,
-        **pair,
-        "simulated": scaled,
-    }
+    setting = {"model": model, "images": images, "cores": usable_cpus(), "limit": LIMIT}
     limits = {"time_ratio": pair["time_ratio"] <= LIMIT, "of_linear": scaled["of_linear"] >= LINEAR}
-    write(args, result, limits=limits)
+    write(args, {**setting, **pair, "simulated": scaled}, limits=limits)
 
 
 if __name__ == "__main__":
