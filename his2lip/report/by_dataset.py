@@ -21,7 +21,9 @@ def fill(inputs: Inputs) -> Section:
     metrics = metric_fields()
     known = [name for name in metrics if any(getattr(c, name) is not None for c in inputs.board.cells)]
     names = [*FIRST, *(name for name in known if name not in FIRST)]
-    described = {name: (metrics[name].title, metrics[name].unit) for name in names}
+    described: dict[str, tuple[str, str]] = {
+        name: (metrics[name].title, metrics[name].unit) for name in names
+    }
     described["coverage"] = ("Tissue seen", FRACTION)
     tables = [
         _table(inputs, name, title, unit, block)

@@ -223,8 +223,7 @@ class StoreRun:
             self.client.set_logged_model_tags(model_id, {BENCHMARK_RUN: known})
         links = [f"[logged model](#/experiments/{self.experiment_id}/models/{ids[0]})"]
         tags = {KIND: MODEL_RUN}
-        if trained:
-            training = trained[0].source_run_id
+        if trained and (training := trained[0].source_run_id):
             tags[TRAINING_RUN] = training
             self.client.set_tag(training, BENCHMARK_RUN, known)
             links.append(f"[training run](#/experiments/{trained[0].experiment_id}/runs/{training})")
