@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 EXPERIMENT = "his2lip-benchmark"
+BOARD = f"{STORAGE}/benchmark/zero-shot"
 
 Baseline = Annotated[
     str | None,
@@ -74,13 +77,26 @@ def benchmark(
 
 @command("report")
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="BENCHMARK", help="The folder of a benchmark, below its storage.")
-    ] = Path(STORAGE, "benchmark/zero-shot"),
+    folders: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BENCHMARK]...",
+            help=f"The folder of a benchmark, below its storage. Default: {BOARD}. "
+            "Several are merged into --out.",
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the pages. Default: `report` in the benchmark's folder.")
+        Path | None,
+        typer.Option(
+            help="Folder of the pages. Default: `report` in the benchmark's folder. Of several benchmarks: "
+            "folder of the merged board."
+        ),
     ] = None,
     baseline: Baseline = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write the predictions of each grid cell as JSON lines."),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -89,21 +105,56 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write the leaderboard as HTML, CSV, Markdown and LaTeX, or verify it.
+    """Write the leaderboard as HTML, CSV, Markdown and LaTeX, merge several, or verify one.
+
+    A merged board has the grid cells of all benchmarks; those that were scored from other data, prompts,
+    weights or code are refused by name.
 
     With --verify, what is different is named by its file, row and column, and the exit code is 1.
     """
+    places = [Path(name) for name in folders or [BOARD]]
     if verify:
-        verify_report(folder)
+        for folder in places:
+            verify_report(folder, out)
         return
+    folder = places[0]
+    if len(places) > 1:
+        folder, out = merge_reports(places, out), None
     say(f"leaderboard: {write_report(folder, out, reference=baseline)}")
+    if samples is not None:
+        from his2lip.evaluation import write_samples
+
+        say(f"samples: {len(write_samples(folder, samples))} files in {samples}")
 
 
-def verify_report(folder: Path) -> None:
-    """Prints what of a board does not follow from its stored predictions; exits with 1 where there is any."""
+def merge_reports(folders: Sequence[Path], out: Path | None) -> Path:
+    """The folder of the board that the boards in `folders` make together."""
+    from his2lip.evaluation import merge_boards
+
+    if out is None:
+        what = "several boards are merged into a folder of their own"
+        raise ConfigError(what, key="--out", fix="name it with --out")
+    merged = merge_boards([str(folder) for folder in folders], str(out))
+    for note in merged.notes:
+        say(f"note: {note}")
+    say(f"merged: {merged.rows} grid cells of {len(folders)} boards")
+    return out
+
+
+def verify_report(folder: Path, pages: Path | None = None) -> None:
+    """Prints what of a board does not follow from its stored predictions; exits with 1 where there is any.
+
+    pages  the folder of its pages, which are compared too; default: `report`, where there is one
+    """
     from his2lip.evaluation import verify_board
+    from his2lip.report import verify_pages
 
     found = verify_board(str(folder))
+    place = pages or folder / "report"
+    if not found.mismatches and place.is_dir():
+        files, mismatches = verify_pages(folder, place)
+        written = [*found.files, *(f"{place.name}/{name}" for name in files)]
+        found = replace(found, files=written, mismatches=mismatches)
     _show_verified(found)
 
 

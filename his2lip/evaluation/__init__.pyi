@@ -11,6 +11,7 @@ from .grid import GridResult as GridResult
 from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
 from .leaderboard import with_differences as with_differences
+from .merge import merge_boards as merge_boards
 from .metrics import Metric as Metric
 from .prompt_bands import DRAWS as DRAWS
 from .prompt_bands import SENTENCES as SENTENCES
@@ -28,9 +29,11 @@ from .results import figures as figures
 from .results import metric_fields as metric_fields
 from .results import read_results as read_results
 from .results import to_csv as to_csv
+from .samples import write_samples as write_samples
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
 from .validation import SelectValidator as SelectValidator
+from .verify import Mismatch as Mismatch
 from .verify import Verified as Verified
 from .verify import verify_board as verify_board
 from .views import MIHIC_FIELD as MIHIC_FIELD

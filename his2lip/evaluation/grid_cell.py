@@ -47,10 +47,10 @@ _REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol
 MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 # Counts that do not decide the predictions: they are computed for finished grid cells too.
 _COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
-_APART_NAME = "(apart)"  # label and prediction of units that are not scored
+APART_NAME = "(apart)"  # label and prediction of units that are not scored
 # Keys of cell.json beside the record's.
 _BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1", "evidence")
-_BY, _UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
+BY, _UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
 
 PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
 
@@ -398,9 +398,9 @@ def _units_in(stored: StoredCell) -> _Units:
         scores=_scores_in(table, classes),
         clusters=Clusters(table["cluster"].to_pylist(), kind, stored.evidence.labels_of),
         breakdown={
-            name.removeprefix(_BY): table[name].to_pylist()
+            name.removeprefix(BY): table[name].to_pylist()
             for name in table.column_names
-            if name.startswith(_BY)
+            if name.startswith(BY)
         },
         ordered=stored.evidence.ordered,
     )
@@ -408,7 +408,7 @@ def _units_in(stored: StoredCell) -> _Units:
 
 def _numbers(table: pa.Table, column: str, classes: Sequence[str]) -> np.ndarray:
     """int64 (U,): the class numbers of a column of names."""
-    number = {name: c for c, name in enumerate(classes)} | {_APART_NAME: APART}
+    number = {name: c for c, name in enumerate(classes)} | {APART_NAME: APART}
     return np.array([number[name] for name in table[column].to_pylist()], dtype=np.int64)
 
 
@@ -518,7 +518,7 @@ def _predictions(plan: CellPlan, scored: Scored, *, prompts: bool) -> pa.Table:
     """The table of `read_predictions`."""
     selection, scores = plan.selection, scored.scores
     assert APART == -1, "the name of the units apart is the last"
-    classes = np.array([*selection.classes, _APART_NAME])
+    classes = np.array([*selection.classes, APART_NAME])
     ends = np.cumsum(np.bincount(selection.unit, minlength=len(selection.unit_ids)))
     in_units = selection.rows[np.argsort(selection.unit, kind="stable")]
     table = {
@@ -530,7 +530,7 @@ def _predictions(plan: CellPlan, scored: Scored, *, prompts: bool) -> pa.Table:
         "rows": pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), pa.array(in_units)),
     }
     table |= {f"score_{name}": scores.scores[:, c] for c, name in enumerate(selection.classes)}
-    table |= {f"{_BY}{name}": pa.array(values, pa.string()) for name, values in selection.breakdown.items()}
+    table |= {f"{BY}{name}": pa.array(values, pa.string()) for name, values in selection.breakdown.items()}
     if prompts:
         chosen = zip(scores.predicted.tolist(), scores.prompt.tolist(), strict=True)
         table["prompt"] = [plan.prompts.sentences[c][1][p] for c, p in chosen]

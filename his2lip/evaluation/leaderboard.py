@@ -43,6 +43,7 @@ from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
 FRAME = "board.json"  # the rows of a board and what they are given beside their grid cells
+_NAMES = ("model", "dataset", "protocol")
 GIVEN = (  # fields of a row that do not follow from its grid cell
     *("model", "dataset", "protocol", "cell", "in_domain", "generated", "basis", "repeated", "cut_prompts"),
     *("overlap_units", "overlap_images", "overlap_cases", "published_accuracy", "published_f1"),
@@ -133,6 +134,12 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return files | {DIGESTS: (json.dumps(digests, indent=1) + "\n").encode()}
+
+
+def row_name(row: CellResult | Mapping[str, Any]) -> str:
+    """How messages name a row, from its record or its fields by name."""
+    tree = row.model_dump(include={*_NAMES}) if isinstance(row, CellResult) else row
+    return f"{tree['model']} on {tree['dataset']} ({tree['protocol']})"
 
 
 def rows_of(folder: str, frame: Frame, cells: Mapping[str, StoredCell]) -> list[CellResult]:

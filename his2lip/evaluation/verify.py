@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from his2lip.config import resolved
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, read_cell
-from his2lip.evaluation.leaderboard import Frame, leaderboard_files, rows_of
+from his2lip.evaluation.leaderboard import Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
 from his2lip.files import filesystem
 
@@ -90,12 +90,6 @@ def verify_board(folder: str) -> Verified:
         found += own
         notes += [note] if note else []
     return Verified(rows, list(expected), list(dict.fromkeys(found)), notes)
-
-
-def row_name(row: Any) -> str:
-    """How mismatches name a row, from its record or its fields by name."""
-    tree = row if isinstance(row, dict) else row.model_dump(include={"model", "dataset", "protocol"})
-    return f"{tree['model']} on {tree['dataset']} ({tree['protocol']})"
 
 
 def _digests(folder: str) -> dict[str, str]:

@@ -100,6 +100,7 @@ def fill(inputs: Inputs) -> Section | None:
                 figure.update_layout(**clear).to_html(
                     full_html=False,
                     include_plotlyjs=i == 0,
+                    div_id=f"plot-{i}",  # else it is drawn at random, and no page is written twice the same
                     config={"displaylogo": False, "responsive": True},
                 )
             ),

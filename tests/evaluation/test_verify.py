@@ -38,6 +38,7 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
+from his2lip.report.verification import verify_pages
 
 Write = Callable[..., ShardSet]
 CLASSES = ("negative", "positive")
@@ -154,6 +155,42 @@ def test_the_command_prints_what_is_different_and_exits_with_1(board: tuple[str,
     run = CliRunner().invoke(app, ["report", folder, "--verify"])
     assert run.exit_code == 1
     assert cells[0].cell in run.output.replace("\n", "")
+
+
+def test_pages_are_compared_with_the_board_too(board: tuple[str, list[CellResult]]) -> None:
+    folder, _ = board
+    assert CliRunner().invoke(app, ["report", folder, "--baseline", "baseline:majority"]).exit_code == 0
+    files, found = verify_pages(Path(folder), Path(folder, "report"))
+    assert (found, {"index.html", "leaderboard.md", "differences.csv"} <= {*files}) == ([], True)
+    page = Path(folder, "report/leaderboard.md")
+    page.write_text(page.read_text(encoding="utf-8").replace("majority", "minority", 1), encoding="utf-8")
+    table = Path(folder, "report/differences.csv")
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    table.write_text("".join([lines[0], lines[1].replace("toy", "boy"), *lines[2:]]), encoding="utf-8")
+    run = CliRunner().invoke(app, ["report", folder, "--verify"])
+    assert run.exit_code == 1
+    _, found = verify_pages(Path(folder), Path(folder, "report"))
+    in_table = [(m.file, m.row, m.column) for m in found if m.column]
+    assert in_table == [("report/differences.csv", "row 1", "dataset")]
+    assert "report/leaderboard.md" in {m.file for m in found}
+
+
+def test_samples_have_a_line_for_each_unit_from_which_the_figures_follow(
+    board: tuple[str, list[CellResult]], tmp_path: Path
+) -> None:
+    folder, cells = board
+    run = CliRunner().invoke(app, ["report", folder, "--samples", str(tmp_path / "samples")])
+    assert run.exit_code == 0, run.output
+    files = sorted((tmp_path / "samples").iterdir())
+    assert len(files) == len(cells)
+    first = next(f for f in files if f.name == f"m_seed_1.toy.default.{cells[0].cell[:8]}.jsonl")
+    lines = [json.loads(line) for line in first.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == cells[0].n
+    assert np.mean([line["right"] for line in lines]) == pytest.approx(cells[0].accuracy)
+    for line in lines:
+        assert line["predicted"] == max(line["scores"], key=line["scores"].get)
+        assert (line["split"], len(line["rows"]), line["prompt"][:8]) == ("test", 1, line["predicted"])
+    assert len({(line["patch_id"], *line["rows"]) for line in lines}) == len(lines)
 
 
 def test_a_folder_without_a_board_cannot_be_verified(tmp_path: Path) -> None:

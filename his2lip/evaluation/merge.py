@@ -1,0 +1,177 @@
+"""Boards of several machines as one: the grid cells of all, and a leaderboard of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from his2lip.errors import ConfigError
+from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, cell_folder, read_cell
+from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
+from his2lip.files import filesystem, write_file
+
+Key = tuple[str, str, str]  # model, dataset, protocol
+
+_OF_DATA = {
+    "units and labels": "split_sha256",
+    "images": "images_sha256",
+    "cases and groups": "groups_sha256",
+}
+_OF_CELL = {
+    **_OF_DATA,
+    "protocol version": "protocol_version",
+    "prompts": "prompts_sha256",
+    "weights": "weights_sha256",
+    "encoder": "encoder",
+}
+_MOST = 5  # refusals that an error shows
+_FILES = ("predictions.parquet", "cell.json")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged board: the path of its leaderboard.csv, its number of rows, and what should be known of it."""
+
+    leaderboard: str
+    rows: int
+    notes: Sequence[str]
+
+
+def merge_boards(folders: Sequence[str], out: str) -> Merged:
+    """Writes the board of all grid cells below `folders` into `out`, with their predictions.
+
+    A grid cell that several boards have is taken from the first. Raises ConfigError, with the digest as
+    `key`, where a row of the same model, dataset and protocol was scored from other data, prompts, weights or
+    code, and where models would be in one column that were scored on other units or with other prompts.
+    """
+    _check_out(folders, out)
+    frames = {folder: Frame.read(folder) for folder in folders}
+    given: dict[Key, Mapping[str, Any]] = {}
+    kept: dict[Key, tuple[str, StoredCell]] = {}
+    refused: list[tuple[str, str]] = []  # (field, sentence)
+    notes: list[str] = []
+    for folder, frame in frames.items():
+        for row in frame.rows:
+            key = (row["model"], row["dataset"], row["protocol"])
+            stored = _stored(folder, row)
+            if key not in kept:
+                given[key], kept[key] = row, (folder, stored)
+                continue
+            first, other = kept[key]
+            differ = _other_inputs(other, stored)
+            refused += [
+                (name, f"{row_name(row)}: {what} in {folder} than in {first}") for name, what in differ
+            ]
+            notes += [] if differ else _other_predictions(row, other, stored, folder=folder, first=first)
+    refused += _mixed_columns(kept)
+    if refused:
+        shown = "; ".join(what for _, what in refused[:_MOST])
+        more = f"; and {len(refused) - _MOST} more" if len(refused) > _MOST else ""
+        fix = "score them from the same inputs, or leave the row out of one benchmark"
+        raise ConfigError(
+            f"these boards cannot be merged: {shown}{more}", where=out, key=refused[0][0], fix=fix
+        )
+    references = list(dict.fromkeys(f.reference for f in frames.values() if f.reference is not None))
+    if len(references) > 1:
+        notes.append(f"differences are from {references[0]}, and not from {', '.join(references[1:])}")
+    failed = [f for frame in frames.values() for f in frame.failed if _key(f) not in kept]
+    whole = Frame(
+        rows=list(given.values()),
+        failed=failed,
+        reference=references[0] if references else None,
+        margin=next((f.margin for f in frames.values() if f.margin is not None), None),
+        merged_from=list(folders),
+    )
+    for folder, stored in kept.values():
+        _copy(folder, stored.result.cell, out)
+    rows = rows_of(out, whole, {stored.result.cell: stored for _, stored in kept.values()})
+    return Merged(write_board(out, rows, whole), len(rows), notes)
+
+
+def _check_out(folders: Sequence[str], out: str) -> None:
+    """Raises ConfigError where `out` has a board that is not a merged one, which would be lost."""
+    system, path = filesystem(out)
+    is_board = system.get_file_info(f"{path}/leaderboard.csv").is_file
+    if not is_board and system.get_file_info(f"{path}/{FRAME}").is_file:
+        is_board = True
+    if is_board and (Path(out) in map(Path, folders) or not Frame.read(out).merged_from):
+        what = "this folder has the board of a benchmark, which would be replaced"
+        raise ConfigError(what, where=out, key="--out", fix="name another folder with --out")
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["model"], row["dataset"], row["protocol"]
+
+
+def _stored(folder: str, row: Mapping[str, Any]) -> StoredCell:
+    try:
+        return read_cell(folder, row["cell"], row)
+    except DamagedCellError as error:
+        what = f"the grid cell of {row_name(row)} cannot be used: {error}"
+        fix = "run his2lip benchmark there again"
+        raise ConfigError(what, where=folder, key=row["cell"], fix=fix) from None
+
+
+def _other_inputs(one: StoredCell, other: StoredCell) -> list[tuple[str, str]]:
+    """(field, what is different) of two grid cells of one model, dataset and protocol."""
+    found = [
+        (name, f"another digest of {what} ({name})" if name.endswith("sha256") else f"another {what}")
+        for what, name in _OF_CELL.items()
+        if getattr(one.result, name) != getattr(other.result, name)
+    ]
+    versions = one.evidence.code_version, other.evidence.code_version
+    if versions[0] != versions[1]:
+        found.append(("code_version", f"another code version ({versions[1]}, not {versions[0]})"))
+    if not found and one.result.cell != other.result.cell:
+        found.append(("cell", "another protocol or further prompts (cell)"))
+    return found
+
+
+def _other_predictions(
+    row: Mapping[str, Any], one: StoredCell, other: StoredCell, *, folder: str, first: str
+) -> list[str]:
+    """A note where the same inputs gave other predictions, as rounding on another machine can."""
+    pairs = zip(
+        one.predictions["predicted"].to_pylist(), other.predictions["predicted"].to_pylist(), strict=True
+    )
+    changed = sum(a != b for a, b in pairs)
+    if not changed:
+        return []
+    what = f"{changed} of {len(one.predictions)} units are predicted otherwise in {folder}"
+    return [f"{row_name(row)}: {what}; those of {first} are used"]
+
+
+def _mixed_columns(kept: Mapping[Key, tuple[str, StoredCell]]) -> list[tuple[str, str]]:
+    """(field, what is different) of models that would share a column without sharing its data and prompts."""
+    found = []
+    first: dict[tuple[Any, ...], tuple[str, StoredCell]] = {}
+    for folder, stored in kept.values():
+        result = stored.result
+        names = dict(_OF_DATA)
+        # A control and a baseline have prompts of their own, or none.
+        kind = "" if result.is_baseline else "model"
+        if kind:
+            names["prompts"] = "prompts_sha256"
+        place = (result.dataset, result.protocol, result.protocol_version, kind)
+        where, other = first.setdefault(place, (folder, stored))
+        found += [
+            (
+                name,
+                f"{result.dataset} ({result.protocol}): another digest of {what} ({name}) for {result.model} "
+                f"in {folder} than for {other.result.model} in {where}",
+            )
+            for what, name in names.items()
+            if getattr(result, name) != getattr(other.result, name) and folder != where
+        ]
+    return found
+
+
+def _copy(folder: str, identity: str, out: str) -> None:
+    """Copies a stored grid cell; cell.json is last, which marks it as finished."""
+    source, base = filesystem(cell_folder(folder, identity))
+    target, place = filesystem(cell_folder(out, identity))
+    for name in _FILES:
+        with source.open_input_stream(f"{base}/{name}") as file:
+            write_file(target, f"{place}/{name}", bytes(file.read()))

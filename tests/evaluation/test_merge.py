@@ -1,0 +1,114 @@
+"""Boards of several machines as one, and what must not be merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cell_results import plan_of
+from typer.testing import CliRunner
+
+from his2lip.cli.app import app
+from his2lip.config import digest
+from his2lip.data.shards.reader import ShardSet
+from his2lip.errors import ConfigError
+from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.grid_cell import CellPlan, cell_folder, run_cell
+from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.merge import merge_boards
+from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.results import CellResult, read_results
+from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.verify import verify_board
+from his2lip.models.load import load_model
+
+Write = Callable[..., ShardSet]
+MakeBoard = Callable[..., str]
+
+
+@pytest.fixture
+def plan(write_shards: Write) -> CellPlan:
+    return plan_of(write_shards())
+
+
+@pytest.fixture
+def make(tmp_path: Path, plan: CellPlan) -> MakeBoard:
+    """make(name, {model: seed}, plan=…) -> the folder of a board with these models and `majority`."""
+    cache = EmbeddingCache(str(tmp_path / "cache"))
+
+    def make(name: str, seeds: dict[str, int], plan: CellPlan = plan) -> str:
+        folder = str(tmp_path / name)
+        scorers = [ModelScorer(model, load_model("tiny", seed=seed), cache) for model, seed in seeds.items()]
+        majority = BaselineScorer("baseline:majority", cache)
+        rows = [run_cell(scorer, plan, folder).result for scorer in (*scorers, majority)]
+        write_leaderboard(folder, rows, [])
+        return folder
+
+    return make
+
+
+def merged(folders: list[str], out: Path) -> list[CellResult]:
+    return read_results(Path(merge_boards(folders, str(out)).leaderboard))
+
+
+def test_two_boards_make_one_that_is_verified_and_has_a_page(make: MakeBoard, tmp_path: Path) -> None:
+    a, b = make("a", {"one": 1, "both": 3}), make("b", {"two": 2, "both": 3})
+    out = tmp_path / "c"
+    run = CliRunner().invoke(app, ["report", a, b, "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    rows = read_results(out / "leaderboard.csv")
+    assert [r.model for r in rows] == ["one", "both", "baseline:majority", "two"]
+    assert (out / "report/index.html").is_file()
+    found = verify_board(str(out))
+    assert (list(found.mismatches), list(found.cells)) == ([], rows)
+    assert merged([a, b], out) == rows, "a merged board may be merged again"
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([a, b], a)
+    assert caught.value.key == "--out"
+
+
+def test_one_model_of_other_weights_or_prompts_is_refused_by_name(
+    make: MakeBoard, plan: CellPlan, tmp_path: Path
+) -> None:
+    first = make("a", {"m": 1})
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, make("b", {"m": 2})], str(tmp_path / "c"))
+    assert caught.value.key == "weights_sha256"
+    assert "m on toy (default)" in str(caught.value)
+    prompts = PromptSet.build("other", {"negative": ["pale"], "positive": ["brown"]})
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, make("d", {"m": 1}, replace(plan, prompts=prompts))], str(tmp_path / "c"))
+    assert caught.value.key == "prompts_sha256"
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, make("e", {"n": 1}, replace(plan, prompts=prompts))], str(tmp_path / "c"))
+    assert caught.value.key == "prompts_sha256", "other models of one column have the same prompts"
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_labels_and_other_code_are_refused_by_name(
+    make: MakeBoard, plan: CellPlan, tmp_path: Path
+) -> None:
+    first = make("a", {"m": 1})
+    labels = 1 - plan.selection.labels
+    selection = replace(plan.selection, labels=labels, split_sha256="of other labels")
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, make("b", {"n": 1}, replace(plan, selection=selection))], str(tmp_path / "c"))
+    assert caught.value.key == "split_sha256"
+    other = make("d", {"m": 1})
+    path = Path(cell_folder(other, read_results(Path(other, "leaderboard.csv"))[0].cell), "cell.json")
+    tree = json.loads(path.read_text())
+    tree["evidence"]["code_version"] = "0.0+old"
+    tree["sha256"] = digest({key: value for key, value in tree.items() if key != "sha256"})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, other], str(tmp_path / "c"))
+    assert caught.value.key == "code_version"
+
+
+def test_several_boards_need_a_folder_of_their_own(make: MakeBoard) -> None:
+    a = make("a", {"m": 1})
+    assert CliRunner().invoke(app, ["report", a, a]).exit_code != 0
