@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import His2lipError
@@ -17,9 +19,16 @@ CHECKPOINT = "checkpoint"  # parameter: what loads a model
 
 
 def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
-    """Writes the models and the grid cells of a benchmark to its run, as child runs and logged models."""
+    """Writes the models and the grid cells of a benchmark to its run, as child runs and logged models.
+
+    The plots are drawn into the folder of the benchmark.
+    """
     from his2lip.config import digest
-    from his2lip.report import MEAN, summaries
+    from his2lip.report import MEAN, draw_board, summaries
+
+    plots = Path(config.folder, "report", "plots")
+    for image in draw_board(result.cells, plots):
+        run.artifact(image, "plots")
 
     rows = summaries(result.cells)
     entries = {entry.name: entry for entry in config.models}
@@ -39,7 +48,11 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
             params={"baseline": row.is_baseline, "weights_sha256": row.weights, **known, **row.bases},
             headline=[name for name in row.figures if name.startswith(MEAN)],
             note=row.note,
+            images=_drawn(result.cells, row.model, plots / child[:16]),
         )
+    for old in plots.glob("*/"):
+        if not any(child.startswith(old.name) for child in models):
+            shutil.rmtree(old)
     run.table(_columns(rows, result.cells), sort=MEAN)
 
 
@@ -64,6 +77,13 @@ def _record_cell(run: Run, child: str, cell: CellResult, facts: dict[str, Any]) 
         },
         order_depends_on_prompts=cell.order_depends_on_prompts,
     )
+
+
+def _drawn(cells: Sequence[CellResult], model: str, folder: Path) -> list[Path]:
+    """The plots of a model, drawn once for the same figures."""
+    from his2lip.report import draw_model
+
+    return sorted(folder.glob("*.png")) or draw_model(cells, model, folder)
 
 
 def _columns(rows: Sequence[Summary], cells: Sequence[CellResult]) -> list[Column]:

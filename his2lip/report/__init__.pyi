@@ -1,4 +1,6 @@
 from .dataset_page import write_page as write_page
+from .images import draw_board as draw_board
+from .images import draw_model as draw_model
 from .model_figures import DECIMALS as DECIMALS
 from .model_figures import MEAN as MEAN
 from .model_figures import Summary as Summary

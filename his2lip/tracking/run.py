@@ -110,15 +110,18 @@ class Run:
         params: Mapping[str, Any],
         headline: Collection[str],
         note: str,
+        images: Sequence[Path] = (),
     ) -> None:
         """All figures of one model as a child run, linked with its logged models and with its training run.
 
         headline  the metrics that its logged models get too
         note      its description, Markdown
+        images    plots
         """
+        files = [str(image.absolute()) for image in images]
         self._add(
             "model_run", id=run_id, model=model, metrics=dict(metrics), params=dict(params),
-            headline=list(headline), note=note, time=now(),
+            headline=list(headline), note=note, images=files, time=now(),
         )  # fmt: skip
 
     def table(self, columns: Sequence[Column], *, sort: str) -> None:

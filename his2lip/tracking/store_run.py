@@ -105,10 +105,7 @@ class StoreRun:
 
     def artifact(self, *, path: str, folder: str | None) -> None:
         """A file, or a folder with its content; nothing where it was removed meanwhile."""
-        if Path(path).is_dir():
-            self.client.log_artifacts(self.run_id, path, folder)
-        elif Path(path).exists():
-            self.client.log_artifact(self.run_id, path, folder)
+        _log_file(self.client, self.run_id, path, folder)
 
     def dataset(self, *, name: str, digest: str, uri: str, context: str) -> None:
         _log_dataset(self.client, self.run_id, name, digest=digest, uri=uri, context=context)
@@ -200,6 +197,7 @@ class StoreRun:
         params: Mapping[str, Any],
         headline: Collection[str],
         note: str,
+        images: Sequence[str],
         time: int,
     ) -> None:
         """All figures of one model as a child run, whose inputs are the logged models with its weights.
@@ -221,6 +219,8 @@ class StoreRun:
             shown = {key: value for key, value in metrics.items() if key in headline}
             self.client.log_batch(known, metrics=_metrics(shown, 0, time, model_id=model_id))
             self.client.set_logged_model_tags(model_id, {BENCHMARK_RUN: known})
+        for image in images:
+            _log_file(self.client, known, image, "plots")
         links = [f"[logged model](#/experiments/{self.experiment_id}/models/{ids[0]})"]
         tags = {KIND: MODEL_RUN}
         if trained and (training := trained[0].source_run_id):
@@ -308,6 +308,14 @@ def _log_params(
     leaves = [leaf for leaf in leaves if leaf.key not in known]
     for start in range(0, len(leaves), 100):
         client.log_batch(run_id, params=leaves[start : start + 100])
+
+
+def _log_file(client: MlflowClient, run_id: str, path: str, folder: str | None) -> None:
+    """Stores a file, or a folder with its content; nothing where it was removed meanwhile."""
+    if Path(path).is_dir():
+        client.log_artifacts(run_id, path, folder)
+    elif Path(path).exists():
+        client.log_artifact(run_id, path, folder)
 
 
 def _log_dataset(

@@ -20,7 +20,7 @@ from loopback import on_loopback
 from his2lip.cli.benchmark import EXPERIMENT
 from his2lip.cli.benchmark_record import record_benchmark
 from his2lip.config import validate
-from his2lip.evaluation import BenchmarkConfig, CellResult, GridResult
+from his2lip.evaluation import BenchmarkConfig, CellResult, Compared, GridResult
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
@@ -57,6 +57,8 @@ def cells(weights: dict[str, str]) -> list[CellResult]:
             model=model, dataset=dataset, weights_sha256=weights.get(model, model), chance_corrected=mean,
             macro_f1=f1, macro_f1_lo=f1 - 0.05, macro_f1_hi=f1 + 0.04, chance_corrected_lo=mean - 0.1,
             chance_corrected_hi=mean + 0.1, cell=f"{model} on {dataset}", confusion=[[4, 1], [2, 3]],
+            prompt_f1_median=f1, prompt_f1_lo=f1 - 0.02, prompt_f1_hi=f1 + 0.02, reference="first",
+            compared={"macro_f1": Compared(top=False, detectable=None, difference=f1 - scores[0])},
         )
         for model, (means, scores) in FIGURES.items()
         for dataset, mean, f1 in zip(DATASETS, means, scores, strict=True)
@@ -76,7 +78,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with tracker.run("his2lip-train", "strongest", {}, tags={RUN_ID: "t"}, beside=folder) as run:
         run.checkpoint(best, "strongest", meta)
     models = [{"name": name, "path": str(best)} for name in FIGURES if not name.startswith("baseline")]
-    config = validate(BenchmarkConfig, {"name": "zoo", "models": models, "datasets": list(DATASETS)})
+    tree = {"name": "zoo", "models": models, "datasets": list(DATASETS), "storage": str(folder)}
+    config = validate(BenchmarkConfig, tree)
     result = GridResult(cells({"strongest": meta["tensor_digest"]}), [], "")
     with tracker.run(EXPERIMENT, "zoo", {}, tags={RUN_ID: "b"}, beside=folder) as run:
         record_benchmark(run, config, result)
@@ -162,3 +165,15 @@ def test_a_model_run_has_rounded_figures_with_their_base_and_the_parameters_of_i
     assert run.data.params["optim.lr"] == "0.001"
     assert Path(run.data.params["checkpoint"]).is_dir()
     assert "| bcdata | 0.9512 | 0.9012 to 0.9912; n = 10, 5 cases |" in run.data.tags[NOTE]
+
+
+def test_the_runs_have_their_plots_as_images(store: Store) -> None:
+    client = store.tracker.client
+    (benchmark,) = (e for e in client.search_experiments() if e.name == EXPERIMENT)
+
+    def images(run_name: str) -> set[str]:
+        (run,) = client.search_runs([benchmark.experiment_id], f"attributes.run_name = '{run_name}'")
+        return {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "plots")}
+
+    assert images("zoo") == {"models_by_datasets.png", "differences.png", "prompt_bands.png"}
+    assert images("specialist") == {"confusion.png"}

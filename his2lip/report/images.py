@@ -1,0 +1,200 @@
+"""Plots as PNG images, which MLflow shows among the artifacts of a run: of a board, and of one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from his2lip.evaluation import CellResult
+from his2lip.report.board import Board, heading
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI = 110
+_INCHES_PER_ROW, _INCHES_PER_COLUMN = 0.34, 1.15
+_MATRIX_INCHES, _MATRICES_PER_ROW = 3.4, 3
+_WORDS = 18  # letters of a name beside a matrix
+
+
+def draw_board(cells: Sequence[CellResult], folder: Path) -> list[Path]:
+    """Draws models x datasets, differences from the reference and prompt bands, as far as there are any."""
+    board = Board(cells)
+    return _draw(
+        board,
+        folder,
+        {"models_by_datasets": _heat_map, "differences": _differences, "prompt_bands": _prompt_bands},
+    )
+
+
+def draw_model(cells: Sequence[CellResult], model: str, folder: Path) -> list[Path]:
+    """Draws the confusion matrices of a model."""
+    own = Board([cell for cell in cells if cell.model == model])
+    return _draw(own, folder, {"confusion": _confusion})
+
+
+Drawing = Callable[[Board], "Figure | None"]
+
+
+def _draw(board: Board, folder: Path, drawings: dict[str, Drawing]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, drawing in drawings.items():
+        figure = drawing(board)
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if figure is not None:
+            figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+            written.append(path)
+    return written
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    from matplotlib.figure import Figure as New  # not pyplot, which keeps figures and chooses a window system
+
+    figure = New(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _title(what: str, board: Board) -> str:
+    return f"{what} (generated twins)" if board.generated else what
+
+
+def _heat_map(board: Board) -> Figure | None:
+    """Macro F1 in percent of each model (rows) on each column of the board, with its interval."""
+    if not board.cells:
+        return None
+    found = [[board.cell(model, column) for column in board.columns] for model in board.models]
+    values = np.array([[math.nan if cell is None else 100 * cell.macro_f1 for cell in row] for row in found])
+    size = 2.5 + _INCHES_PER_COLUMN * values.shape[1], 1.8 + 1.4 * _INCHES_PER_ROW * values.shape[0]
+    figure = _figure(*size, _title("Macro F1 in percent, with the 95 % interval where there is one", board))
+    axes = figure.subplots()
+    axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    axes.set_xticks(
+        range(len(board.columns)),
+        [_base(board, c) for c in board.columns],
+        rotation=40,
+        ha="right",
+        fontsize=7,
+    )
+    axes.set_yticks(range(len(board.models)), board.models, fontsize=8)
+    for (row, column), value in np.ndenumerate(values):
+        cell = found[row][column]
+        if cell is not None:
+            limits = cell.interval("macro_f1")
+            text = f"{value:.1f}" + (
+                "" if limits is None else "\n{:.0f} to {:.0f}".format(*(100 * x for x in limits))
+            )
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="black" if value > 60 else "white",
+            )
+    return figure
+
+
+def _base(board: Board, column: str) -> str:
+    return "\n".join([column, *board.sizes(column)])
+
+
+def _differences(board: Board) -> Figure | None:
+    """The difference of every model from the reference in macro F1, in points, one panel per column."""
+    if board.reference is None:
+        return None
+    return _panels(
+        board,
+        f"Macro F1: difference from {board.reference}, points, 95 % for all pairs together",
+        _difference,
+    )
+
+
+def _difference(cell: CellResult) -> tuple[float, float, float] | None:
+    found = cell.compared.get("macro_f1")
+    if found is None or found.difference is None:
+        return None
+    low, high = found.difference_lo, found.difference_hi
+    if low is None or high is None:
+        low = high = found.difference
+    return found.difference, low, high
+
+
+def _prompt_bands(board: Board) -> Figure | None:
+    """The median and the 5 to 95 % band of macro F1 over prompt draws, one panel per column."""
+    return _panels(board, "Macro F1 over 200 prompt draws, percent: median, and 5 to 95 %", _band)
+
+
+def _band(cell: CellResult) -> tuple[float, float, float] | None:
+    median, low, high = cell.prompt_f1_median, cell.prompt_f1_lo, cell.prompt_f1_hi
+    return None if median is None or low is None or high is None else (median, low, high)
+
+
+def _panels(
+    board: Board, title: str, spread: Callable[[CellResult], tuple[float, float, float] | None]
+) -> Figure | None:
+    """One panel per column with a point and a line for every model that has a spread there."""
+    spreads = {
+        (heading(cell), cell.model): found for cell in board.cells if (found := spread(cell)) is not None
+    }
+    columns = [c for c in board.columns if any(column == c for column, _ in spreads)]
+    models = [m for m in reversed(board.models) if any(model == m for _, model in spreads)]
+    if not columns:
+        return None
+    across = min(len(columns), 4)
+    down = math.ceil(len(columns) / across)
+    figure = _figure(2 + 2.6 * across, 1 + down * (1.0 + _INCHES_PER_ROW * len(models)), _title(title, board))
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes, column in zip(panels, columns, strict=False):
+        axes.set_title(_base(board, column), fontsize=7)
+        if spread is _difference:
+            axes.axvline(0, color="#999", linewidth=0.8)
+        for y, model in enumerate(models):
+            if (found := spreads.get((column, model))) is not None:
+                middle, low, high = (100 * x for x in found)
+                axes.plot([low, high], [y, y], color="#36c", linewidth=2)
+                axes.plot(middle, y, "o", color="#36c", markersize=4)
+        axes.set_yticks(range(len(models)), models, fontsize=7)
+        axes.tick_params(axis="x", labelsize=7)
+    for axes in panels[len(columns) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _confusion(board: Board) -> Figure | None:
+    """The confusion matrix on every column: rows are the labels, their shares of the row are the colours."""
+    if not board.cells:
+        return None
+    across = min(len(board.cells), _MATRICES_PER_ROW)
+    down = math.ceil(len(board.cells) / across)
+    title = _title(f"{board.cells[0].model}: units by label (row) and predicted class (column)", board)
+    figure = _figure(_MATRIX_INCHES * across, 0.4 + _MATRIX_INCHES * down, title)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, cell in zip(panels, board.cells, strict=False):
+        _matrix(axes, cell)
+    for axes in panels[len(board.cells) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _matrix(axes: Axes, cell: CellResult) -> None:
+    counts = np.array(cell.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    names = [name if len(name) <= _WORDS else f"{name[: _WORDS - 1]}…" for name in cell.classes]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_title(f"{heading(cell)}\n{cell.size}", fontsize=7)
+    for (row, column), count in np.ndenumerate(counts):
+        dark = shares[row, column] > 0.6
+        axes.text(
+            column, row, str(count), ha="center", va="center", fontsize=6, color="white" if dark else "black"
+        )
