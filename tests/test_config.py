@@ -271,6 +271,7 @@ def test_every_option_of_a_command_has_a_meaning(kind: type[Config]) -> None:
         (TrainConfig, "train/train_tiny.yaml"),
         (SweepConfig, "tune/loss_weights.yaml"),
         (BenchmarkConfig, "benchmarks/zero_shot.yaml"),
+        (BenchmarkConfig, "benchmarks/retrieval.yaml"),
     ],
 )
 def test_files_of_the_project_fit_the_json_schema(kind: type[Config], file: str) -> None:

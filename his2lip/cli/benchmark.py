@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         GridResult,
         ImageProgress,
         ModelEntry,
+        TaskCell,
         Verified,
     )
 
@@ -194,7 +195,7 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
         with ProgressBar(config.name) as bar:
             cells = "0 grid cells"
 
-            def on_cell(cell: CellResult | CellFailure, done: int, total: int) -> None:
+            def on_cell(cell: CellResult | TaskCell | CellFailure, done: int, total: int) -> None:
                 nonlocal cells
                 cells = f"{done} of {total} grid cells"
                 bar.update(f"{cells}, {cell.model} on {cell.dataset}", done=done, total=total)
@@ -256,7 +257,26 @@ def _show_licences(config: BenchmarkConfig) -> None:
 
 
 def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
-    """Macro F1 of every model on every dataset with its interval, the failures, and where the files are."""
+    """The figures of every model on every dataset, the failures, and where the files are."""
+    if result.cells:
+        _show_figures(result)
+    _show_tasks(result)
+    for failure in result.failed:
+        say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
+    for what in result.damaged:
+        say(f"damaged, made again: {what}")
+    finished = len(result.cells) + len(result.tasks) - result.ran
+    say(f"{result.ran} grid cells scored now, {finished} were finished; "
+        f"{result.counts.images} images embedded")  # fmt: skip
+    if any(model.blend is not None for model in config.models):
+        curve = page.with_name("alpha.csv")
+        none = "none; it needs a dataset that the tuned model was trained on, and one that it was not"
+        say(f"curve over alpha: {curve if curve.is_file() else none}")
+    say(f"leaderboard: {page}")
+
+
+def _show_figures(result: GridResult) -> None:
+    """Macro F1 of every model on every dataset, and what to know about these figures."""
     columns = list(dict.fromkeys((c.dataset, c.protocol) for c in result.cells))
     scores = {(c.model, c.dataset, c.protocol): _with_interval(c) for c in result.cells}
     models = list(dict.fromkeys(c.model for c in result.cells))
@@ -280,17 +300,21 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
             say(f"{cell.model} on {cell.dataset} ({cell.protocol}): {note}")
     _show_prompt_order(result)
     _show_seen(result)
-    for failure in result.failed:
-        say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
-    for what in result.damaged:
-        say(f"damaged, made again: {what}")
-    say(f"{result.ran} grid cells scored now, {len(result.cells) - result.ran} were finished; "
-        f"{result.counts.images} images embedded")  # fmt: skip
-    if any(model.blend is not None for model in config.models):
-        curve = page.with_name("alpha.csv")
-        none = "none; it needs a dataset that the tuned model was trained on, and one that it was not"
-        say(f"curve over alpha: {curve if curve.is_file() else none}")
-    say(f"leaderboard: {page}")
+
+
+def _show_tasks(result: GridResult) -> None:
+    """The figures of every task, in one table per dataset."""
+    for task, dataset in dict.fromkeys((cell.task, cell.dataset) for cell in result.tasks):
+        own = [cell for cell in result.tasks if (cell.task, cell.dataset) == (task, dataset)]
+        shown = [name for name in own[0].rows[0].figures if not name.endswith("_chance")]
+        note = " (generated twin)" if own[0].generated else ""
+        say(f"{task} on {dataset}{note}: percent, ranks from 1")
+        rows = [
+            [cell.model, row.name, row.size, *(str(row.figures[name]) for name in shown)]
+            for cell in own
+            for row in cell.rows
+        ]
+        wide_table(["model", ", ".join(own[0].rows[0].setting), "of", *shown], rows)
 
 
 def _with_interval(cell: CellResult) -> str:

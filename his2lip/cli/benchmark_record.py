@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from his2lip.errors import His2lipError
 
 if TYPE_CHECKING:
-    from his2lip.evaluation import BenchmarkConfig, CellResult, GridResult, ModelEntry
+    from his2lip.evaluation import BenchmarkConfig, CellResult, GridResult, ModelEntry, TaskCell
     from his2lip.report import Summary
     from his2lip.tracking import Column, Run
 
@@ -32,13 +32,17 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
 
     rows = summaries(result.cells)
     entries = {entry.name: entry for entry in config.models}
-    facts = {row.model: _facts(entries[row.model]) if row.model in entries else {} for row in rows}
+    named = dict.fromkeys([*(row.model for row in rows), *(task.model for task in result.tasks)])
+    facts = {model: _facts(entries[model]) if model in entries else {} for model in named}
     # A cell's record also has its order with the other models, which changes when one is added.
     cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
     models = {digest({"summary": asdict(row), "facts": facts[row.model]}): row for row in rows}
-    run.keep_children([*cells, *models])
+    tasks = {digest({"cell": t.cell, "model": t.model}): t for t in result.tasks}
+    run.keep_children([*cells, *models, *tasks])
     for child, cell in cells.items():
         _record_cell(run, child, cell, facts[cell.model])
+    for child, task in tasks.items():
+        _record_task(run, child, task, facts[task.model])
     for child, row in models.items():
         known = facts[row.model]
         run.model_run(
@@ -84,6 +88,26 @@ def _drawn(cells: Sequence[CellResult], model: str, folder: Path) -> list[Path]:
     from his2lip.report import draw_model
 
     return sorted(folder.glob("*.png")) or draw_model(cells, model, folder)
+
+
+def _record_task(run: Run, child: str, task: TaskCell, facts: dict[str, Any]) -> None:
+    """Every figure by TASK/SETTING/FIGURE, and the sizes that it rests on by TASK/SETTING/SIZE."""
+    from his2lip.report import DECIMALS
+
+    values = {name: round(value, DECIMALS) for name, value in task.metrics().items()}
+    run.cell(
+        child,
+        model=run.model(task.model, digest=task.weights_sha256, path=facts.get(CHECKPOINT), params=facts),
+        scored_as=task.scored_as,
+        digest=task.split_sha256,
+        metrics=values | task.all_sizes(),
+        params={
+            "dataset": task.dataset,
+            "task": task.task,
+            "generated": task.generated,
+            "caveat": task.caveat or "",
+        },
+    )
 
 
 def _columns(rows: Sequence[Summary], cells: Sequence[CellResult]) -> list[Column]:

@@ -32,6 +32,10 @@ from .results import to_csv as to_csv
 from .samples import write_samples as write_samples
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval
+from .task_results import Estimate as Estimate
+from .task_results import TaskCell as TaskCell
+from .task_results import TaskRow as TaskRow
+from .task_results import read_tasks as read_tasks
 from .validation import SelectValidator as SelectValidator
 from .verify import Mismatch as Mismatch
 from .verify import Verified as Verified

@@ -14,7 +14,7 @@ from his2lip.evaluation.config import PREFIX
 from his2lip.evaluation.dab import DabEncoder, best_threshold, fit_rule
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ImageEncoder, decoder_version
-from his2lip.evaluation.grid_cell import CellPlan, Scored
+from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.random_tables import TABLES, RandomTables
@@ -77,13 +77,13 @@ class BaselineScorer:
         self.weights = f"{PREFIX}{self._kind}/{_VERSION}"
         self._cache = cache
 
-    def identity(self, plan: CellPlan) -> str:
+    def identity(self, plan: Plan) -> str:
         return digest({"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest})
 
-    def trained_on(self, plan: CellPlan) -> bool:
+    def trained_on(self, plan: Plan) -> bool:
         return False  # only models are marked as in-domain
 
-    def overlap(self, plan: CellPlan) -> None:
+    def overlap(self, plan: Plan) -> None:
         return None
 
     def cut_prompts(self, plan: CellPlan) -> None:
@@ -110,14 +110,12 @@ def baseline_kind(name: str) -> str:
     return kind
 
 
-def applies(name: str, plan: CellPlan) -> str | None:
-    """None where the baseline can score this plan; otherwise the reason why it cannot."""
-    kind = baseline_kind(name)
-    if kind in ("mean-colour", "dab-threshold") and train_split(plan) is None:
-        return "the dataset has no train split to fit on"
-    if kind in ("stained-area", "dab-threshold") and _positive_class(plan.selection.classes) is None:
-        return "the classes are not positive against negative staining"
-    return None
+def scoring(plan: CellPlan) -> frozenset[str]:
+    """The kinds of baselines that can score this plan."""
+    fits = train_split(plan) is not None
+    stains = _positive_class(plan.selection.classes) is not None
+    needs = {"mean-colour": fits, "stained-area": stains, "dab-threshold": fits and stains}
+    return frozenset(kind for kind in _KINDS if needs.get(kind, True))
 
 
 def train_split(plan: CellPlan) -> str | None:

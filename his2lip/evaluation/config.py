@@ -13,6 +13,7 @@ from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
+TASK_NAMES = ("retrieval",)  # the sections of a benchmark that are tasks beside its protocols
 
 
 Control = Literal["shuffled-labels", "empty-prompts"]
@@ -46,6 +47,29 @@ class ModelEntry(Config):
     """Scores the model under a negative control; `controls` of the benchmark adds these rows."""
 
 
+class TaskConfig(Config):
+    """A task beside the protocols, on the same embeddings."""
+
+    datasets: list[str] | None = None
+    """Those of the benchmark's datasets that have the task; null: all."""
+    protocol: str = "default"
+    """The protocol of each card that gives the split, the view, the preprocessing and the scoring."""
+
+
+class RetrievalConfig(TaskConfig):
+    """Retrieval between images and held-out captions, in all four directions."""
+
+    captions: str
+    """The caption bank that has the held-out captions: a file of `his2lip data prepare captions`, or a folder
+    with TISSUE/BIOMARKER.txt."""
+    most_images: int = pydantic.Field(default=2000, ge=2)
+    """Images of each dataset; of more, so many are drawn by `seed`."""
+    most_captions: int = pydantic.Field(default=2000, ge=2)
+    """Held-out captions; of more, so many are drawn by `seed`."""
+    seed: int = 0
+    """Seed of what is drawn."""
+
+
 class BenchmarkConfig(Config):
     """One benchmark: models x datasets x protocols."""
 
@@ -60,6 +84,8 @@ class BenchmarkConfig(Config):
     """Folder or URI that has the shards of each dataset, in a folder of its name."""
     protocols: list[str] = ["default"]
     """Protocols of the cards to score by; a dataset that lacks one is not scored by it."""
+    retrieval: RetrievalConfig | None = None
+    """Retrieval, beside the protocols or, with `protocols: []`, in place of them; null: none."""
     baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [
         "chance",
         "majority",
@@ -119,6 +145,13 @@ class BenchmarkConfig(Config):
         if twice := {n for n in names if names.count(n) > 1}:
             what = f"two models are called '{min(twice)}'; give each another name"
             raise OptionError(what, key="models")
+        if not self.protocols and not self.tasks():
+            raise OptionError("there is no protocol, and no task in place of one", key="protocols")
+        for task, section in self.tasks().items():
+            known = list(self.uris())
+            if unknown := [name for name in section.datasets or () if name not in known]:
+                what = f"the benchmark has no dataset '{unknown[0]}'; {did_you_mean(unknown[0], known)}"
+                raise OptionError(what, key=f"{task}.datasets")
         if self.reference is not None and self.reference not in names:
             what = f"no row is called '{self.reference}'; {did_you_mean(self.reference, names)}"
             raise OptionError(what, key="reference")
@@ -140,6 +173,11 @@ class BenchmarkConfig(Config):
             )
             for control in self.controls
         ]
+
+    def tasks(self) -> dict[str, TaskConfig]:
+        """The tasks that the benchmark has beside its protocols, by name."""
+        sections: dict[str, TaskConfig | None] = {name: getattr(self, name) for name in TASK_NAMES}
+        return {name: section for name, section in sections.items() if section is not None}
 
     @property
     def folder(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from his2lip.config import digest
 from his2lip.evaluation.config import Control
-from his2lip.evaluation.grid_cell import CellPlan, Scored, Scorer
+from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored, Scorer
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.sight import Sight
@@ -33,13 +33,13 @@ class ControlScorer:
         empty = PromptSet("empty", tuple((label, ("",)) for label in plan.prompts.classes))
         return replace(plan, pools={}, prompts=empty)
 
-    def identity(self, plan: CellPlan) -> str:
+    def identity(self, plan: Plan) -> str:
         return digest({"control": self._control, "model": self._model.identity(plan)})
 
-    def trained_on(self, plan: CellPlan) -> bool:
+    def trained_on(self, plan: Plan) -> bool:
         return False  # only models are marked as in-domain
 
-    def overlap(self, plan: CellPlan) -> None:
+    def overlap(self, plan: Plan) -> None:
         return None  # nor counted
 
     def cut_prompts(self, plan: CellPlan) -> int | None:

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,19 @@ from his2lip.errors import (
     first_line,
     redact,
 )
-from his2lip.evaluation.baselines import BaselineScorer, applies
+from his2lip.evaluation.baselines import BaselineScorer, scoring
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, ProgressCallback
-from his2lip.evaluation.grid_cell import CellPlan, DamagedCellError, PromptF1, Scorer, check_stored, run_cell
+from his2lip.evaluation.grid_cell import (
+    CellPlan,
+    DamagedCellError,
+    Plan,
+    PromptF1,
+    Scorer,
+    check_stored,
+    described,
+)
 from his2lip.evaluation.helpers import Helpers
 from his2lip.evaluation.leaderboard import (
     with_blends,
@@ -43,7 +51,9 @@ from his2lip.evaluation.leaderboard import (
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
+from his2lip.evaluation.retrieval_task import plan_retrieval
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.views import TrainingField
 from his2lip.files import absolute
 from his2lip.logs import log_to
@@ -57,6 +67,12 @@ _log = logging.getLogger(__name__)
 
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
+# (dataset, protocol or task, card, shards, benchmark) -> the plan of its grid cells
+Planner = Callable[[str, str, Card, ShardSet, BenchmarkConfig], Plan]
+
+# Name of a section of the benchmark's config -> what plans the task on a dataset.
+_PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval}
+
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
 
@@ -68,7 +84,7 @@ class Work:
     code     the version of the code that their processes have to be
     """
 
-    plans: list[CellPlan]
+    plans: list[Plan]
     config: BenchmarkConfig
     weights: Mapping[str, str] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
@@ -84,7 +100,7 @@ class Outcome:
     prompt_f1  macro F1 of each prompt draw of each pool
     """
 
-    cell: CellResult | CellFailure
+    cell: CellResult | TaskCell | CellFailure
     counts: Counts = field(default_factory=Counts)
     reused: bool = False
     damaged: str | None = None
@@ -109,6 +125,7 @@ class ImageProgress:
 class GridResult:
     """All grid cells of one call, by model, dataset and protocol.
 
+    tasks        the grid cells of the tasks beside the protocols
     leaderboard  path of leaderboard.csv
     counts       what had to be computed
     reused       identities of the grid cells that were finished before
@@ -118,6 +135,7 @@ class GridResult:
     cells: list[CellResult]
     failed: list[CellFailure]
     leaderboard: str
+    tasks: list[TaskCell] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     reused: frozenset[str] = frozenset()
     damaged: tuple[str, ...] = ()
@@ -125,14 +143,14 @@ class GridResult:
     @property
     def ran(self) -> int:
         """Number of grid cells scored in this call."""
-        return sum(cell.cell not in self.reused for cell in self.cells)
+        return sum(cell.cell not in self.reused for cell in (*self.cells, *self.tasks))
 
 
 def run_grid(
     config: BenchmarkConfig,
     *,
     datasets: Sequence[str] | None = None,
-    on_cell: Callable[[CellResult | CellFailure, int, int], None] | None = None,
+    on_cell: Callable[[CellResult | TaskCell | CellFailure, int, int], None] | None = None,
     on_images: Callable[[ImageProgress], None] | None = None,
 ) -> GridResult:
     """Scores the grid cells that are not finished. Ray must have been started.
@@ -145,7 +163,7 @@ def run_grid(
     datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
     """
     config = whole = _with_absolute_paths(config)
-    kept = [] if datasets is None else _other_rows(config, datasets)
+    kept, kept_tasks = ([], []) if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
     names = [name for entry in config.models for name in _model_names(entry)]
@@ -154,7 +172,10 @@ def run_grid(
     log_to(config.folder)
     plans, failed = plan_cells(config)
     _log.info(
-        "benchmark %s: %d models, %d protocols of datasets", config.name, len(config.models), len(plans)
+        "benchmark %s: %d models, %d protocols and tasks of datasets",
+        config.name,
+        len(config.models),
+        len(plans),
     )
     config = config.model_copy(update={"gpus": _gpus(config)})
     baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
@@ -183,8 +204,9 @@ def run_grid(
         receive(outcome)
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
+    outcomes.sort(key=lambda o: (order[o.cell.model], place.get(o.key[1:], -1)))
     cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
-    cells.sort(key=lambda c: (order[c.model], place[c.dataset, c.protocol]))
+    tasks = [o.cell for o in outcomes if isinstance(o.cell, TaskCell)]
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
     cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
     cells = with_prompt_order(with_published(with_blends(cells, config.models), cards), of_draws)
@@ -192,12 +214,14 @@ def run_grid(
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
     cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
+    write_tasks(config.folder, [*tasks, *kept_tasks])
     return GridResult(
         cells=cells,
         failed=failures,
         leaderboard=write_leaderboard(config.folder, board, failures, whole),
+        tasks=tasks,
         counts=counts,
-        reused=frozenset(o.cell.cell for o in outcomes if isinstance(o.cell, CellResult) and o.reused),
+        reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
     )
 
@@ -236,8 +260,8 @@ def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
     return entry.model_copy(update={"path": absolute_name(entry.path), "blend": blend})
 
 
-def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> list[CellResult]:
-    """The rows of the present leaderboard for the benchmark's other datasets."""
+def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[CellResult], list[TaskCell]]:
+    """What the present leaderboard has of the benchmark's other datasets: its rows, and its tasks."""
     known = config.uris()
     for name in datasets:
         if name not in known:
@@ -253,15 +277,16 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> list[CellRe
             what = f"the row of {row.model} on {row.dataset} cannot be kept: {error}"
             fix = "run the whole benchmark again"
             raise ConfigError(what, where=config.folder, key=row.cell, fix=fix) from None
-    return kept
+    tasks = read_tasks(config.folder)
+    return kept, [cell for cell in tasks if cell.dataset in known and cell.dataset not in datasets]
 
 
-def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailure]]:
-    """Every (dataset, protocol) that can be scored, and for every model those that cannot, with reasons.
+def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
+    """Every (dataset, protocol or task) that can be scored, and for every model those that cannot: why.
 
     Raises ConfigError for a protocol that none of the datasets has.
     """
-    plans: list[CellPlan] = []
+    plans: list[Plan] = []
     failed: list[CellFailure] = []
     offered: set[str] = set()
     broken = False
@@ -271,12 +296,14 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
             card = shards.card()
         except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
             broken = True
-            failed += [_failure(m.name, dataset, p, error) for m in config.models for p in config.protocols]
+            names = [*config.protocols, *_tasks_of(config, dataset)]
+            failed += [_failure(m.name, dataset, name, error) for m in config.models for name in names]
             continue
         offered |= set(card.protocols)
-        for name in (p for p in config.protocols if p in card.protocols):
+        planners: dict[str, Planner] = dict.fromkeys(filter(card.protocols.get, config.protocols), _plan)
+        for name, planner in {**planners, **_tasks_of(config, dataset)}.items():
             try:
-                plans.append(_plan(dataset, name, card, shards, config))
+                plans.append(planner(dataset, name, card, shards, config))
             except Exception as error:
                 failed += [_failure(m.name, dataset, name, error) for m in config.models]
     unknown = [p for p in config.protocols if p not in offered]
@@ -285,6 +312,12 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[CellPlan], list[CellFailur
         what = f"none of the datasets has a protocol '{unknown[0]}'"
         raise ConfigError(what, key="protocols", fix=fix)
     return plans, failed
+
+
+def _tasks_of(config: BenchmarkConfig, dataset: str) -> dict[str, Planner]:
+    """The tasks that the benchmark has on a dataset, with what plans them."""
+    sections = config.tasks().items()
+    return {name: _PLANNERS[name] for name, s in sections if s.datasets is None or dataset in s.datasets}
 
 
 def score_models(
@@ -313,8 +346,10 @@ def score_models(
                 cache.progress = _progress(entry.name, plan.dataset, on_images)
             try:
                 _check_shards(plan)
-                scored = scorer.plan(plan) if isinstance(scorer, ControlScorer) else plan
-                run = run_cell(scorer, scored, config.folder)
+                if isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan):
+                    run = scorer.plan(plan).run(scorer, config.folder)
+                else:
+                    run = plan.run(scorer, config.folder)
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
@@ -340,7 +375,7 @@ def _progress(model: str, dataset: str, tell: Callable[[ImageProgress], None]) -
     return progress
 
 
-def _check_shards(plan: CellPlan) -> None:
+def _check_shards(plan: Plan) -> None:
     """Raises DatasetError where this process, on its machine, reads other shards than the driver planned."""
     if open_shards(plan.uri).digest != plan.data_digest:
         what = "this machine has other shards here than the one that started the benchmark"
@@ -357,10 +392,9 @@ def _check_weights(entry: ModelEntry, expected: Mapping[str, str]) -> None:
             raise ModelError(what, where=name, key=entry.name, fix="use a folder that both see")
 
 
-def _plans_of(entry: ModelEntry, plans: Sequence[CellPlan]) -> list[CellPlan]:
-    """The plans that a model, or a baseline, can score."""
-    baseline = entry.path.startswith(PREFIX)
-    return [p for p in plans if not baseline or applies(entry.path, p) is None]
+def _plans_of(entry: ModelEntry, plans: Sequence[Plan]) -> list[Plan]:
+    """The plans that a row of the leaderboard is scored by."""
+    return [plan for plan in plans if plan.takes(entry)]
 
 
 def _scorer(
@@ -428,7 +462,7 @@ def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outc
     plans, config = work.plans, work.config
     shared = ray.put(work)
     task = ray.remote(_score_shared)
-    waiting: dict[Any, dict[CellKey, tuple[ModelEntry, CellPlan]]] = {}  # stream -> outcomes to come
+    waiting: dict[Any, dict[CellKey, tuple[ModelEntry, Plan]]] = {}  # stream -> outcomes to come
     for group in filter(None, groups):
         resources = _resources(group, config)
         stream = task.options(**resources, max_retries=1).remote(list(group), resources, shared)
@@ -538,21 +572,13 @@ def _plan(
         for name, pool in config.pools.items()
         if (found := _of_protocol(pool, dataset, protocol_name)) is not None
     }
-    return CellPlan(
-        dataset=dataset,
-        protocol_name=protocol_name,
-        protocol=protocol,
-        uri=shards.uri,
-        data_digest=shards.digest,
-        origin=shards.info.origin,
-        generated=shards.info.generated,
-        in_domain=card.in_domain,
-        project_card=card.name if shards.project_card() is not None else None,
-        roles=dict(shards.info.roles),
+    plan = CellPlan(
+        **described(dataset, protocol_name, protocol, card, shards),
         prompts=PromptSet.load(own).narrow(protocol.classes),
         selection=select(shards, protocol, labels_of=card.labels_of),
         pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
     )
+    return replace(plan, baselines=scoring(plan))
 
 
 def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:
@@ -560,7 +586,7 @@ def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str
     return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
 
 
-def _failed(entry: ModelEntry, plan: CellPlan, error: Exception) -> CellFailure:
+def _failed(entry: ModelEntry, plan: Plan, error: Exception) -> CellFailure:
     return _failure(entry.name, plan.dataset, plan.protocol_name, error)
 
 

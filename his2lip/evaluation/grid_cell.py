@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import io
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from his2lip.config import digest, resolved
-from his2lip.data.cards import LabelsOf, Protocol
+from his2lip.data.cards import Card, LabelsOf, Protocol
+from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
-from his2lip.evaluation.config import OWN_POOL
+from his2lip.evaluation.config import OWN_POOL, PREFIX, ModelEntry
 from his2lip.evaluation.metrics import (
     Predictions,
     accuracy,
@@ -38,6 +40,7 @@ from his2lip.evaluation.random_tables import Drawn, RandomTables
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters, Kind
+from his2lip.evaluation.task_results import TaskCell
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.files import filesystem, write_file
 from his2lip.resources import code_version
@@ -56,11 +59,11 @@ PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt d
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellPlan:
-    """A protocol applied to one dataset: all that a scorer needs. The driver reads it once for all models."""
+class Plan(abc.ABC):
+    """What one grid cell scores of a dataset, for any scorer. The driver reads it once for all of them."""
 
     dataset: str
-    protocol_name: str
+    protocol_name: str  # with the dataset the column of the grid; the name of a task, where it is one
     protocol: Protocol
     uri: str
     data_digest: str
@@ -69,11 +72,48 @@ class CellPlan:
     in_domain: bool  # the card says that fine-tuned models were trained on this distribution
     project_card: str | None  # the name of the card, where it is one of the project's
     roles: dict[str, str]
-    prompts: PromptSet
     selection: Selection
+
+    @abc.abstractmethod
+    def takes(self, entry: ModelEntry) -> bool:
+        """Whether a row of the leaderboard, a model, a control or a baseline, can be scored."""
+
+    @abc.abstractmethod
+    def run(self, scorer: Scorer, folder: str) -> CellRun:
+        """Reads the finished result back from `folder`/cells; otherwise scores and stores it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPlan(Plan):
+    """A protocol applied to one dataset: zero-shot classification."""
+
+    prompts: PromptSet
     pools: Mapping[str, PromptSet] = field(
         default_factory=dict
     )  # further prompts of the same classes, by name
+    baselines: frozenset[str] = frozenset()  # those that can score it
+
+    def takes(self, entry: ModelEntry) -> bool:
+        return not entry.path.startswith(PREFIX) or entry.path.removeprefix(PREFIX) in self.baselines
+
+    def run(self, scorer: Scorer, folder: str) -> CellRun:
+        return run_cell(scorer, self, folder)
+
+
+def described(dataset: str, name: str, protocol: Protocol, card: Card, shards: ShardSet) -> dict[str, Any]:
+    """The fields of a plan that follow from its dataset and protocol: all of `Plan` but the selection."""
+    return {
+        "dataset": dataset,
+        "protocol_name": name,
+        "protocol": protocol,
+        "uri": shards.uri,
+        "data_digest": shards.digest,
+        "origin": shards.info.origin,
+        "generated": shards.info.generated,
+        "in_domain": card.in_domain,
+        "project_card": card.name if shards.project_card() is not None else None,
+        "roles": dict(shards.info.roles),
+    }
 
 
 @dataclass(frozen=True)
@@ -113,13 +153,13 @@ class Scorer(typing.Protocol):
     weights: str  # tensor digest, or the name of a baseline
     uses_prompts: bool
 
-    def identity(self, plan: CellPlan) -> str:
+    def identity(self, plan: Plan) -> str:
         """Digest of everything about the scorer that decides the scores under this plan."""
 
-    def trained_on(self, plan: CellPlan) -> bool:
+    def trained_on(self, plan: Plan) -> bool:
         """Whether the dataset is the scorer's own training distribution."""
 
-    def overlap(self, plan: CellPlan) -> Overlap | None:
+    def overlap(self, plan: Plan) -> Overlap | None:
         """How many of the plan's units it was trained on; None where that is not known."""
 
     def cut_prompts(self, plan: CellPlan) -> int | None:
@@ -141,7 +181,7 @@ class CellRun:
     prompt_f1  what `with_prompt_order` compares models by
     """
 
-    result: CellResult
+    result: CellResult | TaskCell
     reused: bool = False
     damaged: str | None = None
     prompt_f1: PromptF1 = field(default_factory=dict)

@@ -71,12 +71,19 @@ class Selection:
 
 
 def select(
-    shards: ShardSet, protocol: Protocol, *, split: str | None = None, labels_of: LabelsOf = "patch"
+    shards: ShardSet,
+    protocol: Protocol,
+    *,
+    split: str | None = None,
+    labels_of: LabelsOf = "patch",
+    most: int | None = None,
+    seed: int = 0,
 ) -> Selection:
     """Rows, labels and units of `protocol` on a split.
 
     split      default: the protocol's own split
     labels_of  what the authors gave a label to, as the card says
+    most       largest number of units; of more, `seed` draws so many, each with the same probability
     Raises DatasetError where no row fits the protocol, where all scored units have the same class, or where
     the rows of one unit have different classes.
     """
@@ -93,6 +100,10 @@ def select(
         )
     table = table.take(pa.array(rows))
     unit_ids, unit, first = _units(table, protocol)
+    if most is not None and most < len(unit_ids):
+        kept = np.isin(unit, drawn(unit_ids, most, seed))
+        rows, numbers, table = rows[kept], numbers[kept], table.filter(pa.array(kept))
+        unit_ids, unit, first = _units(table, protocol)
     labels = numbers[first]
     if (labels[unit] != numbers).any():
         mixed = unit_ids[int(unit[(labels[unit] != numbers).argmax()])]
@@ -143,6 +154,12 @@ def groups_digest(
             "breakdown": breakdown,
         }
     )
+
+
+def drawn(names: Sequence[str], most: int, seed: int) -> list[int]:
+    """The places of `most` of the names; which ones does not depend on their order."""
+    ranks = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest() for name in names]
+    return sorted(range(len(names)), key=ranks.__getitem__)[:most]
 
 
 def view_of(protocol: Protocol, field: TrainingField | None = None) -> View:

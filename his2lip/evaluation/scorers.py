@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from his2lip.data.shards import open_shards
 from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.grid_cell import CellPlan, PoolScores, Scored
+from his2lip.evaluation.grid_cell import CellPlan, Plan, PoolScores, Scored
 from his2lip.evaluation.overlap import Overlap, overlap
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
@@ -54,10 +54,10 @@ class ModelScorer:
         self._batch_size, self._threads = batch_size, threads
         self._sentences = SentenceEncoder(model, weights=self.weights)
 
-    def identity(self, plan: CellPlan) -> str:
+    def identity(self, plan: Plan) -> str:
         return self._encoder(plan).key
 
-    def trained_on(self, plan: CellPlan) -> bool:
+    def trained_on(self, plan: Plan) -> bool:
         if self._declared is not None:
             return plan.dataset in self._declared
         known = self._record
@@ -65,7 +65,7 @@ class ModelScorer:
             return False
         return plan.in_domain or plan.origin in known.datasets or plan.data_digest in known.digests
 
-    def overlap(self, plan: CellPlan) -> Overlap | None:
+    def overlap(self, plan: Plan) -> Overlap | None:
         return overlap(self._record, plan.selection)
 
     def cut_prompts(self, plan: CellPlan) -> int:
@@ -73,6 +73,15 @@ class ModelScorer:
 
     def score(self, plan: CellPlan) -> Scored:
         """Scores under the protocol's own pool of prompts, and what each pool gives."""
+        features, unit = self.images(plan)
+        pools = {
+            name: self._under(prompts, plan, features, unit)
+            for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
+        }
+        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type)
+
+    def images(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Raw features of the plan's crops, float32 (M, D), and the unit of each, int64 (M,)."""
         embedded = self._cache.embed(
             self._encoder(plan),
             open_shards(plan.uri),
@@ -81,16 +90,20 @@ class ModelScorer:
             batch_size=self._batch_size,
             threads=self._threads,
         )
-        unit = plan.selection.unit[embedded.row]
-        pools = {
-            name: self._under(prompts, plan, embedded.features, unit)
-            for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
-        }
-        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type)
+        return embedded.features, plan.selection.unit[embedded.row]
+
+    def texts(self, sentences: Sequence[str]) -> np.ndarray:
+        """Raw features of sentences, float32 (P, D)."""
+        return self._cache.embed_text(self._sentences, sentences)
+
+    @property
+    def device(self) -> str:
+        """Where the model is, in the words of torch."""
+        return str(self._model.device)
 
     def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
         """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""
-        features = self._cache.embed_text(self._sentences, prompts.all_sentences())
+        features = self.texts(prompts.all_sentences())
         sizes = [len(own) for _, own in prompts.sentences]
         texts = np.split(features, np.cumsum(sizes)[:-1])
         pooling, scoring, top = plan.protocol.pooling, plan.protocol.scoring, top_of(plan.protocol)
@@ -113,7 +126,7 @@ class ModelScorer:
         shards, selection = open_shards(plan.uri), plan.selection
         return sight(view, self._field, shards, plan.protocol, selection, self._cache, threads=self._threads)
 
-    def _encoder(self, plan: CellPlan) -> ModelEncoder:
+    def _encoder(self, plan: Plan) -> ModelEncoder:
         return ModelEncoder(
             self._model,
             view=view_of(plan.protocol, self._field),

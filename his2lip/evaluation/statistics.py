@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 if TYPE_CHECKING:
     from his2lip.data.cards import LabelsOf
 
-Kind = Literal["case", "slide", "file"]
+Kind = Literal["case", "slide", "file", "pair"]
 
 LEVEL = 0.95  # coverage of an interval
 LEAST_CLUSTERS = 5  # an interval from fewer clusters is not computed

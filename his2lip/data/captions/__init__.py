@@ -2,6 +2,7 @@
 
 from his2lip.data.captions.bank import NOTE, CaptionBank, RowCaptions, Subject
 from his2lip.data.captions.biology import PLACES, STAINS
+from his2lip.data.captions.corpus import plain
 from his2lip.data.captions.staining import captioned
 
-__all__ = ["NOTE", "PLACES", "STAINS", "CaptionBank", "RowCaptions", "Subject", "captioned"]
+__all__ = ["NOTE", "PLACES", "STAINS", "CaptionBank", "RowCaptions", "Subject", "captioned", "plain"]

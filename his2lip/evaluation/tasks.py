@@ -1,0 +1,151 @@
+"""Tasks of the grid beside zero-shot classification: one grid cell planned, scored, stored and read back."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from his2lip.config import digest, recorded
+from his2lip.errors import first_line
+from his2lip.evaluation.config import PREFIX, ModelEntry
+from his2lip.evaluation.grid_cell import CellRun, DamagedCellError, Plan, Scorer, cell_folder
+from his2lip.evaluation.task_results import TaskCell, TaskRow
+from his2lip.files import filesystem, write_file
+
+_SCHEMA = 1  # raised whenever the same inputs would give another result
+_EVIDENCE = "evidence.parquet"
+
+
+@dataclass(frozen=True)
+class TaskScored:
+    """What a task gives for one scorer.
+
+    rows      the figures by setting
+    evidence  what they follow from, one row per unit and setting
+    caveat    what to know before they are compared; None where there is nothing
+    """
+
+    rows: list[TaskRow]
+    evidence: pa.Table
+    caveat: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan(Plan):
+    """A task on one dataset. `protocol` names its split, view and preprocessing; `selection` its rows.
+
+    A subclass is one task. It names itself, the baselines that can score it, and its settings.
+    """
+
+    task: ClassVar[str]
+    version: ClassVar[int] = 1  # raised with every change that can change a figure
+    baselines: ClassVar[frozenset[str]] = frozenset()
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What decides the figures besides model, rows and protocol: JSON values."""
+
+    @abc.abstractmethod
+    def score(self, scorer: Scorer) -> TaskScored:
+        """The figures of a scorer."""
+
+    def takes(self, entry: ModelEntry) -> bool:
+        baseline = entry.path.removeprefix(PREFIX)
+        return entry.control is None and (baseline == entry.path or baseline in self.baselines)
+
+    def run(self, scorer: Scorer, folder: str) -> CellRun:
+        settings = digest({"version": self.version, **self.settings()})
+        known = {
+            "weights_sha256": scorer.weights,
+            "encoder": scorer.identity(self),
+            "split_sha256": self.selection.split_sha256,
+            "images_sha256": self.selection.images_sha256,
+            "settings_sha256": settings,
+        }
+        protocol = {"scoring": self.protocol.scoring, "unit": self.protocol.unit}
+        identity = digest(
+            {
+                "schema": _SCHEMA,
+                "task": self.task,
+                "groups": self.selection.groups_sha256,
+                **protocol,
+                **known,
+            }
+        )
+        found = scorer.overlap(self)
+        shown: dict[str, Any] = {
+            "task": self.task,
+            "model": scorer.name,
+            "dataset": self.dataset,
+            "generated": self.generated,
+            "in_domain": scorer.trained_on(self) or (found is not None and found.units > 0),
+            "overlap_units": found and found.units,
+            "overlap_images": found and found.images,
+            "overlap_cases": found and found.cases,
+            "split": self.protocol.split,
+            "role": self.roles[self.protocol.split],
+        }
+        place, damaged = cell_folder(folder, identity), None
+        try:
+            finished = _read(place, shown)
+        except DamagedCellError as error:
+            finished, damaged = None, f"{place}: {error}"
+        if finished is not None:
+            return CellRun(finished, reused=True)
+        scored = self.score(scorer)
+        cell = TaskCell(**shown, **known, cell=identity, caveat=scored.caveat, rows=scored.rows)
+        _write(place, cell, scored.evidence)
+        return CellRun(cell, damaged=damaged)
+
+
+def read_evidence(folder: str, cell: TaskCell) -> pa.Table:
+    """What the figures of a task follow from: one row per unit and setting; the columns are the task's."""
+    system, place = filesystem(cell_folder(folder, cell.cell))
+    return pq.read_table(f"{place}/{_EVIDENCE}", filesystem=system, partitioning=None)
+
+
+def _write(place: str, cell: TaskCell, evidence: pa.Table) -> None:
+    """Writes the evidence first: a grid cell is finished when its cell.json exists."""
+    system, path = filesystem(place)
+    out = io.BytesIO()
+    pq.write_table(evidence, out, compression="zstd")
+    data = out.getvalue()
+    write_file(system, f"{path}/{_EVIDENCE}", data)
+    tree = {"schema": _SCHEMA, "record": recorded(cell), "evidence": hashlib.sha256(data).hexdigest()}
+    tree["sha256"] = digest(tree)
+    write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _read(place: str, shown: dict[str, Any]) -> TaskCell | None:
+    """A finished result; None where there is none, or of an earlier version.
+
+    The fields of `shown` do not follow from the figures, and replace those that were stored. Raises
+    DamagedCellError for content that is not what was written.
+    """
+    system, path = filesystem(place)
+    try:
+        with system.open_input_stream(f"{path}/cell.json") as source:
+            text = source.read()
+    except FileNotFoundError:
+        return None
+    try:
+        tree = json.loads(text)
+        if tree["sha256"] != digest({key: value for key, value in tree.items() if key != "sha256"}):
+            raise DamagedCellError("cell.json is not what was written")
+        if tree["schema"] != _SCHEMA or {*tree["record"]} != {*TaskCell.model_fields}:
+            return None
+        with system.open_input_stream(f"{path}/{_EVIDENCE}") as source:
+            data = source.read()
+        if hashlib.sha256(data).hexdigest() != tree["evidence"]:
+            raise DamagedCellError(f"{_EVIDENCE} is not what was written")
+        return TaskCell.model_validate({**tree["record"], **shown})
+    except (OSError, ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
+        raise DamagedCellError(first_line(error)) from None
