@@ -26,9 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"data", "models", "evaluation"},
     "tracking": set(),
     "jobs": set(),
+    "housekeeping": {"training", "evaluation"},
     "cli": {
         *("data", "synthetic", "models", "loss", "training", "tuning", "evaluation", "report", "serving"),
-        *("tracking", "jobs"),
+        *("tracking", "jobs", "housekeeping"),
     },
     "__init__": {"models"},
     "__main__": {"cli"},

@@ -29,7 +29,7 @@ ORDER = (
     *("data list", "data prepare", "data check", "data synthesize"),
     *("models list", "models show", "models convert", "models blend", "models export", "models promote"),
     "prompts import",
-    *("classify", "calibrate", "retrieve", "doctor", "ui", "track sync"),
+    *("classify", "calibrate", "retrieve", "doctor", "ui", "track sync", "gc"),
 )
 
 app = typer.Typer(

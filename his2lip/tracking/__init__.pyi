@@ -1,6 +1,7 @@
 from .outbox import SUFFIX as SUFFIX
 from .registry import Promoted as Promoted
 from .registry import Scored as Scored
+from .registry import model_paths as model_paths
 from .registry import promote as promote
 from .registry import promoted_models as promoted_models
 from .registry import scored_models as scored_models

@@ -74,6 +74,12 @@ def scored_models(tracker: Tracker) -> list[Scored]:
     return list(found.values())
 
 
+def model_paths(tracker: Tracker) -> set[str]:
+    """Where the files of all models are that his2lip logged: paths and names, as they were logged."""
+    experiments = [e.experiment_id for e in tracker.client.search_experiments()]
+    return {m.tags[PATH] for m in _logged(tracker.client, experiments, most=None) if PATH in m.tags}
+
+
 def promoted_models(tracker: Tracker) -> list[Promoted]:
     """The registered versions that his2lip made and that have an alias, and the latest version of each name.
 
@@ -212,11 +218,11 @@ def _promoted(version: Any, aliases: Sequence[str]) -> Promoted:
     )
 
 
-def _logged(client: MlflowClient, experiments: list[str]) -> Iterator[LoggedModel]:
-    """Models that his2lip logged, the latest first."""
+def _logged(client: MlflowClient, experiments: list[str], most: int | None = _MOST) -> Iterator[LoggedModel]:
+    """Models that his2lip logged, the latest first; of the `most` latest of all."""
     newest = [{"field_name": "creation_timestamp", "ascending": False}]
     token, read = None, 0
-    while read < _MOST:
+    while most is None or read < most:
         page = client.search_logged_models(experiments, order_by=newest, max_results=100, page_token=token)
         yield from (model for model in page if WEIGHTS in model.tags)
         token, read = page.token, read + len(page)

@@ -1,0 +1,82 @@
+"""`his2lip gc`: lists what a storage no longer needs, and removes it on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from his2lip.cli.console import say, table
+from his2lip.cli.options import split_names
+from his2lip.cli.registry import command
+from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean
+from his2lip.resources import STORAGE
+
+
+@command("gc")
+def gc(
+    storage: Annotated[Path, typer.Option(help="The storage of runs, benchmarks and caches.")] = Path(
+        STORAGE
+    ),
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated kinds: features, checkpoint, run, copy, leftover. Default: all."),
+    ] = None,
+    days: Annotated[float, typer.Option(min=0, help="Age in days from which an unfinished run counts.")] = 7,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
+) -> None:
+    """List what can be removed without losing a result; with --remove, remove it.
+
+    Never listed are finished results, prepared datasets, the best checkpoint of every finished run, and
+    checkpoints that a model in MLflow refers to. Removed features are computed again when they are needed.
+    """
+    from his2lip.housekeeping import MEANINGS, superfluous
+    from his2lip.housekeeping import remove as remove_item
+
+    if not storage.is_dir():
+        what, fix = "there is no storage here", "give the `storage` of the runs"
+        raise ConfigError(what, where=storage, key="--storage", fix=fix)
+    chosen = split_names(kinds) or list(MEANINGS)
+    for name in chosen:
+        if name not in MEANINGS:
+            what = f"there is no kind '{name}'"
+            raise ConfigError(what, key="--kinds", fix=did_you_mean(name, MEANINGS))
+    found = [item for item in superfluous(storage, days=days, needed=_in_mlflow()) if item.kind in chosen]
+    if not found:
+        say("nothing to remove")
+        return
+    rows = [(i.kind, str(i.path), _size(i.size), f"{i.age_s / 86_400:.1f}", i.why) for i in found]
+    table(["kind", "path", "size", "days", "why"], rows)
+    total = _size(sum(item.size for item in found))
+    if not remove:
+        say(f"{len(found)} items, {total}; nothing was removed (--remove removes them)")
+        return
+    kept = 0
+    for item in found:
+        try:
+            remove_item(item)
+        except RunError as busy:
+            kept += 1
+            say(str(busy))
+    say(f"{len(found) - kept} of {len(found)} items removed, up to {total}")
+
+
+def _in_mlflow() -> set[Path] | None:
+    """The checkpoints that models in MLflow refer to; None, with a sentence, where it does not answer."""
+    from his2lip.tracking import Tracker, model_paths
+
+    try:
+        return {Path(path) for path in model_paths(Tracker.open(needed=True))}
+    except His2lipError as error:
+        say(f"runs and checkpoints are not listed, because MLflow cannot be asked which it needs: {error}")
+        return None
+
+
+def _size(size: int) -> str:
+    value, unit = float(size), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,124 @@
+"""What `his2lip gc` lists and removes, and what it never touches."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cell_results import cell_result
+from typer.testing import CliRunner
+
+from his2lip.cli.app import app
+from his2lip.errors import ConfigError
+from his2lip.evaluation.results import to_csv
+from his2lip.housekeeping import superfluous
+from his2lip.tracking.store import Tracker
+from his2lip.training.run_directory import RunDir
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """A finished run, an old and a new unfinished one, a benchmark with its features, and leftovers."""
+    folder = tmp_path / "runs"
+    for name, status, age in (("done", "finished", 30), ("old", "running", 30), ("new", "running", 0)):
+        run = RunDir(folder / "train" / name)
+        run.path.mkdir(parents=True)
+        run.write({"id": name, "status": status, "code_version": "1"})
+        for checkpoint in (run.best, run.last):
+            checkpoint.mkdir()
+            (checkpoint / "model.safetensors").write_bytes(bytes(1000))
+        _age(run.path, age)
+    cell = cell_result(encoder="used")
+    for key in (cell.encoder, "unused"):
+        place = folder / "cache/images" / key
+        place.mkdir(parents=True)
+        (place / "part-1.parquet").write_bytes(bytes(500))
+    (place / "part-2.parquet.abc.tmp").write_bytes(bytes(10))
+    board = folder / "benchmark/b/leaderboard.csv"
+    board.parent.mkdir(parents=True)
+    board.write_text(to_csv([cell]), encoding="utf-8")
+    (folder / "registered/v1").mkdir(parents=True)
+    artifact = folder / "artifacts/e/file.tmp"
+    artifact.parent.mkdir(parents=True)
+    artifact.write_bytes(b"a user's own artifact")
+    _age(folder / "artifacts", 30)
+    return folder
+
+
+def _age(folder: Path, days: float) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (time.time() - days * DAY, time.time() - days * DAY))
+
+
+def listed(storage: Path, **changes: object) -> set[tuple[str, str]]:
+    found = superfluous(storage, **({"days": 7, "needed": ()} | changes))  # type: ignore[arg-type]
+    return {(item.kind, item.path.relative_to(storage).as_posix()) for item in found}
+
+
+def test_what_no_result_needs_is_listed_and_nothing_else(storage: Path) -> None:
+    assert listed(storage) == {
+        ("checkpoint", "train/done/last"),
+        ("run", "train/old"),
+        ("features", "cache/images/unused"),
+        ("copy", "registered/v1"),
+    }
+    later = listed(storage, now=time.time() + 8 * DAY)
+    assert later - listed(storage) == {
+        ("run", "train/new"),
+        ("leftover", "cache/images/unused/part-2.parquet.abc.tmp"),
+    }
+
+
+def test_a_checkpoint_that_mlflow_refers_to_is_kept_with_its_run(storage: Path) -> None:
+    needed = {storage / "train/done/last", storage / "train/old/best"}
+    assert not {kind for kind, _ in listed(storage, needed=needed)} & {"checkpoint", "run"}
+    assert not {kind for kind, _ in listed(storage, needed=None)} & {"checkpoint", "run"}
+
+
+def test_a_run_that_a_command_has_locked_is_kept(storage: Path) -> None:
+    with RunDir(storage / "train/old").locked():
+        assert ("run", "train/old") not in listed(storage)
+    _age(storage / "train/old", 30)
+    assert ("run", "train/old") in listed(storage)
+
+
+def test_features_are_kept_where_a_leaderboard_cannot_be_read(storage: Path) -> None:
+    (storage / "benchmark/b/leaderboard.csv").write_text("damaged", encoding="utf-8")
+    assert "features" not in {kind for kind, _ in listed(storage)}
+
+
+@pytest.fixture
+def gc(storage: Path) -> Callable[..., str]:
+    def call(*arguments: str) -> str:
+        line = ["gc", "--storage", str(storage), *arguments]
+        return CliRunner().invoke(app, line, catch_exceptions=False).output
+
+    return call
+
+
+def test_the_command_lists_first_and_removes_only_on_request(
+    storage: Path, gc: Callable[..., str], mlflow_store: str
+) -> None:
+    run = Tracker.open().store_run()
+    run.begin(outbox="o", experiment="e", name="old", config={}, tags={}, fresh=True, time=0)
+    run.model(name="old", digest="0" * 64, path=str(storage / "train/old/best"), params={})
+    before = sorted(storage.rglob("*"))
+    assert "nothing was removed" in gc()
+    assert sorted(storage.rglob("*")) == before
+    assert "2 of 2 items removed" in gc("--remove", "--kinds", "checkpoint,features")
+    assert not (storage / "train/done/last").exists()
+    assert (storage / "train/done/best").is_dir()
+    assert json.loads((storage / "train/old/run.json").read_text())["status"] == "running"
+    assert (storage / "registered/v1").is_dir(), "a kind that was not asked for"
+
+
+def test_an_unknown_kind_is_a_mistake(gc: Callable[..., str], mlflow_store: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        gc("--kinds", "feature")
+    assert refused.value.key == "--kinds"
