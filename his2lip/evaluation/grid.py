@@ -143,7 +143,8 @@ class GridResult:
     @property
     def ran(self) -> int:
         """Number of grid cells scored in this call."""
-        return sum(cell.cell not in self.reused for cell in (*self.cells, *self.tasks))
+        identities = [c.cell for c in self.cells] + [c.cell for c in self.tasks]
+        return sum(identity not in self.reused for identity in identities)
 
 
 def run_grid(

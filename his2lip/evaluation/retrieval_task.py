@@ -23,7 +23,7 @@ from his2lip.evaluation.protocols import drawn, select
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, Kind, interval
-from his2lip.evaluation.task_results import Estimate, TaskRow
+from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
 from his2lip.evaluation.tasks import TaskPlan, TaskScored
 
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
@@ -203,7 +203,7 @@ def _row(
     replicates = {} if random or reason is not None else without.figures()
     figures = {}
     for name, value in values.items():
-        unit = "rank" if name == "median_rank" else "fraction"
+        unit: Unit = "rank" if name == "median_rank" else "fraction"
         found = None
         if name in replicates and unit == "fraction":  # the jackknife is not valid for a median
             found = interval(value, replicates[name])

@@ -20,21 +20,25 @@ TASKS = "tasks.json"  # file of all records of a benchmark, beside leaderboard.c
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
 
+Unit = Literal["fraction", "coefficient", "rank"]
+
+
 class Estimate(Config):
     """A figure with its 95 % interval; null where it is not known."""
 
     value: float | None
     lo: float | None = None
     hi: float | None = None
-    unit: Literal["fraction", "coefficient", "rank"] = "fraction"
+    unit: Unit = "fraction"
 
     def __str__(self) -> str:
         """The value, as percent where it is a fraction, with its limits in parentheses."""
         if self.value is None:
             return "–"
         shown = self.shown(self.value)
-        known = self.lo is not None and self.hi is not None
-        return f"{shown} ({self.shown(self.lo)} to {self.shown(self.hi)})" if known else shown
+        if self.lo is None or self.hi is None:
+            return shown
+        return f"{shown} ({self.shown(self.lo)} to {self.shown(self.hi)})"
 
     def shown(self, value: float) -> str:
         """A value in the unit of this figure."""

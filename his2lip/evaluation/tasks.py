@@ -63,7 +63,7 @@ class TaskPlan(Plan):
 
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         settings = digest({"version": self.version, **self.settings()})
-        known = {
+        known: dict[str, Any] = {
             "weights_sha256": scorer.weights,
             "encoder": scorer.identity(self),
             "split_sha256": self.selection.split_sha256,
