@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from string import ascii_lowercase
 
 import numpy as np
 from scipy.special import stdtrit
@@ -53,6 +55,23 @@ class Differences:
         best = int(np.where(among, self.values, -np.inf).argmax())
         return ~self.distinguishable[best] & among
 
+    def groups(self, among: np.ndarray | None = None) -> list[str]:
+        """(M,) letters: two models share one exactly where they cannot be told apart; a is the best's.
+
+        This is the compact letter display by insertion and absorption (Piepho 2004).
+
+        among  bool (M,): the models that have letters; None: all
+        """
+        chosen = range(len(self.values)) if among is None else np.flatnonzero(among).tolist()
+        apart, groups = self.distinguishable, [frozenset(chosen)]
+        for i, j in combinations(chosen, 2):
+            if apart[i, j]:
+                parts = {g - {k} for g in groups if {i, j} <= g for k in (i, j)}
+                parts |= {g for g in groups if not {i, j} <= g}
+                groups = [g for g in parts if not any(g < other for other in parts)]
+        groups.sort(key=lambda g: sorted(-self.values[i] for i in g))
+        return ["".join(_letter(n) for n, g in enumerate(groups) if i in g) for i in range(len(self.values))]
+
     def interval(self, i: int, j: int) -> tuple[float, float] | None:
         """Limits of the figure of model i minus that of model j, at 95 % for all pairs together.
 
@@ -70,6 +89,12 @@ class Differences:
         if np.isinf(self.reach) or not len(errors):
             return None
         return float((self.reach + stdtrit(self.clusters - 1, POWER)) * np.median(errors))
+
+
+def _letter(number: int) -> str:
+    """a to z, then a1 to z1, and so on."""
+    again, place = divmod(number, len(ascii_lowercase))
+    return ascii_lowercase[place] + (str(again) if again else "")
 
 
 def compare(values: np.ndarray, replicates: np.ndarray, *, seed: int = 0) -> Differences:

@@ -302,11 +302,12 @@ def _compare(
             continue
         values = np.array([getattr(cells[i], name) for i in known])
         differences = compare(values, np.stack([replicates[i] for i in known]))
-        top = differences.top_group(np.array([not expected[i] for i in known])).tolist()
+        among = np.array([not expected[i] for i in known])
+        top, groups = differences.top_group(among).tolist(), differences.groups(among)
         detectable = differences.detectable()
         base = next((place for place, i in enumerate(known) if cells[i].model == reference), None)
         for place, i in enumerate(known):
-            row = Compared(top=top[place], detectable=detectable)
+            row = Compared(top=top[place], groups=groups[place], detectable=detectable)
             if base is not None and base != place:
                 row = row.model_copy(update=_difference(differences, place, base, margin))
             found[i][name] = row

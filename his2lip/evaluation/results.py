@@ -98,6 +98,8 @@ class Compared(Config):
 
     top: bool
     """Whether it cannot be told from the best one."""
+    groups: str = ""
+    """Letters: two models that share one cannot be told apart; empty for an expectation, such as chance."""
     detectable: float | None
     """The smallest difference that these units show with a probability of 80 %."""
     difference: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from his2lip.evaluation import CellResult, metric_fields
 from his2lip.report.board import ONE_NUMBER
-from his2lip.report.differences import is_top
+from his2lip.report.differences import groups, is_top
 from his2lip.report.prompt_order import MARK, is_marked
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import FRACTION, Figure, Row, Scale, Table, limits, shown
@@ -52,7 +52,7 @@ def _table(inputs: Inputs, name: str, title: str, unit: str, block: tuple[str, l
         for model in board.models
     ]
     rows = [row for row in rows if any(figure.value is not None for figure in row.figures)]
-    scale = _scale(rows, unit)
+    scale = Scale.of((figure for row in rows for figure in row.figures), unit)
     heads = [inputs.columns.head(column, name, scale) for column in columns]
     title = f"{title}, %" if unit == FRACTION else title
     return Table(name, title, heads, rows, part)
@@ -71,6 +71,7 @@ def _figure(inputs: Inputs, cell: CellResult | None, name: str, unit: str) -> Fi
         interval,
         is_top(cell, name),
         marks(cell, name),
+        groups(cell, name),
         "" if published is None else f"paper {percent(published)}",
         inputs.evidence(cell),
     )
@@ -91,10 +92,3 @@ def _used(inputs: Inputs) -> dict[str, str]:
     }
     seen = {sign for cell in inputs.board.cells for name in FIRST for sign in marks(cell, name)}
     return {sign: meaning for sign, meaning in meanings.items() if sign in seen}
-
-
-def _scale(rows: list[Row], unit: str) -> Scale:
-    """Fractions from 0 to 1, coefficients from the lowest limit where it is below 0."""
-    lows = [f.drawn[0] for row in rows for f in row.figures if f.drawn is not None]
-    lows += [f.value for row in rows for f in row.figures if f.value is not None]
-    return Scale(0.0 if unit == FRACTION else min([0.0, *lows]), 1.0)

@@ -14,7 +14,7 @@ from his2lip.report.table import FRACTION, Figure, Row, Scale, Table, difference
 SHOWN = ("chance_corrected", "macro_f1")  # figures whose differences from the reference are on the page
 _OF_CELL = ("model", "dataset", "protocol", "generated", "reference", "margin")
 _COLUMNS = (
-    *("model", "dataset", "protocol", "generated", "figure", "value", "top", "detectable"),
+    *("model", "dataset", "protocol", "generated", "figure", "value", "top", "groups", "detectable"),
     *("reference", "difference", "difference_lo", "difference_hi", "margin", "non_inferior"),
 )
 
@@ -48,7 +48,7 @@ def _table(inputs: Inputs, metric: Metric, reference: str, block: tuple[str, lis
     rows = [row for row in rows if any(figure.value is not None for figure in row.figures)]
     unit = ", points" if metric.unit == FRACTION else ""
     title = f"{metric.title}: difference from {reference}{unit}"
-    heads = [inputs.columns.head(column, metric.name, _scale(rows)) for column in columns]
+    heads = [inputs.columns.head(column, metric.name, _scale(rows, metric.unit)) for column in columns]
     # The line of a column is at no difference, not at the figure of chance.
     heads = [replace(head, chance=0.0) for head in heads]
     return Table(metric.name, title, heads, rows, part)
@@ -72,11 +72,11 @@ def _figure(inputs: Inputs, cell: CellResult | None, metric: Metric) -> Figure:
     )
 
 
-def _scale(rows: list[Row]) -> Scale:
+def _scale(rows: list[Row], unit: str) -> Scale:
     """Symmetric around no difference, and as wide as the widest limit."""
     widest = [abs(limit) for row in rows for f in row.figures for limit in f.drawn or (f.value or 0.0,)]
     reach = max([0.05, *widest])
-    return Scale(-reach, reach)
+    return Scale(-reach, reach, unit)
 
 
 def compared(cell: CellResult | None, figure: str) -> Compared | None:
@@ -88,6 +88,12 @@ def is_top(cell: CellResult | None, figure: str) -> bool:
     """Whether a figure cannot be told from the best of its column."""
     found = compared(cell, figure)
     return found is not None and found.top
+
+
+def groups(cell: CellResult, figure: str) -> str:
+    """The letters that a figure shares with those from which it cannot be told."""
+    found = compared(cell, figure)
+    return "" if found is None else found.groups
 
 
 def differences_csv(board: Board) -> str:

@@ -83,7 +83,9 @@ def _legend(table: Table) -> list[str]:
 
 def _figure(figure: Figure) -> str:
     shown = escape(figure.shown)
-    return (rf"\textbf{{{shown}}}" if figure.is_best else shown) + escape(figure.marks)
+    return (
+        (rf"\textbf{{{shown}}}" if figure.is_best else shown) + escape(figure.marks) + _small(figure.groups)
+    )
 
 
 def _small(text: str) -> str:

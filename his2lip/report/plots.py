@@ -30,6 +30,8 @@ def heat_map(board: Board) -> Figure:
         )
     )  # fmt: skip
     figure.update_layout(height=120 + 34 * len(models), margin={"t": 20, "l": 10, "r": 10, "b": 10})
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False)
     return figure
 
 
@@ -87,27 +89,18 @@ def draw_plots(board: Board) -> list[tuple[str, Figure]]:
 
 
 def fill(inputs: Inputs) -> Section | None:
-    """The plots that can be drawn. plotly.js is in the page once, before the first of them.
+    """The plots that can be drawn, as plotly's JSON; a script of the page draws them when they are reached.
 
     Plots have no background, so that they follow the page into dark mode.
     """
-    drawn = draw_plots(inputs.board)
+    from plotly.offline import get_plotlyjs
+
     clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
     plots = [
-        (
-            title,
-            trusted(
-                figure.update_layout(**clear).to_html(
-                    full_html=False,
-                    include_plotlyjs=i == 0,
-                    div_id=f"plot-{i}",  # else it is drawn at random, and no page is written twice the same
-                    config={"displaylogo": False, "responsive": True},
-                )
-            ),
-        )
-        for i, (title, figure) in enumerate(drawn)
+        (title, trusted(str(figure.update_layout(**clear).to_json()).replace("<", "\\u003c")))
+        for title, figure in draw_plots(inputs.board)
     ]
-    return Section("plots", "Plots", {"plots": plots}) if plots else None
+    return Section("plots", "Plots", {"plots": plots, "plotly": trusted(get_plotlyjs())}) if plots else None
 
 
 def _label(name: str) -> str:

@@ -37,6 +37,7 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
         name: found.model_copy(
             update={
                 "top": any(c.compared[name].top for c in own if name in c.compared),
+                "groups": "",
                 "difference": None, "difference_lo": None, "difference_hi": None, "non_inferior": None,
             }
         )

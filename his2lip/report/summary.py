@@ -18,18 +18,20 @@ def fill(inputs: Inputs) -> Section:
     """The models with their means, and the definition of each baseline on the board."""
     board = inputs.board
     what = ("chance-corrected balanced accuracy, 0 at chance, 1 if perfect",)
+    rows = [Row(m, m.startswith("baseline:"), list(_figures(board, m))) for m in board.models]
+    scale = Scale.of((row.figures[0] for row in rows), _UNIT)
     heads = [
-        Head("mean", what, scale=_scale(board), chance=board.mean(CHANCE)),
+        Head("mean", what, scale=scale, chance=board.mean(CHANCE)),
         Head("rank", ("Borda count",)),
         Head("zero-shot", ("share of its datasets",)),
     ]
-    rows = [Row(m, m.startswith("baseline:"), list(_figures(board, m))) for m in board.models]
     table = Table("summary", TITLE, heads, rows)
     known = {model: definition(model) for model in board.models}
     values = {
         "table": table,
         "counted": board.zero_shot(),
         "in_domain": board.in_domain(),
+        "unknown": [c for c in board.zero_shot() if inputs.columns.cells[c].no_interval is not None],
         "other": [c for c in board.columns if c not in (*board.zero_shot(), *board.in_domain())],
         "baselines": {model: text for model, text in known.items() if text is not None},
     }
@@ -43,9 +45,3 @@ def _figures(board: Board, model: str) -> Iterator[Figure]:
     yield Figure(mean, shown(mean, _UNIT), limits(interval, _UNIT), interval)
     yield Figure(rank, "" if rank is None else str(rank))
     yield Figure(share, f"{100 * share:.0f} %")
-
-
-def _scale(board: Board) -> Scale:
-    """From 0 to 1, or from the lowest limit where one is below 0."""
-    lows = [interval[0] for model in board.models if (interval := board.mean_interval(model)) is not None]
-    return Scale(min([0.0, *lows]), 1.0)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from his2lip.templates import percent
 
 FRACTION = "fraction"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The range over which the intervals of a column are drawn, from its left to its right end."""
-
-    low: float
-    high: float
-
-    def place(self, value: float) -> float:
-        """Where a value lies, in percent of the range; values outside it are at its ends."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(100 * min(max(share, 0.0), 1.0), 1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +21,7 @@ class Figure:
     drawn    its interval, as it is drawn; None without one
     is_best  whether it cannot be told from the best of its column
     marks    signs beside the value, which notes explain
+    groups   letters that it shares with the figures from which it cannot be told
     beside   what is shown below the figure, such as the published value
     href     where the evidence of the figure is
     """
@@ -43,6 +32,7 @@ class Figure:
     drawn: tuple[float, float] | None = None
     is_best: bool = False
     marks: str = ""
+    groups: str = ""
     beside: str = ""
     href: str = ""
 
@@ -50,8 +40,39 @@ class Figure:
     def text(self) -> str:
         """The figure with its interval, on one line."""
         shown = (f"**{self.shown}**" if self.is_best else self.shown) + self.marks
+        shown = f"{shown} {self.groups}" if self.groups else shown
         shown = f"{shown} ({self.limits})" if self.limits else shown
         return f"{shown}, {self.beside}" if self.beside else shown
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range over which the intervals of a column are drawn, from its left to its right end."""
+
+    low: float
+    high: float
+    unit: str = FRACTION
+
+    @property
+    def text(self) -> str:
+        """Its two ends."""
+        if self.unit == FRACTION:
+            return f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
+        return f"{self.low:.1f} to {self.high:.1f}"
+
+    @classmethod
+    def of(cls, figures: Iterable[Figure], unit: str) -> Scale:
+        """The tenths around all figures and their limits; a coefficient's scale has 0, its chance."""
+        shown = [f for f in figures if f.value is not None]
+        values = [v for f in shown for v in (*(f.drawn or ()), f.value) if v is not None]
+        values += [] if unit == FRACTION and values else [0.0]
+        low, high = math.floor(10 * min(values) + 1e-9) / 10, math.ceil(10 * max(values) - 1e-9) / 10
+        return cls(low, high if high > low else low + 0.1, unit)
+
+    def place(self, value: float) -> float:
+        """Where a value lies, in percent of the range; values outside it are at its ends."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,12 @@ class Table:
     heads: Sequence[Head]
     rows: Sequence[Row]
     block: str = ""
+
+    @property
+    def range(self) -> str:
+        """The ends of the scale that all columns share, as `0 to 90 %`; empty without one."""
+        scales = {head.scale for head in self.heads}
+        return scales.pop().text if len(scales) == 1 and None not in scales else ""
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -95,6 +95,22 @@ def test_intervals_and_groups_agree() -> None:
             assert told == differences.distinguishable[i, j]
 
 
+@pytest.mark.parametrize("models", [1, 2, 5, 20])
+def test_models_share_a_letter_exactly_where_they_cannot_be_told_apart(models: int) -> None:
+    rng = np.random.default_rng(models)
+    for _ in range(20):
+        errors = np.abs(rng.normal(0.1, 0.05, (models, models)))
+        differences = Differences(rng.random(models), errors + errors.T, reach=1.0, clusters=9)
+        among = rng.random(models) < 0.8
+        letters = differences.groups(among)
+        assert [bool(own) for own in letters] == among.tolist()
+        for i, j in zip(*np.nonzero(among[:, None] & among), strict=True):
+            assert bool(set(letters[i]) & set(letters[j])) != (differences.distinguishable[i, j] and i != j)
+        if among.any():
+            best = int(np.where(among, differences.values, -1).argmax())
+            assert letters[best].startswith("a")
+
+
 def test_the_detectable_difference_is_seen_in_four_of_five_runs() -> None:
     detectable = np.mean([differences.detectable() for differences in found(2, 30, 40, 0.0)])
     seen = np.mean([d.distinguishable[0, 1] for d in found(2, 30, 300, round(float(detectable), 3))])

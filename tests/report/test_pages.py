@@ -101,7 +101,8 @@ def test_a_twin_and_its_real_dataset_are_two_columns(tmp_path: Path) -> None:
 def test_a_figure_shows_its_n_its_interval_and_its_difference_from_the_papers(tmp_path: Path) -> None:
     known = {"macro_f1_lo": 0.25, "macro_f1_hi": 0.75, "published_f1": 0.1}
     page = write_pages(_leaderboard(tmp_path, **known), tmp_path / "out").read_text()
-    assert 'style="--at:40.0;--low:25.0;--high:75.0"><b></b><u></u></span><small>25.0 to 75.0</small>' in page
+    assert 'style="--at:28.6;--low:7.1;--high:78.6"><b></b><u></u></span><small>25.0 to 75.0</small>' in page
+    assert "Intervals are drawn from 20 to 90 %." in page
     assert '<small class="beside">paper 10.00</small></td>' in page
     assert "<li>macro F1: paper 10.00, difference +30.00</li>" in page
     assert "40.00 (25.0 to 75.0), paper 10.00" in (tmp_path / "out/leaderboard.md").read_text()

@@ -66,10 +66,31 @@ if (figure) {
   choose();
 }
 
+// Plots are drawn when the reader comes near them.
+function draw(plots) {
+  const script = document.createElement('script');
+  script.textContent = byId('plotly').textContent;
+  document.head.append(script);
+  all('.plot', plots).forEach(part => {
+    const {data, layout} = JSON.parse(part.querySelector('script').textContent);
+    Plotly.newPlot(part, data, layout, {responsive: true, displaylogo: false});
+  });
+}
+if (byId('plots')) {
+  new IntersectionObserver((entries, observer) => {
+    if (!entries.some(entry => entry.isIntersecting)) return;
+    observer.disconnect();
+    draw(byId('plots'));
+  }, {rootMargin: '300px'}).observe(byId('plots'));
+}
+
 // A link to the evidence of a figure opens it.
 function open() {
   const target = byId(decodeURIComponent(location.hash.slice(1)));
-  if (target?.tagName === 'DETAILS') { target.open = true; target.querySelector('summary').focus(); }
+  if (target?.tagName !== 'DETAILS') return;
+  for (let part = target; part; part = part.parentElement.closest('details')) part.open = true;
+  target.scrollIntoView();
+  target.querySelector('summary').focus({preventScroll: true});
 }
 addEventListener('hashchange', open);
 open();
