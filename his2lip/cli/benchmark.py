@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
 
 EXPERIMENT = "his2lip-benchmark"
+IMAGES = "images"  # after --verify
 BOARD = f"{STORAGE}/benchmark/zero-shot"
 
 Baseline = Annotated[
@@ -102,7 +103,8 @@ def report(
         bool,
         typer.Option(
             "--verify",
-            help="Write nothing: compute the board from the stored predictions, and compare it to the byte.",
+            help="Write nothing: compute the board from the stored predictions, and compare it to the byte. "
+            "`--verify images` instead embeds a sample of the images again and scores every row again.",
         ),
     ] = False,
 ) -> None:
@@ -113,10 +115,14 @@ def report(
 
     With --verify, what is different is named by its file, row and column, and the exit code is 1.
     """
-    places = [Path(name) for name in folders or [BOARD]]
+    names = list(folders or [])
+    from_images = verify and IMAGES in names  # a folder of that name is ./images
+    if from_images:
+        names.remove(IMAGES)
+    places = [Path(name) for name in names or [BOARD]]
     if verify:
         for folder in places:
-            verify_report(folder, out)
+            verify_report(folder, out, from_images=from_images)
         return
     folder = places[0]
     if len(places) > 1:
@@ -142,13 +148,18 @@ def merge_reports(folders: Sequence[Path], out: Path | None) -> Path:
     return out
 
 
-def verify_report(folder: Path, pages: Path | None = None) -> None:
+def verify_report(folder: Path, pages: Path | None = None, *, from_images: bool = False) -> None:
     """Prints what of a board does not follow from its stored predictions; exits with 1 where there is any.
 
-    pages  the folder of its pages, which are compared too; default: `report`, where there is one
+    pages        the folder of its pages, which are compared too; default: `report`, where there is one
+    from_images  compares with the images and models instead
     """
-    from his2lip.evaluation import verify_board
+    from his2lip.evaluation import verify_board, verify_images
     from his2lip.report import verify_pages
+
+    if from_images:
+        _show_verified(verify_images(str(folder)))
+        return
 
     found = verify_board(str(folder))
     place = pages or folder / "report"
@@ -168,7 +179,7 @@ def _show_verified(found: Verified) -> None:
     if found.mismatches:
         say(f"{len(found.mismatches)} differences")
         raise typer.Exit(1)
-    say(f"the same: {len(found.cells)} grid cells from their predictions, {', '.join(found.files)}")
+    say(f"the same: {len(found.cells)} grid cells, {', '.join(found.files)}")
 
 
 def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None) -> GridResult:

@@ -40,6 +40,7 @@ from .validation import SelectValidator as SelectValidator
 from .verify import Mismatch as Mismatch
 from .verify import Verified as Verified
 from .verify import verify_board as verify_board
+from .verify_from_images import verify_images as verify_images
 from .views import MIHIC_FIELD as MIHIC_FIELD
 from .views import SQUASHED_FROM as SQUASHED_FROM
 from .views import TrainingField as TrainingField

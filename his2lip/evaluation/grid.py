@@ -179,7 +179,7 @@ def run_grid(
         len(plans),
     )
     config = config.model_copy(update={"gpus": _gpus(config)})
-    baselines = [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
+    baselines = _baselines(config)
     entries = [*config.models, *config.control_rows(), *baselines]
     total = len(failed) + sum(len(_plans_of(entry, plans)) for entry in entries)
     outcomes: list[Outcome] = []
@@ -361,6 +361,27 @@ def score_models(
                     damaged=run.damaged,
                     prompt_f1=run.prompt_f1,
                 )
+
+
+def scorers(
+    config: BenchmarkConfig, plans: Sequence[Plan], cache: EmbeddingCache
+) -> Iterator[tuple[ModelEntry, Plan, Scorer | Exception]]:
+    """Each row of the grid with its plan and what scores it in this process, or why nothing can."""
+    loaded: dict[str, Scorer] = {}
+    groups = [[model, *config.controls_of(model)] for model in config.models]
+    for entry in (entry for group in [*groups, _baselines(config)] for entry in group):
+        for plan in _plans_of(entry, plans):
+            try:
+                scorer = _scorer(entry, loaded, cache, config)
+            except Exception as error:
+                yield entry, plan, error
+            else:
+                is_control = isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan)
+                yield entry, scorer.plan(plan) if is_control else plan, scorer
+
+
+def _baselines(config: BenchmarkConfig) -> list[ModelEntry]:
+    return [ModelEntry(name=f"{PREFIX}{b}", path=f"{PREFIX}{b}") for b in config.baselines]
 
 
 def _progress(model: str, dataset: str, tell: Callable[[ImageProgress], None]) -> ProgressCallback:

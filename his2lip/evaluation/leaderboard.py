@@ -39,6 +39,7 @@ from his2lip.evaluation.results import (
     to_table,
 )
 from his2lip.evaluation.statistics import crossed_interval
+from his2lip.evaluation.task_results import TaskCell
 from his2lip.files import filesystem, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
@@ -136,9 +137,9 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
     return files | {DIGESTS: (json.dumps(digests, indent=1) + "\n").encode()}
 
 
-def row_name(row: CellResult | Mapping[str, Any]) -> str:
+def row_name(row: CellResult | TaskCell | Mapping[str, Any]) -> str:
     """How messages name a row, from its record or its fields by name."""
-    tree = row.model_dump(include={*_NAMES}) if isinstance(row, CellResult) else row
+    tree = row if isinstance(row, Mapping) else {name: getattr(row, name) for name in _NAMES}
     return f"{tree['model']} on {tree['dataset']} ({tree['protocol']})"
 
 

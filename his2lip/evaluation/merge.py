@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileSelector
+
 from his2lip.errors import ConfigError
 from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, cell_folder, read_cell
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
+from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
+from his2lip.evaluation.tasks import check_task
 from his2lip.files import filesystem, write_file
 
 Key = tuple[str, str, str]  # model, dataset, protocol
@@ -26,8 +30,9 @@ _OF_CELL = {
     "weights": "weights_sha256",
     "encoder": "encoder",
 }
+_OF_TASK_COLUMN = ("split_sha256", "images_sha256", "settings_sha256")
+_OF_TASK = (*_OF_TASK_COLUMN, "weights_sha256", "encoder", "cell")
 _MOST = 5  # refusals that an error shows
-_FILES = ("predictions.parquet", "cell.json")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
             ]
             notes += [] if differ else _other_predictions(row, other, stored, folder=folder, first=first)
     refused += _mixed_columns(kept)
+    tasks, of_tasks = _tasks(folders)
+    refused += of_tasks
     if refused:
         shown = "; ".join(what for _, what in refused[:_MOST])
         more = f"; and {len(refused) - _MOST} more" if len(refused) > _MOST else ""
@@ -86,8 +93,35 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
     )
     for folder, stored in kept.values():
         _copy(folder, stored.result.cell, out)
+    for folder, cell in tasks:
+        _copy(folder, cell.cell, out)
+    write_tasks(out, [cell for _, cell in tasks])
     rows = rows_of(out, whole, {stored.result.cell: stored for _, stored in kept.values()})
-    return Merged(write_board(out, rows, whole), len(rows), notes)
+    return Merged(write_board(out, rows, whole), len(rows) + len(tasks), notes)
+
+
+def _tasks(folders: Sequence[str]) -> tuple[list[tuple[str, TaskCell]], list[tuple[str, str]]]:
+    """((folder, cell) of each task, (field, what is different) of those that cannot be merged)."""
+    kept: dict[Key, tuple[str, TaskCell]] = {}
+    columns: dict[tuple[str, str], tuple[str, TaskCell]] = {}
+    refused = []
+    for folder in folders:
+        for cell in read_tasks(folder):
+            try:
+                check_task(folder, cell)
+            except DamagedCellError as error:
+                what, fix = f"{row_name(cell)} cannot be used: {error}", "run his2lip benchmark there again"
+                raise ConfigError(what, where=folder, key=cell.cell, fix=fix) from None
+            first, other = kept.setdefault((cell.model, cell.dataset, cell.task), (folder, cell))
+            place, same_column = columns.setdefault((cell.dataset, cell.task), (folder, cell))
+            pairs = [(first, other, _OF_TASK), (place, same_column, _OF_TASK_COLUMN)]
+            refused += [
+                (name, f"{row_name(cell)}: another {name} in {folder} than in {where}")
+                for where, known, names in pairs
+                for name in names
+                if getattr(known, name) != getattr(cell, name) and where != folder
+            ]
+    return list(kept.values()), list(dict.fromkeys(refused))
 
 
 def _check_out(folders: Sequence[str], out: str) -> None:
@@ -172,6 +206,7 @@ def _copy(folder: str, identity: str, out: str) -> None:
     """Copies a stored grid cell; cell.json is last, which marks it as finished."""
     source, base = filesystem(cell_folder(folder, identity))
     target, place = filesystem(cell_folder(out, identity))
-    for name in _FILES:
+    names = [found.base_name for found in source.get_file_info(FileSelector(base))]
+    for name in sorted(names, key=lambda name: name == "cell.json"):
         with source.open_input_stream(f"{base}/{name}") as file:
             write_file(target, f"{place}/{name}", bytes(file.read()))

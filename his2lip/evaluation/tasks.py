@@ -22,6 +22,7 @@ from his2lip.files import filesystem, write_file
 
 _SCHEMA = 1  # raised whenever the same inputs would give another result
 _EVIDENCE = "evidence.parquet"
+_MEASURED = ("cell", "caveat", "rows", "weights_sha256", "encoder")  # fields that cell.json alone decides
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,16 @@ def read_evidence(folder: str, cell: TaskCell) -> pa.Table:
     """What the figures of a task follow from: one row per unit and setting; the columns are the task's."""
     system, place = filesystem(cell_folder(folder, cell.cell))
     return pq.read_table(f"{place}/{_EVIDENCE}", filesystem=system, partitioning=None)
+
+
+def check_task(folder: str, cell: TaskCell) -> None:
+    """Raises DamagedCellError where the stored grid cell of a record is missing, damaged, or another one."""
+    shown = {name: value for name, value in cell.model_dump().items() if name not in _MEASURED}
+    stored = _read(cell_folder(folder, cell.cell), shown)
+    if stored is None:
+        raise DamagedCellError("its grid cell is missing or of an earlier version")
+    if stored != cell:
+        raise DamagedCellError("tasks.json has other figures than its cell.json")
 
 
 def _write(place: str, cell: TaskCell, evidence: pa.Table) -> None:

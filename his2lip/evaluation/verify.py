@@ -18,6 +18,8 @@ from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, read_cell
 from his2lip.evaluation.leaderboard import Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
+from his2lip.evaluation.task_results import TaskCell, read_tasks, task_csv
+from his2lip.evaluation.tasks import check_task
 from his2lip.files import filesystem
 
 _SHOWN = 60  # characters of a value that a mismatch shows
@@ -44,13 +46,13 @@ class Mismatch:
 class Verified:
     """What was computed again.
 
-    cells       the rows, with the figures that follow from the stored predictions
+    cells       the rows, with the figures that follow from the stored predictions, and the tasks
     files       the files that were compared
     mismatches  what is different
     notes       what is not different, and should be known
     """
 
-    cells: Sequence[CellResult]
+    cells: Sequence[CellResult | TaskCell]
     files: Sequence[str] = ()
     mismatches: Sequence[Mismatch] = ()
     notes: Sequence[str] = field(default_factory=tuple)
@@ -89,7 +91,24 @@ def verify_board(folder: str) -> Verified:
         own, note = _different(name, on_disk, data)
         found += own
         notes += [note] if note else []
-    return Verified(rows, list(expected), list(dict.fromkeys(found)), notes)
+    tasks, of_tasks = _verify_tasks(folder)
+    return Verified([*rows, *tasks], list(expected), list(dict.fromkeys([*found, *of_tasks])), notes)
+
+
+def _verify_tasks(folder: str) -> tuple[list[TaskCell], list[Mismatch]]:
+    """The tasks of a board, and what of them is not what their grid cells have."""
+    cells = read_tasks(folder)
+    found = []
+    for cell in cells:
+        try:
+            check_task(folder, cell)
+        except DamagedCellError as error:
+            found.append(Mismatch(f"cells/{cell.cell}", row_name(cell), "", str(error)))
+    for task in dict.fromkeys(cell.task for cell in cells):
+        data = task_csv([cell for cell in cells if cell.task == task]).encode()
+        if (on_disk := _read(folder, f"{task}.csv")) != data:
+            found += _different(f"{task}.csv", on_disk, data)[0]
+    return cells, found
 
 
 def _digests(folder: str) -> dict[str, str]:
@@ -150,7 +169,7 @@ def _different_csv(name: str, on_disk: bytes, data: bytes) -> list[Mismatch]:
         return [Mismatch(name, "", "", "its columns are others")]
     found = []
     for i, (mine, other) in enumerate(zip(ours[1:], theirs[1:], strict=False), start=1):
-        row = f"row {i} ({row_name(dict(zip(head, mine, strict=True)))})"
+        row = f"row {i} ({row_name({'protocol': '', **dict(zip(head, mine, strict=True))})})"
         if len(other) != len(head):
             found.append(Mismatch(name, row, "", f"it has {len(other)} values for {len(head)} columns"))
             continue

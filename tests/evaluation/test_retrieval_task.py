@@ -23,11 +23,15 @@ from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid import Outcome, Work, plan_cells, score_models
+from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.retrieval import NEVER, Items
 from his2lip.evaluation.retrieval_task import DIRECTIONS, RELEVANCES, RetrievalPlan
 from his2lip.evaluation.task_results import TASKS, TaskCell, TaskRow, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
+from his2lip.evaluation.verify import verify_board
+from his2lip.evaluation.verify_from_images import verify_images
 from his2lip.models import load_model
 
 PAIRS = [(t, b) for t in ("Stroma", "Tumor") for b in ("CD3", "Ki67")]
@@ -248,6 +252,29 @@ def test_it_stands_beside_protocols_without_a_new_forward_and_controls_have_no_p
     ]
     assert not any(isinstance(o.cell, CellFailure) for o in outcomes)
     assert [o.counts.images for o in outcomes[:2]] == [47, 0], "each picture passed through the model once"
+
+
+def test_tasks_are_verified_and_merged_with_their_board(ward: Ward, tmp_path: Path) -> None:
+    config = ward.config()
+    cells = [cell_of(o) for o in ward.score(config)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    for found in (verify_board(config.folder), verify_images(config.folder, sample=4)):
+        assert (list(found.mismatches), list(found.cells)) == ([], cells)
+    merge_boards([config.folder], str(tmp_path / "merged"))
+    assert read_tasks(tmp_path / "merged") == cells
+    assert verify_board(str(tmp_path / "merged")).mismatches == []
+
+    other = ward.config(name="other", retrieval={"captions": str(ward.bank), "most_images": 20})
+    write_leaderboard(other.folder, [], [], other)
+    write_tasks(other.folder, [cell_of(o) for o in ward.score(other)])
+    with pytest.raises(ConfigError) as refused:
+        merge_boards([config.folder, other.folder], str(tmp_path / "both"))
+    assert refused.value.key in ("split_sha256", "settings_sha256")
+
+    rows = [cells[0].rows[0].model_copy(update={"clusters": 99}), *cells[0].rows[1:]]
+    write_tasks(config.folder, [cells[0].model_copy(update={"rows": rows}), *cells[1:]])
+    assert [m.file for m in verify_board(config.folder).mismatches] == [f"cells/{cells[0].cell}"]
 
 
 def test_the_table_is_written_read_back_and_removed_with_the_task(ward: Ward) -> None:

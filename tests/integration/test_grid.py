@@ -21,11 +21,14 @@ from his2lip.data.images.codec import encode_png
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
-from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
+from his2lip.evaluation.feature_store import FeatureStore
 from his2lip.evaluation.grid import GridResult, Work, plan_cells, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.evaluation.verify import verify_board
+from his2lip.evaluation.verify_from_images import verify_images
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
@@ -168,6 +171,41 @@ def test_a_second_call_runs_nothing_and_returns_the_same_results(
     assert (again.ran, len(again.cells)) == (0, 6)
     assert (again.counts.images, again.counts.crops, again.counts.sentences) == (0, 0, 0)
     assert read_leaderboard(again) == before
+
+
+def test_a_board_is_verified_from_its_images_and_what_is_changed_is_named(
+    make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    """The board is scored in this process, as a task of the grid does it."""
+    path = str(tmp_path / "best")
+    config = make(models=["tiny", {"name": "tuned", "path": path}], controls=["shuffled-labels"])
+    config = config.model_copy(update={"datasets": ["alpha"], "baselines": ["mean-colour"]})
+    plans, _ = plan_cells(config)
+    colour = ModelEntry(name="baseline:mean-colour", path="baseline:mean-colour")
+    rows = [*config.models, *config.control_rows(), colour]
+    cells = [o.cell for o in score_models(rows, Work(plans, config)) if isinstance(o.cell, CellResult)]
+    write_leaderboard(config.folder, cells, [], config)
+    found = verify_images(config.folder, sample=5)
+    assert (list(found.mismatches), {c.cell for c in found.cells}) == ([], {c.cell for c in cells})
+    assert len(cells) == 5
+
+    tiny = next(c for c in cells if c.model == "tiny")
+    parts = list(Path(config.cache, "images", tiny.encoder).glob("*.parquet"))
+    for part in parts:  # features of other images, in a part whose digest is right
+        width = pq.read_table(part).schema.field("feature").type.list_size
+        store = FeatureStore(config.cache, f"images/{tiny.encoder}", width=width)
+        keys = pq.read_table(part)["key"].to_pylist()
+        features = store.read(keys)
+        part.unlink()
+        store.append({key: 1.01 * value + 0.01 for key, value in features.items()})
+    found = verify_images(config.folder, sample=5)
+    named = [m for m in found.mismatches if m.file == "cached features"]
+    assert len(named) == 5, "as many as the sample"
+    assert {m.row for m in named} == {"tiny on alpha (default)"}
+
+    save_checkpoint(tmp_path / "best", load_model("tiny", seed=7), meta={})
+    found = verify_images(config.folder, sample=5)
+    assert {m.column for m in found.mismatches if m.row.startswith("tuned")} == {"weights_sha256"}
 
 
 def test_a_changed_prompt_is_scored_from_the_cache_without_an_image_forward(
