@@ -291,7 +291,8 @@ def _show_figures(result: GridResult) -> None:
     columns = list(dict.fromkeys((c.dataset, c.protocol) for c in result.cells))
     scores = {(c.model, c.dataset, c.protocol): _with_interval(c) for c in result.cells}
     models = list(dict.fromkeys(c.model for c in result.cells))
-    say("macro F1, percent" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
+    on = " on select splits" if any(c.role == "select" for c in result.cells) else ""
+    say(f"macro F1, percent{on}" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
     rows = [[m, *(scores.get((m, *column), "–") for column in columns)] for m in models]
     several = len({protocol for _, protocol in columns}) > 1
     wide_table(["model", *(f"{d} {p}" if several else d for d, p in columns)], rows)

@@ -254,11 +254,27 @@ def _save(out: Path, model: DualEncoder, meta: dict[str, Any], trained_on: Train
 
 @command("models promote")
 def promote_model(
-    model: Annotated[
-        str,
-        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
-    ],
     alias: Annotated[str, typer.Option(help="The alias, such as champion.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint, a run, a name on the leaderboard, or a model's name."),
+    ] = None,
+    best: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BENCHMARK",
+            help="In place of MODEL: the best model of the benchmark in this folder, which must have scored "
+            "splits for selection (role=select).",
+        ),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="mean|COLUMN",
+            help="What --best goes by: the mean of chance-corrected balanced accuracy over datasets, or "
+            "this figure of one column of the board.",
+        ),
+    ] = "mean",
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
     ] = None,
@@ -276,31 +292,42 @@ def promote_model(
     """
     from his2lip.config import digest
     from his2lip.models import read_meta, terms_of_use, terms_summary
+    from his2lip.report import choose_champion
     from his2lip.serving import Familiarity, model_files, store_calibrations
     from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
         what = f"MLflow does not accept '{name}' as the name of a registered model"
         raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
+    if (model is None) == (best is None):
+        raise ConfigError("name either MODEL or --best BENCHMARK", key="--best")
+    champion = None if best is None else choose_champion(best, by=by)
+    if champion is not None:
+        say(f"champion: {champion}")
+        model = champion.path or champion.model
+    assert model is not None
     tracker = Tracker.open()
     found, logged = _find(model, storage / "train", tracker)
+    scored = champion or logged
     name = name or model_name(_default_name(model, found))
     with _staged(found) as folder:
         meta = read_meta(folder)
-        if logged is not None and logged.weights != meta["tensor_digest"]:
-            what = f"the weights here are not those that were logged as '{model}'"
+        if scored is not None and scored.weights != meta["tensor_digest"]:
+            row = champion.model if champion is not None else model
+            what = f"the weights here are not those that were scored as '{row}'"
             fix = "to promote the present weights, give the checkpoint's path"
             raise CheckpointError(what, where=found, key=model, fix=fix)
         terms = terms_of_use(found, meta)
         stored = store_calibrations(folder, calibration or [])
         carried = [f"{c.question}: {c}" for c in stored]
+        chosen = [] if champion is None else [f"chosen in {best} by {by}: {champion}"]
         limit = Familiarity.load(folder, weights=meta["tensor_digest"])
         beside = [*map(asdict, stored), *([asdict(limit.base)] if limit else [])]
         identity = digest([meta, *beside]) if beside else digest(meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
             identity=identity, source=found, terms=terms_summary(found, meta),
-            description="\n\n".join([*terms, *(f"calibrated on {text}" for text in carried)]),
+            description="\n\n".join([*terms, *chosen, *(f"calibrated on {text}" for text in carried)]),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:

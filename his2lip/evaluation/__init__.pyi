@@ -10,6 +10,7 @@ from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
+from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards
 from .metrics import Metric as Metric

@@ -84,6 +84,9 @@ class BenchmarkConfig(Config):
     """Folder or URI that has the shards of each dataset, in a folder of its name."""
     protocols: list[str] = ["default"]
     """Protocols of the cards to score by; a dataset that lacks one is not scored by it."""
+    role: Literal["select"] | None = None
+    """select: score the split of each dataset that has this role, to choose a model by (`models promote
+    --best`); a dataset that has none is left out. null: the split of each protocol."""
     retrieval: RetrievalConfig | None = None
     """Retrieval, beside the protocols or, with `protocols: []`, in place of them; null: none."""
     baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [

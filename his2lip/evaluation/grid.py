@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.data.cards import Card
-from his2lip.data.shards import ShardSet, open_shards
+from his2lip.data.shards import ShardSet, open_shards, splits_with_role
 from his2lip.errors import (
     ConfigError,
     DatasetError,
@@ -41,6 +41,7 @@ from his2lip.evaluation.grid_cell import (
 )
 from his2lip.evaluation.helpers import Helpers
 from his2lip.evaluation.leaderboard import (
+    Frame,
     with_blends,
     with_differences,
     with_prompt_order,
@@ -161,9 +162,11 @@ def run_grid(
     number of outcomes so far and in total; `on_images` at most once a second for each model that embeds.
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
-    datasets. Raises ConfigError where `datasets` has an unknown name, or where the rows cannot be kept.
+    datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
+    the benchmark's name is in use for splits of another role.
     """
     config = whole = _with_absolute_paths(config)
+    _check_role(config)
     kept, kept_tasks = ([], []) if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
@@ -282,10 +285,21 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[
     return kept, [cell for cell in tasks if cell.dataset in known and cell.dataset not in datasets]
 
 
+def _check_role(config: BenchmarkConfig) -> None:
+    """Raises ConfigError where a board of this name was scored on other splits, which it would replace."""
+    try:
+        before = (Frame.read(config.folder).config or {}).get("role")
+    except ConfigError:  # there is no board, or one that cannot be read
+        return
+    if before != config.role:
+        what = f"the name '{config.name}' is in use by a benchmark with role={before or 'null'}"
+        raise ConfigError(what, where=config.folder, key="role", fix="give this one another name (name=…)")
+
+
 def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
     """Every (dataset, protocol or task) that can be scored, and for every model those that cannot: why.
 
-    Raises ConfigError for a protocol that none of the datasets has.
+    Raises ConfigError for a protocol, or a role of splits, that none of the datasets has.
     """
     plans: list[Plan] = []
     failed: list[CellFailure] = []
@@ -301,6 +315,9 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
             failed += [_failure(m.name, dataset, name, error) for m in config.models for name in names]
             continue
         offered |= set(card.protocols)
+        if config.role is not None and not splits_with_role(shards.info.roles, config.role):
+            _log.warning("%s has no split with the role '%s' and is left out", dataset, config.role)
+            continue
         planners: dict[str, Planner] = dict.fromkeys(filter(card.protocols.get, config.protocols), _plan)
         for name, planner in {**planners, **_tasks_of(config, dataset)}.items():
             try:
@@ -312,6 +329,9 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
         fix = did_you_mean(unknown[0], offered)
         what = f"none of the datasets has a protocol '{unknown[0]}'"
         raise ConfigError(what, key="protocols", fix=fix)
+    if config.role is not None and not plans and not failed:
+        what = f"none of the datasets has a split with the role '{config.role}'"
+        raise ConfigError(what, key="role", fix="prepare one with such a split (carve of its card)")
     return plans, failed
 
 
@@ -588,6 +608,8 @@ def _plan(
     dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
 ) -> CellPlan:
     protocol = card.protocols[protocol_name]
+    if config.role is not None:
+        protocol = protocol.model_copy(update={"split": _only_split(shards, config.role)})
     own = _of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
     further = {
         name: found
@@ -601,6 +623,15 @@ def _plan(
         pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
     )
     return replace(plan, baselines=scoring(plan))
+
+
+def _only_split(shards: ShardSet, role: str) -> str:
+    """The dataset's split with this role. Raises DatasetError for several."""
+    first, *others = splits_with_role(shards.info.roles, role)
+    if others:
+        what = f"several splits have the role '{role}': {', '.join([first, *others])}"
+        raise DatasetError(what, where=shards.uri, key="role", fix="prepare the dataset with one of them")
+    return first
 
 
 def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:

@@ -23,6 +23,8 @@ from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError, ModelError
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ImageEncoder, ModelEncoder
+from his2lip.resources import code_version
+from his2lip.runtime import check_code
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -158,7 +160,7 @@ class Helpers:
             room = min(room, self._most - len(self._hired))
         actor = ray.remote(_Helper)
         for _ in range(room):
-            one: Any = actor.options(**self._resources, max_restarts=0).remote(self._load)
+            one: Any = actor.options(**self._resources, max_restarts=0).remote(self._load, code_version())
             self._hired.append(_Hired(one, one.ready.remote()))
 
     def _give(self, job: _Job, parts: deque[Part]) -> None:
@@ -229,7 +231,8 @@ class _Job:
 class _Helper:
     """The process of a helper, which loads the model once."""
 
-    def __init__(self, load: Callable[[], DualEncoder] | None) -> None:
+    def __init__(self, load: Callable[[], DualEncoder] | None, code: str) -> None:
+        check_code(code)
         self._model = None if load is None else load()
         self._weights = None if self._model is None else self._model.tensor_digest()
 

@@ -165,7 +165,7 @@ def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> lis
     for cell in cells:
         card = cards.get(cell.dataset, "")
         row = known.get((comparison_name(cell.model), comparison_name(card)))
-        if row and cell.protocol == PAPER and not cell.generated:
+        if row and cell.protocol == PAPER and cell.role == "report" and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)
         filled.append(cell)

@@ -238,9 +238,10 @@ class CellResult(Figures):
         """The dataset by a name that tells protocols and generated twins apart: `bci-generated.paper`.
 
         A generated twin is called NAME-generated, so that its scores are not mistaken for those of the real
-        dataset.
+        dataset, and a split for selection NAME-select.
         """
         named = f"{self.dataset}-generated" if self.generated else self.dataset
+        named += "-select" if self.role == "select" else ""
         return named if self.protocol == "default" else f"{named}.{self.protocol}"
 
     @property

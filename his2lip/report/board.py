@@ -28,6 +28,7 @@ def heading(cell: CellResult) -> str:
     A version of the protocol that is older than the card's is a column of its own, and is marked.
     """
     marks = [cell.protocol] if cell.protocol != "default" else []
+    marks += ["select"] if cell.role == "select" else []
     marks += ["generated"] if cell.generated else []
     newest = _version(cell.dataset, cell.protocol)
     marks += [f"version {cell.protocol_version} of {newest}"] if cell.protocol_version < newest else []

@@ -55,8 +55,13 @@ PROTOCOLS = {
 }
 
 
-def write_dataset(folder: Path, name: str, pixels: np.ndarray, *, count: int = 24) -> None:
-    """A dataset of `count` real tiles of 64 px: the darker half Tumor and 3+ or 2+, the rest Stroma and 0."""
+def write_dataset(
+    folder: Path, name: str, pixels: np.ndarray, *, count: int = 24, other_role: str = "train"
+) -> None:
+    """A dataset of `count` real tiles of 64 px: the darker half Tumor and 3+ or 2+, the rest Stroma and 0.
+
+    other_role  role of the split `train`; that of `test` is report
+    """
     first = {"alpha": 0, "beta": 16, "gamma": 32}[name]
     places = [((first + i) // 8 % 8, (first + i) % 8) for i in range(count)]
     tiles = [pixels[64 * y : 64 * y + 64, 64 * x : 64 * x + 64] for y, x in places]
@@ -66,7 +71,7 @@ def write_dataset(folder: Path, name: str, pixels: np.ndarray, *, count: int = 2
         {
             "name": f"toy-{name}",
             "reader": "none",
-            "splits": {"train": {"role": "train"}, "test": {"role": "report"}},
+            "splits": {"train": {"role": other_role}, "test": {"role": "report"}},
             "protocols": PROTOCOLS[name],
             "in_domain": name == "alpha",
         }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 from PIL import Image
+from test_grid import write_dataset
 from training_data import write_small_shards
 from typer.testing import CliRunner
 
@@ -325,6 +326,42 @@ def test_training_starts_from_a_registered_model_and_records_its_version(
     moved = with_absolute_paths(validate(TrainConfig, tree))
     assert moved.model.backbone != config.model.backbone
     assert read_meta(config.model.backbone)["tensor_digest"] == digest
+
+
+def test_the_champion_of_a_benchmark_on_select_splits_is_promoted(
+    sqlite: None, checkpoint: Callable[..., Path], tmp_path: Path, ray_local: None, real_ihc: np.ndarray
+) -> None:
+    write_dataset(tmp_path / "shards", "beta", real_ihc, other_role="select")
+    write_dataset(tmp_path / "shards", "gamma", real_ihc)
+    paths = {name: str(checkpoint(name, seed=seed)) for name, seed in (("red", 1), ("blue", 2))}
+    tree = {
+        "name": "choose",
+        "role": "select",
+        "models": [{"name": name, "path": path} for name, path in paths.items()],
+        "datasets": ["beta", "gamma"],
+        "shards": str(tmp_path / "shards"),
+        "storage": "runs",
+        "cache": "cache",
+        "baselines": ["majority"],
+    }
+    result = run_benchmark(validate(BenchmarkConfig, tree))
+    assert {(cell.dataset, cell.split, cell.role) for cell in result.cells} == {("beta", "train", "select")}
+    scores = {cell.model: cell.chance_corrected for cell in result.cells if not cell.is_baseline}
+    best = max(scores, key=lambda name: scores[name])
+    assert scores["red"] != scores["blue"]
+    promote = ("models", "promote", "--best", "runs/benchmark/choose", "--by", "mean", "--alias", "champion")
+    said = his2lip(*promote)
+    assert f"champion: {best}" in said
+    found = load_model(f"models:/{best}@champion")
+    assert found.tensor_digest() == read_meta(paths[best])["tensor_digest"]
+    version = Tracker.open().client.get_model_version_by_alias(best, "champion")
+    assert "runs/benchmark/choose" in version.description
+    with pytest.raises(ConfigError) as refused:
+        run_benchmark(validate(BenchmarkConfig, tree | {"role": None}))
+    assert refused.value.key == "role"
+    checkpoint(best, seed=3)  # as --fresh does
+    with pytest.raises(CheckpointError):
+        his2lip(*promote)
 
 
 def test_a_benchmark_scores_a_registered_model_under_its_name(

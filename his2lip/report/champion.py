@@ -1,0 +1,87 @@
+"""The champion of a benchmark: the model that is best on `select` splits, never on `report` splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from his2lip.errors import ConfigError, did_you_mean
+from his2lip.evaluation import Frame
+from his2lip.report.board import ONE_NUMBER, read_board
+
+BY_MEAN = "mean"  # chooses by the board's mean over datasets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The best model of a board.
+
+    path     what loads it; None for a point between two models, and on a merged board
+    weights  tensor digest of the weights that were scored
+    value    its mean of chance-corrected balanced accuracy, or that of one column
+    limits   of the 95 % interval of `value`; None where there is none
+    columns  the columns that `value` is over
+    next     the model with the next lower value, and that value; None for a board of one model
+    """
+
+    model: str
+    path: str | None
+    weights: str
+    value: float
+    limits: tuple[float, float] | None
+    columns: Sequence[str]
+    next: tuple[str, float] | None
+
+    def __str__(self) -> str:
+        interval = "no interval" if self.limits is None else "{:.3f} to {:.3f}".format(*self.limits)
+        base = self.columns[0] if len(self.columns) == 1 else f"{len(self.columns)} select splits"
+        text = f"{self.model}, chance-corrected balanced accuracy {self.value:.3f} ({interval}) on {base}"
+        return text if self.next is None else f"{text}; next {self.next[0]}, {self.next[1]:.3f}"
+
+
+def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
+    """The best model of the benchmark in `folder` that is no baseline; of equal ones, the first on the board.
+
+    by  "mean", the board's mean of chance-corrected balanced accuracy over datasets that no model was trained
+        on, or the heading of a column, by the same figure
+    Raises ConfigError where a row was scored on a split whose role is not `select`, for an unknown `by`, and
+    where no model has that figure.
+    """
+    board = read_board(folder / "leaderboard.csv")
+    peeked = next((cell for cell in board.cells if cell.role != "select"), None)
+    if peeked is not None:
+        where = f"its {peeked.role} split '{peeked.split}'"
+        what = f"{peeked.dataset} was scored on {where}, which chooses no model"
+        fix = "run the benchmark with role=select and another name"
+        raise ConfigError(what, where=folder, key="--best", fix=fix)
+    columns = board.zero_shot() if by == BY_MEAN else [by]
+    if by != BY_MEAN and by not in board.columns:
+        what = f"the board has no column '{by}'"
+        raise ConfigError(what, where=folder, key="--by", fix=did_you_mean(by, [BY_MEAN, *board.columns]))
+    models = dict.fromkeys(cell.model for cell in board.cells if not cell.is_baseline)
+    values = ((board.mean(name, columns=columns), name) for name in models)
+    ranked = sorted(((v, name) for v, name in values if v is not None), key=lambda pair: -pair[0])
+    if not ranked:
+        what = f"no model has a value for '{by}'"
+        fix = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
+        raise ConfigError(what, where=folder, key="--by", fix=fix)
+    value, model = ranked[0]
+    cell = board.cell(model, columns[0])
+    assert cell is not None
+    return Champion(
+        model=model,
+        path=_path(folder, model),
+        weights=cell.weights_sha256,
+        value=value,
+        limits=board.mean_interval(model) if by == BY_MEAN else cell.interval(ONE_NUMBER),
+        columns=columns,
+        next=None if len(ranked) < 2 else (ranked[1][1], ranked[1][0]),
+    )
+
+
+def _path(folder: Path, model: str) -> str | None:
+    """What loads the model of a row, as the benchmark was configured."""
+    entries = (Frame.read(str(folder)).config or {}).get("models", [])
+    found = next((entry for entry in entries if entry["name"] == model and entry.get("blend") is None), None)
+    return None if found is None else found["path"]

@@ -1,0 +1,68 @@
+"""The champion of a board: by its mean or a column, on `select` splits, and the model that the row loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cell_results import cell_result
+
+from his2lip.errors import ConfigError
+from his2lip.evaluation.results import to_csv
+from his2lip.report.champion import choose_champion
+
+FIGURES = {"first": (0.5, 0.4), "second": (0.3, 0.9), "baseline:chance": (1.0, 1.0)}
+
+
+def board(folder: Path, **changes: Any) -> Path:
+    """The files of a benchmark of two models and a baseline on the select splits of two datasets."""
+    cells = [
+        cell_result(
+            model=model, dataset=dataset, chance_corrected=value, weights_sha256=f"of {model}",
+            **({"split": "val", "role": "select"} | changes),
+        )
+        for model, values in FIGURES.items()
+        for dataset, value in zip(("hnscc", "mist"), values, strict=True)
+    ]  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "leaderboard.csv").write_text(to_csv(cells), encoding="utf-8")
+    models = [{"name": name, "path": f"runs/{name}", "blend": None} for name in ("first", "second")]
+    (folder / "board.json").write_text(json.dumps({"rows": [], "failed": [], "config": {"models": models}}))
+    return folder
+
+
+def test_the_champion_has_the_highest_mean_of_the_models_and_is_loaded_from_its_row(tmp_path: Path) -> None:
+    found = choose_champion(board(tmp_path))
+    assert (found.model, found.path, found.weights) == ("second", "runs/second", "of second")
+    assert found.value == pytest.approx(0.6)
+    assert found.next is not None
+    assert found.next[0] == "first"
+    assert found.next[1] == pytest.approx(0.45)
+    assert len(found.columns) == 2
+
+
+def test_a_column_chooses_too_and_in_domain_datasets_are_in_no_mean(tmp_path: Path) -> None:
+    found = choose_champion(board(tmp_path), by="hnscc (select)")
+    assert (found.model, found.value) == ("first", 0.5)
+    seen = board(tmp_path, in_domain=True)
+    with pytest.raises(ConfigError) as refused:
+        choose_champion(seen)
+    assert (refused.value.key, refused.value.where) == ("--by", seen)
+    assert choose_champion(seen, by="mist (select)").model == "second"
+
+
+@pytest.mark.parametrize("role", ["report", "train"])
+def test_rows_of_other_splits_choose_no_model(role: str, tmp_path: Path) -> None:
+    peeked = board(tmp_path, split="test", role=role)
+    for by in ("mean", "hnscc"):
+        with pytest.raises(ConfigError) as refused:
+            choose_champion(peeked, by=by)
+        assert (refused.value.key, refused.value.where) == ("--best", peeked)
+
+
+def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_champion(board(tmp_path), by="hnscc")
+    assert refused.value.key == "--by"
