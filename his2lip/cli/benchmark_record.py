@@ -57,7 +57,8 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     for old in plots.glob("*/"):
         if not any(child.startswith(old.name) for child in models):
             shutil.rmtree(old)
-    run.table(_columns(rows, result.cells), sort=MEAN)
+    if rows:
+        run.table(_columns(rows, result.cells), sort=MEAN)
 
 
 def _record_cell(run: Run, child: str, cell: CellResult, facts: dict[str, Any]) -> None:

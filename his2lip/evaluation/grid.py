@@ -460,6 +460,7 @@ def _model_scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkCon
         record=_training_record(entry),
         declared=entry.trained_on,
         field=TrainingField.of(_meta(entry)),
+        captions=_meta(entry).get("captions_digest"),
         batch_size=config.batch_size,
         threads=config.task_threads,
     )

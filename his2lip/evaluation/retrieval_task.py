@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from his2lip.evaluation.tasks import TaskPlan, TaskScored
 
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
 RELEVANCES = ("tissue", "tissue and biomarker")
+OTHER_BANK = "it was trained on captions of another bank, in which the searched ones may occur"
 _PAIR: Kind = "pair"  # kind of the clusters of captions: all of one tissue type and biomarker
 
 Labels = tuple[str | None, str | None]  # tissue type, biomarker
@@ -48,9 +49,11 @@ class RetrievalPlan(TaskPlan):
     task: ClassVar[str] = "retrieval"
     baselines: ClassVar[frozenset[str]] = frozenset({"chance"})
     captions: Sequence[Caption]
+    banks: frozenset[str]  # digests that training from the same bank records
 
     def settings(self) -> dict[str, Any]:
-        return {"captions": digest([[c.text, *c.labels] for c in self.captions])}
+        captions = [[c.text, *c.labels] for c in self.captions]
+        return {"captions": digest(captions), "banks": sorted(self.banks)}
 
     def score(self, scorer: Scorer) -> TaskScored:
         """Figures of all directions and relevances. A scorer that is no model ranks at random (chance)."""
@@ -79,7 +82,11 @@ class RetrievalPlan(TaskPlan):
         if not rows:
             what = "no image has the tissue type of another image or of a held-out caption"
             raise ConfigError(what, where=self.uri, key="retrieval.captions", fix="give another caption bank")
-        return TaskScored(rows, pa.concat_tables(evidence))
+        return TaskScored(rows, pa.concat_tables(evidence), self._caveat(scorer))
+
+    def _caveat(self, scorer: Scorer) -> str | None:
+        known = scorer.captions if isinstance(scorer, ModelScorer) else None
+        return None if known is None or known in self.banks else OTHER_BANK
 
     def _features(self, scorer: Scorer) -> tuple[np.ndarray, np.ndarray, str]:
         """Features of images (N, D) and captions (C, D) to compare, and the device to compare them on."""
@@ -136,7 +143,8 @@ def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config
         what = f"the dataset has no protocol '{section.protocol}'"
         fix = did_you_mean(section.protocol, card.protocols)
         raise ConfigError(what, where=dataset, key="retrieval.protocol", fix=fix)
-    captions = held_out(section.captions)
+    bank = _bank(section.captions)
+    captions = held_out(bank, section.captions)
     places = drawn([f"{c.labels} {c.text}" for c in captions], section.most_captions, section.seed)
     protocol = _of_tissues(card.protocols[section.protocol])
     return RetrievalPlan(
@@ -145,12 +153,20 @@ def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config
             shards, protocol, labels_of=card.labels_of, most=section.most_images, seed=section.seed
         ),
         captions=[captions[i] for i in places],
+        banks=frozenset(
+            replace(bank, missing=rule, staining=follow).digest
+            for rule in ("drop", "template")
+            for follow in ("follow", "ignore")
+        ),
     )
 
 
-def held_out(place: str) -> list[Caption]:
-    """The held-out captions of a bank, a file or a folder. Raises ConfigError for a bank without any."""
-    bank = CaptionBank.from_folder(place)[0] if Path(place).is_dir() else CaptionBank.load(place)
+def _bank(place: str) -> CaptionBank:
+    return CaptionBank.from_folder(place)[0] if Path(place).is_dir() else CaptionBank.load(place)
+
+
+def held_out(bank: CaptionBank, place: str) -> list[Caption]:
+    """The held-out captions of a bank that was read from `place`. Raises ConfigError for one without any."""
     found = [Caption(text, pair) for pair, lines in bank.held_out.items() for text in dict.fromkeys(lines)]
     if not found:
         what = "this caption bank holds no captions out"

@@ -38,6 +38,7 @@ class ModelScorer:
         record: TrainingRecord | None = None,
         declared: Collection[str] | None = None,
         field: TrainingField | None = None,
+        captions: str | None = None,
         batch_size: int = 64,
         threads: int = 2,
     ) -> None:
@@ -45,11 +46,13 @@ class ModelScorer:
         record    what the model was trained on; with it, the model also counts as trained on every dataset
                   whose card has `in_domain: true`
         declared  names in the benchmark of the datasets that it was trained on; None: as its record says
+        captions  digest of the caption bank that it was trained from; None: of none that is known
         field     what the model saw per input side in training; None: unknown
         """
         self.name = name
         self.weights = model.tensor_digest()
         self._model, self._cache = model, cache
+        self.captions = captions
         self._record, self._declared, self._field = record, declared, field
         self._batch_size, self._threads = batch_size, threads
         self._sentences = SentenceEncoder(model, weights=self.weights)

@@ -109,6 +109,11 @@ class TaskCell(Config):
         return self.model.startswith(PREFIX)
 
     @property
+    def column(self) -> str:
+        """The dataset as boards name it, such as `mihic (generated)`."""
+        return f"{self.dataset} (generated)" if self.generated else self.dataset
+
+    @property
     def scored_as(self) -> str:
         """Dataset and task in one name, such as `mihic-generated.retrieval`."""
         return f"{self.dataset}-generated.{self.task}" if self.generated else f"{self.dataset}.{self.task}"

@@ -39,7 +39,7 @@ def latex(inputs: Inputs, sections: Sequence[Section]) -> str:
         for table in section.tables
         if table.rows and (section.name != "datasets" or table.key in FIRST)
     ]
-    remarks = [GENERATED] if inputs.board.generated else []
+    remarks = [GENERATED] if inputs.generated else []
     remarks += notes(inputs.board)
     listed = "\n".join(rf"\par {escape(remark)}" for remark in remarks)
     return "\n".join([_HEAD, *(_table(table) for table in known), rf"{{\footnotesize{listed}\par}}", ""])

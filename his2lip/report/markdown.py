@@ -13,7 +13,7 @@ from his2lip.report.table import Table
 def markdown(inputs: Inputs, sections: Sequence[Section]) -> str:
     """The page as Markdown, with one table per metric and block of columns."""
     parts = ["# Leaderboard", ""]
-    if inputs.board.generated:
+    if inputs.generated:
         parts += [f"> {GENERATED}", ""]
     for section in sections:
         for table in section.tables:

@@ -12,6 +12,7 @@ from his2lip.report import (
     paper,
     plots,
     prompt_order,
+    retrieval,
     summary,
 )
 from his2lip.report.section import Fill, Inputs, Section
@@ -22,6 +23,7 @@ SECTIONS: tuple[Fill, ...] = (
     summary.fill,
     by_dataset.fill,
     differences.fill,
+    retrieval.fill,
     prompt_order.fill,
     paper.fill,
     plots.fill,
@@ -41,7 +43,7 @@ def html_page(inputs: Inputs, shown: Sequence[Section]) -> str:
     return render(
         "report/leaderboard.html",
         sections=shown,
-        warning=notes.GENERATED if board.generated else "",
+        warning=notes.GENERATED if inputs.generated else "",
         datasets=columns.datasets,
         protocols=columns.protocols,
         models=board.models,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from his2lip.errors import ConfigError, did_you_mean, first_line
-from his2lip.evaluation import to_csv, with_differences
+from his2lip.evaluation import read_tasks, to_csv, with_differences
 from his2lip.report.alpha import curve_csv, curve_points
 from his2lip.report.board import Board, read_board
 from his2lip.report.breakdown import breakdown_csv
@@ -36,7 +36,7 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     _write_or_remove(out / "breakdown.csv", breakdown_csv(board) or None)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     # The page is last, because it links to the files beside it that are there.
-    inputs = Inputs(board, leaderboard.parent, out)
+    inputs = Inputs(board, leaderboard.parent, out, read_tasks(leaderboard.parent))
     shown, page = sections(inputs), out / "index.html"
     (out / "leaderboard.md").write_text(markdown(inputs, shown), encoding="utf-8")
     (out / "leaderboard.tex").write_text(latex(inputs, shown), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from his2lip.evaluation import CellResult
+from his2lip.evaluation import CellResult, TaskCell
 from his2lip.report.board import Board, heading
 from his2lip.report.columns import Columns, anchors
 from his2lip.report.seeds import pooled
@@ -24,16 +24,23 @@ class Inputs:
     every   the board with a row for each training
     folder  of the benchmark: it has the predictions of each grid cell; None where only the board is known
     out     where the page is written, so that links can be relative to it
+    tasks   the grid cells of tasks beside zero-shot classification
     """
 
     every: Board
     folder: Path | None = None
     out: Path | None = None
+    tasks: Sequence[TaskCell] = ()
 
     @cached_property
     def board(self) -> Board:
         """The board with one row for all trainings of a model that differ only in their seed."""
         return Board(pooled(self.every.cells))
+
+    @property
+    def generated(self) -> bool:
+        """Whether any figure is of a generated twin."""
+        return self.board.generated or any(cell.generated for cell in self.tasks)
 
     @cached_property
     def columns(self) -> Columns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,13 @@ from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.retrieval import NEVER, Items
-from his2lip.evaluation.retrieval_task import DIRECTIONS, RELEVANCES, RetrievalPlan
+from his2lip.evaluation.retrieval_task import DIRECTIONS, OTHER_BANK, RELEVANCES, RetrievalPlan
 from his2lip.evaluation.task_results import TASKS, TaskCell, TaskRow, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
 from his2lip.evaluation.verify import verify_board
 from his2lip.evaluation.verify_from_images import verify_images
-from his2lip.models import load_model
+from his2lip.models import load_model, save_checkpoint
+from his2lip.report import write_pages
 
 PAIRS = [(t, b) for t in ("Stroma", "Tumor") for b in ("CD3", "Ki67")]
 PROTOCOL = {
@@ -310,6 +311,36 @@ def test_what_cannot_be_searched_is_a_failure_with_its_reason(ward: Ward, tmp_pa
     plans, (failure,) = plan_cells(ward.config(retrieval=section))
     assert plans == []
     assert (failure.dataset, failure.protocol, failure.trace) == ("ward", "retrieval", "")
+
+
+def test_a_model_that_was_trained_from_another_bank_is_marked(ward: Ward) -> None:
+    own = replace(CaptionBank.load(ward.bank), missing="template").digest
+    for name, captions in (("own", own), ("other", CaptionBank.templates().digest)):
+        meta = {"captions_digest": captions, "data_digest": "of another dataset"}
+        save_checkpoint(ward.folder / name, load_model("tiny", seed=len(name)), meta=meta)
+    models = [{"name": n, "path": str(ward.folder / n)} for n in ("own", "other")]
+    cells = map(cell_of, ward.score(ward.config(models=models, baselines=[])))
+    assert [cell.caveat for cell in cells] == [None, OTHER_BANK]
+
+
+def test_the_page_has_a_table_per_direction_beside_chance_and_no_zero_shot_mean(ward: Ward) -> None:
+    """Page, Markdown and LaTeX of a benchmark that has retrieval only."""
+    config = ward.config(models=["tiny", {"name": "<b>", "path": "tiny"}])
+    cells = [cell_of(o) for o in ward.score(config)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    page = write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
+    html, text = page.read_text(), page.with_name("leaderboard.md").read_text()
+    for direction in DIRECTIONS:
+        for relevance in RELEVANCES:
+            assert f"ward: {direction}, same {relevance}" in html
+            assert f"ward: {direction}, same {relevance}" in text
+            assert f"ward: {direction}, same {relevance}" in page.with_name("leaderboard.tex").read_text()
+    shown = row_of(cells[0], "image-to-image", "tissue").figures["mean_average_precision"]
+    assert f">{100 * shown.value:.2f}<" in html
+    assert f"{100 * shown.lo:.1f} to {100 * shown.hi:.1f}" in text
+    assert "retrieval.csv" in html
+    assert "<b>" not in html.split('id="retrieval"')[1].split("</section>")[0].replace("<b></b>", "")
 
 
 def test_a_benchmark_without_protocols_needs_a_task_and_knows_its_datasets(ward: Ward) -> None:
