@@ -288,9 +288,12 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
 
 def _show_figures(result: GridResult) -> None:
     """Macro F1 of every model on every dataset, and what to know about these figures."""
-    columns = list(dict.fromkeys((c.dataset, c.protocol) for c in result.cells))
-    scores = {(c.model, c.dataset, c.protocol): _with_interval(c) for c in result.cells}
-    models = list(dict.fromkeys(c.model for c in result.cells))
+    from his2lip.report import with_pooled_draws
+
+    cells = with_pooled_draws(result.cells)
+    columns = list(dict.fromkeys((c.dataset, c.protocol) for c in cells))
+    scores = {(c.model, c.dataset, c.protocol): _with_interval(c) for c in cells}
+    models = list(dict.fromkeys(c.model for c in cells))
     on = " on select splits" if any(c.role == "select" for c in result.cells) else ""
     say(f"macro F1, percent{on}" + (" (generated twins)" if any(c.generated for c in result.cells) else ""))
     rows = [[m, *(scores.get((m, *column), "–") for column in columns)] for m in models]

@@ -24,7 +24,7 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     The plots are drawn into the folder of the benchmark.
     """
     from his2lip.config import digest
-    from his2lip.report import MEAN, draw_board, summaries
+    from his2lip.report import MEAN, draw_board, summaries, with_pooled_draws
 
     plots = Path(config.folder, "report", "plots")
     for image in draw_board(result.cells, plots):
@@ -35,12 +35,13 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     named = dict.fromkeys([*(row.model for row in rows), *(task.model for task in result.tasks)])
     facts = {model: _facts(entries[model]) if model in entries else {} for model in named}
     # A cell's record also has its order with the other models, which changes when one is added.
-    cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in result.cells}
+    pooled = with_pooled_draws(result.cells)
+    cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in pooled}
     models = {digest({"summary": asdict(row), "facts": facts[row.model]}): row for row in rows}
     tasks = {digest({"cell": t.cell, "model": t.model}): t for t in result.tasks}
     run.keep_children([*cells, *models, *tasks])
     for child, cell in cells.items():
-        _record_cell(run, child, cell, facts[cell.model])
+        _record_cell(run, child, cell, facts.get(cell.model, {}))
     for child, task in tasks.items():
         _record_task(run, child, task, facts[task.model])
     for child, row in models.items():

@@ -1,3 +1,4 @@
+from .config import PROBE_PREFIX as PROBE_PREFIX
 from .config import BenchmarkConfig as BenchmarkConfig
 from .config import ModelEntry as ModelEntry
 from .dab import AREA_LEVEL as AREA_LEVEL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,12 +15,12 @@ from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored
 from his2lip.evaluation.metrics import is_positive
+from his2lip.evaluation.probes import fit_classifier, fitted_scores
 from his2lip.evaluation.protocols import APART, Selection, select
 from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.sight import Sight
-from his2lip.evaluation.zero_shot import Scores
+from his2lip.evaluation.zero_shot import Scores, mean_by_group
 
-NEIGHBOURS = 15  # largest k of the mean-colour k-NN; the square root of the train rows where that is smaller
 # DAB optical density above which a pixel counts as stained. It is unmixed by skimage.color.rgb2hed, with the
 # vectors of Ruifrok and Johnston (2001), which gives about 0.03 where there is only counterstain.
 STAINED_OD = 0.05
@@ -95,6 +94,9 @@ class BaselineScorer:
             labels = plan.selection.labels[plan.selection.scored]
             tables = RandomTables.uniform(labels, len(plan.selection.classes), seed=_seed(plan))
             return Scored(scores, caveat=CHANCE, tables=tables)
+        if self._kind == "mean-colour" and train_split(plan) is None and plan.labelled is not None:
+            clusters = plan.selection.clusters.kind
+            return Scored(scores, caveat=plan.labelled.describe("knn", None, clusters))
         confirms = plan.generated and self._kind in ("stained-area", "dab-threshold")
         return Scored(scores, caveat=SELF_CONFIRMATION if confirms else None)
 
@@ -114,7 +116,7 @@ def scoring(plan: CellPlan) -> frozenset[str]:
     """The kinds of baselines that can score this plan."""
     fits = train_split(plan) is not None
     stains = _positive_class(plan.selection.classes) is not None
-    needs = {"mean-colour": fits, "stained-area": stains, "dab-threshold": fits and stains}
+    needs = {"mean-colour": fits or _in_folds(plan), "stained-area": stains, "dab-threshold": fits and stains}
     return frozenset(kind for kind in _KINDS if needs.get(kind, True))
 
 
@@ -122,6 +124,11 @@ def train_split(plan: CellPlan) -> str | None:
     """The dataset's first train split other than the scored split; None where there is none."""
     names = splits_with_role(plan.roles, "train", besides=plan.protocol.split)
     return names[0] if names else None
+
+
+def _in_folds(plan: CellPlan) -> bool:
+    """Whether labels of the scored split itself may be fitted on, in folds."""
+    return plan.labelled is not None and plan.labelled.split is None and plan.labelled.refusal is None
 
 
 def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
@@ -143,23 +150,23 @@ def majority(plan: CellPlan, cache: EmbeddingCache) -> Scores:
 def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """k nearest neighbours on mean red, green and blue, fitted on the train split.
 
-    Raises DatasetError where there is no train split.
+    Without a train split, in a benchmark with probes, it is fitted as they are: on the scored split, in folds
+    of whole cases. Raises DatasetError where there is nothing to fit on.
     """
-    split = train_split(plan)
+    shards, split = open_shards(plan.uri), train_split(plan)
     if split is None:
-        what = "the mean-colour baseline needs a train split to fit on"
-        raise DatasetError(what, where=plan.uri, key="train")
-    from sklearn.neighbors import KNeighborsClassifier
-
-    shards = open_shards(plan.uri)
+        if not _in_folds(plan):
+            what = "the mean-colour baseline needs a train split to fit on"
+            raise DatasetError(what, where=plan.uri, key="train")
+        units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
+        return Scores.of(fitted_scores("knn", plan.selection, units))
     fitted = select(shards, plan.protocol, split=split)
     colours, known = _colours(cache, shards, split, fitted)[:, :3], fitted.scored
-    nearest = KNeighborsClassifier(min(NEIGHBOURS, math.isqrt(int(known.sum()))))
-    nearest.fit(colours[known], fitted.labels[known])
+    nearest = fit_classifier("knn", colours[known], fitted.labels[known])
     units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
     scores = np.zeros((len(units), len(plan.selection.classes)), dtype=np.float32)
     scores[:, nearest.classes_] = nearest.predict_proba(units)
-    return _scores(scores)
+    return Scores.of(scores)
 
 
 def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
@@ -233,9 +240,7 @@ def _features(
 ) -> np.ndarray:
     """float32 (U, F): the mean of an encoder's features over each unit's rows."""
     features = cache.embed(encoder, shards, split, rows=selection.rows).features
-    sums = np.zeros((len(selection.labels), features.shape[1]))
-    np.add.at(sums, selection.unit, features)
-    return (sums / np.bincount(selection.unit)[:, None]).astype(np.float32)
+    return mean_by_group(features, selection.unit).astype(np.float32)
 
 
 def _fitting_labels(plan: CellPlan) -> np.ndarray:
@@ -260,16 +265,10 @@ def _otsu(values: np.ndarray) -> float:
 
 
 def _one_hot(predicted: np.ndarray, selection: Selection) -> Scores:
-    return _scores(np.eye(len(selection.classes), dtype=np.float32)[predicted])
+    return Scores.of(np.eye(len(selection.classes), dtype=np.float32)[predicted])
 
 
 def _by_margin(margin: np.ndarray, positive: int) -> Scores:
     """Scores of two classes, where `margin` (U,) is above 0 for the units of class number `positive`."""
     scores = np.stack([-margin, margin], axis=1).astype(np.float32)
-    return _scores(scores if positive == 1 else scores[:, ::-1])
-
-
-def _scores(scores: np.ndarray) -> Scores:
-    ties = int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
-    none = np.zeros(len(scores), dtype=np.int64)
-    return Scores(scores, scores.argmax(axis=1), none, ties)
+    return Scores.of(scores if positive == 1 else scores[:, ::-1])

@@ -12,11 +12,13 @@ from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
+PROBE_PREFIX = "probe:"  # start of the names of probes, which are fitted on labels
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
 TASK_NAMES = ("retrieval",)  # the sections of a benchmark that are tasks beside its protocols
 
 
 Control = Literal["shuffled-labels", "empty-prompts"]
+ProbeKind = Literal["knn", "logistic"]
 
 
 class Blend(Config):
@@ -28,6 +30,41 @@ class Blend(Config):
     """The model at alpha 0, as `load_model` takes it; the row's own model is at alpha 1."""
     alpha: float = pydantic.Field(ge=0, le=1)
     """Position between the two models."""
+
+
+class Probe(Config):
+    """One classifier that is fitted on the embeddings of a model."""
+
+    kind: ProbeKind
+    shots: int | None = None
+    """Labelled units per class; null: all."""
+    draw: int = 0
+    """Number of the random draw of these units."""
+
+    @property
+    def label(self) -> str:
+        """Such as `probe:knn`, or `probe:knn 4-shot`."""
+        return f"{PROBE_PREFIX}{self.kind}" + (f" {self.shots}-shot" if self.shots else "")
+
+
+class ProbesConfig(Config):
+    """Classifiers that are fitted on the frozen embeddings of each model, on labels."""
+
+    kinds: list[ProbeKind] = ["knn", "logistic"]
+    """k nearest neighbours, logistic regression."""
+    shots: list[Annotated[int, pydantic.Field(ge=1)] | Literal["full"]] = [1, 2, 4, 8, 16, "full"]
+    """Labelled units per class of each probe; full: all."""
+    draws: int = pydantic.Field(default=5, ge=2)
+    """Random draws of the labelled units of a few-shot probe. Its row shows their mean."""
+
+    def probes(self) -> list[Probe]:
+        """All probes, each draw of the labelled units as one."""
+        return [
+            Probe(kind=kind, shots=None if shots == "full" else shots, draw=draw)
+            for kind in self.kinds
+            for shots in self.shots
+            for draw in range(1 if shots == "full" else self.draws)
+        ]
 
 
 class ModelEntry(Config):
@@ -45,6 +82,8 @@ class ModelEntry(Config):
     of the benchmark adds them."""
     control: Control | None = None
     """Scores the model under a negative control; `controls` of the benchmark adds these rows."""
+    probe: Probe | None = None
+    """Fits a classifier on the model's embeddings; `probes` of the benchmark adds these rows."""
 
 
 class TaskConfig(Config):
@@ -97,6 +136,10 @@ class BenchmarkConfig(Config):
     controls: list[Control] = []
     """Negative controls, a row for each model: shuffled-labels, whose figures must be those of chance, and
     empty-prompts, under which all classes tie."""
+    probes: ProbesConfig | None = None
+    """Classifiers fitted on the embeddings of each model, as rows `probe:KIND of MODEL`. They read labels of
+    the train split, or of other cases of the scored split, so they are not zero-shot and in no mean. {} runs
+    all of them; null: none."""
     reference: str | None = None
     """Name of a row, a model or `baseline:NAME`: the board shows the difference of every model from it."""
     margin: float | None = pydantic.Field(default=None, gt=0, lt=1)
@@ -140,7 +183,7 @@ class BenchmarkConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> BenchmarkConfig:
-        names = [m.name for m in (*self.models, *self.control_rows())]
+        names = [row.name for model in self.models for row in self.rows_of(model)]
         names += [f"{PREFIX}{b}" for b in self.baselines]
         if OWN_POOL in self.pools:
             what = f"'{OWN_POOL}' is the pool of the protocol's own prompts; give this pool another name"
@@ -160,22 +203,15 @@ class BenchmarkConfig(Config):
             raise OptionError(what, key="reference")
         return self
 
-    def control_rows(self) -> list[ModelEntry]:
-        """The rows of the negative controls, those of one model together."""
-        return [row for model in self.models for row in self.controls_of(model)]
-
-    def controls_of(self, model: ModelEntry) -> list[ModelEntry]:
-        """The rows of one model's negative controls."""
-        return [
-            model.model_copy(
-                update={
-                    "name": f"{PREFIX}{control} of {model.name}",
-                    "control": control,
-                    "seeds_of": None,
-                }
-            )
+    def rows_of(self, model: ModelEntry) -> list[ModelEntry]:
+        """The row of a model, those of its negative controls and those of its probes."""
+        controls = [
+            {"name": f"{PREFIX}{control} of {model.name}", "control": control, "seeds_of": None}
             for control in self.controls
         ]
+        probes = [] if self.probes is None else self.probes.probes()
+        rows = [*controls, *(_probe_row(model, probe) for probe in probes)]
+        return [model, *(model.model_copy(update=row) for row in rows)]
 
     def tasks(self) -> dict[str, TaskConfig]:
         """The tasks that the benchmark has beside its protocols, by name."""
@@ -196,6 +232,15 @@ class BenchmarkConfig(Config):
         if isinstance(self.datasets, dict):
             return self.datasets
         return {name: f"{self.shards}/{name}" for name in self.datasets}
+
+
+def _probe_row(model: ModelEntry, probe: Probe) -> dict[str, Any]:
+    """What differs from the model's own row. Draws of one probe are shown as one row, as seeds are."""
+    if probe.shots is None:
+        seeds_of = None if model.seeds_of is None else f"{probe.label} of {model.seeds_of}"
+        return {"name": f"{probe.label} of {model.name}", "probe": probe, "seeds_of": seeds_of}
+    name = f"{probe.label} of {model.name}"
+    return {"name": f"{name} draw {probe.draw + 1}", "probe": probe, "seeds_of": name}
 
 
 def _models(entry: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import queue
 import threading
@@ -49,6 +50,8 @@ from his2lip.evaluation.leaderboard import (
     with_seeds,
     write_leaderboard,
 )
+from his2lip.evaluation.probe_scorer import ProbeScorer
+from his2lip.evaluation.probes import labelled
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
@@ -183,7 +186,9 @@ def run_grid(
     )
     config = config.model_copy(update={"gpus": _gpus(config)})
     baselines = _baselines(config)
-    entries = [*config.models, *config.control_rows(), *baselines]
+    groups = [config.rows_of(model) for model in config.models]
+    entries = [*(row for rows in groups for row in rows), *baselines]
+    _log_refusals(entries, plans)
     total = len(failed) + sum(len(_plans_of(entry, plans)) for entry in entries)
     outcomes: list[Outcome] = []
 
@@ -196,7 +201,6 @@ def run_grid(
         receive(Outcome(failure))
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
-    groups = [[model, *config.controls_of(model)] for model in config.models]
     work = Work(plans, config, _identities(names))
     for outcome in _on_ray([*groups, baselines], work):
         if isinstance(outcome, ImageProgress):
@@ -214,7 +218,7 @@ def run_grid(
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
     cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
     cells = with_prompt_order(with_published(with_blends(cells, config.models), cards), of_draws)
-    cells = with_seeds(config.folder, cells, config.models)
+    cells = with_seeds(config.folder, cells, entries)
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
     cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
@@ -228,6 +232,14 @@ def run_grid(
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
     )
+
+
+def _log_refusals(entries: Sequence[ModelEntry], plans: Sequence[Plan]) -> None:
+    """Logs the probes that cannot be fitted."""
+    of_labels = [plan for plan in plans if isinstance(plan, CellPlan) and plan.labelled is not None]
+    for entry, plan in itertools.product((entry for entry in entries if entry.probe), of_labels):
+        if plan.labelled and entry.probe and (reason := plan.labelled.refuses(entry.probe)):
+            _log.info("not scored: %s on %s (%s): %s", entry.name, plan.dataset, plan.protocol_name, reason)
 
 
 def _model_names(entry: ModelEntry) -> list[str]:
@@ -351,7 +363,7 @@ def score_models(
     """The outcomes of each model in turn. Runs in a Ray task. `encode` as in `EmbeddingCache`."""
     config = work.config
     cache = EmbeddingCache(config.cache, encode=encode)
-    loaded: dict[str, Scorer] = {}  # the last model, which its controls use too
+    loaded: dict[str, ModelScorer] = {}  # the last model, which its controls and probes use too
     for entry in entries:
         mine = _plans_of(entry, work.plans)
         try:
@@ -440,15 +452,18 @@ def _plans_of(entry: ModelEntry, plans: Sequence[Plan]) -> list[Plan]:
 
 
 def _scorer(
-    entry: ModelEntry, loaded: dict[str, Scorer], cache: EmbeddingCache, config: BenchmarkConfig
+    entry: ModelEntry, loaded: dict[str, ModelScorer], cache: EmbeddingCache, config: BenchmarkConfig
 ) -> Scorer:
     """The scorer of a row. `loaded` holds the model that was loaded last, by its entry without name."""
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
-    same = entry.model_copy(update={"name": "", "control": None}).model_dump_json()
-    if same not in loaded or entry.control is None:
+    own = {"name": "", "seeds_of": None, "control": None, "probe": None}
+    same = entry.model_copy(update=own).model_dump_json()
+    if same not in loaded or (entry.control is None and entry.probe is None):
         loaded.clear()
         loaded[same] = _model_scorer(entry, cache, config)
+    if entry.probe is not None:
+        return ProbeScorer(entry.name, loaded[same], entry.probe)
     return loaded[same] if entry.control is None else ControlScorer(entry.name, loaded[same], entry.control)
 
 
@@ -617,11 +632,14 @@ def _plan(
         for name, pool in config.pools.items()
         if (found := _of_protocol(pool, dataset, protocol_name)) is not None
     }
+    selection = select(shards, protocol, labels_of=card.labels_of)
+    train = next(iter(splits_with_role(shards.info.roles, "train", besides=protocol.split)), None)
     plan = CellPlan(
         **described(dataset, protocol_name, protocol, card, shards),
         prompts=PromptSet.load(own).narrow(protocol.classes),
-        selection=select(shards, protocol, labels_of=card.labels_of),
+        selection=selection,
         pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
+        labelled=None if config.probes is None else labelled(shards, protocol, selection, train),
     )
     return replace(plan, baselines=scoring(plan))
 

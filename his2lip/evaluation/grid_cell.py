@@ -33,6 +33,7 @@ from his2lip.evaluation.metrics import (
     positive_class,
 )
 from his2lip.evaluation.overlap import Overlap
+from his2lip.evaluation.probes import Labelled
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection, groups_digest, split_digest
@@ -92,8 +93,11 @@ class CellPlan(Plan):
         default_factory=dict
     )  # further prompts of the same classes, by name
     baselines: frozenset[str] = frozenset()  # those that can score it
+    labelled: Labelled | None = None  # what probes may be fitted on; None: the benchmark has no probes
 
     def takes(self, entry: ModelEntry) -> bool:
+        if entry.probe is not None:
+            return self.labelled is not None and self.labelled.refuses(entry.probe) is None
         return not entry.path.startswith(PREFIX) or entry.path.removeprefix(PREFIX) in self.baselines
 
     def run(self, scorer: Scorer, folder: str) -> CellRun:

@@ -220,12 +220,14 @@ def with_differences(
     margin     of non-inferiority, a fraction
 
     The predictions are those stored below `folder`. Nothing is compared where no interval can be computed.
+    Probes are compared with each other, since they read labels; draws of a few-shot probe are not compared.
     """
     compared: list[dict[str, Compared]] = [{} for _ in cells]
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, cell in enumerate(cells):
-        if cell.no_interval is None:
+        if cell.no_interval is None and not cell.is_few_shot:
             key = (cell.dataset, cell.protocol, cell.protocol_version, cell.split_sha256, cell.groups_sha256)
+            key = (*key, cell.is_probe)
             alike.setdefault(key, []).append(i)
     for places in alike.values():
         group = [cells[i] for i in places]

@@ -22,7 +22,7 @@ import pydantic
 
 from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
-from his2lip.evaluation.config import PREFIX
+from his2lip.evaluation.config import PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
 from his2lip.evaluation.statistics import Clusters, interval
 
@@ -218,7 +218,7 @@ class CellResult(Figures):
     ] = False
 
     seeds_of: Annotated[
-        str | None, Field("the row of all trainings that differ from this one only in their seed")
+        str | None, Field("the row of all trainings, or draws of a probe, that differ only in their seed")
     ] = None
     over_seeds: Annotated[
         dict[str, OverSeeds], Field("figure -> its mean and interval over these trainings", _JSON)
@@ -243,6 +243,16 @@ class CellResult(Figures):
         named = f"{self.dataset}-generated" if self.generated else self.dataset
         named += "-select" if self.role == "select" else ""
         return named if self.protocol == "default" else f"{named}.{self.protocol}"
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether labels were fitted on the model's embeddings, so that the figures are not zero-shot."""
+        return self.model.startswith(PROBE_PREFIX)
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether it is a draw of a probe on a few labels per class, or the mean of such draws."""
+        return self.is_probe and self.model.partition(" of ")[0].endswith("-shot")
 
     @property
     def empty_classes(self) -> list[str]:

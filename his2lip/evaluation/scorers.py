@@ -9,16 +9,16 @@ import numpy as np
 
 from his2lip.data.shards import open_shards
 from his2lip.evaluation.config import OWN_POOL
-from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.embeddings import Embedded, EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid_cell import CellPlan, Plan, PoolScores, Scored
 from his2lip.evaluation.overlap import Overlap, overlap
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import top_of, view_of
+from his2lip.evaluation.protocols import Selection, top_of, view_of
 from his2lip.evaluation.sight import Sight, sight
 from his2lip.evaluation.views import TrainingField
-from his2lip.evaluation.zero_shot import score
+from his2lip.evaluation.zero_shot import mean_by_group, score, unit_rows
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord
@@ -85,14 +85,7 @@ class ModelScorer:
 
     def images(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         """Raw features of the plan's crops, float32 (M, D), and the unit of each, int64 (M,)."""
-        embedded = self._cache.embed(
-            self._encoder(plan),
-            open_shards(plan.uri),
-            plan.protocol.split,
-            rows=plan.selection.rows,
-            batch_size=self._batch_size,
-            threads=self._threads,
-        )
+        embedded = self._embedded(plan, plan.protocol.split, plan.selection)
         return embedded.features, plan.selection.unit[embedded.row]
 
     def texts(self, sentences: Sequence[str]) -> np.ndarray:
@@ -103,6 +96,22 @@ class ModelScorer:
     def device(self) -> str:
         """Where the model is, in the words of torch."""
         return str(self._model.device)
+
+    def features(self, plan: CellPlan, split: str, selection: Selection) -> np.ndarray:
+        """float32 (U, D): of each unit of a split the mean of its crops' features, all of length 1."""
+        embedded = self._embedded(plan, split, selection)
+        means = mean_by_group(unit_rows(embedded.features), selection.unit[embedded.row])
+        return unit_rows(means).astype(np.float32)
+
+    def _embedded(self, plan: Plan, split: str, selection: Selection) -> Embedded:
+        return self._cache.embed(
+            self._encoder(plan),
+            open_shards(plan.uri),
+            split,
+            rows=selection.rows,
+            batch_size=self._batch_size,
+            threads=self._threads,
+        )
 
     def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
         """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""

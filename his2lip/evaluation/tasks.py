@@ -60,7 +60,8 @@ class TaskPlan(Plan):
 
     def takes(self, entry: ModelEntry) -> bool:
         baseline = entry.path.removeprefix(PREFIX)
-        return entry.control is None and (baseline == entry.path or baseline in self.baselines)
+        of_model = entry.control is None and entry.probe is None
+        return of_model and (baseline == entry.path or baseline in self.baselines)
 
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         settings = digest({"version": self.version, **self.settings()})

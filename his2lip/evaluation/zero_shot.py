@@ -42,6 +42,12 @@ class Scores:
     prompt: np.ndarray
     ties: int
 
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Scores:
+        """`scores` (U, C) without prompts, such as those of a classifier that was fitted on labels."""
+        ties = int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+        return cls(scores, scores.argmax(axis=1), np.zeros(len(scores), dtype=np.int64), ties)
+
     def margins(self) -> np.ndarray:
         """float32 (U,): highest score minus the second highest."""
         top = np.partition(self.scores, -2, axis=1)[:, -2:]
@@ -92,7 +98,7 @@ def score(
     if top is not None and groups is not None:
         rows = _top_rows(by_class, groups, top)
         by_class, products, groups = by_class[rows], products[rows], groups[rows]
-    return _decide(_mean_by_group(by_class, groups), _mean_by_group(products, groups), bounds)
+    return _decide(mean_by_group(by_class, groups), mean_by_group(products, groups), bounds)
 
 
 def _top_rows(by_class: np.ndarray, groups: np.ndarray, top: Top) -> np.ndarray:
@@ -130,7 +136,7 @@ def similarities(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return (images @ distinct.T)[:, place.reshape(-1)]
 
 
-def _mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """(U, K): the mean of the rows of `values` (N, K) in each group, in the order of the groups' numbers."""
     if groups is None:
         return values

@@ -8,4 +8,5 @@ from .model_figures import Summary as Summary
 from .model_figures import summaries as summaries
 from .model_figures import table_columns as table_columns
 from .pages import write_pages as write_pages
+from .seeds import with_pooled_draws as with_pooled_draws
 from .verification import verify_pages as verify_pages

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
 from his2lip.evaluation import (
+    PROBE_PREFIX,
     CellResult,
     Part,
     comparison_name,
@@ -63,8 +64,11 @@ class Board:
 
     @property
     def models(self) -> list[str]:
-        """The models, those with the highest zero-shot mean first, then the baselines in the same order."""
-        baseline = {cell.model: cell.is_baseline for cell in self.cells}
+        """The models, those with the highest zero-shot mean first, then the baselines in the same order.
+
+        Probes follow the models. Few-shot probes have a table of their own (report/probes.py).
+        """
+        baseline = {cell.model: cell.is_baseline for cell in self.cells if not cell.is_few_shot}
         return sorted(baseline, key=lambda name: (baseline[name], -_or_worst(self.mean(name))))
 
     @property
@@ -95,10 +99,12 @@ class Board:
         """The mean of chance-corrected balanced accuracy over `columns`; None where one is not scored.
 
         It is 0 at chance and 1 if perfect for any number of classes, so datasets can be averaged. The mean of
-        macro F1 would rank by the chance levels of the datasets.
+        macro F1 would rank by the chance levels of the datasets. Probes have no mean: they are not zero-shot.
 
         columns  default: those of `zero_shot`
         """
+        if model.startswith(PROBE_PREFIX):
+            return None
         cells = [self.cell(model, column) for column in (self.zero_shot() if columns is None else columns)]
         values = [getattr(c, ONE_NUMBER) for c in cells if c is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
@@ -108,7 +114,7 @@ class Board:
         parts = []
         for cell in (self.cell(model, column) for column in self.zero_shot()):
             limits = None if cell is None else cell.interval(ONE_NUMBER)
-            if cell is None or limits is None:
+            if cell is None or limits is None or cell.is_probe:
                 return None
             dataset = f"{cell.dataset} (generated)" if cell.generated else cell.dataset
             parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters, dataset))
@@ -131,8 +137,10 @@ class Board:
         return {model: 1 + sum(p > own for p in points.values()) for model, own in points.items()}
 
     def zero_shot_share(self, model: str) -> float:
-        """The share of the columns of a model, as a fraction, that are not in-domain for it."""
-        return statistics.fmean(not cell.in_domain for cell in self.cells if cell.model == model)
+        """The share of the columns of a model, as a fraction, that are zero-shot; a probe has none."""
+        return statistics.fmean(
+            not (cell.in_domain or cell.is_probe) for cell in self.cells if cell.model == model
+        )
 
     @property
     def reference(self) -> str | None:

@@ -9,6 +9,7 @@ from his2lip.data.cards import list_cards, load_card
 from his2lip.evaluation import CellResult, metric_fields
 from his2lip.report.board import heading
 from his2lip.report.notes import UNCHANGED
+from his2lip.report.probes import few_shot
 from his2lip.report.prompt_order import unstable
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import limits, shown
@@ -48,7 +49,9 @@ def _column(inputs: Inputs, column: str) -> dict[str, Any]:
     cell = inputs.columns.cells[column]
     known = load_card(cell.dataset).protocols if cell.dataset in list_cards() else {}
     protocol = known.get(cell.protocol)
-    rows = [c for model in inputs.board.models if (c := inputs.board.cell(model, column)) is not None]
+    board = inputs.board
+    models = (*board.models, *few_shot(board))
+    rows = [c for model in models if (c := board.cell(model, column)) is not None]
     return {
         "id": inputs.column_ids[(column,)],
         "name": column,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from his2lip.evaluation import DRAWS, SENTENCES
 from his2lip.report.board import Board, heading, outdated
 from his2lip.report.by_dataset import OVERLAP
+from his2lip.report.probes import NOTE as PROBES
 from his2lip.report.prompt_order import MARK, MARKED, pairs
 from his2lip.report.section import Inputs, Section
 
@@ -30,6 +31,7 @@ def notes(board: Board) -> list[str]:
         _domain_note(board),
         *_row_notes(board),
         INTERVALS,
+        *([PROBES] if any(cell.is_probe for cell in board.cells) else []),
         *_difference_notes(board),
         *_interval_notes(board),
         *_base_notes(board),
@@ -44,7 +46,7 @@ def _caveat_notes(board: Board) -> list[str]:
     """What to know before the figures of some rows are compared, each once."""
     rows: dict[str, dict[str, None]] = {}
     for cell in board.cells:
-        if cell.caveat is not None:
+        if cell.caveat is not None and not cell.is_few_shot:
             rows.setdefault(cell.caveat, {})[cell.model] = None
     return [f"{', '.join(models)}: {caveat}." for caveat, models in rows.items()]
 

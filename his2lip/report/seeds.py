@@ -1,4 +1,4 @@
-"""Trainings that differ only in their seed, as one row: the mean of their figures, over seeds and cases."""
+"""Trainings, or draws of a few-shot probe, that differ only in their seed, as one row: their mean."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
     return rows
 
 
+def with_pooled_draws(cells: Sequence[CellResult]) -> list[CellResult]:
+    """`cells` with one row for all draws of a few-shot probe, after the others."""
+    few_shot = [cell for cell in cells if cell.is_few_shot]
+    return [*(cell for cell in cells if not cell.is_few_shot), *pooled(few_shot)]
+
+
 def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
     """The record of all trainings: that of one of them, with the means in place of its own figures."""
     own = [c for c in members if (c.dataset, c.protocol) == (cell.dataset, cell.protocol)]
@@ -31,8 +37,15 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
     changes: dict[str, Any] = {name: found.mean for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_lo": found.lo for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_hi": found.hi for name, found in cell.over_seeds.items()}
-    caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds"
-    caveat += f". At least {ASKED_FOR} are asked for" if seeds < ASKED_FOR else ""
+    changes |= {"over_seeds": cell.over_seeds if cell.is_few_shot else {}}
+    if cell.is_few_shot:
+        kind = "draws"
+        caveat = f"{cell.caveat}; mean of {seeds} draws, intervals over cases and draws"
+    else:
+        kind = "seeds"
+        caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds"
+        caveat += f". At least {ASKED_FOR} are asked for" if seeds < ASKED_FOR else ""
+        caveat = f"{cell.caveat}; {caveat}" if cell.is_probe else caveat
     compared = {
         name: found.model_copy(
             update={
@@ -45,5 +58,5 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
     }  # fmt: skip
     changes |= {"prompt_f1_median": None, "prompt_f1_lo": None, "prompt_f1_hi": None, "prompt_pools": {}}
     changes |= {"prompt_order": {}, "prompt_order_least": None, "order_depends_on_prompts": False}
-    changes |= {"compared": compared, "caveat": caveat, "over_seeds": {}}
-    return cell.model_copy(update=changes | {"model": f"{cell.seeds_of} ({seeds} seeds)"})
+    changes |= {"compared": compared, "caveat": caveat}
+    return cell.model_copy(update=changes | {"model": f"{cell.seeds_of} ({seeds} {kind})"})

@@ -36,11 +36,12 @@ def write_shards(real_ihc: np.ndarray, tmp_path: Path) -> Callable[..., ShardSet
                         dataset=name,
                         split=("train", "select", "test")[number % 3],
                         tissue="Tumor" if brown[number] > np.median(brown) else "Stroma",
-                        slide_id=f"slide-{number % 6}",
-                        case_id=f"case-{number % 6}",
                         width=image.shape[1],
                         height=image.shape[0],
-                        **({"mpp": 0.5} | columns),
+                        **(
+                            {"mpp": 0.5, "slide_id": f"slide-{number % 6}", "case_id": f"case-{number % 6}"}
+                            | columns
+                        ),
                     )
                 )
         return open_shards(tmp_path / name)

@@ -75,7 +75,7 @@ class Ward:
         plans, failed = plan_cells(config)
         assert not failed
         baselines = [ModelEntry(name=PREFIX + kind, path=PREFIX + kind) for kind in config.baselines]
-        entries = [*config.models, *config.control_rows(), *baselines]
+        entries = [*(row for model in config.models for row in config.rows_of(model)), *baselines]
         return list(score_models(entries, Work(plans, config)))
 
 
