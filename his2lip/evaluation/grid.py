@@ -399,8 +399,8 @@ def scorers(
     config: BenchmarkConfig, plans: Sequence[Plan], cache: EmbeddingCache
 ) -> Iterator[tuple[ModelEntry, Plan, Scorer | Exception]]:
     """Each row of the grid with its plan and what scores it in this process, or why nothing can."""
-    loaded: dict[str, Scorer] = {}
-    groups = [[model, *config.controls_of(model)] for model in config.models]
+    loaded: dict[str, ModelScorer] = {}
+    groups = [config.rows_of(model) for model in config.models]
     for entry in (entry for group in [*groups, _baselines(config)] for entry in group):
         for plan in _plans_of(entry, plans):
             try:

@@ -187,7 +187,7 @@ def test_a_board_is_verified_from_its_images_and_what_is_changed_is_named(
     config = config.model_copy(update={"datasets": ["alpha"], "baselines": ["mean-colour"]})
     plans, _ = plan_cells(config)
     colour = ModelEntry(name="baseline:mean-colour", path="baseline:mean-colour")
-    rows = [*config.models, *config.control_rows(), colour]
+    rows = [*(row for model in config.models for row in config.rows_of(model)), colour]
     cells = [o.cell for o in score_models(rows, Work(plans, config)) if isinstance(o.cell, CellResult)]
     write_leaderboard(config.folder, cells, [], config)
     found = verify_images(config.folder, sample=5)
