@@ -217,8 +217,8 @@ def run_grid(
     tasks = [o.cell for o in outcomes if isinstance(o.cell, TaskCell)]
     of_draws = {o.key: o.prompt_f1 for o in outcomes}
     cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
-    cells = with_prompt_order(with_published(with_blends(cells, config.models), cards), of_draws)
-    cells = with_seeds(config.folder, cells, entries)
+    cells = with_seeds(config.folder, with_blends(cells, config.models), entries)
+    cells = with_prompt_order(with_published(cells, cards), of_draws)
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
     cells = board[: len(cells)]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]

@@ -158,13 +158,15 @@ def rows_of(folder: str, frame: Frame, cells: Mapping[str, StoredCell]) -> list[
 def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> list[CellResult]:
     """`cells` with the paper's accuracy and F1 added to those of the `paper` protocol on real data.
 
+    A training of several has the figures that the paper has for the model of all of them.
+
     cards  dataset -> the project's card by which it is scored; a dataset with a card of one's own has none
     """
     known = {(comparison_name(row.model), comparison_name(row.dataset)): row for row in published_figures()}
     filled = []
     for cell in cells:
         card = cards.get(cell.dataset, "")
-        row = known.get((comparison_name(cell.model), comparison_name(card)))
+        row = known.get((comparison_name(cell.seeds_of or cell.model), comparison_name(card)))
         if row and cell.protocol == PAPER and cell.role == "report" and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)

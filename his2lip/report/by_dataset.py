@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from his2lip.evaluation import CellResult, metric_fields
 from his2lip.report.board import ONE_NUMBER
+from his2lip.report.comparability import IMPOSSIBLE, NOT_COMPARABLE, is_comparable
 from his2lip.report.differences import groups, is_top
 from his2lip.report.prompt_order import MARK, is_marked
 from his2lip.report.section import Inputs, Section
@@ -72,7 +73,9 @@ def _figure(inputs: Inputs, cell: CellResult | None, name: str, unit: str) -> Fi
         is_top(cell, name),
         marks(cell, name),
         groups(cell, name),
-        "" if published is None else f"paper {percent(published)}",
+        ()
+        if published is None
+        else (f"paper {percent(published)}{'' if is_comparable(cell) else IMPOSSIBLE}",),
         inputs.evidence(cell),
     )
 
@@ -89,6 +92,8 @@ def _used(inputs: Inputs) -> dict[str, str]:
         MARK: "the order with another model depends on the prompts",
         OVERLAP: "units that the model was trained on",
         IN_DOMAIN: "in-domain: the model was trained on data of this distribution",
+        IMPOSSIBLE: NOT_COMPARABLE,
     }
     seen = {sign for cell in inputs.board.cells for name in FIRST for sign in marks(cell, name)}
+    seen |= {IMPOSSIBLE for cell in inputs.board.cells if not is_comparable(cell)}
     return {sign: meaning for sign, meaning in meanings.items() if sign in seen}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from his2lip.config import OptionError
+from his2lip.evaluation import CellResult
 
 # Published figures are percentages with two decimals, rounded or truncated, so their error is at most this.
 LAST_PLACE = 1e-4
 
+IMPOSSIBLE = "*"  # beside published figures that are not comparable
 NOT_COMPARABLE = "not comparable: the published pair cannot come from this many classes"
 
 
@@ -31,3 +33,9 @@ def is_possible(accuracy: float, macro_f1: float, classes: int) -> bool:
     least, _ = macro_f1_bounds(max(accuracy - LAST_PLACE, 0.0), classes)
     _, largest = macro_f1_bounds(min(accuracy + LAST_PLACE, 1.0), classes)
     return least - LAST_PLACE <= macro_f1 <= largest + LAST_PLACE
+
+
+def is_comparable(cell: CellResult) -> bool:
+    """Whether the published figures of a grid cell are possible; true where it has none."""
+    accuracy, macro_f1 = cell.published("accuracy"), cell.published("macro_f1")
+    return accuracy is None or macro_f1 is None or is_possible(accuracy, macro_f1, len(cell.classes))

@@ -48,7 +48,8 @@ def _table(inputs: Inputs, metric: Metric, reference: str, block: tuple[str, lis
     rows = [row for row in rows if any(figure.value is not None for figure in row.figures)]
     unit = ", points" if metric.unit == FRACTION else ""
     title = f"{metric.title}: difference from {reference}{unit}"
-    heads = [inputs.columns.head(column, metric.name, _scale(rows, metric.unit)) for column in columns]
+    scale = Scale.around_zero((figure for row in rows for figure in row.figures), metric.unit)
+    heads = [inputs.columns.head(column, metric.name, scale) for column in columns]
     # The line of a column is at no difference, not at the figure of chance.
     heads = [replace(head, chance=0.0) for head in heads]
     return Table(metric.name, title, heads, rows, part)
@@ -67,16 +68,9 @@ def _figure(inputs: Inputs, cell: CellResult | None, metric: Metric) -> Figure:
         difference(found.difference, metric.unit),
         limits(interval, metric.unit),
         interval,
-        beside="no loss" if found.non_inferior else "",
+        beside=("no loss",) if found.non_inferior else (),
         href=inputs.evidence(cell),
     )
-
-
-def _scale(rows: list[Row], unit: str) -> Scale:
-    """Symmetric around no difference, and as wide as the widest limit."""
-    widest = [abs(limit) for row in rows for f in row.figures for limit in f.drawn or (f.value or 0.0,)]
-    reach = max([0.05, *widest])
-    return Scale(-reach, reach, unit)
 
 
 def compared(cell: CellResult | None, figure: str) -> Compared | None:

@@ -8,6 +8,7 @@ from typing import Any
 from his2lip.data.cards import list_cards, load_card
 from his2lip.evaluation import CellResult, metric_fields
 from his2lip.report.board import heading
+from his2lip.report.comparability import NOT_COMPARABLE, is_comparable
 from his2lip.report.notes import UNCHANGED
 from his2lip.report.probes import few_shot
 from his2lip.report.prompt_order import unstable
@@ -19,6 +20,7 @@ _FILES = {
     "leaderboard.csv": "every field of every grid cell",
     "differences.csv": "differences from the reference, and who cannot be told from the best",
     "prompt_order.csv": "how often the prompt draws keep the order of two models",
+    "against_paper.csv": "the paper's figures beside ours, with what differs",
     "breakdown.csv": "figures by biomarker, stain, slide and case",
     "alpha.csv": "the curve of a sweep of alpha",
 }
@@ -131,5 +133,5 @@ def _remarks(cell: CellResult) -> Iterator[str]:
         yield f"{cell.ties:,} units with more than one class at the highest score"
     for figure, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
         if (published := cell.published(figure)) is not None:
-            found = 100 * (getattr(cell, figure) - published)
-            yield f"{title}: paper {percent(published)}, difference {found:+.2f}"
+            found = f"difference {100 * (getattr(cell, figure) - published):+.2f}"
+            yield f"{title}: paper {percent(published)}, {found if is_comparable(cell) else NOT_COMPARABLE}"

@@ -40,7 +40,7 @@ def latex(inputs: Inputs, sections: Sequence[Section]) -> str:
         if table.rows and (section.name != "datasets" or table.key in FIRST)
     ]
     remarks = [GENERATED] if inputs.generated else []
-    remarks += notes(inputs.board)
+    remarks += [*notes(inputs.board), *(remark for section in sections for remark in section.remarks)]
     listed = "\n".join(rf"\par {escape(remark)}" for remark in remarks)
     return "\n".join([_HEAD, *(_table(table) for table in known), rf"{{\footnotesize{listed}\par}}", ""])
 
@@ -69,7 +69,7 @@ def _table(table: Table) -> str:
 
 def _lines(row: Row) -> list[str]:
     """The figures of a model, and below them their intervals where one has any."""
-    below = [_small(", ".join(filter(None, (f.limits, f.beside)))) for f in row.figures]
+    below = [_small(", ".join(filter(None, (f.limits, *f.beside)))) for f in row.figures]
     first = _line([escape(row.model), *(_figure(figure) for figure in row.figures)])
     return [first, _line(["", *below])] if any(below) else [first]
 

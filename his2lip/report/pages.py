@@ -13,8 +13,10 @@ from his2lip.report.differences import differences_csv
 from his2lip.report.latex import latex
 from his2lip.report.markdown import markdown
 from his2lip.report.page import html_page, sections
+from his2lip.report.paper import against_paper_csv
 from his2lip.report.prompt_order import pairs, pairs_csv
 from his2lip.report.section import Inputs
+from his2lip.report.seeds import pooled
 
 
 def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -> Path:
@@ -23,7 +25,7 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
     the share of the prompt draws that keep their order. differences.csv has the difference of each figure
     from that of `reference` (default: the benchmark's). breakdown.csv has figures by biomarker, stain, slide
-    and case. Returns the path of index.html.
+    and case. against_paper.csv has the paper's figures beside ours. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     if reference is not None:
@@ -34,6 +36,7 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
     _write_or_remove(out / "differences.csv", differences_csv(board) or None)
     _write_or_remove(out / "breakdown.csv", breakdown_csv(board) or None)
+    _write_or_remove(out / "against_paper.csv", against_paper_csv(Board(pooled(board.cells))) or None)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     # The page is last, because it links to the files beside it that are there.
     inputs = Inputs(board, leaderboard.parent, out, read_tasks(leaderboard.parent))

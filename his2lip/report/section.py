@@ -86,12 +86,14 @@ class Section:
     title     its heading and its entry in the contents
     values    what the template shows
     tables    the same in Markdown and LaTeX; empty: it is only on the page
+    remarks   what stands below the tables there, one paragraph each
     """
 
     name: str
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
     tables: Sequence[Table] = ()
+    remarks: Sequence[str] = ()
 
 
 # Fills a section; None where the board has nothing to show in it.

@@ -22,7 +22,7 @@ class Figure:
     is_best  whether it cannot be told from the best of its column
     marks    signs beside the value, which notes explain
     groups   letters that it shares with the figures from which it cannot be told
-    beside   what is shown below the figure, such as the published value
+    beside   lines that are shown below the figure, such as the published value
     href     where the evidence of the figure is
     """
 
@@ -33,7 +33,7 @@ class Figure:
     is_best: bool = False
     marks: str = ""
     groups: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
     href: str = ""
 
     @property
@@ -42,7 +42,7 @@ class Figure:
         shown = (f"**{self.shown}**" if self.is_best else self.shown) + self.marks
         shown = f"{shown} {self.groups}" if self.groups else shown
         shown = f"{shown} ({self.limits})" if self.limits else shown
-        return f"{shown}, {self.beside}" if self.beside else shown
+        return ", ".join([shown, *self.beside])
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,13 @@ class Scale:
         values += [] if unit == FRACTION and values else [0.0]
         low, high = math.floor(10 * min(values) + 1e-9) / 10, math.ceil(10 * max(values) - 1e-9) / 10
         return cls(low, high if high > low else low + 0.1, unit)
+
+    @classmethod
+    def around_zero(cls, figures: Iterable[Figure], unit: str) -> Scale:
+        """As wide to both sides of 0 as the widest limit."""
+        values = [v for f in figures for v in (*(f.drawn or ()), f.value) if v is not None]
+        reach = max([0.05, *map(abs, values)])
+        return cls(-reach, reach, unit)
 
     def place(self, value: float) -> float:
         """Where a value lies, in percent of the range; values outside it are at its ends."""

@@ -29,6 +29,9 @@ function apply() {
   const keepsColumn = of => datasets.has(of.dataset) && (!protocol || of.protocol === protocol);
   const keepsRow = row => row.dataset.model.toLowerCase().includes(text) && (baselines || !row.classList.contains('baseline'));
   all('[data-model]').forEach(row => { row.hidden = !keepsRow(row); });
+  all('[data-row-dataset]').forEach(row => {
+    row.hidden = all('input[name=dataset]').some(box => box.value === row.dataset.rowDataset && !box.checked);
+  });
   all('.column[data-dataset]').forEach(part => { part.hidden = !keepsColumn(part.dataset); });
   all('table.board').forEach(table => {
     const heads = all('thead th', table);
