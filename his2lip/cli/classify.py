@@ -82,6 +82,15 @@ def classify(
     force: Annotated[
         bool, typer.Option("--force", help="Also show answers that are held back, marked, with the reason.")
     ] = False,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Hold back answers of a lower probability; needs a calibration. risk_coverage.csv of a "
+            "benchmark has the error that each value leaves.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = SLIDES,
 ) -> None:
     """Classify images or slides by tissue type, and by staining of a biomarker that you name.
@@ -107,7 +116,14 @@ def classify(
     patches, wholes = split_slides(_image_files(images), slides)
     loaded = load_for_inference(model)
     questions = calibrated(asked, loaded.model, calibration or [], carried=loaded.calibrations)
-    classifier = Classifier(loaded.model, questions, history=loaded.history, organ=organ, force=force)
+    classifier = Classifier(
+        loaded.model,
+        questions,
+        history=loaded.history,
+        organ=organ,
+        force=force,
+        abstain_below=abstain_below,
+    )
     rows: list[dict[str, object]] = []
     unread: list[str] = []
     for start in range(0, len(patches), classifier.batch_size):
@@ -160,7 +176,7 @@ def calibrate(
     say(f"fitted on {found}")
     rows = [
         ("negative log likelihood, nats", f"{found.nll_before:.4f}", f"{found.nll_after:.4f}"),
-        ("expected calibration error, %", percent(found.ece_before), percent(found.ece_after)),
+        ("calibration error (debiased), %", percent(found.ece_before), percent(found.ece_after)),
     ]
     table(("on these patches", "before (the model's own scale)", "after"), rows)
     found.save(out)

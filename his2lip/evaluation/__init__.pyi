@@ -24,6 +24,12 @@ from .published_table import comparison_name as comparison_name
 from .published_table import published_figures as published_figures
 from .released_prompts import import_released as import_released
 from .released_prompts import released_dictionaries as released_dictionaries
+from .reliability import FIGURES as FIGURES
+from .reliability import Answers as Answers
+from .reliability import Calibrated as Calibrated
+from .reliability import calibration_figures as calibration_figures
+from .reliability import fit_temperature as fit_temperature
+from .reliability import softmax as softmax
 from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
 from .results import Compared as Compared

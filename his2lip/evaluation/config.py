@@ -149,6 +149,9 @@ class BenchmarkConfig(Config):
     pools: dict[str, dict[str, str]] = {}
     """Further prompt pools by name, such as released sentences: DATASET or DATASET/PROTOCOL -> prompt set.
     Each is scored beside the protocol's own pool, and the order of two models must hold in all."""
+    calibration: bool = False
+    """Also measure calibration: a temperature is fitted to each model on the dataset's `select` split, and
+    its figures are measured on the scored units. Images of that split are embedded too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which models embed."""
     batch_size: int = pydantic.Field(default=64, ge=1)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from his2lip.data.cards import Card
 from his2lip.data.shards import ShardSet, open_shards, splits_with_role
 from his2lip.errors import (
@@ -34,6 +36,7 @@ from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, Pr
 from his2lip.evaluation.grid_cell import (
     CellPlan,
     DamagedCellError,
+    FitPlan,
     Plan,
     PromptF1,
     Scorer,
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord
 
 _log = logging.getLogger(__name__)
+
+LEAST_FITTED = 20  # units that a temperature is fitted to
 
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
@@ -641,7 +646,29 @@ def _plan(
         pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
         labelled=None if config.probes is None else labelled(shards, protocol, selection, train),
     )
-    return replace(plan, baselines=scoring(plan))
+    fit = _fit_plan(plan, card, shards) if config.calibration else None
+    return replace(plan, baselines=scoring(plan), fit=fit)
+
+
+def _fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
+    """The units of a `select` split that share no image or case with the plan's, or why they are too few."""
+    splits = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
+    if not splits:
+        return "the dataset has no other split with the role select"
+    split = splits[0]
+    try:
+        fit = select(shards, plan.protocol, split=split, labels_of=card.labels_of)
+    except DatasetError as error:
+        return f"{split}: {error.what}"
+    own = plan.selection
+    again = np.isin(fit.image_keys, own.image_keys)
+    again |= (fit.case_keys != 0) & np.isin(fit.case_keys, own.case_keys)  # 0: unknown
+    used = fit.scored.copy()
+    used[np.unique(fit.unit[again])] = False
+    if used.sum() < LEAST_FITTED or len(np.unique(fit.labels[used])) < 2:
+        what = f"{split} has {int(used.sum())} labelled units of other cases, and {LEAST_FITTED} are needed"
+        return f"{what}, of two classes"
+    return FitPlan(split, fit, used)
 
 
 def _only_split(shards: ShardSet, role: str) -> str:

@@ -38,6 +38,7 @@ from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection, groups_digest, split_digest
 from his2lip.evaluation.random_tables import Drawn, RandomTables
+from his2lip.evaluation.reliability import Fitted, calibrated
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters, Kind
@@ -84,6 +85,20 @@ class Plan(abc.ABC):
         """Reads the finished result back from `folder`/cells; otherwise scores and stores it."""
 
 
+@dataclass(frozen=True)
+class FitPlan:
+    """The units that a temperature is fitted to: a split, its units, and which of them, bool (U,)."""
+
+    split: str
+    selection: Selection
+    used: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        known = (self.split, self.selection.split_sha256, self.selection.images_sha256)
+        return digest([*known, np.flatnonzero(self.used).tolist()])
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellPlan(Plan):
     """A protocol applied to one dataset: zero-shot classification."""
@@ -92,6 +107,7 @@ class CellPlan(Plan):
     pools: Mapping[str, PromptSet] = field(
         default_factory=dict
     )  # further prompts of the same classes, by name
+    fit: FitPlan | str | None = None  # what temperatures are fitted to, or why none; None: not asked for
     baselines: frozenset[str] = frozenset()  # those that can score it
     labelled: Labelled | None = None  # what probes may be fitted on; None: the benchmark has no probes
 
@@ -141,6 +157,7 @@ class Scored:
     tables  of predictions at random: drawn confusion matrices, whose expectation the figures are; `scores`
             are one of the draws
     device  where the model computed, cpu or cuda; None without a model
+    fitted  the temperature of a model, or why it has none; None where there is none to fit
     """
 
     scores: Scores
@@ -148,6 +165,7 @@ class Scored:
     caveat: str | None = None
     tables: RandomTables | None = None
     device: str | None = None
+    fitted: Fitted | str | None = None
 
 
 class Scorer(typing.Protocol):
@@ -204,6 +222,7 @@ class Evidence:
     drawn         how the confusion matrices were drawn whose expectation the figures are; None elsewhere
     device        where the scorer computed: cpu or cuda; None without a model
     code_version  the code that scored the grid cell
+    fit           digest of the units that a temperature was fitted to, or why there are none
     """
 
     ordered: bool
@@ -211,6 +230,7 @@ class Evidence:
     drawn: Drawn | None
     device: str | None
     code_version: str
+    fit: str | None
 
 
 @dataclass(frozen=True)
@@ -250,7 +270,12 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         finished = _read(place, shown)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    if finished is not None and finished.result.groups_sha256 == plan.selection.groups_sha256:
+    fit = plan.fit.digest if isinstance(plan.fit, FitPlan) else plan.fit
+    if (
+        finished is not None
+        and finished.result.groups_sha256 == plan.selection.groups_sha256
+        and finished.evidence.fit == fit
+    ):
         return CellRun(finished.result, reused=True, prompt_f1=finished.prompt_f1)
     scored = scorer.score(plan)
     scores = scored.scores
@@ -261,10 +286,12 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         drawn=None if scored.tables is None else scored.tables.drawn,
         device=scored.device,
         code_version=code_version(),
+        fit=fit,
     )
     result = results.CellResult(
         **shown,
         **_figures(_units_of(plan, scores), scored.tables),
+        **_calibration(_units_of(plan, scores), scored.fitted),
         caveat=scored.caveat,
         **_prompt_figures(plan, scored),
         **scorer.sight(plan).record(),
@@ -321,6 +348,8 @@ def figures_from(stored: StoredCell) -> dict[str, Any]:
         seed = int(result.split_sha256[:16], 16)
         tables = RandomTables.draw(evidence.drawn, units.whole, seed=seed)
     found = _figures(units, tables)
+    if (known := result.calibration) is not None:
+        found |= _calibration(units, Fitted(known.temperature, known.fitted_on, known.fitted_n))
     best = units.scores.max(axis=1, keepdims=True)
     found["ties"] = int(((units.scores == best).sum(axis=1) > 1).sum())
     found["split_sha256"] = split_digest(units.ids, units.labels)
@@ -489,6 +518,17 @@ def _figures(units: _Units, tables: RandomTables | None) -> dict[str, Any]:
             if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
         },
     }
+
+
+def _calibration(units: _Units, fitted: Fitted | str | None) -> dict[str, Any]:
+    """The fields of the record on calibration."""
+    if not isinstance(fitted, Fitted):
+        return {"calibration": None, "no_calibration": fitted}
+    whole, clusters = units.whole, units.clusters.where(units.scored)
+    has_interval = clusters.refusal(whole.labels, whole.classes) is None
+    scores = units.scores[units.scored]
+    found = calibrated(scores, whole.labels, clusters.numbers, fitted, has_interval=has_interval)
+    return {"calibration": found, "no_calibration": None}
 
 
 def _expected(whole: Predictions, tables: RandomTables) -> dict[str, Any]:

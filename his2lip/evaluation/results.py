@@ -24,6 +24,7 @@ from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
+from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import Clusters, interval
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
@@ -217,6 +218,13 @@ class CellResult(Figures):
         bool, Field("whether one of these shares is below 95 %: the order depends on prompts")
     ] = False
 
+    calibration: Annotated[
+        Calibrated | None,
+        Field("temperature, Brier score, log likelihood, debiased error, slope, risk", _JSON),
+    ] = None
+    no_calibration: Annotated[
+        str | None, Field("why there is no calibration; null where there is, or was not asked for")
+    ] = None
     seeds_of: Annotated[
         str | None, Field("the row of all trainings, or draws of a probe, that differ only in their seed")
     ] = None
@@ -350,7 +358,12 @@ def intervals(predictions: Predictions, clusters: Clusters) -> dict[str, float]:
 def figures(cell: CellResult) -> dict[str, float]:
     """Every figure of the cell that is known, by its field's name."""
     values = ((name, getattr(cell, name)) for name, field in fields().items() if field.figure)
-    return {name: float(value) for name, value in values if value is not None}
+    found = {name: float(value) for name, value in values if value is not None}
+    if cell.calibration is not None:
+        for name, figure in cell.calibration.figures.items():
+            limits = {"": figure.value, "_lo": figure.lo, "_hi": figure.hi}
+            found |= {f"{name}{end}": value for end, value in limits.items() if value is not None}
+    return found
 
 
 def parse(tree: Mapping[str, Any], *, where: str) -> CellResult:

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.data.shards import open_shards
+from his2lip.errors import DatasetError
 from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import Embedded, EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.grid_cell import CellPlan, Plan, PoolScores, Scored
+from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, PoolScores, Scored
 from his2lip.evaluation.overlap import Overlap, overlap
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import Selection, top_of, view_of
+from his2lip.evaluation.reliability import Fitted, fit_temperature
 from his2lip.evaluation.sight import Sight, sight
 from his2lip.evaluation.views import TrainingField
-from his2lip.evaluation.zero_shot import mean_by_group, score, unit_rows
+from his2lip.evaluation.zero_shot import Scores, mean_by_group, score, unit_rows
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord
@@ -81,7 +83,21 @@ class ModelScorer:
             name: self._under(prompts, plan, features, unit)
             for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
         }
-        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type)
+        fitted = self._fitted(plan) if isinstance(plan.fit, FitPlan) else plan.fit
+        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type, fitted=fitted)
+
+    def _fitted(self, plan: CellPlan) -> Fitted | str:
+        """The temperature that fits the units of the plan's `select` split best, or why there is none."""
+        assert isinstance(plan.fit, FitPlan)
+        fit = plan.fit
+        embedded = self._embedded(plan, fit.split, fit.selection)
+        unit = fit.selection.unit[embedded.row]
+        scores = self._scores(plan.prompts, plan, embedded.features, unit).scores[fit.used]
+        try:
+            found = fit_temperature(scores, fit.selection.labels[fit.used], where=fit.split)
+        except DatasetError as error:
+            return error.what
+        return Fitted(found, fit.split, int(fit.used.sum()))
 
     def images(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         """Raw features of the plan's crops, float32 (M, D), and the unit of each, int64 (M,)."""
@@ -115,11 +131,9 @@ class ModelScorer:
 
     def _under(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> PoolScores:
         """Scores of image features (N, D), of the units int64 (N,), under one pool of prompts."""
-        features = self.texts(prompts.all_sentences())
-        sizes = [len(own) for _, own in prompts.sentences]
-        texts = np.split(features, np.cumsum(sizes)[:-1])
+        sizes, texts = self._texts_of(prompts)
         pooling, scoring, top = plan.protocol.pooling, plan.protocol.scoring, top_of(plan.protocol)
-        whole = score(images, texts, pooling=pooling, scoring=scoring, groups=unit, top=top)
+        whole = self._scores(prompts, plan, images, unit)
         if not varies(sizes):
             return PoolScores(whole, [])
         of_draws = macro_f1_of_draws(
@@ -132,6 +146,17 @@ class ModelScorer:
             top=top,
         )
         return PoolScores(whole, of_draws.tolist())
+
+    def _scores(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> Scores:
+        """Scores under the whole pool."""
+        _, texts = self._texts_of(prompts)
+        pooling, scoring, top = plan.protocol.pooling, plan.protocol.scoring, top_of(plan.protocol)
+        return score(images, texts, pooling=pooling, scoring=scoring, groups=unit, top=top)
+
+    def _texts_of(self, prompts: PromptSet) -> tuple[list[int], list[np.ndarray]]:
+        """The number of sentences of each class, and their raw features (P_c, D)."""
+        sizes = [len(own) for _, own in prompts.sentences]
+        return sizes, np.split(self.texts(prompts.all_sentences()), np.cumsum(sizes)[:-1])
 
     def sight(self, plan: CellPlan) -> Sight:
         view = self._encoder(plan).view

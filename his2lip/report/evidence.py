@@ -21,6 +21,8 @@ _FILES = {
     "differences.csv": "differences from the reference, and who cannot be told from the best",
     "prompt_order.csv": "how often the prompt draws keep the order of two models",
     "against_paper.csv": "the paper's figures beside ours, with what differs",
+    "calibration.csv": "temperatures, Brier score, log loss, debiased error, slope, AURC",
+    "risk_coverage.csv": "share of wrong answers where the least confident are not answered",
     "breakdown.csv": "figures by biomarker, stain, slide and case",
     "alpha.csv": "the curve of a sweep of alpha",
 }

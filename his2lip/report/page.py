@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from his2lip.report import (
     by_dataset,
+    calibration,
     differences,
     evidence,
     notes,
@@ -27,6 +28,7 @@ SECTIONS: tuple[Fill, ...] = (
     probes.fill,
     retrieval.fill,
     prompt_order.fill,
+    calibration.fill,
     paper.fill,
     plots.fill,
     evidence.fill,

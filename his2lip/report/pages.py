@@ -9,6 +9,7 @@ from his2lip.evaluation import read_tasks, to_csv, with_differences
 from his2lip.report.alpha import curve_csv, curve_points
 from his2lip.report.board import Board, read_board
 from his2lip.report.breakdown import breakdown_csv
+from his2lip.report.calibration import calibration_csv, risk_coverage_csv
 from his2lip.report.differences import differences_csv
 from his2lip.report.latex import latex
 from his2lip.report.markdown import markdown
@@ -37,6 +38,8 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     _write_or_remove(out / "differences.csv", differences_csv(board) or None)
     _write_or_remove(out / "breakdown.csv", breakdown_csv(board) or None)
     _write_or_remove(out / "against_paper.csv", against_paper_csv(Board(pooled(board.cells))) or None)
+    _write_or_remove(out / "calibration.csv", calibration_csv(board) or None)
+    _write_or_remove(out / "risk_coverage.csv", risk_coverage_csv(board) or None)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     # The page is last, because it links to the files beside it that are there.
     inputs = Inputs(board, leaderboard.parent, out, read_tasks(leaderboard.parent))

@@ -58,5 +58,7 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
     }  # fmt: skip
     changes |= {"prompt_f1_median": None, "prompt_f1_lo": None, "prompt_f1_hi": None, "prompt_pools": {}}
     changes |= {"prompt_order": {}, "prompt_order_least": None, "order_depends_on_prompts": False}
+    if cell.calibration is not None:
+        changes |= {"calibration": None, "no_calibration": f"each of the {kind} has its own temperature"}
     changes |= {"compared": compared, "caveat": caveat}
     return cell.model_copy(update=changes | {"model": f"{cell.seeds_of} ({seeds} {kind})"})

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import brentq
+import pyarrow as pa
 
 from his2lip.config import digest, sealed, unsealed
 from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
-from his2lip.evaluation import EmbeddingCache, ModelEncoder
+from his2lip.evaluation import Answers, EmbeddingCache, ModelEncoder, calibration_figures, fit_temperature
 from his2lip.models import read_meta
-from his2lip.serving.classifier import Classifier, softmax
+from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import Question
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CALIBRATIONS = "calibrations"  # folder of calibration files inside a checkpoint
-_BINS = 15  # bins of confidence in the expected calibration error (Guo et al. 2017, section 2)
 _REFIT = "fit it again with his2lip calibrate"
 
 
@@ -37,7 +36,7 @@ class Calibration:
     question     title of the question
     data_digest  digest of the dataset; dataset: its name, marked where it is generated; split: its split
     n            the number of patches
-    nll, ece     negative log likelihood (nats) and expected calibration error (fraction) on these patches,
+    nll, ece     negative log likelihood (nats) and debiased calibration error (fraction) on these patches,
                  before (with the model's own scale) and after (with the temperature)
     """
 
@@ -98,7 +97,18 @@ def calibrate(
     scores = Classifier(model, [question]).score(embedded.features)[question.name].scores
     own_scale = 1 / float(model.logit_scale.detach().exp())
     temperature = fit_temperature(scores, labels, where=f"{shards}, split {split}")
-    before, after = softmax(scores / own_scale), softmax(scores / temperature)
+    cases = opened.table(split, ["case_id", "patch_id"]).take(pa.array(rows))
+    known = [
+        case or patch for case, patch in zip(*(cases[c].to_pylist() for c in cases.column_names), strict=True)
+    ]
+    clusters = np.unique(known, return_inverse=True)[1]
+
+    def figures(scale: float) -> tuple[float, float]:
+        """Negative log likelihood and calibration error."""
+        found = calibration_figures(Answers(scores.astype(np.float64) / scale, labels, clusters))
+        return found["nll"].value or 0.0, found["ece"].value or 0.0
+
+    before, after = figures(own_scale), figures(temperature)
     return Calibration(
         temperature=temperature,
         model=similarity_digest(model),
@@ -108,10 +118,10 @@ def calibrate(
         dataset=opened.info.title,
         split=split,
         n=len(labels),
-        nll_before=nll(before, labels),
-        nll_after=nll(after, labels),
-        ece_before=calibration_error(before, labels),
-        ece_after=calibration_error(after, labels),
+        nll_before=before[0],
+        nll_after=after[0],
+        ece_before=before[1],
+        ece_after=after[1],
     )
 
 
@@ -174,51 +184,6 @@ def store_calibrations(folder: Path, files: Iterable[Path]) -> list[Calibration]
 def stored_calibrations(folder: Path) -> list[Path]:
     """The files of the calibrations that are stored with the checkpoint in `folder`."""
     return sorted((folder / CALIBRATIONS).glob("*.json"))
-
-
-def fit_temperature(scores: np.ndarray, labels: np.ndarray, *, where: str) -> float:
-    """The temperature T that minimises the negative log likelihood of softmax(scores / T).
-
-    scores float (N, C), labels int64 (N,). The loss is convex in 1 / T, so its minimum is where the slope,
-    the mean over patches of (expected score - score of the true class), is 0. Raises DatasetError, with the
-    place `where`, if no finite temperature is best: the scores carry no information on the labels, or every
-    patch is classified correctly.
-    """
-    values = scores.astype(np.float64)
-    truth = values[np.arange(len(labels)), labels]
-
-    def slope(inverse: float) -> float:
-        return float(((softmax(values * inverse) * values).sum(axis=1) - truth).mean())
-
-    if slope(0) >= 0:
-        what = "the similarities carry no information on the labels, so that no temperature is best"
-        fix = "check the labels and the prompts, or choose another model"
-        raise DatasetError(what, where=where, key="label", fix=fix)
-    if (truth == values.max(axis=1)).all():
-        what = "every patch is classified correctly, so that no finite temperature is best"
-        raise DatasetError(what, where=where, key="split", fix="use a larger select split")
-    low, high = 0.0, 1 / float(values.std())
-    while slope(high) < 0:
-        low, high = high, 2 * high
-    return 1 / float(brentq(slope, low, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps, maxiter=200))
-
-
-def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log likelihood, in nats, of labels int64 (N,) under probabilities (N, C)."""
-    truth = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(truth, np.finfo(np.float64).tiny)).mean())
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error of probabilities (N, C) for labels int64 (N,), from 0 to 1.
-
-    It is the mean of |accuracy - confidence| over bins of confidence, weighted by their sizes (Guo et al.
-    2017, equation 3).
-    """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.abs(np.bincount(bins, right - confidence, minlength=_BINS))
-    return float(gaps.sum() / len(labels))
 
 
 def similarity_digest(model: DualEncoder) -> str:

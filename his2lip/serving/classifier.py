@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.data.images import StainLook, decode, look_at
-from his2lip.errors import ImageError
-from his2lip.evaluation import AREA_LEVEL, ModelEncoder, Scores, SentenceEncoder, View, dab_area, score
+from his2lip.errors import ConfigError, ImageError
+from his2lip.evaluation import (
+    AREA_LEVEL,
+    ModelEncoder,
+    Scores,
+    SentenceEncoder,
+    View,
+    dab_area,
+    score,
+    softmax,
+)
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
@@ -97,6 +106,7 @@ class Classifier:
         history: TrainingHistory | None = None,
         organ: str | None = None,
         force: bool = False,
+        abstain_below: float | None = None,
         view: View | None = None,
         batch_size: int = 64,
     ) -> None:
@@ -105,13 +115,19 @@ class Classifier:
         history     of the model's training; default: nothing is recorded
         organ       of the images, as the user states it
         force       whether to show answers that a gate holds back
+        abstain_below  least probability of an answer; one of a lower probability is held back
         view        default: `squash`
         batch_size  crops per forward pass
         """
         self.model = model
         self.questions = tuple(ask() if questions is None else questions)
         self.history = history or TrainingHistory(began_as=(model.name,))
-        self.organ, self.force = organ, force
+        self.organ, self.force, self.abstain_below = organ, force, abstain_below
+        uncalibrated = next((q for q in self.questions if q.temperature is None), None)
+        if abstain_below is not None and uncalibrated is not None:
+            what = f"the {uncalibrated.title} has no probability, by which an answer could be held back"
+            fix = "fit a temperature with his2lip calibrate, and name its file with --calibration"
+            raise ConfigError(what, key="--abstain-below", fix=fix)
         self.view = view or View()
         self.batch_size = batch_size
         self._encoder = ModelEncoder(model, view=view)
@@ -149,6 +165,7 @@ class Classifier:
         rows: list[dict[str, Answer]] = [{} for _ in seen]
         for question in self.questions:
             checks = [self.check(question, *known) for known in zip(seen, distances, strict=True)]
+            checks = self.doubted(question, scores[question.name], checks)
             found = answers(question, scores[question.name], checks, force=self.force)
             for row, answer in zip(rows, found, strict=True):
                 row[question.name] = answer
@@ -187,6 +204,16 @@ class Classifier:
             or gates.unfamiliar(distance)
         )
         return Check(basis, refusal, image.dab if question.about_staining else None)
+
+    def doubted(self, question: Question, scores: Scores, checks: Sequence[Check]) -> list[Check]:
+        """The checks of the units of `scores`, where answers below `abstain_below` are held back too."""
+        if self.abstain_below is None or question.temperature is None:
+            return list(checks)
+        sure = softmax(scores.scores / question.temperature).max(axis=1).tolist()
+        return [
+            replace(check, refusal=check.refusal or gates.unsure(probability, self.abstain_below))
+            for check, probability in zip(checks, sure, strict=True)
+        ]
 
     def basis(self, question: Question, *, scale: str, familiarity: str, coverage: str) -> Basis:
         """The basis of answers to `question`, with what depends on the image."""
@@ -281,12 +308,6 @@ def comparison_features(features: np.ndarray, model: DualEncoder) -> np.ndarray:
         return features
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float64 (N, C) of logits (N, C); each row sums to 1."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def load_pixels(image: ImageInput) -> np.ndarray:

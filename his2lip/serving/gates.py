@@ -13,7 +13,7 @@ NOT_ANSWERED = "not answered"  # the label of an answer that a gate holds back
 MOST_SCALE = 2.0  # largest factor between the scale at which an image is read and that of training
 _HE = "H&E"
 
-Gate = Literal["glass", "stain", "scale", "unfamiliar"]
+Gate = Literal["glass", "stain", "scale", "unfamiliar", "unsure"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,10 @@ def unfamiliar(distance: float | None) -> Refusal | None:
         return None
     what = "the image is unlike the training patches"
     return Refusal("unfamiliar", f"{what}: its distance is {distance:.2f} times the limit")
+
+
+def unsure(probability: float, least: float) -> Refusal | None:
+    """An answer whose probability is below the least that was asked for."""
+    if probability >= least:
+        return None
+    return Refusal("unsure", f"its probability is {probability:.3f}, below {least:g}")

@@ -147,10 +147,11 @@ def read_slide(
             refusal = gates.stain(
                 look, classifier.history, about_staining=question.about_staining
             ) or gates.scale((size, size), Scale(mpp, scale.source), classifier.history)
-            checks[question.name] = [
+            of_tiles = [
                 Check(basis, refusal or gates.unfamiliar(distance), dab)
                 for distance, dab in zip(tiles.distances, tiles.dab_of(question), strict=True)
             ]
+            checks[question.name] = classifier.doubted(question, tiles.scores[question.name], of_tiles)
             if refusal is None and far > MOST_FAR:
                 what = f"{far:.0%} of the tiles are unlike the training patches"
                 refusal = Refusal("unfamiliar", what)

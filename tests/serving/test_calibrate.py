@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError
+from his2lip.evaluation.reliability import Answers, fit_temperature, nll, softmax
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.serving.calibration import (
     Calibration,
     calibrate,
     calibrated,
-    calibration_error,
-    fit_temperature,
-    nll,
 )
-from his2lip.serving.classifier import Classifier, softmax
+from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import Question, ask
 
 Write = Callable[..., ShardSet]
@@ -38,6 +36,12 @@ def _drawn(temperature: float, *, n: int, seed: int) -> tuple[np.ndarray, np.nda
     return scores, np.array([rng.choice(4, p=p) for p in chances])
 
 
+def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    found = nll(Answers(logits, labels, np.arange(len(labels))))
+    assert found is not None
+    return found[0]
+
+
 @settings(max_examples=25, deadline=None)
 @given(temperature=st.floats(0.02, 0.5), seed=st.integers(0, 1000))
 def test_the_fitted_temperature_minimises_the_loss(temperature: float, seed: int) -> None:
@@ -47,23 +51,15 @@ def test_the_fitted_temperature_minimises_the_loss(temperature: float, seed: int
     except DatasetError:  # at a high temperature, so few labels may carry no information
         assert temperature > 0.1
         return
-    least = nll(softmax(scores / found), labels)
+    least = _nll(scores / found, labels)
     for factor in (0.5, 0.99, 1.01, 2):
-        assert least <= nll(softmax(scores / (found * factor)), labels) + 1e-12
+        assert least <= _nll(scores / (found * factor), labels) + 1e-12
 
 
 def test_the_temperature_at_which_labels_were_drawn_is_recovered() -> None:
     scores, labels = _drawn(0.05, n=20_000, seed=1)
     found = fit_temperature(scores, labels, where="drawn")
     assert found == pytest.approx(0.05, rel=0.05)
-    assert calibration_error(softmax(scores / found), labels) < 0.02
-    assert calibration_error(softmax(scores / 0.005), labels) > 0.2, "over-confident"
-
-
-def test_calibration_error_is_that_of_guo_et_al() -> None:
-    chances = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
-    # Three predictions have confidence 0.9, and two of them are right. One has 0.6, and it is right.
-    assert calibration_error(chances, np.array([0, 0, 1, 0])) == pytest.approx((3 * (0.9 - 2 / 3) + 0.4) / 4)
 
 
 @pytest.mark.parametrize(
@@ -183,3 +179,24 @@ def test_a_changed_digit_of_a_calibration_is_refused(model: DualEncoder, tmp_pat
         calibrated([tissue], model, [file])
     assert (refused.value.where, refused.value.key) == (file, "sha256")
     assert "his2lip calibrate" in str(refused.value.fix)
+
+
+def test_an_answer_of_too_low_a_probability_is_held_back_with_the_reason(
+    labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
+) -> None:
+    (question,) = ask()
+    calibrate(model, labelled.uri, question, label="tissue", cache=str(tmp_path)).save(tmp_path / "c.json")
+    questions = calibrated(ask(), model, [tmp_path / "c.json"])
+    free = [row["tissue"] for row in Classifier(model, questions).classify(real_tiles)]
+    known = [answer.probability for answer in free if answer.probability is not None]
+    least = sorted(known)[len(known) // 2]
+    kept = [r["tissue"] for r in Classifier(model, questions, abstain_below=least).classify(real_tiles)]
+    for before, after in zip(free, kept, strict=True):
+        if before.probability is None or before.probability >= least:
+            assert after == before
+        else:
+            assert (after.label, after.refusal and after.refusal.gate) == ("not answered", "unsure")
+    assert any(a.refusal is not None and a.refusal.gate == "unsure" for a in kept)
+    with pytest.raises(ConfigError) as refused:
+        Classifier(model, ask(), abstain_below=0.5)
+    assert refused.value.key == "--abstain-below"
