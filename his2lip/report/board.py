@@ -6,6 +6,7 @@ import functools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
@@ -57,12 +58,12 @@ class Board:
 
     cells: Sequence[CellResult]
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The headings of the columns, in the order of the grid cells."""
         return list(dict.fromkeys(heading(cell) for cell in self.cells))
 
-    @property
+    @cached_property
     def models(self) -> list[str]:
         """The models, those with the highest zero-shot mean first, then the baselines in the same order.
 
@@ -78,7 +79,12 @@ class Board:
 
     def cell(self, model: str, column: str) -> CellResult | None:
         """The grid cell of a model and a column; None where the model was not scored there."""
-        return next((c for c in self.cells if c.model == model and heading(c) == column), None)
+        return self._places.get((model, column))
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], CellResult]:
+        """(model, column) -> its grid cell; the first of several."""
+        return {(cell.model, heading(cell)): cell for cell in reversed(self.cells)}
 
     def in_domain(self) -> list[str]:
         """The columns that are in-domain for at least one model."""

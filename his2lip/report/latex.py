@@ -10,7 +10,8 @@ from his2lip.report.notes import GENERATED, notes
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Row, Table
 
-_HEAD = r"""% The leaderboard of a benchmark. \input it into a document that has \usepackage{booktabs}.
+_WIDE = 6  # columns; tables with more of them are scaled to the width of the line
+_HEAD = r"""% The leaderboard of a benchmark. \input it into a document with \usepackage{booktabs,graphicx}.
 % Below each figure is its 95 % interval; bold figures cannot be told from the best of their column.
 """
 _ESCAPED = {
@@ -21,6 +22,7 @@ _ESCAPED = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    **{c: f"{{{c}}}" for c in "[*"},  # after the end of a line they would be options of it
     "†": r"\textsuperscript{\dag}",
     "‡": r"\textsuperscript{\ddag}",
     "§": r"\textsuperscript{\S}",
@@ -49,18 +51,20 @@ def _table(table: Table) -> str:
     title = f"{table.title}, {table.block}" if table.block else table.title
     heads = [rf"{{{escape(head.title)}}}" for head in table.heads]
     notes = zip_longest(*(head.notes for head in table.heads), fillvalue="")
+    is_wide = len(heads) > _WIDE
     lines = [
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape(title)}}}",
+        *([r"\resizebox{\linewidth}{!}{%"] if is_wide else []),
         rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
         r"\toprule",
-        _line(["model", *heads]),
+        _line([escape(table.corner), *heads]),
         *(_line(["", *map(_small, line)]) for line in notes),
         r"\midrule",
         *(line for row in table.rows for line in _lines(row)),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}" + ("}" if is_wide else ""),
         *_legend(table),
         r"\end{table*}",
     ]

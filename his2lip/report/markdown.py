@@ -24,7 +24,7 @@ def markdown(inputs: Inputs, sections: Sequence[Section]) -> str:
 
 
 def _lines(table: Table) -> list[str]:
-    head = ["model", *(head.name for head in table.heads)]
+    head = [table.corner, *(head.name for head in table.heads)]
     rows = [[plain(row.model), *(plain(figure.text) for figure in row.figures)] for row in table.rows]
     return [_line(map(plain, head)), _line(["---", *["---:"] * len(table.heads)]), *map(_line, rows)]
 

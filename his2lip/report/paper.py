@@ -158,7 +158,7 @@ def _table(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequenc
     scale = Scale.around_zero((f for row in rows for f in row.figures), FRACTION)
     heads = [Head(model, scale=scale, chance=0.0) for model in models]
     title = f"{_FIGURES[figure]}: ours minus the paper's, points"
-    return Table(f"paper-{figure}", title, heads, rows)
+    return Table(f"paper-{figure}", title, heads, rows, corner="dataset")
 
 
 def _figure(inputs: Inputs, pair: Pair, figure: str) -> Figure:

@@ -122,9 +122,10 @@ class Head:
 class Table:
     """Figures of all models on some columns.
 
-    key    what the page's choice of a table knows it by
-    heads  of the columns of figures; the column of the models has none
-    block  which columns of the board these are, such as `protocol paper`; empty: all
+    key     what the page's choice of a table knows it by
+    heads   of the columns of figures
+    block   which columns of the board these are, such as `protocol paper`; empty: all
+    corner  the head of the first column: what the rows are
     """
 
     key: str
@@ -132,6 +133,7 @@ class Table:
     heads: Sequence[Head]
     rows: Sequence[Row]
     block: str = ""
+    corner: str = "model"
 
     @property
     def range(self) -> str:

@@ -1,0 +1,99 @@
+"""Columns, scales and LaTeX of the leaderboard's tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cell_results import cell_result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from his2lip.evaluation.results import to_csv
+from his2lip.report.board import Board
+from his2lip.report.columns import WIDEST, Columns, abbreviations, anchors
+from his2lip.report.latex import escape
+from his2lip.report.pages import write_pages
+from his2lip.report.table import Figure, Scale
+
+LONG = "biopsies-of-the-left-lung"
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), unique=True, max_size=20))
+def test_abbreviations_are_short_and_tell_names_apart(names: list[str]) -> None:
+    short = abbreviations(names)
+    assert list(short) == names
+    assert len(set(short.values())) == len(names)
+    assert all(len(name) <= 14 for name in short.values())
+
+
+def test_a_long_name_is_abbreviated_with_a_legend_and_a_short_one_is_kept(tmp_path: Path) -> None:
+    cells = [cell_result(dataset=name) for name in (LONG, f"{LONG}-2", "her2-ihc-40x")]
+    short = Columns(Board(cells)).short
+    assert short["her2-ihc-40x"] == "her2-ihc-40x"
+    assert len(set(short.values())) == 3
+    (tmp_path / "leaderboard.csv").write_text(to_csv(cells))
+    out = write_pages(tmp_path / "leaderboard.csv", tmp_path / "out").parent
+    assert f"<li>{short[LONG]}: {LONG}</li>" in (out / "index.html").read_text()
+    assert f"{escape(short[LONG])}: {LONG}" in (out / "leaderboard.tex").read_text()
+
+
+def test_no_table_is_wider_than_ten_columns_and_protocols_are_apart() -> None:
+    cells = [
+        cell_result(dataset=f"d{i}", protocol=p) for p in ("default", "paper") for i in range(WIDEST + 2)
+    ]
+    blocks = Columns(Board(cells)).blocks()
+    assert [(title, len(own)) for title, own in blocks] == [
+        ("protocol default", WIDEST),
+        ("protocol default", 2),
+        ("protocol paper", WIDEST),
+        ("protocol paper", 2),
+    ]
+    assert [column for _, own in blocks for column in own] == Board(cells).columns
+
+
+def test_places_on_the_page_have_ids_of_their_own() -> None:
+    found = anchors([("a b", "c"), ("a", "b c"), ("ü/<>", "")], "cell")
+    assert len(set(found.values())) == 3
+    assert all(re.fullmatch(r"cell-[a-z0-9-]*", place) for place in found.values())
+
+
+def test_a_scale_holds_all_limits_and_the_chance_of_a_coefficient() -> None:
+    figures = [Figure(0.5, drawn=(0.31, 0.62)), Figure(None), Figure(0.7)]
+    assert Scale.of(figures, "fraction") == Scale(0.3, 0.7)
+    assert Scale.of(figures, "fraction").place(0.5) == pytest.approx(50)
+    assert Scale.of(figures, "coefficient").low == 0.0
+    assert Scale.of([], "fraction").high > Scale.of([], "fraction").low
+    assert Scale.around_zero([Figure(0.1, drawn=(-0.2, 0.4))], "fraction") == Scale(-0.4, 0.4)
+
+
+@given(st.text())
+def test_no_text_is_a_command_in_latex(text: str) -> None:
+    escaped = escape(text)
+    plain = re.sub(
+        r"\\(text\w+|dots)\{[^{}]*(\{\})?(\\\w+)?\}|\$(-|\\mu)\$|\\[&%$#_{}]|\{[\[*]\}", "", escaped
+    )
+    assert not re.search(r"[&%$#_{}\\~^<>|*\[]", plain)
+    assert "\n" not in escaped
+
+
+def test_every_line_of_a_latex_table_has_its_columns_and_every_brace_is_closed(tmp_path: Path) -> None:
+    cells = [
+        cell_result(model=model, dataset=f"d_{i}", macro_f1=0.1 * i, macro_f1_lo=0.0, macro_f1_hi=0.9)
+        for model in ("50 % & more_{x}", "[plain]", "baseline:chance")
+        for i in range(8)
+    ]
+    (tmp_path / "leaderboard.csv").write_text(to_csv(cells))
+    tex = (write_pages(tmp_path / "leaderboard.csv", tmp_path / "out").parent / "leaderboard.tex").read_text()
+    tables = re.findall(r"\\begin\{tabular\}\{(l(r+))\}(.*?)\\end\{tabular\}", tex, re.DOTALL)
+    assert len(tables) == 3, "the mean, macro F1 and chance-corrected balanced accuracy"
+    for columns, _, body in tables:
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert lines
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+    code = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))
+    bare = re.sub(r"\\[{}]", "", code)
+    assert bare.count("{") == bare.count("}")
+    assert code.count(r"\begin{table*}") == code.count(r"\end{table*}") == 3
+    assert r"50 \% \& more\_\{x\}" in code
