@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from his2lip.cli.console import percent, say, table
+from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
 from his2lip.cli.options import MODEL_HELP
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingError
@@ -213,12 +215,23 @@ def export_model(
         typer.Option(help="open_clip: any model, as local-dir:. transformers: a CLIPModel, ViT-B/32 only."),
     ] = "open_clip",
 ) -> None:
-    """Write a model for another tool, with the terms of use that it carries."""
-    from his2lip.models import export, load_model, meta_of, terms_of_use, training_record
+    """Write a model for another tool, with its terms of use and the model card that it was promoted with."""
+    from his2lip.models import (
+        checkpoint_folder,
+        export,
+        load_model,
+        meta_of,
+        terms_of_use,
+        training_record,
+    )
+    from his2lip.serving import CARD
 
     _require_empty(out)
     loaded, meta = load_model(model), meta_of(model)
     export(loaded, out, format=format, meta=meta, trained_on=training_record(model))
+    with checkpoint_folder(model) as folder:
+        if folder is not None and (card := folder / CARD).is_file():
+            shutil.copyfile(card, out / CARD)
     _show_written(loaded, out)
     show_terms(terms_of_use(loaded.name, meta))
     if format == "open_clip":
@@ -283,17 +296,24 @@ def promote_model(
         typer.Option(help="A file that `calibrate` wrote, to store with the model. May be repeated."),
     ] = None,
     storage: Annotated[
-        Path, typer.Option(help="The storage in which MODEL is looked for as the name of a training run.")
+        Path, typer.Option(help="The storage of the training run MODEL, and of the benchmarks for the card.")
     ] = Path(STORAGE),
 ) -> None:
     """Register a model in MLflow; commands then accept models:/NAME@ALIAS as a model.
 
-    The calibrations in the checkpoint's folder `calibrations` are stored with it too.
+    The calibrations in the checkpoint's folder `calibrations` are stored with it too, and a model card with
+    the figures of the benchmarks in the storage that scored these weights.
     """
     from his2lip.config import digest
     from his2lip.models import read_meta, terms_of_use, terms_summary
     from his2lip.report import choose_champion
-    from his2lip.serving import Familiarity, model_files, store_calibrations
+    from his2lip.serving import (
+        CardContent,
+        Familiarity,
+        card_description,
+        model_files,
+        store_calibrations,
+    )
     from his2lip.tracking import Tracker, model_name, promote
 
     if name is not None and name != model_name(name):
@@ -320,14 +340,21 @@ def promote_model(
         terms = terms_of_use(found, meta)
         stored = store_calibrations(folder, calibration or [])
         carried = [f"{c.question}: {c}" for c in stored]
-        chosen = [] if champion is None else [f"chosen in {best} by {by}: {champion}"]
         limit = Familiarity.load(folder, weights=meta["tensor_digest"])
+        benchmarks = [*benchmarks_in(storage), *([] if best is None else [best])]
+        card = write_model_card(
+            folder,
+            CardContent(
+                name=name, source=found, meta=meta, calibrations=stored, familiarity=limit,
+                figures=figures_of(meta["tensor_digest"], benchmarks),
+                chosen=None if champion is None else f"chosen in {best} by {by}: {champion}",
+            ),
+        )  # fmt: skip
         beside = [*map(asdict, stored), *([asdict(limit.base)] if limit else [])]
-        identity = digest([meta, *beside]) if beside else digest(meta)
         promoted, before = promote(
             tracker, model_files(folder), name=name, alias=alias, weights=meta["tensor_digest"],
-            identity=identity, source=found, terms=terms_summary(found, meta),
-            description="\n\n".join([*terms, *chosen, *(f"calibrated on {text}" for text in carried)]),
+            identity=digest([meta, *beside, card]), source=found, terms=terms_summary(found, meta),
+            calibration="; ".join(carried) or "not calibrated", description=card_description(card),
         )  # fmt: skip
     say(f"{found} is version {promoted.version} of '{name}' in MLflow ({tracker.uri})")
     if before is not None and before != promoted.version:

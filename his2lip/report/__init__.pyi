@@ -1,3 +1,4 @@
+from .board import Board as Board
 from .champion import choose_champion as choose_champion
 from .dataset_page import write_page as write_page
 from .images import draw_board as draw_board

@@ -13,6 +13,12 @@ from .classifier import load_pixels as load_pixels
 from .familiarity import Familiarity as Familiarity
 from .familiarity import fit_familiarity as fit_familiarity
 from .gates import NOT_ANSWERED as NOT_ANSWERED
+from .hub_card import CARD as CARD
+from .hub_card import CardContent as CardContent
+from .hub_card import CardFigures as CardFigures
+from .hub_card import MeanFigure as MeanFigure
+from .hub_card import card_description as card_description
+from .hub_card import model_card as model_card
 from .loading import load_for_inference as load_for_inference
 from .mlflow_model import model_files as model_files
 from .questions import Question as Question

@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 from his2lip.errors import TrackingError, first_line
 from his2lip.tracking.run import now
 from his2lip.tracking.store import Tracker
-from his2lip.tracking.store_run import BATCH, IDENTITY, PATH, WEIGHTS, StoreRun
+from his2lip.tracking.store_run import (
+    BATCH,
+    BENCHMARK_RUN,
+    IDENTITY,
+    NOTE,
+    PATH,
+    TRAINING_RUN,
+    WEIGHTS,
+    StoreRun,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
 EXPERIMENT = "his2lip-models"  # where promoted models are logged
+CALIBRATION = "his2lip.calibration"  # tag: what the temperatures of a promoted model were fitted on
 TERMS = "his2lip.terms"  # tag: the conditions under which a promoted model is used
 MODEL_TYPE = "dual-encoder"
 _MOST = 500  # logged models that are read, the latest first
@@ -109,14 +119,16 @@ def promote(
     identity: str,
     source: str,
     terms: str,
+    calibration: str,
     description: str,
 ) -> tuple[Promoted, int | None]:
     """Gives the alias to the version of `name` with this checkpoint, which is registered where it is new.
 
-    files     the model's files, as arguments of `mlflow.pyfunc.log_model`
-    identity  digest of the checkpoint's provenance, since equal weights can be two models
-    source    what the model was made from
-    terms     terms of use in brief, for a table; `description` has all of them
+    files        the model's files, as arguments of `mlflow.pyfunc.log_model`
+    identity     digest of all that the version states, since equal weights can be two models
+    source       what the model was made from
+    terms        terms of use in brief, for a table; `description` has all of them
+    calibration  what its temperatures were fitted on
     Returns the version, and the one that had the alias before. Raises TrackingError where MLflow refuses.
     """
     from mlflow.exceptions import MlflowException
@@ -131,7 +143,7 @@ def promote(
         if known:
             version = int(known[0].version)
         else:
-            tags = {WEIGHTS: weights, IDENTITY: identity, TERMS: terms}
+            tags = {WEIGHTS: weights, IDENTITY: identity, TERMS: terms, CALIBRATION: calibration}
             version = _register(tracker, files, name, source, tags, description)
         client.set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
@@ -159,7 +171,8 @@ def _register(
         with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about an example and type hints, which the signature replaces
             made = mlflow.pyfunc.log_model(name=name, tags=tags, model_type=MODEL_TYPE, **files)
-        _carry_scores(run, made.model_id, tags[WEIGHTS])
+        tags |= _carry_scores(run, made.model_id, tags[WEIGHTS])
+        client.set_logged_model_tags(made.model_id, {NOTE: description})
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name, description="Promoted by his2lip models promote.")
         version = client.create_model_version(
@@ -189,8 +202,11 @@ def _logging(tracker: Tracker, name: str, source: str) -> Iterator[StoreRun]:
         run.status(status=status, time=now())
 
 
-def _carry_scores(run: StoreRun, model_id: str, weights: str) -> None:
-    """Copies to a logged model the scores on datasets that its weights have under other names."""
+def _carry_scores(run: StoreRun, model_id: str, weights: str) -> dict[str, str]:
+    """Copies to a logged model the scores on datasets that its weights have under other names.
+
+    Returns tags with the latest run that has all figures of these weights, and the run that trained them.
+    """
     from mlflow.entities import Metric
 
     experiments = [e.experiment_id for e in run.client.search_experiments()]
@@ -201,11 +217,27 @@ def _carry_scores(run: StoreRun, model_id: str, weights: str) -> None:
         for m in model.metrics or []
         if m.dataset_name
     }
+    # MLflow tells the metrics of a model apart by name, time and run, and not by dataset.
+    times = {dataset: now() + i for i, dataset in enumerate(dict.fromkeys(key[1:] for key in scores))}
     copies = [
-        Metric(key, m.value, m.timestamp, m.step, model_id=model_id, dataset_name=name, dataset_digest=digest)
+        Metric(
+            key,
+            m.value,
+            times[name, digest],
+            m.step,
+            model_id=model_id,
+            dataset_name=name,
+            dataset_digest=digest,
+        )
         for (key, name, digest), m in scores.items()
     ]
-    run.client.log_batch(run.run_id, metrics=copies[:BATCH])
+    for start in range(0, len(copies), BATCH):
+        run.client.log_batch(run.run_id, metrics=copies[start : start + BATCH])
+    figures = next((m.tags[BENCHMARK_RUN] for m in same if BENCHMARK_RUN in m.tags), None)
+    if figures is None:
+        return {}
+    training = run.client.get_run(figures).data.tags.get(TRAINING_RUN)
+    return {BENCHMARK_RUN: figures} | ({} if training is None else {TRAINING_RUN: training})
 
 
 def _promoted(version: Any, aliases: Sequence[str]) -> Promoted:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import mlflow
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from pandas import DataFrame
 from PIL import Image
 from test_grid import write_dataset
@@ -84,23 +85,25 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def score(checkpoint: Path, name: str, value: float) -> None:
-    """Writes a grid cell of a benchmark of this checkpoint to MLflow, as the driver does."""
+def score(checkpoint: Path, name: str, value: float, **others: float) -> None:
+    """Writes grid cells of this checkpoint on MIST and others to MLflow, as the benchmark does."""
     digest = read_meta(checkpoint)["tensor_digest"]
     tags = {RUN_ID: f"{name}-{digest}"}
     with Tracker.open().run("his2lip-benchmark", "grid", {}, tags=tags, beside=checkpoint.parent) as run:
         model = run.model(name, digest=digest, path=str(checkpoint))
-        run.cell(
-            f"{name}/mist", model=model, scored_as="mist", digest="e" * 64,
-            metrics={"macro_f1": value}, params={"dataset": "mist"},
-        )  # fmt: skip
+        for dataset, figure in (("mist", value), *others.items()):
+            run.cell(
+                f"{name}/{dataset}", model=model, scored_as=dataset, digest="e" * 64,
+                metrics={"macro_f1": figure}, params={"dataset": dataset},
+            )  # fmt: skip
 
 
 def test_a_promoted_checkpoint_is_loaded_by_its_alias_and_its_terms_are_printed(
-    store: None, checkpoint: Callable[..., Path]
+    store: None, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = checkpoint("first")
-    score(best, "first", 0.4321)
+    monkeypatch.setattr("his2lip.tracking.run.now", lambda: 1_700_000_000_000)  # all in one millisecond
+    score(best, "first", 0.4321, bci=0.25)
     said = his2lip("models", "promote", best, "--alias", "champion", "--as", "lung")
     digest = read_meta(best)["tensor_digest"]
     for part in (
@@ -115,10 +118,9 @@ def test_a_promoted_checkpoint_is_loaded_by_its_alias_and_its_terms_are_printed(
     client = Tracker.open().client
     version = client.get_model_version_by_alias("lung", "champion")
     assert "forbids commercial use" in version.description
-    (scored,) = [
-        m for m in client.get_logged_model(version.source.rpartition("/")[2]).metrics if m.dataset_name
-    ]
-    assert (scored.dataset_name, scored.key, scored.value) == ("mist", "macro_f1", 0.4321)
+    metrics = client.get_logged_model(version.source.rpartition("/")[2]).metrics
+    scored = {(m.dataset_name, m.key): m.value for m in metrics if m.dataset_name}
+    assert scored == {("mist", "macro_f1"): 0.4321, ("bci", "macro_f1"): 0.25}
 
 
 def test_promoting_again_moves_the_alias_and_keeps_one_version_of_the_same_weights(
@@ -306,6 +308,7 @@ def test_commands_accept_a_registered_model_in_place_of_a_checkpoint(
     assert "small/" in his2lip("retrieve", "stroma", "--model", uri, "--index", shards, "--top", 1)
     assert digest in his2lip("models", "show", uri)
     assert "forbids commercial use" in his2lip("models", "export", uri, "--out", tmp_path / "exported")
+    assert ModelCard.load(tmp_path / "exported/README.md").data.model_name == "used"
     his2lip("models", "blend", "tiny", uri, "--alpha", 0.5, "--out", tmp_path / "blend")
     assert read_meta(tmp_path / "blend")["terms"] == TERMS.to_json()
 
@@ -378,3 +381,15 @@ def test_a_benchmark_scores_a_registered_model_under_its_name(
     assert not result.failed
     (cell,) = result.cells
     assert (cell.model, cell.weights_sha256) == ("models:/scored@champion", read_meta(best)["tensor_digest"])
+    said = his2lip("models", "promote", best, "--alias", "champion")
+    assert "is version 2" in said, "its card has figures now"
+    folder = mlflow.artifacts.download_artifacts("models:/scored@champion/artifacts/checkpoint")
+    (result,) = (r for r in ModelCard.load(f"{folder}/README.md").data.eval_results if r.metric_type == "f1")
+    assert (result.dataset_name, result.metric_value) == ("mihic-generated", cell.macro_f1)
+    client = Tracker.open().client
+    version = client.get_model_version_by_alias("scored", "champion")
+    assert "## Intended use" in version.description
+    assert version.tags["his2lip.calibration"] == "not calibrated"
+    figures = client.get_run(version.tags["his2lip.benchmark_run"])
+    assert figures.data.metrics["mihic-generated/macro_f1"] == round(cell.macro_f1, 4)
+    assert "is version 2" in his2lip("models", "promote", best, "--alias", "champion"), "the same card"

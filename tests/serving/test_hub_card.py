@@ -1,0 +1,152 @@
+"""The model card: Hugging Face parses it, its figures are those of the records, and it invents nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cell_results import cell_result
+from huggingface_hub import ModelCard
+
+from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
+from his2lip.data.cards.terms import Terms
+from his2lip.evaluation.results import CellResult, read_results, to_csv
+from his2lip.serving.calibration import Calibration
+from his2lip.serving.hub_card import CARD, CardContent, card_description
+
+WEIGHTS = "9" * 64
+TERMS = Terms(datasets={"bci": "CC BY-NC 4.0"}, commercial=False, attribution=("Liu et al. 2022",))
+META = {
+    "tensor_digest": WEIGHTS,
+    "data_digest": "d" * 64,
+    "terms": TERMS.to_json(),
+    "began_as": ["biomedclip"],
+    "training_data": [
+        {
+            "dataset": "bci", "generated": True, "split": "train", "patches": 3896, "organs": ["breast"],
+            "stains": {"DAB": 3896}, "tissues": {}, "biomarkers": {"HER2": 3896},
+        }
+    ],
+}  # fmt: skip
+CALIBRATION = Calibration(
+    temperature=0.07, model="m", prompts="p", question="tissue type", data_digest="d", dataset="mihic",
+    split="val", n=84, nll_before=0.0, nll_after=0.0, ece_before=0.0, ece_after=0.0,
+)  # fmt: skip
+LIMITS = {
+    f"{name}_{end}": value
+    for name, low, high in (("macro_f1", 0.2, 0.6), ("accuracy", 0.3, 0.7), ("chance_corrected", -0.1, 0.1))
+    for end, value in (("lo", low), ("hi", high))
+}
+
+
+def board(*changes: dict[str, object]) -> list[CellResult]:
+    """Grid cells of the promoted weights, and one of another model."""
+    own = [
+        cell_result(model="tuned", weights_sha256=WEIGHTS, cell=f"c{i}", **change)
+        for i, change in enumerate(changes)
+    ]
+    return [*own, cell_result(model="other", cell="other")]
+
+
+def write(folder: Path, cells: list[CellResult], **changes: object) -> ModelCard:
+    """The card of a checkpoint whose benchmark `zoo` has these cells, as Hugging Face reads it."""
+    place = folder / "benchmark/zoo"
+    place.mkdir(parents=True)
+    (place / "leaderboard.csv").write_text(to_csv(cells), encoding="utf-8")
+    known = {"calibrations": [], "familiarity": None, "meta": META, "chosen": None} | changes
+    figures = figures_of(WEIGHTS, benchmarks_in(folder))
+    write_model_card(folder, CardContent(name="lung", source="runs/x/best", figures=figures, **known))  # type: ignore[arg-type]
+    return ModelCard.load(folder / CARD)
+
+
+def test_hugging_face_reads_the_figures_that_the_benchmark_recorded(tmp_path: Path) -> None:
+    cells = board(
+        {"dataset": "hnscc", "macro_f1": 0.123456789012345, **LIMITS},
+        {"dataset": "bci", "protocol": "paper", "generated": True, "no_interval": "the slides are unknown"},
+    )
+    card = write(tmp_path, cells)
+    rows = {
+        c.scored_as: c for c in read_results(tmp_path / "benchmark/zoo/leaderboard.csv") if c.model == "tuned"
+    }
+    assert card.data.model_name == "lung"
+    found = {(r.dataset_name, r.metric_type): r for r in card.data.eval_results}
+    assert found.keys() == {(row, kind) for row in rows for kind in ("f1", "accuracy", "chance_corrected")}
+    for (row, kind), result in found.items():
+        field = {"f1": "macro_f1"}.get(kind, kind)
+        assert result.metric_value == getattr(rows[row], field)
+        assert result.metric_args["n"] == rows[row].n
+        limits = rows[row].interval(field)
+        assert result.metric_args.get("interval_95") == (None if limits is None else list(limits))
+        assert limits or result.metric_args["no_interval"] == "the slides are unknown"
+    assert found["bci-generated.paper", "f1"].dataset_args["generated"] is True
+
+
+def test_every_figure_of_the_text_has_its_n_and_interval(tmp_path: Path) -> None:
+    text = write(
+        tmp_path, board({"dataset": "hnscc", **LIMITS}, {"dataset": "bci", "no_interval": "why"})
+    ).text
+    rows = [line for line in text.splitlines() if line.startswith(("| hnscc", "| bci"))]
+    assert len(rows) == 2
+    for row in rows:
+        assert "n = 10, 5 cases" in row
+        assert len(re.findall(r"\d+\.\d\d \((?:no interval|-?\d+\.\d to -?\d+\.\d)\)", row)) == 3
+    assert "bci: no interval, why" in text
+    assert "cannot be told from chance (chance-corrected 0.00 (-10.0 to 10.0), n = 10, 5 cases)" in text
+
+
+def test_failures_are_named_with_their_counts(tmp_path: Path) -> None:
+    text = write(
+        tmp_path,
+        board(
+            {
+                "dataset": "hnscc",
+                "order_depends_on_prompts": True,
+                "prompt_order_least": 0.6,
+                "cut_prompts": 3,
+            }
+        ),
+    ).text
+    failures = text.split("## Known failures")[1].split("## ")[0]
+    assert "worst class 'b': 0 of 5 units are recognised" in failures
+    assert "its order with another model depends on the prompts (60 % of 200 draws keep it)" in failures
+    assert "3 of its prompts cut" in failures
+
+
+def test_the_licence_is_not_invented_and_the_terms_are_inherited(tmp_path: Path) -> None:
+    card = write(tmp_path, board({}))
+    assert (card.data.license, card.data.library_name) == ("other", "open_clip")
+    assert card.data.base_model == ["microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"]
+    terms = card.text.split("## Licence and terms")[1].split("## ")[0]
+    for part in ("CC BY-NC 4.0", "forbids commercial use", "Liu et al. 2022", "licence MIT"):
+        assert part in terms
+    assert "bci (generated), split train, 3,896 patches" in card.text
+    assert "Not for diagnosis" in card.text
+
+
+def test_a_checkpoint_without_a_benchmark_has_a_card_without_figures(tmp_path: Path) -> None:
+    others = [cell_result(model="other")]
+    card = write(tmp_path, others, meta={"tensor_digest": WEIGHTS}, calibrations=[CALIBRATION])
+    assert card.data.eval_results is None
+    assert "No benchmark of these weights was found" in card.text
+    assert "no terms are recorded with this model" in card.text
+    assert "tissue type: temperature 0.07, fitted on mihic, split val, 84 patches" in card.text
+
+
+def test_a_damaged_leaderboard_is_named_and_gives_no_figure(tmp_path: Path) -> None:
+    place = tmp_path / "benchmark/broken"
+    place.mkdir(parents=True)
+    (place / "leaderboard.csv").write_text("not,a,leaderboard\n")
+    card = write(tmp_path, board({}))
+    assert "The results of broken could not be read." in card.text
+
+
+@pytest.mark.parametrize("datasets", [1, 60])
+def test_the_description_in_the_registry_has_whole_sections_and_fits(tmp_path: Path, datasets: int) -> None:
+    card = write(tmp_path, board(*({"dataset": f"d{i}", **LIMITS} for i in range(datasets))))
+    text = card_description(str(card))
+    assert len(text) <= 5000
+    assert not text.startswith("---")
+    assert "Liu et al. 2022" in text
+    assert ("| d0 " in text) == (datasets == 1), "the table is left out as a whole"
+    assert CARD in text
