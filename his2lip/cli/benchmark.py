@@ -321,11 +321,12 @@ def _show_tasks(result: GridResult) -> None:
     """The figures of every task, in one table per dataset."""
     for task, dataset in dict.fromkeys((cell.task, cell.dataset) for cell in result.tasks):
         own = [cell for cell in result.tasks if (cell.task, cell.dataset) == (task, dataset)]
-        shown = [name for name in own[0].rows[0].figures if not name.endswith("_chance")]
+        names = dict.fromkeys(name for cell in own for row in cell.rows for name in row.figures)
+        shown = [name for name in names if not name.endswith("_chance")]
         note = " (generated twin)" if own[0].generated else ""
         say(f"{task} on {dataset}{note}: percent, ranks from 1")
         rows = [
-            [cell.model, row.name, row.size, *(str(row.figures[name]) for name in shown)]
+            [cell.model, row.name, row.size, *(str(row.figures.get(name, "–")) for name in shown)]
             for cell in own
             for row in cell.rows
         ]

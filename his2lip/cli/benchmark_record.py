@@ -24,10 +24,10 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     The plots are drawn into the folder of the benchmark.
     """
     from his2lip.config import digest
-    from his2lip.report import MEAN, draw_board, summaries, with_pooled_draws
+    from his2lip.report import MEAN, draw_board, draw_robustness, summaries, with_pooled_draws
 
     plots = Path(config.folder, "report", "plots")
-    for image in draw_board(result.cells, plots):
+    for image in (*draw_board(result.cells, plots), *draw_robustness(result.tasks, plots)):
         run.artifact(image, "plots")
 
     rows = summaries(result.cells)

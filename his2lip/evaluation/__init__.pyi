@@ -15,6 +15,9 @@ from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards
 from .metrics import Metric as Metric
+from .perturbations import KINDS as KINDS
+from .perturbations import MEANINGS as MEANINGS
+from .perturbations import Kind as Kind
 from .prompt_bands import DRAWS as DRAWS
 from .prompt_bands import SENTENCES as SENTENCES
 from .prompt_bands import STABLE as STABLE
@@ -44,6 +47,7 @@ from .task_results import Estimate as Estimate
 from .task_results import TaskCell as TaskCell
 from .task_results import TaskRow as TaskRow
 from .task_results import read_tasks as read_tasks
+from .tasks import read_evidence as read_evidence
 from .validation import SelectValidator as SelectValidator
 from .verify import Mismatch as Mismatch
 from .verify import Verified as Verified

@@ -8,13 +8,14 @@ import pydantic
 
 from his2lip.config import Config, OptionError
 from his2lip.errors import did_you_mean
+from his2lip.evaluation.perturbations import LEVELS, Kind, refusal
 from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
 PROBE_PREFIX = "probe:"  # start of the names of probes, which are fitted on labels
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
-TASK_NAMES = ("retrieval",)  # the sections of a benchmark that are tasks beside its protocols
+TASK_NAMES = ("retrieval", "robustness")  # the sections of a benchmark that are tasks beside its protocols
 
 
 Control = Literal["shuffled-labels", "empty-prompts"]
@@ -109,6 +110,32 @@ class RetrievalConfig(TaskConfig):
     """Seed of what is drawn."""
 
 
+class RobustnessConfig(TaskConfig):
+    """Zero-shot classification of perturbed images, by the protocol's prompts."""
+
+    most_units: int = pydantic.Field(default=500, ge=2)
+    """Units of each dataset; of more, so many are drawn by `seed`. Each is embedded once per level."""
+    perturbations: dict[Kind, list[float]] = {kind: list(levels) for kind, levels in LEVELS.items()}
+    """Levels, from weak to strong: stain-intensity (factor 1 + level), stain-hue (degrees), AEC (1: its
+    vector in place of DAB's), JPEG (quality), blur (pixels), downscaling (factor)."""
+    errors: int = pydantic.Field(default=24, ge=0)
+    """The most confident errors without a perturbation that are kept with a thumbnail, for a page on this
+    machine. Thumbnails are never sent to MLflow."""
+    seed: int = 0
+    """Seed of the units, and of what is random in a perturbation of an image."""
+
+    @pydantic.field_validator("perturbations")
+    @classmethod
+    def _check_levels(cls, given: dict[Kind, list[float]]) -> dict[Kind, list[float]]:
+        for kind, levels in given.items():
+            for level in levels:
+                if (why := refusal(kind, level)) is not None:
+                    raise ValueError(why)
+            if len(set(levels)) != len(levels):
+                raise ValueError(f"{kind} has a level twice")
+        return given
+
+
 class BenchmarkConfig(Config):
     """One benchmark: models x datasets x protocols."""
 
@@ -128,6 +155,8 @@ class BenchmarkConfig(Config):
     --best`); a dataset that has none is left out. null: the split of each protocol."""
     retrieval: RetrievalConfig | None = None
     """Retrieval, beside the protocols or, with `protocols: []`, in place of them; null: none."""
+    robustness: RobustnessConfig | None = None
+    """Figures on perturbed images, beside the protocols or in place of them; null: none."""
     baselines: list[Literal["chance", "majority", "mean-colour", "stained-area", "dab-threshold"]] = [
         "chance",
         "majority",

@@ -55,10 +55,11 @@ from his2lip.evaluation.leaderboard import (
 )
 from his2lip.evaluation.probe_scorer import ProbeScorer
 from his2lip.evaluation.probes import labelled
-from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.prompts import PromptSet, of_protocol
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.retrieval_task import plan_retrieval
+from his2lip.evaluation.robustness import plan_robustness
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.views import TrainingField
@@ -80,7 +81,7 @@ CellKey = tuple[str, str, str]  # model, dataset, protocol
 Planner = Callable[[str, str, Card, ShardSet, BenchmarkConfig], Plan]
 
 # Name of a section of the benchmark's config -> what plans the task on a dataset.
-_PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval}
+_PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval, "robustness": plan_robustness}
 
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
@@ -631,11 +632,11 @@ def _plan(
     protocol = card.protocols[protocol_name]
     if config.role is not None:
         protocol = protocol.model_copy(update={"split": _only_split(shards, config.role)})
-    own = _of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
+    own = of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
     further = {
         name: found
         for name, pool in config.pools.items()
-        if (found := _of_protocol(pool, dataset, protocol_name)) is not None
+        if (found := of_protocol(pool, dataset, protocol_name)) is not None
     }
     selection = select(shards, protocol, labels_of=card.labels_of)
     train = next(iter(splits_with_role(shards.info.roles, "train", besides=protocol.split)), None)
@@ -678,11 +679,6 @@ def _only_split(shards: ShardSet, role: str) -> str:
         what = f"several splits have the role '{role}': {', '.join([first, *others])}"
         raise DatasetError(what, where=shards.uri, key="role", fix="prepare the dataset with one of them")
     return first
-
-
-def _of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:
-    """The prompt set that a mapping by DATASET/PROTOCOL or DATASET gives a protocol."""
-    return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
 
 
 def _failed(entry: ModelEntry, plan: Plan, error: Exception) -> CellFailure:

@@ -160,6 +160,11 @@ class PromptSet:
         )
 
 
+def of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str | None:
+    """The prompt set that a mapping by DATASET/PROTOCOL or DATASET gives a protocol."""
+    return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
+
+
 def american(sentence: str) -> str:
     """The sentence in American spelling: tumor for tumour, hematoxylin for haematoxylin, and the like."""
 

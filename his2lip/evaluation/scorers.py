@@ -14,6 +14,7 @@ from his2lip.evaluation.embeddings import Embedded, EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, PoolScores, Scored
 from his2lip.evaluation.overlap import Overlap, overlap
+from his2lip.evaluation.perturbations import Perturbation, PerturbedEncoder
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import Selection, top_of, view_of
@@ -99,9 +100,16 @@ class ModelScorer:
             return error.what
         return Fitted(found, fit.split, int(fit.used.sum()))
 
-    def images(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    def classify(self, plan: Plan, prompts: PromptSet, *, perturbation: Perturbation | None = None) -> Scores:
+        """Scores of the plan's units under one pool of prompts, with or without a perturbation of images."""
+        features, unit = self.images(plan, perturbation=perturbation)
+        return self._scores(prompts, plan, features, unit)
+
+    def images(
+        self, plan: Plan, *, perturbation: Perturbation | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Raw features of the plan's crops, float32 (M, D), and the unit of each, int64 (M,)."""
-        embedded = self._embedded(plan, plan.protocol.split, plan.selection)
+        embedded = self._embedded(plan, plan.protocol.split, plan.selection, perturbation)
         return embedded.features, plan.selection.unit[embedded.row]
 
     def texts(self, sentences: Sequence[str]) -> np.ndarray:
@@ -119,9 +127,11 @@ class ModelScorer:
         means = mean_by_group(unit_rows(embedded.features), selection.unit[embedded.row])
         return unit_rows(means).astype(np.float32)
 
-    def _embedded(self, plan: Plan, split: str, selection: Selection) -> Embedded:
+    def _embedded(
+        self, plan: Plan, split: str, selection: Selection, perturbation: Perturbation | None = None
+    ) -> Embedded:
         return self._cache.embed(
-            self._encoder(plan),
+            self._encoder(plan, perturbation),
             open_shards(plan.uri),
             split,
             rows=selection.rows,
@@ -147,7 +157,7 @@ class ModelScorer:
         )
         return PoolScores(whole, of_draws.tolist())
 
-    def _scores(self, prompts: PromptSet, plan: CellPlan, images: np.ndarray, unit: np.ndarray) -> Scores:
+    def _scores(self, prompts: PromptSet, plan: Plan, images: np.ndarray, unit: np.ndarray) -> Scores:
         """Scores under the whole pool."""
         _, texts = self._texts_of(prompts)
         pooling, scoring, top = plan.protocol.pooling, plan.protocol.scoring, top_of(plan.protocol)
@@ -163,10 +173,10 @@ class ModelScorer:
         shards, selection = open_shards(plan.uri), plan.selection
         return sight(view, self._field, shards, plan.protocol, selection, self._cache, threads=self._threads)
 
-    def _encoder(self, plan: Plan) -> ModelEncoder:
-        return ModelEncoder(
-            self._model,
-            view=view_of(plan.protocol, self._field),
-            preprocessing=plan.protocol.preprocessing,
-            weights=self.weights,
+    def _encoder(self, plan: Plan, perturbation: Perturbation | None = None) -> ModelEncoder:
+        view, preprocessing = view_of(plan.protocol, self._field), plan.protocol.preprocessing
+        if perturbation is None:
+            return ModelEncoder(self._model, view=view, preprocessing=preprocessing, weights=self.weights)
+        return PerturbedEncoder(
+            self._model, perturbation, view=view, preprocessing=preprocessing, weights=self.weights
         )

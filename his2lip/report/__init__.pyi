@@ -3,6 +3,7 @@ from .champion import choose_champion as choose_champion
 from .dataset_page import write_page as write_page
 from .images import draw_board as draw_board
 from .images import draw_model as draw_model
+from .images import draw_robustness as draw_robustness
 from .model_figures import DECIMALS as DECIMALS
 from .model_figures import MEAN as MEAN
 from .model_figures import Summary as Summary

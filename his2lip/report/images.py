@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from his2lip.evaluation import CellResult
+from his2lip.evaluation import CellResult, TaskCell
 from his2lip.report.board import Board, heading
+from his2lip.report.robustness import by_column, drops, kinds_of, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,40 @@ def draw_model(cells: Sequence[CellResult], model: str, folder: Path) -> list[Pa
     """Draws the confusion matrices of a model."""
     own = Board([cell for cell in cells if cell.model == model])
     return _draw(own, folder, {"confusion": _confusion})
+
+
+def draw_robustness(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
+    """Draws the relative drop of macro F1 under each perturbation, one image per dataset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("robustness_*.png"):
+        old.unlink()
+    written = []
+    for column, cells in by_column(tasks).items():
+        path = folder / f"robustness_{cells[0].scored_as}.png"
+        _curves(column, cells).savefig(path, dpi=_DPI, metadata={"Software": None})
+        written.append(path)
+    return written
+
+
+def _curves(column: str, cells: Sequence[TaskCell]) -> Figure:
+    kinds = kinds_of(cells)
+    columns = min(3, len(kinds))
+    lines = -(-len(kinds) // columns)
+    title = f"Relative drop of macro F1 in percent on {column}, {cells[0].rows[0].size}"
+    figure = _figure(3.2 * columns + 1.5, 2.4 * lines + 0.8, title)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    for place, kind in zip(axes, kinds, strict=False):
+        place.set_title(kind, fontsize=9)
+        place.axhline(0, color="0.7", linewidth=0.8)
+        for cell in cells:
+            known = drops(cell, kind)
+            values = [100 * (e.value or 0.0) for _, e in known]
+            reaches = [[reach(e, e.lo) or 0 for _, e in known], [reach(e, e.hi) or 0 for _, e in known]]
+            place.errorbar([x for x, _ in known], values, reaches, marker="o", capsize=2, label=cell.model)
+    for place in axes[len(kinds) :]:
+        place.set_axis_off()
+    axes[0].legend(fontsize=7)
+    return figure
 
 
 Drawing = Callable[[Board], "Figure | None"]

@@ -15,6 +15,7 @@ from his2lip.report import (
     probes,
     prompt_order,
     retrieval,
+    robustness,
     summary,
 )
 from his2lip.report.section import Fill, Inputs, Section
@@ -27,6 +28,7 @@ SECTIONS: tuple[Fill, ...] = (
     differences.fill,
     probes.fill,
     retrieval.fill,
+    robustness.fill,
     prompt_order.fill,
     calibration.fill,
     paper.fill,

@@ -11,11 +11,13 @@ from his2lip.report.board import Board, read_board
 from his2lip.report.breakdown import breakdown_csv
 from his2lip.report.calibration import calibration_csv, risk_coverage_csv
 from his2lip.report.differences import differences_csv
+from his2lip.report.errors import errors_page
 from his2lip.report.latex import latex
 from his2lip.report.markdown import markdown
 from his2lip.report.page import html_page, sections
 from his2lip.report.paper import against_paper_csv
 from his2lip.report.prompt_order import pairs, pairs_csv
+from his2lip.report.robustness import ERRORS
 from his2lip.report.section import Inputs
 from his2lip.report.seeds import pooled
 
@@ -26,7 +28,8 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
     the share of the prompt draws that keep their order. differences.csv has the difference of each figure
     from that of `reference` (default: the benchmark's). breakdown.csv has figures by biomarker, stain, slide
-    and case. against_paper.csv has the paper's figures beside ours. Returns the path of index.html.
+    and case. against_paper.csv has the paper's figures beside ours. errors.html has the most confident errors
+    with thumbnails. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     if reference is not None:
@@ -42,7 +45,9 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     _write_or_remove(out / "risk_coverage.csv", risk_coverage_csv(board) or None)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     # The page is last, because it links to the files beside it that are there.
-    inputs = Inputs(board, leaderboard.parent, out, read_tasks(leaderboard.parent))
+    tasks = read_tasks(leaderboard.parent)
+    _write_or_remove(out / ERRORS, errors_page(leaderboard.parent, tasks))
+    inputs = Inputs(board, leaderboard.parent, out, tasks)
     shown, page = sections(inputs), out / "index.html"
     (out / "leaderboard.md").write_text(markdown(inputs, shown), encoding="utf-8")
     (out / "leaderboard.tex").write_text(latex(inputs, shown), encoding="utf-8")

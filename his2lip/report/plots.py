@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from his2lip.report import robustness
 from his2lip.report.alpha import curve_plot, curve_points
 from his2lip.report.board import Board
 from his2lip.report.section import Inputs, Section
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def heat_map(board: Board) -> Figure:
-    """Macro F1 in percent of each model (rows) on each column of the board."""
+def heat_map(board: Board) -> Figure | None:
+    """Macro F1 in percent of each model (rows) on each column of the board; None for an empty board."""
     import plotly.graph_objects as go
 
+    if not board.cells:
+        return None
     models = list(reversed(board.models))
     cells = [[board.cell(model, column) for column in board.columns] for model in models]
     values = [[None if cell is None else 100 * cell.macro_f1 for cell in row] for row in cells]
@@ -98,7 +101,7 @@ def fill(inputs: Inputs) -> Section | None:
     clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
     plots = [
         (title, trusted(str(figure.update_layout(**clear).to_json()).replace("<", "\\u003c")))
-        for title, figure in draw_plots(inputs.board)
+        for title, figure in (*draw_plots(inputs.board), *robustness.plots(inputs.tasks))
     ]
     return Section("plots", "Plots", {"plots": plots, "plotly": trusted(get_plotlyjs())}) if plots else None
 

@@ -1,0 +1,148 @@
+"""Robustness in the grid, on real tiles with a real model: drops, intervals, cache, curves and errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from browser import browser_page
+from PIL import Image
+from test_retrieval_task import Ward, cell_of, ward
+
+from his2lip.errors import ConfigError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.metrics import METRICS, Predictions
+from his2lip.evaluation.perturbations import KINDS, LEVELS, Perturbation
+from his2lip.evaluation.task_results import TaskCell, write_tasks
+from his2lip.evaluation.tasks import read_evidence
+from his2lip.report import draw_robustness, write_pages
+from his2lip.report.errors import errors
+
+__all__ = ["ward"]
+
+FEW = {"JPEG": [50, 5], "stain-hue": [20]}
+
+
+def config_of(ward: Ward, **section: object) -> BenchmarkConfig:
+    return ward.config(retrieval=None, robustness={"perturbations": FEW} | section)
+
+
+def predictions(ward: Ward, config: BenchmarkConfig, cell: TaskCell, kind: str, level: str) -> Predictions:
+    table = read_evidence(config.folder, cell)
+    own = table.filter(pc.and_(pc.equal(table["perturbation"], kind), pc.equal(table["level"], level)))
+    classes = ("Stroma", "Tumor")
+    labels, predicted = (
+        np.array([classes.index(name) for name in own[column].to_pylist()])
+        for column in ("label", "predicted")
+    )
+    return Predictions(labels, predicted, classes)
+
+
+def test_drops_follow_from_the_stored_predictions_with_intervals_by_case(ward: Ward) -> None:
+    config = config_of(ward)
+    outcomes = ward.score(config)
+    assert [o.cell.model for o in outcomes] == ["tiny"], "no baseline takes part"
+    cell = cell_of(outcomes[0])
+    settings = [tuple(row.setting.values()) for row in cell.rows]
+    assert settings == [("none", "0"), ("JPEG", "50"), ("JPEG", "5"), ("stain-hue", "20")]
+    metric = METRICS["macro_f1"]
+    before = metric.compute(predictions(ward, config, cell, "none", "0"))
+    for row, setting in zip(cell.rows, settings, strict=True):
+        value = metric.compute(predictions(ward, config, cell, *setting))
+        assert row.figures["macro_f1"].value == value
+        assert (row.sizes["units"], row.clusters, row.cluster_kind) == (48, 8, "case")
+        if setting[0] != "none":
+            assert row.figures["drop"].value == before - value
+            drop = row.figures["relative_drop"]
+            assert drop.value == 1 - value / before
+            assert drop.lo is None or drop.lo <= drop.value <= drop.hi
+    assert any(row.figures["macro_f1"].lo is not None for row in cell.rows)
+    assert any(r.figures["drop"].value != 0 for r in cell.rows[1:]), "something changes"
+
+
+def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward) -> None:
+    part = {"most_units": 12}
+    first = ward.score(config_of(ward, **part))[0]
+    assert first.counts.images == 12 * 4
+    assert ward.score(config_of(ward, **part))[0].reused
+    more = ward.score(config_of(ward, perturbations=FEW | {"blur": [2]}, **part))[0]
+    assert (more.reused, more.counts.images) == (False, 12), "one further level"
+    assert cell_of(more).rows[:4] == cell_of(first).rows[:4]
+    assert cell_of(more).rows[0].sizes["units"] == 12
+
+
+def test_the_most_confident_errors_have_thumbnails_of_their_images(ward: Ward) -> None:
+    config = config_of(ward, errors=3)
+    cell = cell_of(ward.score(config)[0])
+    found = errors(Path(config.folder), cell)
+    table = read_evidence(config.folder, cell).to_pylist()
+    wrong = [r for r in table if r["perturbation"] == "none" and r["label"] != r["predicted"]]
+    largest = sorted(wrong, key=lambda r: -r["margin"])[:3]
+    assert [e.patch_id for e in found] == [r["patch_id"] for r in largest]
+    assert all(e.margin >= 0 for e in found)
+    with Image.open(io.BytesIO(base64.b64decode(found[0].thumbnail))) as picture:
+        assert picture.size == (64, 64)
+    assert errors(Path(config.folder), cell_of(ward.score(config_of(ward, errors=0))[0])) == []
+
+
+def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> None:
+    """The pages open in a browser without network; thumbnails are only on the page of errors."""
+    config = config_of(ward)
+    cells = [cell_of(o) for o in ward.score(config)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    page = write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
+    text = page.read_text()
+    assert "ward, JPEG: macro F1" in text
+    assert f">{100 * cells[0].rows[1].figures['macro_f1'].value:.2f}<" in text
+    assert "image/jpeg;base64,/9j" not in text
+    gallery = page.with_name("errors.html").read_text()
+    assert gallery.count("data:image/jpeg;base64,") == len(errors(Path(config.folder), cells[0])) > 0
+    images = draw_robustness(cells, ward.folder / "plots")
+    with Image.open(images[0]) as drawn:
+        assert drawn.size[0] > 300
+    assert [image.name for image in images] == ["robustness_ward.robustness.png"]
+    write_tasks(config.folder, [])
+    write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
+    assert not page.with_name("errors.html").exists()
+
+
+@pytest.mark.slow
+def test_curves_and_errors_are_seen_in_a_browser(ward: Ward) -> None:
+    config = config_of(ward, errors=4)
+    cells = [cell_of(o) for o in ward.score(config)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    path = write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
+    with browser_page() as page:
+        page.goto(path.as_uri())
+        page.locator("#plots").scroll_into_view_if_needed()
+        page.wait_for_selector("#plots .scatterlayer .point")
+        assert page.locator("#plots .scatterlayer .trace").count() == len(FEW)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        page.locator("#robustness a[href='errors.html']").click()
+        page.wait_for_selector("img")
+        sizes = page.eval_on_selector_all("img", "all => all.map(one => one.naturalWidth)")
+        assert sizes == [64] * len(sizes)
+        assert len(sizes) == 4
+
+
+@pytest.mark.parametrize("levels", [{"JPEG": [0]}, {"blur": [2, 2]}, {"noise": [1]}, {"AEC": [2]}])
+def test_levels_that_do_not_exist_are_refused(ward: Ward, levels: dict[str, list[float]]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config_of(ward, perturbations=levels)
+    assert str(refused.value.key).startswith("robustness.perturbations")
+
+
+def test_the_default_has_every_kind_and_a_name_for_each_level(ward: Ward) -> None:
+    section = ward.config(retrieval=None, robustness={}).robustness
+    assert section is not None
+    assert {k: tuple(v) for k, v in section.perturbations.items()} == LEVELS
+    assert list(section.perturbations) == list(KINDS)
+    keys = [str(Perturbation(kind, level).key) for kind, levels in LEVELS.items() for level in levels]
+    assert len(set(keys)) == len(keys)
