@@ -126,6 +126,8 @@ class CheckpointConfig(Config):
 
     every_steps: Count | None = None
     """Steps between two checkpoints, besides the one at the end of each epoch; null: only those."""
+    every_minutes: Positive | None = 10.0
+    """Minutes of training that a killed run loses at most; null: up to an epoch."""
     select_by: Literal["macro_f1", "loss"] = "loss"
     """What decides which checkpoint is the best on `data.select`; macro_f1: of zero-shot classification."""
 
@@ -143,6 +145,9 @@ class WorkersConfig(Config):
     """Ray resources of each worker, in addition to its CPU or GPU."""
     max_failures: int = Field(default=3, ge=-1)
     """How often workers that died are restarted in one call; -1: without limit."""
+    max_preemption_failures: int = Field(default=-1, ge=-1)
+    """How often workers are restarted whose machine was taken away after a notice, as spot machines are;
+    these do not count as failures. -1: without limit."""
 
 
 class TrainConfig(Config):
@@ -187,7 +192,7 @@ class TrainConfig(Config):
         tree = resolved(self)
         for key in ("name", "storage", "workers", "log_every"):
             del tree[key]
-        del tree["checkpoint"]["every_steps"]
+        del tree["checkpoint"]["every_steps"], tree["checkpoint"]["every_minutes"]
         del tree["finetune"]["gradient_checkpointing"]
         for key in ("shards", "loader", "decode_threads"):  # shards count by their digest
             del tree["data"][key]

@@ -64,6 +64,7 @@ def fit(
     *,
     report: OnReport,
     save: Save | None = None,
+    due: Callable[[], bool] | None = None,
     validate: Validate | None = None,
     resume: ResumeState | None = None,
     device: torch.device | str = "cpu",
@@ -72,6 +73,7 @@ def fit(
 ) -> Outcome:
     """Trains `model` in place until the configured step, or until `report` returns True.
 
+    `due` is asked after each step whether a checkpoint is wanted now, besides those of the config.
     Random numbers depend on (seed, step, rank) only, and the learning rate on the step. A run that is resumed
     from any saved state therefore ends with the same bits (on CPU, with the same number of threads).
     Raises DivergedError where the loss becomes NaN or infinite, ConfigError where the model does not fit the
@@ -83,7 +85,7 @@ def fit(
     loss.to(device)
     _refuse_batch_norm(config, model)
     optimizer = build_optimizer(model, loss, config.optim, layer_decay=config.finetune.layer_decay)
-    run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate)
+    run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate, due)
     return run.go(TrainState() if resume is None else run.restore(resume), report)
 
 
@@ -101,6 +103,7 @@ class _Run:
     world: int
     save: Save | None
     validate: Validate | None
+    due: Callable[[], bool] | None
 
     def __post_init__(self) -> None:
         self.epoch_steps = self.source.steps_per_epoch
@@ -130,7 +133,8 @@ class _Run:
                     return Outcome(state, metrics, stopped=True)
                 self.clock.reset()
                 continue
-            if state.step % (self.config.checkpoint.every_steps or self.steps) == 0:
+            every = self.config.checkpoint.every_steps or self.steps
+            if state.step % every == 0 or (self.due is not None and self.due()):
                 self.write(state, self.measure(output, state.step), best=False)
             if state.step % self.config.log_every == 0:
                 measured = self.measure(output, state.step)

@@ -52,6 +52,21 @@ class TrainState:
         )
 
 
+class SaveClock:
+    """Tells when `minutes` have passed since the last checkpoint; never where that is None."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self.reset()
+
+    def reset(self) -> None:
+        """A checkpoint was written now."""
+        self._since = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._since >= self._seconds
+
+
 class Clock:
     """Images per second, and the share of the time spent waiting for data, since the last reset."""
 

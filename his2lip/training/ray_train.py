@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import ray.train
@@ -24,15 +27,18 @@ from his2lip.resources import code_version
 from his2lip.runtime import check_code, check_nodes, is_local, start_ray
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
-from his2lip.training.progress import StepReport, TrainState
+from his2lip.training.progress import SaveClock, StepReport, TrainState
 from his2lip.training.rendezvous import LocalTorchConfig
 from his2lip.training.run_directory import RunDir, refuse_object_store, start_or_resume
 
 if TYPE_CHECKING:
-    from his2lip.training.loop import Validate
+    from his2lip.models import DualEncoder, ResumeState
+    from his2lip.training.loop import Save, Validate
 
 
 _POLL_S = 0.2  # seconds between two polls: the driver for reports, Ray's controller for its workers
+_DRAIN_S = 2.0  # seconds between two looks for machines that are about to be taken away
+_LEAVE_S = 25.0  # seconds that a checkpoint may take after SIGTERM; Slurm and Kubernetes give 30
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +108,16 @@ def train(
     return _result(run, finished_before=finished_before, notes=notes)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of this step was written because the driver had asked for it."""
+
+    step: int
+
+
+Item = StepReport | Saved | str
+
+
 @ray.remote(num_cpus=0)
 class ReportQueue:
     """Carries reports and notes from the workers to the driver, and the driver's answer back.
@@ -110,23 +126,36 @@ class ReportQueue:
     """
 
     def __init__(self) -> None:
-        self._items: list[StepReport | str] = []
+        self._items: list[Item] = []
         self._stops: dict[int, bool] = {}  # the driver's answer for the epoch that ended with a step
+        self._saves = 0  # checkpoints that the driver has asked for
         self._changed = asyncio.Condition()
 
-    async def put(self, item: StepReport | str) -> None:
-        """Adds a report, or a note."""
+    async def put(self, item: Item) -> None:
+        """Adds a report, a note, or that a checkpoint was saved because the driver asked for it."""
         async with self._changed:
             self._items.append(item)
             self._changed.notify_all()
 
-    async def take(self, wait_s: float) -> list[StepReport | str]:
+    async def take(self, wait_s: float) -> list[Item]:
         """All items since the last call; waits up to `wait_s` seconds for the first one."""
         async with self._changed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._items), wait_s)
             items, self._items = self._items, []
             return items
+
+    async def ask_to_save(self) -> None:
+        """Asks for a checkpoint of the next step."""
+        async with self._changed:
+            self._saves += 1
+            self._changed.notify_all()
+
+    async def saves(self, known: int) -> int:
+        """How many checkpoints were asked for, once these are more than `known`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._saves > known)
+            return self._saves
 
     async def answer(self, step: int, stop: bool) -> None:
         """Sets whether the run ends at the end of the epoch that `step` was the last step of."""
@@ -220,24 +249,34 @@ def _run_on_ray(
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # without checkpoints, so that Ray cannot return old weights
             storage_path=str(job.run.path),
-            failure_config=ray.train.FailureConfig(max_failures=job.config.workers.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=job.config.workers.max_failures,
+                max_preemption_failures=job.config.workers.max_preemption_failures,  # type: ignore[call-arg]
+            ),
             callbacks=[FailureCallback(queue)],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     failure: list[BaseException] = []
-    stopped = False
+    mailbox = _Mailbox(queue, on_report, say)
     thread = threading.Thread(target=_catch, args=(trainer.fit, failure), name="ray-train", daemon=True)
     thread.start()
+    drains = _Drains()
     try:
-        while thread.is_alive():
-            stopped |= _deliver(queue, on_report, say, wait_s=_POLL_S)
-        stopped |= _deliver(queue, on_report, say, wait_s=0)
+        with _termination() as ended:
+            while thread.is_alive():
+                mailbox.deliver(wait_s=_POLL_S)
+                if drains.new():
+                    say("a machine of the cluster will be taken away soon; a checkpoint is saved now")
+                    queue.ask_to_save.remote()
+                if ended.is_set():
+                    mailbox.save_and_leave(thread)
+        mailbox.deliver(wait_s=0)
     finally:
         ray.kill(queue)  # workers that are still running then stop at the end of their epoch
     if failure:
         raise _user_error(failure[0]) or failure[0]
-    return stopped
+    return mailbox.stopped
 
 
 def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
@@ -247,20 +286,90 @@ def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
         failure.append(error)
 
 
-def _deliver(
-    queue: Any, on_report: Callable[[StepReport], bool | None], say: Callable[[str], None], *, wait_s: float
-) -> bool:
-    """Passes on the items of the queue and answers the workers; whether the run has to end."""
-    ended = False
-    for item in ray.get(queue.take.remote(wait_s)):
-        if isinstance(item, str):
-            say(item)
-            continue
-        stop = bool(on_report(item)) and item.kind == "epoch"
-        if item.kind == "epoch":
-            queue.answer.remote(item.step, stop)
-        ended |= stop
-    return ended
+class _Mailbox:
+    """The driver's end of the queue. `stopped`: whether `on_report` ended the run."""
+
+    def __init__(
+        self, queue: Any, on_report: Callable[[StepReport], bool | None], say: Callable[[str], None]
+    ) -> None:
+        self._queue, self._on_report, self._say = queue, on_report, say
+        self._saved = 0  # checkpoints that were asked for and written
+        self.stopped = False
+
+    def deliver(self, *, wait_s: float) -> None:
+        """Passes on the items of the queue and answers the workers."""
+        for item in ray.get(self._queue.take.remote(wait_s)):
+            if isinstance(item, str):
+                self._say(item)
+            elif isinstance(item, Saved):
+                self._saved += 1
+                self._say(f"a checkpoint of step {item.step} is saved")
+            else:
+                stop = bool(self._on_report(item)) and item.kind == "epoch"
+                if item.kind == "epoch":
+                    self._queue.answer.remote(item.step, stop)
+                self.stopped |= stop
+
+    def save_and_leave(self, thread: threading.Thread) -> NoReturn:
+        """Has a checkpoint saved if that is possible in time, and raises KeyboardInterrupt."""
+        self._say("this command is asked to end (SIGTERM); a checkpoint is saved first")
+        before, until = self._saved, time.monotonic() + _LEAVE_S
+        self._queue.ask_to_save.remote()
+        while thread.is_alive() and self._saved == before and time.monotonic() < until:
+            self.deliver(wait_s=_POLL_S)
+        raise KeyboardInterrupt
+
+
+class _Drains:
+    """Machines of the cluster that Ray was told will be taken away."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._looked = -math.inf
+
+    def new(self) -> bool:
+        """Whether there are any that an earlier call did not see."""
+        if is_local() or time.monotonic() - self._looked < _DRAIN_S:
+            return False
+        self._looked = time.monotonic()
+        # Where Ray Train's own watcher looks; `ray.train.get_preemption_info` is a barrier of all workers.
+        found = set(ray._private.state.state.get_draining_nodes())
+        added = found - self._known
+        self._known |= found
+        return bool(added)
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; in the main thread only, which alone can receive signals."""
+    ended = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Wanted:
+    """Whether the driver asks for a checkpoint; cheap enough to be called in every step."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self._answer: ray.ObjectRef | None = queue.saves.remote(0)
+
+    def __call__(self) -> bool:
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        try:
+            known = ray.get(self._answer)
+        except ray.exceptions.RayActorError:  # the driver is gone, which the end of the epoch finds out
+            self._answer = None
+            return False
+        self._answer = self._queue.saves.remote(known)
+        return True
 
 
 def _user_error(error: BaseException) -> His2lipError | None:
@@ -313,6 +422,7 @@ def _work(sent: Mapping[str, bytes]) -> None:
     if rank == 0 and (note := model.tokenizer.cut_note(bank.distinct())) is not None:
         queue.put.remote(note)
     _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
+    save, due = _saving(queue, config, build.checkpoint_writer(run, config, shards, bank))
 
     def report(progress: StepReport) -> bool:
         _log.info("worker %d: step %d, epoch %d, %s", rank, progress.step, progress.epoch, progress.metrics)
@@ -331,13 +441,35 @@ def _work(sent: Mapping[str, bytes]) -> None:
         WISELoss.from_config(config.loss),
         StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world),
         report=report,
-        save=build.checkpoint_writer(run, config, shards, bank),
+        save=save,
+        due=due if rank == 0 else None,
         validate=job.validator,
         resume=saved,
         device=device,
         rank=rank,
         world=world,
     )
+
+
+def _saving(queue: Any, config: TrainConfig, write: Save) -> tuple[Save, Callable[[], bool]]:
+    """(`write` with what a checkpoint means for the clock and the driver, whether one is due)."""
+    clock, wanted = SaveClock(config.checkpoint.every_minutes), _Wanted(queue)
+    asked = False
+
+    def due() -> bool:
+        nonlocal asked
+        asked |= wanted()
+        return asked or clock.due()
+
+    def save(model: DualEncoder, state: ResumeState, metrics: dict[str, float], best: bool) -> None:
+        nonlocal asked
+        write(model, state, metrics, best)
+        clock.reset()
+        if asked:
+            queue.put.remote(Saved(state.step))
+            asked = False
+
+    return save, due
 
 
 def _answer(stop: ray.ObjectRef) -> bool:

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,14 +110,9 @@ def test_no_process_of_a_training_run_listens_on_an_external_address(training: F
     assert {address for _, address in training.listening} == {"127.0.0.1"}, training.listening
 
 
-@pytest.mark.slow
-def test_ctrl_c_twice_ends_a_training_run_without_a_traceback_and_it_is_resumed(folder: Path) -> None:
-    config = {
-        "name": "stopped",
-        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
-        "optim": {"epochs": EPOCHS},
-        "storage": str(folder / "runs"),
-    }
+@contextmanager
+def training_process(folder: Path, config: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """A `his2lip train` of its own, which signals reach."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "his2lip", "train", "config.yaml"]
     # A background job of a shell without job control ignores the signal, and so do its children.
@@ -129,7 +127,19 @@ def test_ctrl_c_twice_ends_a_training_run_without_a_traceback_and_it_is_resumed(
         [sys.executable, "-c", program, *command], cwd=folder, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as train:  # fmt: skip
-        last = folder / "runs/train/stopped/last"
+        yield train
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_a_training_run_without_a_traceback_and_it_is_resumed(folder: Path) -> None:
+    config = {
+        "name": "stopped",
+        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
+        "optim": {"epochs": EPOCHS},
+        "storage": str(folder / "runs"),
+    }
+    last = folder / "runs/train/stopped/last"
+    with training_process(folder, config) as train:
         while train.poll() is None and not last.exists():
             time.sleep(0.1)
         train.send_signal(signal.SIGINT)
@@ -144,6 +154,32 @@ def test_ctrl_c_twice_ends_a_training_run_without_a_traceback_and_it_is_resumed(
     assert read_meta(last)["step"] == 2 * EPOCHS
     starts = re.findall(r"worker 0 of 1 on \S+: from step (\d+)", (last.parent / "his2lip.log").read_text())
     assert int(starts[-1]) >= step
+
+
+@pytest.mark.slow
+def test_sigterm_saves_a_checkpoint_within_an_epoch_and_the_run_is_resumed_from_it(folder: Path) -> None:
+    config = {
+        "name": "ended",
+        "data": {"shards": str(folder / "training"), "batch_size": 4, "lanes": 4},
+        "optim": {"epochs": EPOCHS},
+        "storage": str(folder / "runs"),
+    }
+    log = folder / "runs/train/ended/his2lip.log"
+    with training_process(folder, config) as train:
+        while train.poll() is None and not (log.exists() and "worker 0: step" in log.read_text()):
+            time.sleep(0.05)
+        train.send_signal(signal.SIGTERM)
+        shown, _ = train.communicate(timeout=120)
+    assert train.returncode == 130, shown
+    assert "Traceback" not in shown
+    saved = int(re.findall(r"a checkpoint of step (\d+) is saved", shown)[-1])
+    step = read_meta(log.parent / "last")["step"]
+    assert 0 < saved <= step < 16 * EPOCHS, "the workers may do a few more steps before they end"
+    _his2lip(folder, config, "train")
+    assert f"from step {step}" in log.read_text()
+    _his2lip(folder, config | {"name": "whole"}, "train")
+    ends = [read_meta(folder / "runs/train" / name / "last") for name in ("ended", "whole")]
+    assert ends[0]["tensor_digest"] == ends[1]["tensor_digest"]
 
 
 def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(folder: Path) -> None:

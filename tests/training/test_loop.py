@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from his2lip.models.resume import load_resume
 from his2lip.training.build import checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, fit
-from his2lip.training.progress import StepReport
+from his2lip.training.progress import SaveClock, StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import open_data
 from his2lip.training.source import StreamSource
@@ -96,6 +97,28 @@ def test_a_run_resumed_at_any_checkpoint_ends_with_the_uninterrupted_weights(
         assert again.tensor_digest() == wanted, saved.name
         assert outcome.state.best_score == whole.state.best_score
         assert outcome.metrics["select/loss"] == whole.metrics["select/loss"]
+
+
+def test_a_checkpoint_is_saved_when_one_is_due_and_the_weights_are_the_same(shards: str) -> None:
+    asked = iter([False, True, False, True])
+    saved: list[int] = []
+    config = make(shards, optim={"epochs": 1})
+    _, model = run(
+        config,
+        save=lambda m, resume, *rest: saved.append(resume.step),
+        due=lambda: next(asked, False),
+    )
+    assert saved == [2, 4, 7], "twice on request, and at the end of the epoch"
+    assert model.tensor_digest() == run(config)[1].tensor_digest()
+
+
+def test_a_checkpoint_is_due_when_its_minutes_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.0, 219.0, 220.0, 221.0, 222.0, 1e9])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    clock, never = SaveClock(2.0), SaveClock(None)
+    before, after = clock.due(), clock.due()
+    clock.reset()
+    assert (before, after, clock.due(), never.due()) == (False, True, False, False)
 
 
 def test_without_the_optimizers_state_the_weights_differ(shards: str, tmp_path: Path) -> None:

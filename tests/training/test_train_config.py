@@ -70,6 +70,7 @@ def test_macro_f1_needs_a_select_split() -> None:
 @pytest.mark.parametrize(
     "override",
     ["name=b", "storage=elsewhere", "workers.num=2", "log_every=1", "checkpoint.every_steps=7",
+     "checkpoint.every_minutes=1", "workers.max_preemption_failures=3",
      "data.loader=local", "data.shards=moved", "data.decode_threads=7",
      "finetune.gradient_checkpointing=true"],
 )  # fmt: skip
