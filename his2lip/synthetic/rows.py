@@ -10,14 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from his2lip.data.cards import load_card
+from his2lip.data.cards import Card, load_card
 from his2lip.synthetic import patch
 from his2lip.synthetic.biomarkers import Reading
 from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, Stain, render
-from his2lip.synthetic.scanners import SCANNERS
+from his2lip.synthetic.scanners import SCANNERS, Scanner
 from his2lip.synthetic.scene import Scene
 from his2lip.synthetic.tissues import build
+
+_GENERATED_ONLY = {"nuclei": "benchmarks/datasets/own/nuclei.yaml"}  # their cards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class TwinRow:
     reading: Reading | None = None
     centre: str | None = None
     biology: tuple[tuple[str, Any], ...] = ()  # fields of Biology that are set, in place of the case's
+    staining: tuple[tuple[str, Any], ...] = ()  # fields of Staining that are set, in place of the slide's
+    scanner: Scanner | None = None  # None: that of the dataset
 
     def spec(self) -> Spec:
         """The full description of the patch."""
@@ -56,8 +60,10 @@ class TwinRow:
             size=self.size,
             mpp=self.mpp,
             biology=replace(biology, **dict(self.biology)),
-            staining=_staining(self.seed, self.dataset, self.case, self.slide),
-            scanner=SCANNERS[self.dataset],
+            staining=replace(
+                _staining(self.seed, self.dataset, self.case, self.slide), **dict(self.staining)
+            ),
+            scanner=self.scanner or SCANNERS[self.dataset],
             reading=self.reading,
             centre=self.centre,
         )
@@ -70,7 +76,12 @@ def _biology(seed: int, dataset: str, case: str) -> Biology:
 
 @lru_cache
 def _organ(dataset: str) -> str:
-    return load_card(dataset).organ[0]
+    return card_of(dataset).organ[0]
+
+
+def card_of(dataset: str) -> Card:
+    """The card of a twin, or of a dataset that only exists as generated patches."""
+    return load_card(_GENERATED_ONLY.get(dataset, dataset))
 
 
 @lru_cache(maxsize=256)

@@ -9,16 +9,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
-from his2lip.data.cards import load_card
 from his2lip.data.shards import DatasetInfo, Patch, ShardWriter
 from his2lip.errors import DatasetError, did_you_mean
 from his2lip.synthetic.cases import keyed_rng
-from his2lip.synthetic.rows import TwinRow, draw
+from his2lip.synthetic.nuclei import nuclei
+from his2lip.synthetic.rows import TwinRow, card_of, draw
 from his2lip.synthetic.twin_plans import PLANS, TwinPlan
 
 VERSION = 2  # of the generator; it is raised when any pixel or column changes
 
 MAX_SCALE = 1000
+GENERATED_ONLY = {"nuclei": nuclei}  # datasets to train on that are no twin of a published one
 ROW_GROUP_BYTES = 2 << 20  # small, so that a twin has several row groups, as a real dataset has
 
 
@@ -41,13 +42,14 @@ def twin_rows(name: str, *, seed: int = 0, scale: float = 1.0) -> list[TwinRow]:
     scale  factor of the twin's numbers of cases, above 0 and at most MAX_SCALE
     Raises DatasetError for an unknown name, or a scale out of range.
     """
-    if name not in PLANS:
-        what, fix = f"no dataset '{name}' has a generated twin", did_you_mean(name, PLANS)
+    plans = {**PLANS, **GENERATED_ONLY}
+    if name not in plans:
+        what, fix = f"no dataset '{name}' has a generated twin", did_you_mean(name, plans)
         raise DatasetError(what, key=name, fix=fix)
     if not 0 < scale <= MAX_SCALE:
         fix = f"use a factor above 0 and at most {MAX_SCALE}"
         raise DatasetError(f"a twin cannot have scale {scale:g}", key="--scale", fix=fix)
-    rows = list(PLANS[name](TwinPlan(name, seed, scale)))
+    rows = list(plans[name](TwinPlan(name, seed, scale)))
     return [rows[i] for i in keyed_rng(seed, name, "order").permutation(len(rows))]
 
 
@@ -78,7 +80,7 @@ def write_twin(
 
     writer = ShardWriter(
         out_uri,
-        card=load_card(name),
+        card=card_of(name),
         generated=True,
         view=twin_view(seed, scale),
         row_group_bytes=ROW_GROUP_BYTES,

@@ -17,13 +17,15 @@ CARD: dict[str, Any] = {
     "classes": {"a": ["A1"], "b": []},
 }
 
+OWN = [f"benchmarks/datasets/own/{name}.yaml" for name in ("anhir-lesions", "her2-oesophagus", "nuclei")]
+
 
 def problems(protocol: dict[str, Any] | None = None, **more: Any) -> list[CardFinding]:
     protocols = {"default": PROTOCOL | {"basis": "ours"} | protocol} if protocol else {}
     return check_card(Card.model_validate(CARD | {"protocols": protocols} | more)).problems
 
 
-@pytest.mark.parametrize("name", [*list_cards(), "benchmarks/datasets/own/anhir-lesions.yaml"])
+@pytest.mark.parametrize("name", [*list_cards(), *OWN])
 def test_cards_of_the_project_have_no_problem(name: str) -> None:
     assert check_card(load_card(name)).problems == []
 
