@@ -324,13 +324,17 @@ def _show_tasks(result: GridResult) -> None:
         names = dict.fromkeys(name for cell in own for row in cell.rows for name in row.figures)
         shown = [name for name in names if not name.endswith("_chance")]
         note = " (generated twin)" if own[0].generated else ""
-        say(f"{task} on {dataset}{note}: percent, ranks from 1")
+        ranks = any(figure.unit == "rank" for row in own[0].rows for figure in row.figures.values())
+        say(f"{task} on {dataset}{note}: percent{', ranks from 1' if ranks else ''}")
         rows = [
             [cell.model, row.name, row.size, *(str(row.figures.get(name, "–")) for name in shown)]
             for cell in own
             for row in cell.rows
         ]
         wide_table(["model", ", ".join(own[0].rows[0].setting), "of", *shown], rows)
+        for cell in own:
+            if cell.caveat is not None:
+                say(f"{cell.model} on {dataset} ({task}): {cell.caveat}")
 
 
 def _with_interval(cell: CellResult) -> str:

@@ -118,6 +118,10 @@ class TaskCell(Config):
         """Dataset and task in one name, such as `mihic-generated.retrieval`."""
         return f"{self.dataset}-generated.{self.task}" if self.generated else f"{self.dataset}.{self.task}"
 
+    def row(self, **setting: str) -> TaskRow | None:
+        """The row of a setting; None where there is none."""
+        return next((row for row in self.rows if row.setting == setting), None)
+
     def all_sizes(self) -> dict[str, int]:
         """What the figures rest on by TASK/SETTING/SIZE."""
         return {

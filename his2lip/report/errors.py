@@ -30,19 +30,24 @@ def errors_page(folder: Path, tasks: Sequence[TaskCell]) -> str | None:
 
     folder  of the benchmark, which has the evidence of its grid cells
     """
-    groups = [(cell, errors(folder, cell)) for cell in tasks if cell.task == TASK]
-    shown = [(cell, found) for cell, found in groups if found]
+    groups = [(cell, *errors(folder, cell)) for cell in tasks if cell.task == TASK]
+    shown = [(cell, found, count) for cell, found, count in groups if found]
     return render("report/errors.html", groups=shown) if shown else None
 
 
-def errors(folder: Path, cell: TaskCell) -> list[Error]:
-    """The errors that were kept of a grid cell, the largest margin first; none without its evidence."""
+def errors(folder: Path, cell: TaskCell) -> tuple[list[Error], int]:
+    """The errors that were kept of a grid cell, the largest margin first, and the number of all its errors.
+
+    There are none without its evidence.
+    """
     try:
         table = read_evidence(str(folder), cell)
     except FileNotFoundError:
-        return []
+        return [], 0
+    clean = table.filter(pc.equal(table["perturbation"], "none"))
+    count = pc.sum(pc.not_equal(clean["label"], clean["predicted"])).as_py() or 0
     kept = table.filter(pc.is_valid(table["thumbnail"])).sort_by([("margin", "descending")])
-    return [
+    found = [
         Error(
             row["patch_id"],
             row["label"],
@@ -52,3 +57,4 @@ def errors(folder: Path, cell: TaskCell) -> list[Error]:
         )
         for row in kept.to_pylist()
     ]
+    return found, count

@@ -11,7 +11,7 @@ import numpy as np
 
 from his2lip.evaluation import CellResult, TaskCell
 from his2lip.report.board import Board, heading
-from his2lip.report.robustness import by_column, drops, kinds_of, reach
+from his2lip.report.robustness import TASK, by_column, drops, kinds_of, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def draw_robustness(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
         old.unlink()
     written = []
     for column, cells in by_column(tasks).items():
-        path = folder / f"robustness_{cells[0].scored_as}.png"
+        path = folder / f"robustness_{cells[0].scored_as.removesuffix(f'.{TASK}')}.png"
         _curves(column, cells).savefig(path, dpi=_DPI, metadata={"Software": None})
         written.append(path)
     return written

@@ -104,32 +104,29 @@ def _title(column: str, cells: Sequence[TaskCell]) -> str:
 
 
 def _table(column: str, cells: Sequence[TaskCell], kind: str) -> Table:
-    """Macro F1 of all models at each level of one perturbation, the drop below."""
-    settings = [r.setting for r in cells[0].rows if r.setting["perturbation"] in ("none", kind)]
-    heads = [
-        Head("none" if s["perturbation"] == "none" else f"level {s['level']}", scale=Scale(0.0, 1.0))
-        for s in settings
-    ]
-    rows = [
-        Row(cell.model, cell.is_baseline, [_figure(_row_of(cell, setting)) for setting in settings])
-        for cell in cells
-    ]
-    return Table(f"{TASK}-{kind}", f"{column}, {kind}: macro F1, % (drop, %)", heads, rows)
+    """Macro F1 of all models without a perturbation and at each of its levels, with the relative drop."""
+    levels = [r.setting["level"] for r in cells[0].rows if r.setting["perturbation"] == kind]
+    heads = [Head("none", scale=Scale(0.0, 1.0))]
+    for level in levels:
+        heads += [Head(f"level {level}", scale=Scale(0.0, 1.0)), Head(f"drop at {level}")]
+    rows = []
+    for cell in cells:
+        figures = [_figure(cell.row(perturbation="none", level="0"), "macro_f1")]
+        for row in (cell.row(perturbation=kind, level=level) for level in levels):
+            figures += [_figure(row, "macro_f1"), _figure(row, "relative_drop")]
+        rows.append(Row(cell.model, cell.is_baseline, figures))
+    title = f"{column}, {kind}: macro F1 and its relative drop, %, {cells[0].rows[0].size}"
+    return Table(f"{TASK}-{kind}", title, heads, rows)
 
 
-def _row_of(cell: TaskCell, setting: dict[str, str]) -> TaskRow | None:
-    return next((row for row in cell.rows if row.setting == setting), None)
-
-
-def _figure(row: TaskRow | None) -> Figure:
-    if row is None or (found := row.figures["macro_f1"]).value is None:
+def _figure(row: TaskRow | None, name: str) -> Figure:
+    found = None if row is None else row.figures.get(name)
+    if found is None or found.value is None:
         return Figure(None)
-    drop = row.figures.get("relative_drop")
-    beside = "" if drop is None else f"drop {drop}"
     if found.lo is None or found.hi is None:
-        return Figure(found.value, found.shown(found.value), beside=beside)
+        return Figure(found.value, found.shown(found.value))
     limits = f"{100 * found.lo:.1f} to {100 * found.hi:.1f}"
-    return Figure(found.value, found.shown(found.value), limits, (found.lo, found.hi), beside=beside)
+    return Figure(found.value, found.shown(found.value), limits, (found.lo, found.hi))
 
 
 def _remarks(cells: Sequence[TaskCell]) -> Iterator[str]:

@@ -79,15 +79,16 @@ def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward) ->
 def test_the_most_confident_errors_have_thumbnails_of_their_images(ward: Ward) -> None:
     config = config_of(ward, errors=3)
     cell = cell_of(ward.score(config)[0])
-    found = errors(Path(config.folder), cell)
+    found, count = errors(Path(config.folder), cell)
     table = read_evidence(config.folder, cell).to_pylist()
     wrong = [r for r in table if r["perturbation"] == "none" and r["label"] != r["predicted"]]
+    assert count == len(wrong) > 3
     largest = sorted(wrong, key=lambda r: -r["margin"])[:3]
     assert [e.patch_id for e in found] == [r["patch_id"] for r in largest]
     assert all(e.margin >= 0 for e in found)
     with Image.open(io.BytesIO(base64.b64decode(found[0].thumbnail))) as picture:
         assert picture.size == (64, 64)
-    assert errors(Path(config.folder), cell_of(ward.score(config_of(ward, errors=0))[0])) == []
+    assert errors(Path(config.folder), cell_of(ward.score(config_of(ward, errors=0))[0]))[0] == []
 
 
 def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> None:
@@ -102,11 +103,11 @@ def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> No
     assert f">{100 * cells[0].rows[1].figures['macro_f1'].value:.2f}<" in text
     assert "image/jpeg;base64,/9j" not in text
     gallery = page.with_name("errors.html").read_text()
-    assert gallery.count("data:image/jpeg;base64,") == len(errors(Path(config.folder), cells[0])) > 0
+    assert gallery.count("data:image/jpeg;base64,") == len(errors(Path(config.folder), cells[0])[0]) > 0
     images = draw_robustness(cells, ward.folder / "plots")
     with Image.open(images[0]) as drawn:
         assert drawn.size[0] > 300
-    assert [image.name for image in images] == ["robustness_ward.robustness.png"]
+    assert [image.name for image in images] == ["robustness_ward.png"]
     write_tasks(config.folder, [])
     write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
     assert not page.with_name("errors.html").exists()
