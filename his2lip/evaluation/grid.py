@@ -414,8 +414,9 @@ def scorers(
             except Exception as error:
                 yield entry, plan, error
             else:
-                is_control = isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan)
-                yield entry, scorer.plan(plan) if is_control else plan, scorer
+                if isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan):
+                    plan = scorer.plan(plan)
+                yield entry, plan, scorer
 
 
 def _baselines(config: BenchmarkConfig) -> list[ModelEntry]:

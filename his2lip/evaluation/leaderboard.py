@@ -228,8 +228,8 @@ def with_differences(
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, cell in enumerate(cells):
         if cell.no_interval is None and not cell.is_few_shot:
-            key = (cell.dataset, cell.protocol, cell.protocol_version, cell.split_sha256, cell.groups_sha256)
-            key = (*key, cell.is_probe)
+            column = (cell.dataset, cell.protocol, cell.protocol_version)
+            key = (*column, cell.split_sha256, cell.groups_sha256, cell.is_probe)
             alike.setdefault(key, []).append(i)
     for places in alike.values():
         group = [cells[i] for i in places]

@@ -155,10 +155,8 @@ def verify_images(folder: str, *, sample: int = SAMPLE, seed: int = SEED) -> Ver
             Mismatch("cached features", row_name(given), what, f"{away:.2g} away from the model's")
             for what, away in cache.mismatches
         ]
-    found += [
-        Mismatch("benchmark", row_name(row), "", "its model or dataset is gone")
-        for row in (*left.values(), *tasks.values())
-    ]
+    gone = [row_name(row) for row in left.values()] + [row_name(cell) for cell in tasks.values()]
+    found += [Mismatch("benchmark", name, "", "its model or dataset is gone") for name in gone]
     again = (
         f"{cache.images} images (at most {sample} of a split, seed {seed}) and {cache.sentences} sentences"
     )

@@ -55,7 +55,7 @@ def _row(inputs: Inputs, cell: CellResult, found: Calibrated) -> list[Figure]:
     for share in _ABSTAIN:
         point = min(found.curve, key=lambda p: abs(p.coverage - share))
         least = f"from {point.least:.2f}" if share < 1 else "all answered"
-        figures.append(Figure(point.risk, shown(point.risk, FRACTION), beside=least))
+        figures.append(Figure(point.risk, shown(point.risk, FRACTION), beside=(least,)))
     return figures
 
 

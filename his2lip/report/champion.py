@@ -64,8 +64,8 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
     ranked = sorted(((v, name) for v, name in values if v is not None), key=lambda pair: -pair[0])
     if not ranked:
         what = f"no model has a value for '{by}'"
-        fix = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
-        raise ConfigError(what, where=folder, key="--by", fix=fix)
+        other = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
+        raise ConfigError(what, where=folder, key="--by", fix=other)
     value, model = ranked[0]
     cell = board.cell(model, columns[0])
     assert cell is not None

@@ -163,7 +163,7 @@ def _table(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequenc
 
 def _figure(inputs: Inputs, pair: Pair, figure: str) -> Figure:
     found, interval = pair.difference(figure), pair.interval(figure)
-    beside = (f"paper {percent(getattr(pair.published, figure))}",)
+    beside: tuple[str, ...] = (f"paper {percent(getattr(pair.published, figure))}",)
     if pair.cell is not None:
         beside = (*beside, f"ours {percent(getattr(pair.cell, figure))}")
     return Figure(

@@ -138,8 +138,8 @@ class Table:
     @property
     def range(self) -> str:
         """The ends of the scale that all columns share, as `0 to 90 %`; empty without one."""
-        scales = {head.scale for head in self.heads}
-        return scales.pop().text if len(scales) == 1 and None not in scales else ""
+        scale = self.heads[0].scale if self.heads else None
+        return scale.text if scale is not None and all(head.scale == scale for head in self.heads) else ""
 
 
 def shown(value: float | None, unit: str) -> str:

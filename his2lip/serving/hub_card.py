@@ -194,12 +194,14 @@ def _failures(content: CardContent) -> str:
 
 def _at_chance(cell: CellResult) -> str | None:
     """How a figure compares with chance, where it is not shown to be above it."""
-    limits = cell.interval("chance_corrected")
-    low, high = limits or (cell.chance_corrected, cell.chance_corrected)
+    value, limits = cell.chance_corrected, cell.interval("chance_corrected")
+    if value is None:
+        return None
+    low, high = limits or (value, value)
     if low > 0:
         return None
     what = "is worse than chance" if high < 0 else "cannot be told from chance"
-    return f"{what} (chance-corrected {_shown(cell.chance_corrected, limits)}, {cell.size})"
+    return f"{what} (chance-corrected {_shown(value, limits)}, {cell.size})"
 
 
 def _worst(cell: CellResult) -> str | None:
