@@ -55,7 +55,7 @@ def searches(draw: st.DrawFn) -> tuple[Items, Items]:
     )  # type: ignore[return-value]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(searches(), st.integers(1, 40))
 def test_figures_equal_those_of_their_definitions_whole_and_without_each_cluster(
     search: tuple[Items, Items], block: int

@@ -71,16 +71,19 @@ class Ward:
         }
         return validate(BenchmarkConfig, tree | changes)
 
-    def score(self, config: BenchmarkConfig) -> list[Outcome]:
+    def score(self, config: BenchmarkConfig, *, models: bool = True) -> list[Outcome]:
+        """The outcomes of models, controls and baselines, or of baselines only, which load no model."""
         plans, failed = plan_cells(config)
         assert not failed
         baselines = [ModelEntry(name=PREFIX + kind, path=PREFIX + kind) for kind in config.baselines]
         entries = [*(row for model in config.models for row in config.rows_of(model)), *baselines]
-        return list(score_models(entries, Work(plans, config)))
+        return list(score_models(entries if models else baselines, Work(plans, config)))
 
 
-@pytest.fixture
-def ward(tmp_path: Path, real_ihc: np.ndarray) -> Ward:
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory, real_ihc: np.ndarray) -> Ward:
+    """One for all tests of a module: a finished grid cell is read back by the next test."""
+    tmp_path = tmp_path_factory.mktemp("ward")
     squares = tiles(real_ihc)[:47]
     brown = np.array([float(s[..., 0].mean()) - float(s[..., 2].mean()) for s in squares])
     with ShardWriter(tmp_path / "ward", card=Card.model_validate(CARD)) as writer:
@@ -208,18 +211,19 @@ def test_a_finished_cell_is_read_back_and_a_changed_bank_or_size_is_another_cell
     assert not any(o.reused for o in smaller)
     assert smaller[0].counts.images == 0, "embedded before"
     assert cell_of(smaller[0]).rows[0].sizes["queries"] == 20
-    fewer = ward.score(ward.config(retrieval={"captions": str(ward.bank), "most_captions": 6}))
-    assert cell_of(fewer[0]).rows[0].sizes["gallery"] == 6
-    assert len({o.cell.cell for o in (first[0], smaller[0], fewer[0])}) == 3  # type: ignore[union-attr]
+    few = ward.config(retrieval={"captions": str(ward.bank), "most_captions": 6})
+    fewer = cell_of(ward.score(few, models=False)[0])
+    assert fewer.rows[0].sizes["gallery"] == 6
+    assert len({cell_of(o).cell for o in (first[1], smaller[1])} | {fewer.cell}) == 3
 
 
-def test_a_damaged_cell_is_reported_and_scored_again(ward: Ward) -> None:
-    config = ward.config()
-    first = cell_of(ward.score(config)[0])
+def test_a_damaged_cell_is_reported_and_scored_again(ward: Ward, tmp_path: Path) -> None:
+    config = ward.config(storage=str(tmp_path))
+    first = cell_of(ward.score(config, models=False)[0])
     for name in ("cell.json", "evidence.parquet"):
         path = Path(config.folder, "cells", first.cell, name)
         path.write_bytes(path.read_bytes()[:-20])
-        outcome = ward.score(config)[0]
+        outcome = ward.score(config, models=False)[0]
         assert (outcome.cell, outcome.reused) == (first, False)
         assert outcome.damaged is not None
 
@@ -241,8 +245,11 @@ def test_the_figures_follow_from_the_stored_ranks_of_the_queries(ward: Ward) -> 
     assert row.figures["median_rank"].value == np.median(first)
 
 
-def test_it_stands_beside_protocols_without_a_new_forward_and_controls_have_no_part_in_it(ward: Ward) -> None:
-    outcomes = ward.score(ward.config(protocols=["default"], controls=["empty-prompts"]))
+def test_it_stands_beside_protocols_without_a_new_forward_and_controls_have_no_part_in_it(
+    ward: Ward, tmp_path: Path
+) -> None:
+    places = {"cache": str(tmp_path / "cache"), "storage": str(tmp_path)}
+    outcomes = ward.score(ward.config(protocols=["default"], controls=["empty-prompts"], **places))
     kinds = [(o.cell.model, o.cell.protocol) for o in outcomes]
     assert kinds == [
         ("tiny", "default"),

@@ -28,8 +28,8 @@ __all__ = ["ward"]
 FEW = {"JPEG": [50, 5], "stain-hue": [20]}
 
 
-def config_of(ward: Ward, **section: object) -> BenchmarkConfig:
-    return ward.config(retrieval=None, robustness={"perturbations": FEW} | section)
+def config_of(ward: Ward, places: dict[str, str] | None = None, **section: object) -> BenchmarkConfig:
+    return ward.config(retrieval=None, robustness={"perturbations": FEW} | section, **(places or {}))
 
 
 def predictions(ward: Ward, config: BenchmarkConfig, cell: TaskCell, kind: str, level: str) -> Predictions:
@@ -65,12 +65,13 @@ def test_drops_follow_from_the_stored_predictions_with_intervals_by_case(ward: W
     assert any(r.figures["drop"].value != 0 for r in cell.rows[1:]), "something changes"
 
 
-def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward) -> None:
-    part = {"most_units": 12}
-    first = ward.score(config_of(ward, **part))[0]
+def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward, tmp_path: Path) -> None:
+    places = {"cache": str(tmp_path / "cache"), "storage": str(tmp_path)}
+    first = ward.score(config_of(ward, places, most_units=12))[0]
     assert first.counts.images == 12 * 4
-    assert ward.score(config_of(ward, **part))[0].reused
-    more = ward.score(config_of(ward, perturbations=FEW | {"blur": [2]}, **part))[0]
+    assert ward.score(config_of(ward, places, most_units=12))[0].reused
+    levels = FEW | {"blur": [2]}
+    more = ward.score(config_of(ward, places, perturbations=levels, most_units=12))[0]
     assert (more.reused, more.counts.images) == (False, 12), "one further level"
     assert cell_of(more).rows[:4] == cell_of(first).rows[:4]
     assert cell_of(more).rows[0].sizes["units"] == 12
