@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import hypothesis
 import numpy as np
 import pytest
+from mlflow_stores import new_store
 
 # The first example of a property imports what it uses, which takes longer than hypothesis allows an example.
 hypothesis.settings.register_profile("his2lip", deadline=None)
@@ -56,6 +57,6 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture
 def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh MLflow SQLite store of its own; the URI."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_store(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri

@@ -34,6 +34,26 @@ BIOMEDCLIP = {
     },
 }
 
+# transformers' CLIPConfig of a small model.
+SMALL_CLIP: dict[str, Any] = {
+    "projection_dim": 32,
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 2,
+    },
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "image_size": 64,
+        "patch_size": 32,
+    },
+}
+
 CAPTIONS = [
     "Brown nuclear staining of Ki67 in tumor cells.",
     "stroma, no staining",

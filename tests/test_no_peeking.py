@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attempts import attempt
 from cell_results import cell_result
+from mlflow_stores import new_store
 from training_data import _patch
 
 from his2lip.data.cards.card import load_card
@@ -16,7 +17,6 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.evaluation.results import to_csv
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
-from his2lip.tracking.store import Tracker
 
 COMMANDS = {
     "train": "train recipe.yaml data.split={split}",
@@ -33,13 +33,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("here")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder))
         write_inputs()
         yield folder
 
 
 def write_inputs() -> None:
-    Tracker.open()  # the store of all commands
     save_checkpoint("model", load_model("tiny"), meta={})
     with ShardWriter("shards", card=load_card("mihic"), generated=True) as writer:
         for split in ("train", "val", "test"):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mlflow_stores import new_store
 from reliability_page import Record, Row, update
 
 PAGE = "HIS2LIP_FAULTS_PAGE"  # the page whose table gets the results; unset: they are not written
@@ -34,8 +35,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the current one, and stores of the network that answer at once or not at all."""
+    """The current folder, with an empty MLflow store; stores of the network answer at once or not at all."""
     monkeypatch.chdir(tmp_path)
+    new_store(tmp_path / "runs")
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -1,4 +1,4 @@
-"""A training run and a benchmark as a user starts them: their log files, and the addresses they listen on."""
+"""A training run that is stopped and a benchmark, as a user starts them: their output and their log files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from listeners import listeners
+from mlflow_stores import new_store
 from training_data import write_small_shards
 
 from his2lip.models.provenance import read_meta
@@ -31,19 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     write_small_shards(folder / "training", train=64, select=48)
     write_twin("bcdata", folder / "shards/bcdata", scale=0.05)
+    new_store(folder)
     return folder
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished command: its output, and (process, address) of every port that its processes listened on."""
-
-    stdout: str
-    stderr: str
-    listening: set[tuple[str, str]]
-
-
-def _his2lip(folder: Path, config: dict[str, object], *arguments: str) -> Finished:
+def _his2lip(folder: Path, config: dict[str, object], *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a user runs it, with its store in the folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"storage": str(folder / "runs")}))
     environment = {
@@ -51,30 +42,9 @@ def _his2lip(folder: Path, config: dict[str, object], *arguments: str) -> Finish
     }
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     command = [sys.executable, "-m", "his2lip", *arguments, "config.yaml"]
-    seen: set[tuple[str, str]] = set()
-    with (
-        (folder / "stdout").open("w") as stdout,
-        (folder / "stderr").open("w") as stderr,
-        subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr) as process,
-    ):
-        while process.poll() is None:
-            seen |= listeners(process.pid)
-            time.sleep(0.25)
-    done = Finished((folder / "stdout").read_text(), (folder / "stderr").read_text(), seen)
-    assert process.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-@pytest.fixture(scope="module")
-def training(folder: Path) -> Finished:
-    """A training run with two workers."""
-    config = {
-        "name": "logged",
-        "data": {"shards": str(folder / "training"), "batch_size": 32, "lanes": 4},
-        "optim": {"epochs": 1},
-        "workers": {"num": 2},
-    }
-    return _his2lip(folder, config, "--verbose", "train")
 
 
 def _lines(folder: Path) -> dict[int, list[str]]:
@@ -85,29 +55,6 @@ def _lines(folder: Path) -> dict[int, list[str]]:
         if match:
             found.setdefault(int(match[1]), []).append(match[3])
     return found
-
-
-def test_a_training_run_has_a_log_of_driver_and_workers_and_verbose_shows_both(
-    training: Finished, folder: Path
-) -> None:
-    lines = _lines(folder / "runs/train/logged")
-    driver = next(pid for pid, said in lines.items() if any(s.startswith("run logged (id ") for s in said))
-    first, second = (
-        next(pid for pid, said in lines.items() if any(s.startswith(f"worker {rank} of 2 ") for s in said))
-        for rank in (0, 1)
-    )
-    assert len({driver, first, second}) == 3
-    assert any("epoch 1" in said for said in lines[first])
-    shown = training.stdout + training.stderr
-    assert "run logged (id " in shown
-    assert re.search(rf"pid={first}.*worker 0 of 2 ", shown), "Ray forwards the worker's lines"
-
-
-def test_no_process_of_a_training_run_listens_on_an_external_address(training: Finished) -> None:
-    names = {name for name, _ in training.listening}
-    assert {"gcs_server", "raylet"} <= names
-    assert any("Train" in name for name in names), "the workers of Ray were seen too"
-    assert {address for _, address in training.listening} == {"127.0.0.1"}, training.listening
 
 
 @contextmanager

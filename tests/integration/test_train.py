@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,19 @@ from typing import Any
 import pytest
 import ray
 import torch
+from listeners import listeners
+from mlflow_stores import new_store
+from ray.train.v2.api.exceptions import ControllerError
 from safetensors.torch import load_file
 from training_data import write_small_shards
 
 from his2lip.config import dump_yaml, load
 from his2lip.errors import DatasetError, RunError
-from his2lip.models.encoder import DualEncoder
 from his2lip.models.provenance import read_meta
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
-from his2lip.training.ray_train import TrainResult, train
-
-# The workers cannot import this module.
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+from his2lip.training.ray_train import FailureCallback, ReportQueue, TrainResult, _user_error, train
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -37,15 +38,19 @@ EPOCH = 5  # steps of one epoch
 STEPS = 15  # steps of a run
 
 
-@dataclass(frozen=True)
-class Validator:
-    """A validator with a fixed score, which writes the id of its process to a file."""
+LINE = re.compile(r"^\S+ \S+ (?:DEBUG|INFO|WARNING|ERROR) \S+:(\d+) (his2lip\S*): (.*)$")
 
-    pid_file: Path
 
-    def __call__(self, model: DualEncoder) -> dict[str, float]:
-        self.pid_file.write_text(str(os.getpid()))
-        return {"macro_f1": 0.5}
+def logged(run: Path) -> list[tuple[int, str]]:
+    """The lines of a run's log: the process that wrote it, and its message."""
+    text = (run / "his2lip.log").read_text() if (run / "his2lip.log").is_file() else ""
+    found = (LINE.match(line) for line in text.splitlines())
+    return [(int(line[1]), line[3]) for line in found if line]
+
+
+def logged_steps(run: Path) -> list[int]:
+    """The steps that worker 0 reported, in order."""
+    return [int(step) for _, said in logged(run) for step in re.findall(r"^worker 0: step (\d+),", said)]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,7 @@ class EndedEarly:
     reports: list[StepReport]  # of the first part
     later: TrainResult
     steps: list[int]  # reported in the second part
+    listening: set[tuple[str, str]]  # process and address of every port that was listened on
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +134,17 @@ def ended_early(ray_local: None, config_file: Path) -> EndedEarly:
     reports: list[StepReport] = []
     steps: list[int] = []
 
+    listening: set[tuple[str, str]] = set()
+
     def on_report(progress: StepReport) -> bool:
         reports.append(progress)
+        listening.update(listeners(os.getpid()))
         return progress.kind == "epoch"
 
     config = named(config_file, "pair", "workers.num=2")
     early = train(config, on_report=on_report)
     later = train(config, on_report=lambda progress: steps.append(progress.step))
-    return EndedEarly(early, reports, later, steps)
+    return EndedEarly(early, reports, later, steps, listening)
 
 
 def test_a_run_that_the_driver_ends_early_stops_its_workers_and_is_resumed_later(
@@ -155,59 +164,87 @@ def test_two_workers_give_the_weights_of_one_worker(whole: TrainResult, ended_ea
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)  # measured: 4e-6
 
 
-def test_a_run_whose_worker_was_killed_ends_with_the_uninterrupted_weights(
-    whole: TrainResult, config_file: Path, tmp_path: Path
-) -> None:
-    moment = random.Random(7).randrange(EPOCH + 1, 2 * EPOCH)
-    steps: list[int] = []
-    notes: list[str] = []
-    validator = Validator(tmp_path / "pid")
-
-    def kill(progress: StepReport) -> None:
-        steps.append(progress.step)
-        if progress.step == moment and steps.count(moment) == 1:
-            os.kill(int(validator.pid_file.read_text()), signal.SIGKILL)
-
-    killed = train(named(config_file, "worker"), validator=validator, on_report=kill, on_note=notes.append)
-    assert any("worker 0 failed" in note for note in notes), notes
-    assert any(later <= earlier for earlier, later in itertools.pairwise(steps)), "no step was repeated"
-    assert steps.count(1) == 1, "the run was started again, not resumed"
-    assert digest(killed) == digest(whole)
-
-
-def test_a_run_whose_driver_was_killed_ends_with_the_uninterrupted_weights(
-    whole: TrainResult, config_file: Path
-) -> None:
-    moment = random.Random(8).randrange(EPOCH + 1, 2 * EPOCH)
-    program = (
-        "import sys\n"
-        "from his2lip.config import load\n"
-        "from his2lip.runtime import start_ray\n"
-        "from his2lip.training.config import TrainConfig\n"
-        "from his2lip.training.ray_train import train\n"
-        "if __name__ == '__main__':\n"
-        "    start_ray(num_cpus=2, object_store_memory=200 << 20)\n"
-        "    config = load(TrainConfig, sys.argv[1], ['name=driver'])\n"
-        "    train(config, on_report=lambda p: print(p.step, flush=True))\n"
+def test_the_log_of_a_run_has_the_lines_of_its_driver_and_of_each_worker(ended_early: EndedEarly) -> None:
+    lines = logged(ended_early.later.run_dir)
+    driver = next(pid for pid, said in lines if said.startswith("run pair (id "))
+    first, second = (
+        next(pid for pid, said in lines if said.startswith(f"worker {rank} of 2 ")) for rank in (0, 1)
     )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(config_file)],
-        stdout=subprocess.PIPE, env=environment, text=True,
-    ) as driver:  # fmt: skip
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if line.strip() == str(moment):
-                driver.kill()
-                break
-    assert driver.returncode == -signal.SIGKILL
-    run = Path(whole.run_dir).parent / "driver"
-    assert EPOCH <= read_meta(run / "last")["step"] < STEPS
-    steps: list[int] = []
-    killed = train(named(config_file, "driver"), on_report=lambda progress: steps.append(progress.step))
+    assert len({driver, first, second}) == 3
+    assert any("epoch 1" in said for pid, said in lines if pid == first)
+
+
+def test_no_process_of_a_training_run_listens_on_an_external_address(ended_early: EndedEarly) -> None:
+    names = {name for name, _ in ended_early.listening}
+    assert {"gcs_server", "raylet"} <= names
+    assert any("Train" in name for name in names), "the workers of Ray were seen too"
+    assert {address for _, address in ended_early.listening} == {"127.0.0.1"}, ended_early.listening
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A command whose worker was killed, and then the command itself; and the same run, resumed."""
+
+    steps: list[int]  # that the log had when the command was killed
+    shown: str  # on its terminal
+    saved: int  # the step of the last checkpoint then
+    later: TrainResult
+    steps_later: list[int]  # reported by the resumed run
+
+
+@pytest.fixture(scope="module")
+def killed(whole: TrainResult, config_file: Path, folder: Path) -> Killed:
+    """Kills the worker of `his2lip train` in its second epoch, and the command itself in the third one."""
+    run = whole.run_dir.parent / "killed"
+    environment = {k: v for k, v in os.environ.items() if k != "HIS2LIP_LOG" and not k.startswith("RAY_")}
+    environment["MLFLOW_TRACKING_URI"] = new_store(folder)
+    command = [sys.executable, "-m", "his2lip", "--verbose", "train", str(config_file), "name=killed"]
+    with (
+        (folder / "shown").open("w") as shown,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=shown, stderr=shown) as process,
+    ):
+
+        def wait(reached: Callable[[list[int]], bool]) -> None:
+            while process.poll() is None and not reached(logged_steps(run)):
+                time.sleep(0.02)
+            assert process.returncode is None, (folder / "shown").read_text()
+
+        wait(lambda steps: EPOCH + 2 in steps)  # step 6 is saved, and step 9 not yet
+        os.kill(next(pid for pid, said in logged(run) if said.startswith("worker 0 of 1 ")), signal.SIGKILL)
+        wait(lambda steps: 2 * EPOCH + 1 in steps)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    steps, saved = logged_steps(run), read_meta(run / "last")["step"]
     # The orphaned worker may run for seconds and do more steps. Then fewer steps are left.
-    assert all(step > 3 for step in steps), "the run was started again, not resumed"
-    assert digest(killed) == digest(whole)
+    steps_later: list[int] = []
+    later = train(named(config_file, "killed"), on_report=lambda progress: steps_later.append(progress.step))
+    return Killed(steps, (folder / "shown").read_text(), saved, later, steps_later)
+
+
+def test_a_run_whose_worker_was_killed_is_resumed_at_its_last_checkpoint(killed: Killed) -> None:
+    assert "worker 0 failed" in killed.shown
+    assert any(later <= earlier for earlier, later in itertools.pairwise(killed.steps)), (
+        "no step was repeated"
+    )
+    assert killed.steps.count(1) == 1, "the run was started again, not resumed"
+
+
+def test_a_run_whose_worker_and_driver_were_killed_ends_with_the_uninterrupted_weights(
+    killed: Killed, whole: TrainResult
+) -> None:
+    assert 2 * EPOCH <= killed.saved < STEPS
+    assert all(step > EPOCH for step in killed.steps_later), "the run was started again, not resumed"
+    assert digest(killed.later) == digest(whole)
+
+
+def test_a_verbose_command_shows_its_own_lines_and_those_of_its_workers(
+    killed: Killed, whole: TrainResult
+) -> None:
+    first = next(
+        pid for pid, said in logged(whole.run_dir.parent / "killed") if said.startswith("worker 0 of 1 ")
+    )
+    assert "run killed (id " in killed.shown
+    assert re.search(rf"pid={first}.*worker 0 of 1 ", killed.shown), "Ray forwards the worker's lines"
 
 
 def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) -> None:
@@ -248,6 +285,19 @@ def test_fresh_starts_over(whole: TrainResult, config_file: Path) -> None:
     assert digest(short) != digest(whole)
 
 
+def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(ray_local: None) -> None:
+    queue = ReportQueue.remote()  # type: ignore[attr-defined]
+    callback = FailureCallback(queue)
+    callback.after_exception(None, {1: OSError("gone"), 0: OSError("gone")})
+    assert ray.get(queue.take.remote(9.0)) == ["worker 0, 1 failed (OSError)"]
+    with pytest.raises(DatasetError):
+        callback.after_exception(None, {0: DatasetError("damaged")})
+    refused = DatasetError("damaged")
+    assert _user_error(ControllerError(refused)) is refused
+    assert _user_error(ControllerError(OSError("gone"))) is None
+
+
+@pytest.mark.slow
 def test_an_error_of_the_user_that_only_a_worker_can_find_ends_the_run_without_a_retry(
     config_file: Path, folder: Path
 ) -> None:

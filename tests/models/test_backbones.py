@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import open_clip
 import pytest
 import torch
+from model_factory import native_config
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.catalogue import BACKBONES
@@ -45,8 +47,13 @@ def test_an_open_clip_architecture_without_a_tag_is_random_by_seed() -> None:
     assert load_model("ViT-S-32-alt", seed=3).tensor_digest() == model.tensor_digest()
 
 
-def test_quick_gelu_is_another_model_with_the_same_tensors() -> None:
-    plain, quick = load_model("ViT-B-32"), load_model("ViT-B-32-quickgelu")
+def test_quick_gelu_is_another_model_with_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, quick_gelu in (("small", False), ("small-quickgelu", True)):
+        config = native_config() | {"quick_gelu": quick_gelu}
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
+    assert not open_clip.get_model_config("ViT-B-32").get("quick_gelu", False)
+    assert open_clip.get_model_config("ViT-B-32-quickgelu")["quick_gelu"]
+    plain, quick = load_model("small"), load_model("small-quickgelu")
     assert plain.tensor_digest() == quick.tensor_digest()
     assert plain.config_digest() != quick.config_digest()
 

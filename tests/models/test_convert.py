@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_factory import CAPTIONS, hf_model, published_plip, wordpiece_folder
+from model_factory import CAPTIONS, SMALL_CLIP, hf_model, published_plip, wordpiece_folder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,25 +25,6 @@ from his2lip.models.preprocess import RELEASED_PREPROCESS
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import read_tensors
 
-SMALL = {
-    "projection_dim": 32,
-    "text_config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "eos_token_id": 2,
-    },
-    "vision_config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 1,
-        "image_size": 64,
-        "patch_size": 32,
-    },
-}
-
 
 def transformers_features(model: nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple:
     with torch.no_grad():
@@ -54,9 +35,10 @@ def transformers_features(model: nn.Module, pixels: torch.Tensor, tokens: torch.
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(SMALL, id="small"),
+        pytest.param(SMALL_CLIP, id="small"),
         pytest.param(
-            SMALL | {"text_config": SMALL["text_config"] | {"eos_token_id": 49407}}, id="small-new-eos"
+            SMALL_CLIP | {"text_config": SMALL_CLIP["text_config"] | {"eos_token_id": 49407}},
+            id="small-new-eos",
         ),
         pytest.param({"text_config": {"eos_token_id": 2}}, id="B/32", marks=pytest.mark.slow),
     ],
@@ -78,7 +60,7 @@ def test_plips_preprocessing_is_its_own_processors(tmp_path: Path, real_ihc: np.
     from PIL import Image
     from transformers import CLIPImageProcessorPil
 
-    folder = published_plip(tmp_path, hf_model(**SMALL))
+    folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
     ours = from_transformers(folder, name="plip").preprocess(real_ihc[:300])
     theirs = CLIPImageProcessorPil.from_pretrained(folder)(
         Image.fromarray(real_ihc[:300]), return_tensors="pt"
@@ -102,7 +84,7 @@ def test_plips_captions_have_transformers_ids() -> None:
 
 
 def test_a_published_pickle_of_tensors_is_read_too_with_its_index_buffers(tmp_path: Path) -> None:
-    original = hf_model(**SMALL)
+    original = hf_model(**SMALL_CLIP)
     folder = published_plip(tmp_path, original)
     (folder / "model.safetensors").unlink()
     state = original.state_dict() | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
@@ -129,7 +111,7 @@ def released_file(path: Path, *, size: dict, change: Callable[[dict], object] | 
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(SMALL, id="small"),
+        pytest.param(SMALL_CLIP, id="small"),
         pytest.param({"text_config": {"eos_token_id": 2}}, id="B/32", marks=pytest.mark.slow),
     ],
 )
@@ -188,15 +170,15 @@ def test_the_released_architecture_is_transformers_own_b32() -> None:
 def test_a_released_file_with_wrong_tensors_is_refused_by_name(
     change: object, key: str, tmp_path: Path
 ) -> None:
-    released_file(tmp_path / "best.pt", size=SMALL, change=change)  # type: ignore[arg-type]
-    config = open_clip_config(hf_model(**SMALL).config.to_dict())
+    released_file(tmp_path / "best.pt", size=SMALL_CLIP, change=change)  # type: ignore[arg-type]
+    config = open_clip_config(hf_model(**SMALL_CLIP).config.to_dict())
     with pytest.raises(CheckpointError) as refused:
         from_released(tmp_path / "best.pt", backbone="clip", config=config)
     assert refused.value.key == key
 
 
 def test_the_bert_tokenizer_of_a_clip_tower_is_stored_with_the_checkpoint(tmp_path: Path) -> None:
-    sides, heads = released_file(tmp_path / "best.pt", size=SMALL)
+    sides, heads = released_file(tmp_path / "best.pt", size=SMALL_CLIP)
     config = open_clip_config(sides["text_encoder"].config.to_dict())
     source = wordpiece_folder(tmp_path / "bert")
     model = from_released(
@@ -284,7 +266,7 @@ def test_a_transformers_model_of_another_type_is_refused(tmp_path: Path) -> None
 def test_a_setting_that_open_clip_cannot_represent_is_refused_by_name(
     tower: str, setting: str, value: object, tmp_path: Path
 ) -> None:
-    folder = published_plip(tmp_path, hf_model(**SMALL))
+    folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
     tree = json.loads((folder / "config.json").read_text())
     tree[tower][setting] = value
     (folder / "config.json").write_text(json.dumps(tree))
@@ -294,7 +276,7 @@ def test_a_setting_that_open_clip_cannot_represent_is_refused_by_name(
 
 
 def test_a_tokenizer_other_than_clips_is_refused(tmp_path: Path) -> None:
-    folder = published_plip(tmp_path, hf_model(**SMALL))
+    folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(ModelError) as refused:
         from_transformers(folder, name="x")
@@ -314,7 +296,7 @@ def test_weights_that_are_not_numbers_or_no_logarithm_are_refused_by_name(
     name: str, value: float, format: str, tmp_path: Path
 ) -> None:
     if format == "transformers":
-        folder = published_plip(tmp_path, hf_model(**SMALL))
+        folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
         state = load_file(folder / "model.safetensors")
         state[name].view(-1)[0] = value
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -324,7 +306,7 @@ def test_weights_that_are_not_numbers_or_no_logarithm_are_refused_by_name(
         return
     whole = name if name == "logit_scale" else f"vision_encoder.model.{name}"
     spoil = lambda s: s.update({whole: torch.full_like(s[whole], value)})  # noqa: E731
-    sides, _ = released_file(tmp_path / "best.pt", size=SMALL, change=spoil)
+    sides, _ = released_file(tmp_path / "best.pt", size=SMALL_CLIP, change=spoil)
     config = open_clip_config(sides["text_encoder"].config.to_dict())
     with pytest.raises(CheckpointError) as refused:
         from_released(tmp_path / "best.pt", backbone="clip", config=config)
@@ -333,8 +315,8 @@ def test_weights_that_are_not_numbers_or_no_logarithm_are_refused_by_name(
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_a_conversion_checks_its_features_against_transformers(act: str, tmp_path: Path) -> None:
-    towers = {tower: SMALL[tower] | {"hidden_act": act} for tower in ("text_config", "vision_config")}
-    folder = published_plip(tmp_path, hf_model(**(SMALL | towers)))
+    towers = {tower: SMALL_CLIP[tower] | {"hidden_act": act} for tower in ("text_config", "vision_config")}
+    folder = published_plip(tmp_path, hf_model(**(SMALL_CLIP | towers)))
     model, meta = convert(folder, source="transformers")
     assert model.config["quick_gelu"] is (act == "quick_gelu")
     assert meta["converted"]["from"] == "transformers"

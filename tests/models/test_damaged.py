@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_factory import dual, hf_model, native_config, published_open_clip, published_plip
+from model_factory import SMALL_CLIP, dual, hf_model, native_config, published_open_clip, published_plip
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -106,7 +106,7 @@ def test_an_architecture_that_no_memory_can_contain_is_refused_by_its_setting(
 
 
 def test_a_transformers_model_of_impossible_size_is_refused(tmp_path: Path) -> None:
-    folder = published_plip(tmp_path, hf_model(projection_dim=32))
+    folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
     edit(folder / "config.json", lambda t: t["vision_config"].update(num_hidden_layers=10**6))
     with pytest.raises(ModelError) as refused:
         from_transformers(folder, name="x")
@@ -132,7 +132,7 @@ def test_a_folder_counts_by_its_contents(kind: str, saved: Path, tmp_path: Path)
     if kind == "hub layout":
         folder = published_open_clip(tmp_path / "hub", native_config())
     if kind == "transformers":
-        folder = published_plip(tmp_path / "hub", hf_model(projection_dim=32))
+        folder = published_plip(tmp_path / "hub", hf_model(**SMALL_CLIP))
     before = weights_identity(str(folder))
     moved = folder.rename(tmp_path / "moved")
     assert weights_identity(str(moved)) == weights_identity(f"local-dir:{moved}") == before

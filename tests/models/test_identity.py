@@ -10,6 +10,7 @@ from pathlib import Path
 import open_clip
 import pytest
 from model_factory import (
+    SMALL_CLIP,
     hf_cache,
     hf_model,
     native_config,
@@ -32,12 +33,6 @@ NAMES = {
     "conch": "MahmoodLab/conch",
 }
 
-_SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-SMALL_PLIP = {
-    "text_config": _SIZES | {"vocab_size": 64},
-    "vision_config": _SIZES | {"image_size": 32, "patch_size": 16},
-}
-
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -53,7 +48,7 @@ def published(name: str, folder: Path, *, seed: int) -> Path:
     """What the authors of the model `name` publish, with random weights by `seed`."""
     shutil.rmtree(folder, ignore_errors=True)
     if name == "plip":
-        return published_plip(folder, hf_model(seed, projection_dim=32, **SMALL_PLIP))
+        return published_plip(folder, hf_model(seed, **SMALL_CLIP))
     folder = published_open_clip(folder, native_config(), seed=seed)
     shutil.copy(folder / "open_clip_pytorch_model.bin", folder / "pytorch_model.bin")  # CONCH's own name
     return folder
