@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
 
 
 class _Tags(HTMLParser):
@@ -22,6 +24,14 @@ def tags(page: str) -> list[tuple[str, dict[str, str]]]:
     parser.feed(page)
     assert parser.found
     return parser.found
+
+
+def dead_links(path: Path) -> list[str]:
+    """The links of a page that lead neither to a place on it nor to a file."""
+    found = tags(path.read_text(encoding="utf-8"))
+    places = {f"#{attributes['id']}" for _, attributes in found if "id" in attributes}
+    links = {attributes.get("href", "") for name, attributes in found if name == "a"}
+    return [x for x in sorted(links) if x not in places and not (path.parent / unquote(x)).is_file()]
 
 
 def fetched(page: str) -> list[str]:

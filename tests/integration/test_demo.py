@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_tags import dead_links
 
 
 def _demo(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -35,7 +36,9 @@ def test_demo_learns_more_than_colour_and_a_second_call_runs_nothing(tmp_path: P
     assert rows["untrained", "mihic"] < 0.25  # chance is 1/7
     assert rows["baseline:mean-colour", "mihic"] < 0.50
     assert len({dataset for _, dataset in rows}) == 10
-    assert (tmp_path / "runs/demo/benchmark/demo/report/index.html").stat().st_size > 10_000
+    page = tmp_path / "runs/demo/benchmark/demo/report/index.html"
+    assert page.stat().st_size > 10_000
+    assert dead_links(page) == []
     assert len(first.stdout.splitlines()) < 120  # short enough to read
     assert not re.search(r"Traceback|WARNING|\(pid=", first.stdout + first.stderr)
 
