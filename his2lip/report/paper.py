@@ -72,8 +72,9 @@ def fill(inputs: Inputs) -> Section | None:
         return None
     datasets = list(dict.fromkeys(pair.published.dataset for pair in known))
     differs = {name: differences_of(name, known) for name in datasets}
-    tables = [_table(inputs, figure, known, datasets) for figure in _FIGURES]
     has_ours = any(pair.cell is not None for pair in known)
+    table = _compared if has_ours else _published
+    tables = [table(inputs, figure, known, datasets) for figure in _FIGURES]
     values = {
         "tables": tables,
         "differs": differs,
@@ -147,7 +148,20 @@ def _card(dataset: str) -> Card:
     return next(load_card(name) for name in list_cards() if comparison_name(name) == comparison_name(dataset))
 
 
-def _table(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequence[str]) -> Table:
+def _published(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequence[str]) -> Table:
+    """The published values of one figure, where no model was scored."""
+    rows: dict[str, list[Figure]] = {dataset: [] for dataset in datasets}
+    for pair in known:
+        value = float(getattr(pair.published, figure))
+        sign = "" if pair.published.is_possible else IMPOSSIBLE
+        rows[pair.published.dataset].append(Figure(value, percent(value), marks=sign))
+    heads = [Head(model) for model in dict.fromkeys(pair.published.model for pair in known)]
+    title = f"{_FIGURES[figure]} in the paper, %"
+    table = [Row(dataset, False, figures) for dataset, figures in rows.items()]
+    return Table(f"paper-{figure}", title, heads, table, corner="dataset")
+
+
+def _compared(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequence[str]) -> Table:
     """The differences of one figure: a row for each dataset, a column for each model of the paper."""
     models = dict.fromkeys(pair.published.model for pair in known)
     places = {(pair.published.model, pair.published.dataset): pair for pair in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from his2lip.evaluation import definition
-from his2lip.report.board import Board
+from his2lip.report.board import ONE_NUMBER, Board
 from his2lip.report.columns import CHANCE
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Head, Row, Scale, Table, limits, shown
@@ -42,6 +42,6 @@ def _figures(board: Board, model: str) -> Iterator[Figure]:
     """The mean of a model over the datasets, its rank by Borda count, and its share of zero-shot datasets."""
     mean, rank, share = board.mean(model), board.borda().get(model), board.zero_shot_share(model)
     interval = board.mean_interval(model)
-    yield Figure(mean, shown(mean, _UNIT), limits(interval, _UNIT), interval)
-    yield Figure(rank, "" if rank is None else str(rank))
+    yield Figure(mean, shown(mean, _UNIT), limits(interval, _UNIT), interval, href=f"#figure-{ONE_NUMBER}")
+    yield Figure(rank, "" if rank is None else str(rank), href=f"#figure-{ONE_NUMBER}")
     yield Figure(share, f"{100 * share:.0f} %")

@@ -58,6 +58,17 @@ def test_only_the_papers_models_by_its_protocol_on_real_images_are_compared(
     assert against_paper_csv(board(**changes)) == ""
 
 
+def test_without_a_scored_model_the_page_has_the_published_values(tmp_path: Path) -> None:
+    (tmp_path / "leaderboard.csv").write_text(to_csv(board(protocol="default").cells))
+    out = write_pages(tmp_path / "leaderboard.csv", tmp_path / "out").parent
+    page = (out / "index.html").read_text()
+    assert "Macro F1 in the paper, %" in page
+    assert '<td data-value="0.18">18.00<span class="marks">*</span></td>' in page, "CLIP on BCData"
+    assert '<td data-value="0.2119">21.19</td>' in page
+    assert "in the paper" not in (out / "leaderboard.md").read_text()
+    assert not (out / "against_paper.csv").exists()
+
+
 def test_trainings_of_several_seeds_are_compared_as_one_row() -> None:
     (pair,) = (p for p in pairs(board(model="CLIP seed 1", seeds_of="CLIP")) if p.cell is not None)
     assert pair.published.model == "CLIP"

@@ -87,11 +87,10 @@ def test_the_page_opens_without_errors_or_requests_and_fits_on_1280_px(tab: Page
     assert not told
     assert asked == [path.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
+    tab.evaluate("all('[data-figure]').forEach(part => { part.hidden = false; })")
     inside = "tables => tables.every(t => t.getBoundingClientRect().right <= 1280)"
     assert tab.eval_on_selector_all("table.board", inside)
-    for figure in tab.eval_on_selector_all("#figure option", "all => all.map(o => o.value)"):
-        tab.select_option("#figure", figure)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 1280, figure
+    tab.evaluate("choose()")
     tab.locator("#plots .plot").first.scroll_into_view_if_needed()
     tab.wait_for_selector("#plots .plot svg .heatmap-label")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
@@ -152,8 +151,15 @@ def test_a_figure_opens_its_evidence(page: Page) -> None:
     figure.press("Enter")
     evidence = page.locator(str(place))
     assert evidence.get_attribute("data-model") == "MUSK"
-    assert evidence.locator("caption", has_text="Confusion matrix").is_visible()
+    evidence.locator("caption", has_text="Confusion matrix").wait_for()
     assert evidence.locator("a", has_text="predictions").is_visible()
+
+
+def test_a_mean_leads_to_the_figures_that_it_is_the_mean_of(page: Page) -> None:
+    page.locator("#summary td a").first.click()
+    page.locator("#figure-chance_corrected table").wait_for()
+    assert page.locator("#figure-macro_f1").is_hidden()
+    assert page.input_value("#figure") == "chance_corrected"
 
 
 def test_every_link_leads_to_a_place_on_the_page_or_a_file(path: Path) -> None:

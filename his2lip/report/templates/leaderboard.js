@@ -62,8 +62,8 @@ for (const [id, checked] of [['all-datasets', true], ['no-datasets', false]]) {
 
 // One figure by dataset at a time.
 const figure = byId('figure');
+const choose = () => all('[data-figure]').forEach(part => { part.hidden = part.dataset.figure !== figure.value; });
 if (figure) {
-  const choose = () => all('[data-figure]').forEach(part => { part.hidden = part.dataset.figure !== figure.value; });
   figure.closest('[hidden]').hidden = false;
   figure.addEventListener('change', choose);
   choose();
@@ -87,9 +87,14 @@ if (byId('plots')) {
   }, {rootMargin: '300px'}).observe(byId('plots'));
 }
 
-// A link to the evidence of a figure opens it.
+// A link to the evidence of a figure opens it, and a link to a table chooses its figure.
 function open() {
   const target = byId(decodeURIComponent(location.hash.slice(1)));
+  if (target?.dataset.figure) {
+    figure.value = target.dataset.figure;
+    choose();
+    target.scrollIntoView();
+  }
   if (target?.tagName !== 'DETAILS') return;
   for (let part = target; part; part = part.parentElement.closest('details')) part.open = true;
   target.scrollIntoView();
