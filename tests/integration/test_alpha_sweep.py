@@ -29,7 +29,7 @@ def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
     ray_local: None, tmp_path: Path
 ) -> None:
     for name in ("mihic", "bci"):
-        write_twin(name, tmp_path / "shards" / name, scale=0.25)
+        write_twin(name, tmp_path / "shards" / name, scale=0.1)
     tuned = save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={"data_digest": "another"})
     config = benchmark(
         {"blend": ["tiny", str(tuned)], "alphas": ALPHAS, "name": "mine"},

@@ -16,6 +16,7 @@ import pytest
 from browser import browser_page
 from cell_results import cell_result
 from loopback import on_loopback
+from mlflow_stores import new_store
 
 from his2lip.cli.benchmark import EXPERIMENT
 from his2lip.cli.benchmark_record import record_benchmark
@@ -69,7 +70,7 @@ def cells(weights: dict[str, str]) -> list[CellResult]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A SQLite store in which a training and a benchmark were recorded, served by `his2lip ui`."""
     folder = tmp_path_factory.mktemp("choose")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_store(folder)
     tracker = Tracker.open(uri)
     best = save_checkpoint(
         folder / "train/strongest/best", load_model("tiny", seed=1), meta={"config": {"optim": {"lr": 1e-3}}}

@@ -166,8 +166,8 @@ def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
     assert (list(verified.mismatches), list(verified.cells)) == ([], result.cells)
 
 
-def test_a_second_call_runs_nothing_and_returns_the_same_results(
-    ray_local: None, make: Callable[..., BenchmarkConfig]
+def test_a_second_call_runs_nothing_and_finished_rows_are_kept_where_a_dataset_is_damaged_later(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
 ) -> None:
     first = run_grid(make())
     assert first.counts.images == 2 * 3 * 12, "each model embedded each test image once"
@@ -176,6 +176,13 @@ def test_a_second_call_runs_nothing_and_returns_the_same_results(
     assert (again.ran, len(again.cells)) == (0, 6)
     assert (again.counts.images, again.counts.crops, again.counts.sentences) == (0, 0, 0)
     assert read_leaderboard(again) == before
+
+    rows = Path(again.leaderboard).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "shards/beta/dataset.json").write_text("{}", encoding="utf-8")
+    damaged = run_grid(make())
+    assert {failure.dataset for failure in damaged.failed} == {"beta"}
+    kept = Path(damaged.leaderboard).read_text(encoding="utf-8").splitlines()
+    assert kept == [row for row in rows if ",beta," not in row]
 
 
 def test_a_board_is_verified_from_its_images_and_what_is_changed_is_named(

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from mlflow_stores import new_store
 from pandas import DataFrame
 from PIL import Image
 from test_grid import write_dataset
@@ -51,8 +52,8 @@ def his2lip(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One SQLite store for this module, because making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    """One SQLite store for this module."""
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(params=["sqlite_uri", "mlflow_server"])
@@ -124,7 +125,7 @@ def test_a_promoted_checkpoint_is_loaded_by_its_alias_and_its_terms_are_printed(
 
 
 def test_promoting_again_moves_the_alias_and_keeps_one_version_of_the_same_weights(
-    store: None, checkpoint: Callable[..., Path]
+    sqlite: None, checkpoint: Callable[..., Path]
 ) -> None:
     one, two = checkpoint("one", seed=1), checkpoint("two", seed=2)
     his2lip("models", "promote", one, "--alias", "best", "--as", "moves")

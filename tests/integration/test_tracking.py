@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
+from mlflow_stores import new_store
 from proxy import Mode, Proxy
 from typer.testing import CliRunner
 
@@ -151,7 +152,7 @@ def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_firs
 
 
 def test_artifacts_are_stored_beside_a_sqlite_store(tmp_path: Path) -> None:
-    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = Tracker.open(new_store(tmp_path))
     experiment = tracker.client.get_experiment(tracker.experiment("his2lip-train"))
     assert experiment.artifact_location == (tmp_path / "artifacts" / "his2lip-train").as_uri()
 
@@ -215,7 +216,7 @@ def test_a_store_whose_folder_was_moved_or_copied_finds_its_artifacts_there(
     tmp_path: Path, copied: bool
 ) -> None:
     old, new = tmp_path / "old place", tmp_path / "new"
-    tracker = Tracker.open(f"sqlite:///{old}/mlflow.db")
+    tracker = Tracker.open(new_store(old))
     best = old / "train" / "first" / "best"
     best.mkdir(parents=True)
     with tracker.run("his2lip-train", "first", {"a": 1}, tags={RUN_ID: "moved"}, beside=tmp_path) as run:
@@ -237,7 +238,7 @@ def test_a_store_whose_folder_was_moved_or_copied_finds_its_artifacts_there(
 
 def test_a_store_that_is_reached_through_a_link_does_not_count_as_moved(tmp_path: Path) -> None:
     folder, link = tmp_path / "store", tmp_path / "link"
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_store(folder)
     before = Tracker.open(uri).experiment("his2lip-train")
     link.symlink_to(folder)
     Tracker.open(f"sqlite:///{link}/mlflow.db")
@@ -398,7 +399,7 @@ def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(
 def test_a_sqlite_store_that_another_process_locks_stops_no_work(
     impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Tracker.open(f"sqlite:///{tmp_path}/mlflow.db?timeout=0.1")
+    tracker = Tracker.open(f"{new_store(tmp_path)}?timeout=0.1")
     for name in ("free", "locked"):
         other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
         with tracker.run("his2lip-train", name, {"a": 1}, tags={RUN_ID: name}, beside=tmp_path) as run:
