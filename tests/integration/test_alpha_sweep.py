@@ -50,7 +50,7 @@ def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
 
     page = write_report(Path(config.folder))
     (title,) = [title for title, plot in PLOTS.items() if plot is frozen_to_tuned]
-    assert f"<h2>{title}</h2>" in page.read_text()
+    assert f"<h3>{title}</h3>" in page.read_text()
     with page.with_name("alpha.csv").open(newline="") as file:
         curve = list(csv.DictReader(file))
     assert [(row["sweep"], float(row["alpha"])) for row in curve] == [("mine", a) for a in ALPHAS]
