@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from his2lip.errors import His2lipError, RunError
-from his2lip.evaluation import read_results
+from his2lip.evaluation import read_results, read_tasks
 from his2lip.files import locked
 from his2lip.resources import ARTIFACTS
 from his2lip.training import RunDir
@@ -90,6 +90,8 @@ def _features(storage: Path, now: float) -> Iterator[Item]:
     for board in storage.glob("benchmark/*/leaderboard.csv"):
         try:
             used |= {row.encoder for row in read_results(board)}
+            tasks = read_tasks(board.parent)
+            used |= {key for cell in tasks for key in (cell.encoder, *cell.further_encoders)}
         except His2lipError:  # a board that cannot be read may use any of them
             return
     for folder in _folders(storage / "cache/images"):

@@ -49,6 +49,10 @@ class RobustnessPlan(TaskPlan):
             "errors": self.errors,
         }
 
+    def further_encoders(self, scorer: Scorer) -> list[str]:
+        assert isinstance(scorer, ModelScorer), "no baseline is taken"
+        return [scorer.encoder_key(self, one) for one in self.perturbations]
+
     def score(self, scorer: Scorer) -> TaskScored:
         assert isinstance(scorer, ModelScorer), "no baseline is robust or not: none is taken"
         clean = scorer.classify(self, self.prompts)

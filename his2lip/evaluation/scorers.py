@@ -100,6 +100,10 @@ class ModelScorer:
             return error.what
         return Fitted(found, fit.split, int(fit.used.sum()))
 
+    def encoder_key(self, plan: Plan, perturbation: Perturbation) -> str:
+        """The key of the plan's features under a perturbation."""
+        return self._encoder(plan, perturbation).key
+
     def classify(self, plan: Plan, prompts: PromptSet, *, perturbation: Perturbation | None = None) -> Scores:
         """Scores of the plan's units under one pool of prompts, with or without a perturbation of images."""
         features, unit = self.images(plan, perturbation=perturbation)

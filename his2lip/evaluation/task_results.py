@@ -89,6 +89,8 @@ class TaskCell(Config):
     weights_sha256: str
     encoder: str
     """Digest of all that decides a feature of an image."""
+    further_encoders: list[str] = []
+    """The same of other encoders whose features it uses, such as those of perturbed images."""
     split_sha256: str
     images_sha256: str
     settings_sha256: str
@@ -153,7 +155,7 @@ def task_csv(cells: Sequence[TaskCell]) -> str:
 
 
 def _lines(cell: TaskCell) -> Iterator[dict[str, Any]]:
-    about = cell.model_dump(mode="json", exclude={"rows", "task"})
+    about = cell.model_dump(mode="json", exclude={"rows", "task", "further_encoders"})
     first = {key: about.pop(key) for key in ("model", "dataset")}
     for row in cell.rows:
         figures = {

@@ -22,7 +22,8 @@ from his2lip.files import filesystem, write_file
 
 _SCHEMA = 1  # raised whenever the same inputs would give another result
 _EVIDENCE = "evidence.parquet"
-_MEASURED = ("cell", "caveat", "rows", "weights_sha256", "encoder")  # fields that cell.json alone decides
+# Fields that cell.json alone decides.
+_MEASURED = ("cell", "caveat", "rows", "weights_sha256", "encoder", "further_encoders")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class TaskPlan(Plan):
     @abc.abstractmethod
     def score(self, scorer: Scorer) -> TaskScored:
         """The figures of a scorer."""
+
+    def further_encoders(self, scorer: Scorer) -> list[str]:
+        """Keys of encoders besides `scorer.identity` whose features it uses."""
+        return []
 
     def takes(self, entry: ModelEntry) -> bool:
         baseline = entry.path.removeprefix(PREFIX)
@@ -103,7 +108,10 @@ class TaskPlan(Plan):
         if finished is not None:
             return CellRun(finished, reused=True)
         scored = self.score(scorer)
-        cell = TaskCell(**shown, **known, cell=identity, caveat=scored.caveat, rows=scored.rows)
+        further = self.further_encoders(scorer)
+        cell = TaskCell(
+            **shown, **known, further_encoders=further, cell=identity, caveat=scored.caveat, rows=scored.rows
+        )
         _write(place, cell, scored.evidence)
         return CellRun(cell, damaged=damaged)
 

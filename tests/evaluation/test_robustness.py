@@ -69,6 +69,8 @@ def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward, tm
     places = {"cache": str(tmp_path / "cache"), "storage": str(tmp_path)}
     first = ward.score(config_of(ward, places, most_units=12))[0]
     assert first.counts.images == 12 * 4
+    used = {cell_of(first).encoder, *cell_of(first).further_encoders}
+    assert used == {path.name for path in (tmp_path / "cache/images").iterdir()}, "what gc keeps"
     assert ward.score(config_of(ward, places, most_units=12))[0].reused
     levels = FEW | {"blur": [2]}
     more = ward.score(config_of(ward, places, perturbations=levels, most_units=12))[0]
