@@ -24,10 +24,18 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     The plots are drawn into the folder of the benchmark.
     """
     from his2lip.config import digest
-    from his2lip.report import MEAN, draw_board, draw_robustness, summaries, with_pooled_draws
+    from his2lip.report import (
+        MEAN,
+        draw_board,
+        draw_retrieval,
+        draw_robustness,
+        summaries,
+        with_pooled_draws,
+    )
 
     plots = Path(config.folder, "report", "plots")
-    for image in (*draw_board(result.cells, plots), *draw_robustness(result.tasks, plots)):
+    of_tasks = (*draw_retrieval(result.tasks, plots), *draw_robustness(result.tasks, plots))
+    for image in (*draw_board(result.cells, plots), *of_tasks):
         run.artifact(image, "plots")
 
     rows = summaries(result.cells)
@@ -37,7 +45,17 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
     # A cell's record also has its order with the other models, which changes when one is added.
     pooled = with_pooled_draws(result.cells)
     cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in pooled}
-    models = {digest({"summary": asdict(row), "facts": facts[row.model]}): row for row in rows}
+    own = {row.model: [cell for cell in result.cells if cell.model == row.model] for row in rows}
+    models = {
+        digest(
+            {
+                "summary": asdict(row),
+                "facts": facts[row.model],
+                "cells": [[c.cell, c.calibration and c.calibration.temperature] for c in own[row.model]],
+            }
+        ): row
+        for row in rows
+    }
     tasks = {digest({"cell": t.cell, "model": t.model}): t for t in result.tasks}
     run.keep_children([*cells, *models, *tasks])
     for child, cell in cells.items():
@@ -53,7 +71,7 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
             params={"baseline": row.is_baseline, "weights_sha256": row.weights, **known, **row.bases},
             headline=[name for name in row.figures if name.startswith(MEAN)],
             note=row.note,
-            images=_drawn(result.cells, row.model, plots / child[:16]),
+            images=_drawn(config.folder, own[row.model], plots / child[:16]),
         )
     for old in plots.glob("*/"):
         if not any(child.startswith(old.name) for child in models):
@@ -85,11 +103,12 @@ def _record_cell(run: Run, child: str, cell: CellResult, facts: dict[str, Any]) 
     )
 
 
-def _drawn(cells: Sequence[CellResult], model: str, folder: Path) -> list[Path]:
-    """The plots of a model, drawn once for the same figures."""
-    from his2lip.report import draw_model
+def _drawn(benchmark: str, cells: Sequence[CellResult], folder: Path) -> list[Path]:
+    """The plots of the model of these grid cells, drawn once for the same figures."""
+    from his2lip.report import draw_model, draw_reliability
 
-    return sorted(folder.glob("*.png")) or draw_model(cells, model, folder)
+    known = sorted(folder.glob("*.png"))
+    return known or [*draw_model(cells, cells[0].model, folder), *draw_reliability(benchmark, cells, folder)]
 
 
 def _record_task(run: Run, child: str, task: TaskCell, facts: dict[str, Any]) -> None:

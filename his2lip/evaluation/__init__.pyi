@@ -33,6 +33,7 @@ from .reliability import Calibrated as Calibrated
 from .reliability import calibration_figures as calibration_figures
 from .reliability import fit_temperature as fit_temperature
 from .reliability import softmax as softmax
+from .reliability_diagram import reliability_points as reliability_points
 from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
 from .results import Compared as Compared

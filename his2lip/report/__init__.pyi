@@ -11,4 +11,6 @@ from .model_figures import summaries as summaries
 from .model_figures import table_columns as table_columns
 from .pages import write_pages as write_pages
 from .seeds import with_pooled_draws as with_pooled_draws
+from .task_images import draw_reliability as draw_reliability
+from .task_images import draw_retrieval as draw_retrieval
 from .verification import verify_pages as verify_pages

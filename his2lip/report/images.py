@@ -47,8 +47,7 @@ def draw_robustness(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
     written = []
     for column, cells in by_column(tasks).items():
         path = folder / f"robustness_{cells[0].scored_as.removesuffix(f'.{TASK}')}.png"
-        _curves(column, cells).savefig(path, dpi=_DPI, metadata={"Software": None})
-        written.append(path)
+        written.append(save_figure(_curves(column, cells), path))
     return written
 
 
@@ -57,7 +56,7 @@ def _curves(column: str, cells: Sequence[TaskCell]) -> Figure:
     columns = min(3, len(kinds))
     lines = -(-len(kinds) // columns)
     title = f"Relative drop of macro F1 in percent on {column}, {cells[0].rows[0].size}"
-    figure = _figure(3.2 * columns + 1.5, 2.4 * lines + 0.8, title)
+    figure = new_figure(3.2 * columns + 1.5, 2.4 * lines + 0.8, title)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for place, kind in zip(axes, kinds, strict=False):
         place.set_title(kind, fontsize=9)
@@ -84,12 +83,17 @@ def _draw(board: Board, folder: Path, drawings: dict[str, Drawing]) -> list[Path
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         if figure is not None:
-            figure.savefig(path, dpi=_DPI, metadata={"Software": None})
-            written.append(path)
+            written.append(save_figure(figure, path))
     return written
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def save_figure(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    return path
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of `width` x `height` inches."""
     from matplotlib.figure import Figure as New  # not pyplot, which keeps figures and chooses a window system
 
     figure = New(figsize=(width, height), layout="constrained")
@@ -108,7 +112,7 @@ def _heat_map(board: Board) -> Figure | None:
     found = [[board.cell(model, column) for column in board.columns] for model in board.models]
     values = np.array([[math.nan if cell is None else 100 * cell.macro_f1 for cell in row] for row in found])
     size = 2.5 + _INCHES_PER_COLUMN * values.shape[1], 1.8 + 1.4 * _INCHES_PER_ROW * values.shape[0]
-    figure = _figure(*size, _title("Macro F1 in percent, with the 95 % interval where there is one", board))
+    figure = new_figure(*size, _title("Macro F1 in percent, with the 95 % interval if there is one", board))
     axes = figure.subplots()
     axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     axes.set_xticks(
@@ -186,7 +190,9 @@ def _panels(
         return None
     across = min(len(columns), 4)
     down = math.ceil(len(columns) / across)
-    figure = _figure(2 + 2.6 * across, 1 + down * (1.0 + _INCHES_PER_ROW * len(models)), _title(title, board))
+    figure = new_figure(
+        2 + 2.6 * across, 1 + down * (1.0 + _INCHES_PER_ROW * len(models)), _title(title, board)
+    )
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     for axes, column in zip(panels, columns, strict=False):
         axes.set_title(_base(board, column), fontsize=7)
@@ -211,7 +217,7 @@ def _confusion(board: Board) -> Figure | None:
     across = min(len(board.cells), _MATRICES_PER_ROW)
     down = math.ceil(len(board.cells) / across)
     title = _title(f"{board.cells[0].model}: units by label (row) and predicted class (column)", board)
-    figure = _figure(_MATRIX_INCHES * across, 0.4 + _MATRIX_INCHES * down, title)
+    figure = new_figure(_MATRIX_INCHES * across, 0.4 + _MATRIX_INCHES * down, title)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, cell in zip(panels, board.cells, strict=False):
         _matrix(axes, cell)

@@ -54,7 +54,10 @@ def _summary(board: Board, model: str) -> Summary:
     }
     limits = board.mean_interval(model)
     figures |= _limits(MEAN, limits)
-    bases = {_base_of(MEAN): f"{_interval(limits)}; {_columns(board)}"}
+    counted = board.zero_shot()
+    scored = sum(heading(cell) in counted for cell in own)
+    lacks = f"{scored} of " if scored < len(counted) else ""
+    bases = {_base_of(MEAN): f"{_interval(limits)}; {lacks}{len(counted)} dataset{'s' * (len(counted) != 1)}"}
     lines = [f"| mean | {_shown(figures[MEAN])} | {bases[_base_of(MEAN)]} |"]
     for cell in own:
         name = f"{cell.scored_as}/{_F1}"
@@ -84,11 +87,6 @@ def _limits(name: str, limits: tuple[float, float] | None) -> dict[str, float]:
 
 def _interval(limits: tuple[float, float] | None) -> str:
     return "no interval" if limits is None else f"{limits[0]:.{DECIMALS}f} to {limits[1]:.{DECIMALS}f}"
-
-
-def _columns(board: Board) -> str:
-    count = len(board.zero_shot())
-    return f"{count} dataset{'' if count == 1 else 's'}"
 
 
 def _marks(cell: CellResult) -> list[str]:

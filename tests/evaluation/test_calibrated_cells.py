@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cell_results import plan_of
+from PIL import Image
 from real_tiles import tiles
 
 from his2lip.data.cards.card import Card
@@ -20,11 +21,13 @@ from his2lip.evaluation.grid_cell import CellPlan, FitPlan, run_cell, stored_pre
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.reliability import Fitted, calibrated, fit_temperature
+from his2lip.evaluation.reliability_diagram import reliability_points
 from his2lip.evaluation.results import CellResult, figures
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
 from his2lip.report.pages import write_pages
+from his2lip.report.task_images import draw_reliability
 
 Write = Callable[..., ShardSet]
 CARD = Card.model_validate({"name": "toy", "reader": "none", "splits": {"test": {"role": "report"}}})
@@ -70,6 +73,16 @@ def test_the_temperature_is_fitted_on_select_and_its_figures_are_those_of_the_sc
     again = calibrated(predictions.scores, predictions.labels, clusters, fit, has_interval=False)
     assert again == cell.calibration
     assert figures(cell)["brier"] == cell.calibration.figures["brier"].value
+
+    points = reliability_points(str(tmp_path / "board"), cell)
+    assert sum(point.n for point in points) == cell.n
+    assert np.average([p.accuracy for p in points], weights=[p.n for p in points]) == pytest.approx(
+        cell.accuracy
+    )
+    assert reliability_points(str(tmp_path / "board"), cell.model_copy(update={"calibration": None})) == []
+    (image,) = draw_reliability(str(tmp_path / "board"), [cell], tmp_path / "plots")
+    with Image.open(image) as opened:
+        opened.verify()
 
 
 def test_units_of_scored_cases_or_images_are_not_fitted_to(plan: CellPlan, real_ihc: np.ndarray) -> None:

@@ -8,7 +8,9 @@ from cell_results import cell_result
 from PIL import Image
 
 from his2lip.evaluation.results import Compared
+from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow
 from his2lip.report.images import draw_board, draw_model
+from his2lip.report.task_images import draw_retrieval
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -40,3 +42,29 @@ def test_a_model_is_drawn_with_one_matrix_per_dataset(tmp_path: Path) -> None:
     with Image.open(four) as many, Image.open(one) as single:
         assert many.width > 2 * single.width, "three in a row"
         assert many.height > 1.5 * single.height
+
+
+def retrieval(model: str, recall: float) -> TaskCell:
+    """The record of retrieval on one dataset in two settings."""
+    found = Estimate(value=recall, lo=recall - 0.1, hi=recall + 0.1)
+    rows = [
+        TaskRow(
+            setting={"direction": direction, "relevance": "tissue"}, sizes={"queries": 40, "gallery": 90},
+            clusters=6, cluster_kind="case", no_interval=None,
+            figures=dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10"), found)
+            | {"recall_at_5_chance": Estimate(value=0.2)},
+        )
+        for direction in ("image-to-text", "text-to-image")
+    ]  # fmt: skip
+    return TaskCell(
+        task="retrieval", model=model, dataset="mihic", generated=True, in_domain=False, overlap_units=None,
+        overlap_images=None, overlap_cases=None, split="test", role="report", weights_sha256="w", encoder="e",
+        split_sha256="s", images_sha256="i", settings_sha256="t", caveat=None, cell=model, rows=rows,
+    )  # fmt: skip
+
+
+def test_retrieval_is_drawn_with_one_panel_per_setting(tmp_path: Path) -> None:
+    drawn = draw_retrieval([retrieval("one", 0.3), retrieval("two", 0.6)], tmp_path)
+    assert names(drawn) == ["retrieval_mihic-generated.png"]
+    assert draw_retrieval([], tmp_path) == []
+    assert not list(tmp_path.iterdir()), "of the benchmark before"
