@@ -3,12 +3,13 @@
 python benchmarks/peers/side_by_side.py [--images 128] [--rounds 5] [--work runs/peers] [--out FILE]
 
 The files are the test split of a generated twin, resized once to the model's input so that no program
-resamples them: as shards for his2lip, as WebDataset for CLIP_benchmark, as an image folder for LiteBench. The
-model is one ViT-B/32 with random weights, in open_clip's and in transformers' format. Both peers come from
-PyPI into an environment of their own below --work, which sees the libraries of this one, with the older
-transformers that LiteBench asks for; their code is not part of this project. Programs run in turn, each in a
-process of its own with one thread of torch. Times count from files to predictions, without imports and the
-loading of the model, which is stated apart. Predictions are compared patch by patch.
+resamples them: as shards for his2lip, as WebDataset for CLIP_benchmark, as an image folder for LiteBench.
+The model is one ViT-B/32 with random weights, in open_clip's and in transformers' format. Its image
+projection is fitted to the twin's train split, so that it predicts all classes. Both peers come from PyPI
+into an environment of their own below --work, which sees the libraries of this one, with the older
+transformers that LiteBench asks for; their code is not part of this project. Programs run in turn, each in
+a process of its own with one thread of torch. Times count from files to predictions, without imports and
+the loading of the model, which is stated apart. Predictions are compared patch by patch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from his2lip.models import DualEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = (
@@ -43,6 +47,7 @@ PEERS = (
 )
 TWIN, SIDE, BATCH = "mihic", 224, 32
 ARCHITECTURE = "ViT-B-32-quickgelu"
+FITTED, RIDGE = 256, 1e-2  # images and ridge of the model's projection
 
 Result = dict[str, Any]
 Turn = Callable[[str], Result]  # name of the prompts, "one" or "pool" -> predictions by file
@@ -105,21 +110,22 @@ def prepare(work: Path, images: int) -> None:
     from his2lip.models.transformers_folder import to_transformers_folder
     from his2lip.synthetic.twins import twin_patches
 
-    if not (work / "model-transformers").is_dir():
-        model = load_model(ARCHITECTURE, seed=0)
-        save_checkpoint(work / "model", model, meta={})
-        to_transformers_folder(model, work / "model-transformers")
-        _write_vocabulary(work / "model-transformers")
     card = load_card(TWIN)
     prompts = PromptSet.load(card.protocols["default"].prompts).narrow(card.protocols["default"].classes)
     (work / "prompts.json").write_text(json.dumps({c: list(lines) for c, lines in prompts.sentences}))
+    if not (work / "model-transformers").is_dir():
+        model = load_model(ARCHITECTURE, seed=0)
+        fit_projection(model, {name: lines[0] for name, lines in prompts.sentences})
+        save_checkpoint(work / "model", model, meta={})
+        to_transformers_folder(model, work / "model-transformers")
+        _write_vocabulary(work / "model-transformers")
     classes = list(prompts.classes)
     labels: dict[str, str] = {}
     with (
         ShardWriter(work / "shards", card=card, generated=True) as shards,
         tarfile.open(_folder(work / "wds/test") / "0.tar", "w") as tar,
     ):
-        for patch in twin_patches(TWIN, scale=20, mapper=_draw_test):
+        for patch in twin_patches(TWIN, scale=20, mapper=_drawer("test")):
             if len(labels) == images:
                 break
             if patch.split != "test" or patch.tissue not in classes:
@@ -145,6 +151,40 @@ def prepare(work: Path, images: int) -> None:
     (work / "wds/test/nshards.txt").write_text("1")
     (work / "wds/classnames.txt").write_text("\n".join(classes))
     (work / "labels.json").write_text(json.dumps(labels))
+
+
+def fit_projection(model: DualEncoder, sentences: dict[str, str]) -> None:
+    """Fits the image tower's last matrix, by ridge regression of the class's sentence on FITTED train images.
+
+    A model of random weights alone predicts one class for nearly all images, which would compare little.
+    """
+    import numpy as np
+    import torch
+
+    from his2lip.data.images import decode
+    from his2lip.synthetic.twins import twin_patches
+
+    pictures, labels = [], []
+    for patch in twin_patches(TWIN, scale=20, mapper=_drawer("train")):
+        if len(pictures) == FITTED:
+            break
+        if patch.split == "train" and patch.tissue in sentences:
+            pictures.append(model.preprocess(decode(patch.image)))
+            labels.append(patch.tissue)
+    visual = model.clip.visual
+    projection, visual.proj = visual.proj, None
+    with torch.no_grad():
+        features = torch.cat(
+            [model.encode_image(part, normalize=False) for part in torch.stack(pictures).split(BATCH)]
+        )
+        texts = model.encode_text(list(sentences.values()), normalize=True)
+        names = list(sentences)
+        wanted = (texts - texts.mean(dim=0))[torch.tensor([names.index(label) for label in labels])]
+        x, y = features.double().numpy(), wanted.double().numpy()
+        x, scale = x / np.abs(x).max(), np.abs(x).max()
+        fitted = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y) / scale
+        projection.copy_(torch.from_numpy(fitted).float() / np.abs(fitted).max())
+    visual.proj = projection
 
 
 def his2lip(work: Path) -> Turn:
@@ -319,7 +359,7 @@ def summary(work: Path, taken: dict[str, list[Result]], pooled: dict[str, Result
         "libraries": {name: version(name) for name in ("torch", "open_clip_torch", "transformers")},
         "images": len(labels),
         "files_sha256": hashlib.sha256((work / "wds/test/0.tar").read_bytes()).hexdigest(),
-        "model": f"{ARCHITECTURE}, random weights, seed 0",
+        "model": f"{ARCHITECTURE}, random weights, seed 0, projection fitted to {FITTED} train images",
         "threads": 1,
         "batch": BATCH,
         "cores": os.cpu_count(),
@@ -353,9 +393,9 @@ def _write_vocabulary(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def _draw_test(draw: Callable[[Any], bytes], rows: Sequence[Any]) -> Iterator[bytes]:
-    """The images of the test split, one at a time; the others are not drawn."""
-    return (draw(row) if row.split == "test" else b"" for row in rows)
+def _drawer(split: str) -> Callable[[Callable[[Any], bytes], Sequence[Any]], Iterator[bytes]]:
+    """Draws the images of one split, one at a time; the others are not drawn."""
+    return lambda draw, rows: (draw(row) if row.split == split else b"" for row in rows)
 
 
 def _folder(path: Path) -> Path:
