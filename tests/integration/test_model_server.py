@@ -42,7 +42,7 @@ def promoted(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
     checkpoint = save_checkpoint(folder / "best", load_model("tiny", seed=3), meta={"name": "served"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-        promote_model(str(checkpoint), alias="champion", name="served")
+        promote_model(alias="champion", model=str(checkpoint), name="served")
         yield "models:/served@champion"
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
 
