@@ -145,7 +145,7 @@ def test_a_promoted_model_has_tensors_and_text_and_no_pickle(promoted: str) -> N
     files = [path for path in folder.rglob("*") if path.is_file()]
     # Python writes its cache beside the file that MLflow imports.
     kinds = {path.suffix for path in files if path.parent.name != "__pycache__"}
-    assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py"}
+    assert kinds <= {"", ".safetensors", ".json", ".yaml", ".txt", ".py", ".md"}
 
 
 REFUSED = {
