@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from his2lip.errors import His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
 from his2lip.files import locked
-from his2lip.resources import ARTIFACTS
 from his2lip.training import RunDir
 
 Kind = Literal["features", "checkpoint", "run", "copy", "leftover"]
-MEANINGS: dict[Kind, str] = {
-    "features": "cached embeddings of models that are on no leaderboard of this storage",
-    "checkpoint": "the state to resume from of finished runs",
-    "run": "training runs that are unfinished and were not touched for some days",
-    "copy": "copies of registered models, which a benchmark makes again when it needs them",
-    "leftover": "files that a killed process was writing",
-}
+DEFAULT: tuple[Kind, ...] = ("checkpoint", "run", "leftover")
+KINDS: tuple[Kind, ...] = (*DEFAULT, "features", "copy")  # the last two cost work or a download to have again
+_OURS = ("train", "tune", "benchmark", "cache", "shards")  # folders of a storage
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")  # names that we write
 _BEING_WRITTEN_S = 3600.0  # younger temporary files may belong to a process at work
 
 
@@ -43,37 +41,41 @@ class Item:
 
 
 def superfluous(
-    storage: Path, *, days: float, needed: Collection[Path] | None, now: float | None = None
+    storage: Path, *, days: float, needed: Collection[str] | None, now: float | None = None
 ) -> list[Item]:
     """What no result of `storage` needs, the largest first.
 
-    days    an unfinished run is listed where it was not touched for so long
-    needed  checkpoints that a model in MLflow refers to, which are kept; None where the store cannot be
-            asked, and no checkpoint and no run is listed then
+    days    a run, features and a copy are listed where they were not touched for so long
+    needed  the paths of models that MLflow refers to; None where the store cannot be asked, and only
+            leftovers and features are listed then
     now     seconds since 1970; default: the present time
 
-    What a command at work has locked is not listed.
+    Kept are also the models that a board or a run of the storage names, what a command has locked, and
+    everything behind a symbolic link.
     """
     at = time.time() if now is None else now
-    kept = None if needed is None else {path.resolve() for path in needed}
-    found = [
-        *_features(storage, at),
-        *(() if kept is None else _checkpoints(storage, kept, at)),
-        *(() if kept is None else _unfinished(storage, kept, days, at)),
-        *(_item("copy", path, at, "copied from MLflow") for path in _folders(storage / "registered")),
-        *_leftovers(storage, at),
-    ]
+    named = _named(storage)
+    kept = None if needed is None or named is None else {_resolved(path) for path in (*needed, *named)}
+    found = [*_features(storage, at), *_leftovers(storage, at)]
+    if kept is not None:
+        found += [*_checkpoints(storage, kept, at), *_unfinished(storage, kept, at)]
+        copies = (path for path in _folders(storage / "registered") if path.resolve() not in kept)
+        found += [_item("copy", path, at, "copied from MLflow") for path in copies]
+    aged = ("run", "features", "copy")
+    found = [item for item in found if item.kind not in aged or item.age_s >= days * 86_400]
     return sorted(found, key=lambda item: -item.size)
 
 
 def remove(item: Item) -> None:
-    """Removes an item. Raises RunError where a command has begun to use it meanwhile."""
-    lock = item.path / ".lock" if item.kind == "run" else item.path.parent / ".lock"
-    busy = RunError("a command is using this now", where=item.path, fix="run gc again later")
-    if item.kind in ("run", "checkpoint") and lock.exists():
-        with locked(lock, busy=busy):
-            _delete(item.path)
-    else:
+    """Removes an item. Raises RunError where a command uses it, or has used it since it was listed."""
+    if item.kind not in ("run", "checkpoint"):
+        _delete(item.path)
+        return
+    run = RunDir(item.path if item.kind == "run" else item.path.parent)
+    with run.locked():
+        state = run.read()
+        if state is None or (state["status"] == "finished") != (item.kind == "checkpoint"):
+            raise RunError("a command has used this meanwhile", where=item.path, fix="run gc again")
         _delete(item.path)
 
 
@@ -84,52 +86,72 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _features(storage: Path, now: float) -> Iterator[Item]:
-    """Cached features of encoders that scored no row of a leaderboard; of all where one cannot be read."""
-    used: set[str] = set()
-    for board in storage.glob("benchmark/*/leaderboard.csv"):
+def _named(storage: Path) -> set[str] | None:
+    """Every text of the boards and runs of a storage, models' paths among them; None where one is damaged."""
+    found: set[str] = set()
+    for file in (*storage.glob("benchmark/*/board.json"), *storage.glob("train/*/run.json")):
         try:
-            used |= {row.encoder for row in read_results(board)}
-            tasks = read_tasks(board.parent)
-            used |= {key for cell in tasks for key in (cell.encoder, *cell.further_encoders)}
-        except His2lipError:  # a board that cannot be read may use any of them
+            found |= _texts(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+    return found
+
+
+def _texts(tree: Any) -> set[str]:
+    if isinstance(tree, str):
+        return {tree} if len(tree) < 4096 and "\n" not in tree and "\0" not in tree else set()
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return {text for part in parts for text in _texts(part)}
+
+
+def _resolved(path: str) -> Path:
+    try:
+        return Path(path.removeprefix("local-dir:")).resolve()
+    except (OSError, ValueError):  # a text that is no path
+        return Path("/nowhere")
+
+
+def _features(storage: Path, now: float) -> Iterator[Item]:
+    """Cached features of encoders that scored no row of a leaderboard; none where one cannot be read."""
+    used: set[str] = set()
+    for folder in _folders(storage / "benchmark"):
+        try:
+            used |= {row.encoder for row in read_results(folder / "leaderboard.csv")}
+            used |= {key for task in read_tasks(folder) for key in (task.encoder, *task.further_encoders)}
+        except (His2lipError, OSError):  # unfinished or damaged: it may need any of them
             return
     for folder in _folders(storage / "cache/images"):
         if folder.name not in used:
-            yield _item("features", folder, now, "its model is on no leaderboard")
+            yield _item("features", folder, now, "no row of a board was scored with them")
 
 
 def _checkpoints(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:
     for run, state in _runs(storage):
         last = run.last
-        if state.get("status") != "finished" or not last.is_dir() or not run.best.is_dir():
+        if "result" not in state or not last.is_dir() or last.is_symlink() or not run.best.is_dir():
             continue
         if last.resolve() not in needed and not _busy(run):
             yield _item("checkpoint", last, now, "its run is finished, and `best` is kept")
 
 
-def _unfinished(storage: Path, needed: Collection[Path], days: float, now: float) -> Iterator[Item]:
+def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:
     for run, state in _runs(storage):
         inside = any(path.is_relative_to(run.path.resolve()) for path in needed)
-        if state.get("status") == "finished" or inside or _busy(run):
-            continue
-        item = _item("run", run.path, now, f"unfinished, and not touched for {days:g} days")
-        if item.age_s >= days * 86_400:
-            yield item
+        if state.get("status") != "finished" and not inside and not _busy(run):
+            yield _item("run", run.path, now, "unfinished")
 
 
 def _leftovers(storage: Path, now: float) -> Iterator[Item]:
-    """Temporary files and damaged parts that were set aside; MLflow's artifacts are not ours."""
-    for pattern in ("**/*.tmp", "**/*.damaged"):
-        for path in storage.glob(pattern):
-            if path.relative_to(storage).parts[0] == ARTIFACTS:
-                continue
-            item = _item("leftover", path, now, "not whole, and never read")
-            if item.age_s >= _BEING_WRITTEN_S:
-                yield item
+    """Temporary files of commands, and damaged parts that were set aside."""
+    for folder in (storage / name for name in _OURS):
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if _LEFT.search(path.name) and path.is_file() and not path.is_symlink():
+                item = _item("leftover", path, now, "not whole, and never read")
+                if item.age_s >= _BEING_WRITTEN_S:
+                    yield item
 
 
-def _runs(storage: Path) -> Iterator[tuple[RunDir, dict]]:
+def _runs(storage: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
     for folder in _folders(storage / "train"):
         run = RunDir(folder)
         try:
@@ -152,7 +174,11 @@ def _busy(run: RunDir) -> bool:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    """The folders in `parent`, without hidden ones and links."""
+    if not parent.is_dir():
+        return []
+    found = (path for path in parent.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _item(kind: Kind, path: Path, now: float, why: str) -> Item:

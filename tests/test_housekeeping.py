@@ -13,13 +13,14 @@ from cell_results import cell_result
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.results import to_csv
-from his2lip.housekeeping import superfluous
+from his2lip.housekeeping import remove, superfluous
 from his2lip.tracking.store import Tracker
 from his2lip.training.run_directory import RunDir
 
 DAY = 86_400.0
+LEFT = f"part-2.parquet.{'a' * 32}.tmp"
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def storage(tmp_path: Path) -> Path:
     for name, status, age in (("done", "finished", 30), ("old", "running", 30), ("new", "running", 0)):
         run = RunDir(folder / "train" / name)
         run.path.mkdir(parents=True)
-        run.write({"id": name, "status": status, "code_version": "1"})
+        state = {"id": name, "status": status, "code_version": "1"}
+        run.write(state | ({"result": {"steps": 1, "history": []}} if status == "finished" else {}))
         for checkpoint in (run.best, run.last):
             checkpoint.mkdir()
             (checkpoint / "model.safetensors").write_bytes(bytes(1000))
@@ -39,15 +41,15 @@ def storage(tmp_path: Path) -> Path:
         place = folder / "cache/images" / key
         place.mkdir(parents=True)
         (place / "part-1.parquet").write_bytes(bytes(500))
-    (place / "part-2.parquet.abc.tmp").write_bytes(bytes(10))
+    (place / LEFT).write_bytes(bytes(10))
+    (place / "a users own.tmp").write_bytes(bytes(10))
     board = folder / "benchmark/b/leaderboard.csv"
     board.parent.mkdir(parents=True)
     board.write_text(to_csv([cell]), encoding="utf-8")
     (folder / "registered/v1").mkdir(parents=True)
-    artifact = folder / "artifacts/e/file.tmp"
-    artifact.parent.mkdir(parents=True)
-    artifact.write_bytes(b"a user's own artifact")
-    _age(folder / "artifacts", 30)
+    (folder / "mine.tmp").write_bytes(b"a user's own file")
+    _age(folder / "registered", 30)
+    _age(folder / "cache/images/unused", 30)
     return folder
 
 
@@ -67,16 +69,43 @@ def test_what_no_result_needs_is_listed_and_nothing_else(storage: Path) -> None:
         ("run", "train/old"),
         ("features", "cache/images/unused"),
         ("copy", "registered/v1"),
+        ("leftover", f"cache/images/unused/{LEFT}"),
     }
-    later = listed(storage, now=time.time() + 8 * DAY)
-    assert later - listed(storage) == {
-        ("run", "train/new"),
-        ("leftover", "cache/images/unused/part-2.parquet.abc.tmp"),
-    }
+    assert listed(storage, now=time.time() + 8 * DAY) - listed(storage) == {("run", "train/new")}
+
+
+def test_what_a_board_or_a_run_names_is_kept(storage: Path) -> None:
+    board = {"config": {"models": [{"path": f"local-dir:{storage}/train/done/last"}]}}
+    (storage / "benchmark/b/board.json").write_text(json.dumps(board), encoding="utf-8")
+    run = RunDir(storage / "train/new")
+    run.write({**(run.read() or {}), "made_of": {"source": str(storage / "train/old/best")}})
+    assert not {kind for kind, _ in listed(storage)} & {"checkpoint", "run"}
+    (storage / "benchmark/b/board.json").write_text("damaged", encoding="utf-8")
+    assert not {kind for kind, _ in listed(storage)} & {"checkpoint", "run"}
+
+
+def test_features_are_kept_beside_an_unfinished_benchmark(storage: Path) -> None:
+    (storage / "benchmark/at-work/cells").mkdir(parents=True)
+    assert "features" not in {kind for kind, _ in listed(storage)}
+
+
+def test_links_and_what_is_behind_them_are_kept(storage: Path, tmp_path: Path) -> None:
+    (storage / "train/old").rename(tmp_path / "elsewhere")
+    (storage / "train/old").symlink_to(tmp_path / "elsewhere")
+    assert ("run", "train/old") not in listed(storage)
+
+
+def test_a_run_that_was_finished_after_it_was_listed_is_kept(storage: Path) -> None:
+    (item,) = (i for i in superfluous(storage, days=7, needed=()) if i.kind == "run")
+    run = RunDir(storage / "train/old")
+    run.write({**(run.read() or {}), "status": "finished"})
+    with pytest.raises(RunError):
+        remove(item)
+    assert run.best.is_dir()
 
 
 def test_a_checkpoint_that_mlflow_refers_to_is_kept_with_its_run(storage: Path) -> None:
-    needed = {storage / "train/done/last", storage / "train/old/best"}
+    needed = {str(storage / "train/done/last"), str(storage / "train/old/best")}
     assert not {kind for kind, _ in listed(storage, needed=needed)} & {"checkpoint", "run"}
     assert not {kind for kind, _ in listed(storage, needed=None)} & {"checkpoint", "run"}
 
@@ -111,7 +140,7 @@ def test_the_command_lists_first_and_removes_only_on_request(
     before = sorted(storage.rglob("*"))
     assert "nothing was removed" in gc()
     assert sorted(storage.rglob("*")) == before
-    assert "2 of 2 items removed" in gc("--remove", "--kinds", "checkpoint,features")
+    assert "2 of 2 items removed" in gc("--remove", "--kinds", "checkpoint,features").replace("\n", " ")
     assert not (storage / "train/done/last").exists()
     assert (storage / "train/done/best").is_dir()
     assert json.loads((storage / "train/old/run.json").read_text())["status"] == "running"

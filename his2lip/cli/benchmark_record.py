@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from his2lip.report import Summary
     from his2lip.tracking import Column, Run
 
-CHECKPOINT = "checkpoint"  # parameter: what loads a model
+CHECKPOINT = "model_path"  # parameter: what loads a model; a training config has a section `checkpoint`
 
 
 def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> None:

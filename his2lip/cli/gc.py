@@ -21,9 +21,14 @@ def gc(
     ),
     kinds: Annotated[
         str | None,
-        typer.Option(help="Comma-separated kinds: features, checkpoint, run, copy, leftover. Default: all."),
+        typer.Option(
+            help="Comma-separated kinds: checkpoint, run, leftover, and on request features and copy. "
+            "Do not ask for features where another storage uses the same cache."
+        ),
     ] = None,
-    days: Annotated[float, typer.Option(min=0, help="Age in days from which an unfinished run counts.")] = 7,
+    days: Annotated[
+        float, typer.Option(min=0, help="Days for which a run, features or a copy were not touched.")
+    ] = 7,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
 ) -> None:
     """List what can be removed without losing a result; with --remove, remove it.
@@ -31,17 +36,17 @@ def gc(
     Never listed are finished results, prepared datasets, the best checkpoint of every finished run, and
     checkpoints that a model in MLflow refers to. Removed features are computed again when they are needed.
     """
-    from his2lip.housekeeping import MEANINGS, superfluous
+    from his2lip.housekeeping import DEFAULT, KINDS, superfluous
     from his2lip.housekeeping import remove as remove_item
 
     if not storage.is_dir():
         what, fix = "there is no storage here", "give the `storage` of the runs"
         raise ConfigError(what, where=storage, key="--storage", fix=fix)
-    chosen = split_names(kinds) or list(MEANINGS)
+    chosen = split_names(kinds) or list(DEFAULT)
     for name in chosen:
-        if name not in MEANINGS:
+        if name not in KINDS:
             what = f"there is no kind '{name}'"
-            raise ConfigError(what, key="--kinds", fix=did_you_mean(name, MEANINGS))
+            raise ConfigError(what, key="--kinds", fix=did_you_mean(name, KINDS))
     found = [item for item in superfluous(storage, days=days, needed=_in_mlflow()) if item.kind in chosen]
     if not found:
         say("nothing to remove")
@@ -56,21 +61,24 @@ def gc(
     for item in found:
         try:
             remove_item(item)
-        except RunError as busy:
+        except (RunError, OSError) as error:
             kept += 1
-            say(str(busy))
+            say(f"kept: {item.path}: {error}")
     say(f"{len(found) - kept} of {len(found)} items removed, up to {total}")
 
 
-def _in_mlflow() -> set[Path] | None:
+def _in_mlflow() -> set[str] | None:
     """The checkpoints that models in MLflow refer to; None, with a sentence, where it does not answer."""
     from his2lip.tracking import Tracker, model_paths
 
     try:
-        return {Path(path) for path in model_paths(Tracker.open(needed=True))}
+        tracker = Tracker.open(needed=True)
+        found = model_paths(tracker)
     except His2lipError as error:
         say(f"runs and checkpoints are not listed, because MLflow cannot be asked which it needs: {error}")
         return None
+    say(f"models in MLflow are those of {tracker.store}")
+    return found
 
 
 def _size(size: int) -> str:

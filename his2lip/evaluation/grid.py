@@ -56,7 +56,7 @@ from his2lip.evaluation.leaderboard import (
 from his2lip.evaluation.probe_scorer import ProbeScorer
 from his2lip.evaluation.probes import labelled
 from his2lip.evaluation.prompts import PromptSet, of_protocol
-from his2lip.evaluation.protocols import select
+from his2lip.evaluation.protocols import of_role, select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
 from his2lip.evaluation.retrieval_task import plan_retrieval
 from his2lip.evaluation.robustness import plan_robustness
@@ -630,9 +630,7 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
 def _plan(
     dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
 ) -> CellPlan:
-    protocol = card.protocols[protocol_name]
-    if config.role is not None:
-        protocol = protocol.model_copy(update={"split": _only_split(shards, config.role)})
+    protocol = of_role(card.protocols[protocol_name], shards, config.role)
     own = of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
     further = {
         name: found
@@ -671,15 +669,6 @@ def _fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
         what = f"{split} has {int(used.sum())} labelled units of other cases, and {LEAST_FITTED} are needed"
         return f"{what}, of two classes"
     return FitPlan(split, fit, used)
-
-
-def _only_split(shards: ShardSet, role: str) -> str:
-    """The dataset's split with this role. Raises DatasetError for several."""
-    first, *others = splits_with_role(shards.info.roles, role)
-    if others:
-        what = f"several splits have the role '{role}': {', '.join([first, *others])}"
-        raise DatasetError(what, where=shards.uri, key="role", fix="prepare the dataset with one of them")
-    return first
 
 
 def _failed(entry: ModelEntry, plan: Plan, error: Exception) -> CellFailure:

@@ -188,7 +188,8 @@ def _mixed_columns(kept: Mapping[Key, tuple[str, StoredCell]]) -> list[tuple[str
         kind = "" if result.is_baseline else "model"
         if kind:
             names["prompts"] = "prompts_sha256"
-        place = (result.dataset, result.protocol, result.protocol_version, kind)
+        names["protocol version"] = "protocol_version"
+        place = (result.dataset, result.protocol, kind)
         where, other = first.setdefault(place, (folder, stored))
         found += [
             (

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from his2lip.config import digest
 from his2lip.data.cards import LabelsOf, Protocol
-from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows
+from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows, splits_with_role
 from his2lip.errors import DatasetError
 from his2lip.evaluation.statistics import Clusters, clusters_of
 from his2lip.evaluation.views import MIHIC_FIELD, TrainingField, View
@@ -231,3 +231,18 @@ def _labels_seen(table: pa.Table, protocol: Protocol) -> str:
 
 def _hash_lines(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def of_role(protocol: Protocol, shards: ShardSet, role: str | None) -> Protocol:
+    """The protocol on the dataset's split with this role; as it is where `role` is None.
+
+    Raises DatasetError where several splits have the role, or none.
+    """
+    if role is None:
+        return protocol
+    found = splits_with_role(shards.info.roles, role)
+    if len(found) != 1:
+        what = f"{'several splits have' if found else 'no split has'} the role '{role}'"
+        fix = "prepare the dataset with one of them" if found else "leave the dataset out"
+        raise DatasetError(what, where=shards.uri, key="role", fix=fix)
+    return protocol.model_copy(update={"split": found[0]})

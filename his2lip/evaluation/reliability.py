@@ -168,17 +168,23 @@ def aurc(answers: Answers) -> Measured:
     order = np.argsort(-answers.confidence, kind="stable")
     wrong, clusters = ~answers.right[order], answers.clusters[order]
     groups, n = answers.groups, len(order)
-    value = float((np.cumsum(wrong) / np.arange(1, n + 1)).mean())
+    _, starts, runs = np.unique(-answers.confidence[order], return_index=True, return_inverse=True)
+
+    def areas(kept: np.ndarray) -> np.ndarray:
+        """The area under the curve of the units of each row of `kept`, bool (K, N)."""
+        sums = np.add.reduceat(kept & wrong, starts, axis=1, dtype=np.float64)
+        counts = np.add.reduceat(kept, starts, axis=1, dtype=np.float64)
+        mean = (sums / np.maximum(counts, 1))[:, runs]  # units of equal confidence have no order
+        place = np.cumsum(kept, axis=1)
+        risk = np.cumsum(kept * mean, axis=1) / np.maximum(place, 1)
+        return (risk * kept).sum(axis=1) / np.maximum(place[:, -1], 1)
+
+    value = float(areas(np.ones((1, n), dtype=bool))[0])
     if groups * n > _MOST:
         return value, np.full(groups, np.nan)
-    without = []
     step = max(1, _BLOCK // n)
-    for first in range(0, groups, step):
-        kept = clusters[None, :] != np.arange(first, min(first + step, groups))[:, None]
-        place = np.cumsum(kept, axis=1)
-        risk = np.cumsum(kept & wrong, axis=1) / np.maximum(place, 1)
-        without.append((risk * kept).sum(axis=1) / np.maximum(place[:, -1], 1))
-    return value, np.concatenate(without)
+    blocks = (np.arange(first, min(first + step, groups)) for first in range(0, groups, step))
+    return value, np.concatenate([areas(clusters[None, :] != block[:, None]) for block in blocks])
 
 
 # Name -> what measures it, its unit, its range.
@@ -212,6 +218,8 @@ def risk_coverage(answers: Answers) -> list[RiskPoint]:
     order = np.argsort(-answers.confidence, kind="stable")
     confidence, wrong = answers.confidence[order], np.cumsum(~answers.right[order])
     places = [math.ceil(round(share * len(order), 9)) - 1 for share in COVERAGES]
+    # Equal confidences are answered together, so each place is the last of its ties.
+    places = [int(np.searchsorted(-confidence, -confidence[max(i, 0)], side="right")) - 1 for i in places]
     return [
         RiskPoint(coverage=(i + 1) / len(order), risk=float(wrong[i] / (i + 1)), least=float(confidence[i]))
         for i in dict.fromkeys(max(place, 0) for place in places)

@@ -19,7 +19,7 @@ from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError, did_you_mean
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import Plan, Scorer, described
-from his2lip.evaluation.protocols import drawn, select
+from his2lip.evaluation.protocols import drawn, of_role, select
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, Kind, interval
@@ -146,7 +146,7 @@ def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config
     bank = _bank(section.captions)
     captions = held_out(bank, section.captions)
     places = drawn([f"{c.labels} {c.text}" for c in captions], section.most_captions, section.seed)
-    protocol = _of_tissues(card.protocols[section.protocol])
+    protocol = _of_tissues(of_role(card.protocols[section.protocol], shards, config.role))
     return RetrievalPlan(
         **described(dataset, name, protocol, card, shards),
         selection=select(

@@ -20,7 +20,7 @@ from his2lip.evaluation.grid_cell import Plan, Scorer, described
 from his2lip.evaluation.metrics import METRICS, Predictions
 from his2lip.evaluation.perturbations import Perturbation
 from his2lip.evaluation.prompts import PromptSet, of_protocol
-from his2lip.evaluation.protocols import select
+from his2lip.evaluation.protocols import of_role, select
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow
@@ -109,7 +109,7 @@ def plan_robustness(dataset: str, name: str, card: Card, shards: ShardSet, confi
         what = f"the dataset has no protocol '{section.protocol}'"
         fix = did_you_mean(section.protocol, card.protocols)
         raise ConfigError(what, where=dataset, key="robustness.protocol", fix=fix)
-    protocol = card.protocols[section.protocol]
+    protocol = of_role(card.protocols[section.protocol], shards, config.role)
     own = of_protocol(config.prompts, dataset, section.protocol) or protocol.prompts
     return RobustnessPlan(
         **described(dataset, name, protocol, card, shards),

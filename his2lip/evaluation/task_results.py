@@ -188,12 +188,14 @@ def read_tasks(folder: str | Path) -> list[TaskCell]:
 
     Raises ConfigError for a file that is not what was written.
     """
-    path = Path(folder, TASKS)
-    if not path.is_file():
-        return []
+    system, place = filesystem(str(folder))
+    path = f"{place}/{TASKS}"
     try:
-        tree = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        with system.open_input_stream(path) as source:
+            tree = unsealed(json.loads(source.read()))
         return [TaskCell.model_validate(one) for one in tree["cells"]]
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"the figures of the tasks cannot be read: {first_line(error)}"
         raise ConfigError(what, where=path, key=TASKS, fix=_FIX) from None

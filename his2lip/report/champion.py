@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from his2lip.errors import ConfigError, did_you_mean
-from his2lip.evaluation import Frame
+from his2lip.evaluation import Frame, read_tasks
 from his2lip.report.board import ONE_NUMBER, read_board
 
 BY_MEAN = "mean"  # chooses by the board's mean over datasets
@@ -49,10 +49,12 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
     where no model has that figure.
     """
     board = read_board(folder / "leaderboard.csv")
-    peeked = next((cell for cell in board.cells if cell.role != "select"), None)
+    scored = [(cell.dataset, cell.role, cell.split) for cell in board.cells]
+    scored += [(task.dataset, task.role, task.split) for task in read_tasks(folder)]
+    peeked = next(((dataset, role, split) for dataset, role, split in scored if role != "select"), None)
     if peeked is not None:
-        where = f"its {peeked.role} split '{peeked.split}'"
-        what = f"{peeked.dataset} was scored on {where}, which chooses no model"
+        dataset, role, split = peeked
+        what = f"{dataset} was scored on its {role} split '{split}', which chooses no model"
         fix = "run the benchmark with role=select and another name"
         raise ConfigError(what, where=folder, key="--best", fix=fix)
     columns = board.zero_shot() if by == BY_MEAN else [by]

@@ -97,15 +97,18 @@ def train(
         state = start_or_resume(run, identity=made, fresh=fresh, say=say)
         log_to(run.path)
         _log.info("run %s (id %s): %s", config.name, made["id"][:12], state["status"])
-        finished_before = state["status"] == "finished"
-        if not finished_before:
+        if state["status"] != "finished":
             start_ray()
             check_nodes(read=run_inputs.places(config), write=[str(run.path)])
             found = run_inputs.contents(config, shards, bank)
             if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
-                run.write({**state, "status": "finished"})
+                result = _result(run, notes=notes)
+                done = {"steps": result.steps, "history": result.history}
+                run.write({**state, "status": "finished", "result": done})
                 _log.info("run %s is finished", config.name)
-    return _result(run, finished_before=finished_before, notes=notes)
+                return result
+            return _result(run, notes=notes)
+    return _result(run, notes=notes, finished=state)
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,24 @@ class FailureCallback(ray.train.UserCallback):
         self._queue.put.remote(f"worker {ranks} failed ({kind})")
 
 
-def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainResult:
+def _result(run: RunDir, *, notes: list[str], finished: Mapping[str, Any] | None = None) -> TrainResult:
+    """The result of a run; `finished` is its run.json where it was finished before.
+
+    Such a run needs its last checkpoint no more: `his2lip gc` may have removed it.
+    """
     from his2lip.models import is_checkpoint, load_resume, read_meta
 
+    if finished is not None and "result" in finished and is_checkpoint(run.best):
+        return TrainResult(
+            run_dir=run.path,
+            best=run.best,
+            last=run.last,
+            steps=finished["result"]["steps"],
+            metrics=read_meta(run.best)["metrics"],
+            history=finished["result"]["history"],
+            finished_before=True,
+            notes=tuple(notes),
+        )
     for path in (run.best, run.last):
         if not is_checkpoint(path):
             what, fix = f"the checkpoint '{path.name}' of this run is missing", "start again with --fresh"
@@ -206,7 +224,7 @@ def _result(run: RunDir, *, finished_before: bool, notes: list[str]) -> TrainRes
         steps=saved.step,
         metrics=read_meta(run.best)["metrics"],
         history=list(TrainState.from_json(saved.extra["run"]).history),
-        finished_before=finished_before,
+        finished_before=finished is not None,
         notes=tuple(notes),
     )
 

@@ -17,7 +17,7 @@ from his2lip.errors import DatasetError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import plan_cells
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select, top_of, view_of
+from his2lip.evaluation.protocols import of_role, select, top_of, view_of
 from his2lip.evaluation.views import TrainingField, View
 from his2lip.evaluation.zero_shot import Top
 
@@ -176,3 +176,9 @@ def test_a_dataset_of_a_project_card_is_scored_by_the_present_card(write_shards:
         assert dataclasses.replace(shards, info=info).card() == card
     info = dataclasses.replace(shards.info, project_card=None, card=shards.info.card | {"reader": "mist"})
     assert dataclasses.replace(shards, info=info).card() == present
+
+
+def test_a_benchmark_of_one_role_scores_the_split_of_that_role(write_shards: Write) -> None:
+    shards, own = write_shards(), protocol()
+    assert of_role(own, shards, None) is own
+    assert (own.split, of_role(own, shards, "select").split) == ("test", "select")

@@ -134,6 +134,15 @@ def test_the_slope_is_one_for_true_probabilities_and_below_for_too_confident_one
     assert slope(perfect) is None, "no finite factor is best"
 
 
+def test_units_of_equal_confidence_have_no_order() -> None:
+    scores = np.tile([1.0, 0.0], (6, 1))
+    labels, clusters = np.array([0, 0, 0, 1, 1, 1]), np.arange(6)
+    one, other = Answers(scores, labels, clusters), Answers(scores, labels[::-1], clusters)
+    assert aurc(one)[0] == aurc(other)[0] == pytest.approx(0.5)
+    (point,) = {(p.coverage, p.risk) for p in risk_coverage(one)}
+    assert point == (1.0, 0.5), "all are answered together"
+
+
 def test_risk_falls_with_coverage_where_confidence_is_informative() -> None:
     answers = drawn(2_000, seed=4)
     curve = risk_coverage(answers)

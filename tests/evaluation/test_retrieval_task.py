@@ -303,7 +303,7 @@ def test_the_table_is_written_read_back_and_removed_with_the_task(ward: Ward) ->
     path.write_text(path.read_text().replace('"queries": 48', '"queries": 49'))
     with pytest.raises(ConfigError) as damaged:
         read_tasks(config.folder)
-    assert damaged.value.where == path
+    assert damaged.value.where == str(path)
     write_tasks(config.folder, [])
     assert not Path(config.folder, "retrieval.csv").exists()
 

@@ -164,7 +164,7 @@ def test_a_model_run_has_rounded_figures_with_their_base_and_the_parameters_of_i
     assert shown == {"macro_f1": 0.9512, "macro_f1_lo": 0.9012, "n": 10, "clusters": 5}
     assert run.data.params["bcdata/macro_f1/interval"] == "0.9012 to 0.9912; n = 10, 5 cases"
     assert run.data.params["optim.lr"] == "0.001"
-    assert Path(run.data.params["checkpoint"]).is_dir()
+    assert Path(run.data.params["model_path"]).is_dir()
     assert "| bcdata | 0.9512 | 0.9012 to 0.9912; n = 10, 5 cases |" in run.data.tags[NOTE]
 
 

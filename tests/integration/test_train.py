@@ -265,16 +265,24 @@ def test_other_options_under_the_same_name_are_refused(whole: TrainResult, confi
     assert "optim.lr" in refused.value.what
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_a_finished_run_whose_checkpoint_was_removed_is_refused(
-    whole: TrainResult, config_file: Path, name: str
+def test_a_finished_run_whose_best_checkpoint_was_removed_is_refused(
+    whole: TrainResult, config_file: Path
 ) -> None:
-    run = whole.run_dir.parent / f"without-{name}"
+    run = whole.run_dir.parent / "without-best"
     shutil.copytree(whole.run_dir, run)
-    shutil.rmtree(run / name)
+    shutil.rmtree(run / "best")
     with pytest.raises(RunError) as refused:
         train(named(config_file, run.name))
-    assert (refused.value.key, refused.value.where) == (name, run / name)
+    assert (refused.value.key, refused.value.where) == ("best", run / "best")
+
+
+def test_a_finished_run_needs_its_last_checkpoint_no_more(whole: TrainResult, config_file: Path) -> None:
+    run = whole.run_dir.parent / "without-last"
+    shutil.copytree(whole.run_dir, run)
+    shutil.rmtree(run / "last")  # as `his2lip gc` does
+    again = train(named(config_file, run.name))
+    assert again.finished_before
+    assert (again.steps, again.history, again.metrics) == (whole.steps, whole.history, whole.metrics)
 
 
 @pytest.mark.slow
