@@ -33,7 +33,7 @@ def ui(
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the table of models in the default browser.")] = True,
 ) -> None:
-    """Open MLflow's UI on the current store: the models of the latest benchmark, the best one first.
+    """Open MLflow's UI on the current store: the models of the latest benchmark, the highest mean first.
 
     A SQLite store is served on this machine only. Where the store is a server, its own pages are opened.
     """
@@ -69,7 +69,7 @@ def _show_tables(uri: str, address: str) -> str:
 
     found = tables(Tracker.open(uri).client, EXPERIMENT)
     for table in found:
-        typer.echo(f"models of benchmark {table.benchmark}, the best first: {address}{table.link}")
+        typer.echo(f"models of benchmark {table.benchmark}, the highest mean first: {address}{table.link}")
     return f"{address}{found[0].link}" if found else f"{address}/#/experiments?workflowType=machine_learning"
 
 

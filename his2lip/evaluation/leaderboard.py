@@ -93,9 +93,11 @@ class Frame:
             with system.open_input_stream(f"{path}/{FRAME}") as source:
                 return cls(**json.loads(source.read()))
         except FileNotFoundError:
+            known = system.get_file_info(f"{path}/leaderboard.csv").is_file
             what, fix = (
-                f"this folder has no {FRAME}: an earlier version wrote it",
-                "run his2lip benchmark again",
+                (f"this folder has no {FRAME}: an earlier version wrote it", "run his2lip benchmark again")
+                if known
+                else ("there is no benchmark here", "give the folder of one, STORAGE/benchmark/NAME")
             )
             raise ConfigError(what, where=folder, key=FRAME, fix=fix) from None
         except (OSError, ValueError, TypeError) as error:

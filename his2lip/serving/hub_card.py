@@ -197,10 +197,12 @@ def _at_chance(cell: CellResult) -> str | None:
     value, limits = cell.chance_corrected, cell.interval("chance_corrected")
     if value is None:
         return None
-    low, high = limits or (value, value)
-    if low > 0:
+    if limits is None:
+        what = "is not shown to be better than chance"
+    elif limits[0] > 0:
         return None
-    what = "is worse than chance" if high < 0 else "cannot be told from chance"
+    else:
+        what = "is worse than chance" if limits[1] < 0 else "cannot be told from chance"
     return f"{what} (chance-corrected {_shown(value, limits)}, {cell.size})"
 
 
