@@ -193,7 +193,7 @@ def his2lip(work: Path) -> Turn:
 
     from his2lip.data.shards import open_shards
     from his2lip.evaluation import BenchmarkConfig, EmbeddingCache, PromptSet
-    from his2lip.evaluation.grid import plan_cells
+    from his2lip.evaluation.grid_plans import plan_cells
     from his2lip.evaluation.scorers import ModelScorer
     from his2lip.models import load_model
 

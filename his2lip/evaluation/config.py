@@ -103,9 +103,9 @@ class RetrievalConfig(TaskConfig):
     """The caption bank that has the held-out captions: a file of `his2lip data prepare captions`, or a folder
     with TISSUE/BIOMARKER.txt."""
     most_images: int = pydantic.Field(default=2000, ge=2)
-    """Images of each dataset; of more, so many are drawn by `seed`."""
+    """Largest number of images of each dataset; `seed` draws them where there are more."""
     most_captions: int = pydantic.Field(default=2000, ge=2)
-    """Held-out captions; of more, so many are drawn by `seed`."""
+    """Largest number of held-out captions; `seed` draws them where there are more."""
     seed: int = 0
     """Seed of what is drawn."""
 
@@ -114,7 +114,8 @@ class RobustnessConfig(TaskConfig):
     """Zero-shot classification of perturbed images, by the protocol's prompts."""
 
     most_units: int = pydantic.Field(default=500, ge=2)
-    """Units of each dataset; of more, so many are drawn by `seed`. Each is embedded once per level."""
+    """Largest number of units of each dataset; `seed` draws them where there are more. Each unit is embedded
+    once per level."""
     perturbations: dict[Kind, list[float]] = {kind: list(levels) for kind, levels in LEVELS.items()}
     """Levels, from weak to strong: stain-intensity (factor 1 + level), stain-hue (degrees), AEC (1: its
     vector in place of DAB's), JPEG (quality), blur (pixels), downscaling (factor)."""

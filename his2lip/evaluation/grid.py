@@ -8,17 +8,13 @@ import logging
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from his2lip.data.cards import Card
-from his2lip.data.shards import ShardSet, open_shards, splits_with_role
+from his2lip.data.shards import open_shards
 from his2lip.errors import (
     ConfigError,
     DatasetError,
@@ -26,23 +22,14 @@ from his2lip.errors import (
     ModelError,
     RunError,
     did_you_mean,
-    first_line,
-    redact,
 )
-from his2lip.evaluation.baselines import BaselineScorer, scoring
+from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.cell_files import DamagedCellError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, ProgressCallback
-from his2lip.evaluation.grid_cell import (
-    CellPlan,
-    DamagedCellError,
-    FitPlan,
-    Plan,
-    PromptF1,
-    Scorer,
-    check_stored,
-    described,
-)
+from his2lip.evaluation.grid_cell import CellPlan, Plan, PromptF1, Scorer, check_stored
+from his2lip.evaluation.grid_plans import failure, plan_cells
 from his2lip.evaluation.helpers import Helpers
 from his2lip.evaluation.leaderboard import (
     Frame,
@@ -54,12 +41,7 @@ from his2lip.evaluation.leaderboard import (
     write_leaderboard,
 )
 from his2lip.evaluation.probe_scorer import ProbeScorer
-from his2lip.evaluation.probes import labelled
-from his2lip.evaluation.prompts import PromptSet, of_protocol
-from his2lip.evaluation.protocols import of_role, select
 from his2lip.evaluation.results import CellFailure, CellResult, read_results
-from his2lip.evaluation.retrieval_task import plan_retrieval
-from his2lip.evaluation.robustness import plan_robustness
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.views import TrainingField
@@ -73,15 +55,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LEAST_FITTED = 20  # units that a temperature is fitted to
-
 CellKey = tuple[str, str, str]  # model, dataset, protocol
-
-# (dataset, protocol or task, card, shards, benchmark) -> the plan of its grid cells
-Planner = Callable[[str, str, Card, ShardSet, BenchmarkConfig], Plan]
-
-# Name of a section of the benchmark's config -> what plans the task on a dataset.
-_PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval, "robustness": plan_robustness}
 
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
@@ -203,8 +177,8 @@ def run_grid(
         if on_cell is not None:
             on_cell(outcome.cell, len(outcomes), total)
 
-    for failure in failed:
-        receive(Outcome(failure))
+    for refused in failed:
+        receive(Outcome(refused))
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
     work = Work(plans, config, _identities(names))
@@ -312,51 +286,6 @@ def _check_role(config: BenchmarkConfig) -> None:
     if before != config.role:
         what = f"the name '{config.name}' is in use by a benchmark with role={before or 'null'}"
         raise ConfigError(what, where=config.folder, key="role", fix="give this one another name (name=…)")
-
-
-def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
-    """Every (dataset, protocol or task) that can be scored, and for every model those that cannot: why.
-
-    Raises ConfigError for a protocol, or a role of splits, that none of the datasets has.
-    """
-    plans: list[Plan] = []
-    failed: list[CellFailure] = []
-    offered: set[str] = set()
-    broken = False
-    for dataset, uri in config.uris().items():
-        try:
-            shards = open_shards(uri)
-            card = shards.card()
-        except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
-            broken = True
-            names = [*config.protocols, *_tasks_of(config, dataset)]
-            failed += [_failure(m.name, dataset, name, error) for m in config.models for name in names]
-            continue
-        offered |= set(card.protocols)
-        if config.role is not None and not splits_with_role(shards.info.roles, config.role):
-            _log.warning("%s has no split with the role '%s' and is left out", dataset, config.role)
-            continue
-        planners: dict[str, Planner] = dict.fromkeys(filter(card.protocols.get, config.protocols), _plan)
-        for name, planner in {**planners, **_tasks_of(config, dataset)}.items():
-            try:
-                plans.append(planner(dataset, name, card, shards, config))
-            except Exception as error:
-                failed += [_failure(m.name, dataset, name, error) for m in config.models]
-    unknown = [p for p in config.protocols if p not in offered]
-    if unknown and not broken:
-        fix = did_you_mean(unknown[0], offered)
-        what = f"none of the datasets has a protocol '{unknown[0]}'"
-        raise ConfigError(what, key="protocols", fix=fix)
-    if config.role is not None and not plans and not failed:
-        what = f"none of the datasets has a split with the role '{config.role}'"
-        raise ConfigError(what, key="role", fix="prepare one with such a split (carve of its card)")
-    return plans, failed
-
-
-def _tasks_of(config: BenchmarkConfig, dataset: str) -> dict[str, Planner]:
-    """The tasks that the benchmark has on a dataset, with what plans them."""
-    sections = config.tasks().items()
-    return {name: _PLANNERS[name] for name, s in sections if s.datasets is None or dataset in s.datasets}
 
 
 def score_models(
@@ -627,56 +556,5 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
     return float(2 * models * weights + 2**30)
 
 
-def _plan(
-    dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
-) -> CellPlan:
-    protocol = of_role(card.protocols[protocol_name], shards, config.role)
-    own = of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
-    further = {
-        name: found
-        for name, pool in config.pools.items()
-        if (found := of_protocol(pool, dataset, protocol_name)) is not None
-    }
-    selection = select(shards, protocol, labels_of=card.labels_of)
-    train = next(iter(splits_with_role(shards.info.roles, "train", besides=protocol.split)), None)
-    plan = CellPlan(
-        **described(dataset, protocol_name, protocol, card, shards),
-        prompts=PromptSet.load(own).narrow(protocol.classes),
-        selection=selection,
-        pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
-        labelled=None if config.probes is None else labelled(shards, protocol, selection, train),
-    )
-    fit = _fit_plan(plan, card, shards) if config.calibration else None
-    return replace(plan, baselines=scoring(plan), fit=fit)
-
-
-def _fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
-    """The units of a `select` split that share no image or case with the plan's, or why they are too few."""
-    splits = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
-    if not splits:
-        return "the dataset has no other split with the role select"
-    split = splits[0]
-    try:
-        fit = select(shards, plan.protocol, split=split, labels_of=card.labels_of)
-    except DatasetError as error:
-        return f"{split}: {error.what}"
-    own = plan.selection
-    again = np.isin(fit.image_keys, own.image_keys)
-    again |= (fit.case_keys != 0) & np.isin(fit.case_keys, own.case_keys)  # 0: unknown
-    used = fit.scored.copy()
-    used[np.unique(fit.unit[again])] = False
-    if used.sum() < LEAST_FITTED or len(np.unique(fit.labels[used])) < 2:
-        what = f"{split} has {int(used.sum())} labelled units of other cases, and {LEAST_FITTED} are needed"
-        return f"{what}, of two classes"
-    return FitPlan(split, fit, used)
-
-
 def _failed(entry: ModelEntry, plan: Plan, error: Exception) -> CellFailure:
-    return _failure(entry.name, plan.dataset, plan.protocol_name, error)
-
-
-def _failure(model: str, dataset: str, protocol: str, error: Exception) -> CellFailure:
-    known = isinstance(error, His2lipError)
-    reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-    trace = "" if known else redact("".join(traceback.format_exception(error)))
-    return CellFailure(model=model, dataset=dataset, protocol=protocol, reason=reason, trace=trace)
+    return failure(entry.name, plan.dataset, plan.protocol_name, error)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
-import io
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +18,19 @@ from his2lip.data.cards import Card, LabelsOf, Protocol
 from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
+from his2lip.evaluation.cell_figures import Units, calibration, figures
+from his2lip.evaluation.cell_files import (
+    DamagedCellError,
+    cell_folder,
+    check_seal,
+    read_table,
+    read_tree,
+    write_cell,
+)
 from his2lip.evaluation.config import OWN_POOL, PREFIX, ModelEntry
 from his2lip.evaluation.metrics import (
     Predictions,
-    accuracy,
-    balanced_accuracy,
-    confusion,
     macro_f1,
-    measure,
-    per_class,
-    positive_class,
 )
 from his2lip.evaluation.overlap import Overlap
 from his2lip.evaluation.probes import Labelled
@@ -38,23 +38,26 @@ from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import APART, Selection, groups_digest, split_digest
 from his2lip.evaluation.random_tables import Drawn, RandomTables
-from his2lip.evaluation.reliability import Fitted, calibrated
+from his2lip.evaluation.reliability import Fitted
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters, Kind
 from his2lip.evaluation.task_results import TaskCell
 from his2lip.evaluation.zero_shot import Scores
-from his2lip.files import filesystem, write_file
+from his2lip.files import filesystem
 from his2lip.resources import code_version
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
-MOST_PARTS = 500  # a column of more values is left out of the breakdowns
 # Counts that do not decide the predictions: they are computed for finished grid cells too.
 _COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
 APART_NAME = "(apart)"  # label and prediction of units that are not scored
+_TABLE, _SUM = (
+    "predictions.parquet",
+    "predictions_sha256",
+)  # the file, and the key of its sha256
 # Keys of cell.json beside the record's.
-_BESIDE = ("schema", "predictions_sha256", "sha256", "prompt_f1", "evidence")
+_BESIDE = ("schema", _SUM, "sha256", "prompt_f1", "evidence")
 BY, _UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
 
 PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
@@ -209,10 +212,6 @@ class CellRun:
     prompt_f1: PromptF1 = field(default_factory=dict)
 
 
-class DamagedCellError(Exception):
-    """A stored result whose content is not what was written."""
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What the figures of a grid cell follow from, together with its predictions.
@@ -290,8 +289,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     )
     result = results.CellResult(
         **shown,
-        **_figures(_units_of(plan, scores), scored.tables),
-        **_calibration(_units_of(plan, scores), scored.fitted),
+        **figures(_units_of(plan, scores), scored.tables),
+        **calibration(_units_of(plan, scores), scored.fitted),
         caveat=scored.caveat,
         **_prompt_figures(plan, scored),
         **scorer.sight(plan).record(),
@@ -311,11 +310,6 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     predictions = _predictions(plan, scored, prompts=scorer.uses_prompts)
     _write(place, StoredCell(result, prompt_f1, evidence, predictions))
     return CellRun(result, damaged=damaged, prompt_f1=prompt_f1)
-
-
-def cell_folder(folder: str, identity: str) -> str:
-    """Where the grid below `folder` stores the grid cell of this identity."""
-    return f"{folder}/cells/{identity}"
 
 
 def check_stored(folder: str, result: CellResult) -> None:
@@ -347,9 +341,9 @@ def figures_from(stored: StoredCell) -> dict[str, Any]:
     if evidence.drawn is not None:
         seed = int(result.split_sha256[:16], 16)
         tables = RandomTables.draw(evidence.drawn, units.whole, seed=seed)
-    found = _figures(units, tables)
+    found = figures(units, tables)
     if (known := result.calibration) is not None:
-        found |= _calibration(units, Fitted(known.temperature, known.fitted_on, known.fitted_n))
+        found |= calibration(units, Fitted(known.temperature, known.fitted_on, known.fitted_n))
     best = units.scores.max(axis=1, keepdims=True)
     found["ties"] = int(((units.scores == best).sum(axis=1) > 1).sum())
     found["split_sha256"] = split_digest(units.ids, units.labels)
@@ -415,39 +409,9 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Units:
-    """The U units of a grid cell with what a scorer said of them; units that are not scored included.
-
-    labels, predicted  int64 (U,); APART for units that are not scored
-    scores             float32 (U, C)
-    breakdown          column -> (U,) values, None where unknown
-    """
-
-    classes: tuple[str, ...]
-    ids: Sequence[str]
-    labels: np.ndarray
-    predicted: np.ndarray
-    scores: np.ndarray
-    clusters: Clusters
-    breakdown: Mapping[str, Sequence[str | None]]
-    ordered: bool
-
-    @property
-    def scored(self) -> np.ndarray:
-        return self.labels != APART
-
-    @property
-    def whole(self) -> Predictions:
-        """The scored units."""
-        scored = self.scored
-        predicted, scores = self.predicted[scored], self.scores[scored]
-        return Predictions(self.labels[scored], predicted, self.classes, self.ordered, scores)
-
-
-def _units_of(plan: CellPlan, scores: Scores) -> _Units:
+def _units_of(plan: CellPlan, scores: Scores) -> Units:
     selection = plan.selection
-    return _Units(
+    return Units(
         classes=selection.classes,
         ids=selection.unit_ids,
         labels=selection.labels,
@@ -459,11 +423,11 @@ def _units_of(plan: CellPlan, scores: Scores) -> _Units:
     )
 
 
-def _units_in(stored: StoredCell) -> _Units:
+def _units_in(stored: StoredCell) -> Units:
     """The units of a stored grid cell."""
     table, classes = stored.predictions, stored.result.classes
     kind = typing.cast("Kind", stored.result.cluster_kind)
-    return _Units(
+    return Units(
         classes=tuple(classes),
         ids=table["patch_id"].to_pylist(),
         labels=_numbers(table, "label", classes),
@@ -488,81 +452,6 @@ def _numbers(table: pa.Table, column: str, classes: Sequence[str]) -> np.ndarray
 def _scores_in(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
     """float32 (U, C)."""
     return np.stack([table[f"score_{name}"].to_numpy() for name in classes], axis=1)
-
-
-def _figures(units: _Units, tables: RandomTables | None) -> dict[str, Any]:
-    """The fields of the record that follow from the predictions, or from drawn confusion matrices."""
-    whole, scored = units.whole, units.scored
-    clusters = units.clusters.where(scored)
-    binary = len(whole.classes) == 2
-    fields = {
-        "n": len(whole.labels),
-        "clusters": clusters.count,
-        "cluster_kind": clusters.kind,
-        "positive": whole.classes[positive_class(whole.classes)] if binary else None,
-        "classes": list(units.classes),
-        "apart": int((~scored).sum()),
-    }
-    if tables is not None:
-        return fields | _expected(whole, tables)
-    reason = clusters.refusal(whole.labels, whole.classes)
-    return fields | {
-        "no_interval": reason,
-        **measure(whole),
-        **(results.intervals(whole, clusters) if reason is None else {}),
-        "confusion": confusion(whole),
-        "per_class": per_class(whole),
-        "breakdown": {
-            column: parts
-            for column, values in units.breakdown.items()
-            if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
-        },
-    }
-
-
-def _calibration(units: _Units, fitted: Fitted | str | None) -> dict[str, Any]:
-    """The fields of the record on calibration."""
-    if not isinstance(fitted, Fitted):
-        return {"calibration": None, "no_calibration": fitted}
-    whole, clusters = units.whole, units.clusters.where(units.scored)
-    has_interval = clusters.refusal(whole.labels, whole.classes) is None
-    scores = units.scores[units.scored]
-    found = calibrated(scores, whole.labels, clusters.numbers, fitted, has_interval=has_interval)
-    return {"calibration": found, "no_calibration": None}
-
-
-def _expected(whole: Predictions, tables: RandomTables) -> dict[str, Any]:
-    """The figures of predictions at random: their expectation, and limits that hold 95 % of the draws."""
-    known = tables.figures(whole)
-    return {
-        "no_interval": None,
-        **{name: value for name, value in known.items() if name in CellResult.model_fields},
-        "confusion": tables.confusion(),
-        "per_class": tables.per_class(tuple(whole.classes)),
-        "breakdown": {},
-    }
-
-
-def _parts(whole: Predictions, clusters: Clusters, values: np.ndarray) -> dict[str, dict[str, int | float]]:
-    """Value -> figures of the units that have it, where `values` (N,) has from 2 to `MOST_PARTS` of them."""
-    names = sorted({value for value in values.tolist() if value is not None})
-    if not 2 <= len(names) <= MOST_PARTS:
-        return {}
-    parts: dict[str, dict[str, int | float]] = {}
-    for name in names:
-        mask = values == name
-        part = whole.where(mask)
-        found: dict[str, int | float] = {
-            "n": len(part.labels),
-            "clusters": len(np.unique(clusters.numbers[mask])),
-            "accuracy": float(accuracy(part.counts)),
-        }
-        if part.counts.present == len(whole.classes):  # else an absent class would count as 0 in macro F1
-            found["macro_f1"] = float(macro_f1(part.counts))
-        if part.counts.present > 1:
-            found["balanced_accuracy"] = float(balanced_accuracy(part.counts))
-        parts[name] = found
-    return parts
 
 
 def _prompt_figures(plan: CellPlan, scored: Scored) -> dict[str, Any]:
@@ -625,18 +514,14 @@ def _predictions(plan: CellPlan, scored: Scored, *, prompts: bool) -> pa.Table:
 
 
 def _write(place: str, cell: StoredCell) -> None:
-    """Writes the predictions first: a grid cell is finished when its cell.json exists."""
-    system, path = filesystem(place)
-    out = io.BytesIO()
-    pq.write_table(cell.predictions, out, compression="zstd")
-    data = out.getvalue()
-    write_file(system, f"{path}/predictions.parquet", data)
-    tree = {"schema": CELL_SCHEMA, **resolved(cell.result)}
-    tree["predictions_sha256"] = hashlib.sha256(data).hexdigest()
-    tree["prompt_f1"] = cell.prompt_f1
-    tree["evidence"] = dataclasses.asdict(cell.evidence)
-    tree["sha256"] = digest(tree)
-    write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
+    tree = {
+        "schema": CELL_SCHEMA,
+        **resolved(cell.result),
+        _SUM: "",  # keeps its place
+        "prompt_f1": cell.prompt_f1,
+        "evidence": dataclasses.asdict(cell.evidence),
+    }
+    write_cell(place, tree, cell.predictions, name=_TABLE, key=_SUM)
 
 
 def _read(place: str, shown: Mapping[str, Any]) -> StoredCell | None:
@@ -645,33 +530,18 @@ def _read(place: str, shown: Mapping[str, Any]) -> StoredCell | None:
     The fields of `shown` do not follow from the predictions, and replace those that were stored. Raises
     DamagedCellError for content that is not what was written.
     """
-    system, path = filesystem(place)
+    tree = read_tree(place)
     try:
-        with system.open_input_stream(f"{path}/cell.json") as source:
-            text = source.read()
-    except FileNotFoundError:
-        return None
-    try:
-        tree = json.loads(text)
-        if tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
+        if tree is None or tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
             return None
         record = {key: value for key, value in tree.items() if key not in _BESIDE}
         complete = {*results.fields(), *_BESIDE} <= {*tree, *shown}
         complete = complete and {*tree["evidence"]} == {f.name for f in dataclasses.fields(Evidence)}
         result = results.parse({**record, **shown}, where=f"{place}/cell.json") if complete else None
-        with system.open_input_stream(f"{path}/predictions.parquet") as source:
-            data = source.read()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedCellError(first_line(error)) from None
-    _check_digests(tree, data)
+    check_seal(tree)
     if result is None:
         return None
-    predictions = pq.read_table(io.BytesIO(data))
+    predictions = read_table(place, _TABLE, tree[_SUM])
     return StoredCell(result, tree["prompt_f1"], Evidence(**tree["evidence"]), predictions)
-
-
-def _check_digests(tree: dict[str, Any], data: bytes) -> None:
-    if digest({key: value for key, value in tree.items() if key != "sha256"}) != tree["sha256"]:
-        raise DamagedCellError("cell.json is not what was written")
-    if hashlib.sha256(data).hexdigest() != tree["predictions_sha256"]:
-        raise DamagedCellError("predictions.parquet is not what was written")

@@ -10,7 +10,8 @@ from typing import Any
 from pyarrow.fs import FileSelector
 
 from his2lip.errors import ConfigError
-from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, cell_folder, read_cell
+from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
+from his2lip.evaluation.grid_cell import StoredCell, read_cell
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import check_task

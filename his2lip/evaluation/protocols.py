@@ -83,7 +83,7 @@ def select(
 
     split      default: the protocol's own split
     labels_of  what the authors gave a label to, as the card says
-    most       largest number of units; of more, `seed` draws so many, each with the same probability
+    most       largest number of units; where there are more, `seed` draws them with equal probability
     Raises DatasetError where no row fits the protocol, where all scored units have the same class, or where
     the rows of one unit have different classes.
     """

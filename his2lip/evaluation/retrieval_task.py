@@ -16,15 +16,15 @@ from his2lip.config import digest
 from his2lip.data.captions import CaptionBank, plain
 from his2lip.data.cards import Card, Protocol
 from his2lip.data.shards import ShardSet
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import Plan, Scorer, described
-from his2lip.evaluation.protocols import drawn, of_role, select
+from his2lip.evaluation.protocols import drawn, select
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, Kind, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
-from his2lip.evaluation.tasks import TaskPlan, TaskScored
+from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of
 
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
 RELEVANCES = ("tissue", "tissue and biomarker")
@@ -139,14 +139,10 @@ def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config
     """The plan of retrieval on a dataset. Raises ConfigError where it lacks the protocol, or captions."""
     section = config.retrieval
     assert section is not None, "the grid plans the tasks that the benchmark has"
-    if section.protocol not in card.protocols:
-        what = f"the dataset has no protocol '{section.protocol}'"
-        fix = did_you_mean(section.protocol, card.protocols)
-        raise ConfigError(what, where=dataset, key="retrieval.protocol", fix=fix)
     bank = _bank(section.captions)
     captions = held_out(bank, section.captions)
     places = drawn([f"{c.labels} {c.text}" for c in captions], section.most_captions, section.seed)
-    protocol = _of_tissues(of_role(card.protocols[section.protocol], shards, config.role))
+    protocol = _of_tissues(protocol_of("retrieval", section.protocol, dataset, card, shards, config.role))
     return RetrievalPlan(
         **described(dataset, name, protocol, card, shards),
         selection=select(

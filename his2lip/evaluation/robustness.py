@@ -13,18 +13,17 @@ from PIL import Image
 from his2lip.data.cards import Card
 from his2lip.data.images import decode, encode_jpeg
 from his2lip.data.shards import ShardSet, open_shards
-from his2lip.errors import ConfigError, did_you_mean
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import read_images
 from his2lip.evaluation.grid_cell import Plan, Scorer, described
 from his2lip.evaluation.metrics import METRICS, Predictions
 from his2lip.evaluation.perturbations import Perturbation
 from his2lip.evaluation.prompts import PromptSet, of_protocol
-from his2lip.evaluation.protocols import of_role, select
+from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow
-from his2lip.evaluation.tasks import TaskPlan, TaskScored
+from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of
 from his2lip.evaluation.zero_shot import Scores
 
 NONE = "none"  # the setting without a perturbation
@@ -105,11 +104,7 @@ def plan_robustness(dataset: str, name: str, card: Card, shards: ShardSet, confi
     """The plan of robustness on a dataset. Raises ConfigError where it lacks the protocol."""
     section = config.robustness
     assert section is not None, "the grid plans the tasks that the benchmark has"
-    if section.protocol not in card.protocols:
-        what = f"the dataset has no protocol '{section.protocol}'"
-        fix = did_you_mean(section.protocol, card.protocols)
-        raise ConfigError(what, where=dataset, key="robustness.protocol", fix=fix)
-    protocol = of_role(card.protocols[section.protocol], shards, config.role)
+    protocol = protocol_of("robustness", section.protocol, dataset, card, shards, config.role)
     own = of_protocol(config.prompts, dataset, section.protocol) or protocol.prompts
     return RobustnessPlan(
         **described(dataset, name, protocol, card, shards),

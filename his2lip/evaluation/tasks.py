@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
-import io
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,14 +11,25 @@ import pyarrow.parquet as pq
 import pydantic
 
 from his2lip.config import digest, recorded
-from his2lip.errors import first_line
+from his2lip.data.cards import Card, Protocol
+from his2lip.data.shards import ShardSet
+from his2lip.errors import ConfigError, did_you_mean, first_line
+from his2lip.evaluation.cell_files import (
+    DamagedCellError,
+    cell_folder,
+    check_seal,
+    read_table,
+    read_tree,
+    write_cell,
+)
 from his2lip.evaluation.config import PREFIX, ModelEntry
-from his2lip.evaluation.grid_cell import CellRun, DamagedCellError, Plan, Scorer, cell_folder
+from his2lip.evaluation.grid_cell import CellRun, Plan, Scorer
+from his2lip.evaluation.protocols import of_role
 from his2lip.evaluation.task_results import TaskCell, TaskRow
-from his2lip.files import filesystem, write_file
+from his2lip.files import filesystem
 
 _SCHEMA = 1  # raised whenever the same inputs would give another result
-_EVIDENCE = "evidence.parquet"
+_EVIDENCE, _SUM = "evidence.parquet", "evidence"  # the file, and the key of its sha256
 # Fields that cell.json alone decides.
 _MEASURED = ("cell", "caveat", "rows", "weights_sha256", "encoder", "further_encoders")
 
@@ -112,8 +120,19 @@ class TaskPlan(Plan):
         cell = TaskCell(
             **shown, **known, further_encoders=further, cell=identity, caveat=scored.caveat, rows=scored.rows
         )
-        _write(place, cell, scored.evidence)
+        tree = {"schema": _SCHEMA, "record": recorded(cell)}
+        write_cell(place, tree, scored.evidence, name=_EVIDENCE, key=_SUM)
         return CellRun(cell, damaged=damaged)
+
+
+def protocol_of(
+    task: str, name: str, dataset: str, card: Card, shards: ShardSet, role: str | None
+) -> Protocol:
+    """The protocol of this name, on the split of the benchmark's role. Raises ConfigError for none."""
+    if name not in card.protocols:
+        what, fix = f"the dataset has no protocol '{name}'", did_you_mean(name, card.protocols)
+        raise ConfigError(what, where=dataset, key=f"{task}.protocol", fix=fix)
+    return of_role(card.protocols[name], shards, role)
 
 
 def read_evidence(folder: str, cell: TaskCell) -> pa.Table:
@@ -132,40 +151,20 @@ def check_task(folder: str, cell: TaskCell) -> None:
         raise DamagedCellError("tasks.json has other figures than its cell.json")
 
 
-def _write(place: str, cell: TaskCell, evidence: pa.Table) -> None:
-    """Writes the evidence first: a grid cell is finished when its cell.json exists."""
-    system, path = filesystem(place)
-    out = io.BytesIO()
-    pq.write_table(evidence, out, compression="zstd")
-    data = out.getvalue()
-    write_file(system, f"{path}/{_EVIDENCE}", data)
-    tree = {"schema": _SCHEMA, "record": recorded(cell), "evidence": hashlib.sha256(data).hexdigest()}
-    tree["sha256"] = digest(tree)
-    write_file(system, f"{path}/cell.json", (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def _read(place: str, shown: dict[str, Any]) -> TaskCell | None:
     """A finished result; None where there is none, or of an earlier version.
 
     The fields of `shown` do not follow from the figures, and replace those that were stored. Raises
     DamagedCellError for content that is not what was written.
     """
-    system, path = filesystem(place)
-    try:
-        with system.open_input_stream(f"{path}/cell.json") as source:
-            text = source.read()
-    except FileNotFoundError:
+    tree = read_tree(place)
+    if tree is None:
         return None
+    check_seal(tree)
     try:
-        tree = json.loads(text)
-        if tree["sha256"] != digest({key: value for key, value in tree.items() if key != "sha256"}):
-            raise DamagedCellError("cell.json is not what was written")
         if tree["schema"] != _SCHEMA or {*tree["record"]} != {*TaskCell.model_fields}:
             return None
-        with system.open_input_stream(f"{path}/{_EVIDENCE}") as source:
-            data = source.read()
-        if hashlib.sha256(data).hexdigest() != tree["evidence"]:
-            raise DamagedCellError(f"{_EVIDENCE} is not what was written")
+        read_table(place, _EVIDENCE, tree[_SUM])
         return TaskCell.model_validate({**tree["record"], **shown})
-    except (OSError, ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
+    except (KeyError, TypeError, pydantic.ValidationError) as error:
         raise DamagedCellError(first_line(error)) from None

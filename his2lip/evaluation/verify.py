@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from his2lip.config import resolved
 from his2lip.errors import ConfigError, first_line
-from his2lip.evaluation.grid_cell import DamagedCellError, StoredCell, read_cell
+from his2lip.evaluation.cell_files import DamagedCellError
+from his2lip.evaluation.grid_cell import StoredCell, read_cell
 from his2lip.evaluation.leaderboard import Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
 from his2lip.evaluation.task_results import TaskCell, read_tasks, task_csv

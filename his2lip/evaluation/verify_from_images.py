@@ -12,20 +12,13 @@ import numpy as np
 from his2lip.config import resolved, validate
 from his2lip.data.shards import ShardSet
 from his2lip.errors import ConfigError, first_line
+from his2lip.evaluation.cell_files import DamagedCellError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import Embedded, EmbeddingCache, encode_rows
 from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
-from his2lip.evaluation.grid import plan_cells, scorers
-from his2lip.evaluation.grid_cell import (
-    CellPlan,
-    DamagedCellError,
-    Plan,
-    Scorer,
-    StoredCell,
-    figures_from,
-    read_cell,
-    run_cell,
-)
+from his2lip.evaluation.grid import scorers
+from his2lip.evaluation.grid_cell import CellPlan, Plan, Scorer, StoredCell, figures_from, read_cell, run_cell
+from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name
 from his2lip.evaluation.results import CellResult
 from his2lip.evaluation.task_results import TaskCell, read_tasks

@@ -16,8 +16,8 @@ from real_tiles import tiles
 from his2lip.data.cards.card import Card
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid import _fit_plan
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, run_cell, stored_predictions
+from his2lip.evaluation.grid_plans import fit_plan
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.reliability import Fitted, calibrated, fit_temperature
@@ -38,7 +38,7 @@ def plan(write_shards: Write, real_ihc: np.ndarray) -> CellPlan:
     """64 real tiles: 21 in `select`, 21 in `test`, of other cases."""
     shards = write_shards(images=tiles(real_ihc)[:64])
     plan = plan_of(shards)
-    return replace(plan, fit=_fit_plan(plan, CARD, shards))
+    return replace(plan, fit=fit_plan(plan, CARD, shards))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_units_of_scored_cases_or_images_are_not_fitted_to(plan: CellPlan, real_
     cases, images = plan.selection.case_keys.copy(), plan.selection.image_keys.copy()
     cases[0], images[1] = plan.fit.selection.case_keys[0], plan.fit.selection.image_keys[1]
     shared = replace(plan.selection, case_keys=cases, image_keys=images)
-    found = _fit_plan(replace(plan, selection=shared), CARD, shards)
+    found = fit_plan(replace(plan, selection=shared), CARD, shards)
     assert isinstance(found, str), "too few are left"
     assert "labelled units of other cases" in found
 

@@ -13,15 +13,9 @@ from cell_results import plan_of
 from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import (
-    CellRun,
-    DamagedCellError,
-    cell_folder,
-    check_stored,
-    read_predictions,
-    run_cell,
-)
+from his2lip.evaluation.grid_cell import CellRun, check_stored, read_predictions, run_cell
 from his2lip.evaluation.statistics import Clusters
 
 Write = Callable[..., ShardSet]

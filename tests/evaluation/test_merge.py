@@ -16,8 +16,9 @@ from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.cell_files import cell_folder
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, cell_folder, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, run_cell
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.prompts import PromptSet

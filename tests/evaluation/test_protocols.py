@@ -15,7 +15,7 @@ from his2lip.data.cards.card import Protocol, list_cards, load_card
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import plan_cells
+from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import of_role, select, top_of, view_of
 from his2lip.evaluation.views import TrainingField, View

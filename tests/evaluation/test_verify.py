@@ -21,10 +21,11 @@ from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.baselines import BaselineScorer
+from his2lip.evaluation.cell_files import cell_folder
 from his2lip.evaluation.config import ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, cell_folder, read_predictions, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, read_predictions, run_cell
 from his2lip.evaluation.leaderboard import (
     with_differences,
     with_prompt_order,

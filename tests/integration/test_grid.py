@@ -23,8 +23,9 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
 from his2lip.evaluation.feature_store import FeatureStore
-from his2lip.evaluation.grid import GridResult, Work, plan_cells, run_grid, score_models
+from his2lip.evaluation.grid import GridResult, Work, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.evaluation.verify import verify_board

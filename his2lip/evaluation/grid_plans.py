@@ -1,0 +1,129 @@
+"""The plans of the grid: what is scored of each dataset, by protocol and by task, and what cannot be."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from his2lip.data.cards import Card
+from his2lip.data.shards import ShardSet, open_shards, splits_with_role
+from his2lip.errors import ConfigError, DatasetError, His2lipError, did_you_mean, first_line, redact
+from his2lip.evaluation.baselines import scoring
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, described
+from his2lip.evaluation.probes import labelled
+from his2lip.evaluation.prompts import PromptSet, of_protocol
+from his2lip.evaluation.protocols import of_role, select
+from his2lip.evaluation.results import CellFailure
+from his2lip.evaluation.retrieval_task import plan_retrieval
+from his2lip.evaluation.robustness import plan_robustness
+
+_log = logging.getLogger(__name__)
+
+LEAST_FITTED = 20  # units that a temperature is fitted to
+
+# (dataset, protocol or task, card, shards, benchmark) -> the plan of its grid cells
+Planner = Callable[[str, str, Card, ShardSet, BenchmarkConfig], Plan]
+
+# Name of a section of the benchmark's config -> what plans the task on a dataset.
+PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval, "robustness": plan_robustness}
+
+
+def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
+    """Every (dataset, protocol or task) that can be scored, and for every model those that cannot: why.
+
+    Raises ConfigError for a protocol, or a role of splits, that none of the datasets has.
+    """
+    plans: list[Plan] = []
+    failed: list[CellFailure] = []
+    offered: set[str] = set()
+    broken = False
+    for dataset, uri in config.uris().items():
+        try:
+            shards = open_shards(uri)
+            card = shards.card()
+        except Exception as error:  # here and below: recorded as a failure, which stops no other grid cell
+            broken = True
+            names = [*config.protocols, *_tasks_of(config, dataset)]
+            failed += [failure(m.name, dataset, name, error) for m in config.models for name in names]
+            continue
+        offered |= set(card.protocols)
+        if config.role is not None and not splits_with_role(shards.info.roles, config.role):
+            _log.warning("%s has no split with the role '%s' and is left out", dataset, config.role)
+            continue
+        planners: dict[str, Planner] = dict.fromkeys(filter(card.protocols.get, config.protocols), _plan)
+        for name, planner in {**planners, **_tasks_of(config, dataset)}.items():
+            try:
+                plans.append(planner(dataset, name, card, shards, config))
+            except Exception as error:
+                failed += [failure(m.name, dataset, name, error) for m in config.models]
+    unknown = [p for p in config.protocols if p not in offered]
+    if unknown and not broken:
+        fix = did_you_mean(unknown[0], offered)
+        what = f"none of the datasets has a protocol '{unknown[0]}'"
+        raise ConfigError(what, key="protocols", fix=fix)
+    if config.role is not None and not plans and not failed:
+        what = f"none of the datasets has a split with the role '{config.role}'"
+        raise ConfigError(what, key="role", fix="prepare one with such a split (carve of its card)")
+    return plans, failed
+
+
+def _tasks_of(config: BenchmarkConfig, dataset: str) -> dict[str, Planner]:
+    """The tasks that the benchmark has on a dataset, with what plans them."""
+    sections = config.tasks().items()
+    return {name: PLANNERS[name] for name, s in sections if s.datasets is None or dataset in s.datasets}
+
+
+def _plan(
+    dataset: str, protocol_name: str, card: Card, shards: ShardSet, config: BenchmarkConfig
+) -> CellPlan:
+    protocol = of_role(card.protocols[protocol_name], shards, config.role)
+    own = of_protocol(config.prompts, dataset, protocol_name) or protocol.prompts
+    further = {
+        name: found
+        for name, pool in config.pools.items()
+        if (found := of_protocol(pool, dataset, protocol_name)) is not None
+    }
+    selection = select(shards, protocol, labels_of=card.labels_of)
+    train = next(iter(splits_with_role(shards.info.roles, "train", besides=protocol.split)), None)
+    plan = CellPlan(
+        **described(dataset, protocol_name, protocol, card, shards),
+        prompts=PromptSet.load(own).narrow(protocol.classes),
+        selection=selection,
+        pools={name: PromptSet.load(found).narrow(protocol.classes) for name, found in further.items()},
+        labelled=None if config.probes is None else labelled(shards, protocol, selection, train),
+    )
+    fit = fit_plan(plan, card, shards) if config.calibration else None
+    return replace(plan, baselines=scoring(plan), fit=fit)
+
+
+def fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
+    """The units of a `select` split that share no image or case with the plan's, or why they are too few."""
+    splits = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
+    if not splits:
+        return "the dataset has no other split with the role select"
+    split = splits[0]
+    try:
+        fit = select(shards, plan.protocol, split=split, labels_of=card.labels_of)
+    except DatasetError as error:
+        return f"{split}: {error.what}"
+    own = plan.selection
+    again = np.isin(fit.image_keys, own.image_keys)
+    again |= (fit.case_keys != 0) & np.isin(fit.case_keys, own.case_keys)  # 0: unknown
+    used = fit.scored.copy()
+    used[np.unique(fit.unit[again])] = False
+    if used.sum() < LEAST_FITTED or len(np.unique(fit.labels[used])) < 2:
+        what = f"{split} has {int(used.sum())} labelled units of other cases, and {LEAST_FITTED} are needed"
+        return f"{what}, of two classes"
+    return FitPlan(split, fit, used)
+
+
+def failure(model: str, dataset: str, protocol: str, error: Exception) -> CellFailure:
+    known = isinstance(error, His2lipError)
+    reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
+    trace = "" if known else redact("".join(traceback.format_exception(error)))
+    return CellFailure(model=model, dataset=dataset, protocol=protocol, reason=reason, trace=trace)
