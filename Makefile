@@ -8,9 +8,11 @@ STAMP := $(VENV)/.installed
 demo: install
 	$(VENV)/bin/his2lip demo
 
-# Two test processes. The tests of one file run in one process, because they share its Ray and its servers.
+# Two test processes. The tests of one file run in one process, because they share its Ray and its servers. A process
+# that dies ends the run: a replacement would wait for ever for files that are handed out by the file.
+TEST := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: lint
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest $(TEST)
 
 test-slow: install
 	$(PY) -m pytest -m slow
@@ -26,7 +28,7 @@ test-oldest: install
 	test -x $(OLDEST)/bin/python || python3 -m venv $(OLDEST)
 	UV=$$(command -v uv || echo $(VENV)/bin/uv); \
 	  $$UV pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(OLDEST)/bin/python -m pytest $(TEST) \
 	  --ignore tests/golden --ignore tests/integration
 
 lint: install
