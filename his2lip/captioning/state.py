@@ -1,0 +1,172 @@
+"""The state of a caption project: what stands for each item, a pure function of its files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from his2lip.captioning.records import Act, Decision, Fields, Key, Status, Variant, seed_id
+
+_STATUS: Mapping[Act, Status] = {
+    "accept": "accepted",
+    "revise": "revised",
+    "reject": "rejected",
+    "cannot tell": "cannot tell",
+    "wrong label": "wrong label",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A seed or a rewording, and what stands for it.
+
+    original  the text as it was drafted or reworded
+    text      the text that stands; None unless it is accepted or revised
+    standing  the decision of each reviewer that stands, the settling one alone where reviewers disagreed
+    version   number of decisions about it, by which a stale one is recognised
+    """
+
+    id: str
+    key: Key
+    original: str
+    variant: Variant | None = None
+    batch: str | None = None
+    status: Status = "open"
+    text: str | None = None
+    fields: Fields | None = None
+    standing: Mapping[str, Decision] = field(default_factory=dict)
+    version: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The text that a reviewer sees."""
+        return self.text or self.original
+
+    @property
+    def is_seed(self) -> bool:
+        return self.variant is None
+
+
+@dataclass(frozen=True)
+class State:
+    """All items by id, seeds in the order of the queue first; all decisions in their order."""
+
+    items: Mapping[str, Item]
+    decisions: Sequence[Decision]
+    last: int  # the highest sequence number
+
+    @property
+    def seeds(self) -> list[Item]:
+        return [item for item in self.items.values() if item.is_seed]
+
+    @property
+    def variants(self) -> list[Item]:
+        """The rewordings that passed validation."""
+        return [item for item in self.items.values() if not item.is_seed]
+
+    def approved(self) -> list[Item]:
+        """The seeds whose text was accepted or revised: those that `captions reword` rewords."""
+        return [item for item in self.seeds if item.text is not None]
+
+    def is_current(self, item: Item) -> bool:
+        """Whether a rewording is one of the seed's text that stands; a seed is its own."""
+        if item.variant is None:
+            return True
+        seed = self.items[item.key.id]
+        return seed.text is not None and item.variant.seed == seed_id(seed.id, seed.text)
+
+    def of(self, reviewer: str, *, blind: bool = False) -> list[Decision]:
+        """The decisions of a reviewer in their order: blind repeats, or all others."""
+        return [d for d in self.decisions if d.reviewer == reviewer and d.blind == blind]
+
+    def can_undo(self, reviewer: str, item: str) -> bool:
+        return bool(_stacks(self.decisions).get((reviewer, item)))
+
+    def last_undoable(self, reviewer: str) -> str | None:
+        """The item of the reviewer's last decision that still stands."""
+        stacks = _stacks(self.decisions)
+        own = [
+            (stack[-1].sequence, item) for (name, item), stack in stacks.items() if name == reviewer and stack
+        ]
+        return max(own)[1] if own else None
+
+
+def fold(
+    keys: Sequence[Key], batches: Mapping[str, Sequence[Variant]], decisions: Iterable[Decision]
+) -> State:
+    """The state. Decisions count by sequence number, then reviewer; never by the clock."""
+    ordered = sorted(decisions, key=lambda decision: (decision.sequence, decision.reviewer))
+    items = {key.id: Item(key.id, key, key.text) for key in _queue(keys)}
+    for batch, variants in batches.items():
+        for variant in variants:
+            if variant.refused is None and variant.key in items and variant.id not in items:
+                key = items[variant.key].key
+                items[variant.id] = Item(variant.id, key, variant.text, variant, batch)
+    versions: dict[str, int] = defaultdict(int)
+    standing: dict[str, dict[str, Decision]] = defaultdict(dict)
+    for decision in ordered:
+        if not decision.blind:
+            versions[decision.item] += 1
+    for (reviewer, item), stack in _stacks(ordered).items():
+        if stack:
+            standing[item][reviewer] = stack[-1]
+    decided = {
+        name: _decided(item, standing.get(name, {}), versions[name])
+        for name, item in items.items()
+        if versions[name]
+    }
+    last = ordered[-1].sequence if ordered else 0
+    return State(items | decided, ordered, last)
+
+
+def _queue(keys: Sequence[Key]) -> list[Key]:
+    """The keys that cover most patches first."""
+    return sorted(keys, key=lambda key: (-key.patches, key.id))
+
+
+def _stacks(decisions: Sequence[Decision]) -> dict[tuple[str, str], list[Decision]]:
+    """The decisions of each reviewer about each item that were not undone, the one that stands last."""
+    stacks: dict[tuple[str, str], list[Decision]] = defaultdict(list)
+    for decision in decisions:
+        if decision.blind:
+            continue
+        stack = stacks[decision.reviewer, decision.item]
+        if decision.act != "undo":
+            stack.append(decision)
+        elif stack:
+            stack.pop()
+    return stacks
+
+
+def _decided(item: Item, standing: Mapping[str, Decision], version: int) -> Item:
+    """The item with its status. Reviewers agree where their acts leave the same text, or the same verdict."""
+    settling = [decision for decision in standing.values() if decision.settles]
+    if settling:
+        first = max(settling, key=lambda decision: (decision.sequence, decision.reviewer))
+        later = {n: d for n, d in standing.items() if d.sequence > first.sequence}
+        standing = {first.reviewer: first} | later
+    values = {(d.after, None if d.after is not None else d.act) for d in standing.values()}
+    status: Status = "open"
+    text = fields = None
+    if len(values) > 1:
+        status = "disputed"
+    elif standing:
+        decision = max(standing.values(), key=lambda d: (d.sequence, d.reviewer))
+        text, fields = decision.after, decision.fields
+        status = _STATUS[decision.act]
+        if text is not None:
+            status = "accepted" if text == item.original else "revised"
+            fields = fields or (item.key.fields if item.is_seed and text == item.original else None)
+    return Item(
+        item.id,
+        item.key,
+        item.original,
+        item.variant,
+        item.batch,
+        status,
+        text,
+        fields,
+        dict(standing),
+        version,
+    )

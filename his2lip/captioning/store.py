@@ -1,0 +1,318 @@
+"""A caption project on disk: its keys, pictures, rewordings and the log of each reviewer's decisions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from his2lip.captioning.lines import LineFile
+from his2lip.captioning.records import Act, Decision, Fields, Key, Variant
+from his2lip.captioning.state import Item, State, fold
+from his2lip.config import sealed, unsealed
+from his2lip.errors import DatasetError, RunError
+from his2lip.files import filesystem, locked, printable, write_file
+from his2lip.resources import STORAGE
+
+FORMAT = 1  # version of the files of a project
+PROJECTS = f"{STORAGE}/captions"  # default folder of projects
+PROJECT, KEYS, PICTURES, VARIANTS, DECISIONS = "project.json", "keys.json", "images", "variants", "decisions"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FIX = "draft it again with his2lip captions draft, under another name"
+
+
+class StaleError(RunError):
+    """A decision about an item that has changed since its reviewer saw it; `item` is its newer state."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("this item was decided elsewhere in the meantime", key=item.id)
+        self.item = item
+
+
+class Project:
+    """A caption project in a folder. Its state is a pure function of the files.
+
+        project.json         format, name, time, seed, and the prepared datasets with their digests
+        keys.json            the keys in the order of review, sealed
+        images/*.png         their representative patches
+        variants/BATCH.jsonl rewordings, appended
+        decisions/NAME.jsonl the decisions of a reviewer, appended
+
+    Several processes may read and decide at once: a lock serialises what is appended, and each decision names
+    the version of the item that its reviewer saw.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], keys: Sequence[Key]) -> None:
+        self.folder, self.about, self.keys = folder, about, tuple(keys)
+        self.notices: list[str] = []  # what was repaired, in sentences
+        self._logs: dict[str, LineFile[Decision]] = {}
+        self._variants: dict[str, LineFile[Variant]] = {}
+        self._state: State | None = None
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        keys: Iterable[Key],
+        *,
+        datasets: Mapping[str, str],
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> Project:
+        """Writes a new project, after its pictures; `project.json` comes last, so a project is whole.
+
+        datasets  folder or URI of each prepared dataset -> its digest
+        seed      decides which rewordings are read and which items are repeated blind
+        options   how it was drafted, for the record
+
+        Raises DatasetError where a project is there already, where two ids are equal, and for a picture
+        outside the project.
+        """
+        folder, keys = Path(folder), tuple(keys)
+        if (folder / PROJECT).exists():
+            fix = "choose another name, or review this one with his2lip captions review"
+            raise DatasetError("a caption project is here already", where=folder, key="name", fix=fix)
+        _check_keys(keys, folder)
+        tree = sealed({"keys": [key.model_dump(mode="json") for key in keys]})
+        _write(folder / KEYS, tree)
+        about = {
+            "format": FORMAT,
+            "name": folder.name,
+            "time": now(),
+            "seed": seed,
+            "datasets": dict(datasets),
+            "options": dict(options or {}),
+            "keys": tree["sha256"],
+        }
+        _write(folder / PROJECT, sealed(about))
+        return cls(folder, about, keys)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Project:
+        """Reads a project. Raises DatasetError for a folder without one, another format, or damaged files."""
+        folder = Path(folder)
+        if not (folder / PROJECT).is_file():
+            what, fix = "there is no caption project here", "make one with his2lip captions draft"
+            raise DatasetError(what, where=folder, key=PROJECT, fix=fix)
+        about = _read(folder / PROJECT)
+        found = about.get("format")
+        if found != FORMAT:
+            what = f"this caption project has format {found!r}, and this version of his2lip reads {FORMAT}"
+            fix = "use the version that wrote it, or export its captions there"
+            raise DatasetError(what, where=folder / PROJECT, key="format", fix=fix)
+        try:
+            tree = _read(folder / KEYS)
+            keys = tuple(Key.model_validate(key) for key in tree["keys"])
+            if about["keys"] != sealed(tree)["sha256"]:
+                raise ValueError("keys.json")
+            _check_keys(keys, folder)
+            int(about["seed"]), dict(about["datasets"])
+        except (KeyError, TypeError, ValueError):
+            what = "the keys of this caption project are damaged, or of another project"
+            raise DatasetError(what, where=folder / KEYS, key="keys", fix=_FIX) from None
+        return cls(folder, about, keys)
+
+    @property
+    def seed(self) -> int:
+        return int(self.about["seed"])
+
+    @property
+    def digest(self) -> str:
+        """The digest of the keys, which all copies of a project share."""
+        return str(self.about["keys"])
+
+    def refresh(self) -> State:
+        """The present state, with what other processes added. Raises DatasetError for damaged logs."""
+        changed = self._state is None
+        for name, path in _line_files(self.folder / DECISIONS):
+            log = self._logs.setdefault(name, LineFile(path, Decision))
+            new = log.refresh()
+            _check_log(new, name, path)
+            changed |= bool(new)
+        for name, path in _line_files(self.folder / VARIANTS):
+            changed |= bool(self._variants.setdefault(name, LineFile(path, Variant)).refresh())
+        if changed or self._state is None:
+            decisions = [decision for log in self._logs.values() for decision in log.records]
+            self._state = fold(self.keys, self.batches, decisions)
+        return self._state
+
+    @property
+    def batches(self) -> dict[str, tuple[Variant, ...]]:
+        """The rewordings of each batch, those that validation refused too, as of the last `refresh`."""
+        return {name: tuple(file.records) for name, file in sorted(self._variants.items())}
+
+    @property
+    def reviewers(self) -> list[str]:
+        return sorted(self._logs)
+
+    def log(self, reviewer: str) -> list[Decision]:
+        """The decisions of one reviewer in their order, as of the last `refresh`."""
+        return list(self._logs[reviewer].records) if reviewer in self._logs else []
+
+    def submit(
+        self,
+        reviewer: str,
+        item: str,
+        act: Act,
+        *,
+        version: int,
+        text: str | None = None,
+        fields: Fields | None = None,
+        blind: bool = False,
+        note: str = "",
+    ) -> Decision:
+        """Appends a decision; it is on the disk when this returns.
+
+        version  of the item as the reviewer saw it; blind repeats decide nothing and need not be current
+        text     the new text of `revise`
+
+        Raises StaleError where the item has another version by now, and RunError for an unknown item, a
+        revision without a text, or nothing to undo.
+        """
+        check_reviewer(reviewer)
+        with locked(self.folder / DECISIONS / ".lock"):
+            state = self.refresh()
+            known = state.items.get(item)
+            if known is None:
+                raise RunError("this project has no such item", where=self.folder, key=item)
+            if not blind and known.version != version:
+                raise StaleError(known)
+            shown = known.original if blind else known.shown
+            after = _after(act, shown, text, known)
+            decision = Decision(
+                sequence=1 + state.last,
+                time=now(),
+                reviewer=reviewer,
+                item=item,
+                act=act,
+                before=shown,
+                after=after,
+                fields=fields if act == "revise" else None,
+                blind=blind,
+                settles=not blind and known.status == "disputed",
+                note=note if act == "wrong label" else "",
+            )
+            if act == "undo" and not state.can_undo(reviewer, item):
+                raise RunError("there is no decision of yours to undo here", where=self.folder, key=item)
+            log = self._logs.setdefault(
+                reviewer, LineFile(self.folder / DECISIONS / f"{reviewer}.jsonl", Decision)
+            )
+            torn = log.append([decision])
+            if torn:
+                self.notices.append(_torn_notice(log.path, torn))
+            self._state = None
+            self.refresh()
+            return decision
+
+    def repair(self) -> list[str]:
+        """Removes what a crash left of a last line from each log; a sentence for each such log."""
+        told = []
+        with locked(self.folder / DECISIONS / ".lock"):
+            self.refresh()
+            for log in self._logs.values():
+                if torn := log.append([]):
+                    told.append(_torn_notice(log.path, torn))
+        self.notices += told
+        return told
+
+    def add_variants(self, batch: str, variants: Sequence[Variant]) -> None:
+        """Appends rewordings to a batch; they are on the disk when this returns.
+
+        Raises RunError for a name that is not a file name, and for a variant of an unknown key.
+        """
+        check_name(batch, key="batch")
+        known = {key.id for key in self.keys}
+        if unknown := next((v.key for v in variants if v.key not in known), None):
+            raise RunError("this project has no such key", where=self.folder, key=unknown)
+        with locked(self.folder / VARIANTS / ".lock"):
+            path = self.folder / VARIANTS / f"{batch}.jsonl"
+            torn = self._variants.setdefault(batch, LineFile(path, Variant)).append(variants)
+            if torn:
+                self.notices.append(_torn_notice(path, torn))
+            self._state = None
+
+
+def project_folder(name: str) -> Path:
+    """The folder of a project: `name` itself where it is a path or exists, else in the default folder."""
+    given = Path(name)
+    return given if given.name != name or given.is_dir() else Path(PROJECTS) / name
+
+
+def check_reviewer(name: str) -> None:
+    """Raises RunError for a name that is not made of letters, digits, dot, hyphen and underscore."""
+    check_name(name, key="--reviewer")
+
+
+def check_name(name: str, *, key: str) -> None:
+    if not _NAME.fullmatch(name):
+        what = f"'{printable(name)[:80]}' cannot be a name here"
+        fix = "use up to 64 letters, digits, dots, hyphens and underscores, a letter or digit first"
+        raise RunError(what, key=key, fix=fix)
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def rank(seed: int, *parts: object) -> bytes:
+    """A place in a random order that depends on its arguments only."""
+    told = "/".join(map(str, (seed, *parts)))
+    return hashlib.blake2b(told.encode(), digest_size=16).digest()
+
+
+def _after(act: Act, shown: str, text: str | None, item: Item) -> str | None:
+    """The text that stands after an act."""
+    if act == "accept":
+        return shown
+    if act == "revise":
+        revised = " ".join((text or "").split())
+        if not revised:
+            fix = "write a sentence, or reject the item"
+            raise RunError("a revision without a text", key=item.id, fix=fix)
+        return revised
+    return None
+
+
+def _check_keys(keys: Sequence[Key], folder: Path) -> None:
+    ids = [key.id for key in keys]
+    if twice := next((id for id in ids if ids.count(id) > 1), None):
+        raise DatasetError("two keys have one id", where=folder, key=twice, fix=_FIX)
+    for key in keys:
+        for picture in key.pictures:
+            path = (folder / picture.file).resolve()
+            if not path.is_relative_to((folder / PICTURES).resolve()):
+                raise DatasetError("a picture outside the project", where=folder, key=picture.file, fix=_FIX)
+
+
+def _check_log(new: Sequence[Decision], name: str, path: Path) -> None:
+    if any(decision.reviewer != name for decision in new):
+        what = "this log has decisions of another reviewer than its name says"
+        raise DatasetError(what, where=path, key="reviewer", fix="give the file back its name")
+
+
+def _line_files(folder: Path) -> list[tuple[str, Path]]:
+    return [(path.stem, path) for path in sorted(folder.glob("*.jsonl"))]
+
+
+def _torn_notice(path: Path, torn: int) -> str:
+    return f"{path}: {torn} bytes of a last line that a crash had cut off were removed"
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> None:
+    data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+    write_file(*filesystem(path), data)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise DatasetError("this file of the project is missing", where=path, fix=_FIX) from None
+    except (OSError, ValueError, TypeError, AttributeError):
+        what = "this file of the project is damaged or was edited"
+        raise DatasetError(what, where=path, key="sha256", fix=_FIX) from None

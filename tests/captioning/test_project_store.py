@@ -1,0 +1,203 @@
+"""The store of a caption project: what is decided lasts, in order, and no update is lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+from projects import project, variants
+
+from his2lip.captioning import Project, StaleError, store
+from his2lip.errors import DatasetError, RunError
+
+
+def test_a_project_is_read_as_it_was_written(tmp_path: Path) -> None:
+    made = project(tmp_path / "a", 3, pictures=2)
+    assert Project.open(tmp_path / "a").keys == made.keys
+    seeds = made.refresh().seeds
+    assert [item.key.patches for item in seeds] == [30, 20, 10]
+    assert {item.status for item in seeds} == {"open"}
+    with pytest.raises(DatasetError) as refused:
+        project(tmp_path / "a")
+    assert refused.value.key == "name"
+
+
+def test_decisions_stand_are_replaced_and_undone(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    one, two, three, four = (item.id for item in made.refresh().seeds)
+    made.submit("ann", one, "accept", version=0)
+    made.submit("ann", two, "revise", text=" A  better one. ", version=0)
+    made.submit("ann", three, "wrong label", note="stroma", version=0)
+    made.submit("ann", four, "cannot tell", version=0)
+    made.submit("ann", four, "reject", version=1)
+    items = Project.open(tmp_path / "a").refresh().items
+    assert [items[i].status for i in (one, two, three, four)] == [
+        "accepted",
+        "revised",
+        "wrong label",
+        "rejected",
+    ]
+    assert items[two].text == "A better one."
+    assert items[three].text is None
+    assert items[three].standing["ann"].note == "stroma"
+    made.submit("ann", four, "undo", version=2)
+    assert made.refresh().items[four].status == "cannot tell"
+    made.submit("ann", four, "undo", version=3)
+    assert made.refresh().items[four].status == "open"
+    with pytest.raises(RunError):
+        made.submit("ann", four, "undo", version=4)
+    assert [d.sequence for d in made.refresh().decisions] == list(range(1, 8))
+
+
+def test_a_decision_about_an_older_version_is_refused_with_the_newer_state(tmp_path: Path) -> None:
+    one, other = project(tmp_path / "a"), Project.open(tmp_path / "a")
+    item = one.refresh().seeds[0].id
+    other.refresh()
+    one.submit("ann", item, "revise", text="Newer.", version=0)
+    with pytest.raises(StaleError) as stale:
+        other.submit("ann", item, "reject", version=0)
+    assert stale.value.item.text == "Newer."
+    other.submit("ann", item, "reject", version=stale.value.item.version)
+    assert one.refresh().items[item].status == "rejected"
+
+
+def _decide(folder: Path, reviewer: str, count: int) -> None:
+    made = Project.open(folder)
+    for n in range(count):
+        while True:
+            item = made.refresh().seeds[n % 2]
+            try:
+                made.submit(reviewer, item.id, "revise", text=f"{reviewer} {n}", version=item.version)
+                break
+            except StaleError:
+                continue
+
+
+def test_processes_that_decide_at_once_lose_nothing(tmp_path: Path) -> None:
+    project(tmp_path / "a")
+    context = multiprocessing.get_context("fork")
+    names = ("ann", "ann", "bob")
+    processes = [context.Process(target=_decide, args=(tmp_path / "a", name, 15)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    decisions = Project.open(tmp_path / "a").refresh().decisions
+    assert [d.sequence for d in decisions] == list(range(1, 46))
+    texts = sorted((d.after or "") for d in decisions)
+    assert texts == sorted([f"{name} {n}" for name in names for n in range(15)])
+
+
+def test_a_torn_last_line_is_dropped_with_a_notice_at_any_byte(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    ids = [item.id for item in made.refresh().seeds]
+    log = tmp_path / "a/decisions/ann.jsonl"
+    made.submit("ann", ids[0], "accept", version=0)
+    whole = log.read_bytes()
+    made.submit("ann", ids[1], "accept", version=0)
+    both = log.read_bytes()
+    for cut in (len(whole) + 1, len(both) - 40, len(both) - 1):
+        log.write_bytes(both[:cut])
+        again = Project.open(tmp_path / "a")
+        assert [item.status for item in again.refresh().seeds[:2]] == ["accepted", "open"]
+        (notice,) = again.repair()
+        assert str(log) in notice
+        assert log.read_bytes() == whole
+    log.write_bytes(both[: len(whole)] + b"\0" * 30 + b"\n")  # blocks that never reached the disk
+    again = Project.open(tmp_path / "a")
+    again.submit("ann", ids[1], "reject", version=0)
+    assert len(again.notices) == 1
+    assert Project.open(tmp_path / "a").refresh().items[ids[1]].status == "rejected"
+
+
+def test_a_damaged_line_that_others_follow_is_refused(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    for item in made.refresh().seeds:
+        made.submit("ann", item.id, "accept", version=0)
+    log = tmp_path / "a/decisions/ann.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"accept"', b'"reject"', 1))
+    with pytest.raises(DatasetError) as refused:
+        Project.open(tmp_path / "a").refresh()
+    assert refused.value.where == log
+    assert refused.value.key == "line"
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = project(tmp_path / "a")
+    item = made.refresh().seeds[0].id
+    made.submit("ann", item, "accept", version=0)
+    monkeypatch.setattr(store, "now", lambda: "1999-12-31T00:00:00.000+00:00")
+    made.submit("bob", item, "accept", version=1)
+    made.submit("ann", item, "reject", version=2)
+    made.submit("bob", item, "reject", version=3)
+    found = Project.open(tmp_path / "a").refresh()
+    assert found.items[item].status == "rejected"
+    assert [d.reviewer for d in found.decisions] == ["ann", "bob", "ann", "bob"]
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_project_of_another_format_is_refused(tmp_path: Path, version: object) -> None:
+    project(tmp_path / "a")
+    path = tmp_path / "a/project.json"
+    tree = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
+    path.write_text(json.dumps(tree | {"format": version}))
+    with pytest.raises(DatasetError) as refused:
+        Project.open(tmp_path / "a")
+    assert refused.value.where == path
+    assert refused.value.key == "format"
+
+
+def test_keys_that_were_edited_and_pictures_outside_are_refused(tmp_path: Path) -> None:
+    project(tmp_path / "a")
+    path = tmp_path / "a/keys.json"
+    path.write_text(path.read_text().replace("some cells", "no cells"))
+    with pytest.raises(DatasetError) as refused:
+        Project.open(tmp_path / "a")
+    assert refused.value.where == path
+    key = project(tmp_path / "b", 1, pictures=1).keys[0]
+    outside = key.pictures[0].model_copy(update={"file": "images/../../a/keys.json"})
+    with pytest.raises(DatasetError) as refused:
+        Project.create(tmp_path / "c", [key.model_copy(update={"pictures": (outside,)})], datasets={})
+    assert refused.value.key == outside.file
+
+
+@pytest.mark.parametrize("name", ["", "../ann", "a/b", ".ann", "ann bob", "ä" * 3])
+def test_a_reviewer_whose_name_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    made = project(tmp_path / "a", 1)
+    with pytest.raises(RunError) as refused:
+        made.submit(name, made.refresh().seeds[0].id, "accept", version=0)
+    assert refused.value.key == "--reviewer"
+
+
+def test_rewordings_are_items_unless_validation_refused_them_or_the_seed_changed(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    seed = made.refresh().seeds[0]
+    made.submit("ann", seed.id, "accept", version=0)
+    good, bad = variants(seed.key, 2)
+    made.add_variants("first", [good, bad.model_copy(update={"refused": "a flip of polarity"})])
+    state = Project.open(tmp_path / "a").refresh()
+    assert [item.id for item in state.variants] == [good.id]
+    assert state.is_current(state.variants[0])
+    made.submit("ann", seed.id, "revise", text="Another one.", version=1)
+    state = made.refresh()
+    assert not state.is_current(state.variants[0])
+    with pytest.raises(RunError) as refused:
+        made.add_variants("first", [good.model_copy(update={"key": "x"})])
+    assert refused.value.key == "x"
+
+
+def test_a_decision_takes_no_reviewers_time_beside_7000_rewordings(tmp_path: Path) -> None:
+    made = project(tmp_path / "a", 4)
+    for n, key in enumerate(made.keys):
+        made.add_variants(f"b{n}", variants(key, 1750))
+    made.refresh()
+    took = []
+    for item in made.refresh().seeds:
+        start = time.perf_counter()
+        made.submit("ann", item.id, "accept", version=0)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.25
