@@ -1,3 +1,7 @@
+from .fields import COMPARTMENTS as COMPARTMENTS
+from .fields import PATTERNS as PATTERNS
+from .fields import prefilled as prefilled
+from .fields import sentence as sentence
 from .records import ACTS as ACTS
 from .records import STATUSES as STATUSES
 from .records import Act as Act
