@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,20 +77,21 @@ class State:
         seed = self.items[item.key.id]
         return seed.text is not None and item.variant.seed == seed_id(seed.id, seed.text)
 
-    def of(self, reviewer: str, *, blind: bool = False) -> list[Decision]:
-        """The decisions of a reviewer in their order: blind repeats, or all others."""
-        return [d for d in self.decisions if d.reviewer == reviewer and d.blind == blind]
+    def verdicts(self, reviewer: str, *, blind: bool = False) -> dict[str, Decision]:
+        """The decision of a reviewer that stands, by item; or his or her blind repeats."""
+        stacks = _stacks(self.decisions, blind=blind)
+        return {item: stack[-1] for (name, item), stack in stacks.items() if name == reviewer and stack}
 
-    def can_undo(self, reviewer: str, item: str) -> bool:
-        return bool(_stacks(self.decisions).get((reviewer, item)))
+    def last_undoable(self, reviewer: str) -> Decision | None:
+        """The reviewer's last decision or blind repeat that was not undone."""
+        own = [*self.verdicts(reviewer).values(), *self.verdicts(reviewer, blind=True).values()]
+        return max(own, key=lambda decision: decision.sequence, default=None)
 
-    def last_undoable(self, reviewer: str) -> str | None:
-        """The item of the reviewer's last decision that still stands."""
-        stacks = _stacks(self.decisions)
-        own = [
-            (stack[-1].sequence, item) for (name, item), stack in stacks.items() if name == reviewer and stack
-        ]
-        return max(own)[1] if own else None
+
+def rank(seed: int, *parts: object) -> bytes:
+    """A place in a random order that depends on its arguments only."""
+    told = "/".join(map(str, (seed, *parts)))
+    return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
 def fold(
@@ -125,11 +127,11 @@ def _queue(keys: Sequence[Key]) -> list[Key]:
     return sorted(keys, key=lambda key: (-key.patches, key.id))
 
 
-def _stacks(decisions: Sequence[Decision]) -> dict[tuple[str, str], list[Decision]]:
+def _stacks(decisions: Sequence[Decision], *, blind: bool = False) -> dict[tuple[str, str], list[Decision]]:
     """The decisions of each reviewer about each item that were not undone, the one that stands last."""
     stacks: dict[tuple[str, str], list[Decision]] = defaultdict(list)
     for decision in decisions:
-        if decision.blind:
+        if decision.blind != blind:
             continue
         stack = stacks[decision.reviewer, decision.item]
         if decision.act != "undo":

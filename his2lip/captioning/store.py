@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -167,7 +166,7 @@ class Project:
     ) -> Decision:
         """Appends a decision; it is on the disk when this returns.
 
-        version  of the item as the reviewer saw it; blind repeats decide nothing and need not be current
+        version  of the item as the reviewer saw it; of a blind repeat, how often it was repeated: 0 or 1
         text     the new text of `revise`
 
         Raises StaleError where the item has another version by now, and RunError for an unknown item, a
@@ -179,9 +178,12 @@ class Project:
             known = state.items.get(item)
             if known is None:
                 raise RunError("this project has no such item", where=self.folder, key=item)
-            if not blind and known.version != version:
+            repeated = item in state.verdicts(reviewer, blind=True)
+            if version != (repeated if blind else known.version):
                 raise StaleError(known)
             shown = known.original if blind else known.shown
+            if act == "undo" and item not in state.verdicts(reviewer, blind=blind):
+                raise RunError("there is no decision of yours to undo here", where=self.folder, key=item)
             after = _after(act, shown, text, known)
             decision = Decision(
                 sequence=1 + state.last,
@@ -196,8 +198,6 @@ class Project:
                 settles=not blind and known.status == "disputed",
                 note=note if act == "wrong label" else "",
             )
-            if act == "undo" and not state.can_undo(reviewer, item):
-                raise RunError("there is no decision of yours to undo here", where=self.folder, key=item)
             log = self._logs.setdefault(
                 reviewer, LineFile(self.folder / DECISIONS / f"{reviewer}.jsonl", Decision)
             )
@@ -257,12 +257,6 @@ def check_name(name: str, *, key: str) -> None:
 def now() -> str:
     """The time in UTC, to the millisecond, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def rank(seed: int, *parts: object) -> bytes:
-    """A place in a random order that depends on its arguments only."""
-    told = "/".join(map(str, (seed, *parts)))
-    return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
 def _after(act: Act, shown: str, text: str | None, item: Item) -> str | None:
