@@ -82,6 +82,10 @@ class TrackingError(His2lipError):
     """An MLflow store that cannot be reached or used."""
 
 
+class StorageError(His2lipError):
+    """A place that takes no more data: its disk is full, a quota is used up, or a file may not be larger."""
+
+
 class ClusterError(His2lipError):
     """A Ray cluster that cannot be reached, or lacks what the command needs."""
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
-from his2lip.errors import DatasetError, His2lipError, first_line
+from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 _ANSWER_S = 5.0  # to wait for a server to answer at all
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not be larger here",
+}
+# How libraries that raise no OSError quote the number of a system error: safetensors and other Rust code.
+_QUOTED = re.compile(r"\bos error (\d+)\b")
 
 # Written by Windows, macOS's archiver, Synology and Linux; other such names are hidden, as .DS_Store and ._x.
 _LITTER = (
@@ -114,13 +123,47 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(system: fs.FileSystem, path: str, data: bytes) -> None:
-    """Writes under another name, then renames: a reader sees the whole file or none."""
-    system.create_dir(path.rpartition("/")[0], recursive=True)
-    waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
-    with system.open_output_stream(waiting) as out:
-        out.write(data)
-    system.move(waiting, path)
+def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a file") -> None:
+    """Writes under another name, then renames: a reader sees the whole file or none.
+
+    `what` names the content. Raises StorageError where the disk is full.
+    """
+    with writing(what, path):
+        system.create_dir(path.rpartition("/")[0], recursive=True)
+        waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
+        try:
+            with system.open_output_stream(waiting) as out:
+                out.write(data)
+            system.move(waiting, path)
+        except BaseException:
+            with suppress(OSError):  # it is not there, or the store does not answer
+                system.delete_file(waiting)
+            raise
+
+
+@contextmanager
+def writing(what: str, where: str | Path) -> Iterator[None]:
+    """Raises StorageError where the block cannot write `what` because its disk is full.
+
+    `where` is the file or folder that is written. Other errors are raised as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise (disk_full(error, what=what, where=where) or error) from None
+
+
+def disk_full(error: BaseException, *, what: str, where: str | Path | None) -> StorageError | None:
+    """The StorageError for an error of the system or a library that a full disk caused; None for another."""
+    quoted = _QUOTED.search(str(error))
+    number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+    reason = _FULL.get(number) if isinstance(number, int) else None
+    if reason is None and "database or disk is full" in str(error):  # SQLite
+        reason = _FULL[errno.ENOSPC]
+    if reason is None:
+        return None
+    fix = "make room there and run the same command again; what is complete is kept"
+    return StorageError(f"{reason}, so {what} cannot be written", where=where, key="disk", fix=fix)
 
 
 def check_writable(uri: str | Path, *, fix: str) -> None:

@@ -120,15 +120,19 @@ def main() -> None:
         raise
     except Exception as error:
         from his2lip.errors import His2lipError, redact
+        from his2lip.files import disk_full
         from his2lip.logs import log_failure
 
         log_failure(error)
+        full = disk_full(error, what="what this command writes", where=getattr(error, "filename", None))
         if isinstance(error, OSError) and error.errno in _PLACE and error.filename:
             sentence = (
                 f"{(error.strerror or 'this place cannot be used').lower()} ({str(error.filename)[:300]})."
             )
         elif isinstance(error, His2lipError):
             sentence = str(error)
+        elif full is not None:
+            sentence = str(full)
         else:
             sentence = None
         if sentence is None or "--debug" in sys.argv:

@@ -36,11 +36,11 @@ def write_cell(place: str, tree: Mapping[str, Any], table: pa.Table, *, name: st
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     data = out.getvalue()
-    write_file(system, f"{path}/{name}", data)
+    write_file(system, f"{path}/{name}", data, what="the result of a grid cell")
     sealed = {**tree, key: hashlib.sha256(data).hexdigest()}
     sealed["sha256"] = digest(sealed)
     text = json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
-    write_file(system, f"{path}/{_JSON}", text.encode())
+    write_file(system, f"{path}/{_JSON}", text.encode(), what="the result of a grid cell")
 
 
 def read_tree(place: str) -> dict[str, Any] | None:

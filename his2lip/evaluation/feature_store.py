@@ -56,7 +56,8 @@ class FeatureStore:
             return
         out = io.BytesIO()
         pq.write_table(_to_table(features), out, compression="none", write_page_checksum=True)
-        write_file(self._fs, f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}", out.getvalue())
+        path = f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}"
+        write_file(self._fs, path, out.getvalue(), what="a part of the feature cache")
 
     def _parts(self) -> list[str]:
         selector = pafs.FileSelector(self._folder, allow_not_found=True)

@@ -21,6 +21,7 @@ from his2lip.errors import (
     His2lipError,
     ModelError,
     RunError,
+    StorageError,
     did_you_mean,
 )
 from his2lip.evaluation.baselines import BaselineScorer
@@ -146,7 +147,7 @@ def run_grid(
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
-    the benchmark's name is in use for splits of another role.
+    the benchmark's name is in use for splits of another role; StorageError where the disk is full.
     """
     config = whole = _with_absolute_paths(config)
     _check_role(config)
@@ -318,6 +319,8 @@ def score_models(
                     run = scorer.plan(plan).run(scorer, config.folder)
                 else:
                     run = plan.run(scorer, config.folder)
+            except StorageError:  # no other grid cell could be stored either
+                raise
             except Exception as error:
                 yield Outcome(_failed(entry, plan, error), cache.counts)
             else:
@@ -471,6 +474,10 @@ def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outc
         except StopIteration:
             del waiting[stream]
         except ray.exceptions.RayError as error:  # the process of the task died twice
+            if isinstance(cause := getattr(error, "cause", None), StorageError):
+                for other in waiting:
+                    ray.cancel(other)
+                raise cause from None
             dead = RunError(
                 f"the process of this model died twice ({type(error).__name__})", fix=_MORE_MEMORY
             )

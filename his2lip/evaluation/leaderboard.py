@@ -119,7 +119,7 @@ def write_board(folder: str, cells: Sequence[CellResult], frame: Frame) -> str:
     """The same for a frame that is known."""
     system, path = filesystem(folder)
     for name, data in leaderboard_files(folder, cells, frame).items():
-        write_file(system, f"{path}/{name}", data)
+        write_file(system, f"{path}/{name}", data, what="a file of the leaderboard")
     return f"{path}/leaderboard.csv"
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import his2lip
 from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.files import file_digest
+from his2lip.files import file_digest, writing
 from his2lip.models.architecture import HF_TEXT_FOLDER, build_clip
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
@@ -57,13 +57,13 @@ def save_checkpoint(
     `meta` is what the run knows (resolved config, label vocabularies, data digest, step, metrics), JSON-able.
     Tensor digest, tokenizer and code version are added to it. `trained_on` is None for a model whose training
     data are not recorded. Returns the folder. Raises ModelError for a model that only its authors' package
-    can build.
+    can build, and StorageError where the disk is full.
     """
     if "package" in model.config:
         what = f"'{model.name}' runs in its authors' package, so it cannot be stored as a checkpoint"
         raise ModelError(what, key=model.name, fix="use it frozen, by its name")
     state = _own_storage(plain_state(model.clip))
-    with _replacing(Path(folder)) as new:
+    with writing("a checkpoint", folder), _replacing(Path(folder)) as new:
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         _write_json(new / OPEN_CLIP, _open_clip_config(model))
         _save_text_side(new, model)

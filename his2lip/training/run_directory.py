@@ -13,7 +13,7 @@ from typing import Any
 
 from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
-from his2lip.files import locked
+from his2lip.files import locked, writing
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -45,13 +45,14 @@ class RunDir:
         return tree
 
     def write(self, tree: Mapping[str, Any]) -> None:
-        """Replaces run.json atomically."""
+        """Replaces run.json atomically. Raises StorageError where the disk is full."""
         new = self.path / f"{_STATE}.tmp"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(sealed(tree), indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.path / _STATE)
+        with writing("the state of this run", self.path / _STATE):
+            with new.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(sealed(tree), indent=1, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path / _STATE)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

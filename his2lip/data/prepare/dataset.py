@@ -97,7 +97,7 @@ def prepare(
         finished = FinishedParts(system, target, dataset=card.name, plan=job.plan(parts))
         results = _run(job, parts, finished, names, ray=ray, progress=progress)
         info = _summary(job, results, refused, root)
-        write_file(system, f"{target}/{INFO}", to_json(info))
+        write_file(system, f"{target}/{INFO}", to_json(info), what="the description of the dataset")
         finished.remove()
         return PrepareReport(
             found=len(listing.wanted) + len(refused) + listing.passed_over.total(),

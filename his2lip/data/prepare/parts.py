@@ -141,7 +141,7 @@ class PartJob:
             return replace(result, info=writer.close())
         except BaseException as error:
             if writer is not None:
-                with suppress(OSError):  # a full disk may not even take the end of the file
+                with suppress(OSError):
                     writer.discard()
             if isinstance(error, OSError):
                 what = f"the shards cannot be written: {first_line(error)}"

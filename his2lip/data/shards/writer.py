@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from his2lip.data.shards import info as info_file
 from his2lip.data.shards.info import NO_LABEL, DatasetInfo, PartInfo
 from his2lip.data.shards.schema import DICTIONARIES, SCHEMA, WITHOUT_IMAGE, Patch
 from his2lip.errors import DatasetError, did_you_mean
-from his2lip.files import check_writable, filesystem, not_writable, write_file
+from his2lip.files import check_writable, filesystem, not_writable, write_file, writing
 
 ROW_GROUP_BYTES = 24 << 20  # of images; large enough for fast reads, small enough to shuffle in memory
 PART_BYTES = 256 << 20  # of images per file
@@ -24,7 +25,10 @@ _FIX = "check the path and its permissions, or choose another --out"
 
 
 class PartWriter:
-    """Writes one Parquet file of one split. The file gets its name only when it is closed."""
+    """Writes one Parquet file of one split. The file gets its name only when it is closed.
+
+    Each method that writes raises StorageError where the disk is full.
+    """
 
     def __init__(
         self,
@@ -41,16 +45,17 @@ class PartWriter:
         self._buffer_bytes = self.bytes = self._rows = self._content = 0
         self._counts: dict[str, int] = {}
         self._keys: list[int] = []
-        system.create_dir(self._path.rpartition("/")[0], recursive=True)
-        self._file = pq.ParquetWriter(
-            f"{self._path}.tmp",
-            SCHEMA,
-            filesystem=system,
-            compression={name: "none" if name == "image" else "zstd" for name in SCHEMA.names},
-            use_dictionary=DICTIONARIES,
-            write_statistics=WITHOUT_IMAGE,  # the minimum of the image column would be a whole image
-            write_page_checksum=True,  # a CRC-32 per page, which `read_row_group` verifies
-        )
+        with self._writing():
+            system.create_dir(self._path.rpartition("/")[0], recursive=True)
+            self._file = pq.ParquetWriter(
+                f"{self._path}.tmp",
+                SCHEMA,
+                filesystem=system,
+                compression={name: "none" if name == "image" else "zstd" for name in SCHEMA.names},
+                use_dictionary=DICTIONARIES,
+                write_statistics=WITHOUT_IMAGE,  # the minimum of the image column would be a whole image
+                write_page_checksum=True,  # a CRC-32 per page, which `read_row_group` verifies
+            )
 
     def add(self, patch: Patch) -> None:
         """Adds one row; a full row group is written to the file."""
@@ -69,8 +74,9 @@ class PartWriter:
     def close(self) -> PartInfo:
         """Writes the remaining rows and gives the file its name."""
         self._flush()
-        self._file.close()
-        self._fs.move(f"{self._path}.tmp", self._path)
+        with self._writing():
+            self._file.close()
+            self._fs.move(f"{self._path}.tmp", self._path)
         return PartInfo(
             split=self._split,
             path=self._name,
@@ -83,14 +89,21 @@ class PartWriter:
 
     def discard(self) -> None:
         """Removes the unfinished file."""
-        self._file.close()
-        self._fs.delete_file(f"{self._path}.tmp")
+        with suppress(OSError):  # a full disk may not even take the end of the file
+            self._file.close()
+        with suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._path}.tmp")
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing("a file of shards", self._path)
 
     def _flush(self) -> None:
         if not self._buffer:
             return
         columns = [pa.array([getattr(p, f.name) for p in self._buffer], f.type) for f in SCHEMA]
-        self._file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(self._buffer))
+        table = pa.Table.from_arrays(columns, schema=SCHEMA)
+        with self._writing():
+            self._file.write_table(table, row_group_size=len(self._buffer))
         self._buffer, self._buffer_bytes = [], 0
 
 
@@ -144,7 +157,12 @@ class ShardWriter:
         self.info = info_file.summarise(
             self._done, self._card, generated=self._generated, view=self._view, quarantined=quarantined
         )
-        write_file(self._fs, f"{self._root}/{INFO}", info_file.to_json(self.info))
+        write_file(
+            self._fs,
+            f"{self._root}/{INFO}",
+            info_file.to_json(self.info),
+            what="the description of the dataset",
+        )
         return self.info
 
     def _start(self, split: str) -> PartWriter:
