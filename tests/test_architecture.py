@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "captioning": {"data", "models", "evaluation"},
     "tracking": set(),
     "jobs": set(),
+    "cloud": set(),
     "housekeeping": {"training", "evaluation"},
     "cli": {
         *("data", "synthetic", "models", "loss", "training", "tuning", "evaluation", "report", "serving"),
-        *("captioning", "tracking", "jobs", "housekeeping"),
+        *("captioning", "tracking", "jobs", "cloud", "housekeeping"),
     },
     "__init__": {"models"},
     "__main__": {"cli"},
