@@ -188,12 +188,13 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the others.
     """
     from his2lip.config import digest, recorded
-    from his2lip.evaluation import run_grid
+    from his2lip.evaluation import check_inputs, run_grid
     from his2lip.files import check_writable
     from his2lip.models import is_registered
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
 
+    check_inputs(config, datasets=datasets)
     check_writable(config.folder, fix="set storage to a folder that you can write to")
     check_writable(config.cache, fix="set cache to a folder that you can write to")
     tracker = Tracker.open(needed=any(is_registered(model.path) for model in config.models))

@@ -1,3 +1,5 @@
+from .config import DEFAULT_PROTOCOL as DEFAULT_PROTOCOL
+from .config import PREFIX as PREFIX
 from .config import PROBE_PREFIX as PROBE_PREFIX
 from .config import BenchmarkConfig as BenchmarkConfig
 from .config import ModelEntry as ModelEntry
@@ -11,6 +13,7 @@ from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
+from .grid_plans import check_inputs as check_inputs
 from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards

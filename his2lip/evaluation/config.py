@@ -13,6 +13,7 @@ from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
+DEFAULT_PROTOCOL = "default"  # the protocol that is scored where none is named, and that counts in means
 PROBE_PREFIX = "probe:"  # start of the names of probes, which are fitted on labels
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
 TASK_NAMES = ("retrieval", "robustness")  # the sections of a benchmark that are tasks beside its protocols
@@ -86,13 +87,18 @@ class ModelEntry(Config):
     probe: Probe | None = None
     """Fits a classifier on the model's embeddings; `probes` of the benchmark adds these rows."""
 
+    @property
+    def loads(self) -> list[str]:
+        """The names of the models that the row loads: one, or the two of a blend."""
+        return [self.path] if self.blend is None else [self.path, self.blend.base]
+
 
 class TaskConfig(Config):
     """A task beside the protocols, on the same embeddings."""
 
     datasets: list[str] | None = None
     """Those of the benchmark's datasets that have the task; null: all."""
-    protocol: str = "default"
+    protocol: str = DEFAULT_PROTOCOL
     """The protocol of each card that gives the split, the view, the preprocessing and the scoring."""
 
 
@@ -149,7 +155,7 @@ class BenchmarkConfig(Config):
     """Names of dataset cards, or a mapping of names to the URIs of their shards."""
     shards: str = f"{STORAGE}/shards"
     """Folder or URI that has the shards of each dataset, in a folder of its name."""
-    protocols: list[str] = ["default"]
+    protocols: list[str] = [DEFAULT_PROTOCOL]
     """Protocols of the cards to score by; a dataset that lacks one is not scored by it."""
     role: Literal["select"] | None = None
     """select: score the split of each dataset that has this role, to choose a model by (`models promote

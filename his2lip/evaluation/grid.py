@@ -147,18 +147,22 @@ def run_grid(
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
-    the benchmark's name is in use for splits of another role; StorageError where the disk is full.
+    the benchmark's name is in use for splits of another role; RunError where nothing can be scored;
+    StorageError where the disk is full.
     """
     config = whole = _with_absolute_paths(config)
     _check_role(config)
     kept, kept_tasks = ([], []) if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
-    names = [name for entry in config.models for name in _model_names(entry)]
+    names = [name for entry in config.models for name in entry.loads]
     folders = [name.removeprefix("local-dir:") for name in names]
     check_nodes(read=[*config.uris().values(), *folders], write=[config.folder])
     log_to(config.folder)
     plans, failed = plan_cells(config)
+    if failed and not plans:
+        what = f"no grid cell can be scored; on {failed[0].dataset}: {failed[0].reason}"
+        raise RunError(what.removesuffix("."), where=config.folder, key=failed[0].dataset)
     _log.info(
         "benchmark %s: %d models, %d protocols and tasks of datasets",
         config.name,
@@ -221,11 +225,6 @@ def _log_refusals(entries: Sequence[ModelEntry], plans: Sequence[Plan]) -> None:
     for entry, plan in itertools.product((entry for entry in entries if entry.probe), of_labels):
         if plan.labelled and entry.probe and (reason := plan.labelled.refuses(entry.probe)):
             _log.info("not scored: %s on %s (%s): %s", entry.name, plan.dataset, plan.protocol_name, reason)
-
-
-def _model_names(entry: ModelEntry) -> list[str]:
-    """The names of the models that a row of the leaderboard loads: one, or the two of a blend."""
-    return [entry.path] if entry.blend is None else [entry.path, entry.blend.base]
 
 
 def _identities(names: Iterable[str]) -> dict[str, str]:
@@ -379,7 +378,7 @@ def _check_weights(entry: ModelEntry, expected: Mapping[str, str]) -> None:
     """Raises ModelError where this process, on its machine, finds another model than the driver did."""
     from his2lip.models import weights_identity
 
-    for name in _model_names(entry):
+    for name in entry.loads:
         if name in expected and weights_identity(name) != expected[name]:
             what = "this machine has another model here than the one that started the benchmark"
             raise ModelError(what, where=name, key=entry.name, fix="use a folder that both see")

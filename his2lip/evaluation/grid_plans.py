@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,30 @@ Planner = Callable[[str, str, Card, ShardSet, BenchmarkConfig], Plan]
 
 # Name of a section of the benchmark's config -> what plans the task on a dataset.
 PLANNERS: dict[str, Planner] = {"retrieval": plan_retrieval, "robustness": plan_robustness}
+
+
+def check_inputs(config: BenchmarkConfig, *, datasets: Sequence[str] | None = None) -> None:
+    """Raises ModelError for a model that does not exist, and DatasetError where no dataset is prepared.
+
+    Nothing is loaded. Single datasets that are not prepared are left to `plan_cells`.
+
+    datasets  those of the benchmark's that are scored; null: all
+    """
+    from his2lip.models import check_model_name
+
+    for name in (name for entry in config.models for name in entry.loads):
+        check_model_name(name)
+    uris = {name: uri for name, uri in config.uris().items() if datasets is None or name in datasets}
+    missing = []
+    for uri in uris.values():
+        try:
+            open_shards(uri)
+        except DatasetError as error:
+            missing.append(error)
+    if uris and len(missing) == len(uris):
+        first, several = missing[0], len(missing) > 1
+        what = f"none of the {len(missing)} datasets can be read; of the first: " if several else ""
+        raise DatasetError(f"{what}{first.what}", where=first.where, key="datasets", fix=first.fix)
 
 
 def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:

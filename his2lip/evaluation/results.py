@@ -22,7 +22,7 @@ import pydantic
 
 from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
-from his2lip.evaluation.config import PREFIX, PROBE_PREFIX
+from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
 from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import Clusters, interval
@@ -250,7 +250,7 @@ class CellResult(Figures):
         """
         named = f"{self.dataset}-generated" if self.generated else self.dataset
         named += "-select" if self.role == "select" else ""
-        return named if self.protocol == "default" else f"{named}.{self.protocol}"
+        return named if self.protocol == DEFAULT_PROTOCOL else f"{named}.{self.protocol}"
 
     @property
     def is_probe(self) -> bool:

@@ -153,33 +153,26 @@ def crossed_interval(
 
 @dataclass(frozen=True)
 class Part:
-    """One term of a mean: its figure, the limits of its interval, its number of clusters, and its dataset.
-
-    Terms of one dataset have the same patients.
-    """
+    """The term of one dataset in a mean: its figure, the limits of its interval, its number of clusters."""
 
     value: float
     limits: tuple[float, float]
     clusters: int
-    dataset: str
 
 
 def mean_interval(parts: Sequence[Part]) -> tuple[float, float]:
     """The limits of the 95 % interval of the mean of figures of several datasets.
 
-    Datasets are independent. The errors of several figures of one dataset are added, as if they were fully
-    correlated, which is never too narrow. Degrees of freedom are those of Satterthwaite (1946).
+    Datasets are independent. Degrees of freedom are those of Satterthwaite (1946).
     """
-    own: dict[str, float] = {}
-    freedom: dict[str, int] = {}
+    errors = []
     for part in parts:
         # Of the two limits at most one is cut to the range of the figure.
         reach = max(part.value - part.limits[0], part.limits[1] - part.value)
-        error = reach / float(stdtrit(part.clusters - 1, (1 + LEVEL) / 2)) / len(parts)
-        own[part.dataset] = own.get(part.dataset, 0.0) + error
-        freedom[part.dataset] = min(freedom.get(part.dataset, part.clusters - 1), part.clusters - 1)
-    variance = sum(error**2 for error in own.values())
-    degrees = variance**2 / sum(error**4 / freedom[name] for name, error in own.items())
+        errors.append(reach / float(stdtrit(part.clusters - 1, (1 + LEVEL) / 2)) / len(parts))
+    variance = sum(error**2 for error in errors)
+    pairs = zip(errors, parts, strict=True)
+    degrees = variance**2 / sum(error**4 / (part.clusters - 1) for error, part in pairs)
     mean = sum(part.value for part in parts) / len(parts)
     reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * variance**0.5
     return mean - reach, mean + reach

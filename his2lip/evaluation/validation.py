@@ -11,6 +11,7 @@ from his2lip import taxonomy
 from his2lip.data.cards import Protocol
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, patch_scale, resolve_split
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
+from his2lip.evaluation.config import DEFAULT_PROTOCOL
 from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
@@ -22,7 +23,6 @@ from his2lip.evaluation.zero_shot import score
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
-DEFAULT = "default"  # the protocol that is scored where none is named
 # Columns that a dataset without protocols is scored by, the first with two classes or more, and their names.
 _COLUMNS = {"tissue": taxonomy.TISSUES, "biomarker": taxonomy.BIOMARKERS}
 
@@ -91,7 +91,7 @@ class SelectValidator:
 
     def _protocol(self, shards: ShardSet, split: str) -> Protocol:
         known = shards.card().protocols
-        name = self.protocol or DEFAULT
+        name = self.protocol or DEFAULT_PROTOCOL
         if name in known:
             return known[name]
         if self.protocol is None:

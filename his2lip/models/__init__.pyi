@@ -13,6 +13,7 @@ from .finetune import prepare_finetuning as prepare_finetuning
 from .identity import weights_identity as weights_identity
 from .image_size import set_image_size as set_image_size
 from .interpolation import blend as blend
+from .load import check_model_name as check_model_name
 from .load import load_model as load_model
 from .naming import name_of as name_of
 from .preprocess import Preprocess as Preprocess

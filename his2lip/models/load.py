@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import open_clip
 from open_clip.factory import load_checkpoint as load_open_clip_weights
 from open_clip.pretrained import get_pretrained_cfg
 
-from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean
+from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean, nearest
 from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
 from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
@@ -27,6 +28,7 @@ from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import check_values
 
+_LOCAL = "local-dir:"
 # Weight files of a hub repository: open_clip's own names, then others in use.
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -48,10 +50,34 @@ def load_model(
            transformers saved; models:/NAME@ALIAS of MLflow
 
     Raises ModelError for an unknown name or weights that are not on this machine and cannot be fetched,
-    CheckpointError for damaged ones.
+    CheckpointError for a folder that does not exist and for damaged weights.
     """
     model = _resolve(str(name), precision, seed)
     return model.to(device).eval()
+
+
+def check_model_name(name: str) -> None:
+    """Raises what `load_model` raises for an unknown name or a missing folder, without loading anything."""
+    folder = Path(name.removeprefix(_LOCAL))
+    is_folder = folder.is_dir() or is_checkpoint(folder)
+    if name in BACKBONES or is_registered(name) or name.startswith("hf-hub:") or is_folder:
+        return
+    if name.startswith(_LOCAL) or os.sep in name:  # no name of open_clip has one
+        raise CheckpointError("there is no folder of this model", where=folder, fix=_nearest_folder(folder))
+    architecture = name.partition(":")[0]
+    if architecture not in open_clip.list_models():
+        fix = did_you_mean(architecture, _names(architecture))
+        raise ModelError(f"unknown model '{name}'", key=name, fix=fix)
+
+
+def _nearest_folder(missing: Path) -> str:
+    """What is wrong in the path of a folder that does not exist."""
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    beside = [path.name for path in missing.parent.iterdir() if path.is_dir()]
+    here = f"'{missing.parent}' has no '{missing.name}'"
+    close = nearest(missing.name, beside)
+    return f"{here}, did you mean '{close}'?" if close else here
 
 
 def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
@@ -66,13 +92,11 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
             return load_checkpoint(fetch_checkpoint(name, scratch), precision=precision)
     if name.startswith("hf-hub:"):
         return _fetched(name, precision)
-    folder = Path(name.removeprefix("local-dir:"))
-    if name.startswith("local-dir:") or folder.is_dir() or is_checkpoint(folder):
+    check_model_name(name)
+    folder = Path(name.removeprefix(_LOCAL))
+    if folder.is_dir() or is_checkpoint(folder):
         return _from_folder(folder, precision)
     architecture, _, tag = name.partition(":")
-    if architecture not in open_clip.list_models():
-        fix = did_you_mean(architecture, _names(architecture))
-        raise ModelError(f"unknown model '{name}'", key=name, fix=fix)
     if tag:
         return _fetched(name, precision)
     config = open_clip.get_model_config(architecture)
@@ -98,8 +122,6 @@ def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
     """A checkpoint of his2lip, open_clip's hub layout, or a transformers CLIPModel."""
     if is_checkpoint(folder):
         return load_checkpoint(folder, precision=precision)
-    if not folder.is_dir():
-        raise CheckpointError("this directory does not exist", where=folder)
     refuse_programs(folder)
     if (folder / OPEN_CLIP).is_file():
         weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)

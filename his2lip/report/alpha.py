@@ -29,8 +29,9 @@ def curve_points(board: Board) -> list[Point]:
     """The points of all sweeps, sorted by sweep and alpha. Blends without all grid cells are left out."""
     blends = {(c.blend, c.alpha): c.model for c in board.cells if c.blend is not None and c.alpha is not None}
     points = []
+    own = [column for column in board.in_domain() if column in board.counted]
     for (sweep, alpha), model in sorted(blends.items()):
-        in_domain, zero_shot = board.mean(model, columns=board.in_domain()), board.mean(model)
+        in_domain, zero_shot = board.mean(model, columns=own), board.mean(model)
         if in_domain is not None and zero_shot is not None:
             points.append(Point(sweep=sweep, alpha=alpha, in_domain=in_domain, out_of_domain=zero_shot))
     return points

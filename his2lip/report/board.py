@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from his2lip.data.cards import list_cards, load_card
 from his2lip.evaluation import (
+    DEFAULT_PROTOCOL,
+    PREFIX,
     PROBE_PREFIX,
     CellResult,
     Part,
@@ -29,7 +32,7 @@ def heading(cell: CellResult) -> str:
 
     A version of the protocol that is older than the card's is a column of its own, and is marked.
     """
-    marks = [cell.protocol] if cell.protocol != "default" else []
+    marks = [cell.protocol] if cell.protocol != DEFAULT_PROTOCOL else []
     marks += ["select"] if cell.role == "select" else []
     marks += ["generated"] if cell.generated else []
     newest = _version(cell.dataset, cell.protocol)
@@ -86,20 +89,31 @@ class Board:
         """(model, column) -> its grid cell; the first of several."""
         return {(cell.model, heading(cell)): cell for cell in reversed(self.cells)}
 
+    @cached_property
+    def counted(self) -> list[str]:
+        """One column of each dataset, which counts in means: that of the protocol `default` where a model was
+        scored by it, else the dataset's first."""
+        first: dict[tuple[str, bool], CellResult] = {}
+        for cell in self.cells:
+            known = first.setdefault((cell.dataset, cell.generated), cell)
+            if cell.protocol == DEFAULT_PROTOCOL != known.protocol:
+                first[cell.dataset, cell.generated] = cell
+        return [heading(cell) for cell in first.values()]
+
     def in_domain(self) -> list[str]:
         """The columns that are in-domain for at least one model."""
         seen = {heading(cell) for cell in self.cells if cell.in_domain}
         return [column for column in self.columns if column in seen]
 
     def zero_shot(self) -> list[str]:
-        """The columns of the zero-shot mean: those that are in-domain for no model.
+        """The columns of the zero-shot mean: one per dataset (`counted`), if it is in-domain for no model.
 
         Columns of generated twins are only included where all columns are generated.
         """
         left_out = set(self.in_domain())
         if not all(cell.generated for cell in self.cells):
             left_out |= {heading(cell) for cell in self.cells if cell.generated}
-        return [column for column in self.columns if column not in left_out]
+        return [column for column in self.counted if column not in left_out]
 
     def mean(self, model: str, *, columns: Sequence[str] | None = None) -> float | None:
         """The mean of chance-corrected balanced accuracy over `columns`; None where one is not scored.
@@ -122,8 +136,7 @@ class Board:
             limits = None if cell is None else cell.interval(ONE_NUMBER)
             if cell is None or limits is None or cell.is_probe:
                 return None
-            dataset = f"{cell.dataset} (generated)" if cell.generated else cell.dataset
-            parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters, dataset))
+            parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters))
         return mean_interval(parts) if parts else None
 
     def borda(self) -> dict[str, int]:
@@ -142,11 +155,21 @@ class Board:
                 points[model] += sum((value > other) + (value == other) / 2 for other in own.values())
         return {model: 1 + sum(p > own for p in points.values()) for model, own in points.items()}
 
+    def disagreements(self) -> list[tuple[str, str]]:
+        """Pairs of models that are no baselines: the first has the higher mean and the lower Borda count."""
+        ranks = {model: rank for model, rank in self.borda().items() if not model.startswith(PREFIX)}
+        means = {model: _or_worst(self.mean(model)) for model in ranks}
+        pairs = itertools.permutations(sorted(means, key=lambda model: -means[model]), 2)
+        return [(a, b) for a, b in pairs if means[a] > means[b] and ranks[a] > ranks[b]]
+
     def zero_shot_share(self, model: str) -> float:
-        """The share of the columns of a model, as a fraction, that are zero-shot; a probe has none."""
-        return statistics.fmean(
-            not (cell.in_domain or cell.is_probe) for cell in self.cells if cell.model == model
-        )
+        """The share of a model's datasets that are zero-shot by all protocols, a fraction; 0 for a probe."""
+        own: dict[tuple[str, bool], bool] = {}
+        for cell in self.cells:
+            if cell.model == model:
+                key = (cell.dataset, cell.generated)
+                own[key] = own.get(key, True) and not (cell.in_domain or cell.is_probe)
+        return statistics.fmean(own.values())
 
     @property
     def reference(self) -> str | None:

@@ -23,6 +23,7 @@ class Champion:
     limits   of the 95 % interval of `value`; None where there is none
     columns  the columns that `value` is over
     next     the model with the next lower value, and that value; None for a board of one model
+    borda    the models that the Borda count ranks above it, where `value` is the mean
     """
 
     model: str
@@ -32,12 +33,14 @@ class Champion:
     limits: tuple[float, float] | None
     columns: Sequence[str]
     next: tuple[str, float] | None
+    borda: Sequence[str] = ()
 
     def __str__(self) -> str:
         interval = "no interval" if self.limits is None else "{:.3f} to {:.3f}".format(*self.limits)
         base = self.columns[0] if len(self.columns) == 1 else f"{len(self.columns)} select splits"
         text = f"{self.model}, chance-corrected balanced accuracy {self.value:.3f} ({interval}) on {base}"
-        return text if self.next is None else f"{text}; next {self.next[0]}, {self.next[1]:.3f}"
+        text += "" if self.next is None else f"; next {self.next[0]}, {self.next[1]:.3f}"
+        return text + (f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else "")
 
 
 def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
@@ -79,6 +82,7 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         limits=board.mean_interval(model) if by == BY_MEAN else cell.interval(ONE_NUMBER),
         columns=columns,
         next=None if len(ranked) < 2 else (ranked[1][1], ranked[1][0]),
+        borda=[other for first, other in board.disagreements() if first == model] if by == BY_MEAN else (),
     )
 
 

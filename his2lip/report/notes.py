@@ -17,6 +17,7 @@ INTERVALS = (
     "Intervals are 95 % jackknife intervals over cases (over slides or files where cases are unknown), "
     "with Student's t. They measure what other patients would change, not other prompts or seeds."
 )
+_MOST_PAIRS = 5  # pairs of models that a note names
 UNCHANGED = "no case changes the figure"
 
 
@@ -29,6 +30,7 @@ def notes(board: Board) -> list[str]:
     """The notes, those that concern all figures first."""
     return [
         _domain_note(board),
+        *_mean_notes(board),
         *_row_notes(board),
         INTERVALS,
         *([PROBES] if any(cell.is_probe for cell in board.cells) else []),
@@ -74,6 +76,26 @@ def _domain_note(board: Board) -> str:
     if not own:
         return "No column is in-domain for any model."
     return f"Not in the mean and the rank, because they are in-domain for some models: {', '.join(own)}."
+
+
+def _mean_notes(board: Board) -> list[str]:
+    """Which protocols count in the mean, and which models the mean and the Borda count rank differently."""
+    notes = []
+    further = [column for column in board.columns if column not in board.counted]
+    if further:
+        notes.append(
+            "A dataset counts once in the mean and the rank, by its protocol default or else by its first "
+            f"one. Not counted again: {', '.join(further)}."
+        )
+    pairs = board.disagreements()
+    if pairs:
+        shown = "; ".join(f"{a} above {b}" for a, b in pairs[:_MOST_PAIRS])
+        more = f"; and {len(pairs) - _MOST_PAIRS} more pairs" if len(pairs) > _MOST_PAIRS else ""
+        notes.append(
+            f"The mean ranks some models differently than the Borda count, by the mean: {shown}{more}. The "
+            "Borda count uses only their order on each dataset, not by how much they differ."
+        )
+    return notes
 
 
 def _interval_notes(board: Board) -> list[str]:

@@ -32,7 +32,8 @@ def fill(inputs: Inputs) -> Section:
         "counted": board.zero_shot(),
         "in_domain": board.in_domain(),
         "unknown": [c for c in board.zero_shot() if inputs.columns.cells[c].no_interval is not None],
-        "other": [c for c in board.columns if c not in (*board.zero_shot(), *board.in_domain())],
+        "further": [c for c in board.columns if c not in board.counted],
+        "other": [c for c in board.counted if c not in (*board.zero_shot(), *board.in_domain())],
         "baselines": {model: text for model, text in known.items() if text is not None},
     }
     return Section("summary", TITLE, values, [table] if table.rows else [])

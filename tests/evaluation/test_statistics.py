@@ -167,17 +167,10 @@ def test_the_mean_of_several_datasets_has_an_interval_that_holds_the_true_mean(c
     limits = [jackknife_limits(c) for c in counts]
     sizes = [c.shape[1] for c in counts]
     found = [
-        mean_interval([Part(values[d][run], limits[d][run], sizes[d], str(d)) for d in range(3)])  # type: ignore[arg-type]
+        mean_interval([Part(values[d][run], limits[d][run], sizes[d]) for d in range(3)])  # type: ignore[arg-type]
         for run in range(2000)
     ]
     assert COVERED[0] <= coverage(list(found)) <= COVERED[1]
-
-
-def test_figures_of_one_dataset_are_not_independent() -> None:
-    part = Part(0.5, (0.4, 0.6), 10, "a")
-    assert mean_interval([part, part]) == pytest.approx((0.4, 0.6))
-    low, high = mean_interval([part, Part(0.5, (0.4, 0.6), 10, "b")])
-    assert 0.4 < low < high < 0.6
 
 
 @pytest.mark.parametrize(

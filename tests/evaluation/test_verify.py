@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +32,10 @@ from his2lip.evaluation.leaderboard import (
     with_seeds,
     write_leaderboard,
 )
+from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import groups_digest
-from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.verify import verify_board
@@ -59,9 +60,11 @@ def board_plan(shards: ShardSet) -> CellPlan:
     return replace(plan, selection=selection, prompts=own, pools={"further": further})
 
 
-def write_board(folder: str, plan: CellPlan, cache: EmbeddingCache) -> list[CellResult]:
-    """A board of two trainings of `tiny`, a negative control and two baselines."""
-    models = [ModelScorer(f"m seed {i}", load_model("tiny", seed=i), cache) for i in (1, 2)]
+def write_board(
+    folder: str, plan: CellPlan, cache: EmbeddingCache, *, seeds: Sequence[int] = (1, 2)
+) -> list[CellResult]:
+    """A board of trainings of `tiny`, called by their number, a negative control and two baselines."""
+    models = [ModelScorer(f"m seed {i}", load_model("tiny", seed=s), cache) for i, s in enumerate(seeds, 1)]
     control = ControlScorer("control", models[0], "shuffled-labels")
     runs = [run_cell(scorer, plan, folder) for scorer in models]
     runs.append(run_cell(control, control.plan(plan), folder))
@@ -91,6 +94,18 @@ def test_a_board_follows_from_its_stored_predictions_to_the_byte(board: tuple[st
     assert {"leaderboard.csv", "leaderboard.parquet", "predictions.parquet", "board.json"} <= {*found.files}
     first = cells[0]
     assert all([first.compared, first.over_seeds, first.prompt_order, first.prompt_pools, first.breakdown])
+
+
+def test_two_names_of_one_model_share_a_grid_cell_and_are_verified(
+    write_shards: Write, real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    plan = board_plan(write_shards(images=tiles(real_ihc)[:54]))
+    folder, cache = str(tmp_path / "board"), EmbeddingCache(str(tmp_path / "cache"))
+    cells = write_board(folder, plan, cache, seeds=(1, 2, 1))
+    assert cells[0].cell == cells[2].cell != cells[1].cell
+    found = verify_board(folder)
+    assert (list(found.mismatches), list(found.cells)) == ([], cells)
+    assert read_results(Path(merge_boards([folder, folder], str(tmp_path / "merged")).leaderboard)) == cells
 
 
 def test_changed_digits_of_a_leaderboard_are_named_by_file_row_and_column(

@@ -41,6 +41,7 @@ def test_the_champion_has_the_highest_mean_of_the_models_and_is_loaded_from_its_
     assert found.next[0] == "first"
     assert found.next[1] == pytest.approx(0.45)
     assert len(found.columns) == 2
+    assert list(found.borda) == [], "each is better on one dataset"
 
 
 def test_a_column_chooses_too_and_in_domain_datasets_are_in_no_mean(tmp_path: Path) -> None:

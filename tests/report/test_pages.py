@@ -12,7 +12,7 @@ from page_tags import fetched
 from his2lip.data.cards.card import load_card
 from his2lip.errors import ConfigError
 from his2lip.evaluation.leaderboard import write_leaderboard
-from his2lip.evaluation.results import to_csv
+from his2lip.evaluation.results import CellResult, to_csv
 from his2lip.report.board import Board, read_board
 from his2lip.report.pages import write_pages
 from his2lip.templates import render
@@ -146,6 +146,45 @@ def test_ranks_are_by_points_over_the_zero_shot_columns_and_the_share_counts_all
     assert board.borda() == {"a": 3, "b": 1, "c": 2}
     assert board.models == ["c", "b", "a", "only x"]
     assert [board.zero_shot_share(model) for model in "abc"] == [pytest.approx(2 / 3), 1.0, 1.0]
+
+
+def several_protocols() -> list[CellResult]:
+    """Two models on a dataset that is scored by two protocols, `paper` first, and on two others."""
+    columns = [("x", "paper"), ("x", "default"), ("y", "image"), ("y", "paper"), ("z", "default")]
+    scores = {"a": (0.9, 0.3, 0.3, 0.9, 0.9), "b": (0.1, 0.4, 0.4, 0.1, 0.1)}
+    return [
+        cell_result(
+            model=model, dataset=dataset, protocol=protocol, chance_corrected=value,
+            chance_corrected_lo=value - 0.1, chance_corrected_hi=value + 0.1,
+        )
+        for model, values in scores.items()
+        for (dataset, protocol), value in zip(columns, values, strict=True)
+    ]  # fmt: skip
+
+
+def test_a_dataset_counts_once_by_its_default_protocol_or_else_by_its_first() -> None:
+    cells = several_protocols()
+    board = Board(cells)
+    assert board.zero_shot() == ["x", "y (image)", "z"]
+    assert board.mean("a") == pytest.approx(0.5)
+    low, high = board.mean_interval("a") or (0.0, 0.0)
+    assert 0.4 < low < 0.5 < high < 0.6, "three independent datasets, not five figures"
+    seen = [c.model_copy(update={"in_domain": (c.dataset, c.protocol) == ("x", "paper")}) for c in cells]
+    assert Board(seen).zero_shot() == ["x", "y (image)", "z"]
+    assert Board(seen).zero_shot_share("a") == pytest.approx(2 / 3), "a share of datasets, not of columns"
+
+
+def test_models_that_mean_and_borda_count_rank_differently_are_named(tmp_path: Path) -> None:
+    board = Board(several_protocols())
+    assert (board.models, board.borda()) == (["a", "b"], {"a": 2, "b": 1})
+    assert board.disagreements() == [("a", "b")]
+    path = tmp_path / "leaderboard.csv"
+    path.write_text(to_csv(several_protocols()))
+    out = write_pages(path, tmp_path / "out").parent
+    for name in ("index.html", "leaderboard.md"):
+        text = (out / name).read_text()
+        assert "a above b" in text
+        assert "Not counted again: x (paper), y (paper)." in text
 
 
 def test_every_row_shows_the_tissue_that_was_seen_and_the_pages_say_what_limits_it(tmp_path: Path) -> None:

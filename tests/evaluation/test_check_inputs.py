@@ -1,0 +1,69 @@
+"""What a benchmark refuses before it starts Ray, MLflow or any other work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from his2lip.cli.app import app
+from his2lip.config import validate
+from his2lip.data.shards.reader import ShardSet
+from his2lip.errors import CheckpointError, DatasetError, ModelError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid_plans import check_inputs
+
+Write = Callable[..., ShardSet]
+
+
+def config_of(folder: Path, **changes: object) -> BenchmarkConfig:
+    tree = {"models": [], "datasets": ["mist", "bci"], "shards": str(folder), "storage": str(folder / "runs")}
+    return validate(BenchmarkConfig, tree | changes)
+
+
+def test_a_benchmark_without_any_prepared_dataset_ends_before_any_work(tmp_path: Path) -> None:
+    config = tmp_path / "benchmark.yaml"
+    config.write_text(
+        f"models: [tiny]\ndatasets: [mist, bci]\nshards: {tmp_path}\nstorage: {tmp_path}/runs\n"
+    )
+    error = CliRunner().invoke(app, ["benchmark", str(config)]).exception
+    assert isinstance(error, DatasetError)
+    assert (error.where, error.key) == (f"{tmp_path}/mist", "datasets")
+    assert not (tmp_path / "runs").exists()
+    assert not ray.is_initialized()
+
+
+def test_a_part_of_the_datasets_is_enough(write_shards: Write, tmp_path: Path) -> None:
+    prepared, gone = write_shards().uri, str(tmp_path / "gone")
+    check_inputs(config_of(tmp_path, datasets={"gone": gone, "toy": prepared}))
+    with pytest.raises(DatasetError) as refused:
+        check_inputs(config_of(tmp_path, datasets={"gone": gone, "toy": prepared}), datasets=["gone"])
+    assert (refused.value.where, refused.value.key) == (gone, "datasets")
+
+
+def test_a_model_whose_folder_does_not_exist_is_named_with_the_nearest_one(
+    write_shards: Write, tmp_path: Path
+) -> None:
+    datasets = {"toy": write_shards().uri}
+    (tmp_path / "train/first/best").mkdir(parents=True)
+    for name in ("train/frist/best", "train/first/bset"):
+        missing = str(tmp_path / name)
+        blend = {"blend": ["tiny", missing], "alphas": [0, 1], "name": "b"}
+        for models in ([missing], [f"local-dir:{missing}"], [blend]):
+            with pytest.raises(CheckpointError) as refused:
+                check_inputs(config_of(tmp_path, datasets=datasets, models=models))
+            assert refused.value.where == Path(missing)
+            assert name.split("/")[1 if "frist" in name else 2] in str(refused.value.fix)
+            assert ("'first'" if "frist" in name else "'best'") in str(refused.value.fix)
+
+
+def test_a_misspelt_backbone_is_refused_and_names_of_models_pass(write_shards: Write, tmp_path: Path) -> None:
+    datasets = {"toy": write_shards().uri}
+    names = ["tiny", "clip", "ViT-B-16:laion2b_s34b_b88k", "hf-hub:org/name", "models:/lung@champion"]
+    check_inputs(config_of(tmp_path, datasets=datasets, models=names))
+    with pytest.raises(ModelError) as refused:
+        check_inputs(config_of(tmp_path, datasets=datasets, models=["clipp"]))
+    assert refused.value.key == "clipp"
