@@ -1,7 +1,13 @@
+from .agreement import Agreement as Agreement
+from .agreement import between as between
+from .agreement import with_oneself as with_oneself
 from .fields import COMPARTMENTS as COMPARTMENTS
 from .fields import PATTERNS as PATTERNS
 from .fields import prefilled as prefilled
 from .fields import sentence as sentence
+from .gate import LOOPBACK as LOOPBACK
+from .page import Review as Review
+from .page import serve as serve
 from .records import ACTS as ACTS
 from .records import STATUSES as STATUSES
 from .records import Act as Act
@@ -14,6 +20,11 @@ from .records import Variant as Variant
 from .records import key_id as key_id
 from .records import seed_id as seed_id
 from .records import variant_id as variant_id
+from .sampling import Acceptance as Acceptance
+from .sampling import Batch as Batch
+from .sampling import batches as batches
+from .shortcuts import Shortcuts as Shortcuts
+from .shortcuts import read_shortcuts as read_shortcuts
 from .state import Item as Item
 from .state import State as State
 from .store import PICTURES as PICTURES

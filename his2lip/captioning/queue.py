@@ -115,6 +115,12 @@ class Session:
             at = next((i for i in range(len(places) - 1, -1, -1) if places[i] < here), len(places) - 1)
         self.item = self._here = listed[at].id
 
+    def show(self, item: str, *, is_blind: bool) -> None:
+        """This item, as a blind repeat or not."""
+        self.item, self.is_blind = item, is_blind
+        if not is_blind:
+            self._here = item
+
     def choose(self, state: State, chosen: str) -> None:
         """Another filter, from its first item."""
         self.chosen, self._here = chosen, None

@@ -19,6 +19,7 @@ from his2lip.runtime import share_cores
 
 GROUPS = {
     "data": "Datasets: list, prepare, check, synthesize.",
+    "captions": "Captions: draft, reword, review, merge, export.",
     "prompts": "Prompts: import.",
     "models": "Models: list, show, convert, blend, export, promote.",
     "track": "MLflow: sync.",
@@ -28,6 +29,7 @@ ORDER = (
     *("demo", "train", "tune", "benchmark", "report"),
     *("data list", "data prepare", "data check", "data synthesize"),
     *("models list", "models show", "models convert", "models blend", "models export", "models promote"),
+    *("captions draft", "captions reword", "captions review", "captions merge", "captions export"),
     "prompts import",
     *("classify", "calibrate", "retrieve", "doctor", "ui", "track sync", "gc"),
 )

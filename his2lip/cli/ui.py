@@ -41,7 +41,7 @@ def ui(
     if uri.startswith(("http://", "https://")):
         link = _show_tables(uri, _without_secrets(uri))
         if browser:
-            _open(link)
+            open_page(link)
         return
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -96,13 +96,13 @@ def _open_when_ready(address: str, link: str) -> None:
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=5):
-                _open(link)
+                open_page(link)
                 return
         except OSError:
             time.sleep(_PAUSE_S)
 
 
-def _open(link: str) -> None:
+def open_page(link: str) -> None:
     """Opens a page in the user's browser, where this machine has a screen or BROWSER names one."""
     has_screen = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if has_screen or "BROWSER" in os.environ:

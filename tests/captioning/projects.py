@@ -30,8 +30,9 @@ def keys(count: int, *, pictures: int = 0) -> list[Key]:
     ]
 
 
-def project(folder: Path, count: int = 4, *, pictures: int = 0) -> Project:
-    made = keys(count, pictures=pictures)
+def project(folder: Path, of: int | list[Key] = 4, *, pictures: int = 0) -> Project:
+    """A project of so many keys, or of these keys."""
+    made = keys(of, pictures=pictures) if isinstance(of, int) else of
     for i, key in enumerate(made):
         for k, picture in enumerate(key.pictures):
             path = folder / picture.file

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from boards import DATASETS, MODELS, real_size
 from browser import browser_page
+from page_colours import AA, COLOURS, channels, contrast, luminance
 from page_tags import dead_links, tags
 
 from his2lip.report.board import Board, read_board
@@ -18,28 +19,7 @@ from his2lip.report.pages import write_pages
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-AA = 4.5  # smallest contrast of text, WCAG 2.2, success criterion 1.4.3
 CSS = Path(__file__).parents[2] / "his2lip/report/templates/leaderboard.css"
-
-# Every visible text with its colour and the colour behind it, as [text, colour, background].
-_COLOURS = """() => {
-  document.querySelectorAll('[hidden]').forEach(part => { part.hidden = false; });
-  document.querySelectorAll('details').forEach(part => { part.open = true; });
-  const behind = part => {
-    const colour = getComputedStyle(part).backgroundColor;
-    return colour === 'rgba(0, 0, 0, 0)' && part.parentElement ? behind(part.parentElement) : colour;
-  };
-  const found = new Map();
-  for (const part of document.body.querySelectorAll('*')) {
-    const own = [...part.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-    const isDrawn = part.closest('.heatmap-label, script, style, .modebar, .skip');
-    if (!own || isDrawn || !part.checkVisibility()) continue;
-    const style = getComputedStyle(part);
-    const colour = part.closest('svg') ? style.fill : style.color;
-    found.set(colour + behind(part), [part.textContent.trim().slice(0, 40), colour, behind(part)]);
-  }
-  return [...found.values()];
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +156,7 @@ def test_text_can_be_read_in_light_and_dark(page: Page) -> None:
     grounds = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        found = page.evaluate(_COLOURS)
+        found = page.evaluate(COLOURS)
         assert len(found) > 5
         for text, colour, background in found:
             ratio = contrast(channels(colour), channels(background))
@@ -201,22 +181,3 @@ def test_the_colours_of_text_have_enough_contrast(scheme: int) -> None:
     ):
         colour, background = ([int(own[n][i : i + 2], 16) for i in (1, 3, 5)] for n in (name, ground))
         assert contrast(colour, background) >= AA, (name, ground)
-
-
-def channels(colour: str) -> list[float]:
-    """Red, green and blue, 0 to 255, of a computed colour without transparency."""
-    found = [float(number) for number in re.findall(r"[\d.]+", colour)]
-    assert len(found) == 3 or found[3] == 1, colour
-    return found[:3]
-
-
-def luminance(rgb: list[float]) -> float:
-    """Relative luminance of sRGB, as WCAG 2.2 defines it."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: list[float], other: list[float]) -> float:
-    """The contrast ratio of two colours, 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)

@@ -1,0 +1,116 @@
+"""`his2lip captions`: the caption workflow of a project."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from his2lip.cli.console import say
+from his2lip.cli.registry import command
+from his2lip.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from his2lip.captioning import Acceptance, Project
+
+ProjectName = Annotated[
+    str, typer.Argument(metavar="PROJECT", help="Name of a project in runs/captions, or its folder.")
+]
+ErrorRate = Annotated[
+    float,
+    typer.Option(min=0.001, max=0.5, help="Share of wrong lines above which a batch should not pass."),
+]
+Confidence = Annotated[
+    float, typer.Option(min=0.5, max=0.999, help="Probability with which a batch of more errors fails.")
+]
+Allowed = Annotated[
+    int, typer.Option(min=0, help="Wrong lines in the part that is read at which a batch still passes.")
+]
+
+
+@command("captions review")
+def review(
+    project: ProjectName,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Name of the reviewer's log. Default: the user name.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the page.")] = 8300,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address that is bound. One of another machine's reach needs a token, which is printed."
+        ),
+    ] = "127.0.0.1",
+    keys: Annotated[Path | None, typer.Option(help="A YAML file of other keys, such as `accept: j`.")] = None,
+    error_rate: ErrorRate = 0.05,
+    confidence: Confidence = 0.95,
+    allowed: Allowed = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the default browser.")] = True,
+) -> None:
+    """Open the page on which a pathologist accepts, revises or rejects seeds and sampled rewordings.
+
+    Each decision is on the disk before the next item is shown. Stop the page with Ctrl-C; the same command
+    continues.
+    """
+    from his2lip.captioning import LOOPBACK, Review, read_shortcuts, serve
+    from his2lip.cli.ui import open_page
+
+    found = _open(project)
+    page = Review(
+        found,
+        _reviewer(reviewer),
+        _acceptance(error_rate, confidence, allowed),
+        read_shortcuts(keys),
+    )
+    for notice in found.repair():
+        say(notice)
+    token = None if host in LOOPBACK else secrets.token_urlsafe(24)
+    _check_port(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+
+    def ready() -> None:
+        typer.echo(f"review of {found.folder} by {page.reviewer} on {address}; stop it with Ctrl-C")
+        if browser:
+            open_page(address)
+
+    serve(page, host=host, port=port, token=token, ready=ready)
+
+
+def _open(name: str) -> Project:
+    from his2lip.captioning import Project, project_folder
+
+    return Project.open(project_folder(name))
+
+
+def _acceptance(error_rate: float, confidence: float, allowed: int) -> Acceptance:
+    from his2lip.captioning import Acceptance
+
+    return Acceptance(error_rate=error_rate, confidence=confidence, allowed=allowed)
+
+
+def _reviewer(name: str | None) -> str:
+    """The name of the log, which becomes a file's."""
+    if name is not None:
+        return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        what, fix = "this machine does not know your user name", "give --reviewer"
+        raise ConfigError(what, key="--reviewer", fix=fix) from None
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind((host, port))
+    except OSError as error:
+        what = f"this address cannot be used: {first_line(error)}"
+        fix = "choose another --port or --host"
+        raise ConfigError(what, where=f"{host}:{port}", key="--port", fix=fix) from None
