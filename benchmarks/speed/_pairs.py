@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,19 +73,13 @@ def arguments(name: str, description: str, *add: Callable[[argparse.ArgumentPars
 
 
 def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: int = 1) -> dict[str, Any]:
-    """Runs both programs in turn; returns every sample, medians, and the ratios of candidate to baseline."""
-    samples: dict[str, list[Sample]] = {baseline.name: [], candidate.name: []}
-    for turn in range(warmup + repeats):
-        for program in (baseline, candidate):
-            sample = measure(program)
-            if turn >= warmup:
-                samples[program.name].append(sample)
-            print(
-                f"  {program.name}: {sample.seconds:.3f} s, {sample.peak_bytes / 2**20:.0f} MiB",
-                file=sys.stderr,
-            )
-    sides = {name: _summary(taken) for name, taken in samples.items()}
+    """Runs both programs in turn; returns every sample, medians, and the ratios of candidate to baseline.
+
+    The spread of the speed-up is that of the ratios of each turn: smallest and largest.
+    """
+    sides = in_turn([baseline, candidate], repeats=repeats, warmup=warmup)
     base, other = sides[baseline.name], sides[candidate.name]
+    each = [a / b for a, b in zip(base["seconds"], other["seconds"], strict=True)]
     return {
         "baseline": baseline.name,
         "candidate": candidate.name,
@@ -93,8 +87,24 @@ def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: 
         "programs": sides,
         "time_ratio": other["median_s"] / base["median_s"],
         "speedup": base["median_s"] / other["median_s"],
+        "speedup_spread": [min(each), max(each)],
         "memory_ratio": other["peak_bytes"] / base["peak_bytes"] if base["peak_bytes"] else None,
     }
+
+
+def in_turn(programs: Sequence[Program], *, repeats: int = 5, warmup: int = 1) -> dict[str, dict[str, Any]]:
+    """Runs the programs in turn; name -> every sample and the medians."""
+    samples: dict[str, list[Sample]] = {program.name: [] for program in programs}
+    for turn in range(warmup + repeats):
+        for program in programs:
+            sample = measure(program)
+            if turn >= warmup:
+                samples[program.name].append(sample)
+            print(
+                f"  {program.name}: {sample.seconds:.3f} s, {sample.peak_bytes / 2**20:.0f} MiB",
+                file=sys.stderr,
+            )
+    return {name: _summary(taken) for name, taken in samples.items()}
 
 
 def measure(program: Program) -> Sample:

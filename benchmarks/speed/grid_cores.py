@@ -45,8 +45,8 @@ class SleepingTower:
         return crops
 
 
-def write_images(folder: Path, images: int) -> None:
-    """A dataset of different random images of 224 px; equal bytes would be embedded once."""
+def write_images(folder: Path, images: int, *, side: int = 224, seed: int = 0) -> None:
+    """A dataset of different random images of `side` px; equal bytes would be embedded once."""
     from his2lip.data.cards import Card
     from his2lip.data.images import encode_jpeg
     from his2lip.data.shards import Patch, ShardWriter
@@ -66,10 +66,10 @@ def write_images(folder: Path, images: int) -> None:
             "protocols": {"default": protocol},
         }
     )
-    draws = np.random.default_rng(0)
+    draws = np.random.default_rng(seed)
     with ShardWriter(folder, card=card) as writer:
         for number in range(images):
-            coarse = draws.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+            coarse = draws.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
             pixels = coarse.repeat(8, axis=0).repeat(8, axis=1)
             writer.add(
                 Patch(
@@ -79,8 +79,8 @@ def write_images(folder: Path, images: int) -> None:
                     split="test",
                     tissue="Tumor" if number % 2 else "Stroma",
                     case_id=f"case-{number % 10}",
-                    width=224,
-                    height=224,
+                    width=side,
+                    height=side,
                     mpp=0.5,
                 )
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from his2lip.resources import CACHE, STORAGE
 if TYPE_CHECKING:
     import numpy as np
 
-    from his2lip.serving import Answer, Classifier, Question, Scale, SlideReading
+    from his2lip.serving import Answer, Classifier, Examined, Question, SlideReading
 
 
 # Suffixes of whole-slide files that OpenSlide reads, besides those of images.
@@ -105,7 +106,7 @@ def classify(
     A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
     GeoJSON file for QuPath are written.
     """
-    from his2lip.serving import Classifier, ask, calibrated, load_for_inference
+    from his2lip.serving import Classifier, ask, calibrated, load_for_inference, prefetched
 
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     if heat is not None:
@@ -126,10 +127,12 @@ def classify(
     )
     rows: list[dict[str, object]] = []
     unread: list[str] = []
-    for start in range(0, len(patches), classifier.batch_size):
-        readable: list[Path] = []
-        pixels = _readable(patches[start : start + classifier.batch_size], image_mpp, readable, unread)
-        for answers, file in zip(classifier.classify_batch(pixels), readable, strict=True):
+    read = partial(_seen, classifier, image_mpp)
+    for batch in prefetched(read, patches, batch=classifier.batch_size):
+        unread += [str(error) for _, error in batch if isinstance(error, ImageError)]
+        readable = [(file, seen) for file, seen in batch if not isinstance(seen, ImageError)]
+        found = classifier.classify_seen([seen for _, seen in readable])
+        for answers, (file, _) in zip(found, readable, strict=True):
             rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
     if wholes:
         for file, answers in read_slides(wholes, classifier, slides, model=model, unread=unread):
@@ -197,23 +200,20 @@ def _show_answers(rows: Sequence[dict[str, object]], *, similarity: str) -> None
     show_basis(rows)
 
 
-def _readable(
-    files: Iterable[Path], mpp: float | None, readable: list[Path], unread: list[str]
-) -> Iterator[tuple[np.ndarray, Scale]]:
-    """Pixels and scale of the files that can be decoded, which are added to `readable`.
+def _seen(
+    classifier: Classifier, mpp: float | None, file: Path
+) -> tuple[Path, tuple[Examined, np.ndarray] | ImageError]:
+    """A file with what it shows, or with the error of one that cannot be decoded.
 
-    Errors go to `unread`. `mpp`: as the user states it, or None.
+    mpp  as the user states it, or None
     """
     from his2lip.serving import Scale, load_pixels, stated_mpp
 
-    for file in files:
-        try:
-            pixels = load_pixels(file)
-        except ImageError as error:
-            unread.append(str(error))
-            continue
-        readable.append(file)
-        yield pixels, Scale.of(file=stated_mpp(file), option=mpp)
+    try:
+        pixels = load_pixels(file)
+    except ImageError as error:
+        return file, error
+    return file, classifier.see(pixels, Scale.of(file=stated_mpp(file), option=mpp))
 
 
 def _row(image: str, question: str, answer: Answer) -> dict[str, object]:

@@ -97,9 +97,8 @@ def validator(config: TrainConfig) -> SelectValidator | None:
         return None
     from his2lip.evaluation import SelectValidator
 
-    made = SelectValidator(
-        data.shards, split=data.select, protocol=data.protocol, threads=data.decode_threads
-    )
+    threads = None if data.decode_threads == "auto" else data.decode_threads
+    made = SelectValidator(data.shards, split=data.select, protocol=data.protocol, threads=threads)
     return made.check()  # before hours of training
 
 

@@ -11,11 +11,13 @@ from his2lip.errors import did_you_mean
 from his2lip.evaluation.perturbations import LEVELS, Kind, refusal
 from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
+from his2lip.runtime import usable_cpus
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
 DEFAULT_PROTOCOL = "default"  # the protocol that is scored where none is named, and that counts in means
 PROBE_PREFIX = "probe:"  # start of the names of probes, which are fitted on labels
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones
+_CPU_BATCH, _GPU_BATCH = 64, 256  # what `batch_size: auto` stands for
 TASK_NAMES = ("retrieval", "robustness")  # the sections of a benchmark that are tasks beside its protocols
 
 
@@ -190,10 +192,11 @@ class BenchmarkConfig(Config):
     its figures are measured on the scored units. Images of that split are embedded too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which models embed."""
-    batch_size: int = pydantic.Field(default=64, ge=1)
-    """Images per forward pass."""
-    cpus: float = pydantic.Field(default=1.0, ge=0)
-    """CPUs of the task of one model, and of each of its helpers."""
+    batch_size: Annotated[int, pydantic.Field(ge=1)] | Literal["auto"] = "auto"
+    """Images per forward pass; auto: 64 on a CPU, 256 on a GPU."""
+    cpus: Annotated[float, pydantic.Field(ge=0)] | Literal["auto"] = "auto"
+    """CPUs of the task of one model, and of each of its helpers; auto: a share by which all tasks together
+    keep the cores busy. board.json has the numbers that `auto` stood for."""
     helpers: Annotated[int, pydantic.Field(ge=0)] | Literal["auto"] = "auto"
     """Processes beside the task of a model that embed parts of its images; auto: as many as fit the free
     CPUs and GPUs, where the work pays for them. On a cluster that starts machines on demand, set a number."""
@@ -264,7 +267,14 @@ class BenchmarkConfig(Config):
     @property
     def task_threads(self) -> int:
         """Threads that decode images, and threads of torch, in the task of one model."""
-        return self.threads or max(1, round(self.cpus))
+        return self.threads or max(1, round(usable_cpus() if self.cpus == "auto" else self.cpus))
+
+    @property
+    def task_batch(self) -> int:
+        """Images per forward pass."""
+        if self.batch_size == "auto":
+            return _CPU_BATCH if self.gpus in (0, "auto") else _GPU_BATCH
+        return self.batch_size
 
     def uris(self) -> dict[str, str]:
         """Dataset -> URI of its shards."""

@@ -143,6 +143,17 @@ class EmbeddingCache:
         store.append(new)
         return np.concatenate([(known | new)[key] for key in keys])
 
+    def cut(self, encoder: SentenceEncoder, sentences: Sequence[str]) -> int:
+        """How many distinct sentences have more tokens than the text tower reads; cached as features are."""
+        keys = {hashlib.sha256(s.encode()).hexdigest(): s for s in sentences}
+        store = FeatureStore(self.root, f"cut/{encoder.key}", width=1)
+        known = self._read(store, list(keys))
+        missing = {key: s for key, s in keys.items() if key not in known}
+        longer = set(encoder.too_long(list(missing.values()))) if missing else set()
+        new = {key: np.full((1, 1), s in longer, dtype=np.float32) for key, s in missing.items()}
+        store.append(new)
+        return int(sum(value.sum() for value in (known | new).values()))
+
     def _read(self, store: FeatureStore, keys: list[str]) -> dict[str, np.ndarray]:
         found = store.read(keys)
         self.counts.damaged += store.damaged

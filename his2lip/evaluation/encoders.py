@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from his2lip.config import digest
+from his2lip.evaluation.known_model import PROBE, KnownModel, whole
 from his2lip.evaluation.views import View
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
-
-# A sentence that is different tokens for different tokenizers.
-_PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 
 Preprocessing = Literal["native", "released"]
 BLANK = -1.0  # in place of the share of tissue that was seen, where an image shows next to no tissue
@@ -47,7 +45,7 @@ class ModelEncoder:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | KnownModel,
         *,
         view: View | None = None,
         preprocessing: Preprocessing = "native",
@@ -61,12 +59,13 @@ class ModelEncoder:
         self.model = model
         self._weights = weights
         self.view = view or View()
-        self.width = model.dim
+        facts = model.facts if isinstance(model, KnownModel) else model
+        self.width = facts.dim
         # The view has already cropped the image, so the preprocessing resizes each crop without cropping it.
         self._preprocess = (
-            model.preprocess.as_released()
+            facts.preprocess.as_released()
             if preprocessing == "released"
-            else dataclasses.replace(model.preprocess, resize_mode="squash")
+            else dataclasses.replace(facts.preprocess, resize_mode="squash")
         )
 
     @cached_property
@@ -74,12 +73,10 @@ class ModelEncoder:
         return digest(
             {
                 "schema": 1,
-                "tensors": self._weights or self.model.tensor_digest(),
-                "config": self.model.config_digest(),
+                **_weights_key(self.model, self._weights),
                 "preprocess": self._preprocess.digest,
                 "view": self.view.key(),
                 "decoder": decoder_version(),
-                "precision": self.model.precision,
             }
         )
 
@@ -102,9 +99,9 @@ class ModelEncoder:
     def encode(self, crops: np.ndarray) -> np.ndarray:
         import torch
 
-        with inference(self.model):
-            images = self._preprocess.normalize(torch.from_numpy(crops).to(self.model.device))
-            return self.model.encode_image(images, normalize=False).cpu().numpy()
+        with inference(model := whole(self.model)):
+            images = self._preprocess.normalize(torch.from_numpy(crops).to(model.device))
+            return model.encode_image(images, normalize=False).cpu().numpy()
 
 
 class SeenEncoder:
@@ -137,30 +134,38 @@ class SeenEncoder:
 class SentenceEncoder:
     """The text tower of a dual encoder."""
 
-    def __init__(self, model: DualEncoder, *, weights: str | None = None) -> None:
+    def __init__(self, model: DualEncoder | KnownModel, *, weights: str | None = None) -> None:
         """`weights` as in `ModelEncoder`."""
         self.model = model
-        self.width = model.dim
+        self.width = model.facts.dim if isinstance(model, KnownModel) else model.dim
         self._weights = weights
 
     @cached_property
     def key(self) -> str:
         """sha256 of everything that a feature depends on, except the sentence."""
-        return digest(
-            {
-                "schema": 1,
-                "tensors": self._weights or self.model.tensor_digest(),
-                "config": self.model.config_digest(),
-                "precision": self.model.precision,
-                # The tokenizer: a released CLIP tower may have been trained with the token ids of BERT.
-                "tokens": self.model.tokenize([_PROBE]).tolist(),
-            }
-        )
+        model = self.model
+        known = isinstance(model, KnownModel)
+        # The tokenizer: a released CLIP tower may have been trained with the token ids of BERT.
+        tokens = model.facts.tokens if known else model.tokenize([PROBE]).tolist()
+        return digest({"schema": 1, **_weights_key(model, self._weights), "tokens": tokens})
+
+    def too_long(self, sentences: list[str]) -> list[str]:
+        """The sentences that have more tokens than the tower reads."""
+        return whole(self.model).tokenizer.too_long(sentences)
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         """P sentences as raw features, float32 (P, D)."""
-        with inference(self.model):
-            return self.model.encode_text(sentences, normalize=False).cpu().numpy()
+        with inference(model := whole(self.model)):
+            return model.encode_text(sentences, normalize=False).cpu().numpy()
+
+
+def _weights_key(model: DualEncoder | KnownModel, weights: str | None) -> dict[str, str]:
+    """What a model itself adds to the key of its features; `weights`: its tensor digest, if known."""
+    if isinstance(model, KnownModel):
+        facts = model.facts
+        return {"tensors": facts.tensors, "config": facts.config, "precision": facts.precision}
+    tensors = weights or model.tensor_digest()
+    return {"tensors": tensors, "config": model.config_digest(), "precision": model.precision}
 
 
 def crop_key(view: View, mpp: float | None) -> str:

@@ -32,6 +32,7 @@ from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, Pr
 from his2lip.evaluation.grid_cell import CellPlan, Plan, PromptF1, Scorer, check_stored
 from his2lip.evaluation.grid_plans import failure, plan_cells
 from his2lip.evaluation.helpers import Helpers
+from his2lip.evaluation.known_model import KnownModel, ModelFacts, facts_key, read_facts, write_facts
 from his2lip.evaluation.leaderboard import (
     Frame,
     with_blends,
@@ -58,6 +59,7 @@ _log = logging.getLogger(__name__)
 
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
+_MOST_THREADS = 8.0  # of the task of one model on a CPU, where `cpus` is auto
 _MORE_MEMORY = "if memory ran out, raise memory_gb, so that fewer run side by side, or lower batch_size"
 
 
@@ -169,7 +171,7 @@ def run_grid(
         len(config.models),
         len(plans),
     )
-    config = config.model_copy(update={"gpus": _gpus(config)})
+    config = _with_numbers(config)
     baselines = _baselines(config)
     groups = [config.rows_of(model) for model in config.models]
     entries = [*(row for rows in groups for row in rows), *baselines]
@@ -211,7 +213,7 @@ def run_grid(
     return GridResult(
         cells=cells,
         failed=failures,
-        leaderboard=write_leaderboard(config.folder, board, failures, whole),
+        leaderboard=write_leaderboard(config.folder, board, failures, whole, resolved=_numbers(config)),
         tasks=tasks,
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
@@ -304,7 +306,9 @@ def score_models(
         try:
             check_code(work.code)
             _check_weights(entry, work.weights)
-            scorer = _scorer(entry, loaded, cache, config)
+            scorer = _scorer(entry, loaded, cache, config, work.weights)
+        except StorageError:
+            raise
         except Exception as error:
             yield from (Outcome(_failed(entry, plan, error)) for plan in mine)
             continue
@@ -341,7 +345,7 @@ def scorers(
     for entry in (entry for group in [*groups, _baselines(config)] for entry in group):
         for plan in _plans_of(entry, plans):
             try:
-                scorer = _scorer(entry, loaded, cache, config)
+                scorer = _scorer(entry, loaded, cache, config, {})
             except Exception as error:
                 yield entry, plan, error
             else:
@@ -390,33 +394,74 @@ def _plans_of(entry: ModelEntry, plans: Sequence[Plan]) -> list[Plan]:
 
 
 def _scorer(
-    entry: ModelEntry, loaded: dict[str, ModelScorer], cache: EmbeddingCache, config: BenchmarkConfig
+    entry: ModelEntry,
+    loaded: dict[str, ModelScorer],
+    cache: EmbeddingCache,
+    config: BenchmarkConfig,
+    weights: Mapping[str, str],
 ) -> Scorer:
-    """The scorer of a row. `loaded` holds the model that was loaded last, by its entry without name."""
+    """The scorer of a row. `loaded` holds the model that was used last, by its entry without name.
+
+    weights  name of a model -> what identifies its weights; a model of which the cache knows the rest is
+             loaded only where something is to be encoded
+    """
     if entry.path.startswith(PREFIX):
         return BaselineScorer(entry.name, cache)
     own = {"name": "", "seeds_of": None, "control": None, "probe": None}
     same = entry.model_copy(update=own).model_dump_json()
     if same not in loaded or (entry.control is None and entry.probe is None):
         loaded.clear()
-        loaded[same] = _model_scorer(entry, cache, config)
+        loaded[same] = _model_scorer(entry, cache, config, weights)
     if entry.probe is not None:
         return ProbeScorer(entry.name, loaded[same], entry.probe)
     return loaded[same] if entry.control is None else ControlScorer(entry.name, loaded[same], entry.control)
 
 
-def _model_scorer(entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig) -> ModelScorer:
-    return ModelScorer(
+def _model_scorer(
+    entry: ModelEntry, cache: EmbeddingCache, config: BenchmarkConfig, weights: Mapping[str, str]
+) -> ModelScorer:
+    load = functools.partial(_load, entry, config)
+    key = _facts_key(entry, config, weights)
+    facts = None if key is None else read_facts(cache.root, key)
+    model = load() if facts is None else KnownModel(facts, _device(config), load)
+    scorer = ModelScorer(
         entry.name,
-        _load(entry, config),
+        model,
         cache,
         record=_training_record(entry),
         declared=entry.trained_on,
         field=TrainingField.of(_meta(entry)),
         captions=_meta(entry).get("captions_digest"),
-        batch_size=config.batch_size,
+        batch_size=config.task_batch,
         threads=config.task_threads,
     )
+    if key is not None and not isinstance(model, KnownModel):
+        with suppress(OSError):  # a cache that can only be read
+            write_facts(cache.root, key, ModelFacts.of(model, tensors=scorer.weights))
+    return scorer
+
+
+def _facts_key(entry: ModelEntry, config: BenchmarkConfig, weights: Mapping[str, str]) -> str | None:
+    """The name of what is known of an entry's model; None where its name does not identify its weights."""
+    from his2lip.models import BACKBONES, is_registered
+
+    def identified(name: str) -> bool:
+        if name not in weights or is_registered(name):
+            return False
+        by_contents = weights[name] != name
+        return by_contents or name == "tiny" or (":" not in name and name not in BACKBONES)  # by the seed
+
+    names = entry.loads
+    if not all(map(identified, names)):
+        return None
+    alpha = None if entry.blend is None else entry.blend.alpha
+    return facts_key([[weights[name] for name in names], alpha, config.seed, config.precision])
+
+
+def _device(config: BenchmarkConfig) -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
 
 
 def _meta(entry: ModelEntry) -> dict[str, Any]:
@@ -443,7 +488,7 @@ def _load(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
     from his2lip.models import blend, load_model
 
     torch.set_num_threads(config.task_threads)
-    device = "cuda" if torch.cuda.is_available() and config.gpus else "cpu"
+    device = _device(config)
     model = load_model(entry.path, device=device, precision=config.precision, seed=config.seed)
     if entry.blend is None:
         return model
@@ -526,6 +571,51 @@ def _log_outcome(outcome: Outcome) -> None:
         _log.info("scored: %s, %d images embedded", place, outcome.counts.images)
 
 
+def _with_numbers(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same benchmark with numbers for this cluster in place of `auto`."""
+    import ray
+
+    config = config.model_copy(update={"gpus": _gpus(config)})
+    if config.cpus == "auto":
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = task_cpus(nodes, len(config.models), gpus=float(config.gpus))
+        config = config.model_copy(update={"cpus": cpus})
+    config = config.model_copy(update={"batch_size": config.task_batch})
+    _log.info("benchmark %s: each task has %s", config.name, _numbers(config))
+    return config
+
+
+def _numbers(config: BenchmarkConfig) -> dict[str, float]:
+    """What `auto` stood for, by option."""
+    return {
+        "batch_size": float(config.batch_size),
+        "cpus": float(config.cpus),
+        "gpus": float(config.gpus),
+        "threads": float(config.task_threads),
+    }
+
+
+def task_cpus(nodes: Sequence[Mapping[str, float]], models: int, *, gpus: float) -> float:
+    """The CPUs of one task, so that the tasks of all models together have those of the cluster.
+
+    nodes   the Ray resources of each machine
+    models  tasks that may run at the same time
+    gpus    GPUs of one task
+    At most the share of a machine that its GPUs leave to each task, or `_MOST_THREADS` without GPUs: helpers
+    on the other cores are then faster than more threads. At least one.
+    """
+    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+    if gpus:
+        sizes = [(cpu, gpu) for cpu, gpu in sizes if gpu]
+        at_once = max(1, min(models, int(sum(gpu for _, gpu in sizes) / gpus)))
+        most = max((cpu / max(1.0, gpu / gpus) for cpu, gpu in sizes), default=1.0)
+    else:
+        at_once = max(1, models)
+        most = min(_MOST_THREADS, max((cpu for cpu, _ in sizes), default=1.0))
+    share = sum(cpu for cpu, _ in sizes) // at_once
+    return float(max(1, int(min(share, most))))
+
+
 def _gpus(config: BenchmarkConfig) -> float:
     """GPUs of the task of one model. Raises RunError for more GPUs than a single machine has."""
     import ray
@@ -545,9 +635,10 @@ def _resources(group: Sequence[ModelEntry], config: BenchmarkConfig) -> dict[str
 
     have = ray.cluster_resources()
     most = have if is_local() else {}
-    asked = {"num_cpus": min(config.cpus, most.get("CPU", config.cpus))}
-    if group[0].path.startswith(PREFIX):
-        return asked
+    cpus = float(config.cpus)
+    asked = {"num_cpus": min(cpus, most.get("CPU", cpus))}
+    if group[0].path.startswith(PREFIX):  # little work, which must not wait until the models have ended
+        return {"num_cpus": 0.0 if is_local() else min(1.0, cpus)}
     memory = _memory(group[0], config)
     return asked | {"num_gpus": float(config.gpus), "memory": min(memory, most.get("memory", memory))}
 

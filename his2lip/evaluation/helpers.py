@@ -158,6 +158,8 @@ class Helpers:
             room = min(room, _fitting(ray.available_resources(), self._resources) - starting)
         else:
             room = min(room, self._most - len(self._hired))
+        if room > 0:
+            _log.info("%d helpers are started, for %.0f s of work", room, seconds)
         actor = ray.remote(_Helper)
         for _ in range(room):
             one: Any = actor.options(**self._resources, max_restarts=0).remote(self._load, code_version())

@@ -60,6 +60,7 @@ class Frame:
     failed       grid cells that could not be scored
     reference    the model that differences are from; margin: of non-inferiority
     config       the resolved benchmark, null for boards that were merged
+    resolved     what `auto` stood for in it on the cluster that ran it, by option
     merged_from  the folders of the boards that were merged
     """
 
@@ -69,6 +70,7 @@ class Frame:
     margin: float | None = None
     config: Mapping[str, Any] | None = None
     merged_from: Sequence[str] = ()
+    resolved: Mapping[str, float] | None = None
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class Frame:
         cells: Sequence[CellResult],
         failed: Sequence[CellFailure],
         config: BenchmarkConfig | None = None,
+        resolved: Mapping[str, float] | None = None,
     ) -> Frame:
         return cls(
             rows=[{name: getattr(cell, name) for name in GIVEN} for cell in cells],
@@ -83,6 +86,7 @@ class Frame:
             reference=next((cell.reference for cell in cells), None),
             margin=next((cell.margin for cell in cells), None),
             config=None if config is None else recorded(config),
+            resolved=resolved,
         )
 
     @classmethod
@@ -110,9 +114,14 @@ def write_leaderboard(
     cells: Sequence[CellResult],
     failed: Sequence[CellFailure],
     config: BenchmarkConfig | None = None,
+    *,
+    resolved: Mapping[str, float] | None = None,
 ) -> str:
-    """Writes the files of `leaderboard_files` into `folder`. Returns the path of leaderboard.csv."""
-    return write_board(folder, cells, Frame.of(cells, failed, config))
+    """Writes the files of `leaderboard_files` into `folder`. Returns the path of leaderboard.csv.
+
+    resolved  as in `Frame`
+    """
+    return write_board(folder, cells, Frame.of(cells, failed, config, resolved))
 
 
 def write_board(folder: str, cells: Sequence[CellResult], frame: Frame) -> str:

@@ -13,6 +13,7 @@ from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.embeddings import Embedded, EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, PoolScores, Scored
+from his2lip.evaluation.known_model import KnownModel
 from his2lip.evaluation.overlap import Overlap, overlap
 from his2lip.evaluation.perturbations import Perturbation, PerturbedEncoder
 from his2lip.evaluation.prompt_bands import macro_f1_of_draws, varies
@@ -35,7 +36,7 @@ class ModelScorer:
     def __init__(
         self,
         name: str,
-        model: DualEncoder,
+        model: DualEncoder | KnownModel,
         cache: EmbeddingCache,
         *,
         record: TrainingRecord | None = None,
@@ -53,7 +54,7 @@ class ModelScorer:
         field     what the model saw per input side in training; None: unknown
         """
         self.name = name
-        self.weights = model.tensor_digest()
+        self.weights = model.facts.tensors if isinstance(model, KnownModel) else model.tensor_digest()
         self._model, self._cache = model, cache
         self.captions = captions
         self._record, self._declared, self._field = record, declared, field
@@ -75,7 +76,7 @@ class ModelScorer:
         return overlap(self._record, plan.selection)
 
     def cut_prompts(self, plan: CellPlan) -> int:
-        return len(self._model.tokenizer.too_long(plan.prompts.all_sentences()))
+        return self._cache.cut(self._sentences, plan.prompts.all_sentences())
 
     def score(self, plan: CellPlan) -> Scored:
         """Scores under the protocol's own pool of prompts, and what each pool gives."""
@@ -85,7 +86,7 @@ class ModelScorer:
             for name, prompts in {OWN_POOL: plan.prompts, **plan.pools}.items()
         }
         fitted = self._fitted(plan) if isinstance(plan.fit, FitPlan) else plan.fit
-        return Scored(pools[OWN_POOL].scores, pools, device=self._model.device.type, fitted=fitted)
+        return Scored(pools[OWN_POOL].scores, pools, device=self.device.partition(":")[0], fitted=fitted)
 
     def _fitted(self, plan: CellPlan) -> Fitted | str:
         """The temperature that fits the units of the plan's `select` split best, or why there is none."""

@@ -19,6 +19,7 @@ from his2lip.evaluation.prompts import PromptSet, is_carried
 from his2lip.evaluation.protocols import Selection, select, top_of, view_of
 from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
+from his2lip.runtime import usable_cpus
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
@@ -42,7 +43,7 @@ class SelectValidator:
     split: str = "select"
     protocol: str | None = None
     batch_size: int = 64
-    threads: int = 2
+    threads: int | None = None  # that decode images; default: one per usable core
     prompts: PromptSet | None = None  # default: the protocol's, read where the validator is called
     own_prompts: str | None = None  # digest of `prompts` where they are from a file of one's own
 
@@ -63,7 +64,8 @@ class SelectValidator:
         view = view_of(protocol, TrainingField.of({"patch": patch_scale(shards, split)}))
         encoder = ModelEncoder(model, view=view, preprocessing=protocol.preprocessing)
         rows = selection.rows.tolist()
-        stream = encode_rows(encoder, shards, split, rows, batch_size=self.batch_size, threads=self.threads)
+        threads = self.threads or usable_cpus()
+        stream = encode_rows(encoder, shards, split, rows, batch_size=self.batch_size, threads=threads)
         unit_of_row = dict(zip(rows, selection.unit.tolist(), strict=True))
         images, units = [], []
         for row, features in stream:

@@ -5,6 +5,8 @@ from .checkpoint import copy_checkpoint as copy_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .encoder import DualEncoder as DualEncoder
 from .encoder import Precision as Precision
+from .encoder import Tower as Tower
+from .encoder import tower_of as tower_of
 from .exchange import convert as convert
 from .exchange import export as export
 from .finetune import FineTuning as FineTuning

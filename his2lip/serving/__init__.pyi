@@ -9,6 +9,7 @@ from .classifier import DAB_UNIT as DAB_UNIT
 from .classifier import IMAGE_FILES as IMAGE_FILES
 from .classifier import Answer as Answer
 from .classifier import Classifier as Classifier
+from .classifier import Examined as Examined
 from .classifier import load_pixels as load_pixels
 from .familiarity import Familiarity as Familiarity
 from .familiarity import fit_familiarity as fit_familiarity
@@ -21,6 +22,7 @@ from .hub_card import card_description as card_description
 from .hub_card import model_card as model_card
 from .loading import load_for_inference as load_for_inference
 from .mlflow_model import model_files as model_files
+from .prefetch import prefetched as prefetched
 from .questions import Question as Question
 from .questions import ask as ask
 from .retrieval import build_index as build_index

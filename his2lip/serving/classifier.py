@@ -149,22 +149,30 @@ class Classifier:
 
     def classify_batch(self, samples: Iterable[tuple[np.ndarray, Scale]]) -> list[dict[str, Answer]]:
         """As `classify`, for images uint8 (H, W, 3), each with its scale, that are encoded together."""
-        seen: list[Examined] = []
+        return self.classify_seen([self.see(pixels, scale) for pixels, scale in samples])
 
-        def examined() -> Iterator[np.ndarray]:
-            for pixels, scale in samples:
-                seen.append(self.examine(pixels, scale))
-                yield pixels
+    def see(self, pixels: np.ndarray, scale: Scale) -> tuple[Examined, np.ndarray]:
+        """What an image, uint8 (H, W, 3), shows, and the model's inputs from it, uint8 (T, 3, h, w).
 
-        features, image = self.features(examined())
+        Several threads may call this at once.
+        """
+        return self.examine(pixels, scale), self.crops(pixels)
+
+    def classify_seen(self, seen: Sequence[tuple[Examined, np.ndarray]]) -> list[dict[str, Answer]]:
+        """As `classify`, for images as `see` returns them, which are encoded together."""
         if not seen:
             return []
+        features = self.encode(np.concatenate([crops for _, crops in seen]))
+        image = np.repeat(np.arange(len(seen)), [len(crops) for _, crops in seen])
         scores = self.score(features, image)
-        looks = [look for one in seen for look in one.appearances]
+        looks = [look for one, _ in seen for look in one.appearances]
         distances = _mean_by_image(self.history.distances(features, looks), image)
         rows: list[dict[str, Answer]] = [{} for _ in seen]
         for question in self.questions:
-            checks = [self.check(question, *known) for known in zip(seen, distances, strict=True)]
+            checks = [
+                self.check(question, one, distance)
+                for (one, _), distance in zip(seen, distances, strict=True)
+            ]
             checks = self.doubted(question, scores[question.name], checks)
             found = answers(question, scores[question.name], checks, force=self.force)
             for row, answer in zip(rows, found, strict=True):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -20,15 +18,14 @@ from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
 from his2lip.serving.classifier import Answer, Check, Classifier, answers, comparison_features
 from his2lip.serving.gates import Refusal
+from his2lip.serving.prefetch import prefetched
 from his2lip.serving.questions import Question
 
 PATCH_SIDE = 3000  # px, side of the largest published patches; a larger file that OpenSlide reads is a slide
 MOST_FAR = 0.5  # share of tiles beyond the limit of familiarity, above which a slide is not answered
 _THUMBNAIL = 1600  # px, longer side of a slide's thumbnail
-_THREADS = 2  # that read tiles
 
 ProgressCallback = Callable[[int, int], None]  # (tiles done, all tiles)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +220,7 @@ def _read_tiles(
         )
 
     # Closing it stops the threads before the slide is closed, also after an error or Ctrl-C.
-    with closing(_prefetched(read, places.tolist(), batch=classifier.batch_size)) as batches:
+    with closing(prefetched(read, places.tolist(), batch=classifier.batch_size)) as batches:
         for batch in batches:
             features = classifier.encode(np.concatenate([tile.crops for tile in batch]))
             found = history.distances(features, [t.appearance for t in batch if t.appearance is not None])
@@ -253,20 +250,6 @@ class _Tile:
 def _beyond(distances: Sequence[float | None]) -> np.ndarray:
     """bool (T,): whether each distance is known and beyond the limit."""
     return np.array([distance is not None and distance > 1 for distance in distances], dtype=bool)
-
-
-def _prefetched(
-    read: Callable[[tuple[int, int]], T], places: list[tuple[int, int]], *, batch: int
-) -> Generator[list[T], None, None]:
-    """Batches of tiles as `read` returns them. Threads read the next batch while the caller uses one."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: list[Future[T]] = []
-        for start in range(0, len(places), batch):
-            coming = [pool.submit(read, place) for place in places[start : start + batch]]
-            if waiting:
-                yield [tile.result() for tile in waiting]
-            waiting = coming
-        yield [tile.result() for tile in waiting]
 
 
 def _joined(parts: list[Scores]) -> Scores:

@@ -1,5 +1,6 @@
 from .config import TrainConfig as TrainConfig
 from .local import run_in_process as run_in_process
+from .placement import with_numbers as with_numbers
 from .progress import StepReport as StepReport
 from .ray_train import TrainResult as TrainResult
 from .ray_train import train as train

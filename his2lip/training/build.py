@@ -36,15 +36,17 @@ from his2lip.models import (
     training_record,
 )
 from his2lip.resources import code_version
+from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Save
+from his2lip.training.placement import number
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import terms_of_run
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:
     """Sets the number of threads and, on the CPU, the deterministic algorithms."""
-    torch.set_num_threads(config.workers.threads)
+    torch.set_num_threads(number(config.workers.threads, usable_cpus()))
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
 

@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Auto = Count | Literal["auto"]
 
 
 class ModelConfig(Config):
@@ -46,7 +47,8 @@ class FinetuneConfig(Config):
     """Which parts of the backbone are trained, and how fast. By default all of it is."""
 
     freeze: Literal["none", "image", "text"] = "none"
-    """The tower that is not trained."""
+    """The tower that is not trained. Each worker then encodes each distinct caption once per run (`text`), or
+    each image once (`image` with `data.augment: false`), unless a `projection` above the tower is trained."""
     lora: LoraConfig | None = None
     """Adapters in each tower that is not frozen. The tower's own weights are then frozen, but not the logit
     scale."""
@@ -94,8 +96,8 @@ class DataConfig(Config):
     """Share of captions that are replaced by the names of their classes."""
     loader: Literal["ray", "local"] = "ray"
     """Who reads the shards: Ray Data, or the training process itself. The batches are the same."""
-    decode_threads: Count = 2
-    """Threads per worker that decode images."""
+    decode_threads: Auto = "auto"
+    """Threads per worker that decode images. auto: the cores of its machine, shared by the workers there."""
 
 
 class OptimConfig(Config):
@@ -139,8 +141,9 @@ class WorkersConfig(Config):
     """Number of workers, each with a model and a share of each batch."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Whether each worker has a GPU. auto: where the cluster has enough of them."""
-    threads: Count = 1
-    """Torch threads of each worker."""
+    threads: Auto = "auto"
+    """Torch threads of each worker. auto: as many as fit the machines. Threads change the last bits of the
+    weights, so a run that is resumed keeps the number that it was started with, which its run.json has."""
     resources: dict[str, NotNegative] = Field(default_factory=dict)
     """Ray resources of each worker, in addition to its CPU or GPU."""
     max_failures: int = Field(default=3, ge=-1)

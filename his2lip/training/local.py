@@ -14,9 +14,11 @@ from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet
 from his2lip.loss import WISELoss
 from his2lip.models import DualEncoder
+from his2lip.runtime import usable_cpus
 from his2lip.training.build import best_writer, build_model, prepare_process
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Outcome, Validate, fit
+from his2lip.training.placement import with_numbers
 from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import check_contents, open_data
@@ -34,6 +36,7 @@ def run_in_process(
     folder: str | Path | None = None,
     device: torch.device | str = "cpu",
     contents: Mapping[tuple[str, str], str] | None = None,
+    cores: int | None = None,
 ) -> Outcome:
     """Trains in this process from the first step, with the local loader; reports at the end of each epoch.
 
@@ -41,10 +44,13 @@ def run_in_process(
     validate  as for `train`
     folder    where the checkpoint `best` is written; None writes none
     contents  what this process has to find, as from `contents`; None: whatever is there
+    cores     what `auto` means for its threads; None: the cores that this process may use
     A later call in the same process reuses the untrained model and the decoded batches where backbone and
     data are the same, as in the trials of one sweep.
     """
     device = torch.device(device)
+    cores = cores or usable_cpus()
+    config = with_numbers(config, threads=cores, decode_threads=cores)
     prepare_process(config, device)
     local = config.data.model_copy(update={"loader": "local"})
     config, shards, bank = open_data(config.model_copy(update={"data": local}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,6 +15,7 @@ from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss import MAX_LOG_SCALE, TERMS
 from his2lip.models import ResumeState
 from his2lip.training.config import TrainConfig
+from his2lip.training.frozen import frozen_features
 from his2lip.training.gradient import accumulate, average_gradients
 from his2lip.training.optim import build_optimizer, learning_rate, set_learning_rate
 from his2lip.training.progress import Clock, StepReport, TrainState
@@ -109,6 +110,9 @@ class _Run:
         self.epoch_steps = self.source.steps_per_epoch
         self.steps = self.config.optim.steps or self.config.optim.epochs * self.epoch_steps
         self.clock = Clock()
+        # Features of frozen towers, which are those of this run: another one may start from other weights.
+        self.frozen_image = frozen_features(self.model, "image")
+        self.frozen_text = frozen_features(self.model, "text")
         # The loss has a parameter where it is the released hard one: its own logit scale.
         self.parts = nn.ModuleDict({"model": self.model, "loss": self.loss})
 
@@ -156,9 +160,9 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         accumulate(
-            self.model,
+            self.encode,
             objective,
-            *self.inputs(batch),
+            *self.inputs(batch, augmented=self.config.data.augment.changes),
             piece=self.config.optim.micro_batch,
             seed=(self.config.seed, batch.step, self.rank),
         )
@@ -172,17 +176,41 @@ class _Run:
                 self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         return outputs[-1]
 
-    def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images, float (B, 3, H, W), and tokens, int64 (B, L), on the device."""
-        images = batch.images.to(self.device, non_blocking=True)
-        tokens = self.model.tokenize(batch.captions).to(self.device, non_blocking=True)
-        return self.model.preprocess.normalize(images), tokens
+    def inputs(self, batch: Batch, *, augmented: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images, float (B, 3, H, W), and tokens, int64 (B, L), on the device.
+
+        Features, float32 (B, D), are in place of captions where the text tower is frozen, and of images where
+        the image tower is and images are not `augmented`.
+        """
+
+        def images(pixels: torch.Tensor) -> torch.Tensor:
+            return self.model.preprocess.normalize(pixels.to(self.device, non_blocking=True))
+
+        def tokens(captions: Sequence[str]) -> torch.Tensor:
+            return self.model.tokenize(captions).to(self.device, non_blocking=True)
+
+        by_id, by_caption = None if augmented else self.frozen_image, self.frozen_text
+        return (
+            images(batch.images)
+            if by_id is None
+            else by_id(batch.patch_ids, lambda places: images(batch.images[places])),
+            tokens(batch.captions)
+            if by_caption is None
+            else by_caption(batch.captions, lambda places: tokens([batch.captions[i] for i in places])),
+        )
+
+    def encode(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw features, float32 (B, D) each, of what `inputs` gives; those of frozen towers are there."""
+        return (
+            images if images.ndim == 2 else self.model.encode_image(images, normalize=False),
+            tokens if tokens.is_floating_point() else self.model.encode_text(tokens, normalize=False),
+        )
 
     def features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and caption features, float32 (B, D) each, computed `micro_batch` pairs at a time."""
-        images, tokens = self.inputs(batch)
+        images, tokens = self.inputs(batch, augmented=False)
         piece = self.config.optim.micro_batch or len(images)
-        pieces = [self.model(i, t) for i, t in zip(images.split(piece), tokens.split(piece), strict=True)]
+        pieces = [self.encode(i, t) for i, t in zip(images.split(piece), tokens.split(piece), strict=True)]
         return torch.cat([i for i, _ in pieces]), torch.cat([t for _, t in pieces])
 
     def evaluate_loss(

@@ -24,9 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.logs import log_to
 from his2lip.resources import code_version
-from his2lip.runtime import check_code, check_nodes, is_local, start_ray
+from his2lip.runtime import check_code, check_nodes, is_local, start_ray, usable_cpus
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
+from his2lip.training.placement import THREADS, most_threads, number, with_numbers
 from his2lip.training.progress import SaveClock, StepReport, TrainState
 from his2lip.training.rendezvous import LocalTorchConfig
 from his2lip.training.run_directory import RunDir, refuse_object_store, start_or_resume
@@ -101,6 +102,7 @@ def train(
             start_ray()
             check_nodes(read=run_inputs.places(config), write=[str(run.path)])
             found = run_inputs.contents(config, shards, bank)
+            config, state = _with_threads(config, run, state)
             if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
                 result = _result(run, notes=notes)
                 done = {"steps": result.steps, "history": result.history}
@@ -109,6 +111,27 @@ def train(
                 return result
             return _result(run, notes=notes)
     return _result(run, notes=notes, finished=state)
+
+
+def _with_threads(
+    config: TrainConfig, run: RunDir, state: dict[str, Any]
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """The run with a number of torch threads, which run.json then has: (configuration, state).
+
+    A run that is resumed keeps its number where the configuration says `auto`, so that it ends with the same
+    bits.
+    """
+    workers = config.workers
+    # Runs from before `resolved` have the number that was configured.
+    before = state.get("resolved", {}).get(THREADS) or state["config"]["workers"]["threads"]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kept = run.last.exists() and before != "auto"
+    threads = before if kept else most_threads(alive, workers.num, use_gpu=_use_gpu(config))
+    threads = number(workers.threads, threads)
+    state = {**state, "resolved": {THREADS: threads}}
+    run.write(state)
+    _log.info("run %s: %d torch threads in each of %d workers", config.name, threads, workers.num)
+    return config.model_copy(update={"workers": workers.model_copy(update={"threads": threads})}), state
 
 
 @dataclass(frozen=True)
@@ -399,7 +422,8 @@ def _user_error(error: BaseException) -> His2lipError | None:
 def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.ScalingConfig:
     """The resources of each worker. Raises ClusterError where this machine does not have them."""
     workers, total = config.workers, ray.cluster_resources()
-    use_gpu = total.get("GPU", 0) >= workers.num if workers.use_gpu == "auto" else workers.use_gpu
+    assert workers.threads != "auto", "the driver has chosen a number"
+    use_gpu = _use_gpu(config)
     # Several workers may share a CPU, such as two on a laptop of two where another process has one.
     each = {"CPU": round(min(workers.threads, total.get("CPU", 1) / workers.num), 3)}
     each |= {"GPU": 1.0} if use_gpu else {}
@@ -412,7 +436,14 @@ def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.Scali
                 f"this machine has only {what} for the workers", where="workers", key="workers"
             )
         say(f"the cluster has only {what} for the workers; waiting for it to grow")
-    return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=bool(use_gpu), resources_per_worker=each)
+    return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=use_gpu, resources_per_worker=each)
+
+
+def _use_gpu(config: TrainConfig) -> bool:
+    workers = config.workers
+    if workers.use_gpu != "auto":
+        return workers.use_gpu
+    return bool(ray.cluster_resources().get("GPU", 0) >= workers.num)
 
 
 def _work(sent: Mapping[str, bytes]) -> None:
@@ -431,6 +462,9 @@ def _work(sent: Mapping[str, bytes]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     log_to(run.path)
+    here = max(1, usable_cpus() // context.get_local_world_size())
+    config = with_numbers(config, threads=here, decode_threads=here)
+    _log.info("worker %d decodes on %s threads", rank, config.data.decode_threads)
     build.prepare_process(config, device)
     config, shards, bank = run_inputs.open_data(config)
     run_inputs.check_contents(job.contents, config, shards, bank)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.data.stream import Batch, StreamOptions, TrainStream
 from his2lip.errors import ConfigError
+from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
+from his2lip.training.placement import number
 
 if TYPE_CHECKING:
     from his2lip.data.captions import CaptionBank
@@ -87,7 +89,7 @@ class StreamSource:
             lanes=data.lanes,
             window=data.window,
             sampling=data.sampling,
-            decode_threads=data.decode_threads,
+            decode_threads=number(data.decode_threads, usable_cpus()),
             **options,
         )
         return TrainStream(data.shards, split, self._bank, stream_options, rank=self._rank, world=self._world)

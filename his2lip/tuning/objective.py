@@ -11,7 +11,7 @@ from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.resources import code_version
-from his2lip.runtime import check_code
+from his2lip.runtime import check_code, usable_cpus
 from his2lip.training import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, corners, dotted_keys
@@ -38,6 +38,7 @@ class TrainingObjective:
     contents   what each trial has to find in its places, as `training.contents`
     moved      (key, value) of a place that the space varies -> the place for processes in other folders
     code       the version of the code that the processes of the trials have to be
+    concurrent  trials that run at the same time, which share the cores where `auto` stands for threads
     """
 
     base: TrainConfig
@@ -46,6 +47,7 @@ class TrainingObjective:
     contents: Mapping[tuple[str, str], str] = field(default_factory=dict)
     moved: Mapping[tuple[str, Scalar], str] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
+    concurrent: int = 1
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
@@ -82,6 +84,7 @@ class TrainingObjective:
                 folder=report.folder,
                 device=_device(config),
                 contents=self.contents,
+                cores=min(usable_cpus(), self._cores()),
             )
         finally:
             # A trial is never resumed, and the optimizer's state is twice as large as the model.
@@ -89,20 +92,29 @@ class TrainingObjective:
 
     def _on_workers(self, config: TrainConfig, report: TrialReporter) -> None:
         """Trains on Ray Train's workers, which take 15 to 20 s per trial to start."""
-        from his2lip.training import check_contents, open_data, train
+        from his2lip.training import check_contents, open_data, train, with_numbers
 
         check_contents(self.contents, *open_data(config))
 
         def on_report(progress: StepReport) -> bool:
             return progress.kind == "epoch" and report(progress.metrics)
 
-        run = config.model_copy(update={"name": "run", "storage": str(report.folder)})
+        threads = max(1, self._cores() // config.workers.num)
+        run = with_numbers(config, threads=threads, decode_threads=threads)
+        run = run.model_copy(update={"name": "run", "storage": str(report.folder)})
         train(run, validator=self.validator, on_report=on_report)
         made = report.folder / "train"
         best = made / run.name / "best"
         if best.is_dir():
             best.rename(report.folder / best.name)
         shutil.rmtree(made, ignore_errors=True)
+
+    def _cores(self) -> int:
+        """CPUs of the cluster for one trial, at least one."""
+        import ray
+
+        have = ray.cluster_resources().get("CPU", 1) if ray.is_initialized() else usable_cpus()
+        return max(1, int(have) // self.concurrent)
 
 
 def training_objective(
@@ -123,7 +135,8 @@ def training_objective(
     validator = make_validator(base)
     made_of = identity(base, shards, bank, validator=validator)["made_of"]
     inputs = {("train" if key == "config" else key): value for key, value in made_of.items()}
-    objective = TrainingObjective(base, validator, inputs, contents(base, shards, bank))
+    found = contents(base, shards, bank)
+    objective = TrainingObjective(base, validator, inputs, found, concurrent=config.max_concurrent)
     for params in (*config.points, *corners(config.space)):
         objective.config(params)
     return _with_varied_places(objective, config)

@@ -98,7 +98,9 @@ def machine() -> Tree:
 def one_thread() -> Iterator[None]:
     """Deterministic torch on one thread inside, as it was outside afterwards."""
     threads = torch.get_num_threads()
-    prepare_process(validate(TrainConfig, {"data": {"shards": "-"}}), torch.device("cpu"))
+    prepare_process(
+        validate(TrainConfig, {"data": {"shards": "-"}, "workers": {"threads": 1}}), torch.device("cpu")
+    )
     try:
         yield
     finally:

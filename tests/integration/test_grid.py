@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from his2lip.evaluation.grid import GridResult, Work, run_grid, score_models
 from his2lip.evaluation.grid_cell import read_predictions
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.evaluation.verify import verify_board
 from his2lip.evaluation.verify_from_images import verify_images
@@ -136,6 +138,8 @@ def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
     assert [(done, total) for _, done, total in told] == [(n, 8) for n in range(1, 9)]
     board = read_leaderboard(result)
     assert list(board[0]) == list(fields())
+    resolved = json.loads(Path(config.folder, "board.json").read_text(encoding="utf-8"))["resolved"]
+    assert resolved == {"batch_size": 64, "cpus": 1, "gpus": 0, "threads": 1}, "two models on two CPUs"
     assert [(row["model"], row["dataset"]) for row in board] == [(c.model, c.dataset) for c in result.cells]
 
     alpha = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("tuned", "alpha", "default"))
@@ -231,6 +235,30 @@ def test_a_changed_prompt_is_scored_from_the_cache_without_an_image_forward(
     assert changed.ran == 2, "only the grid cells of alpha, one per model"
     assert changed.counts.images == changed.counts.crops == 0
     assert changed.counts.sentences == 2 * 2
+
+
+def test_new_prompts_of_cached_sentences_need_neither_an_image_nor_the_model(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    tuned: dict[str, object] = {
+        "models": [{"name": "tuned", "path": str(tmp_path / "best")}],
+        "datasets": ["alpha"],
+    }
+    assert run_grid(make(**tuned)).counts.images == 12
+    weights = tmp_path / "best" / "model.safetensors"
+    hidden = weights.rename(tmp_path / "hidden")  # from here on the model cannot be loaded
+    known = dict(PromptSet.load("tissue").narrow(("Stroma", "Tumor")).sentences)
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text(json.dumps({"classes": {name: lines[:3] for name, lines in known.items()}}))
+    changed = run_grid(make(**tuned, prompts={"alpha": str(prompts)}))
+    assert (changed.failed, changed.ran) == ([], 1)
+    assert (changed.counts.images, changed.counts.sentences) == (0, 0)
+    prompts.write_text(json.dumps({"classes": {name: [*lines[:3], "new"] for name, lines in known.items()}}))
+    (failed,) = run_grid(make(**tuned, prompts={"alpha": str(prompts)})).failed
+    assert "safetensors" in failed.reason, "a new sentence needs the text tower"
+    hidden.rename(weights)
+    loaded = run_grid(make(**tuned, prompts={"alpha": str(prompts)}))
+    assert (loaded.ran, loaded.counts.images, loaded.counts.sentences) == (1, 0, 1)
 
 
 def test_another_protocol_is_scored_from_the_cache_too(

@@ -24,13 +24,22 @@ from ray.train.v2.api.exceptions import ControllerError
 from safetensors.torch import load_file
 from training_data import write_small_shards
 
-from his2lip.config import dump_yaml, load
+from his2lip.config import dump_yaml, load, resolved
 from his2lip.errors import DatasetError, RunError
 from his2lip.models.provenance import read_meta
+from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
-from his2lip.training.ray_train import FailureCallback, ReportQueue, TrainResult, _user_error, train
+from his2lip.training.ray_train import (
+    FailureCallback,
+    ReportQueue,
+    TrainResult,
+    _user_error,
+    _with_threads,
+    train,
+)
+from his2lip.training.run_directory import RunDir
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -66,6 +75,7 @@ def config_file(folder: Path) -> Path:
         "data": {"shards": shards, "batch_size": 64, "lanes": 4},
         "optim": {"lr": 1e-3, "epochs": 3, "warmup": 0.1},
         "checkpoint": {"every_steps": 3},
+        "workers": {"threads": 1},  # the tensors are too small for more
         "log_every": 1,
         "storage": str(folder / "runs"),
     }
@@ -97,7 +107,9 @@ def test_run_writes_the_checkpoints_best_and_last_only(whole: TrainResult, confi
     }
     assert sum(p.stat().st_size for p in (whole.run_dir / "ray").rglob("*")) < 10_000
     meta = read_meta(whole.best)
-    assert TrainConfig.model_validate(meta["config"]).optim == named(config_file, "x").optim
+    saved = TrainConfig.model_validate(meta["config"])
+    assert saved.optim == named(config_file, "x").optim
+    assert saved.data.decode_threads == usable_cpus(), "what auto stood for"
     assert meta["vocabularies"]["tissue"][0] == "Alveoli"
     assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
     (seen,) = meta["training_data"]
@@ -245,6 +257,24 @@ def test_a_verbose_command_shows_its_own_lines_and_those_of_its_workers(
     )
     assert "run killed (id " in killed.shown
     assert re.search(rf"pid={first}.*worker 0 of 1 ", killed.shown), "Ray forwards the worker's lines"
+
+
+def test_auto_threads_are_those_of_the_machine_and_a_resumed_run_keeps_its_own(
+    ray_local: None, config_file: Path, tmp_path: Path
+) -> None:
+    config = named(config_file, "auto", "workers.threads=auto")
+    run = RunDir(tmp_path)
+    new: dict[str, Any] = {"id": "1", "status": "running", "code_version": "1", "config": resolved(config)}
+    found, state = _with_threads(config, run, new)
+    assert found.workers.threads == 2, "the CPUs of this Ray"
+    assert run.read() == state == new | {"resolved": {"workers.threads": 2}}
+    run.last.mkdir()
+    started_elsewhere = new | {"resolved": {"workers.threads": 7}}
+    assert _with_threads(config, run, started_elsewhere)[0].workers.threads == 7
+    asked = named(config_file, "auto", "workers.threads=3")
+    assert _with_threads(asked, run, started_elsewhere)[0].workers.threads == 3
+    before_this_option = new | {"config": resolved(named(config_file, "auto", "workers.threads=1"))}
+    assert _with_threads(config, run, before_this_option)[0].workers.threads == 1
 
 
 def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) -> None:

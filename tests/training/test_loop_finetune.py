@@ -44,16 +44,18 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def deterministic() -> Any:
-    prepare_process(TrainConfig.model_validate({"data": {"shards": "-"}}), CPU)
+    prepare_process(TrainConfig.model_validate({"data": {"shards": "-"}, "workers": {"threads": 1}}), CPU)
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def make(shards: str, backbone: str, finetune: dict[str, Any], **model: Any) -> TrainConfig:
+    own = {key: value for key, value in finetune.items() if key != "augment"}
+    data = {"augment": finetune["augment"]} if "augment" in finetune else {}
     tree = {
-        "data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local"},
+        "data": {"shards": shards, "batch_size": 16, "lanes": 4, "loader": "local", **data},
         "model": {"backbone": backbone, **model},
-        "finetune": finetune,
+        "finetune": own,
         "optim": {"lr": 1e-3, "steps": STEPS, "warmup": 0.1},
         "checkpoint": {"every_steps": 3},
     }
@@ -93,6 +95,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"rank": 2}},
     "lora under a frozen tower": {"freeze": "text", "lora": {"rank": 2, "alpha": 4}},
     "frozen": {"freeze": "image"},
+    "frozen, one view": {"freeze": "image", "augment": False},
+    "frozen text": {"freeze": "text"},
     "decay": {"layer_decay": 0.5},
     "heads": {"projection": "released", "layer_decay": 0.7, "gradient_checkpointing": True},
     "heads and lora": {"projection": "released", "lora": {"rank": 2}},

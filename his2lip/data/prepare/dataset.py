@@ -23,7 +23,7 @@ from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
 from his2lip.logs import setup
 from his2lip.resources import code_version
-from his2lip.runtime import check_code, check_nodes, is_local, start_ray
+from his2lip.runtime import check_code, check_nodes, is_local, start_ray, usable_cpus
 
 _OWN_LAYOUTS = ("folder", "manifest")  # readers whose layout begins at the root
 
@@ -202,7 +202,7 @@ def _worth_sharing(parts: list[Part]) -> bool:
 
 def _here(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
     for part in parts:
-        yield part, job.write(part, step)
+        yield part, job.write(part, step, threads=usable_cpus())
 
 
 def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Iterator[tuple[Part, PartResult]]:
@@ -213,11 +213,12 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
     where, code = ray.put(job), code_version()
     waiting = iter(parts)
     running: dict[ray.ObjectRef, Part] = {}
-    slots = int(ray.cluster_resources().get("CPU", 1)) + 1
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    slots, threads = cpus + 1, max(1, cpus // len(parts)) if parts else 1
     try:
         while True:
             while len(running) < slots and (part := next(waiting, None)) is not None:
-                running[write.remote(where, part, code)] = part
+                running[write.remote(where, part, code, threads)] = part
             if not running:
                 return
             (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -236,7 +237,7 @@ def _on_ray(job: PartJob, parts: list[Part], step: Callable[..., None]) -> Itera
             ray.cancel(task)
 
 
-def _write(job: PartJob, part: Part, code: str) -> PartResult:
+def _write(job: PartJob, part: Part, code: str, threads: int) -> PartResult:
     """Writes a part on a node of the cluster, which must see the folders of the command and have its code."""
     setup()
     check_code(code)
@@ -245,7 +246,7 @@ def _write(job: PartJob, part: Part, code: str) -> PartResult:
         if not place.is_dir():
             fix = "keep files and shards on storage that all nodes share, or unset RAY_ADDRESS"
             raise DatasetError("a node of the Ray cluster does not see this folder", where=place, fix=fix)
-    return job.write(part)
+    return job.write(part, threads=threads)
 
 
 def ray_runs() -> bool:

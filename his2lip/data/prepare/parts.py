@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +22,7 @@ from his2lip.errors import DatasetError, first_line, redact
 from his2lip.files import write_file
 
 FOLDER = "_progress"
+_AHEAD_BYTES = 16 << 20  # size of a file up to which threads read it ahead, two per thread
 # Fields of a card that describe the dataset to people or to the benchmark, and decide no row of a shard.
 _REMARKS = {
     *("title", "source", "licence", "citation", "published", "protocols"),
@@ -124,8 +127,10 @@ class PartJob:
         key = self.key.name("plan", "") if self.key else None
         return digest([card, str(self.tiling), self.row_group_bytes, key, [asdict(part) for part in parts]])
 
-    def write(self, part: Part, each: Callable[[], None] = lambda: None) -> PartResult:
+    def write(self, part: Part, each: Callable[[], None] = lambda: None, *, threads: int = 1) -> PartResult:
         """Reads the files of a part and writes it, whole or not at all. `each` is called after each file.
+
+        `threads` read, decode and cut the next files meanwhile; the part is the same with any number.
 
         Raises DatasetError where it cannot be written; files that cannot be read are quarantined.
         """
@@ -134,7 +139,7 @@ class PartJob:
             writer = PartWriter(
                 self.system, self.target, part.name, part.split, row_group_bytes=self.row_group_bytes
             )
-            result = self._fill(writer, part, each)
+            result = self._fill(writer, part, each, threads)
             if not result.read:
                 writer.discard()
                 return result
@@ -149,11 +154,11 @@ class PartJob:
                 raise DatasetError(what, where=self.target, key="--out", fix=fix) from None
             raise
 
-    def _fill(self, writer: PartWriter, part: Part, each: Callable[[], None]) -> PartResult:
+    def _fill(self, writer: PartWriter, part: Part, each: Callable[[], None], threads: int) -> PartResult:
         read, quarantined, left_out = 0, [], []
-        for key in part.keys:
+        for key, patches in self._files(part, threads):
             took, parts_out, fault = 0, [], None
-            for found in self._read(key, part.split):
+            for found in patches:
                 if isinstance(found, Patch):
                     writer.add(found)
                     took += 1
@@ -170,6 +175,30 @@ class PartJob:
                 quarantined.append((key, fault or reason))
             each()
         return PartResult(read=read, quarantined=quarantined, left_out=left_out, info=None)
+
+    def _files(self, part: Part, threads: int) -> Iterator[tuple[str, Iterable[Patch | LeftOut | _Fault]]]:
+        """Each file with its patches, in order. Large files are not read ahead: they have many tiles."""
+
+        def small(key: str) -> bool:
+            try:
+                return (self.reader.root / key).stat().st_size <= _AHEAD_BYTES
+            except OSError:  # reported by the reader
+                return False
+
+        def read(key: str) -> list[Patch | LeftOut | _Fault]:
+            return list(self._read(key, part.split))
+
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[tuple[str, Future[list[Patch | LeftOut | _Fault]] | None]] = deque()
+            try:
+                for key in (*part.keys, *[None] * (2 * threads)):
+                    if key is not None:
+                        ahead.append((key, pool.submit(read, key) if small(key) else None))
+                    if ahead and (key is None or len(ahead) > 2 * threads):
+                        first, found = ahead.popleft()
+                        yield first, self._read(first, part.split) if found is None else found.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, key: str, split: str) -> Iterator[Patch | LeftOut | _Fault]:
         """The patches of a file. A fault of one file does not stop the others."""

@@ -36,6 +36,11 @@ class Augment(Config):
     stain: Annotated[float, Field(ge=0, le=0.1)] = 0.0
     """Largest random change of each stain's amount: a factor of 1 ± stain, and an offset of ± stain."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether a patch is not the same in all epochs."""
+        return self.turns or self.crop < 1 or self.stain > 0
+
     def draw(self, seed: int, epoch: int, key: str) -> Change:
         """The change of the patch with the id `key` in an epoch."""
         code = draw_turn(seed, epoch, key) if self.turns else 0
