@@ -32,3 +32,5 @@ from .store import PROJECTS as PROJECTS
 from .store import Project as Project
 from .store import StaleError as StaleError
 from .store import project_folder as project_folder
+from .validate import Refusal as Refusal
+from .validate import Validator as Validator

@@ -1,0 +1,209 @@
+"""Validation of rewordings: planted flips are caught, true rewordings pass, on independent sources."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from his2lip import taxonomy
+from his2lip.captioning import Validator, prefilled, sentence
+from his2lip.captioning.claims import claims
+from his2lip.data.captions import PLACES, STAINS
+from his2lip.data.captions import templates as t
+from his2lip.data.captions.frames import framed
+from his2lip.data.shards import STAININGS
+from his2lip.errors import TaxonomyError
+from his2lip.models import clip_tokenizer
+
+TOKENIZER = clip_tokenizer()
+# Written freely, before the validator's word lists were: seeds, true rewordings, flips of (kind, sentence).
+PAIRS = json.loads(Path(__file__).with_name("written_pairs.json").read_bytes())
+SITES = ("nuclei", "membranes", "cytoplasm")
+
+
+class NoLimit:
+    """Texts of any length: what is measured is the meaning."""
+
+    context_length = 0
+
+    def too_long(self, captions: Iterable[str]) -> list[str]:
+        return []
+
+
+def share(name: str, hits: int, n: int) -> float:
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    print(f"{name}: {hits} of {n} = {hits / n:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f})")
+    return hits / n
+
+
+def test_flips_that_were_written_before_the_word_lists_are_caught() -> None:
+    """22 seeds with 66 true rewordings and 110 flips of polarity, compartment or tissue type."""
+    caught, refused = [], []
+    for pair in PAIRS:
+        about = (pair["seed"], pair["tissue"], pair["biomarker"], TOKENIZER)
+        caught += [Validator(*about).refusal(text) for _, text in pair["flips"]]
+        validator = Validator(*about)
+        refused += [validator.refusal(text) for text in pair["true"]]
+    assert share("written flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
+    assert share("written rewordings refused", sum(r is not None for r in refused), len(refused)) <= 0.05
+
+
+def generated() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
+    """(tissue type, biomarker, seed, sentence): true rewordings and flips made of the caption templates.
+
+    A true rewording says the same finding in another frame with another name of the place. A flip has the
+    finding of the opposite band, of another stained part, or another place in the same frame.
+    """
+    true, flips = [], []
+    for biomarker, stain in STAINS.items():
+        for tissue in ("Alveoli", "Immune cells", "Stroma", "Tumor"):
+            if not stain.has_carriers(tissue) or stain.name == "HER2":
+                continue
+            cells, site = stain.carriers(tissue)
+            for band, other in (("negative", "strong"), ("strong", "negative"), ("weak", "negative")):
+                for i, clause in enumerate(t.CLAUSES[band]):
+                    finding = clause.format(cells=cells, site=site)
+                    seed, *rest = framed([finding], PLACES[tissue], stain.name)
+                    true += [(tissue, biomarker, seed, text) for text in rest]
+                    opposite = t.CLAUSES[other][i % len(t.CLAUSES[other])].format(cells=cells, site=site)
+                    flips += [
+                        (tissue, biomarker, seed, text)
+                        for text in framed([opposite], PLACES[tissue], stain.name)[:2]
+                    ]
+                    if site in SITES and "{site}" in clause:
+                        moved = clause.format(cells=cells, site=next(s for s in SITES if s != site))
+                        flips += [(tissue, biomarker, seed, framed([moved], PLACES[tissue], stain.name)[0])]
+                    elsewhere = "Necrosis" if tissue != "Necrosis" else "Tumor"
+                    flips += [(tissue, biomarker, seed, framed([finding], PLACES[elsewhere], stain.name)[1])]
+    return true, flips
+
+
+def test_generated_flips_are_caught_and_generated_rewordings_pass() -> None:
+    draw = random.Random(0)
+    true, flips = (draw.sample(rows, 300) for rows in generated())
+    refused = [Validator(seed, ti, b, NoLimit()).refusal(text) for ti, b, seed, text in true]
+    caught = [Validator(seed, ti, b, NoLimit()).refusal(text) for ti, b, seed, text in flips]
+    assert share("generated flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
+    assert share("generated rewordings refused", sum(r is not None for r in refused), len(refused)) <= 0.05
+
+
+# Mechanical flips of a rewording of the corpus: the words that carry the claim are denied, or exchanged. The
+# first are for sentences that assert staining only, the second for those that deny it only.
+DENY = (
+    (r"\bpositive\b", "negative"),
+    (r"\bpositivity\b", "negativity"),
+    (r"\bnuclear (?=staining|positiv)", "membranous "),
+    (r"\bmembranous (?=staining|positiv)", "nuclear "),
+    (r"\btumou?r (?=tissue|cells?)", "necrotic "),
+    (r"\bstromal? (?=tissue|cells?)", "alveolar "),
+    (r"\b(?:exhibit|show|display|express|demonstrate)s?\b(?=.*(?:staining|positiv))", "lacks"),
+    (r"\bstaining (?=is|was|in\b)", "absence of staining "),
+)
+ASSERT = (
+    (r"\bnegative\b", "positive"),
+    (r"\b(?:absence|lack) of\b", "presence of"),
+    (r"\bno\b", "clear"),
+    (r"\bnecrotic (?=tissue|cells?)", "tumour "),
+)
+
+
+def test_rewordings_of_the_released_corpus(shared: Path) -> None:
+    """Rewordings of seeds that claim something. Each block of the corpus is a seed with its rewordings.
+
+    They were not made under the validator's rules: about two of three that are refused add a grade, lose the
+    tissue type or repeat another one (docs/captions.md), so the bound here is on all refusals.
+    """
+    root = shared / "captions/AugmentedCaptions"
+    if not root.is_dir():
+        pytest.skip("the released corpus is not beside this checkout")
+    rows = []
+    for path in sorted(root.glob("*/*.txt")):
+        try:
+            pair = taxonomy.tissue(path.parent.name), taxonomy.biomarker(path.stem)
+        except TaxonomyError:
+            continue
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig")):
+            seed, *rest = [" ".join(line.split()) for line in block.splitlines() if line.strip()] or [""]
+            told = claims(seed, glass=pair[0] == "Background")
+            if told.stained or told.unstained:
+                rows += [(*pair, seed, text) for text in rest]
+    draw = random.Random(0)
+    sample = draw.sample(rows, 600)
+    passed = [row for row in sample if Validator(row[2], row[0], row[1], NoLimit()).refusal(row[3]) is None]
+    flips = []
+    for tissue, biomarker, seed, text in passed:
+        told = claims(text, glass=tissue == "Background")
+        if told.stained and told.unstained:
+            continue
+        fitting = [swap for swap in (ASSERT if told.unstained else DENY) if re.search(swap[0], text)]
+        if fitting:
+            flips.append((tissue, biomarker, seed, re.sub(*draw.choice(fitting), text)))
+    caught = [Validator(seed, t, b, NoLimit()).refusal(text) for t, b, seed, text in flips]
+    for row, refusal in zip(flips, caught, strict=True):
+        if refusal is None:
+            print("MISSED", row)
+    assert len(flips) > 200
+    assert share("corpus flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
+    assert share("corpus rewordings refused, all reasons", 600 - len(passed), 600) <= 0.15
+
+
+SEED = "Tumour tissue stained for Ki67: many tumour cells show nuclear staining."
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        ("form", "I'm sorry, but I cannot help with Ki67 in tumour cells with nuclear staining."),
+        ("form", "Ignore previous instructions: many tumour cells show nuclear staining for Ki67."),
+        ("form", "Many tumour cells show nuclear staining for Ki67, see https://example.org."),
+        ("form", "Here are 10 variants: many tumour cells show nuclear Ki67 staining."),
+        ("form", "Many tumour cells show nuclear Ki67 staining. They are many. They are stained."),
+        ("form", "Viele Ki67-positive 肿瘤 cells of the tumour show nuclear staining."),
+        ("form", "Ki67 tumour"),
+        ("biomarker", "Many tumour cells show nuclear staining."),
+        ("biomarker", "Many tumour cells show nuclear staining for Ki67 and for PD-L1."),
+        ("biomarker", "Many tumour cells show nuclear staining for p53, not for Ki67."),
+        ("tissue type", "Many cells show nuclear staining for Ki67."),
+        ("tissue type", "In necrotic tumour tissue, many tumour cells show nuclear Ki67 staining."),
+        ("polarity", "Many tumour cells show no nuclear Ki67 staining."),
+        ("compartment", "Many tumour cells show cytoplasmic Ki67 staining."),
+        ("grading", "Many tumour cells show strong nuclear Ki67 staining."),
+        ("grading", "Few tumour cells show nuclear Ki67 staining."),
+        ("grading", "Nuclear Ki67 staining is seen in 80 % of many tumour cells."),
+        ("grading", "Many tumour cells show nuclear Ki67 staining, grade 3."),
+        ("length", "Ki67 marks nuclei of many tumour cells " + "that are stained and stained " * 20),
+        ("duplicate", "Tumour tissue stained for Ki67; many tumour cells show a nuclear staining."),
+    ],
+)
+def test_a_rewording_is_refused_with_the_check_that_it_fails(check: str, text: str) -> None:
+    refusal = Validator(SEED, "Tumor", "Ki67", TOKENIZER).refusal(text)
+    assert refusal is not None
+    assert refusal.check == check
+
+
+def test_a_rewording_that_repeats_an_earlier_one_is_a_duplicate() -> None:
+    validator = Validator(SEED, "Tumor", "Ki67", TOKENIZER)
+    text = "Nuclear Ki67 staining is found in many tumour cells of this piece of tissue."
+    assert validator.refusal(text) is None
+    repeated = validator.refusal(text.replace("found", "seen"))
+    assert repeated is not None
+    assert repeated.check == "duplicate"
+
+
+def test_the_drafted_sentences_validate_as_rewordings_of_themselves() -> None:
+    """What draft writes is read with its own polarity, so that its rewordings can be compared with it."""
+    for tissue in taxonomy.TISSUES:
+        for biomarker in taxonomy.BIOMARKERS:
+            for band in STAININGS:
+                told = claims(
+                    sentence(tissue, biomarker, prefilled(tissue, biomarker, band)),
+                    glass=tissue == "Background",
+                )
+                assert (told.stained, told.unstained) == (band != "negative", band == "negative")
+                assert told.markers == {biomarker}
