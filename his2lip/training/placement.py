@@ -25,7 +25,7 @@ def with_numbers(config: TrainConfig, *, threads: int, decode_threads: int) -> T
 
 
 def most_threads(nodes: Iterable[Mapping[str, float]], workers: int, *, use_gpu: bool) -> int:
-    """The largest number of threads such that all workers find a machine with a CPU for each of theirs.
+    """The largest number of threads per worker for which the machines have enough CPUs.
 
     nodes    the Ray resources of each machine
     use_gpu  whether each worker also needs a GPU of its machine

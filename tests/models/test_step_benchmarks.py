@@ -45,3 +45,13 @@ def test_the_quick_form_runs_and_writes_its_figures(script: str, tmp_path: Path)
     assert record["name"] == script
     found = next(iter((record.get("by_tokens") or record["models"]).values()))
     assert found["speedup"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["frozen_step", "new_prompts", "many_cells", "all_cores", "scale"])
+def test_the_quick_form_of_the_other_scripts_runs(script: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(SPEED / f"{script}.py"), "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["name"] == script
