@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow faults test-oldest lint install lock clean
+.PHONY: demo test test-slow faults test-oldest bench-check lint install install-cpu lock clean
 
 demo: install
 	$(VENV)/bin/his2lip demo
@@ -31,6 +31,11 @@ test-oldest: install
 	$(OLDEST)/bin/python -m pytest $(TEST) \
 	  --ignore tests/golden --ignore tests/integration
 
+# Counts the work of the hot paths (valgrind's callgrind; torch's own counters) and fails where one is 10 % over the
+# committed counts. UPDATE=--update commits to new ones.
+bench-check: install
+	$(PY) benchmarks/speed/bench_check.py $(UPDATE)
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -47,6 +52,16 @@ $(STAMP): requirements.lock requirements-dev.lock pyproject.toml
 	    -r requirements.lock -r requirements-dev.lock && \
 	  $$UV pip install --python $(PY) --no-deps --editable .
 	@touch $@
+
+# The same for a machine without a GPU: torch's build for the CPU, without 3 GB of CUDA libraries. It comes from
+# download.pytorch.org, whose files have other hashes than the lock files; the versions are those of the lock files.
+install-cpu:
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@command -v uv >/dev/null 2>&1 || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
+	@UV=$$(command -v uv || echo $(VENV)/bin/uv); \
+	  $$UV pip install --python $(PY) --compile-bytecode --torch-backend cpu --no-verify-hashes \
+	    -c requirements.lock -c requirements-dev.lock --editable '.[dev]'
+	@touch $(STAMP)
 
 # requirements.lock has what a cluster node installs; requirements-dev.lock has only what tests and lint add to it.
 # Versions that are in these files are kept; add UPGRADE=--upgrade to take newer ones.

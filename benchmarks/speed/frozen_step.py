@@ -76,7 +76,7 @@ def measure(architecture: str, frozen: str, batch: int, tokens: int, repeats: in
     """Runs the full step and that with a frozen tower in turn: times, speed-up, ceiling, losses."""
     sides = {name: step(architecture, name, batch, tokens) for name in ("none", frozen)}
     # The same weights and batch: the losses of the first steps have to be equal.
-    losses = {name: float(run.train_step(one).total) for name, (run, one) in sides.items()}
+    losses = {name: run.train_step(one).total.item() for name, (run, one) in sides.items()}
     counted = {
         name: flops(lambda run=run, one=one: run.train_step(one)) for name, (run, one) in sides.items()
     }
