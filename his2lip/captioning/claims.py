@@ -218,7 +218,8 @@ def claims(text: str, *, glass: bool = False) -> Claims:
     parts: dict[str, set[Sign]] = {}
     for clause in clauses:
         for name in clause.found:
-            parts.setdefault(name, set()).add(clause.sign)
+            if clause.sign:
+                parts.setdefault(name, set()).add(clause.sign)
     return Claims(
         markers=frozenset(markers),
         parts={name: frozenset(own) for name, own in parts.items()},
@@ -265,10 +266,11 @@ def _clauses(text: str) -> Iterator[_Clause]:
     """The clauses with their signs; a clause on the rest of what is stained (`others are blue`) has none."""
     found = [clause for piece in _BREAKS.split(text) for clause in _split_at_and(piece)]
     for clause, after in zip(found, [*found[1:], None], strict=True):
-        elliptic = after is not None and after.sign == "unstained" and re.match(r" ?(?:no|not) ", after.text)
-        if clause.sign is None and elliptic and clause.found & set(PARTS):
+        denied = after if after is not None and after.sign == "unstained" else None
+        elliptic = denied is not None and re.match(r" ?(?:no|not) ", denied.text)
+        if clause.sign is None and denied and elliptic and clause.found & set(PARTS):
             # `nuclear but no cytoplasmic staining is seen in tumour cells`
-            shared = after.found - set(PARTS)
+            shared = denied.found - set(PARTS)
             clause.found |= shared
             clause.sign = "stained"
         if clause.sign == "unstained" and _OTHERS.search(clause.text):

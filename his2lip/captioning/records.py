@@ -29,7 +29,7 @@ class Fields(Config):
     """Which cells are stained, or could be."""
     share: Staining | None = None
     """How much is stained, as a staining band; null: not stated."""
-    intensity: int | None = Field(None, ge=0, le=3)
+    intensity: int | None = Field(default=None, ge=0, le=3)
     """0 none, 1 weak, 2 moderate, 3 strong; null: not stated."""
     pattern: str = ""
     """How it is distributed: diffuse, focal, granular, …"""

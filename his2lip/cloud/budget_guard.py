@@ -211,12 +211,12 @@ def instances(ec2: Any, cluster: str) -> list[Machine]:
 
 def warn_workers(address: str, seconds: float) -> None:
     """Ray's drain notice to every worker node: training saves a checkpoint, and no new task starts there."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2
 
     client = GcsClient(address=address)
     deadline = int((time.time() + seconds) * 1000)
-    reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION
+    reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
     for node, info in client.get_all_node_info(timeout=30).items():
         if info.state == 0 and not info.is_head_node:  # GcsNodeInfo.ALIVE
             client.drain_node(node.hex(), reason, "the budget of the cluster is spent", deadline)

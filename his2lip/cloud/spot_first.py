@@ -26,8 +26,11 @@ def score(
     """
     from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer
 
-    fit = _default_utilization_scorer(
-        node_resources, resources, node_type, node_availability_summary=node_availability_summary
+    fit = _default_utilization_scorer(  # its types say `Real`, which no float is to a type checker
+        node_resources,  # type: ignore[arg-type]
+        resources,  # type: ignore[arg-type]
+        node_type,
+        node_availability_summary=node_availability_summary,
     )
     if fit is None:
         return None

@@ -144,9 +144,11 @@ class SentenceEncoder:
     def key(self) -> str:
         """sha256 of everything that a feature depends on, except the sentence."""
         model = self.model
-        known = isinstance(model, KnownModel)
         # The tokenizer: a released CLIP tower may have been trained with the token ids of BERT.
-        tokens = model.facts.tokens if known else model.tokenize([PROBE]).tolist()
+        if isinstance(model, KnownModel):
+            tokens = model.facts.tokens
+        else:
+            tokens = model.tokenize([PROBE]).tolist()
         return digest({"schema": 1, **_weights_key(model, self._weights), "tokens": tokens})
 
     def too_long(self, sentences: list[str]) -> list[str]:

@@ -90,7 +90,9 @@ def read_facts(cache: str, key: str) -> ModelFacts | None:
     try:
         with system.open_input_stream(f"{base}/{_FOLDER}/{key}.json") as source:
             tree = unsealed(json.loads(source.read()))
-        preprocess = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.pop("preprocess").items()}
+        preprocess: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in tree.pop("preprocess").items()
+        }
         return ModelFacts(**tree, preprocess=Preprocess(**preprocess))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -18,6 +18,7 @@ from his2lip.evaluation.encoders import ModelEncoder
 
 if TYPE_CHECKING:
     from his2lip.evaluation.encoders import Preprocessing
+    from his2lip.evaluation.known_model import KnownModel
     from his2lip.evaluation.views import View
     from his2lip.models import DualEncoder
 
@@ -90,7 +91,7 @@ class PerturbedEncoder(ModelEncoder):
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | KnownModel,
         perturbation: Perturbation,
         *,
         view: View | None = None,
