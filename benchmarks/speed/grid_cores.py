@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,18 @@ class SleepingTower:
         return crops
 
 
-def write_images(folder: Path, images: int, *, side: int = 224, seed: int = 0) -> None:
-    """A dataset of different random images of `side` px; equal bytes would be embedded once."""
+def write_images(
+    folder: Path,
+    images: int,
+    *,
+    side: int = 224,
+    seed: int = 0,
+    classes: Sequence[str] = ("Stroma", "Tumor"),
+) -> None:
+    """A dataset of different random images of `side` px; equal bytes would be embedded once.
+
+    classes  tissue types, which the images have in turn
+    """
     from his2lip.data.cards import Card
     from his2lip.data.images import encode_jpeg
     from his2lip.data.shards import Patch, ShardWriter
@@ -54,7 +65,7 @@ def write_images(folder: Path, images: int, *, side: int = 224, seed: int = 0) -
     protocol = {
         "split": "test",
         "label": "tissue",
-        "classes": {"Stroma": ["Stroma"], "Tumor": ["Tumor"]},
+        "classes": {name: [name] for name in classes},
         "prompts": "tissue",
         "basis": "ours",
     }
@@ -77,7 +88,7 @@ def write_images(folder: Path, images: int, *, side: int = 224, seed: int = 0) -
                     image=encode_jpeg(pixels, quality=90),
                     dataset="random",
                     split="test",
-                    tissue="Tumor" if number % 2 else "Stroma",
+                    tissue=classes[number % len(classes)],
                     case_id=f"case-{number % 10}",
                     width=side,
                     height=side,

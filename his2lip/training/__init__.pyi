@@ -14,3 +14,4 @@ from .run_inputs import open_data as open_data
 from .run_inputs import places as places
 from .run_inputs import terms_of_run as terms_of_run
 from .run_inputs import with_absolute_paths as with_absolute_paths
+from .shared_batches import SharedFolder as SharedFolder

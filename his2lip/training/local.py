@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,6 +23,7 @@ from his2lip.training.placement import with_numbers
 from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import check_contents, open_data
+from his2lip.training.shared_batches import SharedFolder
 from his2lip.training.source import StreamSource
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ def run_in_process(
     device: torch.device | str = "cpu",
     contents: Mapping[tuple[str, str], str] | None = None,
     cores: int | None = None,
+    shared: SharedFolder | None = None,
 ) -> Outcome:
     """Trains in this process from the first step, with the local loader; reports at the end of each epoch.
 
@@ -45,6 +48,7 @@ def run_in_process(
     folder    where the checkpoint `best` is written; None writes none
     contents  what this process has to find, as from `contents`; None: whatever is there
     cores     what `auto` means for its threads; None: the cores that this process may use
+    shared    a folder of this machine for decoded batches, which its processes share; None: in memory only
     A later call in the same process reuses the untrained model and the decoded batches where backbone and
     data are the same, as in the trials of one sweep.
     """
@@ -57,9 +61,10 @@ def run_in_process(
     check_contents(contents or {}, config, shards, bank)
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
-        _data_key(config, shards, bank, model),
-        lambda: _open_source(config, bank, model),
+        (key := _data_key(config, shards, bank, model)) + str(shared),
+        lambda: _open_source(config, bank, model, shared and replace(shared, path=shared.path / key[:16])),
     )
+    before = source.counts
 
     def each_epoch(progress: StepReport) -> bool | None:
         if progress.kind == "step":
@@ -67,22 +72,29 @@ def run_in_process(
         return report({**progress.metrics, "step": float(progress.step), "epoch": float(progress.epoch)})
 
     save = None if folder is None else best_writer(RunDir(Path(folder)), config, shards, bank)
-    return fit(
-        config,
-        model,
-        WISELoss.from_config(config.loss),
-        source,
-        report=each_epoch,
-        save=save,
-        validate=validate,
-        device=device,
-    )
+    try:
+        return fit(
+            config,
+            model,
+            WISELoss.from_config(config.loss),
+            source,
+            report=each_epoch,
+            save=save,
+            validate=validate,
+            device=device,
+        )
+    finally:
+        if shared is not None:
+            decoded, found = (now - then for now, then in zip(source.counts, before, strict=True))
+            _log.info("%d batches were decoded here, %d by other trials or earlier", decoded, found)
 
 
-def _open_source(config: TrainConfig, bank: CaptionBank, model: DualEncoder) -> StreamSource:
+def _open_source(
+    config: TrainConfig, bank: CaptionBank, model: DualEncoder, shared: SharedFolder | None
+) -> StreamSource:
     if (note := model.tokenizer.cut_note(bank.distinct())) is not None:
         _log.warning(note)
-    return StreamSource(config, bank, preprocess=model.preprocess, cache_train=True)
+    return StreamSource(config, bank, preprocess=model.preprocess, cache_train=True, shared=shared)
 
 
 class _Latest(Generic[T]):

@@ -10,6 +10,7 @@ from his2lip.errors import ConfigError
 from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
 from his2lip.training.placement import number
+from his2lip.training.shared_batches import SharedBatches, SharedFolder
 
 if TYPE_CHECKING:
     from his2lip.data.captions import CaptionBank
@@ -24,6 +25,7 @@ class StreamSource:
     """`loop.Source` over TrainStream. Select batches are decoded once, as far as they fit in memory.
 
     cache_train  whether training batches stay in memory too: the trials of a sweep train on the same ones
+    shared       where decoded batches are instead, for all processes of this machine that read the same ones
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class StreamSource:
         rank: int = 0,
         world: int = 1,
         cache_train: bool = False,
+        shared: SharedFolder | None = None,
     ) -> None:
         self._config, self._bank = config, bank
         self._preprocess = preprocess
@@ -42,13 +45,33 @@ class StreamSource:
         self._train = self._train_stream()
         if self._train.one_pair:
             _refuse_equal_targets(config)
-        self._train_cache = BatchCache(self._train.batches, limit=_CACHE_BYTES if cache_train else 0)
         self._select = self._select_stream()
-        self._select_cache = BatchCache(self._select.batches, limit=_CACHE_BYTES) if self._select else None
+        self._train_cache = self._cache(
+            self._train, "train", shared, limit=_CACHE_BYTES if cache_train else 0
+        )
+        self._select_cache = (
+            None if self._select is None else self._cache(self._select, "select", shared, limit=_CACHE_BYTES)
+        )
+
+    @staticmethod
+    def _cache(
+        stream: TrainStream, name: str, shared: SharedFolder | None, *, limit: int
+    ) -> BatchCache | SharedBatches:
+        if shared is None:
+            return BatchCache(stream.batches, limit=limit)
+        epoch = stream.steps_per_epoch
+        return SharedBatches(stream.batches, shared.path / name, epoch=epoch, limit=shared.limit)
 
     @property
     def steps_per_epoch(self) -> int:
         return self._train.steps_per_epoch
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Batches that were decoded, and those that were found decoded by another process."""
+        caches = [self._train_cache, *([] if self._select_cache is None else [self._select_cache])]
+        shared = [cache for cache in caches if isinstance(cache, SharedBatches)]
+        return sum(cache.decoded for cache in shared), sum(cache.read for cache in shared)
 
     def train(self, start: int, stop: int) -> Iterable[Batch]:
         return self._train_cache(start, stop)

@@ -69,6 +69,9 @@ class SweepConfig(Config):
     """Number of best trials whose checkpoints are kept."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs per trial. auto shares those of the cluster; set 1 where the cluster starts without any."""
+    shared_gb: float = Field(default=2.0, ge=0)
+    """Gigabytes of decoded patches of each split that the trials of a machine share, so that they decode each
+    once. They are files in the sweep's folder, removed at its end. 0: each trial decodes for itself."""
     storage: str = STORAGE
     """Folder of sweeps; on a cluster, one that all nodes share."""
     study: str | None = None
@@ -117,6 +120,7 @@ class SweepConfig(Config):
             "max_concurrent",
             "keep",
             "gpus",
+            "shared_gb",
             "storage",
             "study",
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +13,10 @@ from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, usable_cpus
-from his2lip.training import TrainConfig
+from his2lip.training import SharedFolder, TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, corners, dotted_keys
+from his2lip.tuning.sweep import SCRATCH, sweep_directory
 from his2lip.tuning.trial import TrialReporter
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class TrainingObjective:
     moved      (key, value) of a place that the space varies -> the place for processes in other folders
     code       the version of the code that the processes of the trials have to be
     concurrent  trials that run at the same time, which share the cores where `auto` stands for threads
+    scratch    folder for decoded batches that the trials of one machine share, and its bytes; None: none
     """
 
     base: TrainConfig
@@ -48,6 +51,7 @@ class TrainingObjective:
     moved: Mapping[tuple[str, Scalar], str] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
     concurrent: int = 1
+    scratch: SharedFolder | None = None
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
@@ -85,6 +89,8 @@ class TrainingObjective:
                 device=_device(config),
                 contents=self.contents,
                 cores=min(usable_cpus(), self._cores()),
+                shared=self.scratch
+                and replace(self.scratch, path=self.scratch.path / f"batches-{socket.gethostname()}"),
             )
         finally:
             # A trial is never resumed, and the optimizer's state is twice as large as the model.
@@ -136,7 +142,15 @@ def training_objective(
     made_of = identity(base, shards, bank, validator=validator)["made_of"]
     inputs = {("train" if key == "config" else key): value for key, value in made_of.items()}
     found = contents(base, shards, bank)
-    objective = TrainingObjective(base, validator, inputs, found, concurrent=config.max_concurrent)
+    room = int(config.shared_gb * 2**30)
+    objective = TrainingObjective(
+        base,
+        validator,
+        inputs,
+        found,
+        concurrent=config.max_concurrent,
+        scratch=SharedFolder(sweep_directory(config) / SCRATCH, room) if room else None,
+    )
     for params in (*config.points, *corners(config.space)):
         objective.config(params)
     return _with_varied_places(objective, config)

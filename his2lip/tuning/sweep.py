@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 # A sweep ends where its first trials all raise errors, this many of them.
 MAX_FIRST_ERRORS = 3
+SCRATCH = "ray"  # folder of what is removed when the sweep ends: Tune's state, decoded batches
 TRIALS = "trials"  # folder of the trials, each in a folder named by its number
 # More reports than any trial makes, since ASHA would stop a trial at its last rung.
 MANY_REPORTS = 10**6
@@ -147,7 +148,7 @@ def _run(
         mode=config.mode,
         sampler=PlacedTPE(seed=config.seed, startup=config.sampler.startup),
     )
-    scratch = directory / "ray"
+    scratch = directory / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         _tuner(config, objective, search, count, scratch).fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,15 @@ def objective(tree: dict[str, Any], **changes: Any) -> TrainingObjective:
 
 @pytest.mark.usefixtures("ray_local")
 def test_trials_train_with_their_own_parameters_and_the_best_checkpoint_is_kept(tree: dict[str, Any]) -> None:
+    tree["max_concurrent"] = 2
     config = validate(SweepConfig, tree)
     made = objective(tree)
     result = run_sweep(config, made, inputs=made.inputs)
+    log = Path(result.directory, "his2lip.log").read_text(encoding="utf-8")
+    counts = re.findall(r"(\d+) batches were decoded here, (\d+) by other trials", log)
+    assert len(counts) == 3
+    assert sum(int(decoded) for decoded, _ in counts) == 2 * 2 + 1, "each batch once, in two processes"
+    assert not (result.directory / "ray").exists()
     assert {row.state for row in result.trials} == {"finished"}
     assert [row.reports for row in result.trials] == [2, 2, 2]
     terms = [row.metrics["train/loss"] for row in result.trials]

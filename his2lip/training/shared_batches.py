@@ -1,0 +1,143 @@
+"""Decoded batches that the trials of one machine share: one of them decodes an epoch, the others read it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from his2lip.data.stream import Batch
+
+_LOOK_S = 0.01  # between two looks for a batch that another process decodes
+_PATIENCE_S = 60.0  # without a new batch, after which a process decodes for itself
+_FULL = "full"  # the file that says that no more batches are stored
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder of decoded batches, and the bytes that each split may have there."""
+
+    path: Path
+    limit: int
+
+
+class SharedBatches:
+    """Batches by step, in files of a folder that processes of one machine read and write.
+
+    The batches of a step have to be the same in all processes. Whoever needs the next batch of an epoch first
+    decodes that epoch from there on, under a lock that the system releases if it dies; the others read each
+    batch as it appears. A process that ends in the middle is followed by the next one. Batches are stored
+    until the folder has `limit` bytes; from then on each process decodes for itself, as it does where the
+    process that decodes makes no progress for a minute.
+
+    decoded, read  number of batches that this process decoded, and of those that it found decoded
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[int, int], Iterable[Batch]],
+        folder: Path,
+        *,
+        epoch: int,
+        limit: int,
+    ) -> None:
+        """
+        decode  (start, stop) -> the batches of these steps
+        epoch   steps of an epoch, by which the work is shared out
+        limit   bytes that the folder may have
+        """
+        self._decode, self._folder, self._epoch, self._limit = decode, folder, epoch, limit
+        self.decoded = self.read = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+        for begin in range(start - start % self._epoch, stop, self._epoch):
+            yield from self._within(max(start, begin), min(stop, begin + self._epoch))
+
+    def _within(self, step: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps [step, stop) of one epoch."""
+        alone = False
+        waited = time.monotonic()
+        while step < stop:
+            batch = self._stored(step)
+            if batch is not None:
+                self.read += 1
+                yield batch
+                step, waited = step + 1, time.monotonic()
+                continue
+            alone = alone or (self._folder / _FULL).exists() or time.monotonic() - waited > _PATIENCE_S
+            if alone:
+                yield from self._decoded(step, stop)
+                return
+            with self._lock(step // self._epoch) as release:
+                # Another look: the batch may have been stored before the lock was free.
+                if release is not None and self._stored(step) is None:
+                    yield from self._decoded(step, stop, release=release)
+                    return
+            if release is None:
+                time.sleep(_LOOK_S)
+
+    def _decoded(self, step: int, stop: int, *, release: Callable[[], None] | None = None) -> Iterator[Batch]:
+        """Decodes the steps; stores them with the lock, which is released before the last one is used."""
+        for batch in self._decode(step, stop):
+            self.decoded += 1
+            if release is not None:
+                self._store(batch)
+                if batch.step + 1 == stop:
+                    release()
+            yield batch
+
+    def _file(self, step: int) -> Path:
+        return self._folder / f"{step}.safetensors"
+
+    def _stored(self, step: int) -> Batch | None:
+        """The batch of a step; None where it is not there yet."""
+        try:
+            with safe_open(self._file(step), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                texts = json.loads(file.metadata()["texts"])
+        except (OSError, SafetensorError):
+            return None
+        images = tensors.pop("images").permute(0, 3, 1, 2)  # as the decoder has them: HWC in memory
+        return Batch(images=images, step=step, **tensors, **texts)
+
+    def _store(self, batch: Batch) -> None:
+        """Stores a batch, or that there is no more room."""
+        bytes_each = batch.images.nbytes
+        if (len(os.listdir(self._folder)) + 1) * bytes_each > self._limit:
+            (self._folder / _FULL).touch()
+            return
+        tensors = {
+            "images": batch.images.permute(0, 2, 3, 1).contiguous(),
+            "tissue": batch.tissue,
+            "biomarker": batch.biomarker,
+            "finding": batch.finding,
+        }
+        texts = {"captions": batch.captions, "patch_ids": batch.patch_ids}
+        new = self._folder / f".{batch.step}.{os.getpid()}"
+        try:
+            save_file(tensors, new, metadata={"texts": json.dumps(texts)})
+            new.replace(self._file(batch.step))
+        except (OSError, SafetensorError):  # a full disk; trials then decode for themselves
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+                (self._folder / _FULL).touch()
+
+    @contextlib.contextmanager
+    def _lock(self, epoch: int) -> Iterator[Callable[[], None] | None]:
+        """What releases the lock of an epoch, or None where another process has it."""
+        with (self._folder / f".lock-{epoch}").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield lambda: fcntl.flock(handle, fcntl.LOCK_UN)
