@@ -48,7 +48,9 @@ def test_the_quick_form_runs_and_writes_its_figures(script: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["frozen_step", "new_prompts", "many_cells", "all_cores", "scale", "zero_shot_cold"])
+@pytest.mark.parametrize(
+    "script", ["frozen_step", "new_prompts", "many_cells", "all_cores", "scale", "zero_shot_cold"]
+)
 def test_the_quick_form_of_the_other_scripts_runs(script: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     command = [sys.executable, str(SPEED / f"{script}.py"), "--quick", "--out", str(out)]
