@@ -1,6 +1,11 @@
 from .agreement import Agreement as Agreement
 from .agreement import between as between
 from .agreement import with_oneself as with_oneself
+from .draft import PER_KEY as PER_KEY
+from .draft import Drafted as Drafted
+from .draft import Source as Source
+from .draft import draft_project as draft_project
+from .draft import medoids as medoids
 from .fields import COMPARTMENTS as COMPARTMENTS
 from .fields import PATTERNS as PATTERNS
 from .fields import prefilled as prefilled

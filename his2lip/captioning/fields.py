@@ -45,6 +45,7 @@ def sentence(tissue: str | None, biomarker: str | None, fields: Fields) -> str:
     """The sentence that the fields of a seed state about a tissue type and a biomarker (canonical names).
 
     Negative fields, by share or intensity, give a sentence that denies staining, whatever the pattern says.
+    Without share, intensity and pattern, it says nothing about staining.
     """
     place = PLACES[tissue][0]
     stain = STAINS.get(biomarker or "")
@@ -52,6 +53,8 @@ def sentence(tissue: str | None, biomarker: str | None, fields: Fields) -> str:
     compartment, cells, pattern, background = (
         part.strip() for part in (fields.compartment, fields.cells, fields.pattern, fields.background)
     )
+    if fields.share is None and fields.intensity is None and not pattern:
+        return f"{start}{f'; {background}' if background else ''}."  # nothing is stated about staining
     negative = fields.share == "negative" or fields.intensity == 0
     grade = "" if negative or fields.intensity is None else INTENSITIES[fields.intensity]
     kind = " ".join(part for part in ("" if negative else pattern, compartment) if part)
