@@ -13,6 +13,7 @@ from .fields import sentence as sentence
 from .gate import LOOPBACK as LOOPBACK
 from .page import Review as Review
 from .page import serve as serve
+from .queue import SECONDS_PER_SEED as SECONDS_PER_SEED
 from .records import ACTS as ACTS
 from .records import STATUSES as STATUSES
 from .records import Act as Act

@@ -63,7 +63,7 @@ class Surroundings:
     def views(
         self, split: str, patches: Mapping[int, Mapping[str, Any]], *, context_um: float
     ) -> Iterator[View]:
-        """The patches of some rows, given by the columns of their place, with up to `context_um` on each side.
+        """The patches of some rows, given by the columns of their place, with up to `context_um` around them.
 
         Raises DatasetError for an image that cannot be decoded.
         """

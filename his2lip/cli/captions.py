@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from his2lip.cli.console import say
+from his2lip.cli.console import ProgressBar, percent, say, table
+from his2lip.cli.options import Cache, Model
 from his2lip.cli.registry import command
-from his2lip.errors import ConfigError, first_line
+from his2lip.errors import ConfigError, did_you_mean, first_line
+from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
     from his2lip.captioning import Acceptance, Project
@@ -30,6 +32,81 @@ Confidence = Annotated[
 Allowed = Annotated[
     int, typer.Option(min=0, help="Wrong lines in the part that is read at which a batch still passes.")
 ]
+
+
+@command("captions draft")
+def draft(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="A name for it, or its new folder.")],
+    shards: Annotated[list[str], typer.Option(help="A folder or URI of shards. May be repeated.")],
+    model: Model,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="A split of role train or select. May be repeated. Default: all of role train."),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of the published files, whose slides show more around a patch. One per --shards."
+        ),
+    ] = None,
+    per_key: Annotated[int, typer.Option(min=4, help="Representative patches of a key.")] = 4,
+    bands: Annotated[bool, typer.Option(help="A key for each staining band, or one for all.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of patches and of samples.")] = 0,
+    cache: Cache = CACHE,
+) -> None:
+    """Choose what to caption: one seed for each tissue type, biomarker and staining band.
+
+    Each key gets representative patches of several cases, with up to 200 µm of tissue around them and a
+    scale bar, and a sentence that is prefilled from the measured staining and the biomarker. Keys that cover
+    most patches come first. Embeddings and stained areas are cached.
+    """
+    from his2lip.captioning import SECONDS_PER_SEED, Source, draft_project, project_folder
+    from his2lip.data.shards import open_shards
+    from his2lip.models import load_model
+
+    folders = list(root or [])
+    if folders and len(folders) != len(shards):
+        fix = "give one --root for each --shards, or none"
+        raise ConfigError("the numbers of --root and --shards differ", key="--root", fix=fix)
+    opened = [open_shards(uri) for uri in shards]
+    if split and (absent := [name for name in split if all(name not in o.splits for o in opened)]):
+        known = sorted({name for o in opened for name in o.splits})
+        fix = did_you_mean(absent[0], known)
+        raise ConfigError(f"no dataset has the split '{absent[0]}'", key="--split", fix=fix)
+    sources = [
+        Source(
+            shards=one,
+            splits=[name for name in split if name in one.splits] if split else None,
+            root=folders[i] if folders else None,
+        )
+        for i, one in enumerate(opened)
+        if not split or any(name in one.splits for name in split)
+    ]
+    with ProgressBar("drafting") as bar:
+        drafted = draft_project(
+            project_folder(project),
+            sources,
+            load_model(model),
+            cache=cache,
+            bands=bands,
+            per_key=per_key,
+            seed=seed,
+            progress=lambda what, done, total: bar.update(
+                f"{what}: {done:,} of {total:,}", done=done, total=total
+            ),
+        )
+    keys, rows, covered = drafted.project.keys, [], 0
+    for number, key in enumerate(keys, start=1):
+        covered += key.patches
+        minutes = number * SECONDS_PER_SEED / 60
+        rows.append((number, key.title, key.patches, percent(covered / drafted.patches), f"{minutes:.0f}"))
+    table(("", "key", "patches", "covered, %", "minutes"), rows)
+    total = len(keys) * SECONDS_PER_SEED / 60
+    counts = f"{len(keys)} keys cover {drafted.covered:,} of {drafted.patches:,} patches"
+    say(f"{counts}; {total:.0f} minutes of review")
+    for reason, count in sorted(drafted.left_out.items()):
+        say(f"{count:,} patches have no key: {reason}")
+    say(f"written to {drafted.project.folder}; next: his2lip captions review {project}")
 
 
 @command("captions review")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attempts import attempt
 from PIL import Image
 
-from his2lip.captioning import Project, Source, draft_project, medoids, sentence
+from his2lip.captioning import Drafted, Project, Source, draft_project, medoids, sentence
 from his2lip.captioning.context import CONTEXT_UM, Surroundings, draw
 from his2lip.data.cards.card import load_card
 from his2lip.data.images import encode_png
@@ -50,12 +51,18 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(place)
 
 
+@pytest.fixture(scope="module")
+def drafted(twin: str, tmp_path_factory: pytest.TempPathFactory) -> Drafted:
+    folder = tmp_path_factory.mktemp("drafted")
+    sources, model = [Source(shards=open_shards(twin))], load_model("tiny")
+    return draft_project(folder / "project", sources, model, cache=str(folder / "cache"))
+
+
 def test_a_draft_has_keys_by_coverage_with_representative_patches_of_several_cases(
-    twin: str, tmp_path: Path
+    twin: str, drafted: Drafted
 ) -> None:
-    shards, model = open_shards(twin), load_model("tiny")
-    drafted = draft_project(tmp_path / "p", [Source(shards=shards)], model, cache=str(tmp_path / "cache"))
-    keys = Project.open(tmp_path / "p").keys
+    shards, folder = open_shards(twin), drafted.project.folder
+    keys = Project.open(folder).keys
     assert [key.patches for key in keys] == sorted((key.patches for key in keys), reverse=True)
     assert (
         drafted.covered + sum(drafted.left_out.values()) == drafted.patches == shards.table("train").num_rows
@@ -73,7 +80,7 @@ def test_a_draft_has_keys_by_coverage_with_representative_patches_of_several_cas
         assert {(row["tissue"], row["biomarker"]) for row in of} == {(key.tissue, key.biomarker)}
         for picture in key.pictures:
             assert (picture.scale_bar_um is None) == (rows[picture.patch]["mpp"] is None)
-            with Image.open(tmp_path / "p" / picture.file) as image:
+            with Image.open(folder / picture.file) as image:
                 assert max(image.size) == 512
         assert len({row["case_id"] for row in of}) >= min(4, len(of))
         assert key.text == sentence(key.tissue, key.biomarker, key.fields)
@@ -81,16 +88,16 @@ def test_a_draft_has_keys_by_coverage_with_representative_patches_of_several_cas
 
 
 def test_a_second_draft_embeds_and_measures_no_image_again(
-    twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    twin: str, drafted: Drafted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources, model, cache = [Source(shards=open_shards(twin))], load_model("tiny"), str(tmp_path / "cache")
-    first = draft_project(tmp_path / "a", sources, model, cache=cache)
+    sources, model = [Source(shards=open_shards(twin))], load_model("tiny")
+    folder, cache = drafted.project.folder, str(drafted.project.folder.parent / "cache")
     monkeypatch.setattr(model, "encode_image", None)
     monkeypatch.setattr("his2lip.captioning.draft.stained_share", None)
     second = draft_project(tmp_path / "b", sources, model, cache=cache)
-    assert second.project.keys == first.project.keys
+    assert second.project.keys == drafted.project.keys
     with pytest.raises(DatasetError) as refused:
-        draft_project(tmp_path / "a", sources, model, cache=cache)
+        draft_project(folder, sources, model, cache=cache)
     assert refused.value.key == "name"
 
 
@@ -134,8 +141,9 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, np.ndarr
                 tile.save(data, "PNG")
                 writer.add(
                     Patch(
-                        patch_id=f"mihic/slide.png#{x}_{y}", image=data.getvalue(), dataset="mihic", split="train",
-                        width=32, height=32, tissue="Tumor", biomarker="Ki67", x=x, y=y, mpp=4.0,
+                        patch_id=f"mihic/slide.png#{x}_{y}", image=data.getvalue(), dataset="mihic",
+                        split="train", width=32, height=32, tissue="Tumor", biomarker="Ki67",
+                        x=x, y=y, mpp=4.0,
                     )
                 )  # fmt: skip
         writer.close()
@@ -188,3 +196,24 @@ def test_without_a_scale_there_is_no_bar_and_the_picture_says_so() -> None:
     assert bar == 10
     black = (known[-16:-12] < 64).all(axis=2).any(axis=0).sum()
     assert black == pytest.approx(10 / 0.5 * 8, abs=2)  # 10 µm at 0.5 µm per pixel, eight times enlarged
+
+
+def test_the_command_lists_the_keys_with_coverage_and_minutes(
+    twin: str, drafted: Drafted, tmp_path: Path
+) -> None:
+    cache = str(drafted.project.folder.parent / "cache")
+    command = (
+        "captions",
+        "draft",
+        str(tmp_path / "p"),
+        "--shards",
+        twin,
+        "--model",
+        "tiny",
+        "--cache",
+        cache,
+    )
+    done = attempt(*command)
+    assert done.ended == "done", done.said
+    assert f"8 keys cover {drafted.covered} of {drafted.patches} patches; 11 minutes" in done.said
+    assert attempt(*command).ended == "refused"
