@@ -6,11 +6,17 @@ from .draft import Drafted as Drafted
 from .draft import Source as Source
 from .draft import draft_project as draft_project
 from .draft import medoids as medoids
+from .export import Captions as Captions
+from .export import captions as captions
+from .export import to_bank as to_bank
+from .export import write_folder as write_folder
 from .fields import COMPARTMENTS as COMPARTMENTS
 from .fields import PATTERNS as PATTERNS
 from .fields import prefilled as prefilled
 from .fields import sentence as sentence
 from .gate import LOOPBACK as LOOPBACK
+from .label_studio import read_annotations as read_annotations
+from .label_studio import write_tasks as write_tasks
 from .page import Review as Review
 from .page import serve as serve
 from .queue import SECONDS_PER_SEED as SECONDS_PER_SEED

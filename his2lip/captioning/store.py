@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from his2lip.captioning.lines import LineFile
 from his2lip.captioning.records import Act, Decision, Fields, Key, Variant
@@ -16,6 +16,8 @@ from his2lip.config import sealed, unsealed
 from his2lip.errors import DatasetError, RunError
 from his2lip.files import filesystem, locked, printable, write_file
 from his2lip.resources import STORAGE
+
+R = TypeVar("R", Decision, Variant)
 
 FORMAT = 1  # version of the files of a project
 PROJECTS = f"{STORAGE}/captions"  # default folder of projects
@@ -234,6 +236,44 @@ class Project:
             if torn:
                 self.notices.append(_torn_notice(path, torn))
             self._state = None
+
+    def absorb(self, other: Project) -> tuple[int, int]:
+        """Appends what another copy of this project has more; the numbers of decisions and rewordings.
+
+        A log, or a batch, of both copies continues in at most one of them. Raises RunError for another
+        project, and where both copies went on with one log: their numbers would mean two things.
+        """
+        if other.digest != self.digest:
+            fix = "merge copies of one project; their keys.json are equal"
+            raise RunError(
+                "these are two projects with different keys", where=other.folder, key=KEYS, fix=fix
+            )
+        with locked(self.folder / DECISIONS / ".lock"), locked(self.folder / VARIANTS / ".lock"):
+            self.refresh()
+            other.refresh()
+            decisions = _continued(self._logs, other._logs, self.folder / DECISIONS, Decision)
+            variants = _continued(self._variants, other._variants, self.folder / VARIANTS, Variant)
+            self._state = None
+            return decisions, variants
+
+
+def _continued(
+    own: dict[str, LineFile[R]], other: dict[str, LineFile[R]], folder: Path, kind: type[R]
+) -> int:
+    """Appends the records by which the other files are longer. Raises RunError, before, where two differ."""
+    more: dict[str, list[R]] = {}
+    for name, file in other.items():
+        mine = own[name].records if name in own else []
+        both = min(len(mine), len(file.records))
+        if mine[:both] != file.records[:both]:
+            what = "both copies of the project went on with this file, in different ways"
+            fix = "give each reviewer, and each batch of each copy, a name of its own"
+            raise RunError(what, where=file.path, key=name, fix=fix)
+        more[name] = file.records[both:]
+    for name, records in more.items():
+        if records:
+            own.setdefault(name, LineFile(folder / f"{name}.jsonl", kind)).append(records)
+    return sum(map(len, more.values()))
 
 
 def project_folder(name: str) -> Path:

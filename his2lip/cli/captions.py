@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from his2lip.cli.console import ProgressBar, percent, say, table
-from his2lip.cli.options import Cache, Model
+from his2lip.cli.options import Cache, Model, write_csv
 from his2lip.cli.registry import command
-from his2lip.errors import ConfigError, did_you_mean, first_line
+from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
     from his2lip.captioning import Acceptance, Project
 
+_FORMATS = ("bank", "released", "label-studio")
 ProjectName = Annotated[
     str, typer.Argument(metavar="PROJECT", help="Name of a project in runs/captions, or its folder.")
 ]
@@ -156,6 +157,111 @@ def review(
             open_page(address)
 
     serve(page, host=host, port=port, token=token, ready=ready)
+
+
+@command("captions merge")
+def merge(
+    project: ProjectName,
+    other: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OTHER...",
+            help="Other copies of the project, or JSON files that Label Studio exported from its tasks.",
+        ),
+    ],
+    reviewer: Annotated[
+        str | None, typer.Option(help="Who annotated in Label Studio. Default: the user name.")
+    ] = None,
+) -> None:
+    """Add the decisions of other copies of a project, and report where reviewers disagree.
+
+    An item on which they disagree is not exported; a decision about it on the page settles it.
+    """
+    from itertools import combinations
+
+    from his2lip.captioning import between, read_annotations, with_oneself
+
+    found = _open(project)
+    for place in other:
+        if place.endswith(".json"):
+            outcome = read_annotations(found, Path(place), _reviewer(reviewer))
+            told = ", ".join(f"{count} {what}" for what, count in outcome.items())
+            say(f"{place}: tasks {told or 'none'}")
+        else:
+            decisions, variants = found.absorb(_open(place))
+            say(f"{place}: {decisions} decisions and {variants} rewordings added")
+    state = found.refresh()
+    rows = []
+    for one, two in combinations(found.reviewers, 2):
+        agreement = between(state, one, two)
+        say(str(agreement))
+        for item, first, second in agreement.disagreeing:
+            text = state.items[item].shown
+            rows.append((item, f"{one}: {first}", f"{two}: {second}", state.items[item].status, text))
+    for name in found.reviewers:
+        if (again := with_oneself(state, name)).n:
+            say(f"blind repeats: {again}")
+    if rows:
+        table(("item", "one", "other", "status", "caption"), rows)
+    disputed = sum(item.status == "disputed" for item in state.items.values())
+    say(f"{disputed} items are disputed; they are not exported until someone decides about them on the page")
+
+
+@command("captions export")
+def export(
+    project: ProjectName,
+    out: Annotated[Path, typer.Option(help="The file to write (.json), or the folder of --format released.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="`bank`: what training reads; `released`: TISSUE/BIOMARKER.txt, without staining bands; "
+            "`label-studio`: tasks to review there."
+        ),
+    ] = "bank",
+    error_rate: ErrorRate = 0.05,
+    confidence: Confidence = 0.95,
+    allowed: Allowed = 0,
+) -> None:
+    """Write the captions that stand, each with its status and where it comes from.
+
+    A rewording that nobody read is written only where its batch passed, and is called passed by sampling.
+    """
+    from his2lip.captioning import batches, captions, to_bank, write_folder, write_tasks
+
+    if format not in _FORMATS:
+        what = f"there is no format '{format}'"
+        raise ConfigError(what, key="--format", fix=did_you_mean(format, _FORMATS))
+    found = _open(project)
+    state = found.refresh()
+    if format == "label-studio":
+        items = [item for item in state.items.values() if state.is_current(item)]
+        beside = write_tasks(items, out)
+        say(f"{len(items)} tasks: {out}; their labelling configuration: {beside}")
+        return
+    sampled = batches(state, found.seed, _acceptance(error_rate, confidence, allowed))
+    standing = captions(state, sampled)
+    if not standing.lines:
+        fix = f"review them first: his2lip captions review {project}"
+        raise DatasetError("no caption of this project stands", where=found.folder, key="captions", fix=fix)
+    if format == "released":
+        unplaced = write_folder(standing.lines, out)
+        rows = [
+            (k.tissue, k.biomarker, k.staining, line.text, *line.origin)
+            for line in standing.lines
+            if (k := line.key) and line not in unplaced
+        ]
+        columns = ("tissue", "biomarker", "staining", "caption", "status", "source")
+        write_csv(out.parent / f"{out.name}.origins.csv", columns, rows)
+        if unplaced:
+            say(f"{len(unplaced)} captions without a tissue type or biomarker have no place in this layout")
+    else:
+        bank = to_bank(standing.lines)
+        bank.save(out)
+        say(f"digest of the bank, which runs record: {bank.digest}")
+    for batch in sampled:
+        say(str(batch))
+    say(str(standing))
+    say(f"captions: {out}")
 
 
 def _open(name: str) -> Project:

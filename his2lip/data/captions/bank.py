@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -36,6 +36,22 @@ NOTE = (
     "approximates the authors' sampling: theirs followed the order of their folders, which is not published"
 )
 _PAIR = ("tissue", "biomarker")
+OriginStatus = Literal["read", "passed by sampling", "imported", "template"]
+
+
+class Origin(NamedTuple):
+    """Where a caption comes from.
+
+    status  `read` by a person, `passed by sampling` with its batch and not read, `imported`, or one of our
+            templates
+    source  who read it, the batch with its figures and model, or the folder
+    """
+
+    status: OriginStatus
+    source: str
+
+
+Place = tuple[str, str | None, str | None]  # a part of the bank or a staining band; tissue type; biomarker
 
 
 class Subject(NamedTuple):
@@ -65,6 +81,8 @@ class CaptionBank:
     staining   of our templates: `follow` the patch's staining and class, or `ignore` both and tell what is
                typical of the pair
     report     of the import that made this bank, None for other banks
+    origins    of the lines, in their order, by (`captions`, `held_out` or a staining band, tissue type,
+               biomarker); empty where they are not known. They decide nothing in training
     """
 
     captions: Lines
@@ -74,6 +92,7 @@ class CaptionBank:
     ours: bool = False
     staining: Follow = "follow"
     report: CaptionReport | None = field(default=None, repr=False, compare=False)
+    origins: Mapping[Place, tuple[Origin, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def templates(cls, staining: Follow = "follow") -> CaptionBank:
@@ -92,7 +111,10 @@ class CaptionBank:
         missing or has no caption at all.
         """
         split, report = read_corpus(Path(folder))
-        return cls(split.train, missing, split.held_out, report=report), report
+        bank = cls(split.train, missing, split.held_out, report=report)
+        imported = Origin("imported", Path(folder).resolve().name)
+        origins = {place: (imported,) * len(lines) for place, lines in bank.by_place().items()}
+        return replace(bank, origins=origins), report
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionBank:
@@ -109,16 +131,17 @@ class CaptionBank:
                 _check_bank(rows, tree["missing"])
             captions, held_out = ({pair: lines for pair, lines in rows if lines} for rows in parts)
             bank = cls(captions, tree["missing"], held_out, _stained(tree.get("stained", []), captions))
+            origins = _origins(tree, bank)
         except FileNotFoundError:
             raise DatasetError("this caption bank does not exist", where=path, fix="check the path") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             fix = "give a bank that his2lip data prepare or captions export wrote"
             raise DatasetError("this file is not a caption bank", where=path, fix=fix) from None
         if tree.get("digest", bank.content) != bank.content:  # banks of earlier versions have none
             what = "this caption bank is damaged or was edited: its content is not what its digest names"
             fix = "write it again with his2lip data prepare captions"
             raise DatasetError(what, where=path, key="digest", fix=fix)
-        return bank
+        return replace(bank, origins=origins)
 
     def save(self, path: str | Path) -> None:
         """Writes both parts of the bank, with their roles, as indented JSON; whole or not at all."""
@@ -133,6 +156,8 @@ class CaptionBank:
             tree["stained"] = [
                 dict(zip(names, (*key, list(lines)), strict=True)) for key, lines in self.stained.items()
             ]
+        if self.origins:
+            tree |= self._origin_tree(rows, tree.get("stained", []))
         data = (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
         write_file(*filesystem(path), data)
 
@@ -222,6 +247,24 @@ class CaptionBank:
             fix="set missing: template, or missing: drop to leave such patches out",
         )
 
+    def by_place(self) -> dict[Place, tuple[str, ...]]:
+        """All lines of the bank, in their order, by part or staining band, tissue type and biomarker."""
+        parts = {(name, *pair): lines for name, part in self._parts().items() for pair, lines in part.items()}
+        return parts | {(band, t, b): lines for (t, b, band), lines in self.stained.items()}
+
+    def _origin_tree(self, rows: list[dict[str, Any]], stained: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds the numbers of the lines' origins to the rows of a saved bank; the numbered origins."""
+        numbers: dict[Origin, int] = {}
+        for row in (*rows, *stained):
+            for part in ROLES:
+                if part in row:
+                    place = (row.get("staining", part), row["tissue"], row["biomarker"])
+                    found = self.origins[place]
+                    assert len(found) == len(row[part])
+                    row[f"{part}_from"] = [numbers.setdefault(origin, len(numbers)) for origin in found]
+        origins = [origin._asdict() for origin in numbers]
+        return {"origins": origins, "origins_digest": digest([origins, _numbers_in(rows, stained)])}
+
     def _parts(self) -> dict[str, Lines]:
         return {"captions": self.captions, "held_out": self.held_out}
 
@@ -277,6 +320,32 @@ def _stained(rows: list[dict[str, Any]], captions: Lines) -> dict[Key, tuple[str
         if pair not in captions or band not in STAININGS or not lines or not all(map(_is_text, lines)):
             raise ValueError(f"{pair}, {band}")
         found[*pair, band] = lines
+    return found
+
+
+def _numbers_in(rows: list[dict[str, Any]], stained: list[dict[str, Any]]) -> list[list[int]]:
+    """The numbers of the lines' origins, in the order of the rows of a saved bank."""
+    return [row[f"{part}_from"] for row in (*rows, *stained) for part in ROLES if part in row]
+
+
+def _origins(tree: dict[str, Any], bank: CaptionBank) -> dict[Place, tuple[Origin, ...]]:
+    """The origins of a saved bank's lines; none in banks of earlier versions. Raises as `load` catches."""
+    if "origins" not in tree:
+        return {}
+    rows, stained = tree["bank"], tree.get("stained", [])
+    if tree["origins_digest"] != digest([tree["origins"], _numbers_in(rows, stained)]):
+        raise ValueError("origins")
+    known = [Origin(row["status"], row["source"]) for row in tree["origins"]]
+    found = {
+        (row.get("staining", part), row["tissue"], row["biomarker"]): tuple(
+            known[n] for n in row[f"{part}_from"]
+        )
+        for row in (*rows, *stained)
+        for part in ROLES
+        if row.get(part)
+    }
+    if {k: len(v) for k, v in found.items()} != {k: len(v) for k, v in bank.by_place().items()}:
+        raise ValueError("origins")
     return found
 
 
