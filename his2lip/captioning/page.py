@@ -20,7 +20,7 @@ from his2lip.captioning.state import Item, State
 from his2lip.captioning.store import PICTURES, Project, StaleError, check_reviewer
 from his2lip.config import validate
 from his2lip.data.shards import STAININGS
-from his2lip.errors import ConfigError, His2lipError
+from his2lip.errors import ConfigError, His2lipError, first_line
 
 if TYPE_CHECKING:
     from nicegui.element import Element
@@ -73,7 +73,7 @@ def application(review: Review, token: str | None) -> App:
     from nicegui import ui
 
     check_reviewer(review.reviewer)
-    review.project.refresh()
+    Session(review.reviewer, review.project.seed, review.acceptance).batches(review.project.refresh())
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/pictures", StaticFiles(directory=review.project.folder / PICTURES, check_dir=False))
 
@@ -101,24 +101,31 @@ class _Tab:
         )
         self._root = _tag("div", classes="review")
         ui.on("review", lambda event: self._handle(event.args))
-        state = self._project.refresh()
-        self._session.advance(state)
-        self._draw(state, "")
+        self._state = self._project.refresh()
+        self._session.advance(self._state)
+        self._draw(self._state, "")
 
     def _handle(self, told: Mapping[str, Any]) -> None:
         """Does what the browser asked for and shows the outcome. What was typed and not saved stays."""
         typed: Mapping[str, Any] | None = None
         is_warning = True
         try:
-            message, is_warning = self._perform(told), False
+            message = self._perform(told)
             if told.get("act") == "generate":
                 typed = {**told, "text": self._generated(told)}
+            is_warning = False
         except StaleError as error:
             message = f"Not saved: {error.what}. This is what stands now."
         except (His2lipError, _Ignored) as error:
             message, typed = f"Not saved: {error}", told
+        except OSError as error:  # such as a full disk
+            message, typed = f"Not saved: {first_line(error)}", told
         kept = None if typed is None or typed.get("item") != self._session.item else _typed(typed)
-        self._draw(self._project.refresh(), message, is_warning=is_warning, typed=kept)
+        try:
+            self._state = self._project.refresh()
+        except (His2lipError, OSError) as error:
+            message, is_warning = f"This page is not up to date: {error}", True
+        self._draw(self._state, message, is_warning=is_warning, typed=kept)
 
     def _perform(self, told: Mapping[str, Any]) -> str:
         """Does what the browser asked for; the message to show."""

@@ -87,10 +87,14 @@ class Session:
         self.reviewer, self._seed, self._acceptance = reviewer, seed, acceptance
         self.chosen, self.is_blind = TO_DO, False
         self.item: str | None = None
+        self._known: tuple[State, list[Batch]] | None = None
         self._here: str | None = None  # the last item that was no blind repeat
 
     def batches(self, state: State) -> list[Batch]:
-        return batches(state, self._seed, self._acceptance)
+        """The batches of a state; those of the last state are kept, because a plan takes a while."""
+        if self._known is None or self._known[0] is not state:
+            self._known = state, batches(state, self._seed, self._acceptance)
+        return self._known[1]
 
     def advance(self, state: State) -> None:
         """To the blind repeat that is due, else to the next item of the filter."""

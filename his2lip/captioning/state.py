@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from his2lip.captioning.records import Act, Decision, Fields, Key, Status, Variant, seed_id
 
@@ -72,10 +73,11 @@ class State:
 
     def is_current(self, item: Item) -> bool:
         """Whether a rewording is one of the seed's text that stands; a seed is its own."""
-        if item.variant is None:
-            return True
-        seed = self.items[item.key.id]
-        return seed.text is not None and item.variant.seed == seed_id(seed.id, seed.text)
+        return item.variant is None or item.variant.seed == self._standing_seeds.get(item.key.id)
+
+    @cached_property
+    def _standing_seeds(self) -> dict[str, str]:
+        return {seed.id: seed_id(seed.id, seed.text) for seed in self.seeds if seed.text is not None}
 
     def verdicts(self, reviewer: str, *, blind: bool = False) -> dict[str, Decision]:
         """The decision of a reviewer that stands, by item; or his or her blind repeats."""

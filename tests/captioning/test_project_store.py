@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import resource
+import signal
 import time
 from pathlib import Path
 
@@ -112,6 +116,30 @@ def test_a_torn_last_line_is_dropped_with_a_notice_at_any_byte(tmp_path: Path) -
     again.submit("ann", ids[1], "reject", version=0)
     assert len(again.notices) == 1
     assert Project.open(tmp_path / "a").refresh().items[ids[1]].status == "rejected"
+
+
+def _run_out_of_room(folder: Path, item: str) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = (folder / "decisions/ann.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, size + 100))
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        Project.open(folder).submit("ann", item, "accept", version=0)
+
+
+def test_what_a_full_disk_cut_off_is_no_decision_and_the_next_one_is_kept(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    one, two = (item.id for item in made.refresh().seeds[:2])
+    made.submit("ann", one, "accept", version=0)
+    log = tmp_path / "a/decisions/ann.jsonl"
+    size = log.stat().st_size
+    process = multiprocessing.get_context("fork").Process(target=_run_out_of_room, args=(tmp_path / "a", two))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+    assert log.stat().st_size == size + 100
+    assert made.refresh().items[two].status == "open"
+    made.submit("ann", two, "reject", version=0)
+    assert [d.act for d in Project.open(tmp_path / "a").refresh().decisions] == ["accept", "reject"]
 
 
 def test_a_damaged_line_that_others_follow_is_refused(tmp_path: Path) -> None:
