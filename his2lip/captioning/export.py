@@ -11,6 +11,7 @@ from his2lip.captioning.records import Key
 from his2lip.captioning.sampling import Batch
 from his2lip.captioning.state import Item, State
 from his2lip.data.captions import CaptionBank, Origin, plain
+from his2lip.data.shards import Staining
 from his2lip.errors import DatasetError
 from his2lip.files import filesystem, write_file
 
@@ -107,7 +108,7 @@ def to_bank(lines: Sequence[Line]) -> CaptionBank:
     texts = {pair: tuple(line.text for line in own) for pair, own in any_band.items()}
     origins = {("captions", *pair): tuple(line.origin for line in own) for pair, own in any_band.items()}
     templates = CaptionBank.templates()
-    by_band = {}
+    by_band: dict[tuple[str | None, str | None, Staining], tuple[str, ...]] = {}
     for key, own in stained.items():
         pair = (key.tissue, key.biomarker)
         if pair not in texts:
