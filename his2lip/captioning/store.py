@@ -241,7 +241,7 @@ class Project:
         """Appends what another copy of this project has more; the numbers of decisions and rewordings.
 
         A log, or a batch, of both copies continues in at most one of them. Raises RunError for another
-        project, and where both copies went on with one log: their numbers would mean two things.
+        project, and where both copies continued one log: their numbers would mean two things.
         """
         if other.digest != self.digest:
             fix = "merge copies of one project; their keys.json are equal"
@@ -266,7 +266,7 @@ def _continued(
         mine = own[name].records if name in own else []
         both = min(len(mine), len(file.records))
         if mine[:both] != file.records[:both]:
-            what = "both copies of the project went on with this file, in different ways"
+            what = "both copies of the project continued this file, in different ways"
             fix = "give each reviewer, and each batch of each copy, a name of its own"
             raise RunError(what, where=file.path, key=name, fix=fix)
         more[name] = file.records[both:]
