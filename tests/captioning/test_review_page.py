@@ -45,7 +45,8 @@ def port() -> int:
 def server(made: Project, port: int) -> Iterator[Server]:
     shortcuts = made.folder.parent / "keys.yaml"
     shortcuts.write_text(f"accept: {ACCEPT}\n")
-    with review_server(made.folder, "--keys", str(shortcuts), port=port) as running:
+    options = ("--keys", str(shortcuts), "--error-rate", "0.2")
+    with review_server(made.folder, *options, port=port) as running:
         yield running
 
 
