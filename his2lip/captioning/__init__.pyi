@@ -1,6 +1,12 @@
 from .agreement import Agreement as Agreement
 from .agreement import between as between
 from .agreement import with_oneself as with_oneself
+from .chat import KEY as KEY
+from .chat import MODEL as MODEL
+from .chat import URL as URL
+from .chat import Endpoint as Endpoint
+from .chat import EndpointError as EndpointError
+from .chat import endpoint_from as endpoint_from
 from .draft import PER_KEY as PER_KEY
 from .draft import Drafted as Drafted
 from .draft import Source as Source
@@ -32,6 +38,11 @@ from .records import Variant as Variant
 from .records import key_id as key_id
 from .records import seed_id as seed_id
 from .records import variant_id as variant_id
+from .reword import Plan as Plan
+from .reword import Price as Price
+from .reword import Report as Report
+from .reword import plan_rewordings as plan_rewordings
+from .reword import reword_seeds as reword_seeds
 from .sampling import Acceptance as Acceptance
 from .sampling import Batch as Batch
 from .sampling import batches as batches

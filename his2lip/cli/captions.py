@@ -17,9 +17,10 @@ from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
-    from his2lip.captioning import Acceptance, Project
+    from his2lip.captioning import Acceptance, Price, Project
 
 _FORMATS = ("bank", "released", "label-studio")
+_SHOWN = 10  # unfinished seeds that are named
 ProjectName = Annotated[
     str, typer.Argument(metavar="PROJECT", help="Name of a project in runs/captions, or its folder.")
 ]
@@ -108,6 +109,80 @@ def draft(
     for reason, count in sorted(drafted.left_out.items()):
         say(f"{count:,} patches have no key: {reason}")
     say(f"written to {drafted.project.folder}; next: his2lip captions review {project}")
+
+
+@command("captions reword")
+def reword(
+    project: ProjectName,
+    count: Annotated[int, typer.Option(min=1, max=200, help="Rewordings of each approved seed.")] = 10,
+    model: Annotated[
+        str | None, typer.Option(help="The chat model's name at the endpoint. Default: OPENAI_MODEL.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="The endpoint's base URL. Default: OPENAI_BASE_URL, else OpenAI's.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="The model to train: its text tower limits the length of captions.")
+    ] = "clip",
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at a time.")] = 4,
+    per_minute: Annotated[float, typer.Option(min=0.1, help="Requests per minute at most.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Temperature of sampling. Default: the endpoint's.")
+    ] = None,
+    price_in: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens sent, in your currency.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens received.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the estimate.")] = False,
+) -> None:
+    """Reword each approved seed through an OpenAI-compatible endpoint, and validate the answers.
+
+    Set OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL: a hosted model, or one under vLLM. Only text is
+    sent, never an image. What validation refuses is kept aside with its reason. The same command resumes.
+    """
+    from his2lip.captioning import Price, endpoint_from, plan_rewordings, reword_seeds
+    from his2lip.models import load_tokenizer
+
+    price = Price(price_in, price_out)
+    found = _open(project)
+    todo = plan_rewordings(found, count)
+    missing = sum(task.missing for task in todo.tasks)
+    say(f"{todo.wanted - missing:,} of {todo.wanted:,} rewordings are there; {missing:,} to ask for")
+    if not missing:
+        return
+    say(f"estimate: {_tokens(todo.tokens_in, todo.tokens_out, price)}")
+    endpoint = endpoint_from(
+        url=base_url,
+        model=model,
+        concurrency=concurrency,
+        per_minute=per_minute,
+        timeout_s=timeout,
+        temperature=temperature,
+    )
+    if dry_run:
+        return
+    lengths = load_tokenizer(backbone)
+    with ProgressBar("rewording") as bar:
+        report = reword_seeds(found, todo, endpoint, lengths, progress=bar.counter("rewordings"))
+    say(f"used: {_tokens(report.tokens_in, report.tokens_out, price)}, in {report.requests:,} requests")
+    say(f"batch {report.batch}: {report.passed:,} passed, {report.refused.total():,} kept aside")
+    for check, number in report.refused.most_common():
+        say(f"  {number:,} for {check}")
+    if report.unfinished:
+        for key, why in list(report.unfinished.items())[:_SHOWN]:
+            say(f"unfinished: {key}: {why}")
+        say(f"{len(report.unfinished):,} seeds lack rewordings; the same command asks for them again")
+        raise typer.Exit(1)
+    say(f"next: his2lip captions review {project}")
+
+
+def _tokens(sent: int, received: int, price: Price) -> str:
+    cost = price.of(sent, received)
+    told = f"{sent:,} tokens sent, {received:,} received"
+    return f"{told}; cost {cost:,.2f}" if cost is not None else f"{told}; price unknown"
 
 
 @command("captions review")

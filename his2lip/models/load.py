@@ -24,11 +24,13 @@ from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
 from his2lip.models.registered import fetch_checkpoint, is_registered
 from his2lip.models.remote_code import refuse_programs
-from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tokenizer
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import check_values
 
 _LOCAL = "local-dir:"
+_OF_CLIP = ("clip", "plip")  # backbones with CLIP's own tokenizer and context
+
 # Weight files of a hub repository: open_clip's own names, then others in use.
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -78,6 +80,28 @@ def _nearest_folder(missing: Path) -> str:
     here = f"'{missing.parent}' has no '{missing.name}'"
     close = nearest(missing.name, beside)
     return f"{here}, did you mean '{close}'?" if close else here
+
+
+def load_tokenizer(name: str | Path) -> CaptionTokenizer:
+    """The tokenizer of a model by name, without its weights where it is known without them.
+
+    Raises as `load_model` does, which reads the other models.
+    """
+    name = str(name)
+    if name in _OF_CLIP:
+        return clip_tokenizer()
+    if name == "tiny":
+        return build_tokenizer(TINY_CONFIG)
+    architecture, _, tag = name.partition(":")
+    if architecture in open_clip.list_models():
+        return build_tokenizer(config_of_tag(architecture, tag) if tag else _config(architecture))
+    return load_model(name).tokenizer
+
+
+def _config(architecture: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(architecture)
+    assert config is not None, architecture
+    return config
 
 
 def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
