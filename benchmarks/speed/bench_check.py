@@ -64,6 +64,7 @@ def main() -> None:
         "--update", action="store_true", help="write the counts in place of the committed ones"
     )
     parser.add_argument("--only", nargs="+", choices=[*COUNTED, *OPERATIONS], help="these paths only")
+    parser.add_argument("--counts", type=Path, default=FILE, help="the file of the committed counts")
     args = parser.parse_args()
     wanted = args.only or [*COUNTED, *OPERATIONS]
     if shutil.which("valgrind") is None:
@@ -71,7 +72,9 @@ def main() -> None:
             print(f"skipped: {name} (valgrind is not installed)")
         wanted = [name for name in wanted if name in OPERATIONS]
     before = (
-        json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"versions": {}, "counts": {}}
+        json.loads(args.counts.read_text(encoding="utf-8"))
+        if args.counts.is_file()
+        else {"versions": {}, "counts": {}}
     )
     now = installed()
     if changed := [
@@ -89,7 +92,7 @@ def main() -> None:
             over.append(name)
     if args.update:
         record = {"versions": now, "counts": before["counts"] | found}
-        FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        args.counts.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return
     if over:
         raise SystemExit(f"over the committed counts by more than {MOST - 1:.0%}: {', '.join(over)}")

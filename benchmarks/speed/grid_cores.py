@@ -1,10 +1,10 @@
 """A benchmark of one model: on all cores of this machine through helpers, against its own task alone.
 
-python benchmarks/speed/grid_cores.py [--quick] [--images 4096] [--out benchmarks/results/grid_cores.json]
+python benchmarks/speed/grid_cores.py [--quick] [--images 4096] [--node-images 4096]
 
 Both programs run the whole grid of one untrained ViT-B/32 on one dataset of generated images with an empty
-cache. Ray is started before; the start of the helpers, loading the model in each, and scoring count. Limit:
-on two cores at most 0.6 of the time of one.
+cache, in tasks of one CPU. Ray is started before; the start of the helpers, loading the model in each, and
+scoring count. Limit: on two cores at most 0.6 of the time of one.
 
 A second part, `nodes`, embeds with a tower that sleeps, on 16 simulated nodes of one CPU each
 (`ray.cluster_utils.Cluster`), against the same work on one. The helpers are started before. Limit: 0.9 of
@@ -110,6 +110,7 @@ def cores(model: str, shards: Path, work: Path, images: int, repeats: int) -> di
             "models": [model],
             "datasets": {"random": str(shards)},
             "baselines": [],
+            "cpus": 1,  # auto would be all cores, so that no helper has room
             "helpers": helpers,
             "cache": str(place / "cache"),
             "storage": str(place),
@@ -166,19 +167,22 @@ def main() -> None:
         "grid_cores",
         "one model's benchmark on all cores, and on simulated nodes",
         lambda parser: parser.add_argument("--images", type=int, default=4096),
+        lambda parser: parser.add_argument("--node-images", type=int, default=4096),
     )
     images, repeats, count = (96, 1, 2) if args.quick else (args.images, max(args.repeats, 5), NODES)
+    of_nodes = 96 if args.quick else args.node_images
     from his2lip.runtime import start_ray, usable_cpus
 
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder, "shards"), images)
+        write_images(Path(folder, "nodes"), of_nodes, side=32)
         start_ray()
         import ray
 
         model = "tiny" if args.quick else "ViT-B-32"
         pair = cores(model, Path(folder, "shards"), Path(folder), images, repeats)
         ray.shutdown()
-        scaled = nodes(Path(folder, "shards"), count)
+        scaled = nodes(Path(folder, "nodes"), count)
     setting = {"model": model, "images": images, "cores": usable_cpus(), "limit": LIMIT}
     limits = {"time_ratio": pair["time_ratio"] <= LIMIT, "of_linear": scaled["of_linear"] >= LINEAR}
     write(args, {**setting, **pair, "simulated": scaled}, limits=limits)

@@ -378,6 +378,12 @@ def read_predictions(folder: str, result: CellResult) -> pa.Table:
     return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
 
 
+def predictions_schema(folder: str, result: CellResult) -> pa.Schema:
+    """The columns of `read_predictions`, without reading them."""
+    system, place = filesystem(cell_folder(folder, result.cell))
+    return pq.read_schema(f"{place}/predictions.parquet", filesystem=system)
+
+
 def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
     """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
     table = read_predictions(folder, result)

@@ -22,6 +22,7 @@ from his2lip.evaluation.grid_cell import (
     PromptF1,
     StoredCell,
     figures_from,
+    predictions_schema,
     read_predictions,
     stored_predictions,
 )
@@ -45,6 +46,7 @@ from his2lip.files import filesystem, write_file
 PAPER = "paper"  # the only protocol that is compared with published figures
 FRAME = "board.json"  # the rows of a board and what they are given beside their grid cells
 _NAMES = ("model", "dataset", "protocol")
+_ROW_GROUP = 1 << 17  # rows from which a row group of predictions.parquet is written
 GIVEN = (  # fields of a row that do not follow from its grid cell
     *("model", "dataset", "protocol", "cell", "in_domain", "generated", "basis", "repeated", "cut_prompts"),
     *("overlap_units", "overlap_images", "overlap_cases", "published_accuracy", "published_f1"),
@@ -140,7 +142,7 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
     files = {
         "leaderboard.csv": to_csv(cells).encode(),
         "leaderboard.parquet": _parquet(to_table(cells)),
-        "predictions.parquet": _parquet(_all_predictions(folder, cells)),
+        "predictions.parquet": _all_predictions(folder, cells),
         "failures.json": (json.dumps(frame.failed, indent=1) + "\n").encode(),
         FRAME: (json.dumps(asdict(frame), indent=1, ensure_ascii=False) + "\n").encode(),
     }
@@ -354,16 +356,27 @@ def _difference(differences: Differences, i: int, base: int, margin: float | Non
     }
 
 
-def _all_predictions(folder: str, cells: Sequence[CellResult]) -> pa.Table:
-    """The predictions of all grid cells; score columns of other protocols' classes are null."""
-    names = ("model", "dataset", "protocol")
-    tables = []
-    for cell in cells:
-        predictions = read_predictions(folder, cell)
-        of_cell = {name: pa.array([getattr(cell, name)] * len(predictions), pa.string()) for name in names}
-        tables.append(pa.table(of_cell | {name: predictions[name] for name in predictions.column_names}))
-    empty = pa.table({name: pa.array([], pa.string()) for name in names})
-    return pa.concat_tables(tables or [empty], promote_options="default")
+def _all_predictions(folder: str, cells: Sequence[CellResult]) -> bytes:
+    """The predictions of all grid cells, as Parquet; score columns of other protocols' classes are null.
+
+    Only one row group is in memory at a time, since these columns are many where the grid is large.
+    """
+    own = pa.schema([(name, pa.string()) for name in _NAMES])
+    schemas = [own, *(predictions_schema(folder, cell) for cell in cells)]
+    empty = pa.unify_schemas(schemas, promote_options="default").remove_metadata().empty_table()
+    out = io.BytesIO()
+    with pq.ParquetWriter(out, empty.schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for cell in cells:
+            predictions = read_predictions(folder, cell)
+            of_cell = {n: pa.array([getattr(cell, n)] * len(predictions), pa.string()) for n in _NAMES}
+            waiting.append(pa.table(of_cell | {n: predictions[n] for n in predictions.column_names}))
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables([empty, *waiting], promote_options="default"))
+                waiting = []
+        if waiting or not cells:
+            writer.write_table(pa.concat_tables([empty, *waiting], promote_options="default"))
+    return out.getvalue()
 
 
 def _parquet(table: pa.Table) -> bytes:
