@@ -117,7 +117,7 @@ _OTHERS = re.compile(
 _BREAKS = re.compile(
     r"[.;:,()]|\b(?:while|whereas|but|although|though|however|yet|despite|on an?|against|over an?|where|"
     r"in which|with (?=no\b)|(?:with|within|in) (?:an? |the )?(?=(?:\w+ ){0,2}background)|"
-    r"in an? (?=(?:\w+ )?negative\b)|so)\b"
+    r"(?:in|among|amid|amidst) (?:an? |the )?(?=(?:\w+ )?(?:negative|unstained)\b)|so)\b"
 )
 # The background of the stain with the words around it.
 _GROUND = re.compile(
@@ -143,12 +143,13 @@ _MANY_ENOUGH = re.compile(
 )
 _SHARES = {
     "few": r"few|rare|rarely|single|isolated|occasional\w*|sparse\w*|minority|a little|traces?|sporadic\w*",
-    "some": r"some|several|part of|partly|a number of",
+    "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
     "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
     r"high (?:percentage|density|proportion|concentration|number)",
     "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every",
 }
-_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH}
+_FEW_ENOUGH = re.compile(r"\b(?:scattered|focal\w*|minimal\w*|low (?:\w+ )?(?:abundance|number|density))\b")
+_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "few": _FEW_ENOUGH}
 _LEVELS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {**_INTENSITIES, **_SHARES}.items()}
 _SCORES = re.compile(
     r"\d+(?:\.\d+)? ?%|\b[0-3] ?\+(?!\w)|\b(?:h|allred|q)? ?scores?\b|\bgrades?\b|\bpercent\b"
@@ -215,6 +216,12 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         background = {sign for match in _GROUND.finditer(told) if (sign := _ground(match[0]))}
         told = _GROUND.sub(" , ", told)
     clauses = [clause for clause in _clauses(told) if clause.sign]
+    if any(c.sign == "unstained" for c in clauses) and not any(
+        c.sign == "stained" and c.sure for c in clauses
+    ):
+        clauses = [
+            clause for clause in clauses if clause.sign == "unstained"
+        ]  # `it reveals that none is stained`
     parts: dict[str, set[Sign]] = {}
     for clause in clauses:
         for name in clause.found:

@@ -52,7 +52,7 @@ def draft(
         ),
     ] = None,
     per_key: Annotated[int, typer.Option(min=4, help="Representative patches of a key.")] = 4,
-    bands: Annotated[bool, typer.Option(help="A key for each staining band, or one for all.")] = True,
+    any_band: Annotated[bool, typer.Option("--any-band", help="One key for all staining bands.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of patches and of samples.")] = 0,
     cache: Cache = CACHE,
 ) -> None:
@@ -90,7 +90,7 @@ def draft(
             sources,
             load_model(model),
             cache=cache,
-            bands=bands,
+            bands=not any_band,
             per_key=per_key,
             seed=seed,
             progress=lambda what, done, total: bar.update(
