@@ -1,13 +1,22 @@
-"""A training run with its checkpoints, resumed where it stopped, as a worker of Ray Train does it."""
+"""Runs and benchmarks as the processes of Ray do them, with all their files, but in one process."""
 
 from __future__ import annotations
 
+import os
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from his2lip.errors import StorageError
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import Work, score_models
+from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.results import CellResult
 from his2lip.loss import WISELoss
 from his2lip.models.provenance import read_meta
 from his2lip.models.resume import load_resume
@@ -78,3 +87,63 @@ def outcome(run: RunDir) -> dict[str, Any]:
         "optimizer": {k: {s: t.tolist() for s, t in v.items()} for k, v in list(saved.optimizer.items())[:3]},
         "left": sorted(p.name for p in run.path.iterdir() if p.name.startswith(".") and p.name != ".lock"),
     }
+
+
+def told_run(tell: Callable[[object], object], config: TrainConfig) -> None:
+    """The run in a process of its own, which tells the number of each step that is done."""
+    plain_run(config, report=lambda progress: tell(progress.step))
+
+
+def told_board(tell: Callable[[object], object], config: BenchmarkConfig) -> None:
+    """Scores the benchmark in a process of its own, as the task of a model does, and writes its board."""
+    tell("begun")
+    score_board(config)
+
+
+def score_board(config: BenchmarkConfig) -> list[tuple[Any, ...]]:
+    """The rows of the benchmark's models, scored in this process, whose board is written."""
+    plans, _ = plan_cells(config)
+    entries = [row for model in config.models for row in config.rows_of(model)]
+    cells = [found.cell for found in score_models(entries, Work(plans, config))]
+    scored = [cell for cell in cells if isinstance(cell, CellResult)]
+    assert len(scored) == len(cells), cells
+    write_leaderboard(config.folder, scored, [], config)
+    return [(cell.model, cell.confusion, cell.macro_f1, cell.cell) for cell in scored]
+
+
+def told_run_with_a_clock_that_jumps_back(
+    tell: Callable[[object], object], config: TrainConfig, step: int
+) -> None:
+    """The run, whose clock is set back by a day at a step, in a process of its own."""
+    real = time.time
+
+    def report(progress: StepReport) -> None:
+        if progress.step == step:
+            time.time = lambda: real() - 86_400  # type: ignore[assignment]
+        tell(progress.step)
+
+    plain_run(config, report=report)
+
+
+def told_prepare(tell: Callable[[object], object], folder: Path, out: str) -> None:
+    """`data prepare` of card.yaml in a process of its own, which tells how it ended."""
+    from attempts import attempt
+
+    os.chdir(folder)
+    tell("begun")
+    tell(attempt("data", "prepare", "card.yaml", "--root", "root", "--out", out).ended)
+
+
+def told_run_that_may_write_less(
+    tell: Callable[[object], object], config: TrainConfig, step: int, size: int
+) -> None:
+    """The run in a process of its own, whose files may have `size` bytes from a step on; tells its error."""
+
+    def report(progress: StepReport) -> None:
+        if progress.step == step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    try:
+        plain_run(config, report=report)
+    except StorageError as error:
+        tell((error.key, str(error.where)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
 import math
 import os
@@ -18,10 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from his2lip.errors import ClusterError, His2lipError, RunError
+from his2lip.files import disk_full
 from his2lip.logs import log_to
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, check_nodes, is_local, start_ray, usable_cpus
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 _POLL_S = 0.2  # seconds between two polls: the driver for reports, Ray's controller for its workers
 _DRAIN_S = 2.0  # seconds between two looks for machines that are about to be taken away
 _LEAVE_S = 25.0  # seconds that a checkpoint may take after SIGTERM; Slurm and Kubernetes give 30
+_AGAIN = "if memory ran out, lower data.batch_size or set optim.micro_batch; the same command resumes it"
+_STATE = "the state that Ray Train keeps"
 _log = logging.getLogger(__name__)
 
 
@@ -300,7 +306,8 @@ def _run_on_ray(
     )
     failure: list[BaseException] = []
     mailbox = _Mailbox(queue, on_report, say)
-    thread = threading.Thread(target=_catch, args=(trainer.fit, failure), name="ray-train", daemon=True)
+    work = functools.partial(_fit, trainer, job, queue)
+    thread = threading.Thread(target=_catch, args=(work, failure), name="ray-train", daemon=True)
     thread.start()
     drains = _Drains()
     try:
@@ -316,8 +323,23 @@ def _run_on_ray(
     finally:
         ray.kill(queue)  # workers that are still running then stop at the end of their epoch
     if failure:
-        raise _user_error(failure[0]) or failure[0]
+        raise _user_error(failure[0], job) or failure[0]
     return mailbox.stopped
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer, job: Job, queue: Any) -> None:
+    """Runs the trainer, and runs it again where the process of Ray's controller dies, as workers are."""
+    most = job.config.workers.max_failures
+    for died in itertools.count(1):
+        try:
+            trainer.fit()
+        except ray.exceptions.RayActorError:
+            if died > most >= 0:
+                what = f"the process that controls the workers of this run died {died} times"
+                raise RunError(what, where=job.run.path, key="workers.max_failures", fix=_AGAIN) from None
+            queue.put.remote("the process that controls the workers died; another one is started")
+        else:
+            return
 
 
 def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
@@ -413,10 +435,23 @@ class _Wanted:
         return True
 
 
-def _user_error(error: BaseException) -> His2lipError | None:
-    """The user's mistake that a worker met, out of Ray's error; None for another failure."""
-    cause = error.controller_failure if isinstance(error, ControllerError) else None
-    return cause if isinstance(cause, His2lipError) else None
+def _user_error(error: BaseException, job: Job) -> His2lipError | None:
+    """The user's mistake that a worker met, or that workers died too often; None for another failure."""
+    if isinstance(error, His2lipError):
+        return error
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        return cause if isinstance(cause, His2lipError) else disk_full(cause, what=_STATE, where=job.run.path)
+    if isinstance(error, WorkerGroupError) and all(map(_is_death, error.worker_failures.values())):
+        ranks = ", ".join(map(str, sorted(error.worker_failures)))
+        what = f"worker {ranks} died, more often than workers.max_failures allows"
+        return RunError(what, where=job.run.path, key="workers.max_failures", fix=_AGAIN)
+    return None
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a worker's process or machine is gone, and not an exception of the code that it ran."""
+    return isinstance(error, WorkerHealthCheckFailedError | ray.exceptions.RayActorError)
 
 
 def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.ScalingConfig:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from attempts import attempt
 from moments import MANY, moments
-from plain_run import outcome, plain_run, small_run
+from plain_run import outcome, plain_run, score_board, small_run
 from reliability_page import Record
 from small_disk import ROOMY, Disk, needs_mount, small_disk
 from test_fuzz import CARD, rows_of
@@ -20,10 +20,6 @@ from his2lip.config import validate
 from his2lip.data.images.codec import encode_png
 from his2lip.errors import StorageError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import Work, score_models
-from his2lip.evaluation.grid_plans import plan_cells
-from his2lip.evaluation.leaderboard import write_leaderboard
-from his2lip.evaluation.results import CellResult
 
 pytestmark = needs_mount
 
@@ -34,7 +30,7 @@ _OUTCOME = (
 
 
 def fill_and_repeat(
-    work: Callable[[Disk], None], result: Callable[[Disk], Any], folder: Path, count: int, kind: str
+    work: Callable[[Disk], object], result: Callable[[Disk], Any], folder: Path, count: int, kind: str
 ) -> None:
     """Work on disks that are too small by seeded amounts, repeated with room, ends as on a large one."""
     with small_disk(folder / "large") as disk:
@@ -102,18 +98,9 @@ def test_embeddings_and_results(here: Path, place: str, count: int, record: Reco
         other = {"storage": "cache", "cache": "storage"}[place]
         return validate(BenchmarkConfig, tree | {other: str(here / f"other{next(number)}")})
 
-    def score(disk: Disk) -> None:
-        board(disk)
-
     def board(disk: Disk) -> list[Any]:
-        asked = config(disk)
-        plans, _ = plan_cells(asked)
-        rows = [row for model in asked.models for row in asked.rows_of(model)]
-        cells = [found.cell for found in score_models(rows, Work(plans, asked))]
-        assert all(isinstance(cell, CellResult) for cell in cells), cells
-        write_leaderboard(asked.folder, [cell for cell in cells if isinstance(cell, CellResult)], [], asked)
-        return [(cell.model, cell.confusion, cell.macro_f1) for cell in cells if isinstance(cell, CellResult)]
+        return score_board(config(disk))
 
-    fill_and_repeat(score, board, here, count, place)
+    fill_and_repeat(board, board, here, count, place)
     what = {"cache": "embeddings", "storage": "results"}[place]
     record(f"the disk is full: {what}", _HOW, count, _OUTCOME)

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import optuna
 import pytest
+from mlflow_content import children, content, curve, stored, write_all
 from mlflow_stores import new_store
 from proxy import Mode, Proxy
 from typer.testing import CliRunner
@@ -24,7 +24,7 @@ from his2lip.config import recorded, validate
 from his2lip.errors import RunError, TrackingError
 from his2lip.tracking import sender
 from his2lip.tracking.outbox import SUFFIX, Outbox
-from his2lip.tracking.run import CODE_VERSION, Run
+from his2lip.tracking.run import CODE_VERSION
 from his2lip.tracking.store import Tracker
 from his2lip.tracking.store_run import PATH, RUN_ID, WEIGHTS
 from his2lip.training.config import TrainConfig
@@ -44,22 +44,6 @@ def tracker(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tra
 
 def _checkpoint_meta() -> dict[str, object]:
     return {"tensor_digest": "a" * 64, "config": {"optim": {"lr": 1e-3}}}
-
-
-def stored(tracker: Tracker, run_id: str) -> list[Any]:
-    """The runs of a `his2lip.run_id`, the latest first."""
-    experiments = [e.experiment_id for e in tracker.client.search_experiments()]
-    newest = ["attributes.start_time DESC"]
-    return list(tracker.client.search_runs(experiments, f"tags.`{RUN_ID}` = '{run_id}'", order_by=newest))
-
-
-def children(tracker: Tracker, parent: Any) -> list[Any]:
-    filters = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    return list(tracker.client.search_runs([parent.info.experiment_id], filters, order_by=["start_time"]))
-
-
-def curve(tracker: Tracker, run: Any, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in tracker.client.get_metric_history(run.info.run_id, key)]
 
 
 def test_a_training_run_is_stored_with_its_curve_its_data_and_its_checkpoint(
@@ -310,36 +294,6 @@ def test_a_store_that_cannot_be_used_is_reported_in_one_sentence(uri: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def write_all(run: Run, part: slice = slice(None)) -> None:
-    """A curve, a checkpoint with a score, and three children."""
-    for step in list(range(1, 31))[part]:
-        run.metrics({"train/loss": 1.0 / step, "lr": 0.1}, step=step)
-    model = run.model("tiny", digest="f" * 64)
-    run.model_metrics(model, {"select/macro_f1": 0.8})
-    run.keep_children(["0", "1", "2"])
-    for number in range(3):
-        run.trial(str(number), f"trial {number}", params={"tau": number}, metrics={"f1": 0.1 * number})
-
-
-def content(tracker: Tracker, run_id: str) -> dict[str, Any]:
-    """All that a store has of a run, counted."""
-    (found,) = stored(tracker, run_id)
-    experiment = found.info.experiment_id
-    models = tracker.client.search_logged_models([experiment], f"tags.`{WEIGHTS}` = '{'f' * 64}'")
-    kept = children(tracker, found)
-    return {
-        "status": found.info.status,
-        "params": found.data.params,
-        "loss": curve(tracker, found, "train/loss"),
-        "lr": curve(tracker, found, "lr"),
-        "children": sorted(
-            (c.info.run_name, c.info.status, str(c.data.params), str(c.data.metrics)) for c in kept
-        ),
-        "models": [(m.name, sorted((x.key, x.value) for x in m.metrics or [])) for m in models],
-        "artifacts": [a.path for a in tracker.client.list_artifacts(found.info.run_id)],
-    }
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits between two contacts, and no retries inside of MLflow's client."""
@@ -347,24 +301,25 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-@pytest.mark.parametrize("mode", ["away", "500", "lost"])
+@pytest.mark.parametrize(("mode", "at"), [("away", 3), ("away", 25), ("500", 10), ("lost", 10), ("lost", 30)])
 def test_a_server_that_is_away_for_a_while_ends_with_all_records_once(
-    mlflow_server: str, tracker: Tracker, impatient: None, tmp_path: Path, mode: Mode
+    mlflow_server: str, tracker: Tracker, impatient: None, tmp_path: Path, mode: Mode, at: int
 ) -> None:
-    with tracker.run("his2lip-whole", "x", {"a": 1}, tags={RUN_ID: f"whole-{mode}"}, beside=tmp_path) as run:
+    whole, name = f"whole-{mode}-{at}", f"{mode}-{at}"
+    with tracker.run("his2lip-whole", "x", {"a": 1}, tags={RUN_ID: whole}, beside=tmp_path) as run:
         write_all(run)
     with Proxy(mlflow_server).running() as proxy:
         flaky = Tracker.open(proxy.url)
-        with flaky.run(f"his2lip-{mode}", "x", {"a": 1}, tags={RUN_ID: mode}, beside=tmp_path) as run:
-            write_all(run, slice(10))
+        with flaky.run(f"his2lip-{name}", "x", {"a": 1}, tags={RUN_ID: name}, beside=tmp_path) as run:
+            write_all(run, slice(at))
             run.sender.finish_sending(20)
             proxy.mode = mode
-            write_all(run, slice(10, None))
+            write_all(run, slice(at, None))
             while proxy.refused < 3:
                 run.sender.join(0.01)
             assert run.sender.is_alive()
             proxy.mode = "up"
-    assert content(tracker, mode) == content(tracker, f"whole-{mode}")
+    assert content(tracker, name) == content(tracker, whole)
 
 
 def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -20,12 +21,13 @@ import ray
 import torch
 from listeners import listeners
 from mlflow_stores import new_store
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from safetensors.torch import load_file
 from training_data import write_small_shards
 
 from his2lip.config import dump_yaml, load, resolved
-from his2lip.errors import DatasetError, RunError
+from his2lip.errors import DatasetError, RunError, StorageError
 from his2lip.models.provenance import read_meta
 from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
@@ -33,6 +35,7 @@ from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
 from his2lip.training.ray_train import (
     FailureCallback,
+    Job,
     ReportQueue,
     TrainResult,
     _user_error,
@@ -323,7 +326,9 @@ def test_fresh_starts_over(whole: TrainResult, config_file: Path) -> None:
     assert digest(short) != digest(whole)
 
 
-def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(ray_local: None) -> None:
+def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(
+    ray_local: None, tmp_path: Path
+) -> None:
     queue = ReportQueue.remote()  # type: ignore[attr-defined]
     callback = FailureCallback(queue)
     callback.after_exception(None, {1: OSError("gone"), 0: OSError("gone")})
@@ -331,8 +336,16 @@ def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(ray_
     with pytest.raises(DatasetError):
         callback.after_exception(None, {0: DatasetError("damaged")})
     refused = DatasetError("damaged")
-    assert _user_error(ControllerError(refused)) is refused
-    assert _user_error(ControllerError(OSError("gone"))) is None
+    job = Job(TrainConfig(data={"shards": "s"}), RunDir(tmp_path), None, {})  # type: ignore[arg-type]
+    assert _user_error(ControllerError(refused), job) is refused
+    assert _user_error(ControllerError(OSError("gone")), job) is None
+    full = _user_error(ControllerError(OSError(errno.ENOSPC, "full")), job)
+    assert isinstance(full, StorageError)
+    died = WorkerHealthCheckFailedError("died", failure=ray.exceptions.RayActorError())
+    ended = _user_error(WorkerGroupError("died", {0: died}), job)
+    assert isinstance(ended, RunError)
+    assert ended.key == "workers.max_failures"
+    assert _user_error(WorkerGroupError("bug", {0: died, 1: ValueError()}), job) is None
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""kill -9 in training on a real Ray of a head and two nodes: the run ends as the undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow_stores import new_store
+from moments import FAULTS
+from reliability_page import Record
+from training_data import write_small_shards
+
+from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.load import load_model
+
+SCRIPT = Path(__file__).with_name("kill_script.py")
+WHAT = {
+    "worker": "kill -9 of a train worker",
+    "controller": "kill -9 of the Train controller",
+    "driver": "kill -9 of the driver",
+    "node": "loss of a node that holds object-store blocks",
+}
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1200)]
+_MOST_S = 150.0  # seconds of one run and its repetition, on a machine that has other work
+
+
+TWICE = pytest.mark.parametrize("count", [pytest.param(2, marks=SLOW), pytest.param(20, marks=FAULTS)])
+
+
+def ends(folder: Path, what: str, argument: Path, count: int) -> list[dict[str, Any]]:
+    """How the work ended at each of the moments. HIS2LIP_MOMENTS is another number of them."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLOO_", "NCCL_", "MLFLOW_"))}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "FAULTS": str(folder)}
+    env["MLFLOW_TRACKING_URI"] = new_store(folder / "mlflow")
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1], SCRIPT.parent)))
+    count = int(os.environ.get("HIS2LIP_MOMENTS", count))
+    command = [sys.executable, str(SCRIPT), what, str(argument), str(count)]
+    with (folder / "said").open("w") as said:
+        done = subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, stderr=said, text=True, timeout=_MOST_S * (1 + count),
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + (folder / "said").read_text()[-4000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == count
+    assert not [end for end in found if end["differs"]]
+    assert any(end["hit"] for end in found), found
+    return found
+
+
+def longest(found: list[dict[str, Any]]) -> str:
+    return f"longest {max(end['seconds'] for end in found):.0f} s"
+
+
+@pytest.mark.parametrize("what", WHAT)
+@TWICE
+def test_a_run_ends_as_the_undisturbed_one(tmp_path: Path, what: str, count: int, record: Record) -> None:
+    tree = {
+        "name": "any",
+        "data": {"shards": write_small_shards(tmp_path / "shards", train=128, select=32)},
+        "optim": {"lr": 1e-3, "epochs": 3},
+        "checkpoint": {"every_steps": 2, "select_by": "loss"},
+        "log_every": 1,
+        "storage": str(tmp_path / "runs"),
+    }
+    tree["data"] |= {"batch_size": 16, "lanes": 4}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    found = ends(tmp_path, what, tmp_path / "config.yaml", count)
+    assert not [end for end in found if not end["resumed"] or "Traceback" in end["said"]]
+    hits = Counter(end["moment"] for end in found if end["hit"])
+    assert set(hits) == {"epoch", "checkpoint"}, found
+    again = sum(end["calls"] > 1 for end in found)
+    how = f"{hits['epoch']} in mid-epoch, {hits['checkpoint']} in mid-checkpoint, on three Ray nodes"
+    outcome = "weights, history, and points and models in MLflow of the undisturbed run; "
+    outcome += f"{again} needed the same command once more; " if again else ""
+    record(WHAT[what], how, hits.total(), outcome + longest(found))
+
+
+@TWICE
+def test_a_benchmark_that_loses_a_node_ends_as_the_undisturbed_one(
+    tmp_path: Path, count: int, record: Record
+) -> None:
+    save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={})
+    tree = {
+        "name": "any", "models": ["tiny", str(tmp_path / "best")], "role": "select", "batch_size": 4,
+        "datasets": {"mihic": write_small_shards(tmp_path / "shards", train=8, select=400)},
+        "baselines": ["majority"], "cache": str(tmp_path / "cache"), "storage": str(tmp_path / "runs"),
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    found = ends(tmp_path, "grid", tmp_path / "config.yaml", count)
+    hits = sum(end["hit"] for end in found)
+    how = "one of two nodes is lost at a seeded time, and another joins"
+    record("a node lost in the grid", how, hits, f"the same board, each image stored once; {longest(found)}")
+
+
+@TWICE
+def test_a_sweep_whose_driver_is_killed_ends_as_the_undisturbed_one(
+    tmp_path: Path, count: int, record: Record
+) -> None:
+    found = ends(tmp_path, "sweep", tmp_path / "runs", count)
+    hits = sum(end["hit"] for end in found)
+    how = "kill -9 of the driver after a seeded number of trials, and the same sweep again; one at a time"
+    record("a sweep stopped and resumed", how, hits, f"the same trials, each once; {longest(found)}")
