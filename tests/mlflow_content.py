@@ -50,9 +50,13 @@ def points(tracker: Tracker, run: Any) -> dict[str, list[tuple[int, float | None
 
 
 def models_of(tracker: Tracker, run: Any, weights: str) -> list[Any]:
-    """The metrics of each logged model with these weights in the experiment of a run."""
+    """The metrics of each logged model that has the name of a run and these weights."""
     models = tracker.client.search_logged_models([run.info.experiment_id], f"tags.`{WEIGHTS}` = '{weights}'")
-    return [sorted((x.key, x.value) for x in m.metrics or [] if not x.key.endswith(_OF_TIME)) for m in models]
+    return [
+        sorted((x.key, x.value) for x in m.metrics or [] if not x.key.endswith(_OF_TIME))
+        for m in models
+        if m.name == run.info.run_name
+    ]
 
 
 def content(tracker: Tracker, run_id: str, *, weights: str = "f" * 64) -> dict[str, Any]:

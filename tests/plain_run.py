@@ -36,6 +36,7 @@ def small_run(shards: str, storage: Path, **changes: Any) -> TrainConfig:
         "optim": {"lr": 1e-3, "epochs": 2, "warmup": 0.1},
         "checkpoint": {"every_steps": 2, "select_by": "loss"},
         "log_every": 1,
+        "workers": {"threads": 1},
         "storage": str(storage),
     }
     return TrainConfig.model_validate(tree | changes)

@@ -17,12 +17,14 @@ from typing import Any
 
 _CLUSTER = """
 import json, sys
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 asked = json.loads(sys.argv[1])
 small = {"object_store_memory": 100 << 20, "temp_dir": asked["folder"]}
 head = {"num_cpus": asked["head_cpus"], "include_dashboard": True, "dashboard_port": asked["port"],
         "dashboard_agent_listen_port": asked["agent"]}
 cluster = Cluster(initialize_head=True, head_node_args=small | head)
+write_ray_address(cluster.address, asked["folder"])  # where jobs look for their cluster
 nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(asked["nodes"])]
 print(json.dumps(cluster.address), flush=True)
 for line in sys.stdin:

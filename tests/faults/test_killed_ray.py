@@ -68,6 +68,7 @@ def test_a_run_ends_as_the_undisturbed_one(tmp_path: Path, what: str, count: int
         "optim": {"lr": 1e-3, "epochs": 3},
         "checkpoint": {"every_steps": 2, "select_by": "loss"},
         "log_every": 1,
+        "workers": {"threads": 1},
         "storage": str(tmp_path / "runs"),
     }
     tree["data"] |= {"batch_size": 16, "lanes": 4}

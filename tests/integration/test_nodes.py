@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nodes")
     shards = write_small_shards(folder / "small", train=160, select=48)
     data = {"shards": shards, "batch_size": 32, "lanes": 4}
-    train = {"data": data, "optim": {"lr": 1e-3, "epochs": 2}}
+    train = {"data": data, "optim": {"lr": 1e-3, "epochs": 2}, "workers": {"threads": 1}}
     space = {"loss.tau": {"kind": "uniform", "low": 0.1, "high": 2.0}}
     points = [{"loss.tau": tau} for tau in POINTS]
     for seed in range(3):
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in twin_names():
         write_twin(name, folder / "twins" / name, scale=0.01)
     trees = {
-        "train": {**train, "name": "pair", "workers": {"num": 2}},
+        "train": {**train, "name": "pair", "workers": {"num": 2, "threads": 1}},
         "tune": {
             "name": "four", "train": train, "space": space, "points": points, "trials": 4,
             "max_concurrent": 2, "scheduler": {"kind": "none"}, "split": "val",
