@@ -135,8 +135,8 @@ class Chat:
             told = got.model or self.endpoint.model
         except (AttributeError, IndexError, TypeError):
             return Answer("", "not a chat completion", self.endpoint.model, 0, 0, time.time())
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Answer(text, ended, told, *tokens, time.time())
+        sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Answer(text, ended, told, sent, received, time.time())
 
     async def _wait_for_turn(self, request: object) -> None:
         """Spaces the requests evenly over the minute, those that the client tries again too."""

@@ -241,8 +241,8 @@ def _sort(
         rows = np.flatnonzero([stain in _DAB for stain in table["stain"].to_pylist()])
         if len(rows):
             measured = measuring.embed(ShareEncoder(), shards, split, rows=rows).features[:, 0]
-            for row, share in zip(rows, measured, strict=True):
-                shares[row] = None if share == _UNKNOWN else float(share)
+            for measured_row, share in zip(rows, measured, strict=True):
+                shares[measured_row] = None if share == _UNKNOWN else float(share)
     for row, (patch, share) in enumerate(zip(table.to_pylist(), shares, strict=True)):
         tissue, biomarker = patch["tissue"], patch["biomarker"]
         if tissue is None and biomarker is None:
