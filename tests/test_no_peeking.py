@@ -24,6 +24,7 @@ COMMANDS = {
     "tune, to train": "tune sweep.yaml train.data.split={split}",
     "tune": "tune sweep.yaml split={split}",
     "calibrate": "calibrate model --shards shards --split {split}",
+    "captions draft": "captions draft captions-{split} --shards shards --model tiny --split {split}",
 }
 
 

@@ -84,7 +84,7 @@ _LOST = re.compile(
     rf"\b(?:los(?:s|t|es|ing) (?:of )?(?:\w+ ){{0,3}}{_RESULT}"
     rf"|{_RESULT} (?:\w+ ){{0,3}}(?:is|are|was|been) (?:\w+ )?lost)\b"
 )
-_NOT = re.compile(r"\b(?:no|not|none|never|neither|nor|spar(?:e|es|ed|ing)|\w+n't)\b")
+_NOT = re.compile(r"\b(?:no|not|none|never|nowhere|neither|nor|spar(?:e|es|ed|ing)|\w+n't)\b")
 _NO_DENIAL = re.compile(
     r"\bnot (?:only|merely|limited|just|all)\b|\bno (?:doubt|less)\b|\bnothing but\b|\bcounterstained\b"
 )
@@ -96,11 +96,13 @@ _STAINED = re.compile(
 _POSITIVE = re.compile(r"\b(?:positiv\w+|brown\w*|(?:immuno)?reactiv\w+|(?:over)?express\w*|decorat\w+)\b")
 _SHOWN = re.compile(
     r"\b(?:mark(?:s|ed|ing)|highlight\w*|outlin\w+|detect\w+|visuali[sz]\w+|delineat\w+|identif\w+|"
-    r"picks? out|present|presence|evident|reveal\w+)\b"
+    r"picks? out|(?:shows?|contains?|carr(?:y|ies)|has|have|bears?) (?:\w+ )?MARKER|"
+    r"present|presence|evident|reveal\w+)\b"
 )
 # The name of the method, which says nothing about the result.
 _METHOD = re.compile(
-    r"\b(?:immuno)?stained (?:for|with|using|by|via|against) (?:the |an? )?(?:\w+ )?"
+    r"\b(?:(?:immuno)?stained|(?:after|upon|following) (?:immuno)?staining) "
+    r"(?:for|with|using|by|via|against) (?:the |an? )?(?:\w+ )?"
     r"(?:(?:biomarkers?|markers?|antibod\w+|protein) )*(?:MARKER|ihc|immunohisto\w+)"
     r"(?: (?:biomarker|marker|antibody|protein))?"
     r"|\b(?:MARKER )?(?:immuno)?stain(?:ed)?(?= (?:\w+ )?(?:tissue|sections?|slide|image|patch|sample|"
@@ -121,7 +123,8 @@ _BREAKS = re.compile(
 )
 # The background of the stain with the words around it.
 _GROUND = re.compile(
-    r"(?:[\w'’]+ ){0,4}\bbackground\b"
+    r"(?:\b(?:no|without|absent) (?:\w+ )?staining of )?"
+    r"(?:(?!(?:on|over|against|with|within|and|of|in)\b)[\w'’]+ ){0,4}\bbackground\b"
     r"(?:,? (?:is|remains?|remaining|stays?|appears?|has|shows?|staining|being)(?: \w+){0,3})?"
 )
 _AND = re.compile(r"\b(?:and|with|sparing)\b")
@@ -142,7 +145,8 @@ _MANY_ENOUGH = re.compile(
     r"high\w* (?:\w+ )?(?:levels?|concentration|density))\b"
 )
 _SHARES = {
-    "few": r"few|rare|rarely|single|isolated|occasional\w*|sparse\w*|minority|a little|traces?|sporadic\w*",
+    "few": r"few|rare|rarely|single|isolated|occasional\w*|sparse\w*|minority|a little|traces? of|"
+    r"sporadic\w*",
     "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
     "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
     r"high (?:percentage|density|proportion|concentration|number)",

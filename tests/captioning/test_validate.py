@@ -22,8 +22,9 @@ from his2lip.errors import TaxonomyError
 from his2lip.models import clip_tokenizer
 
 TOKENIZER = clip_tokenizer()
-# Written freely, before the validator's word lists were: seeds, true rewordings, flips of (kind, sentence).
-PAIRS = json.loads(Path(__file__).with_name("written_pairs.json").read_bytes())
+# Written freely: seeds, true rewordings, flips of (kind, sentence). The first file is older than the word
+# lists of the validator, the second was written against the finished ones.
+FILES = ("written_pairs.json", "fresh_pairs.json")
 SITES = ("nuclei", "membranes", "cytoplasm")
 
 
@@ -42,16 +43,17 @@ def share(name: str, hits: int, n: int) -> float:
     return hits / n
 
 
-def test_flips_that_were_written_before_the_word_lists_are_caught() -> None:
-    """22 seeds with 66 true rewordings and 110 flips of polarity, compartment or tissue type."""
+@pytest.mark.parametrize("file", FILES)
+def test_flips_that_were_written_freely_are_caught(file: str) -> None:
+    """22 seeds with 66 true rewordings and 110 flips, and 10 seeds with 50 and 50."""
     caught, refused = [], []
-    for pair in PAIRS:
+    for pair in json.loads(Path(__file__).with_name(file).read_bytes()):
         about = (pair["seed"], pair["tissue"], pair["biomarker"], TOKENIZER)
         caught += [Validator(*about).refusal(text) for _, text in pair["flips"]]
         validator = Validator(*about)
         refused += [validator.refusal(text) for text in pair["true"]]
-    assert share("written flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
-    assert share("written rewordings refused", sum(r is not None for r in refused), len(refused)) <= 0.05
+    assert share(f"{file}: flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
+    assert share(f"{file}: rewordings refused", sum(r is not None for r in refused), len(refused)) <= 0.05
 
 
 def generated() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
