@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from his2lip.errors import DatasetError
 from his2lip.evaluation import read_images
 
 CONTEXT_UM = 200.0  # microns of tissue shown around a patch, on each side, where there are so many
-_SIDE = 512  # pixels of the longer side of a picture
+_SIDE = 512  # pixels of the longer side of a picture, or of each of its two parts
+_GAP = 8  # pixels between the two
 _BARS_UM = (
     5,
     10,
@@ -172,28 +174,44 @@ class Surroundings:
 def draw(view: View) -> tuple[np.ndarray, float | None]:
     """A picture, uint8 (H, W, 3), and the microns of its scale bar; None where the scale is unknown.
 
-    The patch is framed where its surroundings are shown. Where the scale is unknown, the picture says so.
+    Where the surroundings are shown, the patch is on the left and lies framed in them on the right, each with
+    a bar; the one on the right is returned. Where the scale is unknown, the picture says so.
     """
-    height, width = view.pixels.shape[:2]
+    if view.context_um is None:
+        return _panel(view.pixels, view.mpp)
+    left, top, right, bottom = view.box
+    patch, _ = _panel(view.pixels[top:bottom, left:right], view.mpp)
+    around, bar = _panel(view.pixels, view.mpp, framed=view.box)
+    height = max(len(patch), len(around))
+    picture = np.full((height, patch.shape[1] + _GAP + around.shape[1], 3), 255, dtype=np.uint8)
+    picture[: len(patch), : patch.shape[1]] = patch
+    picture[: len(around), patch.shape[1] + _GAP :] = around
+    return picture, bar
+
+
+def _panel(
+    pixels: np.ndarray, mpp: float | None, *, framed: tuple[int, int, int, int] | None = None
+) -> tuple[np.ndarray, float | None]:
+    """An enlarged image with a frame and a scale bar, and the microns of the bar."""
+    height, width = pixels.shape[:2]
     zoom = _SIDE / max(height, width)
     size = (max(round(width * zoom), 1), max(round(height * zoom), 1))
-    image = Image.fromarray(np.ascontiguousarray(view.pixels)).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)
-    if view.context_um is not None:
-        left, top, right, bottom = (round(edge * zoom) for edge in view.box)
-        for grow, colour in ((1, "white"), (0, "black")):
+    if framed is not None:
+        left, top, right, bottom = (round(edge * zoom) for edge in framed)
+        for grow, colour in ((2, "white"), (1, "black")):
             pen.rectangle((left - grow, top - grow, right + grow - 1, bottom + grow - 1), outline=colour)
-    font = ImageFont.load_default(size=16)
-    if view.mpp is None:
-        _label(pen, "scale unknown", (10, size[1] - 28), font)
+    font = _font()
+    if mpp is None:
+        _label(pen, "scale unknown", (10, size[1] - 30), font)
         return np.asarray(image), None
-    whole = width * view.mpp
-    bar = max((um for um in _BARS_UM if um <= whole / 3), default=_BARS_UM[0])
-    length = round(bar / view.mpp * zoom)
-    bottom = size[1] - 12
-    pen.rectangle((9, bottom - 5, 11 + length, bottom + 1), fill="white")
-    pen.rectangle((10, bottom - 4, 10 + length, bottom), fill="black")
-    _label(pen, f"{bar} µm", (10, bottom - 28), font)
+    bar = max((um for um in _BARS_UM if um <= width * mpp / 3), default=_BARS_UM[0])
+    length = round(bar / mpp * zoom)
+    foot = size[1] - 12
+    pen.rectangle((9, foot - 5, 11 + length, foot + 1), fill="white")
+    pen.rectangle((10, foot - 4, 10 + length, foot), fill="black")
+    _label(pen, f"{bar} µm", (10, foot - 30), font)
     return np.asarray(image), float(bar)
 
 
@@ -212,6 +230,14 @@ def _paste(canvas: np.ndarray, covered: np.ndarray, pixels: np.ndarray, x: int, 
     if top < bottom and left < right:
         canvas[top:bottom, left:right] = pixels[top - y : bottom - y, left - x : right - x]
         covered[top:bottom, left:right] = True
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib carries: Pillow's own font has no µ."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size=18)
 
 
 def _label(pen: ImageDraw.ImageDraw, text: str, at: tuple[int, int], font: Any) -> None:

@@ -11,7 +11,7 @@ from attempts import attempt
 from PIL import Image
 
 from his2lip.captioning import Drafted, Project, Source, draft_project, medoids, sentence
-from his2lip.captioning.context import CONTEXT_UM, Surroundings, draw
+from his2lip.captioning.context import CONTEXT_UM, Surroundings, View, _font, draw
 from his2lip.data.cards.card import load_card
 from his2lip.data.images import encode_png
 from his2lip.data.shards import Patch, ShardWriter, open_shards
@@ -173,7 +173,9 @@ def test_context_comes_from_neighbours_and_from_the_slide(
     assert np.abs(south - pixels[576, 448]).max() <= 2
     picture, bar = draw(view)
     assert bar == 100  # a third of 432 µm holds 100 µm
-    assert max(picture.shape) == 512
+    assert picture.shape == (512, 1032, 3)  # the patch, and beside it what lies around it
+    assert np.abs(picture[256, 256].astype(int) - pixels[512, 448]).max() <= 2
+    assert np.abs(picture[256, 520 + 256].astype(int) - pixels[512, 448]).max() <= 2
 
 
 def test_a_patch_at_a_corner_shows_what_there_is(tiled: tuple[str, Path, np.ndarray]) -> None:
@@ -185,8 +187,6 @@ def test_a_patch_at_a_corner_shows_what_there_is(tiled: tuple[str, Path, np.ndar
 
 
 def test_without_a_scale_there_is_no_bar_and_the_picture_says_so() -> None:
-    from his2lip.captioning.context import View
-
     plain = np.full((64, 64, 3), 255, np.uint8)
     unknown, bar = draw(View(plain, (0, 0, 64, 64), None, None))
     assert bar is None
@@ -194,6 +194,7 @@ def test_without_a_scale_there_is_no_bar_and_the_picture_says_so() -> None:
     assert not (unknown[:-40] < 128).any()
     known, bar = draw(View(plain, (0, 0, 64, 64), 0.5, None))
     assert bar == 10
+    assert bytes(_font().getmask("µ")) != bytes(_font().getmask("\uffff"))  # the font has the letter
     black = (known[-16:-12] < 64).all(axis=2).any(axis=0).sum()
     assert black == pytest.approx(10 / 0.5 * 8, abs=2)  # 10 µm at 0.5 µm per pixel, eight times enlarged
 
