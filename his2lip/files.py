@@ -1,4 +1,4 @@
-"""Files: the file system behind a path or URI, atomic writes, a writability check, locks, printable paths."""
+"""Files: the file system behind a path or URI, local copies, atomic writes, locks, printable paths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +20,7 @@ from pyarrow import fs
 from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 _ANSWER_S = 5.0  # to wait for a server to answer at all
+_COPY_BYTES = 8 << 20  # that are copied at a time
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
@@ -121,6 +124,52 @@ def file_digest(path: str | Path) -> str:
     """sha256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def at_hand(place: str) -> Iterator[Path]:
+    """The folder `place` on this machine: itself, or a copy of a folder on an object store.
+
+    Files that the block has written or changed in a copy are stored when it ends without an error, each as a
+    whole object. An object store has no locks: where two write the same file, the later one stays.
+    """
+    if "://" not in place:
+        yield Path(place)
+        return
+    system, root = filesystem(place)
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
+        folder = Path(made)
+        fetch_folder(system, root, folder)
+        before = _states(folder)
+        yield folder
+        for name, state in _states(folder).items():
+            if before.get(name) != state:
+                store_file(system, folder / name, f"{root}/{name}")
+
+
+def _states(folder: Path) -> dict[str, tuple[int, int]]:
+    """The files below a folder by their relative paths, with what changes where one is written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+def fetch_folder(system: fs.FileSystem, root: str, folder: Path) -> bool:
+    """Copies every file below `root` into `folder`; whether there was any."""
+    found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    files = [info.path for info in found if info.type == fs.FileType.File]
+    for path in files:
+        local = folder / path.removeprefix(root).lstrip("/")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with system.open_input_stream(path) as source, local.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _COPY_BYTES)
+    return bool(files)
+
+
+def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
+    """Writes a local file as one object: readers see the old object or the new one, whole."""
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    with file.open("rb") as source, system.open_output_stream(path) as out:
+        shutil.copyfileobj(source, out, _COPY_BYTES)
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a file") -> None:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from his2lip.errors import DatasetError, RunError
-from his2lip.files import filesystem, locked, printable
+from his2lip.files import at_hand, filesystem, locked, printable, write_file
 
 HOLDER = """
 import pathlib, sys
@@ -103,3 +104,35 @@ def test_an_address_that_cannot_be_used_is_one_sentence_within_seconds(
     assert time.monotonic() - start < 20
     assert refused.value.where == printable(uri)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_an_object_store_is_at_hand_as_a_copy_whose_changes_are_stored() -> None:
+    system, root = filesystem("memory://at-hand/board")
+    for name in ("kept.csv", "pages/index.html"):
+        write_file(system, f"{root}/{name}", b"before")
+    with at_hand("memory://at-hand/board") as folder:
+        assert (folder / "pages/index.html").read_bytes() == b"before"
+        (folder / "pages/index.html").write_bytes(b"after!")
+        (folder / "pages/plots").mkdir()
+        (folder / "pages/plots/new.png").write_bytes(b"png")
+    assert not folder.exists()
+    files = [i.path for i in system.get_file_info(fs.FileSelector(root, recursive=True)) if i.is_file]
+    assert {path.removeprefix(root) for path in files} == {
+        *("/kept.csv", "/pages/index.html", "/pages/plots/new.png"),
+    }
+    with system.open_input_stream(f"{root}/pages/index.html") as file:
+        assert file.read() == b"after!"
+
+
+def test_nothing_is_stored_where_the_work_on_the_copy_fails() -> None:
+    system, root = filesystem("memory://at-hand/failed")
+    write_file(system, f"{root}/file", b"before")
+    with pytest.raises(IsADirectoryError), at_hand("memory://at-hand/failed") as folder:
+        folder.write_bytes((folder / "file").write_bytes(b"half").to_bytes())
+    with system.open_input_stream(f"{root}/file") as file:
+        assert file.read() == b"before"
+
+
+def test_a_local_folder_is_at_hand_as_it_is(tmp_path: Path) -> None:
+    with at_hand(str(tmp_path)) as folder:
+        assert folder == tmp_path

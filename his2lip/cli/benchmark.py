@@ -15,6 +15,7 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
+from his2lip.files import at_hand
 from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "his2lip-benchmark"
 IMAGES = "images"  # after --verify
+_CURVE = "alpha.csv"  # of blended models, among the pages
 BOARD = f"{STORAGE}/benchmark/zero-shot"
 
 Baseline = Annotated[
@@ -119,29 +121,32 @@ def report(
     from_images = verify and IMAGES in names  # a folder of that name is ./images
     if from_images:
         names.remove(IMAGES)
-    places = [Path(name) for name in names or [BOARD]]
+    places = names or [BOARD]
     if verify:
-        for folder in places:
-            verify_report(folder, out, from_images=from_images)
+        for place in places:
+            with at_hand(place) as folder:
+                verify_report(folder, out, from_images=from_images)
         return
-    folder = places[0]
+    place = places[0]
     if len(places) > 1:
-        folder, out = merge_reports(places, out), None
-    say(f"leaderboard: {write_report(folder, out, reference=baseline)}")
-    if samples is not None:
-        from his2lip.evaluation import write_samples
+        place, out = str(merge_reports(places, out)), None
+    with at_hand(place) as folder:
+        page = write_report(folder, out, reference=baseline)
+        say(f"leaderboard: {f'{place}/report/{page.name}' if out is None else page}")
+        if samples is not None:
+            from his2lip.evaluation import write_samples
 
-        say(f"samples: {len(write_samples(folder, samples))} files in {samples}")
+            say(f"samples: {len(write_samples(folder, samples))} files in {samples}")
 
 
-def merge_reports(folders: Sequence[Path], out: Path | None) -> Path:
+def merge_reports(folders: Sequence[str], out: Path | None) -> Path:
     """The folder of the board that the boards in `folders` make together."""
     from his2lip.evaluation import merge_boards
 
     if out is None:
         what = "several boards are merged into a folder of their own"
         raise ConfigError(what, key="--out", fix="name it with --out")
-    merged = merge_boards([str(folder) for folder in folders], str(out))
+    merged = merge_boards(list(folders), str(out))
     for note in merged.notes:
         say(f"note: {note}")
     say(f"merged: {merged.rows} grid cells of {len(folders)} boards")
@@ -216,12 +221,14 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
                 bar.update(f"{cells}, {now.model} on {now.dataset}: {now.done:,} of {now.total:,} images")
 
             result = run_grid(config, datasets=datasets, on_cell=on_cell, on_images=on_images)
-        record_benchmark(run, config, result)
-        page = write_report(Path(config.folder))
-        run.artifact(page)
-        if (order := page.with_name("prompt_order.csv")).is_file():
-            run.artifact(order)
-    _show_result(config, result, page)
+        with at_hand(config.folder) as folder:
+            record_benchmark(run, config, result, folder)
+            page = write_report(folder)
+            run.artifact(page)
+            if (order := page.with_name("prompt_order.csv")).is_file():
+                run.artifact(order)
+            has_curve = page.with_name(_CURVE).is_file()
+    _show_result(config, result, has_curve=has_curve)
     return result
 
 
@@ -268,7 +275,7 @@ def _show_licences(config: BenchmarkConfig) -> None:
             say(f"{backbone.name}: licence {backbone.licence} ({backbone.weights})")
 
 
-def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> None:
+def _show_result(config: BenchmarkConfig, result: GridResult, *, has_curve: bool) -> None:
     """The figures of every model on every dataset, the failures, and where the files are."""
     if result.cells:
         _show_figures(result)
@@ -281,10 +288,9 @@ def _show_result(config: BenchmarkConfig, result: GridResult, page: Path) -> Non
     say(f"{result.ran} grid cells scored now, {finished} were finished; "
         f"{result.counts.images} images embedded")  # fmt: skip
     if any(model.blend is not None for model in config.models):
-        curve = page.with_name("alpha.csv")
         none = "none; it needs a dataset that the tuned model was trained on, and one that it was not"
-        say(f"curve over alpha: {curve if curve.is_file() else none}")
-    say(f"leaderboard: {page}")
+        say(f"curve over alpha: {f'{config.folder}/report/{_CURVE}' if has_curve else none}")
+    say(f"leaderboard: {config.folder}/report/index.html")
 
 
 def _show_figures(result: GridResult) -> None:

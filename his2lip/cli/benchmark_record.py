@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 CHECKPOINT = "model_path"  # parameter: what loads a model; a training config has a section `checkpoint`
 
 
-def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> None:
+def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult, folder: Path) -> None:
     """Writes the models and the grid cells of a benchmark to its run, as child runs and logged models.
 
-    The plots are drawn into the folder of the benchmark.
+    folder  of the benchmark on this machine; the plots are drawn into it
     """
     from his2lip.config import digest
     from his2lip.report import (
@@ -33,7 +33,7 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult) -> N
         with_pooled_draws,
     )
 
-    plots = Path(config.folder, "report", "plots")
+    plots = folder / "report" / "plots"
     of_tasks = (*draw_retrieval(result.tasks, plots), *draw_robustness(result.tasks, plots))
     for image in (*draw_board(result.cells, plots), *of_tasks):
         run.artifact(image, "plots")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say, table
+from his2lip.cli.estimates import size
 from his2lip.cli.options import split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, His2lipError, RunError, did_you_mean
@@ -51,9 +52,9 @@ def gc(
     if not found:
         say("nothing to remove")
         return
-    rows = [(i.kind, str(i.path), _size(i.size), f"{i.age_s / 86_400:.1f}", i.why) for i in found]
+    rows = [(i.kind, str(i.path), size(i.size), f"{i.age_s / 86_400:.1f}", i.why) for i in found]
     table(["kind", "path", "size", "days", "why"], rows)
-    total = _size(sum(item.size for item in found))
+    total = size(sum(item.size for item in found))
     if not remove:
         say(f"{len(found)} items, {total}; nothing was removed (--remove removes them)")
         return
@@ -79,12 +80,3 @@ def _in_mlflow() -> set[str] | None:
         return None
     say(f"models in MLflow are those of {tracker.store}")
     return found
-
-
-def _size(size: int) -> str:
-    value, unit = float(size), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.cli.console import ProgressBar, percent, say
+from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
@@ -42,7 +43,14 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     from his2lip.config import digest, recorded
     from his2lip.runtime import quiet_ray, start_ray
     from his2lip.tracking import RUN_ID, Tracker
-    from his2lip.training import identity, open_data, refuse_object_store, train, with_absolute_paths
+    from his2lip.training import (
+        estimate_run,
+        identity,
+        open_data,
+        refuse_object_store,
+        train,
+        with_absolute_paths,
+    )
 
     refuse_object_store(asked.storage)
     tracker = Tracker.open(needed=False)
@@ -52,6 +60,9 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
+    show_estimate(
+        estimate_run(config, shards), gpus=config.workers.num if config.workers.use_gpu is True else 0
+    )
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
     beside = Path(config.storage, "train")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:

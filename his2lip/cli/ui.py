@@ -1,16 +1,21 @@
-"""`his2lip ui`: MLflow's own pages on the current store, on this machine only."""
+"""`his2lip ui`: MLflow's own pages, of the current store or of a cluster, on this machine only."""
 
 from __future__ import annotations
 
+import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 import webbrowser
-from typing import Annotated
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, TextIO
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
@@ -18,10 +23,17 @@ import typer
 from his2lip.cli.benchmark import EXPERIMENT
 from his2lip.cli.console import say
 from his2lip.cli.registry import command
-from his2lip.errors import TrackingError, first_line
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.errors import ClusterError, TrackingError, first_line
+from his2lip.resources import find, sqlite_file, store_uri
 
 _START_S, _PAUSE_S = 120.0, 0.5  # how long a server may take to answer, and between two attempts
+_CLUSTER_PORT = 5000  # of MLflow on the head of a cluster of cluster.yaml
+# SSH forwards a port as long as this runs; Ray finds the head, its key and its options.
+_TUNNEL = """
+import sys
+from ray.autoscaler.sdk import run_on_cluster
+run_on_cluster(sys.argv[1], cmd="sleep infinity", port_forward=(int(sys.argv[2]), int(sys.argv[3])))
+"""
 
 
 @command("ui")
@@ -31,12 +43,20 @@ def ui(
         str | None,
         typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI."),
     ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="The file of a cluster that `ray up` has started, such as cluster.yaml."),
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open the table of models in the default browser.")] = True,
 ) -> None:
     """Open MLflow's UI on the current store: the models of the latest benchmark, the highest mean first.
 
-    A SQLite store is served on this machine only. Where the store is a server, its own pages are opened.
+    A SQLite store is served on this machine only. Where the store is a server, its own pages are opened. With
+    --cluster, the MLflow server of that cluster's head is reached through SSH.
     """
+    if cluster is not None:
+        _show_cluster(find(cluster), port, browser=browser)
+        return
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):
         link = _show_tables(uri, _without_secrets(uri))
@@ -47,6 +67,17 @@ def ui(
     if file is not None and not file.is_file():
         fix = "his2lip train, tune or benchmark makes one; or name another with --store"
         raise TrackingError("there is no MLflow store here", where=uri, key="--store", fix=fix)
+    _check_port(port)
+    address = f"http://127.0.0.1:{port}"
+    link = _show_tables(uri, address)
+    say(f"MLflow on {address} (store {uri}); stop it with Ctrl-C")
+    if browser:
+        threading.Thread(target=_open_when_ready, args=(address, link), daemon=True).start()
+    raise typer.Exit(_serve(uri, port))
+
+
+def _check_port(port: int) -> None:
+    """Raises TrackingError where no server can listen on this port of 127.0.0.1."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
@@ -55,12 +86,59 @@ def ui(
         what = f"port {port} on this machine cannot be used: {first_line(error)}"
         where, fix = f"127.0.0.1:{port}", "choose another --port"
         raise TrackingError(what, where=where, key="--port", fix=fix) from None
+
+
+def _show_cluster(file: Path, port: int, *, browser: bool) -> None:
+    """Forwards `port` to the MLflow server of a cluster's head until Ctrl-C, and prints its address.
+
+    Raises ClusterError where the head cannot be found or reached, or MLflow does not answer there.
+    """
+    _check_port(port)
     address = f"http://127.0.0.1:{port}"
-    link = _show_tables(uri, address)
-    say(f"MLflow on {address} (store {uri}); stop it with Ctrl-C")
-    if browser:
-        threading.Thread(target=_open_when_ready, args=(address, link), daemon=True).start()
-    raise typer.Exit(_serve(uri, port))
+    command = [sys.executable, "-c", _TUNNEL, str(file), str(port), str(_CLUSTER_PORT)]
+    say(f"looking for the head of {file}")
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        tunnel = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _await_mlflow(address, tunnel, printed, file)
+            link = _show_tables(address, address)
+            say(f"MLflow of the cluster on {address}; stop it with Ctrl-C")
+            if browser:
+                open_page(link)
+            tunnel.wait()
+            raise _not_reached(printed, file, "the connection to the head has ended")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(tunnel.pid, signal.SIGTERM)  # also Ray's ssh
+            tunnel.wait()
+
+
+def _await_mlflow(address: str, tunnel: subprocess.Popen[bytes], printed: TextIO, file: Path) -> None:
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        if tunnel.poll() is not None:
+            raise _not_reached(printed, file, "the head of this cluster cannot be reached")
+        if _answers(address):
+            return
+        time.sleep(_PAUSE_S)
+    raise _not_reached(printed, file, "MLflow does not answer on the head of this cluster")
+
+
+def _not_reached(printed: TextIO, file: Path, what: str) -> ClusterError:
+    """With the last line that Ray or ssh has printed."""
+    printed.seek(0)
+    lines = [line.strip() for line in printed.read().splitlines() if line.strip()]
+    reason = f": {lines[-1]}" if lines else ""
+    fix = "check `ray up`, the keys of the cloud account, and `ray exec FILE 'journalctl -u his2lip-mlflow'`"
+    return ClusterError(what + reason, where=file, key="--cluster", fix=fix)
 
 
 def _show_tables(uri: str, address: str) -> str:
@@ -94,12 +172,18 @@ def _serve(uri: str, port: int) -> int:
 def _open_when_ready(address: str, link: str) -> None:
     until = time.monotonic() + _START_S
     while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                open_page(link)
-                return
-        except OSError:
-            time.sleep(_PAUSE_S)
+        if _answers(address):
+            open_page(link)
+            return
+        time.sleep(_PAUSE_S)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def open_page(link: str) -> None:

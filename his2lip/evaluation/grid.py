@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,11 +44,11 @@ from his2lip.evaluation.leaderboard import (
     write_leaderboard,
 )
 from his2lip.evaluation.probe_scorer import ProbeScorer
-from his2lip.evaluation.results import CellFailure, CellResult, read_results
+from his2lip.evaluation.results import DIGESTS, CellFailure, CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.views import TrainingField
-from his2lip.files import absolute
+from his2lip.files import absolute, filesystem
 from his2lip.logs import log_to
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, check_nodes, is_local
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_BOARD = "leaderboard.csv"
 CellKey = tuple[str, str, str]  # model, dataset, protocol
 
 _MOST_THREADS = 8.0  # of the task of one model on a CPU, where `cpus` is auto
@@ -265,8 +267,7 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[
         if name not in known:
             what, fix = f"the benchmark has no dataset '{name}'", did_you_mean(name, known)
             raise ConfigError(what, key="--datasets", fix=fix)
-    board = Path(config.folder, "leaderboard.csv")
-    rows = read_results(board) if board.is_file() else []
+    rows = _board_rows(config.folder)
     kept = [row for row in rows if row.dataset in known and row.dataset not in datasets]
     for row in kept:
         try:
@@ -277,6 +278,19 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[
             raise ConfigError(what, where=config.folder, key=row.cell, fix=fix) from None
     tasks = read_tasks(config.folder)
     return kept, [cell for cell in tasks if cell.dataset in known and cell.dataset not in datasets]
+
+
+def _board_rows(folder: str) -> list[CellResult]:
+    """The rows of the present leaderboard; none without one."""
+    if "://" not in folder:
+        board = Path(folder, _BOARD)
+        return read_results(board) if board.is_file() else []
+    system, root = filesystem(folder)
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
+        for name in (_BOARD, DIGESTS):
+            with suppress(FileNotFoundError), system.open_input_stream(f"{root}/{name}") as source:
+                Path(made, name).write_bytes(source.read())
+        return read_results(Path(made, _BOARD)) if Path(made, _BOARD).is_file() else []
 
 
 def _check_role(config: BenchmarkConfig) -> None:

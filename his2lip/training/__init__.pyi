@@ -1,4 +1,6 @@
 from .config import TrainConfig as TrainConfig
+from .estimate import Estimate as Estimate
+from .estimate import estimate_run as estimate_run
 from .local import run_in_process as run_in_process
 from .placement import with_numbers as with_numbers
 from .progress import StepReport as StepReport

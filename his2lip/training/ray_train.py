@@ -31,6 +31,7 @@ from his2lip.resources import code_version
 from his2lip.runtime import check_code, check_nodes, is_local, start_ray, usable_cpus
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
+from his2lip.training.estimate import SECONDS, steps_done
 from his2lip.training.placement import THREADS, most_threads, number, with_numbers
 from his2lip.training.progress import SaveClock, StepReport, TrainState
 from his2lip.training.rendezvous import LocalTorchConfig
@@ -109,9 +110,12 @@ def train(
             check_nodes(read=run_inputs.places(config), write=[str(run.path)])
             found = run_inputs.contents(config, shards, bank)
             config, state = _with_threads(config, run, state)
+            before, begun = steps_done(run), time.monotonic()
             if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
                 result = _result(run, notes=notes)
-                done = {"steps": result.steps, "history": result.history}
+                done: dict[str, Any] = {"steps": result.steps, "history": result.history}
+                if result.steps > before:
+                    done[SECONDS] = (time.monotonic() - begun) / (result.steps - before)
                 run.write({**state, "status": "finished", "result": done})
                 _log.info("run %s is finished", config.name)
                 return result

@@ -83,7 +83,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     config = validate(BenchmarkConfig, tree)
     result = GridResult(cells({"strongest": meta["tensor_digest"]}), [], "")
     with tracker.run(EXPERIMENT, "zoo", {}, tags={RUN_ID: "b"}, beside=folder) as run:
-        record_benchmark(run, config, result)
+        record_benchmark(run, config, result, Path(config.folder))
     printed = folder / "ui.txt"
     command = [sys.executable, "-m", "his2lip", "ui", "--store", uri, "--no-browser"]
     with on_loopback(command, host=(), output=printed, env=os.environ | {"PYTHONUNBUFFERED": ""}) as url:

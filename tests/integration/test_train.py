@@ -31,6 +31,7 @@ from his2lip.errors import DatasetError, RunError, StorageError
 from his2lip.models.provenance import read_meta
 from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
+from his2lip.training.estimate import estimate_run
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
 from his2lip.training.ray_train import (
@@ -43,6 +44,7 @@ from his2lip.training.ray_train import (
     train,
 )
 from his2lip.training.run_directory import RunDir
+from his2lip.training.run_inputs import open_data
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -289,6 +291,18 @@ def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) ->
     assert "was finished before" in notes[0]
     assert (again.metrics, again.steps) == (whole.metrics, whole.steps)
     assert (whole.last / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_next_run_of_its_kind_is_estimated_from_it(whole: TrainResult, config_file: Path) -> None:
+    config, shards, _ = open_data(named(config_file, "next", "seed=7"))
+    found = estimate_run(config, shards)
+    assert (found.steps, found.based_on) == (STEPS, "whole")
+    assert found.seconds is not None
+    assert 0.05 < found.seconds < 300
+    sizes = [p.stat().st_size for place in (whole.best, whole.last) for p in place.rglob("*") if p.is_file()]
+    assert found.bytes == sum(sizes)
+    other = named(config_file, "next", "data.batch_size=32")
+    assert estimate_run(other, shards).based_on is None
 
 
 def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:

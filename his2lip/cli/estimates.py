@@ -1,0 +1,70 @@
+"""The line that a run starts with: how long it will take, how much disk and, on a cluster, how much money."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from his2lip.cli.console import say
+
+if TYPE_CHECKING:
+    from his2lip.training import Estimate
+
+
+def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_once: int = 1) -> None:
+    """Prints what is known of a run before it starts; nothing for a run that is finished.
+
+    gpus    that it asks for, which decides the price of its machines on a cluster
+    trials  those of a sweep, each as long as the run, `at_once` of them together
+    """
+    rounds = 1 if trials is None else -(-trials // at_once)
+    if not found.steps or not rounds:
+        return
+    parts = [f"{found.steps:,} steps" if trials is None else f"{trials} trials of {found.steps:,} steps"]
+    if found.seconds is None:
+        parts.append("time and disk not known before the first report: no finished run of this kind is here")
+    else:
+        seconds = found.seconds * rounds
+        parts.append(f"about {duration(seconds)} (at the speed of run '{found.based_on}')")
+        parts += _disk(found, copies=trials or 1)
+        parts += _cost(seconds, gpus)
+    say("estimate: " + ", ".join(parts))
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes with a unit, such as 1.5 MB."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _disk(found: Estimate, *, copies: int) -> list[str]:
+    if found.bytes is None:
+        return []
+    needed, free = found.bytes * copies, found.free
+    if free is None:
+        return [f"{size(needed)} of disk"]
+    lacking = "" if needed < free else ", which is NOT enough"
+    return [f"{size(needed)} of the {size(free)} free on its disk{lacking}"]
+
+
+def _cost(seconds: float, gpus: int) -> list[str]:
+    """The price of the workers on a cluster of cluster.yaml, whose head runs this command."""
+    from his2lip.cloud import budget_left, usd_per_hour
+    from his2lip.runtime import is_local
+
+    if is_local():
+        return []
+    price, left = usd_per_hour(gpus), budget_left()
+    if price is None or left is None:
+        return []
+    return [f"up to {price * seconds / 3600:.2f} USD for its workers ({left:.2f} USD of the budget are left)"]

@@ -1,0 +1,101 @@
+"""What a run will take, before it starts: its time, from earlier runs of its kind, and its disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from his2lip.config import resolved
+from his2lip.data.shards import ShardSet
+from his2lip.errors import His2lipError
+from his2lip.training.config import TrainConfig
+from his2lip.training.run_directory import RunDir
+
+SECONDS = "seconds_per_step"  # key of a finished run's result in run.json
+_KEPT = 2  # checkpoints of a run: the best and the last
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a run. What is not known is None.
+
+    seconds   that its steps take
+    based_on  the earlier run that seconds and bytes rest on
+    bytes     that its checkpoints will have beyond those that are there
+    free      bytes on the disk of its storage
+    """
+
+    steps: int
+    seconds: float | None
+    based_on: str | None
+    bytes: int | None
+    free: int | None
+
+
+def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
+    """What is left of a run, from the latest finished run of the same storage with steps of the same kind.
+
+    These are runs with the same model, fine-tuning, batch and workers. The time of their steps includes the
+    validation, the checkpoints and the start of the workers.
+    """
+    per_epoch = max(sum(shards.info.counts[config.data.split].values()) // config.data.batch_size, 1)
+    steps = config.optim.steps or config.optim.epochs * per_epoch
+    like = _latest_like(config)
+    own = RunDir(Path(config.storage, "train", config.name))
+    left = max(steps - steps_done(own), 0)
+    if like is None:
+        return Estimate(left, None, None, None, _free(config.storage))
+    run, state = like
+    size = sum(_size(path) for path in (run.best, run.last) if path.is_dir())
+    missing = max(size - sum(_size(path) for path in (own.best, own.last)), 0)
+    seconds = left * float(state["result"][SECONDS])
+    return Estimate(left, seconds, run.path.name, missing, _free(config.storage))
+
+
+def _latest_like(config: TrainConfig) -> tuple[RunDir, dict[str, Any]] | None:
+    """The latest finished run whose steps take as long as those of `config`, and its run.json."""
+    wanted, found = _kind(resolved(config)), []
+    for folder in Path(config.storage, "train").glob("*/run.json"):
+        run = RunDir(folder.parent)
+        try:
+            state = run.read()
+        except His2lipError:  # damaged: its own command tells
+            continue
+        if state and SECONDS in state.get("result", {}) and _kind(state.get("config", {})) == wanted:
+            found.append((folder.stat().st_mtime, run, state))
+    return max(found, key=lambda one: one[0])[1:] if found else None
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides the time of a step, out of a resolved configuration."""
+    data, workers = config.get("data", {}), config.get("workers", {})
+    return (
+        config.get("model"),
+        config.get("finetune"),
+        [data.get(key) for key in ("batch_size", "loader", "augment")],
+        [workers.get(key) for key in ("num", "use_gpu", "threads")],
+    )
+
+
+def steps_done(run: RunDir) -> int:
+    """The step from which a run resumes; 0 without a checkpoint that can be read."""
+    from his2lip.models import is_checkpoint, read_meta
+
+    try:
+        return int(read_meta(run.last)["step"]) if is_checkpoint(run.last) else 0
+    except (His2lipError, KeyError):
+        return 0
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _free(storage: str) -> int | None:
+    place = Path(storage).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

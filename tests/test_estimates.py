@@ -1,0 +1,77 @@
+"""The line that a run starts with: its time, its disk, and its price on a cluster of cluster.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from his2lip.cli.estimates import duration, show_estimate
+from his2lip.cloud import budget_left, usd_per_hour
+from his2lip.cloud.budget_guard import Machine, Record
+from his2lip.training import Estimate
+
+CLUSTER = Path(__file__).resolve().parents[1] / "cluster.yaml"
+KNOWN = Estimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, free=10**10)
+
+
+@pytest.fixture
+def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a head whose machines have cost 21 of 300 USD."""
+    tree = yaml.safe_load(CLUSTER.read_text(encoding="utf-8"))
+    budget = tree["metadata"]["budget"]
+    budget |= {"record": str(tmp_path / "budget.json"), "usd_per_hour": {"m7i.xlarge": 0.21}}
+    budget["usd_per_hour"] |= {"g6.2xlarge": 1.0, "g6e.12xlarge": 3.0}
+    ended = Machine("i-1", "m7i.xlarge", "head", 0.0, 100 * 3600.0)
+    Record({"i-1 0": ended}).write(tmp_path / "budget.json")
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("gpus", "price"), [(0, 0.0), (1, 1.0), (2, 2.0), (4, 3.0), (5, 5.0), (8, 6.0)])
+def test_the_price_is_that_of_the_cheapest_machines_with_so_many_gpus(
+    head: Path, gpus: int, price: float
+) -> None:
+    assert usd_per_hour(gpus) == price
+
+
+def test_what_is_left_of_the_budget_follows_from_the_guards_record(head: Path) -> None:
+    assert budget_left() == pytest.approx(279.0)
+
+
+@pytest.mark.usefixtures("head")
+def test_on_a_cluster_the_line_has_time_disk_and_price(capsys: pytest.CaptureFixture[str]) -> None:
+    show_estimate(KNOWN, gpus=4)
+    line = " ".join(capsys.readouterr().out.split())
+    for part in ("3,600 steps", "2.0 h", "'before'", "3.0 GB of the 10.0 GB", "6.00 USD", "279.00 USD"):
+        assert part in line
+
+
+def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert usd_per_hour(1) is None
+    show_estimate(KNOWN, gpus=1, trials=20, at_once=2)
+    line = " ".join(capsys.readouterr().out.split())
+    for part in ("20 trials of 3,600 steps", "20.0 h", "60.0 GB", "NOT enough"):
+        assert part in line
+    assert "USD" not in line
+
+
+def test_without_an_earlier_run_it_says_so_and_a_finished_run_has_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_estimate(Estimate(10, None, None, None, 10**9), gpus=0)
+    assert "not known" in capsys.readouterr().out
+    show_estimate(Estimate(0, 0.0, "before", 0, 10**9), gpus=0)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
