@@ -80,7 +80,7 @@ def test_runs_in_postgresql_and_artifacts_in_a_bucket_outlive_a_killed_server(
             pgpass = tmp_path / ".pgpass"
             pgpass.write_text(f"127.0.0.1:{port}:{DATABASE}:{USER}:{PASSWORD}\n")
             pgpass.chmod(0o600)
-            ours = f"postgresql://{USER}@127.0.0.1:{port}/{DATABASE}"
+            ours = f"postgresql+psycopg2://{USER}@127.0.0.1:{port}/{DATABASE}"
             command = re.sub(r"sqlite:\S+", ours, cluster()["metadata"]["mlflow"])
             fixed = dict(pair.split("=") for pair in shlex.split(unit()["Environment"][0]))
             env = {**os.environ, **keys, **fixed, **settings(tmp_path, command), "HOME": str(tmp_path)}
