@@ -13,7 +13,7 @@ from his2lip.cloud.budget_guard import Machine, Record
 from his2lip.training import Estimate
 
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster.yaml"
-KNOWN = Estimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, free=10**10)
+KNOWN = Estimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, best=10**9, free=10**10)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(
     assert usd_per_hour(1) is None
     show_estimate(KNOWN, gpus=1, trials=20, at_once=2)
     line = " ".join(capsys.readouterr().out.split())
-    for part in ("20 trials of 3,600 steps", "20.0 h", "60.0 GB", "NOT enough"):
+    for part in ("20 trials of 3,600 steps", "20.0 h", "20.0 GB", "NOT enough"):
         assert part in line
     assert "USD" not in line
 
@@ -66,9 +66,9 @@ def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(
 def test_without_an_earlier_run_it_says_so_and_a_finished_run_has_no_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_estimate(Estimate(10, None, None, None, 10**9), gpus=0)
+    show_estimate(Estimate(10, None, None, None, None, 10**9), gpus=0)
     assert "not known" in capsys.readouterr().out
-    show_estimate(Estimate(0, 0.0, "before", 0, 10**9), gpus=0)
+    show_estimate(Estimate(0, 0.0, "before", 0, 0, 10**9), gpus=0)
     assert capsys.readouterr().out == ""
 
 

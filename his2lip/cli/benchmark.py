@@ -15,7 +15,6 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
-from his2lip.files import at_hand
 from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
@@ -117,6 +116,8 @@ def report(
 
     With --verify, what is different is named by its file, row and column, and the exit code is 1.
     """
+    from his2lip.files import at_hand
+
     names = list(folders or [])
     from_images = verify and IMAGES in names  # a folder of that name is ./images
     if from_images:
@@ -194,7 +195,7 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     """
     from his2lip.config import digest, recorded
     from his2lip.evaluation import check_inputs, run_grid
-    from his2lip.files import check_writable
+    from his2lip.files import at_hand, check_writable
     from his2lip.models import is_registered
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker

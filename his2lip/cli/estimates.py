@@ -19,13 +19,15 @@ def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_o
     rounds = 1 if trials is None else -(-trials // at_once)
     if not found.steps or not rounds:
         return
-    parts = [f"{found.steps:,} steps" if trials is None else f"{trials} trials of {found.steps:,} steps"]
+    parts = [
+        f"{found.steps:,} steps" if trials is None else f"up to {trials} trials of {found.steps:,} steps"
+    ]
     if found.seconds is None:
         parts.append("time and disk not known before the first report: no finished run of this kind is here")
     else:
         seconds = found.seconds * rounds
         parts.append(f"about {duration(seconds)} (at the speed of run '{found.based_on}')")
-        parts += _disk(found, copies=trials or 1)
+        parts += _disk(found.bytes if trials is None else (found.best or 0) * trials, found.free)
         parts += _cost(seconds, gpus)
     say("estimate: " + ", ".join(parts))
 
@@ -47,10 +49,9 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _disk(found: Estimate, *, copies: int) -> list[str]:
-    if found.bytes is None:
+def _disk(needed: int | None, free: int | None) -> list[str]:
+    if needed is None:
         return []
-    needed, free = found.bytes * copies, found.free
     if free is None:
         return [f"{size(needed)} of disk"]
     lacking = "" if needed < free else ", which is NOT enough"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from his2lip.cli.console import ProgressBar, percent, say, table
+from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
@@ -42,7 +44,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     from his2lip.config import digest, recorded
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
-    from his2lip.training import caption_notes, open_data, terms_of_run
+    from his2lip.training import caption_notes, estimate_run, open_data, terms_of_run
     from his2lip.tuning import run_sweep, training_objective
 
     tracker = Tracker.open(needed=False)
@@ -52,6 +54,9 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         say(note)
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
+    trial = base.model_copy(update={"storage": config.storage, "name": f"{config.name}.trial"})
+    gpus = 0 if config.gpus == "auto" else math.ceil(config.gpus * config.max_concurrent)
+    show_estimate(estimate_run(trial, shards), gpus=gpus, trials=config.trials, at_once=config.max_concurrent)
     tags = {RUN_ID: run_id}
     beside = Path(config.storage, "tune")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:

@@ -25,6 +25,7 @@ class Estimate:
     seconds   that its steps take
     based_on  the earlier run that seconds and bytes rest on
     bytes     that its checkpoints will have beyond those that are there
+    best      bytes of its best checkpoint, all that a trial of a sweep keeps
     free      bytes on the disk of its storage
     """
 
@@ -32,6 +33,7 @@ class Estimate:
     seconds: float | None
     based_on: str | None
     bytes: int | None
+    best: int | None
     free: int | None
 
 
@@ -47,12 +49,12 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
     own = RunDir(Path(config.storage, "train", config.name))
     left = max(steps - steps_done(own), 0)
     if like is None:
-        return Estimate(left, None, None, None, _free(config.storage))
+        return Estimate(left, None, None, None, None, _free(config.storage))
     run, state = like
     size = sum(_size(path) for path in (run.best, run.last) if path.is_dir())
     missing = max(size - sum(_size(path) for path in (own.best, own.last)), 0)
     seconds = left * float(state["result"][SECONDS])
-    return Estimate(left, seconds, run.path.name, missing, _free(config.storage))
+    return Estimate(left, seconds, run.path.name, missing, _size(run.best), _free(config.storage))
 
 
 def _latest_like(config: TrainConfig) -> tuple[RunDir, dict[str, Any]] | None:

@@ -88,7 +88,8 @@ class RunDir:
 def refuse_object_store(storage: str) -> None:
     """Raises RunError where `storage` is the URI of an object store, which runs and sweeps cannot use."""
     if "://" in storage:
-        what, fix = "runs and sweeps need a folder", "give a path that all nodes share"
+        what = "runs and sweeps need a folder, because an object store has no locks against a second command"
+        fix = "give a path that all nodes share; shards, caches and benchmarks can be on an object store"
         raise RunError(what, where=storage, key="storage", fix=fix)
 
 

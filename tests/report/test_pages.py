@@ -16,7 +16,7 @@ from his2lip.errors import ConfigError
 from his2lip.evaluation.grid import _board_rows
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.results import CellResult, to_csv
-from his2lip.files import filesystem
+from his2lip.files import filesystem, write_file
 from his2lip.report.board import Board, read_board
 from his2lip.report.pages import write_pages
 from his2lip.templates import render
@@ -258,11 +258,12 @@ def test_figures_by_biomarker_and_case_are_a_table(tmp_path: Path) -> None:
 
 def test_the_pages_of_a_board_on_an_object_store_are_written_beside_it() -> None:
     folder = "memory://pages/benchmark/zoo"
-    write_leaderboard(folder, [cell_result(model="CLIP"), cell_result(model="PLIP")], [])
+    system, root = filesystem(folder)
+    cells = [cell_result(model="CLIP"), cell_result(model="PLIP")]
+    write_file(system, f"{root}/leaderboard.csv", to_csv(cells).encode())
     assert [row.model for row in _board_rows(folder)] == ["CLIP", "PLIP"]
     done = CliRunner().invoke(app, ["report", folder])
     assert done.exit_code == 0, done.output
     assert "memory://pages/benchmark/zoo/report/index.html" in done.output.replace("\n", "")
-    system, root = filesystem(folder)
     with system.open_input_stream(f"{root}/report/index.html") as page:
         assert b"PLIP" in page.read()
