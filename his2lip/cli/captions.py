@@ -254,7 +254,7 @@ def merge(
     """
     from itertools import combinations
 
-    from his2lip.captioning import between, read_annotations, with_oneself
+    from his2lip.captioning import between, read_annotations
 
     found = _open(project)
     for place in other:
@@ -273,9 +273,7 @@ def merge(
         for item, first, second in agreement.disagreeing:
             text = state.items[item].shown
             rows.append((item, f"{one}: {first}", f"{two}: {second}", state.items[item].status, text))
-    for name in found.reviewers:
-        if (again := with_oneself(state, name)).n:
-            say(f"blind repeats: {again}")
+    _say_repeats(found)
     if rows:
         table(("item", "one", "other", "status", "caption"), rows)
     disputed = sum(item.status == "disputed" for item in state.items.values())
@@ -335,8 +333,19 @@ def export(
         say(f"digest of the bank, which runs record: {bank.digest}")
     for batch in sampled:
         say(str(batch))
+    _say_repeats(found)
     say(str(standing))
     say(f"captions: {out}")
+
+
+def _say_repeats(project: Project) -> None:
+    """Prints each reviewer's agreement with himself or herself, where items were shown again."""
+    from his2lip.captioning import with_oneself
+
+    state = project.refresh()
+    for name in project.reviewers:
+        if (again := with_oneself(state, name)).n:
+            say(f"blind repeats: {again}")
 
 
 def _open(name: str) -> Project:
