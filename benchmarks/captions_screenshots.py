@@ -18,9 +18,11 @@ from projects import variants
 from review_server import review_server
 
 from his2lip.captioning import Project
+from his2lip.data.captions import CaptionBank
 
 WIDTH, HEIGHT = 1280, 860
-DECIDED = 12  # keys that are accepted before the picture is taken
+DECIDED = 12  # keys that are accepted before the pictures are taken
+SHOWN = "Tumor."  # the first open seed of this tissue type is shown
 
 
 def main(folder: Path, out: Path) -> None:
@@ -31,20 +33,28 @@ def main(folder: Path, out: Path) -> None:
         project = Project.open(copy)
         for item in project.refresh().seeds[:DECIDED]:
             project.submit("pathologist", item.id, "accept", version=0)
-        first = project.refresh().seeds[0]
-        project.add_variants("example", variants(first.key, 120))
+        key = project.refresh().seeds[0].key
+        texts = CaptionBank.templates().lines(key.tissue, key.biomarker, key.staining)  # in place of answers
+        rewordings = variants(key, len(texts))
+        project.add_variants(
+            "example",
+            [v.model_copy(update={"text": text}) for v, text in zip(rewordings, texts, strict=True)],
+        )
         with (
             review_server(copy, reviewer="pathologist") as server,
             browser_page(width=WIDTH, height=HEIGHT) as page,
         ):
             page.goto(server.address)
             page.wait_for_selector("[data-item]")
+            while not str(shown := page.get_attribute("[data-item]", "data-item")).startswith(SHOWN):
+                page.keyboard.press("n")
+                page.wait_for_selector(f"[data-item]:not([data-item='{shown}'])")
             page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             page.screenshot(path=out / "captions_review.png")
             page.click("[data-value=open]")
             page.wait_for_selector("[data-value=open][aria-pressed=true]")
             page.keyboard.press("p")  # from the first item to the last one, a rewording
-            page.wait_for_selector(f"[data-item^='{first.id}.']")
+            page.wait_for_selector(f"[data-item^='{key.id}.']")
             page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             page.screenshot(path=out / "captions_sampling.png")
 

@@ -18,7 +18,7 @@ TO_DO, ALL = "to do", "all"
 FILTERS: tuple[str, ...] = (TO_DO, *get_args(Status), ALL)
 SECONDS_PER_SEED = 86.0  # 84 seeds in two hours
 _SECONDS = {True: SECONDS_PER_SEED, False: 5.0}  # per seed and per rewording, until ten decisions tell better
-_PAUSE_S = 600.0  # a longer time between two decisions was a pause
+_READ_S, _PAUSE_S = 1.0, 600.0  # in a shorter time nobody reads, as in an import; a longer one was a pause
 _ENOUGH = 10
 
 
@@ -69,14 +69,14 @@ def progress(state: State, found: Sequence[Batch], reviewer: str) -> Progress:
 
 
 def _median_seconds(state: State, reviewer: str, *, is_seed: bool) -> float:
-    """Median time between two decisions of one kind; pauses, and clocks that jump back, are left out."""
+    """Median time between two decisions of one kind; imports, pauses and clocks that jump back are left out."""
     own = [d for d in state.decisions if d.reviewer == reviewer and d.item in state.items]
     took = [
         (datetime.fromisoformat(after.time) - datetime.fromisoformat(before.time)).total_seconds()
         for before, after in pairwise(own)
         if state.items[after.item].is_seed == is_seed
     ]
-    usable = [seconds for seconds in took if 0 < seconds < _PAUSE_S]
+    usable = [seconds for seconds in took if _READ_S <= seconds < _PAUSE_S]
     return statistics.median(usable) if len(usable) >= _ENOUGH else _SECONDS[is_seed]
 
 
