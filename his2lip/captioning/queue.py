@@ -69,7 +69,7 @@ def progress(state: State, found: Sequence[Batch], reviewer: str) -> Progress:
 
 
 def _median_seconds(state: State, reviewer: str, *, is_seed: bool) -> float:
-    """Median time between two decisions of one kind; imports, pauses and clocks that jump back are left out."""
+    """Median time between two decisions; imports, pauses and clocks that jump back are left out."""
     own = [d for d in state.decisions if d.reviewer == reviewer and d.item in state.items]
     took = [
         (datetime.fromisoformat(after.time) - datetime.fromisoformat(before.time)).total_seconds()
