@@ -147,7 +147,8 @@ class WorkersConfig(Config):
     resources: dict[str, NotNegative] = Field(default_factory=dict)
     """Ray resources of each worker, in addition to its CPU or GPU."""
     max_failures: int = Field(default=3, ge=-1)
-    """How often workers that died are restarted in one call; -1: without limit."""
+    """How often workers that died are restarted in one call; the same for the process that controls them. -1:
+    without limit."""
     max_preemption_failures: int = Field(default=-1, ge=-1)
     """How often workers are restarted whose machine was taken away after a notice, as spot machines are;
     these do not count as failures. -1: without limit."""

@@ -67,11 +67,9 @@ def log_of(run: Path) -> str:
 
 def logged_pid(run: Path) -> int:
     """The process that the run's log last named as worker 0."""
-    log = run / "his2lip.log"
-    lines = (
-        [line for line in log.read_text().splitlines() if " worker 0 of 1 " in line] if log.exists() else []
-    )
-    return int(lines[-1].split()[3].split(":")[1]) if lines else 0
+    lines = [line for line in log_of(run).splitlines() if " worker 0 of 1 " in line]
+    assert lines, f"no worker has started in {run}"
+    return int(lines[-1].split()[3].split(":")[1])
 
 
 def own_processes(title: str) -> list[int]:
