@@ -18,7 +18,7 @@ from his2lip.evaluation.metrics import (
     per_class,
     positive_class,
 )
-from his2lip.evaluation.protocols import APART
+from his2lip.evaluation.protocols import APART, ORGAN
 from his2lip.evaluation.random_tables import RandomTables
 from his2lip.evaluation.reliability import Fitted, calibrated
 from his2lip.evaluation.results import CellResult, intervals
@@ -82,7 +82,7 @@ def figures(units: Units, tables: RandomTables | None) -> dict[str, Any]:
         "breakdown": {
             column: parts
             for column, values in units.breakdown.items()
-            if (parts := _parts(whole, clusters, np.array(values, dtype=object)[scored]))
+            if (parts := _parts(whole, clusters, column, np.array(values, dtype=object)[scored]))
         },
     }
 
@@ -110,10 +110,15 @@ def _expected(whole: Predictions, tables: RandomTables) -> dict[str, Any]:
     }
 
 
-def _parts(whole: Predictions, clusters: Clusters, values: np.ndarray) -> dict[str, dict[str, int | float]]:
-    """Value -> figures of the units that have it, where `values` (N,) has from 2 to `MOST_PARTS` of them."""
+def _parts(
+    whole: Predictions, clusters: Clusters, column: str, values: np.ndarray
+) -> dict[str, dict[str, int | float]]:
+    """Value -> figures of the units that have it, where `values` (N,) has from 2 to `MOST_PARTS` of them.
+
+    A single organ is a part too, so that the datasets of an organ can be found by it.
+    """
     names = sorted({value for value in values.tolist() if value is not None})
-    if not 2 <= len(names) <= MOST_PARTS:
+    if not (1 if column == ORGAN else 2) <= len(names) <= MOST_PARTS:
         return {}
     parts: dict[str, dict[str, int | float]] = {}
     for name in names:

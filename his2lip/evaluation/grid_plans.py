@@ -112,7 +112,7 @@ def _plan(
         for name, pool in config.pools.items()
         if (found := of_protocol(pool, dataset, protocol_name)) is not None
     }
-    selection = select(shards, protocol, labels_of=card.labels_of)
+    selection = select(shards, protocol, card=card)
     train = next(iter(splits_with_role(shards.info.roles, "train", besides=protocol.split)), None)
     plan = CellPlan(
         **described(dataset, protocol_name, protocol, card, shards),
@@ -132,7 +132,7 @@ def fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
         return "the dataset has no other split with the role select"
     split = splits[0]
     try:
-        fit = select(shards, plan.protocol, split=split, labels_of=card.labels_of)
+        fit = select(shards, plan.protocol, split=split, card=card)
     except DatasetError as error:
         return f"{split}: {error.what}"
     own = plan.selection

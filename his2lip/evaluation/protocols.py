@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip.config import digest
-from his2lip.data.cards import LabelsOf, Protocol
+from his2lip.data.cards import Card, LabelsOf, Protocol
 from his2lip.data.shards import ShardSet, column_values, label_values, labelled_rows, splits_with_role
 from his2lip.errors import DatasetError
 from his2lip.evaluation.statistics import Clusters, clusters_of
@@ -20,6 +20,7 @@ from his2lip.models import case_keys, image_keys
 
 APART = -1  # class number of units that are predicted and reported, but not scored
 BREAKDOWN = ("biomarker", "stain", "slide_id", "case_id")  # columns by which figures are reported too
+ORGAN = "organ"  # the same, by what the dataset's card declares; shards have no such column
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Selection:
     image_keys      uint64 (N,), the image of each row by its bytes, see `models.image_keys`
     case_keys       uint64 (N,), the case of each row, see `models.case_keys`
     labels          int64 (U,) class numbers; APART for units that are not scored
-    breakdown       column -> (U,) values, None where unknown: those of `BREAKDOWN`, and the protocol's own
+    breakdown       column -> (U,) values, None where unknown: `BREAKDOWN`, the protocol's own, `ORGAN`
     without_mpp     number of rows with unknown microns per pixel, whose tiles have a fixed size in pixels
     split_sha256    digest of units and labels
     images_sha256   digest of images and their microns per pixel
@@ -75,14 +76,14 @@ def select(
     protocol: Protocol,
     *,
     split: str | None = None,
-    labels_of: LabelsOf = "patch",
+    card: Card | None = None,
     most: int | None = None,
     seed: int = 0,
 ) -> Selection:
     """Rows, labels and units of `protocol` on a split.
 
     split      default: the protocol's own split
-    labels_of  what the authors gave a label to, as the card says
+    card       what it says of the labels' origin and of organs; None: labels of patches, unknown organs
     most       largest number of units; where there are more, `seed` draws them with equal probability
     Raises DatasetError where no row fits the protocol, where all scored units have the same class, or where
     the rows of one unit have different classes.
@@ -114,11 +115,14 @@ def select(
         )
     cases = _of_units(table, "case_id", first)
     files = [table["patch_id"][i].as_py().partition("#")[0] for i in first.tolist()]
+    labels_of: LabelsOf = "patch" if card is None else card.labels_of
     clusters = clusters_of(cases, _of_units(table, "slide_id", first), files, labels_of=labels_of)
     breakdown = {
         column: [None if value is None else str(value) for value in _of_units(table, column, first)]
         for column in _breakdown_columns(protocol)
     }
+    if card is not None and card.organ:
+        breakdown[ORGAN] = _organs(table, card, first)
     return Selection(
         classes=tuple(protocol.classes),
         rows=rows,
@@ -182,6 +186,12 @@ def _breakdown_columns(protocol: Protocol) -> list[str]:
     """The columns of the breakdowns, without that of the labels: the figures of each class tell the same."""
     asked = [protocol.breakdown] if protocol.breakdown else []
     return [column for column in dict.fromkeys([*asked, *BREAKDOWN]) if column != protocol.label]
+
+
+def _organs(table: pa.Table, card: Card, first: np.ndarray) -> list[str | None]:
+    """The organ of each unit, (U,)."""
+    known = {column: _of_units(table, column, first) for column in card.organ_by}
+    return [card.organ_of({column: known[column][u] for column in known}) for u in range(len(first))]
 
 
 def top_of(protocol: Protocol) -> Top | None:

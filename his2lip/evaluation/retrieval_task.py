@@ -145,9 +145,7 @@ def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config
     protocol = _of_tissues(protocol_of("retrieval", section.protocol, dataset, card, shards, config.role))
     return RetrievalPlan(
         **described(dataset, name, protocol, card, shards),
-        selection=select(
-            shards, protocol, labels_of=card.labels_of, most=section.most_images, seed=section.seed
-        ),
+        selection=select(shards, protocol, card=card, most=section.most_images, seed=section.seed),
         captions=[captions[i] for i in places],
         banks=frozenset(
             replace(bank, missing=rule, staining=follow).digest

@@ -108,9 +108,7 @@ def plan_robustness(dataset: str, name: str, card: Card, shards: ShardSet, confi
     own = of_protocol(config.prompts, dataset, section.protocol) or protocol.prompts
     return RobustnessPlan(
         **described(dataset, name, protocol, card, shards),
-        selection=select(
-            shards, protocol, labels_of=card.labels_of, most=section.most_units, seed=section.seed
-        ),
+        selection=select(shards, protocol, card=card, most=section.most_units, seed=section.seed),
         prompts=PromptSet.load(own).narrow(protocol.classes),
         perturbations=[
             Perturbation(kind, level, section.seed)

@@ -1,4 +1,4 @@
-"""The figures of each grid cell by biomarker, stain, slide and case, as a table."""
+"""The figures of each grid cell by organ, biomarker, stain, slide and case, as a table."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _FILES = {
     "against_paper.csv": "the paper's figures beside ours, with what differs",
     "calibration.csv": "temperatures, Brier score, log loss, debiased error, slope, AURC",
     "risk_coverage.csv": "share of wrong answers where the least confident are not answered",
-    "breakdown.csv": "figures by biomarker, stain, slide and case",
+    "breakdown.csv": "figures by organ, biomarker, stain, slide and case",
     "alpha.csv": "the curve of a sweep of alpha",
 }
 _DIGESTS = {

@@ -27,9 +27,9 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
 
     alpha.csv has the curve of a sweep of alpha. prompt_order.csv has every pair of models on a column with
     the share of the prompt draws that keep their order. differences.csv has the difference of each figure
-    from that of `reference` (default: the benchmark's). breakdown.csv has figures by biomarker, stain, slide
-    and case. against_paper.csv has the paper's figures beside ours. errors.html has the most confident errors
-    with thumbnails. Returns the path of index.html.
+    from that of `reference` (default: the benchmark's). breakdown.csv has figures by organ, biomarker, stain,
+    slide and case. against_paper.csv has the paper's figures beside ours. errors.html has the most confident
+    errors with thumbnails. Returns the path of index.html.
     """
     board = read_board(leaderboard)
     if reference is not None:

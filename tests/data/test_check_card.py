@@ -78,6 +78,7 @@ def test_protocol_that_no_row_can_match_is_a_problem(
         ({"reader": "pantumor", "options": {"field_um": 0}}, "options.field_um", ["0"]),
         ({"stain": "DBA"}, "stain", ["'DBA'", "'DAB'"]),
         ({"classes": {"a": ["x"], "b": ["X"]}}, "classes.b", ["'x'", "'a'", "'b'"]),
+        ({"organ": ["lung"], "organ_by": {"region": {"A": "lung"}}}, "organ_by.region", ["'region'"]),
         ({"published": {"counts": {"val": {"all": 3}}}}, "published.counts.val", ["'val'"]),
         ({"published": {"counts": {"test": {"c": 3}}}}, "published.counts.test.c", ["'c'"]),
     ],

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from his2lip.config import unsealed
-from his2lip.data.cards.card import Protocol, list_cards, load_card
+from his2lip.config import unsealed, validate
+from his2lip.data.cards.card import Card, Protocol, list_cards, load_card
 from his2lip.data.shards.reader import ShardSet
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
+from his2lip.evaluation.cell_figures import Units, figures
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.prompts import PromptSet
@@ -47,6 +48,49 @@ def test_where_keeps_the_rows_that_have_a_listed_value(write_shards: Write) -> N
     narrowed = select(shards, protocol(where={"slide_id": ["slide-2"]}))
     slides = shards.table("test")["slide_id"].to_pylist()
     assert [slides[r] for r in narrowed.rows] == ["slide-2"] * slides.count("slide-2")
+
+
+def card_of(**more: object) -> Card:
+    return validate(Card, {"name": "toy", "reader": "none", "splits": {"test": {"role": "report"}}} | more)
+
+
+@pytest.mark.parametrize("organs", [["lung"], ["lung", "breast"]])
+def test_figures_are_by_the_organ_that_the_card_declares(write_shards: Write, organs: list[str]) -> None:
+    by_slide = {"slide-2": "lung", "slide-5": organs[-1]}
+    card = card_of(organ=organs, organ_by={"slide_id": by_slide})
+    shards = write_shards()
+    found = select(shards, protocol(), card=card)
+    slides = shards.table("test")["slide_id"].to_pylist()
+    assert found.breakdown["organ"] == [by_slide[slide] for slide in slides]
+    assert found.groups_sha256 != select(shards, protocol()).groups_sha256
+    predicted = found.labels.copy()
+    predicted[slides.index("slide-5")] ^= 1
+    scores = np.eye(2, dtype=np.float32)[predicted]
+    units = Units(
+        found.classes, found.unit_ids, found.labels, predicted, scores, found.clusters, found.breakdown, False
+    )
+    parts = figures(units, None)["breakdown"]["organ"]
+    of_last = sum(organ == organs[-1] for organ in found.breakdown["organ"])
+    assert sorted(parts) == sorted(organs)
+    assert parts[organs[-1]]["accuracy"] == 1 - 1 / of_last
+    assert {organ: part["n"] for organ, part in parts.items()} == {
+        organ: found.breakdown["organ"].count(organ) for organ in organs
+    }
+
+
+def test_an_organ_that_cannot_be_told_is_not_broken_down(write_shards: Write) -> None:
+    found = select(write_shards(), protocol(), card=card_of(organ=["lung", "breast"]))
+    assert set(found.breakdown["organ"]) == {None}
+    with pytest.raises(ConfigError) as refused:
+        card_of(organ=["lung"], organ_by={"slide_id": {"slide-1": "breast"}})
+    assert refused.value.key == "organ_by.slide_id.slide-1"
+
+
+def test_pantumor_tells_the_organ_from_the_tumour_indication() -> None:
+    card = load_card("pantumor")
+    found = {card.organ_of({"region_id": name}) for name in ("HNSCC", "NSCLC", "TNBC", "GC")}
+    assert found == set(card.organ)
+    assert card.organ_of({"region_id": None}) is None
 
 
 def test_labels_apart_do_not_count_as_a_class(write_shards: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +203,9 @@ class Card(Config):
     licence: Licence = Licence()
     citation: str = ""
     organ: list[str] = []
+    """The organs of the tissue."""
+    organ_by: dict[str, dict[str, str]] = {}
+    """Column of the shards -> value -> organ: tells the organ of a patch of a dataset with several organs."""
     scanner: str | None = None
     magnification: pydantic.PositiveFloat | None = None
     mpp: Mpp | None = None
@@ -239,6 +243,11 @@ class Card(Config):
         for key, split in named:
             if split not in self.splits:
                 raise OptionError(f"`splits` does not declare the split '{split}'", key=key)
+        for column, organs in self.organ_by.items():
+            for value, organ in organs.items():
+                if organ not in self.organ:
+                    what = f"`organ` does not declare the organ '{organ}'"
+                    raise OptionError(what, key=f"organ_by.{column}.{value}")
         for key, given in (("staining", self.staining), ("descriptions", self.descriptions)):
             for name in given:
                 if self.classes and name not in self.classes:
@@ -249,6 +258,13 @@ class Card(Config):
     def roles(self) -> dict[str, Role]:
         """Split -> role."""
         return {name: split.role for name, split in self.splits.items()}
+
+    def organ_of(self, patch: Mapping[str, str | None]) -> str | None:
+        """The organ of a patch, by the columns of `organ_by`; the card's organ where it has one only."""
+        if len(self.organ) == 1:
+            return self.organ[0]
+        found = (organs.get(patch[column] or "") for column, organs in self.organ_by.items())
+        return next(filter(None, found), None)
 
     def label(self, spelling: str) -> str:
         """The dataset's class that `spelling` names. Raises DatasetError for an unknown class."""

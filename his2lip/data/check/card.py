@@ -43,7 +43,7 @@ class CardReport:
 
 def check_card(card: Card) -> CardReport:
     """Checks a card without reading the dataset's files or its prompts."""
-    problems = [*_check_reader(card), *_check_classes(card), *_check_stain(card)]
+    problems = [*_check_reader(card), *_check_classes(card), *_check_stain(card), *_check_organs(card)]
     for name, protocol in card.protocols.items():
         problems += _check_protocol(card, protocol, key=f"protocols.{name}")
     return CardReport(card, [*problems, *_check_counts(card)], list(_warnings(card)))
@@ -95,6 +95,12 @@ def _check_protocol(card: Card, protocol: Protocol, *, key: str) -> Iterator[Car
     for option, named in (("pool_by", protocol.pool_by), ("breakdown", protocol.breakdown)):
         if named is not None and named not in WITHOUT_IMAGE:
             yield CardFinding(f"{key}.{option}", f"shards have no column '{named}'")
+
+
+def _check_organs(card: Card) -> Iterator[CardFinding]:
+    for column in card.organ_by:
+        if column not in WITHOUT_IMAGE:
+            yield CardFinding(f"organ_by.{column}", f"shards have no column '{column}'")
 
 
 def _check_values(card: Card, column: str, values: Iterable[str], *, key: str) -> Iterator[CardFinding]:

@@ -27,6 +27,7 @@ _AHEAD_BYTES = 16 << 20  # size of a file up to which threads read it ahead, two
 _REMARKS = {
     *("title", "source", "licence", "citation", "published", "protocols"),
     *("pretraining", "differences", "unknown", "staining", "descriptions", "labels_of"),
+    "organ_by",
 }
 
 
