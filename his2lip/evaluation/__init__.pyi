@@ -44,6 +44,7 @@ from .results import figures as figures
 from .results import metric_fields as metric_fields
 from .results import read_results as read_results
 from .results import to_csv as to_csv
+from .retrieval import nearest as nearest
 from .samples import write_samples as write_samples
 from .statistics import Part as Part
 from .statistics import mean_interval as mean_interval

@@ -1,6 +1,7 @@
 """Ranking of a gallery by similarity to queries: first relevant rank, average precision, recall, chance.
 
-Every query is compared with the whole gallery in float64, in blocks, so that memory is bounded.
+Every query is compared with the whole gallery in float64, in blocks, so that memory is bounded. Benchmarks
+(`rank`) and searches (`nearest`) have the same order: similarities that differ by rounding only are ties.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def rank(
     Equal similarities are in the order of the gallery, so order it by nothing that is related to the classes.
     Without a cluster, its queries are not scored and its items not ranked.
 
-    device  in the words of torch; the result does not depend on it
+    device  in the words of torch; where its sums are rounded otherwise, only similarities can change places
+            that differ by 1e-12 of the largest possible one
     groups  G; 0: nothing is left out
     block   similarities in memory at once
     """
@@ -100,17 +102,45 @@ def rank(
             mine = torch.as_tensor(queries.selves[rows], device=device)[:, None] == selves
             places = _places(q[asked] @ g.T, mine)
             found = _Relevant(places, torch.as_tensor(own, device=device), mine, clusters)
-            for c in range(-1, groups):
-                result = found.ranks() if c < 0 else found.without(c, places[:, members[c]])
-                gone = queries.clusters[rows] == c if c >= 0 else np.zeros(len(rows), dtype=bool)
-                own_first, own_precision, own_relevant, own_ranked = (t.cpu().numpy() for t in result)
-                first[1 + c, rows] = np.where(gone, 0, own_first)
-                precision[1 + c, rows] = np.where(gone, np.nan, own_precision)
-                relevant[1 + c, rows] = np.where(gone, 0, own_relevant)
-                ranked[1 + c, rows] = own_ranked
+            results = [found.ranks(), *(found.without(c, places[:, members[c]]) for c in range(groups))]
+            own_first, own_precision, own_relevant, own_ranked = (
+                torch.stack(parts).cpu().numpy() for parts in zip(*results, strict=True)
+            )
+            gone = np.zeros((1 + groups, len(rows)), dtype=bool)
+            gone[1:] = queries.clusters[rows] == np.arange(groups)[:, None]
+            first[:, rows] = np.where(gone, 0, own_first)
+            precision[:, rows] = np.where(gone, np.nan, own_precision)
+            relevant[:, rows] = np.where(gone, 0, own_relevant)
+            ranked[:, rows] = own_ranked
     return Ranks(first[0], precision[0], relevant[0], ranked[0]), Ranks(
         first[1:], precision[1:], relevant[1:], ranked[1:]
     )
+
+
+def nearest(
+    query: np.ndarray, gallery: np.ndarray, wanted: np.ndarray, *, top: int, block: int = _BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The items of a gallery that are most similar to one query, in the order of `rank`, with similarities.
+
+    query   float (D,); its scalar products with `gallery`, float (M, D), are the similarities
+    wanted  bool (M,), the items that may be found
+    top     K; fewer where fewer are wanted
+    block   numbers of the gallery that are in memory in float64 at once
+    Returns int64 (K,) and float64 (K,).
+    """
+    import torch
+
+    asked = torch.as_tensor(query).double()
+    similarity = torch.empty(len(gallery), dtype=torch.float64)
+    longest, step = torch.zeros((), dtype=torch.float64), max(1, block // max(1, len(query)))
+    for start in range(0, len(gallery), step):
+        rows = torch.as_tensor(gallery[start : start + step]).double()
+        similarity[start : start + step] = rows @ asked
+        longest = torch.maximum(longest, rows.norm(dim=1).max())
+    scale = (longest * asked.norm()).clamp(min=torch.finfo(torch.float64).tiny)
+    places = _places((similarity / scale)[None], torch.as_tensor(~wanted)[None])[0]
+    best = places.argsort()[: min(top, int(wanted.sum()))]
+    return best.numpy(), similarity[best].numpy()
 
 
 def chance(ranks: Ranks) -> dict[str, float]:
@@ -190,7 +220,8 @@ def _places(similarity: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     """int64 (B, M): the rank of each item from 1, those of `mine`, bool (B, M), last."""
     import torch
 
-    rounded = torch.where(mine, -torch.inf, torch.round(similarity * _STEPS))
+    # + 0.0 makes zeros positive, since a sort on a GPU may tell -0.0 from 0.0.
+    rounded = torch.where(mine, -torch.inf, torch.round(similarity * _STEPS) + 0.0)
     order = rounded.argsort(dim=1, descending=True, stable=True)
     numbers = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, numbers)

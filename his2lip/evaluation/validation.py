@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip import taxonomy
+from his2lip.config import digest, resolved
 from his2lip.data.cards import Protocol
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, patch_scale, resolve_split
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
@@ -24,6 +25,8 @@ from his2lip.runtime import usable_cpus
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
+# Fields of a protocol that do not decide the figures of the select split.
+_REMARKS = ("note", "basis", "pool_reason", "changelog", "version", "split", "breakdown")
 # Columns that a dataset without protocols is scored by, the first with two classes or more, and their names.
 _COLUMNS = {"tissue": taxonomy.TISSUES, "biomarker": taxonomy.BIOMARKERS}
 
@@ -46,16 +49,22 @@ class SelectValidator:
     threads: int | None = None  # that decode images; default: one per usable core
     prompts: PromptSet | None = None  # default: the protocol's, read where the validator is called
     own_prompts: str | None = None  # digest of `prompts` where they are from a file of one's own
+    own_protocol: str | None = None  # digest of the protocol where it is from a card of one's own
 
     def check(self) -> SelectValidator:
         """The same validator with its prompts, for workers that may run in other folders.
 
         Raises DatasetError or ConfigError where the validation cannot work with this dataset.
         """
-        _, protocol, selection = self._plan()
+        shards, protocol, selection = self._plan()
         prompts = PromptSet.load(protocol.prompts).narrow(selection.classes)
         own = None if is_carried(protocol.prompts) else prompts.digest
-        return replace(self, prompts=prompts, own_prompts=own)
+        own_protocol = None
+        if shards.project_card() is None:
+            decide = {key: value for key, value in resolved(protocol).items() if key not in _REMARKS}
+            # A file of prompts counts by its content.
+            own_protocol = digest(decide | {"prompts": protocol.prompts if own is None else None})
+        return replace(self, prompts=prompts, own_prompts=own, own_protocol=own_protocol)
 
     def __call__(self, model: DualEncoder) -> dict[str, float]:
         """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""

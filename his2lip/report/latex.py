@@ -10,7 +10,6 @@ from his2lip.report.notes import GENERATED, notes
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Row, Table
 
-_WIDE = 6  # columns; tables with more of them are scaled to the width of the line
 _HEAD = r"""% The leaderboard of a benchmark. \input it into a document with \usepackage{booktabs,graphicx}.
 % Below each figure is its 95 % interval; bold figures cannot be told from the best of their column.
 """
@@ -51,12 +50,11 @@ def _table(table: Table) -> str:
     title = f"{table.title}, {table.block}" if table.block else table.title
     heads = [rf"{{{escape(head.title)}}}" for head in table.heads]
     notes = zip_longest(*(head.notes for head in table.heads), fillvalue="")
-    is_wide = len(heads) > _WIDE
     lines = [
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape(title)}}}",
-        *([r"\resizebox{\linewidth}{!}{%"] if is_wide else []),
+        r"\sbox0{%",
         rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
         r"\toprule",
         _line([escape(table.corner), *heads]),
@@ -64,7 +62,8 @@ def _table(table: Table) -> str:
         r"\midrule",
         *(line for row in table.rows for line in _lines(row)),
         r"\bottomrule",
-        r"\end{tabular}" + ("}" if is_wide else ""),
+        r"\end{tabular}}",
+        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
         *_legend(table),
         r"\end{table*}",
     ]

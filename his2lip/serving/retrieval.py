@@ -15,7 +15,7 @@ from his2lip import taxonomy
 from his2lip.data.images import decode, encode_png, look_at
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
-from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, read_images
+from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, nearest, read_images
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale
@@ -124,15 +124,12 @@ class Index:
         wanted = self._wanted(tissue, biomarker)
         if sha256 is not None and not keep_query:
             wanted &= ~self._is_query(asked, sha256)
-        model = self.model
-        similarity = (comparison_features(self.features, model) @ comparison_features(asked[None], model).T)[
-            :, 0
-        ]
-        best = np.argsort(np.where(wanted, -similarity, np.inf), kind="stable")[: min(top, int(wanted.sum()))]
+        features, of_query = (comparison_features(f, self.model) for f in (self.features, asked[None]))
+        best, similarities = nearest(of_query[0], features, wanted, top=top)
         labels = self.table.take(pa.array(best)).select(_COLUMNS).to_pylist()
         return [
-            Match(rank=rank, similarity=float(similarity[i]), row=int(self.rows[i]), **row)
-            for rank, (i, row) in enumerate(zip(best, labels, strict=True), start=1)
+            Match(rank=rank, similarity=float(similarity), row=int(self.rows[i]), **row)
+            for rank, (i, similarity, row) in enumerate(zip(best, similarities, labels, strict=True), start=1)
         ]
 
     def images(self, matches: Sequence[Match]) -> list[bytes]:

@@ -56,8 +56,9 @@ def identity(
 ) -> dict[str, Any]:
     """The content of a new run.json: the run's inputs (`made_of`), their digest (`id`), and more.
 
-    The digest is the identity of the run (design section 4, principle 7). The prompts of one's own that a
-    `validator` has (its `own_prompts`, a digest) are among the inputs where they choose the best checkpoint.
+    The digest is the identity of the run (design section 4, principle 7). The protocol and the prompts of
+    one's own that a `validator` has (`own_protocol` and `own_prompts`, digests) are among the inputs where
+    they choose the best checkpoint.
     """
     made_of: dict[str, Any] = {
         "config": config.identity(),
@@ -66,9 +67,10 @@ def identity(
     }
     # A folder counts by its contents, not by its path.
     made_of["config"]["model"]["backbone"] = weights_identity(config.model.backbone)
-    prompts = getattr(validator, "own_prompts", None)
-    if prompts is not None and config.checkpoint.select_by == "macro_f1":
-        made_of["prompts"] = prompts
+    if config.checkpoint.select_by == "macro_f1":
+        for key in ("prompts", "protocol"):
+            if (own := getattr(validator, f"own_{key}", None)) is not None:
+                made_of[key] = own
     return {
         "id": digest(made_of),
         "made_of": made_of,

@@ -6,12 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
+from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, nearest, rank
 from his2lip.evaluation.statistics import interval
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision", "median_rank")
 
 
@@ -68,6 +70,54 @@ def test_figures_equal_those_of_their_definitions_whole_and_without_each_cluster
     for cluster in range(3):
         found = {name: float(values[cluster]) for name, values in replicates.items()}
         assert found == pytest.approx(plain_ranks(*search, without=cluster), nan_ok=True, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(searches(), st.integers(1, 20), st.integers(1, 40))
+def test_a_search_finds_the_items_in_the_order_in_which_a_benchmark_ranks_them(
+    search: tuple[Items, Items], top: int, block: int
+) -> None:
+    queries, gallery = search
+    for i in range(len(queries)):
+        wanted = gallery.selves != queries.selves[i]
+        found, similarities = nearest(queries.features[i], gallery.features, wanted, top=top, block=block)
+        plain = sorted(
+            np.flatnonzero(wanted).tolist(),
+            key=lambda j: (-float(queries.features[i] @ gallery.features[j]), j),
+        )
+        assert found.tolist() == plain[:top]
+        assert similarities.tolist() == [
+            float(queries.features[i] @ gallery.features[j]) for j in plain[:top]
+        ]
+        relevant = np.flatnonzero(gallery.classes[found] == queries.classes[i])
+        if queries.classes[i] != NO_CLASS and len(relevant):
+            one = Items(
+                *(getattr(queries, n)[i : i + 1] for n in ("features", "classes", "selves", "clusters"))
+            )
+            assert rank(one, gallery)[0].first.tolist() == [relevant[0] + 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_computes_the_figures_of_their_definitions(device: str) -> None:
+    """Ties, copies of queries, unknown classes and clusters, in several blocks. CUDA where there is one."""
+    rng = np.random.default_rng(3)
+    queries, gallery = (
+        Items(
+            rng.normal(size=(n, 16))[rng.integers(0, n, n)].astype(np.float32),
+            rng.integers(NO_CLASS, 3, n), rng.integers(0, 40, n), rng.integers(NEVER, 5, n),
+        )
+        for n in (40, 90)
+    )  # fmt: skip
+    ranks, without = rank(queries, gallery, device=device, groups=5, block=7 * 90)
+    assert {k: float(v) for k, v in ranks.figures().items()} == pytest.approx(plain_ranks(queries, gallery))
+    for cluster in range(5):
+        found = {name: float(values[cluster]) for name, values in without.figures().items()}
+        assert found == pytest.approx(plain_ranks(queries, gallery, without=cluster))
+    on_cpu = rank(queries, gallery, groups=5)
+    for one, other in zip((ranks, without), on_cpu, strict=True):
+        for name in ("first", "relevant", "gallery"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_allclose(one.precision, other.precision, rtol=1e-12)
 
 
 def test_the_size_of_the_blocks_changes_nothing() -> None:

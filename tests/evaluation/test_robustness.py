@@ -12,14 +12,18 @@ import pytest
 from browser import browser_page
 from PIL import Image
 from test_retrieval_task import Ward, cell_of, ward
+from typer.testing import CliRunner
 
+from his2lip.cli.app import app
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.metrics import METRICS, Predictions
 from his2lip.evaluation.perturbations import KINDS, LEVELS, Perturbation
-from his2lip.evaluation.task_results import TaskCell, write_tasks
+from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
+from his2lip.evaluation.verify import verify_board
 from his2lip.report import draw_robustness, write_pages
 from his2lip.report.errors import errors
 
@@ -28,7 +32,7 @@ __all__ = ["ward"]
 FEW = {"JPEG": [50, 5], "stain-hue": [20]}
 
 
-def config_of(ward: Ward, places: dict[str, str] | None = None, **section: object) -> BenchmarkConfig:
+def config_of(ward: Ward, places: dict[str, object] | None = None, **section: object) -> BenchmarkConfig:
     return ward.config(retrieval=None, robustness={"perturbations": FEW} | section, **(places or {}))
 
 
@@ -66,7 +70,7 @@ def test_drops_follow_from_the_stored_predictions_with_intervals_by_case(ward: W
 
 
 def test_each_level_is_embedded_once_and_never_taken_from_another(ward: Ward, tmp_path: Path) -> None:
-    places = {"cache": str(tmp_path / "cache"), "storage": str(tmp_path)}
+    places: dict[str, object] = {"cache": str(tmp_path / "cache"), "storage": str(tmp_path)}
     first = ward.score(config_of(ward, places, most_units=12))[0]
     assert first.counts.images == 12 * 4
     used = {cell_of(first).encoder, *cell_of(first).further_encoders}
@@ -114,6 +118,36 @@ def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> No
     write_tasks(config.folder, [])
     write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
     assert not page.with_name("errors.html").exists()
+
+
+def test_boards_of_two_machines_have_the_curves_and_errors_of_both(ward: Ward, tmp_path: Path) -> None:
+    def board(machine: str, seed: int, **section: object) -> tuple[str, list[TaskCell]]:
+        places: dict[str, object] = {
+            "cache": str(tmp_path / f"cache {seed}"),
+            "storage": str(tmp_path / machine),
+        }
+        models: dict[str, object] = {"models": [{"name": f"seed {seed}", "path": "tiny"}], "seed": seed}
+        config = config_of(ward, places | models, most_units=12, **section)
+        cells = [cell_of(o) for o in ward.score(config)]
+        write_leaderboard(config.folder, [], [], config)
+        write_tasks(config.folder, cells)
+        return config.folder, cells
+
+    (a, of_a), (b, of_b) = board("a", 0), board("b", 1)
+    out = tmp_path / "merged"
+    run = CliRunner().invoke(app, ["report", a, b, "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    assert read_tasks(out) == [*of_a, *of_b]
+    assert of_a[0].rows != of_b[0].rows
+    assert verify_board(str(out)).mismatches == []
+    page, gallery = ((out / "report" / name).read_text() for name in ("index.html", "errors.html"))
+    assert "ward, JPEG: macro F1" in page
+    assert all(model in text for model in ("seed 0", "seed 1") for text in (page, gallery))
+    other, _ = board("c", 1, errors=1)
+    with pytest.raises(ConfigError) as refused:
+        merge_boards([b, other], str(tmp_path / "refused"))
+    assert refused.value.key == "settings_sha256"
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.slow

@@ -80,8 +80,10 @@ def labelled_shards(
     *,
     protocols: bool = True,
     biomarkers: tuple[str, ...] = ("CD3", "CD20"),
+    **changes: str,
 ) -> str:
-    """Shards with the labels `dark` and `pale`, and without tissue types."""
+    """Shards with the labels `dark` and `pale`, without tissue types; `changes` are of their protocol."""
+    folder.mkdir(exist_ok=True)
     prompts = folder / "prompts.yaml"
     prompts.write_text("classes: {dark: [a dark patch], pale: [a pale patch]}")
     protocol = {
@@ -90,6 +92,7 @@ def labelled_shards(
         "classes": {"dark": ["dark"], "pale": ["pale"]},
         "prompts": str(prompts),
         "basis": "ours",
+        **changes,
     }
     splits = {"train": {"role": "train"}, "select": {"role": "select"}, "test": {"role": "report"}}
     card = Card.model_validate(
@@ -152,6 +155,22 @@ def test_prompts_of_one_s_own_that_choose_the_best_checkpoint_are_part_of_the_ru
     prompts.write_text(prompts.read_text().replace("a dark", "a darkly stained"))
     assert made_of("macro_f1") != first
     assert made_of("loss") == by_loss, "the prompts choose nothing"
+
+
+def test_a_protocol_of_one_s_own_card_that_chooses_the_best_checkpoint_is_part_of_the_run(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    def made_of(folder: str, select_by: str = "macro_f1", **protocol: str) -> dict[str, Any]:
+        shards = labelled_shards(tmp_path / folder, tiles(real_ihc)[:24], **protocol)
+        tree = {"data": {"shards": shards}, "checkpoint": {"select_by": select_by}}
+        run = open_data(validate(TrainConfig, tree))
+        return dict(identity(*run, validator=SelectValidator(shards).check())["made_of"])
+
+    first = made_of("a")
+    assert made_of("b", note="another remark") == first
+    assert made_of("c", pooling="max") != first
+    assert made_of("d", pooling="max")["data"] == first["data"], "the shards' digest does not tell"
+    assert made_of("e", "loss", pooling="max") == made_of("f", "loss"), "the protocol chooses nothing"
 
 
 def test_a_protocol_is_chosen_by_name_and_an_unknown_name_is_refused(own_labels: str) -> None:

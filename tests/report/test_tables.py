@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from boards import real_size
 from cell_results import cell_result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,3 +100,20 @@ def test_every_line_of_a_latex_table_has_its_columns_and_every_brace_is_closed(t
     assert bare.count("{") == bare.count("}")
     assert code.count(r"\begin{table*}") == code.count(r"\end{table*}") == 3
     assert r"50 \% \& more\_\{x\}" in code
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="needs pdflatex (Debian: texlive-latex-recommended)"
+)
+@pytest.mark.parametrize("option", ["", "twocolumn"])
+def test_latex_compiles_and_fits_on_the_page(tmp_path: Path, option: str) -> None:
+    out = write_pages(real_size(tmp_path), tmp_path / "out").parent
+    (out / "paper.tex").write_text(
+        rf"\documentclass[{option}]{{article}}\usepackage{{booktabs,graphicx}}"
+        r"\begin{document}\input{leaderboard}\end{document}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert (out / "paper.pdf").stat().st_size > 10_000
