@@ -419,7 +419,9 @@ def grid(result: GridResult, config: BenchmarkConfig) -> Tree:
 
 
 def cache_folders(cache: Path) -> list[str]:
-    return sorted(p.relative_to(cache).as_posix() for kind in cache.iterdir() for p in kind.iterdir())
+    """All but what is known of models: the version of the code is part of those names."""
+    kinds = [kind for kind in cache.iterdir() if kind.name != "models"]
+    return sorted(p.relative_to(cache).as_posix() for kind in kinds for p in kind.iterdir())
 
 
 def leaderboard(result: GridResult) -> list[dict[str, str]]:
