@@ -65,7 +65,10 @@ def check_model_name(name: str) -> None:
     if name in BACKBONES or is_registered(name) or name.startswith("hf-hub:") or is_folder:
         return
     if name.startswith(_LOCAL) or os.sep in name:  # no name of open_clip has one
-        raise CheckpointError("there is no folder of this model", where=folder, fix=_nearest_folder(folder))
+        fix = _nearest_folder(folder)
+        if name.count(os.sep) == 1:
+            fix = f"{fix.removesuffix('?')}, or is it hf-hub:{name}?"
+        raise CheckpointError("there is no folder of this model", where=folder, fix=fix)
     architecture = name.partition(":")[0]
     if architecture not in open_clip.list_models():
         fix = did_you_mean(architecture, _names(architecture))

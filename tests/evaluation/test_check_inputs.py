@@ -15,6 +15,7 @@ from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import CheckpointError, DatasetError, ModelError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_plans import check_inputs
+from his2lip.models.load import check_model_name
 
 Write = Callable[..., ShardSet]
 
@@ -58,6 +59,13 @@ def test_a_model_whose_folder_does_not_exist_is_named_with_the_nearest_one(
             assert refused.value.where == Path(missing)
             assert name.split("/")[1 if "frist" in name else 2] in str(refused.value.fix)
             assert ("'first'" if "frist" in name else "'best'") in str(refused.value.fix)
+
+
+def test_a_name_of_the_hub_without_its_prefix_is_told_from_a_folder() -> None:
+    with pytest.raises(CheckpointError) as refused:
+        check_model_name("vinid/plip")
+    assert refused.value.where == Path("vinid/plip")
+    assert "hf-hub:vinid/plip" in str(refused.value.fix)
 
 
 def test_a_misspelt_backbone_is_refused_and_names_of_models_pass(write_shards: Write, tmp_path: Path) -> None:
