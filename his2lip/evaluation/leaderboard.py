@@ -144,10 +144,16 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
         "leaderboard.parquet": _parquet(to_table(cells)),
         "predictions.parquet": _all_predictions(folder, cells),
         "failures.json": (json.dumps(frame.failed, indent=1) + "\n").encode(),
-        FRAME: (json.dumps(asdict(frame), indent=1, ensure_ascii=False) + "\n").encode(),
+        FRAME: (json.dumps(_written(frame), indent=1, ensure_ascii=False) + "\n").encode(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return files | {DIGESTS: (json.dumps(digests, indent=1) + "\n").encode()}
+
+
+def _written(frame: Frame) -> dict[str, Any]:
+    """The content of board.json, without what is not known: boards of earlier versions have no `resolved`."""
+    tree = asdict(frame)
+    return tree if frame.resolved is not None else {k: v for k, v in tree.items() if k != "resolved"}
 
 
 def row_name(row: CellResult | TaskCell | Mapping[str, Any]) -> str:

@@ -92,6 +92,7 @@ def test_a_board_follows_from_its_stored_predictions_to_the_byte(board: tuple[st
     assert (list(found.mismatches), list(found.notes)) == ([], [])
     assert list(found.cells) == cells
     assert {"leaderboard.csv", "leaderboard.parquet", "predictions.parquet", "board.json"} <= {*found.files}
+    assert "resolved" not in json.loads(Path(folder, "board.json").read_text()), "as of earlier versions"
     first = cells[0]
     assert all([first.compared, first.over_seeds, first.prompt_order, first.prompt_pools, first.breakdown])
 
