@@ -21,6 +21,7 @@ from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 _ANSWER_S = 5.0  # to wait for a server to answer at all
 _COPY_BYTES = 8 << 20  # that are copied at a time
+_OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
@@ -158,18 +159,29 @@ def fetch_folder(system: fs.FileSystem, root: str, folder: Path) -> bool:
     found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     files = [info.path for info in found if info.type == fs.FileType.File]
     for path in files:
-        local = folder / path.removeprefix(root).lstrip("/")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        with system.open_input_stream(path) as source, local.open("wb") as copy:
-            shutil.copyfileobj(source, copy, _COPY_BYTES)
+        fetch_file(system, path, folder / path.removeprefix(root).lstrip("/"))
     return bool(files)
 
 
+def fetch_file(system: fs.FileSystem, path: str, file: Path) -> Path:
+    """Copies a file of `system` to the local `file`, and returns that."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with system.open_input_stream(path) as source, file.open("wb") as copy:
+        shutil.copyfileobj(source, copy, _COPY_BYTES)
+    return file
+
+
 def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
-    """Writes a local file as one object: readers see the old object or the new one, whole."""
+    """Writes a local file as one object: readers see the old object or the new one, whole.
+
+    An object store shows an object once it is complete; elsewhere the file is renamed when it is complete.
+    """
     system.create_dir(path.rpartition("/")[0], recursive=True)
-    with file.open("rb") as source, system.open_output_stream(path) as out:
+    whole = path if system.type_name in _OBJECT_STORES else f"{path}.{uuid.uuid4().hex}.tmp"
+    with file.open("rb") as source, system.open_output_stream(whole) as out:
         shutil.copyfileobj(source, out, _COPY_BYTES)
+    if whole != path:
+        system.move(whole, path)
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a file") -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -49,8 +51,9 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
     """Joins the cluster at RAY_ADDRESS (Ray sets it for a submitted job), else starts a local Ray.
 
     Does nothing where Ray is initialized. A local Ray has as many CPUs as this process may use, unless
-    `num_cpus` is given; `object_store_memory` is in bytes. All its ports are on 127.0.0.1, and its token is
-    readable only by its owner. No usage statistics are sent, and the output of workers is shown only with
+    `num_cpus` is given; `object_store_memory` is in bytes. All its ports are on 127.0.0.1, its token is
+    readable only by its owner, and its temporary folder is removed when this process ends (not with
+    HIS2LIP_LOG=debug). No usage statistics are sent, and the output of workers is shown only with
     --verbose. Raises ClusterError where the cluster does not answer or a local Ray cannot start.
     """
     share_cores()  # Ray's workers inherit it
@@ -81,6 +84,9 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
             "include_dashboard": False,
             "_temp_dir": _temporary_folder(),
         }
+        if terminal_level() > logging.DEBUG:
+            folder = Path(options["_temp_dir"] or ray._common.utils.get_default_ray_temp_dir())
+            atexit.register(_remove_sessions, folder, os.getpid())
     elif LEVEL in os.environ:  # workers of a local Ray inherit it
         options["runtime_env"] = {"env_vars": {LEVEL: os.environ[LEVEL]}}
     try:
@@ -89,6 +95,21 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
         raise _no_answer(address, error) from None
     except Exception as error:  # Ray raises a bare Exception where its processes do not start in time
         raise _not_started(error) from error
+
+
+def _remove_sessions(folder: Path, process: int) -> None:
+    """Stops the local Ray of this process and removes its folder, sockets and logs, which Ray leaves."""
+    if os.getpid() != process:  # a copy of the process that started it
+        return
+    import ray
+
+    ray.shutdown()
+    latest = folder / "session_latest"
+    for session in folder.glob(f"session_*_{process}"):
+        with suppress(OSError):
+            if latest.readlink().name == session.name:
+                latest.unlink()
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:

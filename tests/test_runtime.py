@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,47 @@ def test_a_local_ray_listens_on_this_machine_only_and_its_token_is_private(
     assert {"gcs_server", "raylet"} <= {name for name, _ in listeners}
     assert {address for _, address in listeners} == {"127.0.0.1"}
     assert _mode(token) == 0o600
+
+
+@pytest.mark.parametrize(
+    "end", [signal.SIGINT, *(pytest.param(end, marks=pytest.mark.slow) for end in (None, signal.SIGTERM))]
+)
+def test_a_command_leaves_no_file_and_no_process_of_its_ray(end: signal.Signals | None) -> None:
+    """Ended by itself, by Ctrl-C, or by SIGTERM."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="h2l") as folder:  # short: it has sockets
+        wait = "print('started', flush=True)\nimport time\ntime.sleep(200)" if end else ""
+        command = subprocess.Popen(
+            [sys.executable, "-c", START + wait],
+            env={**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            if end is not None:
+                assert command.stdout is not None
+                assert command.stdout.readline() == b"started\n"
+                assert list(Path(folder).rglob("raylet*"))
+                command.send_signal(end)
+            command.communicate(timeout=120)
+        finally:
+            command.kill()
+        assert [path.name for path in Path(folder).rglob("*") if path.is_file() or path.is_socket()] == []
+        assert not list(Path(folder).rglob("session_*"))
+        until = time.monotonic() + 10
+        while (left := _processes_of(folder)) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert left == []
+
+
+def _processes_of(folder: str) -> list[str]:
+    """The command lines of the processes that name a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if folder.encode() in words:
+                found.append(words.decode(errors="replace").replace("\0", " "))
+    return found
 
 
 def test_rays_own_choice_of_folder_is_kept_where_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,10 +252,10 @@ def _with_local_models(config: BenchmarkConfig) -> BenchmarkConfig:
 
     The rows keep the models' names.
     """
-    from his2lip.models import is_registered, local_name
+    from his2lip.models import is_elsewhere, local_name
 
     def place(name: str) -> str:
-        return local_name(name, config.storage) if is_registered(name) else name
+        return local_name(name, config.storage) if is_elsewhere(name) else name
 
     def local(entry: ModelEntry) -> ModelEntry:
         blend = entry.blend

@@ -10,7 +10,7 @@ from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
-from his2lip.resources import find
+from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
     from his2lip.data.shards import ShardSet
@@ -41,18 +41,17 @@ def train(
 def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     """Starts or resumes a training run, or reports a finished one, and records it in MLflow."""
     from his2lip.config import digest, recorded
+    from his2lip.models import is_stored, store_checkpoint
     from his2lip.runtime import quiet_ray, start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import (
         estimate_run,
         identity,
         open_data,
-        refuse_object_store,
         train,
         with_absolute_paths,
     )
 
-    refuse_object_store(asked.storage)
     tracker = Tracker.open(needed=False)
     config, shards, bank = open_data(with_absolute_paths(asked))
     chooses = validator(config)
@@ -64,7 +63,7 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
         estimate_run(config, shards), gpus=config.workers.num if config.workers.use_gpu is True else 0
     )
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
-    beside = Path(config.storage, "train")
+    beside = Path(STORAGE if "://" in config.storage else config.storage, "train")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with ProgressBar(config.name) as bar:
@@ -76,9 +75,11 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
             result = train(config, validator=chooses, on_report=on_report, on_note=say, fresh=fresh)
         _record(run, config, result)
     show_limit(result.best, shards, split=config.data.split, select=config.data.select)
+    if is_stored(result.address):
+        store_checkpoint(result.best, result.address)  # with the limit
     f1 = result.metrics.get("select/macro_f1")
     score = "" if f1 is None else f", macro F1 on select {percent(f1)}"
-    say(f"best checkpoint: {result.best} (of {result.steps} steps{score})")
+    say(f"best checkpoint: {result.address} (of {result.steps} steps{score})")
     return result
 
 
@@ -117,7 +118,7 @@ def _record(run: Run, config: TrainConfig, result: TrainResult) -> None:
     """The best checkpoint as a logged model, with the metrics that it was chosen by."""
     from his2lip.models import read_meta
 
-    model = run.checkpoint(result.best, config.name, read_meta(result.best))
+    model = run.checkpoint(result.address, config.name, read_meta(result.best))
     run.model_metrics(model, result.metrics)
 
 

@@ -29,6 +29,7 @@ from .provenance import terms_summary as terms_summary
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
 from .registered import absolute_name as absolute_name
 from .registered import checkpoint_folder as checkpoint_folder
+from .registered import is_elsewhere as is_elsewhere
 from .registered import is_registered as is_registered
 from .registered import local_name as local_name
 from .registered import meta_of as meta_of
@@ -36,6 +37,9 @@ from .registered import registered_name as registered_name
 from .registered import training_record as training_record
 from .resume import ResumeState as ResumeState
 from .resume import load_resume as load_resume
+from .stored import fetch_stored as fetch_stored
+from .stored import is_stored as is_stored
+from .stored import store_checkpoint as store_checkpoint
 from .tokenizer import clip_tokenizer as clip_tokenizer
 from .trained_on import TrainingRecord as TrainingRecord
 from .trained_on import case_keys as case_keys

@@ -22,7 +22,7 @@ from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
-from his2lip.models.registered import fetch_checkpoint, is_registered
+from his2lip.models.registered import fetch_checkpoint, is_elsewhere
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tokenizer
 from his2lip.models.transformers_folder import from_transformers
@@ -62,7 +62,7 @@ def check_model_name(name: str) -> None:
     """Raises what `load_model` raises for an unknown name or a missing folder, without loading anything."""
     folder = Path(name.removeprefix(_LOCAL))
     is_folder = folder.is_dir() or is_checkpoint(folder)
-    if name in BACKBONES or is_registered(name) or name.startswith("hf-hub:") or is_folder:
+    if name in BACKBONES or is_elsewhere(name) or name.startswith("hf-hub:") or is_folder:
         return
     if name.startswith(_LOCAL) or os.sep in name:  # no name of open_clip has one
         fix = _nearest_folder(folder)
@@ -114,7 +114,7 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
         backbone = BACKBONES[name]
         assert backbone.source is not None
         return _fetched(backbone.source, precision, backbone)
-    if is_registered(name):
+    if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return load_checkpoint(fetch_checkpoint(name, scratch), precision=precision)
     if name.startswith("hf-hub:"):

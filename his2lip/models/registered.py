@@ -1,4 +1,4 @@
-"""`models:/NAME@ALIAS`: checkpoints that `his2lip models promote` put into MLflow's registry."""
+"""Checkpoints that are elsewhere: promoted ones in MLflow (`models:/NAME@ALIAS`), and stored objects."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.files import absolute
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
+from his2lip.models.stored import fetch_stored, is_stored
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.resources import STORAGE, relocate_store, sqlite_file, store_uri
 
@@ -29,6 +30,11 @@ _FIX = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another
 def is_registered(name: str) -> bool:
     """Whether a model's name has the scheme of MLflow's registry."""
     return name.startswith(_SCHEME)
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a model's name is that of a checkpoint that has to be fetched: registered, or one object."""
+    return is_registered(name) or is_stored(name)
 
 
 def registered_name(uri: str) -> str:
@@ -63,12 +69,12 @@ def absolute_name(name: str) -> str:
 
 
 def local_name(name: str, storage: str) -> str:
-    """The name by which other processes load a model: a registered one is copied into `storage` first.
+    """The name by which other processes load a model: one that is elsewhere is copied into `storage` first.
 
     An alias is thereby fixed to its present version. Where `storage` is the URI of an object store, the copy
     is in the default storage.
     """
-    if not is_registered(name):
+    if not is_elsewhere(name):
         return absolute_name(name)
     folder = STORAGE if "://" in storage else storage
     return str(fetch_checkpoint(name, Path(folder).absolute() / "registered"))
@@ -78,9 +84,9 @@ def local_name(name: str, storage: str) -> str:
 def checkpoint_folder(name: str) -> Iterator[Path | None]:
     """The folder of the checkpoint behind a model's name; None for a model that is not a checkpoint.
 
-    A registered checkpoint is copied into a temporary folder, which is removed at the end of the block.
+    One that is elsewhere is copied into a temporary folder, which is removed at the end of the block.
     """
-    if is_registered(name):
+    if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             yield fetch_checkpoint(name, scratch)
         return
@@ -90,7 +96,7 @@ def checkpoint_folder(name: str) -> Iterator[Path | None]:
 
 def meta_of(name: str) -> dict[str, Any]:
     """`his2lip.json` of the checkpoint behind a model's name; empty for a model without that file."""
-    if is_registered(name):
+    if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
     folder = name.removeprefix(_LOCAL)
@@ -102,7 +108,7 @@ def training_record(name: str) -> TrainingRecord | None:
 
     Raises CheckpointError for a checkpoint whose record is missing or damaged.
     """
-    if is_registered(name):
+    if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             meta = read_meta(_download(name, META, scratch).parent)
             data = _download(name, RECORD, scratch).read_bytes() if RECORDED in meta else None
@@ -122,6 +128,10 @@ def _scratch(folder: str | Path) -> tempfile.TemporaryDirectory[str]:
 
 def _download(uri: str, path: str, scratch: str) -> Path:
     """A file of the checkpoint inside a registered model, or the whole checkpoint for an empty `path`."""
+    if is_stored(uri):
+        if not fetch_stored(uri, Path(scratch, CHECKPOINT_ARTIFACT)):
+            raise ModelError("there is no such checkpoint", where=uri, key=uri, fix="check the address")
+        return Path(scratch, CHECKPOINT_ARTIFACT, path)
     registered_name(uri)
     store = store_uri()
     file = sqlite_file(store)

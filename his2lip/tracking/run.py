@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.config import redacted
+from his2lip.files import absolute
 from his2lip.tracking.outbox import Outbox
 from his2lip.tracking.sender import Sender
 from his2lip.tracking.table import Column
@@ -51,10 +52,10 @@ class Run:
         self._add("model", **model)
         return model
 
-    def checkpoint(self, path: Path, name: str, meta: Mapping[str, Any]) -> LoggedModel:
+    def checkpoint(self, path: str | Path, name: str, meta: Mapping[str, Any]) -> LoggedModel:
         """A checkpoint as a logged model, with the configuration that it was trained under."""
         params = meta.get("config", {})
-        return self.model(name, digest=meta["tensor_digest"], path=str(path.absolute()), params=params)
+        return self.model(name, digest=meta["tensor_digest"], path=absolute(str(path)), params=params)
 
     def model_metrics(self, model: LoggedModel, values: Mapping[str, float]) -> None:
         """Adds metrics of a logged model that belong to no dataset; those that it has are not repeated."""

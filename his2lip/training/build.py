@@ -118,7 +118,9 @@ def checkpoint_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: 
         meta = {"step": resume.step, "metrics": metrics}
         if best:
             write(run.best, model, meta, None)
+            run.keep(run.best.name)
         write(run.last, model, meta, resume)
+        run.keep(run.last.name)
 
     return save
 

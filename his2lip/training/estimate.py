@@ -46,6 +46,8 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
     per_epoch = max(sum(shards.info.counts[config.data.split].values()) // config.data.batch_size, 1)
     steps = config.optim.steps or config.optim.epochs * per_epoch
     like = _latest_like(config)
+    if "://" in config.storage:
+        return Estimate(steps, None, None, None, None, None)
     own = RunDir(Path(config.storage, "train", config.name))
     left = max(steps - steps_done(own), 0)
     if like is None:

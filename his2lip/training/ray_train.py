@@ -35,7 +35,7 @@ from his2lip.training.estimate import SECONDS, steps_done
 from his2lip.training.placement import THREADS, most_threads, number, with_numbers
 from his2lip.training.progress import SaveClock, StepReport, TrainState
 from his2lip.training.rendezvous import LocalTorchConfig
-from his2lip.training.run_directory import RunDir, refuse_object_store, start_or_resume
+from his2lip.training.run_directory import RunDir, StoredRun, open_run, start_or_resume
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, ResumeState
@@ -55,6 +55,7 @@ class TrainResult:
     """A finished run. `metrics`: of the best checkpoint. `history`: of every epoch."""
 
     run_dir: Path
+    address: str  # by which other commands load the best checkpoint
     best: Path
     last: Path
     steps: int
@@ -81,7 +82,6 @@ def train(
     fresh      removes an earlier run of this name first
     Raises His2lipError for what the user can fix, and ray.train's TrainingFailedError for other failures.
     """
-    refuse_object_store(config.storage)
     config = run_inputs.with_absolute_paths(config)
     if config.checkpoint.select_by == "macro_f1" and validator is None:
         raise RunError(
@@ -91,7 +91,7 @@ def train(
         )
     config, shards, bank = run_inputs.open_data(config)
     made = run_inputs.identity(config, shards, bank, validator=validator)
-    run = RunDir(Path(config.storage) / "train" / config.name)
+    run = open_run(config.storage, config.name)
     notes: list[str] = []
 
     def say(note: str) -> None:
@@ -101,17 +101,20 @@ def train(
     terms = run_inputs.terms_of_run(config, shards).notes()
     for note in (*terms, *run_inputs.caption_notes(config, shards, bank)):
         say(note)
+    if isinstance(run, StoredRun):
+        say("an object store has no locks: run this command once at a time")
     with run.locked():
         state = start_or_resume(run, identity=made, fresh=fresh, say=say)
         log_to(run.path)
         _log.info("run %s (id %s): %s", config.name, made["id"][:12], state["status"])
         if state["status"] != "finished":
             start_ray()
-            check_nodes(read=run_inputs.places(config), write=[str(run.path)])
+            check_nodes(read=run_inputs.places(config), write=[run.shared])
             found = run_inputs.contents(config, shards, bank)
             config, state = _with_threads(config, run, state)
             before, begun = steps_done(run), time.monotonic()
             if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
+                run.fetch()
                 result = _result(run, notes=notes)
                 done: dict[str, Any] = {"steps": result.steps, "history": result.history}
                 if result.steps > before:
@@ -119,6 +122,7 @@ def train(
                 run.write({**state, "status": "finished", "result": done})
                 _log.info("run %s is finished", config.name)
                 return result
+            run.fetch()
             return _result(run, notes=notes)
     return _result(run, notes=notes, finished=state)
 
@@ -234,6 +238,7 @@ def _result(run: RunDir, *, notes: list[str], finished: Mapping[str, Any] | None
     if finished is not None and "result" in finished and is_checkpoint(run.best):
         return TrainResult(
             run_dir=run.path,
+            address=run.address(run.best.name),
             best=run.best,
             last=run.last,
             steps=finished["result"]["steps"],
@@ -252,6 +257,7 @@ def _result(run: RunDir, *, notes: list[str], finished: Mapping[str, Any] | None
         raise RunError(what, where=run.last, key="last", fix="start again with --fresh")
     return TrainResult(
         run_dir=run.path,
+        address=run.address(run.best.name),
         best=run.best,
         last=run.last,
         steps=saved.step,
@@ -299,7 +305,7 @@ def _run_on_ray(
         scaling_config=_scaling(job.config, say),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # without checkpoints, so that Ray cannot return old weights
-            storage_path=str(job.run.path),
+            storage_path=job.run.shared,
             failure_config=ray.train.FailureConfig(
                 max_failures=job.config.workers.max_failures,
                 max_preemption_failures=job.config.workers.max_preemption_failures,  # type: ignore[call-arg]
@@ -486,17 +492,23 @@ def _use_gpu(config: TrainConfig) -> bool:
 
 
 def _work(sent: Mapping[str, bytes]) -> None:
-    """One worker: trains its share of each batch, from `last` on where there is that checkpoint."""
+    """One worker of a run."""
+    job: Job
+    job, queue = ray.cloudpickle.loads(sent["job"])
+    with job.run.in_worker() as run:
+        _train_share(job, queue, run)
+
+
+def _train_share(job: Job, queue: Any, run: RunDir) -> None:
+    """Trains this worker's share of each batch, from `last` on where there is that checkpoint."""
     from his2lip.loss import WISELoss
     from his2lip.models import load_resume
     from his2lip.training import build
     from his2lip.training.loop import fit
     from his2lip.training.source import StreamSource
 
-    job: Job
-    job, queue = ray.cloudpickle.loads(sent["job"])
     check_code(job.code)
-    config, run = job.config, job.run
+    config = job.config
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

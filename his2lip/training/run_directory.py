@@ -1,19 +1,22 @@
-"""The folder of a run: its state (run.json), its lock, and its two checkpoints."""
+"""The folder of a run, or its objects on an object store: its state (run.json), and its two checkpoints."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
-from his2lip.files import locked, writing
+from his2lip.files import fetch_file, filesystem, locked, store_file, writing
+from his2lip.models import fetch_stored, store_checkpoint
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -31,6 +34,26 @@ class RunDir:
     @property
     def last(self) -> Path:
         return self.path / "last"
+
+    @property
+    def shared(self) -> str:
+        """The path or URI that all nodes see."""
+        return str(self.path)
+
+    def address(self, name: str) -> str:
+        """The name by which other commands load the checkpoint `name`."""
+        return str(self.path / name)
+
+    def keep(self, name: str) -> None:
+        """Stores the checkpoint `name`, which was just written, where the run is; here, it is there."""
+
+    def fetch(self) -> None:
+        """Brings the run's checkpoints to this process; here, it sees them."""
+
+    @contextmanager
+    def in_worker(self) -> Iterator[RunDir]:
+        """The run as a worker on any node works on it."""
+        yield self
 
     def read(self) -> dict[str, Any] | None:
         """The content of run.json, or None without the file. Raises RunError where it is damaged."""
@@ -85,11 +108,88 @@ class RunDir:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def refuse_object_store(storage: str) -> None:
-    """Raises RunError where `storage` is the URI of an object store, which runs and sweeps cannot use."""
+@dataclass(frozen=True)
+class StoredRun(RunDir):
+    """A run on an object store: run.json, best.tar and last.tar below `place`, each replaced as a whole.
+
+    `path` is a folder of this process for its work, which is removed when the process ends. There is no lock.
+    """
+
+    place: str
+
+    @classmethod
+    def open(cls, place: str) -> StoredRun:
+        """The run at a URI, with a folder of this process."""
+        folder = Path(tempfile.mkdtemp(prefix="his2lip-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        path = folder / place.rpartition("/")[2]
+        path.mkdir()
+        return cls(path, place)
+
+    @property
+    def shared(self) -> str:
+        return self.place
+
+    def address(self, name: str) -> str:
+        return f"{self.place}/{name}.tar"
+
+    def keep(self, name: str) -> None:
+        store_checkpoint(self.path / name, self.address(name))
+
+    def fetch(self) -> None:
+        for folder in (self.best, self.last):
+            self._fetch(folder)
+
+    def _fetch(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        fetch_stored(self.address(folder.name), folder)
+
+    @contextmanager
+    def in_worker(self) -> Iterator[RunDir]:
+        with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
+            run = StoredRun(Path(made, self.path.name), self.place)
+            run.path.mkdir()
+            run._fetch(run.last)
+            yield run
+
+    def read(self) -> dict[str, Any] | None:
+        system, root = filesystem(self.place)
+        with suppress(FileNotFoundError):
+            fetch_file(system, f"{root}/{_STATE}", self.path / _STATE)
+        return super().read()
+
+    def write(self, tree: Mapping[str, Any]) -> None:
+        super().write(tree)
+        system, root = filesystem(self.place)
+        store_file(system, self.path / _STATE, f"{root}/{_STATE}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Fetches the run. An object store has no locks: a second command of the same run is not refused."""
+        self.fetch()
+        yield
+
+    def clear(self) -> None:
+        system, root = filesystem(self.place)
+        for name in ("best.tar", "last.tar", _STATE):
+            with suppress(FileNotFoundError):
+                system.delete_file(f"{root}/{name}")
+        for path in self.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_run(storage: str, name: str) -> RunDir:
+    """The run STORAGE/train/NAME, where `storage` is a folder or the URI of an object store."""
     if "://" in storage:
-        what = "runs and sweeps need a folder, because an object store has no locks against a second command"
-        fix = "give a path that all nodes share; shards, caches and benchmarks can be on an object store"
+        return StoredRun.open(f"{storage.rstrip('/')}/train/{name}")
+    return RunDir(Path(storage) / "train" / name)
+
+
+def refuse_object_store(storage: str) -> None:
+    """Raises RunError where `storage` is the URI of an object store, which sweeps cannot use."""
+    if "://" in storage:
+        what = "a sweep needs a folder, because its database and trials are locked, which a bucket cannot do"
+        fix = "give a path that all nodes share; runs, shards, caches and benchmarks can be in a bucket"
         raise RunError(what, where=storage, key="storage", fix=fix)
 
 

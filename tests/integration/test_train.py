@@ -305,6 +305,21 @@ def test_the_next_run_of_its_kind_is_estimated_from_it(whole: TrainResult, confi
     assert estimate_run(other, shards).based_on is None
 
 
+@pytest.mark.slow
+def test_a_run_on_an_object_store_is_resumed_there_and_ends_with_the_same_weights(
+    whole: TrainResult, config_file: Path, tmp_path: Path
+) -> None:
+    asked = named(config_file, "stored", f"storage={(tmp_path / 'bucket').as_uri()}")
+    train(asked, on_report=lambda report: report.kind == "epoch")
+    files = tmp_path / "bucket/train/stored"
+    assert {"best.tar", "last.tar", "run.json"} <= {path.name for path in files.iterdir()}
+    done = train(asked)
+    assert (done.steps, digest(done)) == (STEPS, digest(whole))
+    assert read_meta(done.best)["tensor_digest"] == read_meta(whole.best)["tensor_digest"]
+    assert not list(files.glob("*.tmp"))
+    assert train(asked, on_report=pytest.fail).finished_before
+
+
 def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:
     with pytest.raises(RunError) as refused:
         train(named(config_file, "whole", "optim.lr=0.002"))

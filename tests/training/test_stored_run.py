@@ -1,0 +1,96 @@
+"""A run on an object store: whole objects, no lock, and the same content on every machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from his2lip.errors import CheckpointError, ModelError
+from his2lip.models import load_model, save_checkpoint, weights_identity
+from his2lip.models.provenance import read_meta
+from his2lip.models.registered import checkpoint_folder, local_name, meta_of
+from his2lip.training.run_directory import RunDir, StoredRun, open_run, start_or_resume
+
+IDENTITY = {"id": "a" * 64, "made_of": {}, "code_version": "1"}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    return (tmp_path / "bucket").as_uri()
+
+
+@pytest.fixture
+def run(storage: str) -> RunDir:
+    """A run that has saved its two checkpoints."""
+    made = open_run(storage, "mine")
+    with made.locked():
+        start_or_resume(made, identity=IDENTITY, fresh=False, say=pytest.fail)
+        for folder, seed in ((made.best, 1), (made.last, 2)):
+            save_checkpoint(folder, load_model("tiny", seed=seed), meta={"step": seed})
+            made.keep(folder.name)
+    return made
+
+
+def objects(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "bucket/train/mine").iterdir())
+
+
+def test_a_run_is_three_objects(run: RunDir, tmp_path: Path) -> None:
+    assert objects(tmp_path) == ["best.tar", "last.tar", "run.json"]
+
+
+def test_another_process_resumes_it_from_the_store(run: RunDir, storage: str) -> None:
+    other = open_run(storage, "mine")
+    assert other.path != run.path
+    with other.locked():
+        state = start_or_resume(other, identity=IDENTITY, fresh=False, say=pytest.fail)
+        assert state["status"] == "running"
+        assert (read_meta(other.best)["step"], read_meta(other.last)["step"]) == (1, 2)
+    with other.in_worker() as there:
+        assert read_meta(there.last)["step"] == 2
+        folder = there.path
+    assert not folder.exists()
+
+
+def test_its_checkpoint_is_loaded_by_its_address(run: RunDir, tmp_path: Path) -> None:
+    address = run.address("best")
+    assert address.endswith("/bucket/train/mine/best.tar")
+    assert load_model(address).config_digest() == load_model(run.best).config_digest()
+    assert meta_of(address)["step"] == 1
+    with checkpoint_folder(address) as folder:
+        assert folder is not None
+        assert weights_identity(str(folder)) == weights_identity(str(run.best))
+    copy = local_name(address, str(tmp_path / "runs"))
+    assert weights_identity(copy) == weights_identity(str(run.best))
+
+
+def test_an_object_that_is_cut_short_is_refused_and_one_that_is_missing_is_named(
+    run: RunDir, tmp_path: Path
+) -> None:
+    file = tmp_path / "bucket/train/mine/best.tar"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(CheckpointError) as damaged:
+        load_model(run.address("best"))
+    assert damaged.value.where == run.address("best")
+    file.unlink()
+    with pytest.raises(ModelError) as missing:
+        load_model(run.address("best"))
+    assert missing.value.where == run.address("best")
+
+
+def test_fresh_removes_the_objects_and_other_inputs_are_refused(
+    run: RunDir, storage: str, tmp_path: Path
+) -> None:
+    again = open_run(storage, "mine")
+    with again.locked():
+        start_or_resume(again, identity=IDENTITY, fresh=True, say=pytest.fail)
+    assert objects(tmp_path) == ["run.json"]
+    assert not again.last.exists()
+
+
+def test_a_folder_is_a_run_as_before(tmp_path: Path) -> None:
+    run = open_run(str(tmp_path), "mine")
+    assert not isinstance(run, StoredRun)
+    assert run.path == tmp_path / "train/mine"
+    assert (run.shared, run.address("best")) == (str(run.path), str(run.best))
