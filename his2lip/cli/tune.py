@@ -63,8 +63,8 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         with ProgressBar(config.name) as bar:
 
             def on_trial(row: TrialRow) -> None:
-                score = _score(config, row.value)
-                bar.update(f"trial {row.number} of {config.trials} {row.state}, {config.metric} {score}")
+                scores = ", ".join(map(" ".join, zip(config.metrics, _scores(config, row), strict=True)))
+                bar.update(f"trial {row.number} of {config.trials} {row.state}, {scores}")
 
             result = run_sweep(
                 config,
@@ -105,10 +105,10 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
             params=row.params,
             metrics=row.metrics,
             code_version=row.code_version,
-            failed=row.state == "failed",
+            failed=row.state in ("failed", "hung"),
         )
     if result.best is not None and result.best.value is not None:
-        run.metrics({f"best/{config.metric}": result.best.value})
+        run.metrics({f"best/{name}": result.best.metrics[name] for name in config.metrics})
         checkpoint = best_checkpoint(result)
         if checkpoint is not None:
             model = run.checkpoint(checkpoint, f"{config.name}-best", read_meta(checkpoint))
@@ -116,7 +116,7 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
     study = result.study()
     run.metrics({f"importance/{key}": share for key, share in importances(study).items()})
     try:
-        save_plots(study, result.directory, metric=config.metric)
+        save_plots(study, result.directory, metrics=config.metrics)
     except RunError as error:
         say(str(error))
     else:
@@ -138,19 +138,24 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
     if len(versions) > 1:
         counts = ", ".join(f"{count} with {version}" for version, count in versions.items())
         say(f"trials of different versions of the code are compared here: {counts} (--fresh starts again)")
-    keys = list(config.space)
+    keys, front = list(config.dimensions), {row.number for row in result.front}
     rows = sorted(
         (row for row in result.trials if row.value is not None),
         key=lambda row: (row.value or 0.0) * (-1 if config.mode == "max" else 1),
     )
     table(
-        ("trial", "state", *(key.rpartition(".")[2] for key in keys), config.metric),
+        ("trial", "state", *(key.rpartition(".")[2] for key in keys), *config.metrics),
         [
-            (r.number, r.state, *(_value(r.params.get(key)) for key in keys), _score(config, r.value))
-            for r in rows[:_SHOWN]
+            (r.number, r.state, *(_value(r.params.get(key)) for key in keys), *_scores(config, r))
+            for r in sorted(rows, key=lambda r: r.number not in front)[: max(_SHOWN, len(front))]
         ],
     )
+    if front:
+        numbers = ", ".join(str(row.number) for row in result.front)
+        say(f"Pareto front of {' and '.join(config.metrics)}: trials {numbers}, the first {len(front)} rows")
     retries = {row.retry_of: row.number for row in result.trials}
+    for row in (r for r in result.trials if r.state in ("failed", "hung")):
+        say(f"trial {row.number} {row.state}: {row.note}; it is not run again")
     for row in (r for r in result.trials if r.state == "error"):
         retry = retries.get(row.number)
         outcome = "the same command runs it again" if retry is None else f"repeated as trial {retry}"
@@ -161,9 +166,15 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
         say(f"best checkpoint: {checkpoint}")
 
 
-def _score(config: SweepConfig, value: float | None) -> str:
-    return percent(value) if "f1" in config.metric or value is None else f"{value:.4f}"
+def _scores(config: SweepConfig, row: TrialRow) -> list[str]:
+    """Each metric of a trial's best report; - where it has none."""
+    if row.value is None:
+        return ["-"] * len(config.metrics)
+    values = {name: row.metrics[name] for name in config.metrics}
+    return [f"{v:.4f}" if name.endswith("loss") else percent(v) for name, v in values.items()]
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -151,7 +151,7 @@ def training_objective(
         concurrent=config.max_concurrent,
         scratch=SharedFolder(sweep_directory(config) / SCRATCH, room) if room else None,
     )
-    for params in (*config.points, *corners(config.space)):
+    for params in (*config.all_points, *corners(config.dimensions)):
         objective.config(params)
     return _with_varied_places(objective, config)
 
@@ -176,7 +176,9 @@ def _with_varied_places(objective: TrainingObjective, config: SweepConfig) -> Tr
 
 def _varied_places(config: SweepConfig) -> list[tuple[str, Scalar]]:
     """(key, value) of each place that the space chooses from or a point names, each once."""
-    chosen = [(key, value) for key, kind in config.space.items() for value in getattr(kind, "values", ())]
+    chosen = [
+        (key, value) for key, kind in config.dimensions.items() for value in getattr(kind, "values", ())
+    ]
     named = [pair for point in config.points for pair in point.items()]
     return [pair for pair in dict.fromkeys([*chosen, *named]) if pair[0] in _PLACES]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import RunError
 from his2lip.templates import render, trusted
 from his2lip.tuning.library_settings import silence_optuna
-from his2lip.tuning.study import to_row
+from his2lip.tuning.study import stored_values, to_row
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 PLOTS = "plots"  # folder of the plots, in the folder of the sweep
 
 
-def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> list[Path]:
+def save_plots(study: Study, directory: Path, *, metrics: Sequence[str] = ("objective",)) -> list[Path]:
     """Writes a page with all plots, which needs no network, and each plot as JSON; returns the paths.
 
-    Trials without a finite value are left out, since the worst value would stretch every axis.
-    Raises RunError where fewer than two trials are left.
+    With two metrics the first plot is their Pareto front, and the others are of the first metric. Trials
+    without a value are left out. Raises RunError where fewer than two trials are left.
     """
     usable = _usable(study)
     if len(usable) < 2:
@@ -34,7 +35,7 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
         )
     folder = directory / PLOTS
     folder.mkdir(parents=True, exist_ok=True)
-    figures = _figures(_only(study, usable), metric)
+    figures = _figures(_only(study, usable), list(metrics))
     page = folder / "sweep.html"
     page.write_text(_page(study.study_name, figures), encoding="utf-8")
     for name, figure in figures.items():
@@ -45,29 +46,36 @@ def save_plots(study: Study, directory: Path, *, metric: str = "objective") -> l
 def importances(study: Study) -> dict[str, float]:
     """The share of each parameter in the variance of the value (fANOVA, Hutter et al. 2014), largest first.
 
-    Empty where fewer than two trials finished, or where all have the same value.
+    Of the first metric. Empty where fewer than two trials have a value, or where all have the same; without
+    parameters that only some trials have.
     """
     from optuna.importance import get_param_importances
 
     usable = _usable(study)
-    if len({trial.value for trial in usable}) < 2:
+    if len({stored_values(trial)[0] for trial in usable}) < 2:
         return {}
-    found = get_param_importances(_only(study, usable), evaluator=_evaluator())
+    found = get_param_importances(_only(study, usable), evaluator=_evaluator(), target=_first)
     return {key: float(share) for key, share in found.items()}
 
 
-def _figures(study: Study, metric: str) -> dict[str, Figure]:
+def _first(trial: FrozenTrial) -> float:
+    return float(trial.values[0])
+
+
+def _figures(study: Study, metrics: list[str]) -> dict[str, Figure]:
     from optuna import visualization as draw
 
-    named: dict[str, Any] = {"target_name": metric}
+    named: dict[str, Any] = {"target_name": metrics[0], "target": _first}
     figures = {
         "parallel_coordinates": draw.plot_parallel_coordinate(study, **named),
         "optimization_history": draw.plot_optimization_history(study, **named),
     }
-    if not importances(study):
-        return figures
-    importance = draw.plot_param_importances(study, evaluator=_evaluator(), **named)
-    return {"parameter_importance": importance, **figures}
+    if importances(study):
+        importance = draw.plot_param_importances(study, evaluator=_evaluator(), **named)
+        figures = {"parameter_importance": importance, **figures}
+    if len(metrics) == 2:
+        figures = {"pareto_front": draw.plot_pareto_front(study, target_names=metrics), **figures}
+    return figures
 
 
 def _page(title: str, figures: dict[str, Figure]) -> str:
@@ -84,12 +92,17 @@ def _usable(study: Study) -> list[FrozenTrial]:
 
 
 def _only(study: Study, trials: list[FrozenTrial]) -> Study:
-    """A copy of the study in memory, with these trials only."""
+    """A copy of the study in memory, with these trials only, each with the metrics of its best report."""
     import optuna
 
     with silence_optuna():
-        copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
-    copy.add_trials(trials)
+        copy = optuna.create_study(study_name=study.study_name, directions=study.directions)
+    for trial in trials:
+        copy.add_trial(
+            optuna.trial.create_trial(
+                params=trial.params, distributions=trial.distributions, values=stored_values(trial)
+            )
+        )
     return copy
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune import Callback
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from his2lip.config import digest
 from his2lip.errors import His2lipError, redact
 from his2lip.resources import code_version
-from his2lip.tuning.study import RECORD, TrialRow, record_digest, to_row
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.space import suggest
+from his2lip.tuning.study import RECORD, STOPPED, TrialRow, origin, record_digest, to_row
 from his2lip.tuning.trial import VALUE
 
 if TYPE_CHECKING:
@@ -25,22 +29,29 @@ if TYPE_CHECKING:
 
 
 class PlacedTPE(BaseSampler):
-    """TPE whose sample for a trial depends only on the seed, the trial's position and the study.
+    """TPE whose sample for a trial depends only on the seed, the trial's place and the trials that ended.
 
-    Optuna's own sampler starts again at its seed when a sweep is resumed, and repeats its first samples.
+    Optuna's own sampler starts again at its seed when a sweep is resumed, and repeats its first samples. The
+    place of a trial is its number among the trials that are not repeats of others. A repeat has the place of
+    the trial that it repeats, so a trial that was lost does not change what the others are.
+
+    worst  what a trial that failed or hung counts as, so that TPE avoids its parameters
     """
 
-    def __init__(self, *, seed: int, startup: int) -> None:
-        self._seed, self._startup = seed, startup
+    def __init__(self, *, seed: int, startup: int, worst: float) -> None:
+        self._seed, self._startup, self._worst = seed, startup, worst
         self._tpe = TPESampler(seed=seed, n_startup_trials=startup)
+        self._seen: Any = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        # A trial that failed is run again at its own position.
-        counted = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        position = sum(t.number != trial.number for t in counted)
-        seed = int(digest([self._seed, position])[:8], 16)
+        trials = study.get_trials(deepcopy=False)
+        before = {t.number: t.user_attrs.get("retry_of") for t in trials}
+        first = origin(trial.number, before)
+        place = sum(number < first and of is None for number, of in before.items())
+        seed = int(digest([self._seed, place])[:8], 16)
         self._tpe = TPESampler(seed=seed, n_startup_trials=self._startup)
-        self._tpe.before_trial(study, trial)
+        bad = any(map(_is_bad, trials))
+        self._seen = _SeenByTPE(study, trials, self._worst) if bad else study
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._tpe.infer_relative_search_space(study, trial)
@@ -48,55 +59,112 @@ class PlacedTPE(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._tpe.sample_relative(study, trial, search_space)
+        return self._tpe.sample_relative(self._seen, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+        return self._tpe.sample_independent(self._seen, trial, param_name, param_distribution)
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch that also records each trial's attributes in the study and calls `on_trial` at its end.
+class _SeenByTPE:
+    """A study in which trials that failed or hung are complete, with the worst value."""
+
+    def __init__(self, study: Study, trials: list[FrozenTrial], worst: float) -> None:
+        self._study = study
+        self._trials = [self._as_worst(t, worst) if _is_bad(t) else t for t in trials]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+    def _as_worst(self, trial: FrozenTrial, worst: float) -> FrozenTrial:
+        seen = copy.copy(trial)
+        seen.state, seen.values = TrialState.COMPLETE, [worst] * len(self._study.directions)
+        return seen
+
+
+def _is_bad(trial: FrozenTrial) -> bool:
+    return to_row(trial).state in ("failed", "hung")
+
+
+class StudySearch(Searcher):
+    """Asks the study for the parameters of each trial, and tells it how the trial ended.
 
     error    a user's mistake, or an error of `on_trial`, which Tune would wrap
     records  Tune's own trials of this call
     """
 
-    def __init__(self, study: Study, *, on_trial: Callable[[TrialRow], None], **options: Any) -> None:
-        super().__init__(study_name=study.study_name, storage=study._storage, **options)
-        self._study, self._on_trial = study, on_trial
+    def __init__(self, study: Study, config: SweepConfig, *, on_trial: Callable[[TrialRow], None]) -> None:
+        super().__init__(metric=VALUE, mode=config.mode)
+        study.sampler = PlacedTPE(seed=config.seed, startup=config.sampler.startup, worst=config.worst_value)
+        self._study, self._space, self._on_trial = study, config.dimensions, on_trial
+        self._trials: dict[str, optuna.Trial] = {}
+        self._draws_curves = len(config.metrics) == 1  # Optuna has no curves of several metrics
         self.ended = 0
         self.raised = 0
         self.error: Exception | None = None
         self.records: list[Trial] = []
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        params = super().suggest(trial_id)
-        if params is not None:
-            self._ot_trials[trial_id].set_user_attr("code_version", code_version())
-        return {"number": self._ot_trials[trial_id].number, "params": params}
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        trial = self._study.ask()
+        params = suggest(self._space, trial)
+        trial.set_user_attr("code_version", code_version())
+        self._trials[trial_id] = trial
+        return {"number": trial.number, "params": params}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Adds a report to the curve of the trial."""
+        if self._draws_curves and result["reports"] and not result["ended"]:
+            self._trials[trial_id].report(result[VALUE], step=result["reports"])
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        trial = self._ot_trials[trial_id]
+        trial = self._trials[trial_id]
         record = next(record for record in self.records if record.trial_id == trial_id)
-        for key, value in _attributes(result, record).items():
-            trial.set_user_attr(key, value)
-        raised = error or result is None or result.get("error") is not None
-        self.raised += raised
-        if raised:
-            super().on_trial_complete(trial_id, None, error=True)
+        if error or result is None:
+            self._tell_lost(trial, record)
         else:
-            value = result["best"]  # type: ignore[index]
-            trial.set_user_attr(RECORD, record_digest(trial.params, value, trial.user_attrs))
-            super().on_trial_complete(trial_id, {VALUE: value})
-        if result and isinstance(result.get("mistake"), His2lipError):
-            self.error = result["mistake"]
+            self.on_trial_result(trial_id, result)
+            self._tell(trial, result)
         self.ended += 1
         try:
             self._on_trial(to_row(self._study.get_trials(deepcopy=False)[trial.number]))
         except Exception as problem:
             self.error = problem
+
+    def _tell_lost(self, trial: optuna.Trial, record: Trial) -> None:
+        """Records a trial whose process died more often than it is started."""
+        lines = Path(record.error_file).read_text(encoding="utf-8").strip().splitlines()
+        trial.set_user_attr("error", redact(f"its process failed: {lines[-1]}"))
+        self.raised += 1
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _tell(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        attrs = {key: result[key] for key in ("failed", "hung", "error") if result.get(key) is not None}
+        self.raised += "error" in attrs
+        if isinstance(result.get("mistake"), His2lipError):
+            self.error = result["mistake"]
+        values = [] if attrs else list(result["best"])
+        stopped = not attrs and not result["ended"]
+        attrs |= {key: result[key] for key in ("reports", "metrics")}
+        attrs["seconds"] = round(result["time_total_s"], 3)
+        if stopped:
+            attrs[STOPPED] = values
+        for key, value in attrs.items():
+            trial.set_user_attr(key, value)
+        if not values:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        recorded = values[0] if len(values) == 1 else values
+        trial.set_user_attr(RECORD, record_digest(trial.params, recorded, trial.user_attrs))
+        if stopped:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:
         """Does nothing: the state is in the study's database."""
@@ -129,14 +197,3 @@ class TrialRecords(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._search.records = trials
-
-
-def _attributes(result: dict | None, record: Trial) -> dict[str, Any]:
-    """The attributes of a trial in the study, besides its value."""
-    if result is None:
-        lines = Path(record.error_file).read_text(encoding="utf-8").strip().splitlines()
-        return {"error": redact(f"its process failed: {lines[-1]}")}
-    attrs = {key: result[key] for key in ("failed", "error") if result.get(key) is not None}
-    attrs |= {key: result[key] for key in ("reports", "metrics")}
-    attrs["seconds"] = round(result["time_total_s"], 3)
-    return attrs if result["ended"] else {**attrs, "stopped": True}

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from his2lip.config import digest, recorded
 from his2lip.errors import RunError, first_line
-from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.config import PAPER, PAPER_POINT, SweepConfig
+from his2lip.tuning.space import Params, Space, from_study, is_active, to_study
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 RECORD = "sha256"  # attribute of a trial with a value: the digest of its record
+STOPPED = "best"  # attribute of a trial that ASHA stopped: its value, which Optuna's own pruned trials lack
 _DAMAGED = "its record in the study is damaged"
-State = Literal["finished", "stopped", "failed", "error", "interrupted", "running", "waiting"]
-# States of trials that have a value and are not run again.
-DONE: tuple[State, ...] = ("finished", "stopped", "failed")
+State = Literal["finished", "stopped", "failed", "hung", "error", "interrupted", "running", "waiting"]
+# States of trials that are not run again.
+DONE: tuple[State, ...] = ("finished", "stopped", "failed", "hung")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRow:
-    """One trial. `value` is the metric of its best report; for a failed trial, the sweep's worst value.
+    """One trial. `value` is the first metric of its best report; trials that failed or hung have none.
 
-    finished: ran to its end. stopped: ended early by ASHA. failed: its metric was NaN or infinite.
-    error: raised an exception. interrupted: its sweep was stopped. Both run again under a new number.
+    finished: ran to its end (Optuna: COMPLETE). stopped: ended early by ASHA (PRUNED). failed: a metric was
+    NaN or infinite. hung: made no report for `trial_timeout` (both FAIL). error: raised an exception twice.
+    interrupted: its sweep was stopped (both FAIL, and run again under a new number).
     """
 
     number: int
@@ -38,7 +41,7 @@ class TrialRow:
     metrics: dict[str, float]  # of the report that has `value`
     reports: int = 0
     seconds: float | None = None
-    note: str | None = None  # why it failed, or the exception
+    note: str | None = None  # why it failed or hung, or the exception
     retry_of: int | None = None  # number of the trial that this one repeats
     code_version: str | None = None  # of the code that ran it; None for trials from before it was recorded
 
@@ -60,7 +63,10 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
         raise RunError(what, where=url, key="study", fix="check study=URL") from None
     direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
-        study_name=config.name, storage=storage, direction=direction, load_if_exists=True
+        study_name=config.name,
+        storage=storage,
+        directions=[direction] * len(config.metrics),
+        load_if_exists=True,
     )
     identity = {**config.identity(), **inputs}
     known = study.user_attrs.get("identity")
@@ -76,14 +82,17 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
             fix="give this one another name, or start again with --fresh",
         )
     study.set_user_attr("sweep", recorded(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls it experimental
+        study.set_metric_names(list(config.metrics))
     return study
 
 
-def prepare_resume(study: Study, config: SweepConfig) -> int:
+def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] = ()) -> int:
     """Prepares an interrupted study to resume; returns the number of trials that remain.
 
-    RUNNING trials become FAIL. Each trial that ended without a value is enqueued again with the same
-    parameters, and so is each point that was not enqueued yet.
+    RUNNING trials become FAIL. Each trial that was interrupted or raised an error is enqueued again with the
+    same parameters, and so is each point that was not enqueued yet, those of `warm` after the config's own.
     """
     from optuna.trial import TrialState
 
@@ -97,13 +106,47 @@ def prepare_resume(study: Study, config: SweepConfig) -> int:
     retried = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        if trial.state == TrialState.FAIL and trial.number not in retried and params:
+        again = trial.state == TrialState.FAIL and to_row(trial).state not in DONE
+        if again and trial.number not in retried and params:
             _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
     known = {t.user_attrs.get("point") for t in trials}
-    for point in config.points:
+    for point in (*config.all_points, *warm):
         if digest(point) not in known:
-            _enqueue(study, point, point=digest(point))
+            known.add(digest(point))
+            _enqueue(study, to_study(config.dimensions, point), point=digest(point))
     return remaining
+
+
+def warm_points(study: Study, config: SweepConfig, earlier: Callable[[str], list[TrialRow]]) -> list[Params]:
+    """The points of `warm_start`, as they were when the sweep was started.
+
+    earlier  the trials of an earlier sweep, best first
+    """
+    known: list[Params] | None = study.user_attrs.get("warm_points")
+    if known is None:
+        known = []
+        for name in config.warm_start:
+            best = [PAPER_POINT] if name == PAPER else [row.params for row in earlier(name)]
+            points = [_within(config.space, params) for params in best]
+            known += [point for point in points if point][: config.warm_start_best]
+        study.set_user_attr("warm_points", known)
+    return known
+
+
+def _within(space: Space, params: Mapping[str, Any]) -> Params:
+    """Those of the parameters that a space can have; the sampler draws the others."""
+    kept: Params = {}
+    for key, dimension in space.items():
+        if key in params and dimension.contains(params[key]) and is_active(dimension, kept, space):
+            kept[key] = params[key]
+    return kept
+
+
+def origin(number: int, retry_of: Mapping[int, int | None]) -> int:
+    """The number of the trial that a trial repeats, over any number of repeats; else its own."""
+    while (before := retry_of.get(number)) is not None:
+        number = before
+    return number
 
 
 def rows(study: Study) -> list[TrialRow]:
@@ -112,40 +155,71 @@ def rows(study: Study) -> list[TrialRow]:
 
 
 def best_rows(table: list[TrialRow], mode: str, count: int) -> list[TrialRow]:
-    """The `count` best trials with a finite metric, best first; of equal ones the earlier is first."""
+    """The `count` best trials by the first metric, best first; of equal ones the earlier is first.
+
+    A trial that was repeated counts as its first try, so that an interruption does not change the order.
+    """
     sign = -1 if mode == "max" else 1
-    own = [row for row in table if row.state in ("finished", "stopped") and row.value is not None]
-    return sorted(own, key=lambda row: (sign * (row.value or 0.0), row.number))[:count]
+    own = [row for row in table if row.value is not None]
+    before = {row.number: row.retry_of for row in table}
+    return sorted(own, key=lambda row: (sign * (row.value or 0.0), origin(row.number, before)))[:count]
+
+
+def pareto_front(table: list[TrialRow], metrics: tuple[str, ...], mode: str) -> list[TrialRow]:
+    """The trials that no other one dominates: as good in all metrics, better in one. Ordered by the first."""
+    sign = 1 if mode == "max" else -1
+    own = best_rows(table, mode, len(table))
+    points = [[sign * row.metrics[name] for name in metrics] for row in own]
+    return [
+        row
+        for row, mine in zip(own, points, strict=True)
+        if not any(
+            all(o >= m for o, m in zip(other, mine, strict=True)) and other != mine for other in points
+        )
+    ]
 
 
 def to_row(trial: FrozenTrial) -> TrialRow:
     """A trial of Optuna as a TrialRow."""
     attrs, damaged = trial.user_attrs, _is_damaged(trial)
+    state: State = "error" if damaged else _state(trial)
     return TrialRow(
         number=trial.number,
-        state="error" if damaged else _state(trial),
-        params=dict(trial.params),
-        value=trial.value if trial.state.name == "COMPLETE" and not damaged else None,
+        state=state,
+        params=from_study(trial.params),
+        value=_value(trial) if state in ("finished", "stopped") else None,
         metrics=json.loads(attrs.get("metrics", "{}")),
         reports=attrs.get("reports", 0),
         seconds=attrs.get("seconds"),
-        note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("error"),
+        note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("hung") or attrs.get("error"),
         retry_of=attrs.get("retry_of"),
         code_version=attrs.get("code_version"),
     )
 
 
-def record_digest(params: Mapping[str, Any], value: float, attrs: Mapping[str, Any]) -> str:
+def record_digest(params: Mapping[str, Any], value: float | Sequence[float], attrs: Mapping[str, Any]) -> str:
     """Digest of what the study has to keep of a trial with a value."""
     return digest([dict(params), value, {key: v for key, v in attrs.items() if key != RECORD}])
 
 
 def _is_damaged(trial: FrozenTrial) -> bool:
     """Whether a trial with a value is not what was recorded; earlier versions recorded no digest."""
-    known = trial.user_attrs.get(RECORD)
-    if known is None or trial.state.name != "COMPLETE" or trial.value is None:
+    known, values = trial.user_attrs.get(RECORD), stored_values(trial)
+    if known is None or not values:
         return False
-    return bool(known != record_digest(trial.params, trial.value, trial.user_attrs))
+    value = values[0] if len(values) == 1 else values
+    return bool(known != record_digest(trial.params, value, trial.user_attrs))
+
+
+def stored_values(trial: FrozenTrial) -> list[float]:
+    """The metrics of a trial's best report, as its study has them; none for one that has no value."""
+    if trial.state.name == "PRUNED":
+        return list(trial.user_attrs.get(STOPPED, ()))
+    return list(trial.values or ()) if trial.state.name == "COMPLETE" else []
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    return next(iter(stored_values(trial)), None)
 
 
 def _state(trial: FrozenTrial) -> State:
@@ -153,8 +227,11 @@ def _state(trial: FrozenTrial) -> State:
     match trial.state.name:
         case "COMPLETE":
             return "failed" if "failed" in attrs else "stopped" if attrs.get("stopped") else "finished"
+        case "PRUNED":
+            return "stopped"
         case "FAIL":
-            return "interrupted" if "interrupted" in attrs else "error"
+            known: tuple[State, ...] = ("failed", "hung", "interrupted")
+            return next((state for state in known if state in attrs), "error")
         case "WAITING":
             return "waiting"
         case _:

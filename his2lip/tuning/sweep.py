@@ -18,7 +18,16 @@ from his2lip.runtime import check_nodes
 from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import silence_optuna, tune_settings
-from his2lip.tuning.study import DONE, TrialRow, best_rows, open_study, prepare_resume, rows
+from his2lip.tuning.study import (
+    DONE,
+    TrialRow,
+    best_rows,
+    open_study,
+    pareto_front,
+    prepare_resume,
+    rows,
+    warm_points,
+)
 from his2lip.tuning.trial import Objective
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ _log = logging.getLogger(__name__)
 MAX_FIRST_ERRORS = 3
 SCRATCH = "ray"  # folder of what is removed when the sweep ends: Tune's state, decoded batches
 TRIALS = "trials"  # folder of the trials, each in a folder named by its number
+HANGS = "hung"  # folder of what hung trials were doing, each in a file named by its number
+# Restarts of a trial whose process dies.
+MAX_DEATHS = 2
 # More reports than any trial makes, since ASHA would stop a trial at its last rung.
 MANY_REPORTS = 10**6
 
@@ -45,8 +57,9 @@ class SweepResult:
     directory: Path
     study_url: str
     trials: list[TrialRow]
-    best: TrialRow | None  # None where no trial has a finite value
+    best: TrialRow | None  # by the first metric; None where no trial has a value
     finished_before: bool
+    front: tuple[TrialRow, ...] = ()  # with several metrics, the Pareto front
 
     @property
     def code_versions(self) -> dict[str, int]:
@@ -93,10 +106,12 @@ def run_sweep(
     places     absolute paths that the trials read, which all nodes of a cluster have to see
     fresh      removes an earlier sweep of this name first
 
-    A trial whose metric is NaN or infinite counts as finished, with `config.worst_value`. A trial that raises
-    an exception is recorded as failed and runs again at the next call. Raises RunError where the name is in
-    use by other inputs, where another process is running this sweep, or where all first trials raise; and a
-    user's mistake in a trial (His2lipError) as it is.
+    A trial that fails (NaN) or hangs is not run again. One that raises an exception is repeated at once, and
+    where it raises again it is recorded as an error, and runs again at the next call. A process that dies is
+    restarted up to `MAX_DEATHS` times. Repeats have the parameters, the place and the reports of the first
+    try, so that the study ends as without the fault.
+    Raises RunError where the name is in use by other inputs, where another process is running this sweep, or
+    where all first trials raise; and a user's mistake in a trial (His2lipError) as it is.
     """
     import ray
 
@@ -112,7 +127,8 @@ def run_sweep(
             _remove_earlier(config, directory, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
         (directory / "sweep.yaml").write_text(dump_yaml(recorded(config)), encoding="utf-8")
-        remaining = prepare_resume(study, config)
+        warm = warm_points(study, config, lambda name: earlier_trials(config, name))
+        remaining = prepare_resume(study, config, warm=warm)
         log_to(directory)
         _log.info("sweep %s: %d trials to run", config.name, remaining)
         if remaining:
@@ -120,7 +136,31 @@ def run_sweep(
             _run(config, objective, study, remaining, directory, on_trial or (lambda row: None))
         table = rows(study)
     best = best_rows(table, config.mode, 1)
-    return SweepResult(config.name, directory, url, table, best[0] if best else None, not remaining)
+    front = tuple(front_of(config, table))
+    return SweepResult(config.name, directory, url, table, best[0] if best else None, not remaining, front)
+
+
+def front_of(config: SweepConfig, table: list[TrialRow]) -> list[TrialRow]:
+    """The Pareto front of a sweep with several metrics; of one with one metric, none."""
+    return pareto_front(table, config.metrics, config.mode) if len(config.metrics) > 1 else []
+
+
+def earlier_trials(config: SweepConfig, name: str) -> list[TrialRow]:
+    """The trials of an earlier sweep with a value, best first. Raises RunError where there is no such sweep.
+
+    name  of a sweep in the same storage, or its folder
+    """
+    import optuna
+
+    place = Path(name) if (Path(name) / "study.db").is_file() else Path(config.storage) / "tune" / name
+    url = f"sqlite:///{(place / 'study.db').resolve()}"
+    if not (place / "study.db").is_file():
+        fix = "give the name or the folder of a sweep, or paper"
+        raise RunError("there is no earlier sweep here", where=place, key="warm_start", fix=fix)
+    study = optuna.load_study(study_name=None, storage=url)
+    mode = "max" if study.directions[0].name == "MAXIMIZE" else "min"
+    table = rows(study)
+    return best_rows(table, mode, len(table))
 
 
 def _run(
@@ -132,22 +172,14 @@ def _run(
     on_trial: Callable[[TrialRow], None],
 ) -> None:
     """Runs `count` trials and records them in the study."""
-    from his2lip.tuning.search import PlacedTPE, StudySearch
-    from his2lip.tuning.trial import VALUE
+    from his2lip.tuning.search import StudySearch
 
     def end(row: TrialRow) -> None:
-        keep_best(directory, rows(study), mode=config.mode, keep=config.keep)
+        table = rows(study)
+        keep_best(directory, table, mode=config.mode, keep=config.keep, also=front_of(config, table))
         on_trial(row)
 
-    space = {key: dimension.distribution() for key, dimension in config.space.items()}
-    search = StudySearch(
-        study,
-        on_trial=end,
-        space=space,
-        metric=VALUE,
-        mode=config.mode,
-        sampler=PlacedTPE(seed=config.seed, startup=config.sampler.startup),
-    )
+    search = StudySearch(study, config, on_trial=end)
     scratch = directory / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -174,10 +206,12 @@ def _tuner(
     actor = tune.with_parameters(
         TrialActor,
         objective=objective,
-        metric=config.metric,
+        metrics=config.metrics,
         mode=config.mode,
         worst=config.worst_value,
         trials=scratch.parent / TRIALS,
+        hangs=scratch.parent / HANGS,
+        timeout=config.trial_timeout,
     )
     return tune.Tuner(
         tune.with_resources(actor, _resources(config)),
@@ -197,8 +231,7 @@ def _tuner(
             callbacks=[TrialRecords(search)],
             # The objective writes its own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            # Retries of processes that die; an exception of the objective is not retried.
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
         ),
     )
 
@@ -255,9 +288,11 @@ def _stopper(search: StudySearch) -> Any:
     return Broken()
 
 
-def keep_best(directory: Path, table: list[TrialRow], *, mode: str, keep: int) -> None:
-    """Removes the folders of ended trials in `directory`/trials, except those of the `keep` best."""
-    kept = {row.number for row in best_rows(table, mode, keep)}
+def keep_best(
+    directory: Path, table: list[TrialRow], *, mode: str, keep: int, also: Iterable[TrialRow] = ()
+) -> None:
+    """Removes the folders of ended trials in `directory`/trials, except of the `keep` best and of `also`."""
+    kept = {row.number for row in (*best_rows(table, mode, keep), *also)}
     for row in table:
         if row.number not in kept and row.state not in ("running", "waiting"):
             shutil.rmtree(directory / TRIALS / str(row.number), ignore_errors=True)
@@ -269,5 +304,5 @@ def _remove_earlier(config: SweepConfig, directory: Path, url: str) -> None:
 
     if config.name in optuna.get_all_study_names(storage=url):
         optuna.delete_study(study_name=config.name, storage=url)
-    for entry in (TRIALS, "plots"):
+    for entry in (TRIALS, HANGS, "plots"):
         shutil.rmtree(directory / entry, ignore_errors=True)

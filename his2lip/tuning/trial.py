@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import math
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -103,31 +105,52 @@ VALUE = "value"  # the key of a result for searcher and scheduler
 
 
 class TrialActor(Trainable):
-    """Runs one trial after another in one process, so that a trial can use what an earlier one cached."""
+    """Runs one trial after another in one process, so that a trial can use what an earlier one cached.
+
+    metrics  to optimise; the best report is by the first
+    worst    value of a trial without a report, for the scheduler
+    trials   folder of the trials' folders
+    hangs    folder of what hung trials were doing
+    timeout  seconds without a report after which the process ends itself; None: never
+    """
 
     def setup(  # type: ignore[override]  # tune.with_parameters adds the keywords
-        self, config: dict, *, objective: Objective, metric: str, mode: str, worst: float, trials: Path
+        self,
+        config: dict,
+        *,
+        objective: Objective,
+        metrics: tuple[str, ...],
+        mode: str,
+        worst: float,
+        trials: Path,
+        hangs: Path,
+        timeout: float | None,
     ) -> None:
-        self._objective, self._metric, self._worst, self._trials = objective, metric, worst, trials
+        self._objective, self._metrics, self._worst = objective, metrics, worst
+        self._trials, self._hangs, self._timeout = trials, hangs, timeout
         self._better = max if mode == "max" else min
         log_to(trials.parent)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
         self.cleanup()
-        number = new_config["number"]
-        folder = self._trials / str(number)
-        _log.info("trial %d starts with %s", number, new_config["params"])
-        self._thread = ObjectiveThread(
-            self._objective, dict(new_config["params"]), number=number, folder=folder
-        )
+        self._number, self._params = new_config["number"], dict(new_config["params"])
+        _log.info("trial %d starts with %s", self._number, self._params)
+        self._thread, self._repeated = self._new_thread(), False
+        self._hang = Hang(self._hangs / f"{self._number}.txt", self._timeout)
         self._result: dict[str, Any] = {
-            VALUE: self._worst, "best": self._worst, "metrics": "{}", "reports": 0, "ended": False
+            VALUE: self._worst, "best": [], "metrics": "{}", "reports": 0, "ended": False
         }  # fmt: skip
         return True
 
     def step(self) -> dict[str, Any]:
-        answer = self._thread.next()
+        if self._hang.happened():
+            # This process was started again after the trial's first one had ended itself.
+            self._result |= {"ended": True, "hung": self._hang.note()}
+            _log.info("trial %d hung: %s", self._number, self._result["hung"])
+            return {**self._result, "done": True}
+        with self._hang.watched():
+            answer = self._next()
         if isinstance(answer, Ended):
             self._end(answer)
         else:
@@ -138,33 +161,91 @@ class TrialActor(Trainable):
         if hasattr(self, "_thread"):
             self._thread.stop()
 
+    def _new_thread(self) -> ObjectiveThread:
+        folder = self._trials / str(self._number)
+        return ObjectiveThread(self._objective, dict(self._params), number=self._number, folder=folder)
+
+    def _next(self) -> Reported | Ended:
+        """The next report, or the end. A trial that raises an error is repeated once, from its start.
+
+        Its first reports are those that are known already, so that scheduler and sampler do not notice.
+        """
+        answer = self._thread.next()
+        if not isinstance(answer, Ended) or answer.error is None or self._repeated:
+            return answer
+        if isinstance(answer.error, His2lipError):
+            return answer
+        _log.info("trial %d raised an error and is repeated: %s", self._number, answer.trace)
+        self._repeated, self._thread = True, self._new_thread()
+        for _ in range(self._result["reports"]):
+            answer = self._thread.next()
+            if isinstance(answer, Ended):
+                return answer
+        return self._thread.next()
+
     def _record(self, metrics: Mapping[str, float]) -> None:
-        """Records one report; a NaN or infinite metric ends the trial with the sweep's worst value."""
-        if self._metric not in metrics:
-            fix = did_you_mean(self._metric, metrics) if metrics else None
-            what = f"the objective does not report '{self._metric}'"
-            self._end(Ended(ConfigError(what, key=self._metric, fix=fix)))
-            return
-        value, result = metrics[self._metric], self._result
+        """Records one report; a NaN or infinite metric ends the trial as failed."""
+        for name in self._metrics:
+            if name not in metrics:
+                fix = did_you_mean(name, metrics) if metrics else None
+                what = f"the objective does not report '{name}'"
+                self._end(Ended(ConfigError(what, key=name, fix=fix)))
+                return
+        values, result = [metrics[name] for name in self._metrics], self._result
         result["reports"] += 1
-        if not math.isfinite(value):
-            result |= {VALUE: self._worst, "best": self._worst, "metrics": "{}", "ended": True}
-            result["failed"] = f"{self._metric} was {value} at report {result['reports']}"
-            return
-        first = result["reports"] == 1
-        if first or self._better(value, result["best"]) != result["best"]:
+        for name, value in zip(self._metrics, values, strict=True):
+            if not math.isfinite(value):
+                result |= {VALUE: self._worst, "best": [], "metrics": "{}", "ended": True}
+                result["failed"] = f"{name} was {value} at report {result['reports']}"
+                return
+        first, best = values[0], result["best"]
+        if not best or self._better(first, best[0]) != best[0]:
             finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
-            result |= {"best": value, "metrics": json.dumps(finite)}  # text: Tune flattens nested mappings
-        result[VALUE] = value
+            result |= {"best": values, "metrics": json.dumps(finite)}  # text: Tune flattens nested mappings
+        result[VALUE] = first
 
     def _end(self, answer: Ended) -> None:
         error = answer.error
         if error is None and not self._result["reports"]:
             error = RuntimeError("the objective ended without a report")
         self._result["ended"] = True
-        _log.info("trial %d ends with %s", self._thread.number, self._result)
+        _log.info("trial %d ends with %s", self._number, self._result)
         if error is not None:
-            _log.info("trial %d raised an error: %s", self._thread.number, answer.trace or error)
+            _log.info("trial %d raised an error: %s", self._number, answer.trace or error)
             self._result["error"] = redact(f"{type(error).__name__}: {error}")
             self._result["mistake"] = error if isinstance(error, His2lipError) else None
             self._result["trace"] = answer.trace
+
+
+class Hang:
+    """Ends this process where a trial makes no report in time, and remembers that it did.
+
+    A thread of C does it, which works also where Python's own threads are blocked. It first writes where all
+    threads of the process are, to `file`.
+    """
+
+    def __init__(self, file: Path, timeout: float | None) -> None:
+        self._file, self._timeout = file, timeout
+
+    def happened(self) -> bool:
+        """Whether an earlier process of this trial was ended."""
+        return self._timeout is not None and self._file.is_file() and self._file.stat().st_size > 0
+
+    def note(self) -> str:
+        """The reason, for the study."""
+        return f"it made no report for {self._timeout:g} s; where it was: {self._file}"
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ends the process where the body takes longer than the timeout."""
+        if self._timeout is None:
+            yield
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("w", encoding="utf-8") as file:
+            faulthandler.dump_traceback_later(self._timeout, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        self._file.unlink(missing_ok=True)

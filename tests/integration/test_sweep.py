@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.plots import save_plots
 from his2lip.tuning.study import TrialRow
-from his2lip.tuning.sweep import SweepResult, run_sweep
+from his2lip.tuning.sweep import SweepResult, _resources, run_sweep
 from his2lip.tuning.trial import Objective, TrialReporter
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -97,9 +100,7 @@ def test_a_sweep_runs_its_points_first_then_points_of_tpe_and_reports_when_it_is
     assert len(more.trials) == 7
 
 
-def test_a_metric_that_is_not_finite_counts_as_the_worst_value_and_ends_its_trial(
-    sweep: Sweep,
-) -> None:
+def test_a_metric_that_is_not_finite_ends_its_trial_as_failed(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         report({"value": 1.0 + params["x"]})
         if params["x"] != 0.5:
@@ -108,10 +109,11 @@ def test_a_metric_that_is_not_finite_counts_as_the_worst_value_and_ends_its_tria
     points = [{"x": x} for x in (0.0, 0.5, 1.0, 2.0)]
     result = sweep(objective, points=points, worst=-7.0)
     assert [row.state for row in result.trials] == ["failed", "finished", "failed", "failed"]
-    assert [row.value for row in result.trials] == [-7.0, 1.5, -7.0, -7.0]
+    assert [row.value for row in result.trials] == [None, 1.5, None, None]
     assert result.trials[0].note == "value was nan at report 2"
-    assert {trial.state.name for trial in result.study().trials} == {"COMPLETE"}
+    assert [trial.state.name for trial in result.study().trials] == ["FAIL", "COMPLETE", "FAIL", "FAIL"]
     assert result.params == {"x": 0.5}
+    assert sweep(objective, points=points, worst=-7.0).finished_before, "failed trials are not run again"
 
 
 def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) -> None:
@@ -129,6 +131,9 @@ def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) 
     assert {row.reports for row in stopped} == {1}
     assert len(stopped) >= 3
     assert [row.value for row in stopped] == [row.params["x"] for row in stopped]
+    pruned = [trial for trial in result.study().trials if trial.state.name == "PRUNED"]
+    assert [trial.number for trial in pruned] == [row.number for row in stopped]
+    assert [trial.intermediate_values for trial in pruned] == [{1: row.value} for row in stopped]
 
 
 def test_one_trial_at_a_time_gives_the_same_trials_also_after_a_restart(
@@ -170,6 +175,127 @@ def test_a_process_that_dies_is_started_again_and_reported_if_it_keeps_dying(swe
     result = sweep(objective, points=[{"x": 0.0}, {"x": 1.0}], trials=2)
     assert [row.state for row in result.trials] == ["finished", "error"]
     assert "process failed" in str(result.trials[1].note)
+
+
+DISTURBED = {"trials": 7, "max_concurrent": 1, "points": [{"x": 0.25}], "scheduler": {"kind": "asha"}}
+
+
+@pytest.mark.parametrize("disturbance", ["exception", "kill"])
+def test_a_trial_that_dies_once_leaves_the_study_of_an_undisturbed_sweep(
+    sweep: Sweep, tmp_path: Path, disturbance: str
+) -> None:
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        for step, gain in enumerate((0.0, 0.1, 0.05)):
+            died = tmp_path / f"died-{report.number}"
+            if (report.number, step) in ((0, 1), (3, 0)) and not died.exists():
+                died.touch()
+                if disturbance == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError("a disk that was away")
+            if report({"value": gain - (params["x"] - 1.0) ** 2}):
+                return
+
+    disturbed = sweep(objective, name="disturbed", **DISTURBED)
+    assert len(list(tmp_path.glob("died-*"))) == 2
+    undisturbed = sweep(objective, name="undisturbed", **DISTURBED)
+    assert [dataclasses.replace(row, seconds=None) for row in disturbed.trials] == [
+        dataclasses.replace(row, seconds=None) for row in undisturbed.trials
+    ]
+
+
+def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        report({"value": params["x"]})
+        if params["x"] == 1.0:
+            threading.Event().wait()
+        report({"value": params["x"] + 1})
+
+    points = [{"x": x} for x in (0.0, 1.0, 2.0)]
+    result = sweep(objective, points=points, trials=4, trial_timeout=2.0, max_concurrent=1)
+    assert [row.state for row in result.trials] == ["finished", "hung", "finished", "finished"]
+    assert [trial.state.name for trial in result.study().trials] == [
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+        "COMPLETE",
+    ]
+    where = (result.directory / "hung" / "1.txt").read_text(encoding="utf-8")
+    assert "in objective" in where
+    assert str(result.directory / "hung" / "1.txt") in str(result.trials[1].note)
+    again = sweep(objective, points=points, trials=4, trial_timeout=2.0, max_concurrent=1)
+    assert again.finished_before
+
+
+def test_two_metrics_have_a_pareto_front_whose_checkpoints_are_kept(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        report.folder.mkdir(parents=True)
+        x = params["x"]
+        report({"value": x, "other": 1 - x if x < 1.75 else -5.0})
+
+    points = [{"x": x} for x in (1.0, 0.0, 2.0, 1.5)]
+    result = sweep(objective, points=points, trials=6, metric=["value", "other"], keep=1)
+    study = result.study()
+    assert [row.number for row in sorted(result.front, key=lambda row: row.number)] == [
+        trial.number for trial in sorted(study.best_trials, key=lambda trial: trial.number)
+    ]
+    assert {0, 1, 2, 3} <= {row.number for row in result.front}
+    assert result.best is not None
+    assert result.best.params == {"x": 2.0}, "the best is by the first metric"
+    kept = {int(folder.name) for folder in (result.directory / "trials").iterdir()}
+    assert kept == {row.number for row in result.front}
+    assert study.metric_names == ["value", "other"]
+    names = {path.stem for path in save_plots(study, result.directory, metrics=["value", "other"])}
+    assert "pareto_front" in names
+
+
+def test_a_conditional_space_draws_a_key_only_where_its_condition_holds(sweep: Sweep) -> None:
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        report({"value": params["x"], "keys": len(params)})
+
+    space = {
+        "x": {"kind": "uniform", "low": 0.0, "high": 2.0},
+        "kappa": {"kind": "mixed", "values": ["scale"], "range": {"kind": "log", "low": 0.1, "high": 10.0}},
+        "y": {"kind": "int", "low": 1, "high": 3, "when": {"kappa": "free"}},
+    }
+    points = [{"kappa": "scale", "x": 0.5}, {"kappa": 2.0, "x": 0.25, "y": 3}, {"kappa": 0.2}]
+    result = sweep(objective, space=space, points=points, trials=10)
+    assert result.trials[0].params == {"kappa": "scale", "x": 0.5}
+    assert result.trials[1].params == {"kappa": 2.0, "x": 0.25, "y": 3}
+    for row in result.trials:
+        assert ("y" in row.params) == (row.params["kappa"] != "scale")
+    assert {row.params["kappa"] == "scale" for row in result.trials[3:]} == {True, False}
+
+
+def test_a_sweep_starts_with_the_best_points_of_an_earlier_one_and_of_the_paper(sweep: Sweep) -> None:
+    key = "loss.weights.image_image"
+    space = {key: {"kind": "uniform", "low": 0.0, "high": 2.0}}
+
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        report({"value": -((params[key] - 1.5) ** 2)})
+
+    earlier = sweep(objective, name="earlier", space=space, trials=5)
+    best = sorted(
+        (row for row in earlier.trials if row.params[key] <= 1.9), key=lambda row: -(row.value or 0)
+    )
+    narrow = {key: {"kind": "uniform", "low": 0.0, "high": 1.9}}
+    options = {"space": narrow, "warm_start": ["paper", "earlier"], "warm_start_best": 2, "max_concurrent": 1}
+    later = sweep(objective, name="later", trials=4, **options)
+    assert [row.params[key] for row in later.trials[:3]] == [0.5, *(row.params[key] for row in best[:2])]
+    sweep(objective, name="earlier", space=space, trials=9)
+    more = sweep(objective, name="later", trials=5, **options)
+    assert more.trials[:4] == later.trials, "what was read at the start stays"
+    with pytest.raises(RunError) as refused:
+        sweep(objective, name="third", warm_start=["nosuch"])
+    assert refused.value.key == "warm_start"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked"), [("auto", {"cpu": 0, "memory": 1}), (0.25, {"cpu": 0, "gpu": 0.25})]
+)
+def test_a_trial_asks_for_the_share_of_a_gpu_that_its_sweep_says(gpus: Any, asked: dict[str, float]) -> None:
+    space = {"x": {"kind": "int", "low": 0, "high": 1}}
+    config = validate(SweepConfig, {"name": "s", "train": {}, "space": space, "gpus": gpus})
+    assert _resources(config) == asked
 
 
 def test_an_error_of_the_user_in_a_trial_ends_the_sweep_with_that_error(sweep: Sweep) -> None:

@@ -34,7 +34,7 @@ GRID = {(x / 4, y / 4): 10.0 * x + 0.01 * y for x in range(5) for y in range(5)}
 
 
 def test_plots_are_one_page_that_needs_no_network_and_a_json_file(tmp_path: Path) -> None:
-    page, *figures = save_plots(study_of(GRID), tmp_path, metric="macro F1")
+    page, *figures = save_plots(study_of(GRID), tmp_path, metrics=["macro F1"])
     text = page.read_text(encoding="utf-8")
     assert "<title>a &lt;b&gt;</title>" in text
     assert not fetched(text)
