@@ -108,9 +108,13 @@ def validator(config: TrainConfig) -> SelectValidator | None:
     if data.select is None:
         return None
     from his2lip.evaluation import SelectValidator
+    from his2lip.training import select_captions
 
     threads = None if data.decode_threads == "auto" else data.decode_threads
-    made = SelectValidator(data.shards, split=data.select, protocol=data.protocol, threads=threads)
+    captions = tuple(select_captions(config))
+    made = SelectValidator(
+        data.shards, split=data.select, protocol=data.protocol, threads=threads, captions=captions
+    )
     return made.check()  # before hours of training
 
 

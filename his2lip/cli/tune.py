@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +152,8 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
             for r in sorted(rows, key=lambda r: r.number not in front)[: max(_SHOWN, len(front))]
         ],
     )
+    if "seed" in config.cross:
+        _show_arms(config, result)
     if front:
         numbers = ", ".join(str(row.number) for row in result.front)
         say(f"Pareto front of {' and '.join(config.metrics)}: trials {numbers}, the first {len(front)} rows")
@@ -164,6 +168,44 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
     checkpoint = best_checkpoint(result)
     if checkpoint is not None:
         say(f"best checkpoint: {checkpoint}")
+
+
+def _show_arms(config: SweepConfig, result: SweepResult) -> None:
+    """The points of `cross` over their seeds, each beside the first point with the same other values."""
+    from his2lip.tuning import compare_arms
+
+    other_keys = [key for key in config.cross if key != "seed"]
+    with_value = [row for row in result.trials if row.value is not None]
+    groups = {json.dumps([row.params.get(key) for key in other_keys]): row.params for row in with_value}
+    for name, group in groups.items():
+        shared = {key: group[key] for key in other_keys}
+        runs = [
+            (row.params, row.value or 0.0)
+            for row in with_value
+            if json.dumps([row.params.get(key) for key in other_keys]) == name
+        ]
+        say(f"{config.metrics[0]} over seeds" + (f", {_settings(shared)}" if shared else ""))
+        arms = compare_arms(runs, {**config.points[0], **shared})
+        table(
+            ("point", "seeds", "mean", "spread", "difference to the first", "95 % interval"),
+            [
+                (
+                    _settings({key: value for key, value in arm.params.items() if key not in shared}),
+                    arm.seeds,
+                    percent(arm.mean),
+                    "-" if arm.spread is None else percent(arm.spread),
+                    "-" if arm.difference is None else percent(arm.difference),
+                    "-"
+                    if arm.low is None or arm.high is None
+                    else f"{percent(arm.low)} to {percent(arm.high)}",
+                )
+                for arm in arms
+            ],
+        )
+
+
+def _settings(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]}={_value(value)}" for key, value in params.items())
 
 
 def _scores(config: SweepConfig, row: TrialRow) -> list[str]:

@@ -1,4 +1,4 @@
-"""`his2lip ui`: MLflow's own pages, of the current store or of a cluster, on this machine only."""
+"""`his2lip ui`: pages of the current MLflow store, of a cluster's or of a study, on this machine only."""
 
 from __future__ import annotations
 
@@ -47,15 +47,25 @@ def ui(
         Path | None,
         typer.Option(help="The file of a cluster that `ray up` has started, such as cluster.yaml."),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(help="Show a sweep in optuna-dashboard: its name, its folder, or its database's URL."),
+    ] = None,
     browser: Annotated[bool, typer.Option(help="Open the table of models in the default browser.")] = True,
 ) -> None:
     """Open MLflow's UI on the current store: the models of the latest benchmark, the highest mean first.
 
     A SQLite store is served on this machine only. Where the store is a server, its own pages are opened. With
-    --cluster, the MLflow server of that cluster's head is reached through SSH.
+    --cluster, the MLflow server of that cluster's head is reached through SSH. With --study, a sweep's trials
+    are shown in optuna-dashboard: curves, parallel coordinates, importance, Pareto front.
     """
     if cluster is not None:
         _show_cluster(find(cluster), port, browser=browser)
+        return
+    if study is not None:
+        from his2lip.cli.study_page import serve_study
+
+        serve_study(study, port, opened=open_page if browser else lambda page: None)
         return
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):

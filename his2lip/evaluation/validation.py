@@ -17,7 +17,8 @@ from his2lip.evaluation.embeddings import encode_rows
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.metrics import Predictions, accuracy, macro_f1
 from his2lip.evaluation.prompts import PromptSet, is_carried
-from his2lip.evaluation.protocols import Selection, select, top_of, view_of
+from his2lip.evaluation.protocols import Selection, drawn, select, top_of, view_of
+from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, rank
 from his2lip.evaluation.views import TrainingField
 from his2lip.evaluation.zero_shot import score
 from his2lip.runtime import usable_cpus
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Fields of a protocol that do not decide the figures of the select split.
 _REMARKS = ("note", "basis", "pool_reason", "changelog", "version", "split", "breakdown")
+_MOST = 1000  # captions that images search, and that search images
 # Columns that a dataset without protocols is scored by, the first with two classes or more, and their names.
 _COLUMNS = {"tissue": taxonomy.TISSUES, "biomarker": taxonomy.BIOMARKERS}
 
@@ -48,6 +50,7 @@ class SelectValidator:
     batch_size: int = 64
     threads: int | None = None  # that decode images; default: one per usable core
     prompts: PromptSet | None = None  # default: the protocol's, read where the validator is called
+    captions: tuple[tuple[str, str, str], ...] = ()  # text, tissue type, biomarker; none of them trained on
     own_prompts: str | None = None  # digest of `prompts` where they are from a file of one's own
     own_protocol: str | None = None  # digest of the protocol where it is from a card of one's own
 
@@ -67,7 +70,10 @@ class SelectValidator:
         return replace(self, prompts=prompts, own_prompts=own, own_protocol=own_protocol)
 
     def __call__(self, model: DualEncoder) -> dict[str, float]:
-        """macro_f1 and accuracy, fractions. Raises DatasetError for a `report` split: it chooses no model."""
+        """macro_f1 and accuracy, and with captions also retrieval; fractions.
+
+        Raises DatasetError for a `report` split: it chooses no model.
+        """
         shards, protocol, selection = self._plan()
         split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
         view = view_of(protocol, TrainingField.of({"patch": patch_scale(shards, split)}))
@@ -76,10 +82,11 @@ class SelectValidator:
         threads = self.threads or usable_cpus()
         stream = encode_rows(encoder, shards, split, rows, batch_size=self.batch_size, threads=threads)
         unit_of_row = dict(zip(rows, selection.unit.tolist(), strict=True))
-        images, units = [], []
+        images, units, shown = [], [], []
         for row, features in stream:
             images.append(features)
             units += [unit_of_row[row]] * len(features)
+            shown += [row] * len(features)
         sentences = SentenceEncoder(model)
         prompts = (self.prompts or PromptSet.load(protocol.prompts)).narrow(selection.classes)
         predicted = score(
@@ -92,7 +99,40 @@ class SelectValidator:
         ).predicted
         scored = selection.scored
         found = Predictions(selection.labels[scored], predicted[scored], selection.classes)
-        return {"macro_f1": float(macro_f1(found.counts)), "accuracy": float(accuracy(found.counts))}
+        figures = {"macro_f1": float(macro_f1(found.counts)), "accuracy": float(accuracy(found.counts))}
+        if self.captions:
+            table = shards.table(split, ["tissue", "biomarker"])
+            pairs = list(zip(table["tissue"].to_pylist(), table["biomarker"].to_pylist(), strict=True))
+            figures["retrieval"] = self._retrieval(
+                model, np.concatenate(images), [pairs[row] for row in shown]
+            )
+        return figures
+
+    def _retrieval(
+        self, model: DualEncoder, images: np.ndarray, labels: list[tuple[str | None, str | None]]
+    ) -> float:
+        """Mean average precision, mean of both directions: images search captions, and the reverse.
+
+        images  float (N, D) of patches or tiles, with labels (tissue type, biomarker); an image and a caption
+                of the same tissue type and biomarker are relevant to each other
+        At most `_MOST` captions are used, of pairs that occur among the images.
+        """
+        present = {pair: i for i, pair in enumerate(sorted({pair for pair in labels if None not in pair}))}
+        known = [caption for caption in self.captions if caption[1:] in present]
+        known = [known[i] for i in drawn([" ".join(caption) for caption in known], _MOST, 0)]
+        texts = SentenceEncoder(model).encode([text for text, *_ in known])
+        if model.similarity == "cosine":
+            images, texts = (
+                a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12) for a in (images, texts)
+            )
+        n, m = len(images), len(texts)
+        classes = np.array([present.get(pair, NO_CLASS) for pair in labels], dtype=np.int64)
+        never = np.full(n + m, NEVER)
+        shown = Items(images, classes, np.arange(n), never[:n])
+        of_texts = np.array([present[caption[1:]] for caption in known], dtype=np.int64)
+        said = Items(texts, of_texts, -1 - np.arange(m), never[n:])
+        both = [rank(asked, searched)[0].figures() for asked, searched in ((shown, said), (said, shown))]
+        return float(np.mean([figures["mean_average_precision"] for figures in both]))
 
     def _plan(self) -> tuple[ShardSet, Protocol, Selection]:
         shards = open_shards(self.shards)

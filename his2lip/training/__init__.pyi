@@ -14,6 +14,7 @@ from .run_inputs import contents as contents
 from .run_inputs import identity as identity
 from .run_inputs import open_data as open_data
 from .run_inputs import places as places
+from .run_inputs import select_captions as select_captions
 from .run_inputs import terms_of_run as terms_of_run
 from .run_inputs import with_absolute_paths as with_absolute_paths
 from .shared_batches import SharedFolder as SharedFolder

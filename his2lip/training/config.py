@@ -92,6 +92,9 @@ class DataConfig(Config):
     augment: Augmentation = Augment()
     """How patches change from epoch to epoch: true (flips and quarter turns), false, ihc (also crops and
     stain jitter), or a mapping of the three."""
+    select_captions: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of each pair's seed families of captions that training leaves out. The images of the select split
+    and these captions search each other: the metric select/retrieval. What a bank holds out stays unseen."""
     caption_dropout: Share = 0.0
     """Share of captions that are replaced by the names of their classes."""
     loader: Literal["ray", "local"] = "ray"
@@ -130,8 +133,9 @@ class CheckpointConfig(Config):
     """Steps between two checkpoints, besides the one at the end of each epoch; null: only those."""
     every_minutes: Positive | None = 10.0
     """Minutes of training that a killed run loses at most; null: up to an epoch."""
-    select_by: Literal["macro_f1", "loss"] = "loss"
-    """What decides which checkpoint is the best on `data.select`; macro_f1: of zero-shot classification."""
+    select_by: Literal["macro_f1", "retrieval", "loss"] = "loss"
+    """What decides which checkpoint is the best on `data.select`. macro_f1: of zero-shot classification.
+    retrieval: of captions that `data.select_captions` leaves out."""
 
 
 class WorkersConfig(Config):
@@ -184,6 +188,9 @@ class TrainConfig(Config):
             raise OptionError(what, key="workers.num")
         if self.checkpoint.select_by == "macro_f1" and self.data.select is None:
             raise OptionError("checkpoint.select_by=macro_f1 needs a data.select split", key="data.select")
+        if self.checkpoint.select_by == "retrieval" and not (self.data.select and self.data.select_captions):
+            what = "checkpoint.select_by=retrieval needs data.select and data.select_captions"
+            raise OptionError(what, key="data.select_captions")
         weights, frozen = self.loss.weights.keep(self.loss.terms), self.finetune.freeze
         trained_by = {"image": weights.text_text, "text": weights.image_image}.get(frozen, 1.0)
         if not weights.image_text and not trained_by:
@@ -206,6 +213,8 @@ class TrainConfig(Config):
         if tree["data"]["protocol"] is None:
             del tree["data"]["protocol"]
         del tree["data"]["staining"]
+        if not tree["data"]["select_captions"]:
+            del tree["data"]["select_captions"]
         if not tree["loss"]["similarity"]["finding"]:
             del tree["loss"]["similarity"]["finding"]
         return tree

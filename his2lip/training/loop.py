@@ -296,7 +296,7 @@ def _score(metrics: Mapping[str, float], select_by: str) -> float:
     """The value that selects the best checkpoint, the higher the better; 0 without a select split."""
     if select_by == "loss":
         return -metrics.get("select/loss", 0.0)
-    return metrics.get("select/macro_f1", 0.0)
+    return metrics.get(f"select/{select_by}", 0.0)
 
 
 def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:

@@ -83,9 +83,9 @@ def train(
     Raises His2lipError for what the user can fix, and ray.train's TrainingFailedError for other failures.
     """
     config = run_inputs.with_absolute_paths(config)
-    if config.checkpoint.select_by == "macro_f1" and validator is None:
+    if config.checkpoint.select_by != "loss" and validator is None:
         raise RunError(
-            "checkpoint.select_by=macro_f1 needs a zero-shot validator",
+            f"checkpoint.select_by={config.checkpoint.select_by} needs a zero-shot validator",
             where=config.name,
             key="checkpoint.select_by",
         )

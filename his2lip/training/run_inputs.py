@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.config import digest, recorded
-from his2lip.data.captions import NOTE, CaptionBank
+from his2lip.data.captions import NOTE, CaptionBank, leave_out
 from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split, statement
 from his2lip.errors import ConfigError, RunError
@@ -40,7 +40,15 @@ def open_data(config: TrainConfig) -> tuple[TrainConfig, ShardSet, CaptionBank]:
 
 
 def _captions(config: TrainConfig) -> CaptionBank:
-    """The templates, a saved caption bank, or a folder in the layout of the released corpus."""
+    """The captions that training draws from."""
+    return leave_out(*_whole_bank(config))[0]
+
+
+def _whole_bank(config: TrainConfig) -> tuple[CaptionBank, float]:
+    """The run's bank, and the share of it that training leaves out.
+
+    The templates, a saved caption bank, or a folder in the layout of the released corpus.
+    """
     named = config.data.captions
     if named == TEMPLATES:
         bank = CaptionBank.templates(config.data.staining)
@@ -48,7 +56,14 @@ def _captions(config: TrainConfig) -> CaptionBank:
         bank, _ = CaptionBank.from_folder(named)
     else:
         bank = CaptionBank.load(named)
-    return replace(bank, missing=config.data.missing, staining=config.data.staining)
+    bank = replace(bank, missing=config.data.missing, staining=config.data.staining)
+    return bank, config.data.select_captions
+
+
+def select_captions(config: TrainConfig) -> list[tuple[str, str, str]]:
+    """The captions that training leaves out (`data.select_captions`): text, tissue type, biomarker."""
+    _, left_out = leave_out(*_whole_bank(config))
+    return [(text, *pair) for pair, lines in left_out.items() for text in lines]
 
 
 def identity(
@@ -67,7 +82,7 @@ def identity(
     }
     # A folder counts by its contents, not by its path.
     made_of["config"]["model"]["backbone"] = weights_identity(config.model.backbone)
-    if config.checkpoint.select_by == "macro_f1":
+    if config.checkpoint.select_by != "loss":
         for key in ("prompts", "protocol"):
             if (own := getattr(validator, f"own_{key}", None)) is not None:
                 made_of[key] = own

@@ -1,3 +1,5 @@
+from .arms import Arm as Arm
+from .arms import compare_arms as compare_arms
 from .config import SweepConfig as SweepConfig
 from .objective import training_objective as training_objective
 from .plots import importances as importances

@@ -27,11 +27,16 @@ from his2lip.tuning.space import (
 PAPER = "paper"  # in `warm_start`: the loss of the paper
 # The options of the paper's loss (HIS2LIP, WACV 2026, section 3).
 PAPER_POINT: Params = {
+    "loss.variant": "wise",
+    "loss.terms": "full",
     "loss.weights.image_text": 1.0,
     "loss.weights.image_image": 0.5,
     "loss.weights.text_text": 0.5,
     "loss.tau": 1.0,
     "loss.kappa": 1.0,
+    "loss.similarity.tissue": 1.0,
+    "loss.similarity.pair": 1.0,
+    "loss.similarity.biomarker": 0.0,
 }
 # The value of a trial without a finite metric: far worse than any metric in use, but finite.
 WORST = {"max": -1e6, "min": 1e6}

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     Validator = Callable[[DualEncoder], Mapping[str, float]]
 
 # The metrics that a sweep can choose by, each with the `checkpoint.select_by` that keeps its best checkpoint.
-SELECT_BY: dict[str, Literal["macro_f1", "loss"]] = {"select/macro_f1": "macro_f1", "select/loss": "loss"}
+SelectBy = Literal["macro_f1", "retrieval", "loss"]
+SELECT_BY: dict[str, SelectBy] = {
+    "select/macro_f1": "macro_f1",
+    "select/retrieval": "retrieval",
+    "select/loss": "loss",
+}
 
 _PLACES = ("data.shards", "data.captions", "model.backbone")  # options whose values may be paths
 
@@ -185,23 +190,24 @@ def _varied_places(config: SweepConfig) -> list[tuple[str, Scalar]]:
 
 def _base(config: SweepConfig) -> TrainConfig:
     """The training options that trials start from, with the split and the metric of the sweep."""
-    if config.metric not in SELECT_BY:
-        raise ConfigError(
-            f"a sweep chooses by {' or '.join(SELECT_BY)}, not by '{config.metric}'",
-            where=config.name,
-            key="metric",
-        )
-    by_loss = SELECT_BY[config.metric] == "loss"
-    varied = [key for key in config.space if key.startswith("loss.")]
+    for metric in config.metrics:
+        if metric not in SELECT_BY:
+            what = f"a sweep chooses by {' or '.join(SELECT_BY)}, not by '{metric}'"
+            raise ConfigError(what, where=config.name, key="metric")
+    first, by_loss = config.metrics[0], "select/loss" in config.metrics
+    if by_loss and len(config.metrics) > 1:
+        what = "select/loss is minimised and the other metrics are maximised"
+        raise ConfigError(what, where=config.name, key="metric", fix="leave select/loss out")
+    varied = [key for key in config.dimensions if key.startswith("loss.")]
     if by_loss and varied:
         raise ConfigError(
-            f"'{config.metric}' cannot be compared between different values of {varied[0]}",
+            f"'{first}' cannot be compared between different values of {varied[0]}",
             where=config.name,
             key="metric",
             fix="set metric to select/macro_f1",
         )
     if config.mode != ("min" if by_loss else "max"):
-        what = f"mode {config.mode} would choose the worst {config.metric}"
+        what = f"mode {config.mode} would choose the worst {first}"
         raise ConfigError(what, where=config.name, key="mode")
     tree = set_values(
         config.train,
@@ -209,10 +215,17 @@ def _base(config: SweepConfig) -> TrainConfig:
             "name": config.name,
             "storage": config.storage,
             "data.select": config.split,
-            "checkpoint.select_by": SELECT_BY[config.metric],
+            "checkpoint.select_by": SELECT_BY[first],
         },
     )
-    return validate(TrainConfig, tree, where=f"sweep {config.name}, key train")
+    made = validate(TrainConfig, tree, where=f"sweep {config.name}, key train")
+    if "select/retrieval" in config.metrics and not made.data.select_captions:
+        what, fix = (
+            "select/retrieval needs captions that training leaves out",
+            "set train.data.select_captions=0.2",
+        )
+        raise ConfigError(what, where=config.name, key="metric", fix=fix)
+    return made
 
 
 def _device(config: TrainConfig) -> str:

@@ -17,7 +17,7 @@ from his2lip.config import digest
 from his2lip.errors import His2lipError, redact
 from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.space import suggest
+from his2lip.tuning.space import Dimension, from_study, suggest
 from his2lip.tuning.study import RECORD, STOPPED, TrialRow, origin, record_digest, to_row
 from his2lip.tuning.trial import VALUE
 
@@ -103,6 +103,7 @@ class StudySearch(Searcher):
         super().__init__(metric=VALUE, mode=config.mode)
         study.sampler = PlacedTPE(seed=config.seed, startup=config.sampler.startup, worst=config.worst_value)
         self._study, self._space, self._on_trial = study, config.dimensions, on_trial
+        self._crossed = bool(config.cross)
         self._trials: dict[str, optuna.Trial] = {}
         self._draws_curves = len(config.metrics) == 1  # Optuna has no curves of several metrics
         self.ended = 0
@@ -112,10 +113,17 @@ class StudySearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         trial = self._study.ask()
-        params = suggest(self._space, trial)
+        params = suggest(self._drawn(trial), trial)
         trial.set_user_attr("code_version", code_version())
         self._trials[trial_id] = trial
         return {"number": trial.number, "params": params}
+
+    def _drawn(self, trial: optuna.Trial) -> dict[str, Dimension]:
+        """The dimensions that a trial has: all, but with `cross` only those that its point sets."""
+        if not self._crossed:
+            return self._space
+        point = from_study(trial.system_attrs.get("fixed_params", {}))
+        return {key: dimension for key, dimension in self._space.items() if key in point}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Adds a report to the curve of the trial."""

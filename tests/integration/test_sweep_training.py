@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from training_data import write_small_shards
 
+from his2lip.cli.train import validator as chooses
 from his2lip.config import validate
 from his2lip.errors import ConfigError, DatasetError, RunError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models.load import load_model
 from his2lip.training.config import TrainConfig
+from his2lip.training.run_inputs import open_data
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import TrainingObjective, training_objective
 from his2lip.tuning.sweep import run_sweep
@@ -161,3 +163,29 @@ def test_a_loss_that_becomes_nan_is_a_failed_trial_and_not_an_error_of_the_user(
 
     made({"loss.tau": 1.0}, Listener())
     assert said[-1] != said[-1]
+
+
+def test_a_sweep_by_retrieval_measures_captions_that_its_trials_do_not_train_on(tree: dict[str, Any]) -> None:
+    metrics = ["select/macro_f1", "select/retrieval"]
+    with pytest.raises(ConfigError) as refused:
+        objective(tree, metric=metrics)
+    assert refused.value.key == "metric"
+    tree["train"]["data"]["select_captions"] = 0.2
+    tree["train"]["optim"]["epochs"] = 1
+    made = training_objective(validate(SweepConfig, {**tree, "metric": metrics}), make_validator=chooses)
+    assert isinstance(made.validator, SelectValidator)
+    drawn = set(open_data(made.base)[2].distinct())
+    assert made.validator.captions
+    assert not drawn & {text for text, *_ in made.validator.captions}
+    said: list[dict[str, float]] = []
+
+    class Listener:
+        number = 0
+        folder = Path(tree["storage"]) / "trial"
+
+        def __call__(self, metrics: Any, /) -> bool:
+            said.append(dict(metrics))
+            return False
+
+    made({"loss.tau": 1.0}, Listener())
+    assert 0 < said[0]["select/retrieval"] < 1

@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import FixedTrial
 
 from his2lip.config import Config, validate
 from his2lip.errors import ConfigError
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.space import Choice, Int, Log, Uniform, check_keys, corners, dotted_keys
+from his2lip.tuning.space import (
+    Choice,
+    Int,
+    Log,
+    Mixed,
+    Uniform,
+    check_keys,
+    corners,
+    dotted_keys,
+    from_study,
+    suggest,
+    to_study,
+)
 
 numbers = st.floats(min_value=-1e3, max_value=1e3)
 
@@ -57,6 +70,11 @@ def test_an_int_range_contains_exactly_the_values_that_optuna_draws(
         (Uniform(kind="uniform", low=0, high=1, step=0.1), [0, 0.3, 1.0], [0.25, 1.1, True, "0.3", None]),
         (Log(kind="log", low=0.1, high=10), [0.1, 1, 10], [0, -1, 10.1, float("nan"), float("inf")]),
         (Int(kind="int", low=1, high=9, step=2), [1, 3, 9.0], [2, 1.5, 11, False]),
+        (
+            Mixed(kind="mixed", values=("scale",), range=Log(kind="log", low=0.5, high=50.0)),
+            ["scale", 0.5, 50],
+            ["free", 0.1, 51, True, None],
+        ),
         (Choice(kind="choice", values=("a", 1, None)), ["a", 1, None], ["b", True, 1.0]),
     ],
 )
@@ -102,3 +120,36 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_key() -> None:
 def test_corners_have_one_dimension_at_an_end_of_its_range() -> None:
     space = {"a": Log(kind="log", low=0.1, high=10), "b": Choice(kind="choice", values=(1, "x"))}
     assert list(corners(space)) == [{"a": 0.1}, {"a": 10}, {"b": 1}, {"b": "x"}]
+
+
+MIXED = Mixed(kind="mixed", values=("scale",), range=Log(kind="log", low=0.5, high=50.0))
+CONDITIONAL = {
+    "terms": Choice(kind="choice", values=("full", "hard")),
+    "kappa": MIXED.model_copy(update={"when": {"terms": "full"}}),
+    "step": Int(kind="int", low=1, high=3, when={"kappa": "free"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "stored"),
+    [
+        ({"terms": "hard"}, {"terms": "hard"}),
+        ({"terms": "full", "kappa": "scale"}, {"terms": "full", "kappa:kind": "scale"}),
+        (
+            {"terms": "full", "kappa": 2.0, "step": 3},
+            {"terms": "full", "kappa:kind": "free", "kappa": 2.0, "step": 3},
+        ),
+    ],
+)
+def test_parameters_are_the_same_after_the_study_and_only_active_keys_are_drawn(
+    params: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    assert to_study(CONDITIONAL, params) == stored
+    assert from_study(stored) == params
+    assert suggest(CONDITIONAL, FixedTrial(stored)) == params
+
+
+def test_corners_meet_the_conditions_of_their_keys() -> None:
+    found = list(corners(CONDITIONAL))
+    assert {"terms": "full", "kappa": 0.5, "step": 1} in found
+    assert all("terms" in corner for corner in found)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from training_data import write_small_shards
 
-from his2lip.config import dump_yaml, load, validate
+from his2lip.config import dump_yaml, load, set_values, validate
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import training_objective
-from his2lip.tuning.space import dotted_keys
+from his2lip.tuning.space import corners, dotted_keys
 
 TREE: dict[str, Any] = {
     "name": "s",
@@ -34,8 +34,35 @@ def test_the_sweep_over_loss_weights_is_valid_and_starts_with_the_four_ablations
     config.check_keys(dotted_keys(TrainConfig))
     weights = [(p["loss.weights.image_image"], p["loss.weights.text_text"]) for p in config.points]
     assert sorted(weights) == [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    assert {p["loss.kappa"] for p in config.points} == {1.0}
     assert "loss.weights.image_text" not in config.space  # alpha is the unit
     assert config.split == "select"
+
+
+@pytest.mark.parametrize("name", ["loss_and_optimizer", "backbones", "ablations"])
+def test_the_other_sweeps_are_valid_and_their_points_are_training_runs(repo: Path, name: str) -> None:
+    config = load(SweepConfig, repo / "tune" / f"{name}.yaml")
+    config.check_keys(dotted_keys(TrainConfig))
+    for params in (*config.all_points, *corners(config.dimensions)):
+        validate(TrainConfig, set_values(config.train, params))
+
+
+def test_the_ablations_are_those_of_the_paper_on_each_backbone_with_five_seeds(repo: Path) -> None:
+    points = load(SweepConfig, repo / "tune" / "ablations.yaml").all_points
+    assert len(points) == 11 * 3 * 5
+    assert len({(p["model.backbone"], p["seed"]) for p in points}) == 15
+    terms = {p.get("loss.terms", "full") for p in points}
+    assert terms == {"full", "hard", "image_text", "image_only", "text_only"}
+    released = {p.get("loss.terms") for p in points if p.get("loss.variant") == "released"}
+    assert released == {"hard", "full"}
+    assert any(p.get("loss.normalize") is False for p in points)
+    of_s = {
+        (p["loss.similarity.tissue"], p["loss.similarity.pair"])
+        for p in points
+        if "loss.similarity.pair" in p
+    }
+    assert of_s == {(1.0, 0.0), (0.0, 1.0)}
+    assert any(p.get("loss.similarity.biomarker") for p in points)
 
 
 def test_the_resolved_configuration_is_a_valid_configuration(tmp_path: Path) -> None:
@@ -61,6 +88,12 @@ def test_the_training_configuration_may_be_a_file(tmp_path: Path) -> None:
         ({"space": {}}, "space"),
         ({"space": {"loss.tau": {"kind": "lin"}}}, "space.loss.tau"),
         ({"trails": 3}, "trails"),
+        ({"space": {"a": {"kind": "int", "low": 0, "high": 1, "when": {"b": 1}}}}, "a.when"),
+        ({"points": [{"loss.tau": 1.0}], "cross": {"loss.tau": [1.0]}}, "cross"),
+        ({"cross": {"seed": [0, 1]}}, "cross"),
+        ({"points": [{"loss.tau": 1.0}], "cross": {"seed": [0, 1]}}, "trials"),
+        ({"metric": ["a", "a"]}, "metric"),
+        ({"trial_timeout": 0}, "trial_timeout"),
         ({"worst": float("nan")}, "worst"),
         ({"name": "../elsewhere"}, "name"),
     ],

@@ -3,6 +3,7 @@
 from his2lip.data.captions.bank import NOTE, CaptionBank, Origin, RowCaptions, Subject
 from his2lip.data.captions.biology import PLACES, STAINS
 from his2lip.data.captions.corpus import plain
+from his2lip.data.captions.left_out import leave_out
 from his2lip.data.captions.staining import captioned
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "RowCaptions",
     "Subject",
     "captioned",
+    "leave_out",
     "plain",
 ]

@@ -1,0 +1,51 @@
+"""Captions that training leaves out of a bank, so that models can be chosen by retrieval on them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.corpus import split_by_family
+
+_SEED = 1  # another one than that by which a corpus holds captions out
+
+LeftOut = dict[tuple[str, str], tuple[str, ...]]
+
+
+def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
+    """The bank without about `share` of each pair's seed families, and those captions by pair.
+
+    Only pairs with a tissue type and a biomarker give captions away, and each keeps at least one. Which ones
+    depends on the captions only. A share of 0 gives the bank itself.
+    """
+    if not share:
+        return bank, {}
+    lines: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for (tissue, biomarker), own in bank.captions.items():
+        if tissue is not None and biomarker is not None:
+            lines[tissue, biomarker].update(dict.fromkeys(own))
+    for (tissue, biomarker, _), own in bank.stained.items():
+        if (tissue, biomarker) in lines:
+            lines[str(tissue), str(biomarker)].update(dict.fromkeys(own))
+    blocks = {pair: [[text] for text in own] for pair, own in lines.items()}
+    gone = {
+        pair: dict.fromkeys(own)
+        for pair, own in split_by_family(blocks, share=share, seed=_SEED).held_out.items()
+    }
+    captions = {
+        pair: kept
+        for pair, own in bank.captions.items()
+        if (kept := tuple(t for t in own if t not in gone.get(pair, ())))
+    }
+    captions |= {pair: own[:1] for pair, own in bank.captions.items() if pair not in captions}
+    stained = {
+        key: kept
+        for key, own in bank.stained.items()
+        if (kept := tuple(text for text in own if text not in gone.get(key[:2], ())))
+    }
+    trained = {text for own in captions.values() for text in own}
+    left_out = {pair: tuple(text for text in own if text not in trained) for pair, own in gone.items()}
+    return replace(bank, captions=captions, stained=stained, ours=False), {
+        p: own for p, own in left_out.items() if own
+    }

@@ -1,0 +1,78 @@
+"""Points that ran with several seeds: their means, their spread, and their differences seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from his2lip.config import digest
+from his2lip.tuning.space import Params
+
+SEED = "seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One point over its seeds. The difference is to the reference arm, over the seeds that both have.
+
+    low, high  the 95 % interval of the mean difference, by Student's t over seeds; None below two seeds. With
+               several arms it is widened by Bonferroni's rule, so that all intervals hold together.
+    """
+
+    params: Params
+    seeds: int
+    mean: float
+    spread: float | None  # standard deviation over seeds
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def compare_arms(runs: Iterable[tuple[Mapping[str, Any], float]], reference: Mapping[str, Any]) -> list[Arm]:
+    """The arms of runs (parameters with `seed`, value), in order of their first run, the reference first.
+
+    reference  the parameters of the arm that the others are compared with, without `seed`
+    """
+    values: dict[str, dict[Any, float]] = defaultdict(dict)
+    params: dict[str, Params] = {}
+    for given, value in runs:
+        arm = {key: there for key, there in given.items() if key != SEED}
+        params.setdefault(digest(arm), arm)
+        values[digest(arm)][given[SEED]] = value
+    first = digest(dict(reference))
+    others = [key for key in params if key != first]
+    keys = [first, *others] if first in params else others
+    base = values.get(first, {})
+    return [_arm(params[key], values[key], base if key != first else {}, len(others)) for key in keys]
+
+
+def _arm(params: Params, own: Mapping[Any, float], base: Mapping[Any, float], count: int) -> Arm:
+    found = [*own.values()]
+    spread = statistics.stdev(found) if len(found) > 1 else None
+    differences = [own[seed] - base[seed] for seed in own if seed in base]
+    mean = statistics.fmean(differences) if differences else None
+    low, high = _interval(differences, count)
+    return Arm(
+        params=params,
+        seeds=len(found),
+        mean=statistics.fmean(found),
+        spread=spread,
+        difference=mean,
+        low=low,
+        high=high,
+    )
+
+
+def _interval(differences: list[float], count: int) -> tuple[float | None, float | None]:
+    from scipy.stats import t
+
+    n = len(differences)
+    if n < 2:
+        return None, None
+    half = float(t.ppf(1 - 0.025 / count, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    mean = statistics.fmean(differences)
+    return mean - half, mean + half
