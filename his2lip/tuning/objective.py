@@ -113,8 +113,10 @@ class TrainingObjective:
         threads = max(1, self._cores() // config.workers.num)
         run = with_numbers(config, threads=threads, decode_threads=threads)
         run = run.model_copy(update={"name": "run", "storage": str(report.folder)})
-        train(run, validator=self.validator, on_report=on_report)
         made = report.folder / "train"
+        # A repeat starts over: its reports are counted, and a resumed run would not repeat the first ones.
+        shutil.rmtree(made, ignore_errors=True)
+        train(run, validator=self.validator, on_report=on_report)
         best = made / run.name / "best"
         if best.is_dir():
             best.rename(report.folder / best.name)

@@ -8,8 +8,6 @@ from dataclasses import replace
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.captions.corpus import split_by_family
 
-_SEED = 1  # another one than that by which a corpus holds captions out
-
 LeftOut = dict[tuple[str, str], tuple[str, ...]]
 
 
@@ -29,10 +27,7 @@ def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
         if (tissue, biomarker) in lines:
             lines[str(tissue), str(biomarker)].update(dict.fromkeys(own))
     blocks = {pair: [[text] for text in own] for pair, own in lines.items()}
-    gone = {
-        pair: dict.fromkeys(own)
-        for pair, own in split_by_family(blocks, share=share, seed=_SEED).held_out.items()
-    }
+    gone = {pair: dict.fromkeys(own) for pair, own in split_by_family(blocks, share=share).held_out.items()}
     captions = {
         pair: kept
         for pair, own in bank.captions.items()
