@@ -356,7 +356,8 @@ def test_a_sqlite_store_that_another_process_locks_stops_no_work(
     tracker = Tracker.open(f"{new_store(tmp_path)}?timeout=0.1")
     for name in ("free", "locked"):
         other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
-        with tracker.run("his2lip-train", name, {"a": 1}, tags={RUN_ID: name}, beside=tmp_path) as run:
+        # In an experiment of its own, where no other run has logged the model.
+        with tracker.run(f"his2lip-{name}", name, {"a": 1}, tags={RUN_ID: name}, beside=tmp_path) as run:
             run.sender.finish_sending(20)
             if name == "locked":
                 other.execute("BEGIN EXCLUSIVE")
