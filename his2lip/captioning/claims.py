@@ -214,7 +214,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         else re.sub(r"\b(?:on|over|against|and|with|the)?(?: \w+){0,3} background\b.*", " ", plain)
     )
     named = {name for name, pattern in _PATTERNS.items() if pattern.search(plain)}
-    background = set()
+    background: set[Sign] = set()
     told = _METHOD.sub(" ", _AT_TUMOUR.sub(" ", plain))
     if not glass:
         background = {sign for match in _GROUND.finditer(told) if (sign := _ground(match[0]))}

@@ -97,7 +97,8 @@ def draft(
                 f"{what}: {done:,} of {total:,}", done=done, total=total
             ),
         )
-    keys, rows, covered = drafted.project.keys, [], 0
+    keys, covered = drafted.project.keys, 0
+    rows: list[tuple[object, ...]] = []
     for number, key in enumerate(keys, start=1):
         covered += key.patches
         minutes = number * SECONDS_PER_SEED / 60
