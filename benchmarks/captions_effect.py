@@ -20,6 +20,7 @@ from typing import Any
 
 from his2lip.cli.data import prepare_dataset
 from his2lip.config import load
+from his2lip.data.captions import plain
 from his2lip.data.shards import INFO, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
@@ -100,24 +101,36 @@ def own_rows(args: argparse.Namespace, name: str, real: str | None) -> list[dict
     return summary(cells)
 
 
-def train(folder: Path, arm: str, seed: int, shards: str, steps: int) -> str:
-    """Trains one model, if it is not there; the folder of its checkpoint. Raises DatasetError if refused."""
+def train(
+    folder: Path, arm: str, seed: int, shards: str, steps: int, overrides: dict[str, object] | None = None
+) -> str:
+    """Trains one model, if it is not there; the folder of its checkpoint. Raises DatasetError if refused.
+
+    overrides  of the recipe; default: those of the arm
+    """
     folder = folder / f"{arm.replace(', ', '-').replace(' ', '')}-{seed}"
     if not (folder / "best/his2lip.json").exists():
-        overrides = {
+        settings = {
             "seed": seed, "data.shards": shards, "data.select": None, "checkpoint.select_by": "loss",
-            "data.batch_size": BATCH, "optim.steps": steps, **ARMS[arm],
+            "data.batch_size": BATCH, "optim.steps": steps, **(ARMS[arm] if overrides is None else overrides),
         }  # fmt: skip
-        config = load(TrainConfig, find("train/demo_train.yaml"), overrides)
+        config = load(TrainConfig, find("train/demo_train.yaml"), settings)
         print(f"training {folder}", flush=True)
         run_in_process(config, report=lambda metrics: False, folder=folder)
     return str(folder / "best")
 
 
 def grid(
-    args: argparse.Namespace, name: str, models: list[dict[str, str]], uris: dict[str, str]
+    args: argparse.Namespace,
+    name: str,
+    models: list[dict[str, str]],
+    uris: dict[str, str],
+    unwanted: frozenset[str] = frozenset(),
 ) -> dict[tuple[str, str, str], CellResult]:
-    """Scores the models and two baselines in this process: (model, dataset, protocol) -> result."""
+    """Scores the models and two baselines in this process: (model, dataset, protocol) -> result.
+
+    unwanted  captions in the form of `plain`; the work stops where a prompt is one of them
+    """
     offered = {p for uri in uris.values() for p in open_shards(uri).info.card["protocols"]}
     protocols = [p for p in PROTOCOLS if p in offered]
     tree = {
@@ -126,6 +139,10 @@ def grid(
     }  # fmt: skip
     config = BenchmarkConfig.model_validate(tree)
     plans, failed = plan_cells(config)
+    for plan in plans:
+        shared = {line for line in plan.prompts.all_sentences() if plain(line) in unwanted}
+        if shared:
+            raise SystemExit(f"{plan.dataset}: prompts that are captions too: {sorted(shared)[:3]}")
     baselines = [ModelEntry(name=PREFIX + kind, path=PREFIX + kind) for kind in config.baselines]
     cells = [outcome.cell for outcome in score_models([*config.models, *baselines], Work(plans, config, {}))]
     failures = [*failed, *(cell for cell in cells if not isinstance(cell, CellResult))]
