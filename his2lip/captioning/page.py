@@ -208,7 +208,7 @@ class _Tab:
             version = 0 if self._session.is_blind else item.version
             with _tag("main", data_item=item.id, data_version=version, classes="columns"):
                 _pictures(item)
-                with _tag("section"):
+                with _tag("section", classes="decision"):
                     self._item(state, item, typed)
 
     def _header(self, state: State) -> None:
@@ -339,7 +339,9 @@ def _fields(told: Mapping[str, Any]) -> Fields:
 
 
 def _pictures(item: Item) -> None:
-    with _tag("section", classes="pictures", aria_label="Representative patches"):
+    has_context = any(picture.context_um is not None for picture in item.key.pictures)  # beside the patch
+    classes = "pictures wide" if has_context else "pictures"
+    with _tag("section", classes=classes, aria_label="Representative patches"):
         for number, picture in enumerate(item.key.pictures, start=1):
             told = [f"{number}"]
             if picture.context_um is not None:
