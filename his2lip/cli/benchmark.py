@@ -200,9 +200,9 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
 
-    check_inputs(config, datasets=datasets)
     check_writable(config.folder, fix="set storage to a folder that you can write to")
     check_writable(config.cache, fix="set cache to a folder that you can write to")
+    check_inputs(config, datasets=datasets)
     tracker = Tracker.open(needed=any(is_registered(model.path) for model in config.models))
     config = _with_local_models(config)
     _show_licences(config)

@@ -82,4 +82,4 @@ def _server(app: Wsgi, port: int) -> Any:
         def log_message(self, format: str, *args: Any) -> None:
             """Prints nothing."""
 
-    return make_server("127.0.0.1", port, app, server_class=Server, handler_class=Quiet)  # type: ignore[type-var]
+    return make_server("127.0.0.1", port, app, server_class=Server, handler_class=Quiet)

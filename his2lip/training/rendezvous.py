@@ -34,7 +34,8 @@ class _FileBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Initializes the process group of the workers through a file that only the user can read."""
-        session = ray._private.worker._global_node.get_session_dir_path()  # removed with this local Ray
+        # A folder that is removed with this local Ray.
+        session = ray._private.worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
         self._folder = Path(tempfile.mkdtemp(prefix="his2lip-", dir=session))
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         worker_group.execute(_set_torch_distributed_env_vars)

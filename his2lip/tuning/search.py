@@ -122,7 +122,8 @@ class StudySearch(Searcher):
         """The dimensions that a trial has: all, but with `cross` only those that its point sets."""
         if not self._crossed:
             return self._space
-        point = from_study(trial.system_attrs.get("fixed_params", {}))
+        stored = self._study.get_trials(deepcopy=False)[trial.number]
+        point = from_study(stored.system_attrs.get("fixed_params", {}))
         return {key: dimension for key, dimension in self._space.items() if key in point}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class _Drawn(Config):
 
     def suggest(self, key: str, trial: BaseTrial) -> Scalar:
         """The value that Optuna draws for `key` in a trial."""
-        return trial._suggest(key, self.distribution())  # type: ignore[no-any-return]
+        return trial._suggest(key, self.distribution())  # type: ignore[attr-defined]
 
     def distribution(self) -> BaseDistribution:
         """Optuna's own form of the dimension."""
@@ -290,8 +290,9 @@ def _needed(dimension: Dimension, space: Space) -> Params:
     for key, wanted in dimension.when.items():
         first = _allowed(wanted)[0]
         parent = space[key]
-        free = isinstance(parent, Mixed) and first == FREE
-        needed |= {**_needed(parent, space), key: _ends(parent.range)[0] if free else first}
+        if isinstance(parent, Mixed) and first == FREE:
+            first = _ends(parent.range)[0]
+        needed |= {**_needed(parent, space), key: first}
     return needed
 
 

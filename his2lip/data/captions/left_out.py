@@ -8,6 +8,7 @@ from dataclasses import replace
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.captions.corpus import split_by_family
 
+Pair = tuple[str | None, str | None]
 LeftOut = dict[tuple[str, str], tuple[str, ...]]
 
 
@@ -26,8 +27,9 @@ def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
     for (tissue, biomarker, _), own in bank.stained.items():
         if (tissue, biomarker) in lines:
             lines[str(tissue), str(biomarker)].update(dict.fromkeys(own))
-    blocks = {pair: [[text] for text in own] for pair, own in lines.items()}
-    gone = {pair: dict.fromkeys(own) for pair, own in split_by_family(blocks, share=share).held_out.items()}
+    blocks: dict[Pair, list[list[str]]] = {pair: [[text] for text in own] for pair, own in lines.items()}
+    held_out = split_by_family(blocks, share=share).held_out
+    gone: dict[Pair, dict[str, None]] = {pair: dict.fromkeys(own) for pair, own in held_out.items()}
     captions = {
         pair: kept
         for pair, own in bank.captions.items()
@@ -40,7 +42,7 @@ def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
         if (kept := tuple(text for text in own if text not in gone.get(key[:2], ())))
     }
     trained = {text for own in captions.values() for text in own}
-    left_out = {pair: tuple(text for text in own if text not in trained) for pair, own in gone.items()}
+    left_out = {pair: tuple(text for text in gone.get(pair, ()) if text not in trained) for pair in lines}
     return replace(bank, captions=captions, stained=stained, ours=False), {
         p: own for p, own in left_out.items() if own
     }
