@@ -16,6 +16,7 @@ import typer.main
 from test_architecture import ALLOWED
 
 from his2lip.cli import app
+from his2lip.config import load
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
@@ -45,7 +46,7 @@ def page_name(path: Path) -> str:
 
 def code_of(path: Path) -> list[str]:
     """Lines of shell blocks, indented blocks and comments, and the inline code of a page or YAML file."""
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
     if path.suffix == ".yaml":
         return [line.lstrip("# ") for line in text.splitlines() if line.lstrip().startswith("#")]
     lines = [line for kind, body in FENCED.findall(text) if kind == "sh" for line in body.splitlines()]
@@ -119,6 +120,22 @@ def test_keys_of_overrides_are_keys_of_the_config(page: Path) -> None:
         for key in (word.partition("=")[0] for word in words if re.match(r"[a-z_][\w.]*=", word)):
             assert config is not None, words
             assert has_key(config, key), words
+
+
+def test_own_captions_are_trained_on_the_shards_they_were_drafted_for() -> None:
+    commands = [words for page in PAGES for words in commands_of(page)]
+    drafts = [words for words in commands if words[:2] == ["captions", "draft"] and "--shards" in words]
+    drafted = {words[2]: words[words.index("--shards") + 1] for words in drafts}
+    trained = set()
+    for words in (words for words in commands if words[0] == "train"):
+        given = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+        name = Path(given.get("data.captions", "")).stem
+        if name in drafted:
+            config = load(TrainConfig, ROOT / words[1], [f"{key}={value}" for key, value in given.items()])
+            assert config.data.shards == drafted[name], words
+            assert config.data.missing == "template", words
+            trained.add(name)
+    assert trained == drafted.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
