@@ -28,14 +28,19 @@ def most_threads(nodes: Iterable[Mapping[str, float]], workers: int, *, use_gpu:
     """The largest number of threads per worker for which the machines have enough CPUs.
 
     nodes    the Ray resources of each machine
-    use_gpu  whether each worker also needs a GPU of its machine
+    use_gpu  whether each worker also needs a GPU of its machine; it then has at most that GPU's share of the
+             CPUs, so that other work can use the other GPUs
     1 where the workers do not fit even so.
     """
     sizes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
 
+    def room(threads: int, cpus: int, gpus: int) -> int:
+        if not use_gpu:
+            return cpus // threads
+        return min(cpus // threads, gpus) if gpus and threads <= max(1, cpus // gpus) else 0
+
     def fits(threads: int) -> bool:
-        rooms = (min(cpus // threads, gpus) if use_gpu else cpus // threads for cpus, gpus in sizes)
-        return sum(rooms) >= workers
+        return sum(room(threads, *size) for size in sizes) >= workers
 
     most = max((cpus for cpus, _ in sizes), default=1)
     return next((threads for threads in range(most, 0, -1) if fits(threads)), 1)

@@ -111,9 +111,9 @@ def train(
             start_ray()
             check_nodes(read=run_inputs.places(config), write=[run.shared])
             found = run_inputs.contents(config, shards, bank)
-            config, state = _with_threads(config, run, state)
+            config, state, cpus = _with_threads(config, run, state)
             before, begun = steps_done(run), time.monotonic()
-            if not _run_on_ray(Job(config, run, validator, found), on_report or (lambda _: None), say):
+            if not _run_on_ray(Job(config, run, validator, found, cpus), on_report or (lambda _: None), say):
                 run.fetch()
                 result = _result(run, notes=notes)
                 done: dict[str, Any] = {"steps": result.steps, "history": result.history}
@@ -129,23 +129,27 @@ def train(
 
 def _with_threads(
     config: TrainConfig, run: RunDir, state: dict[str, Any]
-) -> tuple[TrainConfig, dict[str, Any]]:
-    """The run with a number of torch threads, which run.json then has: (configuration, state).
+) -> tuple[TrainConfig, dict[str, Any], int]:
+    """The run with a number of torch threads, which run.json then has.
+
+    Returns the configuration, the state, and the CPUs that each worker asks for.
 
     A run that is resumed keeps its number where the configuration says `auto`, so that it ends with the same
-    bits.
+    bits. On smaller machines than those that it was started on its workers then ask for fewer CPUs.
     """
     workers = config.workers
     # Runs from before `resolved` have the number that was configured.
     before = state.get("resolved", {}).get(THREADS) or state["config"]["workers"]["threads"]
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kept = run.last.exists() and before != "auto"
-    threads = before if kept else most_threads(alive, workers.num, use_gpu=_use_gpu(config))
-    threads = number(workers.threads, threads)
+    most = most_threads(alive, workers.num, use_gpu=_use_gpu(config))
+    threads = number(workers.threads, before if kept else most)
+    cpus = min(threads, most) if workers.threads == "auto" else threads
     state = {**state, "resolved": {THREADS: threads}}
     run.write(state)
     _log.info("run %s: %d torch threads in each of %d workers", config.name, threads, workers.num)
-    return config.model_copy(update={"workers": workers.model_copy(update={"threads": threads})}), state
+    config = config.model_copy(update={"workers": workers.model_copy(update={"threads": threads})})
+    return config, state, cpus
 
 
 @dataclass(frozen=True)
@@ -273,6 +277,7 @@ class Job:
     """What the workers of a run are sent.
 
     contents  what they have to find, as `run_inputs.contents`
+    cpus      that each of them asks Ray for
     code      the version of the code that they have to be
     """
 
@@ -280,6 +285,7 @@ class Job:
     run: RunDir
     validator: Validate | None
     contents: Mapping[tuple[str, str], str]
+    cpus: int
     code: str = field(default_factory=code_version)
 
 
@@ -302,7 +308,7 @@ def _run_on_ray(
         # As bytes, so that Ray's controller need not import the modules of the validator.
         train_loop_config={"job": ray.cloudpickle.dumps((job, queue))},
         torch_config=LocalTorchConfig() if is_local() else ray.train.torch.TorchConfig(),
-        scaling_config=_scaling(job.config, say),
+        scaling_config=_scaling(job, say),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name="ray",  # without checkpoints, so that Ray cannot return old weights
             storage_path=job.run.shared,
@@ -464,13 +470,12 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, WorkerHealthCheckFailedError | ray.exceptions.RayActorError)
 
 
-def _scaling(config: TrainConfig, say: Callable[[str], None]) -> ray.train.ScalingConfig:
+def _scaling(job: Job, say: Callable[[str], None]) -> ray.train.ScalingConfig:
     """The resources of each worker. Raises ClusterError where this machine does not have them."""
-    workers, total = config.workers, ray.cluster_resources()
-    assert workers.threads != "auto", "the driver has chosen a number"
-    use_gpu = _use_gpu(config)
+    workers, total = job.config.workers, ray.cluster_resources()
+    use_gpu = _use_gpu(job.config)
     # Several workers may share a CPU, such as two on a laptop of two where another process has one.
-    each = {"CPU": round(min(workers.threads, total.get("CPU", 1) / workers.num), 3)}
+    each = {"CPU": round(min(job.cpus, total.get("CPU", 1) / workers.num), 3)}
     each |= {"GPU": 1.0} if use_gpu else {}
     each |= workers.resources
     lacking = {k: v * workers.num for k, v in each.items() if v * workers.num > total.get(k, 0)}

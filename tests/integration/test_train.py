@@ -270,14 +270,16 @@ def test_auto_threads_are_those_of_the_machine_and_a_resumed_run_keeps_its_own(
     config = named(config_file, "auto", "workers.threads=auto")
     run = RunDir(tmp_path)
     new: dict[str, Any] = {"id": "1", "status": "running", "code_version": "1", "config": resolved(config)}
-    found, state = _with_threads(config, run, new)
-    assert found.workers.threads == 2, "the CPUs of this Ray"
+    found, state, cpus = _with_threads(config, run, new)
+    assert (found.workers.threads, cpus) == (2, 2), "the CPUs of this Ray"
     assert run.read() == state == new | {"resolved": {"workers.threads": 2}}
     run.last.mkdir()
     started_elsewhere = new | {"resolved": {"workers.threads": 7}}
-    assert _with_threads(config, run, started_elsewhere)[0].workers.threads == 7
+    resumed, _, cpus = _with_threads(config, run, started_elsewhere)
+    assert (resumed.workers.threads, cpus) == (7, 2), "this machine is smaller"
     asked = named(config_file, "auto", "workers.threads=3")
-    assert _with_threads(asked, run, started_elsewhere)[0].workers.threads == 3
+    resumed, _, cpus = _with_threads(asked, run, started_elsewhere)
+    assert (resumed.workers.threads, cpus) == (3, 3)
     before_this_option = new | {"config": resolved(named(config_file, "auto", "workers.threads=1"))}
     assert _with_threads(config, run, before_this_option)[0].workers.threads == 1
 
@@ -365,7 +367,7 @@ def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(
     with pytest.raises(DatasetError):
         callback.after_exception(None, {0: DatasetError("damaged")})
     refused = DatasetError("damaged")
-    job = Job(TrainConfig(data={"shards": "s"}), RunDir(tmp_path), None, {})  # type: ignore[arg-type]
+    job = Job(TrainConfig(data={"shards": "s"}), RunDir(tmp_path), None, {}, 1)  # type: ignore[arg-type]
     assert _user_error(ControllerError(refused), job) is refused
     assert _user_error(ControllerError(OSError("gone")), job) is None
     full = _user_error(ControllerError(OSError(errno.ENOSPC, "full")), job)

@@ -23,6 +23,8 @@ GPU_NODE = {"CPU": 16.0, "GPU": 2.0}
         ([HEAD, LAPTOP, {"CPU": 2.0}], 3, False, 2),
         ([GPU_NODE, GPU_NODE], 4, True, 8),
         ([GPU_NODE, {"CPU": 64.0}], 2, True, 8),  # the machine without a GPU takes no worker
+        ([{"CPU": 64.0, "GPU": 8.0}], 1, True, 8),  # seven GPUs stay usable
+        ([{"CPU": 1.0, "GPU": 2.0}], 1, True, 1),
         ([HEAD], 1, False, 1),  # a cluster that has to grow
     ],
 )
