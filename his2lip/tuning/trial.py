@@ -149,8 +149,7 @@ class TrialActor(Trainable):
             self._result |= {"ended": True, "hung": self._hang.note()}
             _log.info("trial %d hung: %s", self._number, self._result["hung"])
             return {**self._result, "done": True}
-        with self._hang.watched():
-            answer = self._next()
+        answer = self._next()
         if isinstance(answer, Ended):
             self._end(answer)
         else:
@@ -170,7 +169,7 @@ class TrialActor(Trainable):
 
         Its first reports are those that are known already, so that scheduler and sampler do not notice.
         """
-        answer = self._thread.next()
+        answer = self._report()
         if not isinstance(answer, Ended) or answer.error is None or self._repeated:
             return answer
         if isinstance(answer.error, His2lipError):
@@ -178,10 +177,14 @@ class TrialActor(Trainable):
         _log.info("trial %d raised an error and is repeated: %s", self._number, answer.trace)
         self._repeated, self._thread = True, self._new_thread()
         for _ in range(self._result["reports"]):
-            answer = self._thread.next()
+            answer = self._report()
             if isinstance(answer, Ended):
                 return answer
-        return self._thread.next()
+        return self._report()
+
+    def _report(self) -> Reported | Ended:
+        with self._hang.watched():
+            return self._thread.next()
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         """Records one report; a NaN or infinite metric ends the trial as failed."""
