@@ -186,6 +186,8 @@ def _show_arms(config: SweepConfig, result: SweepResult) -> None:
         ]
         say(f"{config.metrics[0]} over seeds" + (f", {_settings(shared)}" if shared else ""))
         arms = compare_arms(runs, {**config.points[0], **shared})
+        if not any(arm.reference for arm in arms):
+            say("the first point has no value yet, so there are no differences to it")
         table(
             ("point", "seeds", "mean", "spread", "difference to the first", "95 % interval"),
             [

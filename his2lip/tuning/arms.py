@@ -24,6 +24,7 @@ class Arm:
     """
 
     params: Params
+    reference: bool
     seeds: int
     mean: float
     spread: float | None  # standard deviation over seeds
@@ -35,29 +36,38 @@ class Arm:
 def compare_arms(runs: Iterable[tuple[Mapping[str, Any], float]], reference: Mapping[str, Any]) -> list[Arm]:
     """The arms of runs (parameters with `seed`, value), in order of their first run, the reference first.
 
-    reference  the parameters of the arm that the others are compared with, without `seed`
+    reference  the parameters of the arm that the others are compared with, without `seed`; where no run has
+               them, no arm has a difference
     """
     values: dict[str, dict[Any, float]] = defaultdict(dict)
     params: dict[str, Params] = {}
     for given, value in runs:
         arm = {key: there for key, there in given.items() if key != SEED}
-        params.setdefault(digest(arm), arm)
-        values[digest(arm)][given[SEED]] = value
-    first = digest(dict(reference))
+        key = _key(arm)
+        params.setdefault(key, arm)
+        values[key][given[SEED]] = value
+    first = _key(reference)
     others = [key for key in params if key != first]
     keys = [first, *others] if first in params else others
     base = values.get(first, {})
-    return [_arm(params[key], values[key], base if key != first else {}, len(others)) for key in keys]
+    return [_arm(params[key], values[key], base if key != first else None, len(others)) for key in keys]
 
 
-def _arm(params: Params, own: Mapping[Any, float], base: Mapping[Any, float], count: int) -> Arm:
+def _key(params: Mapping[str, Any]) -> str:
+    """Equal for 1 and 1.0: a file may have either, and the study has what the dimension makes of it."""
+    return digest({key: float(value) if type(value) is int else value for key, value in params.items()})
+
+
+def _arm(params: Params, own: Mapping[Any, float], base: Mapping[Any, float] | None, count: int) -> Arm:
+    """base: the values of the reference by seed; None: this arm is the reference."""
     found = [*own.values()]
     spread = statistics.stdev(found) if len(found) > 1 else None
-    differences = [own[seed] - base[seed] for seed in own if seed in base]
+    differences = [own[seed] - base[seed] for seed in own if seed in base] if base else []
     mean = statistics.fmean(differences) if differences else None
     low, high = _interval(differences, count)
     return Arm(
         params=params,
+        reference=base is None,
         seeds=len(found),
         mean=statistics.fmean(found),
         spread=spread,

@@ -34,6 +34,22 @@ def test_several_intervals_hold_together() -> None:
     assert both.difference == pytest.approx(alone.difference)
 
 
+def test_a_reference_that_is_written_as_an_integer_is_found() -> None:
+    floats = [
+        ({"loss.tau": float(params["x"]), "seed": params["seed"]}, value) for params, value in runs(A, B)
+    ]
+    base, other = compare_arms(floats, {"loss.tau": 0})
+    assert (base.reference, other.reference) == (True, False)
+    assert other.difference == pytest.approx(np.mean(B) - np.mean(A))
+    switched = compare_arms([({"x": True, "seed": 0}, 0.5), ({"x": 1, "seed": 0}, 0.6)], {"x": 1})
+    assert [(arm.params, arm.reference) for arm in switched] == [({"x": 1}, True), ({"x": True}, False)]
+
+
+def test_without_the_reference_no_arm_has_a_difference() -> None:
+    arms = compare_arms(runs(A, B), {"x": 7})
+    assert [(arm.reference, arm.difference) for arm in arms] == [(False, None)] * 2
+
+
 def test_only_seeds_that_both_have_are_compared() -> None:
     base, other = compare_arms([*runs(A), ({"x": 1, "seed": 4}, 0.6), ({"x": 1, "seed": 9}, 0.1)], {"x": 0})
     assert (base.seeds, other.seeds) == (5, 2)
