@@ -106,19 +106,23 @@ class Session:
 
     def step(self, state: State, by: int) -> None:
         """To the next (1) or previous (-1) item of the filter; after the last comes the first."""
-        order = {id: place for place, id in enumerate(state.items)}
         listed = shown(state, self.batches(state), self.chosen)
-        places = [order[item.id] for item in listed]
         self.is_blind = False
         if not listed:
             self.item = self._here = None
             return
+        ids = [item.id for item in listed]
+        if self._here in ids:
+            self.item = self._here = ids[(ids.index(self._here) + by) % len(ids)]
+            return
+        order = {id: place for place, id in enumerate(state.items)}
+        places = [order[id] for id in ids]
         here = order.get(self._here or "", -1)
         if by > 0:
             at = next((i for i, place in enumerate(places) if place > here), 0)
         else:
             at = next((i for i in range(len(places) - 1, -1, -1) if places[i] < here), len(places) - 1)
-        self.item = self._here = listed[at].id
+        self.item = self._here = ids[at]
 
     def show(self, item: str, *, is_blind: bool) -> None:
         """This item, as a blind repeat or not."""

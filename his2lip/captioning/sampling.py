@@ -7,6 +7,7 @@ batch whose error rate is above the stated one passes with a probability of at m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ class Acceptance(Config):
 class Batch:
     """A batch of rewordings under its plan.
 
-    size     N, rewordings that passed validation and are of a seed that stands
+    size     N, rewordings that passed validation, of a seed that stands or decided before it changed
     sample   ids of those to read, in a random order that depends on the project's seed only
     allowed  errors among them at which the batch passes
     read     how many of the sample have a verdict
@@ -72,16 +73,30 @@ class Batch:
 
 
 def batches(state: State, seed: int, acceptance: Acceptance) -> list[Batch]:
-    """All batches, by name."""
+    """All batches that have a line of a seed that stands or a line that was decided, by name.
+
+    A line that was decided counts also after its seed changed: a change must not remove an error.
+    """
     members: dict[str, list[Item]] = {}
+    sizes: Counter[str] = Counter()
     for item in state.variants:
-        if item.batch is not None and state.is_current(item):
+        if item.batch is None:
+            continue
+        sizes[item.batch] += 1
+        if state.is_current(item) or item.status != "open":
             members.setdefault(item.batch, []).append(item)
-    return [_batch(name, members[name], seed, acceptance) for name in sorted(members)]
+    return [_batch(name, members[name], sizes[name], seed, acceptance) for name in sorted(members)]
 
 
-def _batch(name: str, items: Sequence[Item], seed: int, acceptance: Acceptance) -> Batch:
+def _batch(name: str, items: Sequence[Item], drawn: int, seed: int, acceptance: Acceptance) -> Batch:
+    """The batch of these items, of `drawn` that passed validation.
+
+    The part that is read is not smaller than that of all `drawn` lines, so that no line leaves it when lines
+    of changed seeds leave the batch.
+    """
     count, allowed = plan(len(items), acceptance)
+    if drawn > len(items):
+        count = min(max(count, plan(drawn, acceptance)[0]), len(items))
     ordered = sorted(items, key=lambda item: rank(seed, "sample", name, item.id))
     sample = ordered[:count]
     done = [item for item in sample if item.status != "open"]

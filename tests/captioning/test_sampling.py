@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from projects import project, variants
+from projects import keys, project, variants
 from sklearn.metrics import cohen_kappa_score
 
-from his2lip.captioning import Project
+from his2lip.captioning import Act, Decision, Project
 from his2lip.captioning.agreement import between, due_repeat, with_oneself
 from his2lip.captioning.queue import Session, progress, to_do
 from his2lip.captioning.sampling import Acceptance, batches, plan, upper_limit
+from his2lip.captioning.state import fold
 
 
 def _passes(size: int, wrong: int, read: int, allowed: int) -> float:
@@ -99,6 +100,34 @@ def test_the_sample_depends_on_the_seed_only_and_leaves_out_what_is_not_current(
     seed = state.seeds[0]
     reworded.submit("ann", seed.id, "revise", text="Another seed.", version=seed.version)
     assert [b.name for b in batches(reworded.refresh(), 0, Acceptance())] == ["batch-30"]
+
+
+def test_a_batch_with_too_many_errors_does_not_pass_when_their_seeds_are_changed() -> None:
+    """A reader who changes the seed of each wrong line; 40 batches with 20 % wrong lines."""
+    of = keys(4)
+    lines = [variant for key in of for variant in variants(key, 15)]
+    generator, passed = np.random.default_rng(0), 0
+    for seed in range(40):
+        wrong = set(generator.choice([line.id for line in lines], 12, replace=False).tolist())
+        told = [_told(n, key.id, "accept", key.text) for n, key in enumerate(of, 1)]
+        while True:
+            state = fold(of, {"a": lines}, told)
+            (batch,) = batches(state, seed, Acceptance())
+            if batch.verdict != "open":
+                break
+            item = next(state.items[id] for id in batch.sample if state.items[id].status == "open")
+            if item.id not in wrong:
+                told.append(_told(len(told) + 1, item.id, "accept", item.original))
+                continue
+            told.append(_told(len(told) + 1, item.id, "reject", None))
+            told.append(_told(len(told) + 1, item.key.id, "revise", f"Another seed {len(told)}."))
+        passed += batch.verdict == "passed"
+    assert passed <= 40 * 0.05
+
+
+def _told(number: int, item: str, act: Act, after: str | None) -> Decision:
+    time = "2026-01-01T00:00:00+00:00"
+    return Decision(sequence=number, time=time, reviewer="ann", item=item, act=act, before="", after=after)
 
 
 def test_batches_above_the_rate_pass_no_more_often_than_stated() -> None:
@@ -197,3 +226,15 @@ def test_next_and_previous_pass_over_what_the_filter_hides(tmp_path: Path) -> No
     assert session.item == ids[1]
     session.choose(made.refresh(), "disputed")
     assert session.item is None
+
+
+def test_next_reaches_every_sampled_rewording_and_previous_goes_back(reworded: Project) -> None:
+    state = reworded.refresh()
+    session = Session("ann", reworded.seed, Acceptance(error_rate=0.2))
+    listed = [item.id for item in to_do(state, session.batches(state))]
+    for by in (1, -1):
+        seen = set()
+        for _ in listed:
+            session.step(state, by)
+            seen.add(session.item)
+        assert seen == set(listed)
