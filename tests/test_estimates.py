@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from his2lip.cli.estimates import duration, show_estimate
 from his2lip.cloud import budget_left, usd_per_hour
 from his2lip.cloud.budget_guard import Machine, Record
-from his2lip.training import Estimate
+from his2lip.training import Estimate, TrainConfig, gpus_of_run
+from his2lip.tuning import SweepConfig, gpus_of_sweep
 
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster.yaml"
 KNOWN = Estimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, best=10**9, free=10**10)
@@ -21,8 +24,8 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of a head whose machines have cost 21 of 300 USD."""
     tree = yaml.safe_load(CLUSTER.read_text(encoding="utf-8"))
     budget = tree["metadata"]["budget"]
-    budget |= {"record": str(tmp_path / "budget.json"), "usd_per_hour": {"m7i.xlarge": 0.21}}
-    budget["usd_per_hour"] |= {"g6.2xlarge": 1.0, "g6e.12xlarge": 3.0}
+    budget["record"] = str(tmp_path / "budget.json")
+    assert budget["usd_per_hour"] == {"m7i.xlarge": 0.21, "g6.2xlarge": 1.0, "g6e.12xlarge": 10.6}
     ended = Machine("i-1", "m7i.xlarge", "head", 0.0, 100 * 3600.0)
     Record({"i-1 0": ended}).write(tmp_path / "budget.json")
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(tree))
@@ -31,11 +34,13 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("gpus", "price"), [(0, 0.0), (1, 1.0), (2, 2.0), (4, 3.0), (5, 5.0), (8, 6.0)])
-def test_the_price_is_that_of_the_cheapest_machines_with_so_many_gpus(
-    head: Path, gpus: int, price: float
+@pytest.mark.parametrize(
+    ("gpus", "least", "most"), [(1, 1.0, 10.6), (2, 2.0, 10.6), (4, 4.0, 10.6), (5, 5.0, 21.2)]
+)
+def test_the_price_ranges_over_the_node_types_with_so_many_gpus(
+    head: Path, gpus: int, least: float, most: float
 ) -> None:
-    assert usd_per_hour(gpus) == price
+    assert usd_per_hour(gpus) == (least, most)
 
 
 def test_what_is_left_of_the_budget_follows_from_the_guards_record(head: Path) -> None:
@@ -46,8 +51,60 @@ def test_what_is_left_of_the_budget_follows_from_the_guards_record(head: Path) -
 def test_on_a_cluster_the_line_has_time_disk_and_price(capsys: pytest.CaptureFixture[str]) -> None:
     show_estimate(KNOWN, gpus=4)
     line = " ".join(capsys.readouterr().out.split())
-    for part in ("3,600 steps", "2.0 h", "'before'", "3.0 GB of the 10.0 GB", "6.00 USD", "279.00 USD"):
+    for part in (
+        "3,600 steps",
+        "2.0 h",
+        "'before'",
+        "3.0 GB of the 10.0 GB",
+        "8.00 to 21.20 USD",
+        "279.00 USD",
+    ):
         assert part in line
+
+
+@pytest.mark.usefixtures("head")
+def test_workers_without_gpus_are_not_told_to_be_free(capsys: pytest.CaptureFixture[str]) -> None:
+    show_estimate(KNOWN, gpus=0)
+    line = " ".join(capsys.readouterr().out.split())
+    assert "price not known" in line
+    assert " 0.00 USD" not in line
+
+
+@pytest.mark.parametrize(
+    ("here", "workers", "sweep", "run_gpus", "sweep_gpus"),
+    [
+        (4.0, {"num": 4}, {}, 4, 12),  # trials with workers of their own: three at once
+        (4.0, {"num": 1}, {}, 1, 3),
+        (2.0, {"num": 1}, {}, 1, 2),  # three trials share two GPUs
+        (0.0, {"num": 1}, {}, 0, 0),
+        (0.0, {"num": 1, "use_gpu": True}, {"gpus": 0.5}, 1, 2),
+        (4.0, {"num": 1, "use_gpu": False}, {}, 0, 0),
+    ],
+)
+def test_auto_is_priced_as_the_run_resolves_it(
+    monkeypatch: pytest.MonkeyPatch,
+    here: float,
+    workers: dict[str, Any],
+    sweep: dict[str, Any],
+    run_gpus: int,
+    sweep_gpus: int,
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": here})
+    base = TrainConfig.model_validate(
+        {"name": "a", "model": {"backbone": "tiny"}, "data": {"shards": "s"}, "workers": workers}
+    )
+    asked = SweepConfig.model_validate(
+        {
+            "name": "a",
+            "train": {"workers": workers},
+            "space": {"optim.lr": {"kind": "log", "low": 1e-5, "high": 1e-3}},
+            "trials": 6,
+            "max_concurrent": 3,
+            **sweep,
+        }
+    )
+    assert gpus_of_run(base) == run_gpus
+    assert gpus_of_sweep(asked, base) == sweep_gpus
 
 
 def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_once: int = 1) -> None:
     """Prints what is known of a run before it starts; nothing for a run that is finished.
 
-    gpus    that it asks for, which decides the price of its machines on a cluster
+    gpus    that it asks for, over all trials at once: they decide the price of its machines on a cluster
     trials  those of a sweep, each as long as the run, `at_once` of them together
     """
     rounds = 1 if trials is None else -(-trials // at_once)
@@ -63,9 +63,13 @@ def _cost(seconds: float, gpus: int) -> list[str]:
     from his2lip.cloud import budget_left, usd_per_hour
     from his2lip.runtime import is_local
 
-    if is_local():
+    if is_local() or (left := budget_left()) is None:
         return []
-    price, left = usd_per_hour(gpus), budget_left()
-    if price is None or left is None:
+    told = f"({left:.2f} USD of the budget are left)"
+    if not gpus:
+        return [f"price not known, because its workers need no GPU and run where CPUs are free {told}"]
+    if (price := usd_per_hour(gpus)) is None:
         return []
-    return [f"up to {price * seconds / 3600:.2f} USD for its workers ({left:.2f} USD of the budget are left)"]
+    least, most = (f"{usd * seconds / 3600:.2f}" for usd in price)
+    cost = least if least == most else f"{least} to {most}"
+    return [f"{cost} USD for its workers, by the machines that Ray chooses {told}"]

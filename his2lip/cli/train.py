@@ -46,6 +46,7 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import (
         estimate_run,
+        gpus_of_run,
         identity,
         open_data,
         train,
@@ -59,9 +60,7 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
-    show_estimate(
-        estimate_run(config, shards), gpus=config.workers.num if config.workers.use_gpu is True else 0
-    )
+    show_estimate(estimate_run(config, shards), gpus=gpus_of_run(config))
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
     beside = Path(STORAGE if "://" in config.storage else config.storage, "train")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:

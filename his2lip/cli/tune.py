@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import caption_notes, estimate_run, open_data, terms_of_run
-    from his2lip.tuning import run_sweep, training_objective
+    from his2lip.tuning import gpus_of_sweep, run_sweep, training_objective
 
     tracker = Tracker.open(needed=False)
     objective = training_objective(config, make_validator=validator)
@@ -57,8 +56,12 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
     trial = base.model_copy(update={"storage": config.storage, "name": f"{config.name}.trial"})
-    gpus = 0 if config.gpus == "auto" else math.ceil(config.gpus * config.max_concurrent)
-    show_estimate(estimate_run(trial, shards), gpus=gpus, trials=config.trials, at_once=config.max_concurrent)
+    show_estimate(
+        estimate_run(trial, shards),
+        gpus=gpus_of_sweep(config, base),
+        trials=config.trials,
+        at_once=config.max_concurrent,
+    )
     tags = {RUN_ID: run_id}
     beside = Path(config.storage, "tune")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:

@@ -12,10 +12,13 @@ import yaml
 from his2lip.cloud.budget_guard import CONFIG, Record, read_budget
 
 
-def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> float | None:
-    """The price of the machines that have `gpus` GPUs at the least cost; None outside such a cluster.
+def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> tuple[float, float] | None:
+    """The least and the most that machines with `gpus` GPUs cost: by node type, since Ray chooses it.
 
+    gpus  at least 1
     file  the cluster's file as its head has it. Prices are on demand: spot machines cost less.
+
+    None outside such a cluster, and where it has no machines with GPUs.
     """
     tree = _cluster(file)
     if tree is None:
@@ -26,7 +29,7 @@ def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> float | None:
         for node in tree["available_node_types"].values()
         if node["resources"].get("GPU")
     ]
-    return min(costs, default=None) if gpus else 0.0
+    return (min(costs), max(costs)) if costs else None
 
 
 def budget_left(*, file: Path = CONFIG) -> float | None:

@@ -5,6 +5,7 @@ from .local import run_in_process as run_in_process
 from .placement import with_numbers as with_numbers
 from .progress import StepReport as StepReport
 from .ray_train import TrainResult as TrainResult
+from .ray_train import gpus_of_run as gpus_of_run
 from .ray_train import train as train
 from .run_directory import RunDir as RunDir
 from .run_directory import refuse_object_store as refuse_object_store

@@ -489,6 +489,11 @@ def _scaling(job: Job, say: Callable[[str], None]) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=use_gpu, resources_per_worker=each)
 
 
+def gpus_of_run(config: TrainConfig) -> int:
+    """GPUs that the workers of a run ask the connected Ray for."""
+    return config.workers.num if _use_gpu(config) else 0
+
+
 def _use_gpu(config: TrainConfig) -> bool:
     workers = config.workers
     if workers.use_gpu != "auto":

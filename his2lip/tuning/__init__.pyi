@@ -7,4 +7,5 @@ from .plots import save_plots as save_plots
 from .study import DONE as DONE
 from .study import TrialRow as TrialRow
 from .sweep import SweepResult as SweepResult
+from .sweep import gpus_of_sweep as gpus_of_sweep
 from .sweep import run_sweep as run_sweep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from ray.tune import Tuner
 
+    from his2lip.training import TrainConfig
     from his2lip.tuning.search import StudySearch
 
 _log = logging.getLogger(__name__)
@@ -234,6 +236,17 @@ def _tuner(
             failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
         ),
     )
+
+
+def gpus_of_sweep(config: SweepConfig, base: TrainConfig) -> int:
+    """GPUs that the trials that run at once ask the connected Ray for.
+
+    base  the training of a trial, whose workers ask for GPUs of their own where it has several
+    """
+    from his2lip.training import gpus_of_run
+
+    own = gpus_of_run(base) if base.workers.num > 1 else 0
+    return math.ceil(round((_resources(config).get("gpu", 0.0) + own) * config.max_concurrent, 6))
 
 
 def _resources(config: SweepConfig) -> dict[str, float]:
