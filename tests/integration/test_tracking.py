@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -124,6 +125,7 @@ def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_firs
         for value in values:
             trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
             trial.set_user_attr("code_version", f"code of {len(values)}")
+            trial.set_user_attr("metrics", json.dumps({"select/macro_f1": value}))
             study.tell(trial, value)
         found = SweepResult("again", folder, url, rows(study), best_rows(rows(study), "max", 1)[0], False)
         with tracker.run("his2lip-tune", "again", {}, tags={RUN_ID: "again"}, beside=folder) as run:
