@@ -91,8 +91,9 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
 def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] = ()) -> int:
     """Prepares an interrupted study to resume; returns the number of trials that remain.
 
-    RUNNING trials become FAIL. Each trial that was interrupted or raised an error is enqueued again with the
-    same parameters, and so is each point that was not enqueued yet, those of `warm` after the config's own.
+    RUNNING trials become FAIL. Each trial that was interrupted, raised an error or has a damaged record is
+    enqueued again with the same parameters, and so is each point that was not enqueued yet, those of `warm`
+    after the config's own.
     """
     from optuna.trial import TrialState
 
@@ -105,8 +106,11 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
         return 0
     retried = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
-        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        again = trial.state == TrialState.FAIL and to_row(trial).state not in DONE
+        own = trial.params
+        if _is_damaged(trial):  # its parameters may be what is damaged
+            own = to_study(config.dimensions, _within(config.dimensions, from_study(own)))
+        params = {**own, **trial.system_attrs.get("fixed_params", {})}
+        again = to_row(trial).state in ("error", "interrupted")
         if again and trial.number not in retried and params:
             _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
     known = {t.user_attrs.get("point") for t in trials}

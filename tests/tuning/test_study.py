@@ -142,3 +142,5 @@ def test_a_trial_whose_stored_value_was_changed_counts_as_an_error_and_is_replac
     assert [(row.state, row.value) for row in rows(again)] == [("error", None), ("finished", 0.5)]
     assert [row.number for row in best_rows(rows(again), "max", 2)] == [1]
     assert prepare_resume(again, sweep(trials=2, points=[])) == 1
+    assert rows(again)[-1].retry_of == 0
+    assert ask(again).params == study.trials[0].params
