@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,7 @@ class SharedBatches:
     decodes that epoch from there on, under a lock that the system releases if it dies; the others read each
     batch as it appears. A process that ends in the middle is followed by the next one. Batches are stored
     until the folder has `limit` bytes; from then on each process decodes for itself, as it does where the
-    process that decodes makes no progress for a minute.
+    file system has no locks, or the process that decodes makes no progress for a minute.
 
     decoded, read  number of batches that this process decoded, and of those that it found decoded
     """
@@ -56,6 +57,7 @@ class SharedBatches:
         """
         self._decode, self._folder, self._epoch, self._limit = decode, folder, epoch, limit
         self.decoded = self.read = 0
+        self._alone = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
@@ -64,7 +66,6 @@ class SharedBatches:
 
     def _within(self, step: int, stop: int) -> Iterator[Batch]:
         """The batches of steps [step, stop) of one epoch."""
-        alone = False
         waited = time.monotonic()
         while step < stop:
             batch = self._stored(step)
@@ -73,8 +74,8 @@ class SharedBatches:
                 yield batch
                 step, waited = step + 1, time.monotonic()
                 continue
-            alone = alone or (self._folder / _FULL).exists() or time.monotonic() - waited > _PATIENCE_S
-            if alone:
+            late = time.monotonic() - waited > _PATIENCE_S
+            if self._alone or late or (self._folder / _FULL).exists():
                 yield from self._decoded(step, stop)
                 return
             with self._lock(step // self._epoch) as release:
@@ -113,7 +114,7 @@ class SharedBatches:
         """Stores a batch, or that there is no more room."""
         bytes_each = batch.images.nbytes
         if (len(os.listdir(self._folder)) + 1) * bytes_each > self._limit:
-            (self._folder / _FULL).touch()
+            self._stop_sharing()
             return
         tensors = {
             "images": batch.images.permute(0, 2, 3, 1).contiguous(),
@@ -129,15 +130,25 @@ class SharedBatches:
         except (OSError, SafetensorError):  # a full disk; trials then decode for themselves
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-                (self._folder / _FULL).touch()
+            self._stop_sharing()
 
     @contextlib.contextmanager
     def _lock(self, epoch: int) -> Iterator[Callable[[], None] | None]:
-        """What releases the lock of an epoch, or None where another process has it."""
-        with (self._folder / f".lock-{epoch}").open("w") as handle:
+        """What releases the lock of an epoch, or None where another process has it or there are no locks."""
+        with contextlib.ExitStack() as stack:
+            release: Callable[[], None] | None = None
             try:
+                handle = stack.enter_context((self._folder / f".lock-{epoch}").open("w"))
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                release = partial(fcntl.flock, handle, fcntl.LOCK_UN)
             except BlockingIOError:
-                yield None
-                return
-            yield lambda: fcntl.flock(handle, fcntl.LOCK_UN)
+                pass
+            except OSError:  # a full disk, or a file system without locks
+                self._stop_sharing()
+            yield release
+
+    def _stop_sharing(self) -> None:
+        """Says that no more batches are stored: to the others, and to itself where the disk is full."""
+        self._alone = True
+        with contextlib.suppress(OSError):
+            (self._folder / _FULL).touch()

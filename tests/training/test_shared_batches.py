@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +127,25 @@ def test_a_damaged_file_is_decoded_again(tmp_path: Path) -> None:
     list(trial(decode, tmp_path)(0, EPOCH))
     (tmp_path / "2.safetensors").write_bytes(b"cut short")
     assert_whole(list(trial(decode, tmp_path)(0, EPOCH)))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_where_the_file_system_has_no_locks_each_trial_decodes_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    decode = Decoding()
+    for _ in range(2):
+        assert_whole(list(trial(decode, tmp_path)(0, STEPS)))
+    assert decode.steps == [*range(STEPS), *range(STEPS)]
+
+
+def test_a_trial_whose_folder_cannot_be_written_decodes_for_itself(tmp_path: Path) -> None:
+    decode = Decoding()
+    batches = trial(decode, tmp_path / "gone")(0, STEPS)
+    (tmp_path / "gone").rmdir()
+    assert_whole(list(batches))
+    assert decode.steps == [*range(STEPS)]
