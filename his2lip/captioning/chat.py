@@ -15,6 +15,7 @@ from his2lip.config import Config
 from his2lip.errors import His2lipError, RunError, first_line, redact
 
 URL, KEY, MODEL = "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"
+_OF_THE_TEXT = ("content_filter", "context_length_exceeded")  # error codes that concern one request only
 HOSTED = "https://api.openai.com/v1"
 
 
@@ -88,6 +89,7 @@ class Chat:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.requests = 0  # HTTP requests, those that were tried again included
+        self._answered = False  # whether any request has succeeded: then address, model and options are right
         self._places = asyncio.Semaphore(endpoint.concurrency)
         self._next = 0.0  # when the next request may leave, by the monotonic clock
 
@@ -127,6 +129,7 @@ class Chat:
                 )
             except openai.APIError as error:
                 raise self._error(error) from None
+        self._answered = True
         try:
             choice, usage = got.choices[0], got.usage
             text, ended = choice.message.content or "", choice.finish_reason or "stop"
@@ -154,7 +157,10 @@ class Chat:
             return EndpointError(
                 f"the endpoint refuses the key: {told}", where=where, key=KEY, fix=f"set {KEY}"
             )
-        if isinstance(error, openai.NotFoundError | openai.BadRequestError | openai.UnprocessableEntityError):
+        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+        if refused and (self._answered or getattr(error, "code", None) in _OF_THE_TEXT):
+            return RunError(f"the endpoint refuses this request: {told}", where=where, key=MODEL)
+        if refused or isinstance(error, openai.NotFoundError):
             fix = "check the address (it ends in /v1), the name of the model and the temperature"
             return EndpointError(f"the endpoint refuses the request: {told}", where=where, key=MODEL, fix=fix)
         return RunError(f"no answer: {told}", where=where, key=URL, fix="the same command asks again")

@@ -14,9 +14,10 @@ from hashlib import sha256
 
 from his2lip.captioning.chat import Answer, Chat, Endpoint, EndpointError
 from his2lip.captioning.records import Key, Variant, seed_id, variant_id
-from his2lip.captioning.store import Project
+from his2lip.captioning.store import VARIANTS, Project
 from his2lip.captioning.validate import Lengths, Validator
 from his2lip.errors import RunError
+from his2lip.files import locked
 
 INSTRUCTION = """\
 You reword captions of immunohistochemistry image patches for a training set.
@@ -99,7 +100,7 @@ def plan_rewordings(project: Project, count: int) -> Plan:
     tasks = []
     for item in approved:
         assert item.text is not None
-        known = tuple(v.text for v in _of_seed(project, item.key, item.text) if v.refused is None)
+        known = _known(project, item.key, item.text)
         if len(known) < count:
             tasks.append(Task(item.key, item.text, known, count - len(known)))
     tokens_in = tokens_out = 0
@@ -117,13 +118,34 @@ def reword_seeds(
     lengths: Lengths,
     *,
     progress: Progress = lambda done, total: None,
+    on_end: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Asks for the rewordings of a plan, and stores every answer as it comes, also those that are refused.
 
     Answers that were stored before the work was interrupted are not asked for again. Raises EndpointError
-    where the endpoint cannot be used at all; a request that fails although it was tried again leaves its
-    seed unfinished.
+    where the endpoint cannot be used at all; a request that fails although it was tried again, or that is
+    refused where others were answered, leaves its seed unfinished. Raises RunError where another process
+    rewords this project, or has since the plan was made: both would pay for the same rewordings.
+
+    on_end  gets the report however the work ends, also by an error or Ctrl-C
     """
+    again = "when it has ended, the same command asks for what is missing"
+    busy = RunError("another command rewords this project", where=project.folder, key="reword", fix=again)
+    with locked(project.folder / VARIANTS / ".reword", busy=busy):
+        project.refresh()
+        if any(_known(project, task.key, task.text) != task.known for task in todo.tasks):
+            raise busy
+        return _reword(project, todo, endpoint, lengths, progress, on_end)
+
+
+def _reword(
+    project: Project,
+    todo: Plan,
+    endpoint: Endpoint,
+    lengths: Lengths,
+    progress: Progress,
+    on_end: Callable[[Report], None],
+) -> Report:
     report = Report(batch=_batch(project, endpoint.model))
     total = sum(task.missing for task in todo.tasks)
 
@@ -140,7 +162,10 @@ def reword_seeds(
                 await asyncio.gather(*jobs, return_exceptions=True)
                 report.requests = chat.requests
 
-    asyncio.run(work())
+    try:
+        asyncio.run(work())
+    finally:
+        on_end(report)
     return report
 
 
@@ -223,9 +248,10 @@ def _question(text: str, count: int, known: Iterable[str]) -> str:
     return json.dumps(tree, ensure_ascii=False)
 
 
-def _of_seed(project: Project, key: Key, text: str) -> list[Variant]:
-    seed = seed_id(key.id, text)
-    return [v for variants in project.batches.values() for v in variants if v.seed == seed]
+def _known(project: Project, key: Key, text: str) -> tuple[str, ...]:
+    """The rewordings of a seed that passed, in all batches."""
+    seed, batches = seed_id(key.id, text), project.batches.values()
+    return tuple(v.text for variants in batches for v in variants if v.seed == seed and v.refused is None)
 
 
 def _batch(project: Project, model: str) -> str:

@@ -17,7 +17,7 @@ from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
-    from his2lip.captioning import Acceptance, Price, Project
+    from his2lip.captioning import Acceptance, Price, Project, Report
 
 _FORMATS = ("bank", "released", "label-studio")
 _SHOWN = 10  # unfinished seeds that are named
@@ -166,12 +166,16 @@ def reword(
     if dry_run:
         return
     lengths = load_tokenizer(backbone)
+
+    def show_use(report: Report) -> None:
+        say(f"used: {_tokens(report.tokens_in, report.tokens_out, price)}, in {report.requests:,} requests")
+        say(f"batch {report.batch}: {report.passed:,} passed, {report.refused.total():,} kept aside")
+        for check, number in report.refused.most_common():
+            say(f"  {number:,} for {check}")
+
     with ProgressBar("rewording") as bar:
-        report = reword_seeds(found, todo, endpoint, lengths, progress=bar.counter("rewordings"))
-    say(f"used: {_tokens(report.tokens_in, report.tokens_out, price)}, in {report.requests:,} requests")
-    say(f"batch {report.batch}: {report.passed:,} passed, {report.refused.total():,} kept aside")
-    for check, number in report.refused.most_common():
-        say(f"  {number:,} for {check}")
+        counter = bar.counter("rewordings")
+        report = reword_seeds(found, todo, endpoint, lengths, progress=counter, on_end=show_use)
     if report.unfinished:
         for key, why in list(report.unfinished.items())[:_SHOWN]:
             say(f"unfinished: {key}: {why}")

@@ -116,7 +116,7 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     made = project(tmp_path / "p", 2)
     with (
         chat_server(
-            lambda request: failure(400) if "p53" in request.asked["caption"] else good(request)
+            lambda request: failure(403) if "p53" in request.asked["caption"] else good(request)
         ) as server,
         pytest.raises(EndpointError),
     ):
@@ -153,6 +153,60 @@ def test_a_server_that_keeps_failing_leaves_the_seed_unfinished(tmp_path: Path) 
     assert report.passed == 3
     assert list(report.unfinished) == ["Tumor.P53.strong"]
     assert len(requests) == 3
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_request_that_is_refused_after_others_were_answered_leaves_only_its_seed_unfinished(
+    tmp_path: Path, code: int
+) -> None:
+    def reply(request: Request) -> tuple[int, dict[str, str], bytes]:
+        return failure(code) if "p53" in request.asked["caption"] else good(request)
+
+    report, requests = run(project(tmp_path / "p", 4), reply, concurrency=1)
+    assert (report.passed, list(report.unfinished)) == (9, ["Tumor.P53.strong"])
+    assert len(requests) == 4
+
+
+def test_a_first_request_that_is_refused_stops_the_work_unless_its_text_is_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(EndpointError) as refused:
+        run(project(tmp_path / "p", 2), lambda request: failure(400), concurrency=1)
+    assert refused.value.key == "OPENAI_MODEL"
+    filtered = json.dumps({"error": {"message": "scripted", "type": "x", "code": "content_filter"}}).encode()
+    report, _ = run(
+        project(tmp_path / "q", 2),
+        lambda request: (400, {}, filtered) if request.number == 0 else good(request),
+        concurrency=1,
+    )
+    assert (report.passed, len(report.unfinished)) == (3, 1)
+
+
+def test_what_was_used_is_told_where_the_work_ends_with_an_error(tmp_path: Path) -> None:
+    made, told = project(tmp_path / "p", 2), list[Report]()
+    todo = plan_rewordings(made, 3)
+    with (
+        chat_server(lambda request: failure(401) if request.number else good(request)) as server,
+        pytest.raises(EndpointError),
+    ):
+        reword_seeds(made, todo, endpoint(server.url, concurrency=1), TOKENIZER, on_end=told.append)
+    assert [(r.tokens_in, r.tokens_out, r.passed, r.requests) for r in told] == [(100, 20, 3, 2)]
+
+
+def test_two_commands_never_pay_for_the_same_rewordings(tmp_path: Path) -> None:
+    made = project(tmp_path / "p")
+    todo, refused = plan_rewordings(made, 3), list[RunError]()
+
+    def reply(request: Request) -> tuple[int, dict[str, str], bytes]:
+        with pytest.raises(RunError) as busy:  # while the first one works
+            reword_seeds(Project.open(tmp_path / "p"), todo, endpoint("http://127.0.0.1:1/v1"), TOKENIZER)
+        refused.append(busy.value)
+        return good(request)
+
+    report, requests = run(made, reply)
+    assert (report.passed, len(requests)) == (3, 1)
+    with pytest.raises(RunError) as late:  # by a plan from before
+        reword_seeds(Project.open(tmp_path / "p"), todo, endpoint("http://127.0.0.1:1/v1"), TOKENIZER)
+    assert {error.key for error in (*refused, late.value)} == {"reword"}
+    assert len(refused) == 1
 
 
 def test_a_slow_server_is_given_up_and_asked_again(tmp_path: Path) -> None:
