@@ -61,6 +61,15 @@ class SelectValidator:
         """
         shards, protocol, selection = self._plan()
         prompts = PromptSet.load(protocol.prompts).narrow(selection.classes)
+        if self.captions:
+            shown = set(self._pairs(shards, selection).values())
+            if not any(caption[1:] in shown for caption in self.captions):
+                raise ConfigError(
+                    f"no caption that training leaves out is of a pair of the split '{self.split}'",
+                    where=self.shards,
+                    key="data.select_captions",
+                    fix="give captions of its tissue types and biomarkers, or set data.select_captions=0",
+                )
         own = None if is_carried(protocol.prompts) else prompts.digest
         own_protocol = None
         if shards.project_card() is None:
@@ -101,8 +110,7 @@ class SelectValidator:
         found = Predictions(selection.labels[scored], predicted[scored], selection.classes)
         figures = {"macro_f1": float(macro_f1(found.counts)), "accuracy": float(accuracy(found.counts))}
         if self.captions:
-            table = shards.table(split, ["tissue", "biomarker"])
-            pairs = list(zip(table["tissue"].to_pylist(), table["biomarker"].to_pylist(), strict=True))
+            pairs = self._pairs(shards, selection)
             figures["retrieval"] = self._retrieval(
                 model, np.concatenate(images), [pairs[row] for row in shown]
             )
@@ -133,6 +141,13 @@ class SelectValidator:
         said = Items(texts, of_texts, -1 - np.arange(m), never[n:])
         both = [rank(asked, searched)[0].figures() for asked, searched in ((shown, said), (said, shown))]
         return float(np.mean([figures["mean_average_precision"] for figures in both]))
+
+    def _pairs(self, shards: ShardSet, selection: Selection) -> dict[int, tuple[str | None, str | None]]:
+        """Tissue type and biomarker of each row that is shown."""
+        split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
+        table = shards.table(split, ["tissue", "biomarker"]).take(selection.rows)
+        pairs = zip(table["tissue"].to_pylist(), table["biomarker"].to_pylist(), strict=True)
+        return dict(zip(selection.rows.tolist(), pairs, strict=True))
 
     def _plan(self) -> tuple[ShardSet, Protocol, Selection]:
         shards = open_shards(self.shards)

@@ -93,8 +93,9 @@ class DataConfig(Config):
     """How patches change from epoch to epoch: true (flips and quarter turns), false, ihc (also crops and
     stain jitter), or a mapping of the three."""
     select_captions: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of each pair's seed families of captions that training leaves out. The images of the select split
-    and these captions search each other: the metric select/retrieval. What a bank holds out stays unseen."""
+    """Share of each pair's captions that training leaves out. Nearly equal sentences stay together; other
+    rewordings of a seed may be on both sides. The images of the select split and these captions search each
+    other: the metric select/retrieval. What a bank holds out stays unseen."""
     caption_dropout: Share = 0.0
     """Share of captions that are replaced by the names of their classes."""
     loader: Literal["ray", "local"] = "ray"

@@ -257,7 +257,7 @@ class _Run:
 
     @torch.no_grad()
     def measure_select(self, step: int) -> dict[str, float]:
-        """Loss and excess on the select split, and the metrics of `validate`."""
+        """Loss and excess on the select split, and the metrics of `validate`. Raises ConfigError."""
         self.model.eval()
         sums: dict[str, float] = {}
         pairs = 0
@@ -269,6 +269,13 @@ class _Run:
         found = {f"select/{name}": value / pairs for name, value in sums.items()}
         if self.validate is not None and self.rank == 0:
             found |= {f"select/{name}": float(value) for name, value in self.validate(self.model).items()}
+        select_by = self.config.checkpoint.select_by
+        if self.rank == 0 and select_by != "loss" and f"select/{select_by}" not in found:
+            raise ConfigError(
+                f"the validation does not measure select/{select_by}, which selects the best checkpoint",
+                where=self.config.name,
+                key="checkpoint.select_by",
+            )
         return found
 
     def numbers(self, output: LossOutput, step: int) -> dict[str, float]:
@@ -293,7 +300,10 @@ class _Run:
 
 
 def _score(metrics: Mapping[str, float], select_by: str) -> float:
-    """The value that selects the best checkpoint, the higher the better; 0 without a select split."""
+    """The value that selects the best checkpoint, the higher the better.
+
+    0 without a select split, and on ranks that do not validate: they save nothing.
+    """
     if select_by == "loss":
         return -metrics.get("select/loss", 0.0)
     return metrics.get(f"select/{select_by}", 0.0)

@@ -61,8 +61,19 @@ def _whole_bank(config: TrainConfig) -> tuple[CaptionBank, float]:
 
 
 def select_captions(config: TrainConfig) -> list[tuple[str, str, str]]:
-    """The captions that training leaves out (`data.select_captions`): text, tissue type, biomarker."""
-    _, left_out = leave_out(*_whole_bank(config))
+    """The captions that training leaves out (`data.select_captions`): text, tissue type, biomarker.
+
+    Raises ConfigError where captions are asked for and no pair can give one.
+    """
+    bank, share = _whole_bank(config)
+    _, left_out = leave_out(bank, share)
+    if share and not left_out:
+        raise ConfigError(
+            "no pair of tissue type and biomarker has a caption that training can leave out",
+            where=config.data.captions,
+            key="data.select_captions",
+            fix="give pairs two or more different captions, or set data.select_captions=0",
+        )
     return [(text, *pair) for pair, lines in left_out.items() for text in lines]
 
 

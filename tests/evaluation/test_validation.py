@@ -67,6 +67,17 @@ def test_it_scores_the_current_weights_and_restores_training_mode(write_shards: 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_captions_none_of_which_is_of_a_shown_pair_are_refused_before_training(write_shards: Write) -> None:
+    shards = write_shards(biomarker="CD3")
+    captions = (("T cells in the tumor.", "Tumor", "CD3"), ("T cells in the stroma.", "Stroma", "CD3"))
+    assert 0 < SelectValidator(shards.uri, captions=captions).check()(load_model("tiny"))["retrieval"] <= 1
+    others = (("B cells in the tumor.", "Tumor", "CD20"), ("T cells in mucosa.", "Mucosa", "CD3"))
+    with pytest.raises(ConfigError) as refused:
+        SelectValidator(shards.uri, captions=others).check()
+    assert (refused.value.where, refused.value.key) == (shards.uri, "data.select_captions")
+    SelectValidator(shards.uri, captions=(*others, captions[0])).check()
+
+
 def test_a_report_split_is_refused(write_shards: Write) -> None:
     shards = write_shards()
     with pytest.raises(DatasetError) as refused:

@@ -169,6 +169,13 @@ def test_best_is_the_epoch_with_the_highest_score_of_the_validator(shards: str) 
     assert outcome.metrics["select/macro_f1"] == 0.5
 
 
+def test_a_validator_without_the_figure_that_selects_the_best_epoch_is_refused(shards: str) -> None:
+    config = make(shards, optim={"steps": 1}, checkpoint={"select_by": "macro_f1"})
+    with pytest.raises(ConfigError) as refused:
+        run(config, validate=lambda model: {"accuracy": 0.5})
+    assert refused.value.key == "checkpoint.select_by"
+
+
 def test_without_a_select_split_the_last_epoch_is_best(shards: str) -> None:
     saved: list[tuple[int, bool]] = []
     config = make(shards, data={"select": None})

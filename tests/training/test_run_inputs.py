@@ -12,12 +12,18 @@ from training_data import write_small_shards
 
 from his2lip.config import validate
 from his2lip.data.captions import CaptionBank
-from his2lip.errors import RunError
+from his2lip.errors import ConfigError, RunError
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
-from his2lip.training.run_inputs import contents, identity, open_data, with_absolute_paths
+from his2lip.training.run_inputs import (
+    contents,
+    identity,
+    open_data,
+    select_captions,
+    with_absolute_paths,
+)
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import training_objective
 
@@ -51,6 +57,22 @@ def test_relative_names_become_absolute_and_names_of_models_stay(here: Path) -> 
     named = with_absolute_paths(config(data={"shards": "s3://b/x"}, model={"backbone": "tiny"}))
     assert (named.data.shards, named.data.captions) == ("s3://b/x", "templates")
     assert named.model.backbone == "tiny"
+
+
+def test_captions_of_which_none_can_be_left_out_are_refused(here: Path) -> None:
+    def left_out(*lines: str, share: float = 0.2) -> list[tuple[str, str, str]]:
+        CaptionBank({("Tumor", "CD3"): lines}).save("bank.json")
+        data = config().data.model_dump() | {"select_captions": share}
+        return select_captions(config(data=data))
+
+    two = ("Brown T cells.", "No lymphocyte is stained here.")
+    (only,) = left_out(*two)
+    assert only[0] in two
+    assert only[1:] == ("Tumor", "CD3")
+    assert left_out(two[0], share=0.0) == []
+    with pytest.raises(ConfigError) as refused:
+        left_out(two[0])
+    assert (refused.value.where, refused.value.key) == ("bank.json", "data.select_captions")
 
 
 @pytest.mark.parametrize("key", ["data.shards", "data.captions", "model.backbone"])

@@ -13,10 +13,12 @@ LeftOut = dict[tuple[str, str], tuple[str, ...]]
 
 
 def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
-    """The bank without about `share` of each pair's seed families, and those captions by pair.
+    """The bank without about `share` of each pair's captions, and those captions by pair.
 
-    Only pairs with a tissue type and a biomarker give captions away, and each keeps at least one. Which ones
-    depends on the captions only. A share of 0 gives the bank itself.
+    Nearly equal sentences stay together. A bank does not know its seed families, so that other rewordings of
+    a seed may be on both sides. Only pairs with a tissue type and a biomarker give captions away, and each
+    keeps at least one. A caption of several pairs stays. Which ones are left out depends on the captions
+    only. A share of 0 gives the bank itself.
     """
     if not share:
         return bank, {}
