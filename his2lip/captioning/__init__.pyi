@@ -28,6 +28,7 @@ from .page import serve as serve
 from .queue import SECONDS_PER_SEED as SECONDS_PER_SEED
 from .records import ACTS as ACTS
 from .records import STATUSES as STATUSES
+from .records import Acceptance as Acceptance
 from .records import Act as Act
 from .records import Decision as Decision
 from .records import Fields as Fields
@@ -43,7 +44,6 @@ from .reword import Price as Price
 from .reword import Report as Report
 from .reword import plan_rewordings as plan_rewordings
 from .reword import reword_seeds as reword_seeds
-from .sampling import Acceptance as Acceptance
 from .sampling import Batch as Batch
 from .sampling import batches as batches
 from .shortcuts import Shortcuts as Shortcuts

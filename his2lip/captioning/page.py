@@ -13,8 +13,7 @@ from his2lip.captioning.agreement import with_oneself
 from his2lip.captioning.fields import COMPARTMENTS, INTENSITIES, PATTERNS, sentence
 from his2lip.captioning.gate import App, Gate
 from his2lip.captioning.queue import FILTERS, Session, progress, shown
-from his2lip.captioning.records import ACTS, Act, Fields
-from his2lip.captioning.sampling import Acceptance
+from his2lip.captioning.records import ACTS, Acceptance, Act, Fields
 from his2lip.captioning.shortcuts import BUTTONS, Shortcuts
 from his2lip.captioning.state import Item, State
 from his2lip.captioning.store import PICTURES, Project, StaleError, check_reviewer
@@ -34,7 +33,7 @@ _LISTED = 200  # rewordings of a seed that the page lists
 class Review:
     """Who reviews what.
 
-    acceptance  when a batch of rewordings passes
+    acceptance  when a batch of rewordings passes of which nothing was decided yet; the others keep their plan
     shortcuts   the keys of the page
     """
 
@@ -168,6 +167,7 @@ class _Tab:
             fields=self._fields_of(item, told, text) if act == "revise" and item.is_seed else None,
             blind=session.is_blind,
             note=" ".join(str(told.get("note") or "").split()),
+            acceptance=self._review.acceptance,
         )
         session.advance(self._project.refresh())
         return f"Saved as number {decision.sequence}: {act}, {item.key.title}."

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import get_args
 
 from his2lip.captioning.agreement import due_repeat
-from his2lip.captioning.records import Status
-from his2lip.captioning.sampling import Acceptance, Batch, batches
+from his2lip.captioning.records import Acceptance, Status
+from his2lip.captioning.sampling import Batch, batches
 from his2lip.captioning.state import Item, State
 
 TO_DO, ALL = "to do", "all"

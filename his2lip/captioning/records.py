@@ -95,6 +95,20 @@ class Variant(Config):
     """Why it was not accepted by validation; null: it passed."""
 
 
+class Acceptance(Config):
+    """When a batch of rewordings passes."""
+
+    error_rate: float = 0.05
+    """Share of wrong lines above which a batch should not pass, in (0, 1)."""
+    confidence: float = 0.95
+    """Probability with which a batch of more errors fails, in (0, 1)."""
+    allowed: int = 0
+    """Errors in the part that is read at which the batch still passes; more need a larger part."""
+
+    def __str__(self) -> str:
+        return f"error rate {self.error_rate:g}, confidence {self.confidence:g}, {self.allowed} allowed"
+
+
 class Decision(Config):
     """One line of a reviewer's log. Its order is its sequence number; the time is for people only."""
 
@@ -115,6 +129,8 @@ class Decision(Config):
     """A repeat, for agreement with oneself: it decides nothing."""
     settles: bool = False
     """Made while reviewers disagreed about this item; from then on it stands for all of them."""
+    acceptance: Acceptance | None = None
+    """For a rewording: when its batch passes, which the first such decision about the batch fixes."""
     note: str = ""
     """For `wrong label`: what the reviewer takes it for."""
 

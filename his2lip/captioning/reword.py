@@ -146,7 +146,7 @@ def _reword(
     progress: Progress,
     on_end: Callable[[Report], None],
 ) -> Report:
-    report = Report(batch=_batch(project, endpoint.model))
+    report = Report(batch=project.open_batch(_name(endpoint.model)))
     total = sum(task.missing for task in todo.tasks)
 
     async def work() -> None:
@@ -187,7 +187,9 @@ async def _seed(project: Project, task: Task, chat: Chat, lengths: Lengths, repo
             why = error.what
             break
         variants = _variants(task, answer, f"{INSTRUCTION}\n\n{question}", asked, validator)
-        project.add_variants(report.batch, variants)
+        batch = project.fill_batch(_name(chat.endpoint.model), variants)
+        if batch not in report.batch.split(", "):  # a line of the last one was decided on meanwhile
+            report.batch = f"{report.batch}, {batch}"
         passed = sum(variant.refused is None for variant in variants)
         missing -= passed
         report.passed += passed
@@ -254,19 +256,10 @@ def _known(project: Project, key: Key, text: str) -> tuple[str, ...]:
     return tuple(v.text for variants in batches for v in variants if v.seed == seed and v.refused is None)
 
 
-def _batch(project: Project, model: str) -> str:
-    """The batch that is filled: the last one of this model, or a new one where that is under review.
-
-    A batch passes or fails as a whole, so nothing is added to one after a line of it was decided on.
-    """
+def _name(model: str) -> str:
+    """The name of a model in the names of its batches."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-48:] or "model"
-    name = name if name[0].isalnum() else f"m{name}"
-    decided = {decision.item for decision in project.refresh().decisions}
-    batches = project.batches
-    number = 1
-    while any(variant.id in decided for variant in batches.get(f"{name}-{number}", ())):
-        number += 1
-    return f"{name}-{number}"
+    return name if name[0].isalnum() else f"m{name}"
 
 
 def _tokens(text: str) -> int:

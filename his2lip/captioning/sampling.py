@@ -1,8 +1,9 @@
 """Acceptance sampling of rewordings: a random part of a batch is read, and the batch passes or fails.
 
-The plan is fixed before anything is read: single sampling by attributes of a finite batch, with the exact
-hypergeometric distribution (Schilling and Neubauer 2017, Acceptance Sampling in Quality Control, 3rd ed.). A
-batch whose error rate is above the stated one passes with a probability of at most 1 - confidence.
+The plan of a batch is fixed by the first decision about one of its lines. It is single sampling by attributes
+of a finite batch, with the exact hypergeometric distribution (Schilling and Neubauer 2017, Acceptance
+Sampling in Quality Control, 3rd ed.). A batch whose error rate is above the stated one passes with a
+probability of at most 1 - confidence.
 """
 
 from __future__ import annotations
@@ -12,23 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from his2lip.captioning.records import Status
+from his2lip.captioning.records import Acceptance, Status
 from his2lip.captioning.state import Item, State, rank
-from his2lip.config import Config
 
 Verdict = Literal["open", "passed", "failed"]
 _GOOD: tuple[Status, ...] = ("accepted",)  # every other verdict of a reader is an error of the rewording
-
-
-class Acceptance(Config):
-    """When a batch of rewordings passes."""
-
-    error_rate: float = 0.05
-    """Share of wrong lines above which a batch should not pass, in (0, 1)."""
-    confidence: float = 0.95
-    """Probability with which a batch of more errors fails, in (0, 1)."""
-    allowed: int = 0
-    """Errors in the part that is read at which the batch still passes; more need a larger part."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,7 @@ class Batch:
 def batches(state: State, seed: int, acceptance: Acceptance) -> list[Batch]:
     """All batches that have a line of a seed that stands or a line that was decided, by name.
 
+    A batch of which a line was decided keeps the plan that was stored then; the others have `acceptance`.
     A line that was decided counts also after its seed changed: a change must not remove an error.
     """
     members: dict[str, list[Item]] = {}
@@ -85,7 +75,10 @@ def batches(state: State, seed: int, acceptance: Acceptance) -> list[Batch]:
         sizes[item.batch] += 1
         if state.is_current(item) or item.status != "open":
             members.setdefault(item.batch, []).append(item)
-    return [_batch(name, members[name], sizes[name], seed, acceptance) for name in sorted(members)]
+    return [
+        _batch(name, members[name], sizes[name], seed, state.plans.get(name, acceptance))
+        for name in sorted(members)
+    ]
 
 
 def _batch(name: str, items: Sequence[Item], drawn: int, seed: int, acceptance: Acceptance) -> Batch:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from his2lip.captioning.records import Act, Decision, Fields, Key, Status, Variant, seed_id
+from his2lip.captioning.records import Acceptance, Act, Decision, Fields, Key, Status, Variant, seed_id
 
 _STATUS: Mapping[Act, Status] = {
     "accept": "accepted",
@@ -78,6 +78,16 @@ class State:
     @cached_property
     def _standing_seeds(self) -> dict[str, str]:
         return {seed.id: seed_id(seed.id, seed.text) for seed in self.seeds if seed.text is not None}
+
+    @cached_property
+    def plans(self) -> dict[str, Acceptance]:
+        """The plan of each batch that has one: that of the first decision about one of its lines."""
+        found: dict[str, Acceptance] = {}
+        for decision in self.decisions:
+            item = self.items.get(decision.item)
+            if decision.acceptance is not None and item is not None and item.batch is not None:
+                found.setdefault(item.batch, decision.acceptance)
+        return found
 
     def verdicts(self, reviewer: str, *, blind: bool = False) -> dict[str, Decision]:
         """The decision of a reviewer that stands, by item; or his or her blind repeats."""

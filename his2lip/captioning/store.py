@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from his2lip.captioning.lines import LineFile
-from his2lip.captioning.records import Act, Decision, Fields, Key, Variant
+from his2lip.captioning.records import Acceptance, Act, Decision, Fields, Key, Variant
 from his2lip.captioning.state import Item, State, fold
 from his2lip.config import sealed, unsealed
 from his2lip.errors import DatasetError, RunError
@@ -165,11 +165,15 @@ class Project:
         fields: Fields | None = None,
         blind: bool = False,
         note: str = "",
+        acceptance: Acceptance | None = None,
+        settles: bool = True,
     ) -> Decision:
         """Appends a decision; it is on the disk when this returns.
 
         version  of the item as the reviewer saw it; of a blind repeat, how often it was repeated: 0 or 1
         text     the new text of `revise`
+        acceptance  of a rewording, when its batch passes; stored where the batch has no plan yet
+        settles  whether a decision about a disputed item settles it; False for one of an import
 
         Raises StaleError where the item has another version by now, and RunError for an unknown item, a
         revision without a text, or nothing to undo.
@@ -197,7 +201,8 @@ class Project:
                 after=after,
                 fields=fields if act == "revise" else None,
                 blind=blind,
-                settles=not blind and known.status == "disputed",
+                settles=settles and not blind and known.status == "disputed",
+                acceptance=None if blind or known.batch in (None, *state.plans) else acceptance,
                 note=note if act == "wrong label" else "",
             )
             log = self._logs.setdefault(
@@ -237,11 +242,34 @@ class Project:
                 self.notices.append(_torn_notice(path, torn))
             self._state = None
 
+    def fill_batch(self, name: str, variants: Sequence[Variant]) -> str:
+        """Appends rewordings to the open batch of a name, and returns the batch's own name.
+
+        No decision can be made between the choice of the batch and the end of the writing.
+        """
+        with locked(self.folder / DECISIONS / ".lock"):
+            batch = self.open_batch(name)
+            self.add_variants(batch, variants)
+            return batch
+
+    def open_batch(self, name: str) -> str:
+        """The first of NAME-1, NAME-2, … of which no line was decided on.
+
+        A batch passes or fails as a whole, so nothing is added to one that is under review.
+        """
+        decided = {decision.item for decision in self.refresh().decisions}
+        batches = self.batches
+        number = 1
+        while any(variant.id in decided for variant in batches.get(f"{name}-{number}", ())):
+            number += 1
+        return f"{name}-{number}"
+
     def absorb(self, other: Project) -> tuple[int, int]:
         """Appends what another copy of this project has more; the numbers of decisions and rewordings.
 
         A log, or a batch, of both copies continues in at most one of them. Raises RunError for another
-        project, and where both copies continued one log: their numbers would mean two things.
+        project, where both copies continued one log (their numbers would mean two things), and where they
+        read one batch under two plans.
         """
         if other.digest != self.digest:
             fix = "merge copies of one project; their keys.json are equal"
@@ -249,8 +277,11 @@ class Project:
                 "these are two projects with different keys", where=other.folder, key=KEYS, fix=fix
             )
         with locked(self.folder / DECISIONS / ".lock"), locked(self.folder / VARIANTS / ".lock"):
-            self.refresh()
-            other.refresh()
+            own, theirs = self.refresh().plans, other.refresh().plans
+            if twice := next((name for name in own if theirs.get(name, own[name]) != own[name]), None):
+                fix = "review both copies with the same --error-rate, --confidence and --allowed"
+                what = f"the copies read batch {twice} under two plans: {own[twice]}, and {theirs[twice]}"
+                raise RunError(what, where=other.folder, key=twice, fix=fix)
             decisions = _continued(self._logs, other._logs, self.folder / DECISIONS, Decision)
             variants = _continued(self._variants, other._variants, self.folder / VARIANTS, Variant)
             self._state = None

@@ -17,7 +17,7 @@ from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
-    from his2lip.captioning import Acceptance, Price, Project, Report
+    from his2lip.captioning import Acceptance, Price, Project, Report, State
 
 _FORMATS = ("bank", "released", "label-studio")
 _SHOWN = 10  # unfinished seeds that are named
@@ -25,14 +25,27 @@ ProjectName = Annotated[
     str, typer.Argument(metavar="PROJECT", help="Name of a project in runs/captions, or its folder.")
 ]
 ErrorRate = Annotated[
-    float,
-    typer.Option(min=0.001, max=0.5, help="Share of wrong lines above which a batch should not pass."),
+    float | None,
+    typer.Option(
+        min=0.001,
+        max=0.5,
+        help="Share of wrong lines above which a batch should not pass. Default: its plan's, else 0.05.",
+    ),
 ]
 Confidence = Annotated[
-    float, typer.Option(min=0.5, max=0.999, help="Probability with which a batch of more errors fails.")
+    float | None,
+    typer.Option(
+        min=0.5,
+        max=0.999,
+        help="Probability with which a batch of more errors fails. Default: its plan's, else 0.95.",
+    ),
 ]
 Allowed = Annotated[
-    int, typer.Option(min=0, help="Wrong lines in the part that is read at which a batch still passes.")
+    int | None,
+    typer.Option(
+        min=0,
+        help="Wrong lines in the part that is read at which it still passes. Default: its plan's, else 0.",
+    ),
 ]
 
 
@@ -204,9 +217,9 @@ def review(
         ),
     ] = "127.0.0.1",
     keys: Annotated[Path | None, typer.Option(help="A YAML file of other keys, such as `accept: j`.")] = None,
-    error_rate: ErrorRate = 0.05,
-    confidence: Confidence = 0.95,
-    allowed: Allowed = 0,
+    error_rate: ErrorRate = None,
+    confidence: Confidence = None,
+    allowed: Allowed = None,
     browser: Annotated[bool, typer.Option(help="Open the page in the default browser.")] = True,
 ) -> None:
     """Open the page on which a pathologist accepts, revises or rejects seeds and sampled rewordings.
@@ -221,7 +234,7 @@ def review(
     page = Review(
         found,
         _reviewer(reviewer),
-        _acceptance(error_rate, confidence, allowed),
+        _acceptance(found, error_rate=error_rate, confidence=confidence, allowed=allowed),
         read_shortcuts(keys),
     )
     for notice in found.repair():
@@ -296,9 +309,9 @@ def export(
             "`label-studio`: tasks to review there."
         ),
     ] = "bank",
-    error_rate: ErrorRate = 0.05,
-    confidence: Confidence = 0.95,
-    allowed: Allowed = 0,
+    error_rate: ErrorRate = None,
+    confidence: Confidence = None,
+    allowed: Allowed = None,
 ) -> None:
     """Write the captions that stand, each with its status and where it comes from.
 
@@ -316,7 +329,9 @@ def export(
         beside = write_tasks(items, out)
         say(f"{len(items)} tasks: {out}; their labelling configuration: {beside}")
         return
-    sampled = batches(state, found.seed, _acceptance(error_rate, confidence, allowed))
+    _check_plans(state, error_rate=error_rate, confidence=confidence, allowed=allowed)
+    acceptance = _acceptance(found, error_rate=error_rate, confidence=confidence, allowed=allowed)
+    sampled = batches(state, found.seed, acceptance)
     standing = captions(state, sampled)
     if not standing.lines:
         fix = f"review them first: his2lip captions review {project}"
@@ -359,10 +374,28 @@ def _open(name: str) -> Project:
     return Project.open(project_folder(name))
 
 
-def _acceptance(error_rate: float, confidence: float, allowed: int) -> Acceptance:
+def _acceptance(project: Project, **given: float | None) -> Acceptance:
+    """The plan of batches of which nothing was decided yet.
+
+    Raises ConfigError for options that would change the plan of another batch and concern no new one.
+    """
     from his2lip.captioning import Acceptance
 
-    return Acceptance(error_rate=error_rate, confidence=confidence, allowed=allowed)
+    state = project.refresh()
+    options = {name: value for name, value in given.items() if value is not None}
+    if {item.batch for item in state.variants} <= set(state.plans):
+        _check_plans(state, **given)
+    return Acceptance.model_validate(options)
+
+
+def _check_plans(state: State, **given: float | None) -> None:
+    """Raises ConfigError for options that differ from the plan of a batch of which a line was decided."""
+    for batch, plan in state.plans.items():
+        for name, value in given.items():
+            if value is not None and value != getattr(plan, name):
+                what = f"the plan of batch {batch} was fixed by the first decision about it: {plan}"
+                fix = "leave out --error-rate, --confidence and --allowed; a new batch may have another plan"
+                raise ConfigError(what, key=f"--{name.replace('_', '-')}", fix=fix)
 
 
 def _reviewer(name: str | None) -> str:

@@ -13,10 +13,10 @@ import pytest
 from projects import keys, project, variants
 from typer.testing import CliRunner
 
-from his2lip.captioning import Project, key_id, seed_id
+from his2lip.captioning import Acceptance, Project, batches, key_id, seed_id
 from his2lip.cli import app
 from his2lip.data.captions import CaptionBank
-from his2lip.errors import DatasetError, RunError
+from his2lip.errors import ConfigError, DatasetError, RunError
 
 
 def command(*words: object) -> str:
@@ -38,8 +38,6 @@ def reviewed(tmp_path: Path) -> Project:
     made.submit("bob", strong, "accept", version=0)
     made.add_variants("good", passing)
     made.add_variants("bad", failing)
-    from his2lip.captioning import Acceptance, batches
-
     bad, good = batches(made.refresh(), made.seed, Acceptance(error_rate=0.2))
     for id in good.sample:
         made.submit("ann", id, "accept", version=0)
@@ -77,6 +75,44 @@ def test_at_a_stricter_rate_the_same_batch_has_not_been_read_enough(
     command("export", reviewed.folder, "--out", tmp_path / "bank.json", "--error-rate", "0.01")
     bank = CaptionBank.load(tmp_path / "bank.json")
     assert {o.status for found in bank.origins.values() for o in found} == {"read", "template"}
+
+
+def test_the_first_decision_about_a_batch_fixes_its_plan(reviewed: Project, tmp_path: Path) -> None:
+    item, out = reviewed.refresh().variants[-1], tmp_path / "bank.json"
+    assert item.batch is not None
+    plan = Acceptance(error_rate=0.2)
+    reviewed.submit("ann", item.id, "accept", version=item.version, acceptance=plan)
+    reviewed.submit("ann", item.id, "reject", version=item.version + 1, acceptance=Acceptance(allowed=9))
+    state = reviewed.refresh()
+    assert state.plans == {item.batch: plan}
+    of = next(b for b in batches(state, 0, Acceptance(error_rate=0.4, allowed=9)) if b.name == item.batch)
+    assert of.acceptance == plan
+    command("export", reviewed.folder, "--out", out)
+    command("export", reviewed.folder, "--out", out, "--error-rate", "0.2")
+    words = ["captions", "export", str(reviewed.folder), "--out", str(out), "--allowed", "9"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.key == "--allowed"
+    other = next(v for v in state.variants if v.batch != item.batch)
+    reviewed.submit("ann", other.id, "accept", version=other.version, acceptance=plan)
+    shutil.copytree(reviewed.folder, tmp_path / "copy")
+    done = CliRunner().invoke(app, ["captions", "review", str(tmp_path / "copy"), "--confidence", "0.5"])
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.key == "--confidence"
+
+
+def test_copies_that_read_one_batch_under_two_plans_do_not_merge(tmp_path: Path) -> None:
+    one = project(tmp_path / "a", 1)
+    one.submit("ann", one.keys[0].id, "accept", version=0)
+    one.add_variants("m-1", variants(one.keys[0], 3))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    other, id = Project.open(tmp_path / "b"), one.refresh().variants[0].id
+    one.submit("ann", id, "reject", version=0, acceptance=Acceptance())
+    other.submit("bob", id, "accept", version=0, acceptance=Acceptance(allowed=2))
+    with pytest.raises(RunError) as refused:
+        one.absorb(other)
+    assert refused.value.key == "m-1"
+    assert one.refresh().verdicts("bob") == {}
 
 
 def test_the_released_layout_is_imported_again_line_by_line(reviewed: Project, tmp_path: Path) -> None:

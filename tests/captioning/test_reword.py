@@ -294,6 +294,23 @@ def test_a_batch_under_review_gets_no_more_lines(tmp_path: Path) -> None:
     assert later.batch != first.batch
 
 
+def test_a_batch_that_is_reviewed_while_rewordings_come_gets_no_more_lines(tmp_path: Path) -> None:
+    made = project(tmp_path / "p", 2)
+    reviewed: list[str] = []
+
+    def reply(request: Request) -> tuple[int, dict[str, str], bytes]:
+        if request.number == 1:  # after the first answer was stored
+            (item, *_) = (reader := Project.open(made.folder)).refresh().variants
+            reviewed.append(item.batch or "")
+            reader.submit("reviewer", item.id, "accept", version=0)
+        return good(request)
+
+    report, _ = run(made, reply, concurrency=1)
+    first, second = report.batch.split(", ")
+    assert reviewed == [first]
+    assert [len(made.batches[name]) for name in (first, second)] == [3, 3]
+
+
 def test_an_endpoint_that_cannot_be_used_stops_the_work(tmp_path: Path) -> None:
     made = project(tmp_path / "p")
     with pytest.raises(EndpointError) as refused:

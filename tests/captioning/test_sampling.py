@@ -11,10 +11,10 @@ import pytest
 from projects import keys, project, variants
 from sklearn.metrics import cohen_kappa_score
 
-from his2lip.captioning import Act, Decision, Project
+from his2lip.captioning import Acceptance, Act, Decision, Project
 from his2lip.captioning.agreement import between, due_repeat, with_oneself
 from his2lip.captioning.queue import Session, progress, to_do
-from his2lip.captioning.sampling import Acceptance, batches, plan, upper_limit
+from his2lip.captioning.sampling import batches, plan, upper_limit
 from his2lip.captioning.state import fold
 
 
