@@ -6,14 +6,16 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from his2lip.data.stream import Batch
 
@@ -24,7 +26,7 @@ _FULL = "full"  # the file that says that no more batches are stored
 
 @dataclass(frozen=True)
 class SharedFolder:
-    """A folder of decoded batches, and the bytes that each split may have there."""
+    """A folder of decoded batches, and the bytes that each split may have there, in all its folders."""
 
     path: Path
     limit: int
@@ -36,8 +38,9 @@ class SharedBatches:
     The batches of a step have to be the same in all processes. Whoever needs the next batch of an epoch first
     decodes that epoch from there on, under a lock that the system releases if it dies; the others read each
     batch as it appears. A process that ends in the middle is followed by the next one. Batches are stored
-    until the folder has `limit` bytes; from then on each process decodes for itself, as it does where the
-    file system has no locks, or the process that decodes makes no progress for a minute.
+    until the folder and those of the same split of other data, FOLDER/../../*/SPLIT, have `limit` bytes. Then
+    those that no process uses are removed; where that is not enough, each process decodes for itself, as it
+    does where the file system has no locks, or the process that decodes makes no progress for a minute.
 
     decoded, read  number of batches that this process decoded, and of those that it found decoded
     """
@@ -53,12 +56,17 @@ class SharedBatches:
         """
         decode  (start, stop) -> the batches of these steps
         epoch   steps of an epoch, by which the work is shared out
-        limit   bytes that the folder may have
+        limit   bytes that the folder may have, together with those of the same split of other data
         """
         self._decode, self._folder, self._epoch, self._limit = decode, folder, epoch, limit
         self.decoded = self.read = 0
         self._alone = False
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # without locks nothing is shared or removed
+            use = _in_use(folder).open("w")
+            weakref.finalize(self, use.close)  # which releases the lock
+            fcntl.flock(use, fcntl.LOCK_SH)
+        folder.mkdir(exist_ok=True)
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         for begin in range(start - start % self._epoch, stop, self._epoch):
@@ -112,9 +120,7 @@ class SharedBatches:
 
     def _store(self, batch: Batch) -> None:
         """Stores a batch, or that there is no more room."""
-        bytes_each = batch.images.nbytes
-        if (len(os.listdir(self._folder)) + 1) * bytes_each > self._limit:
-            self._stop_sharing()
+        if self._alone:
             return
         tensors = {
             "images": batch.images.permute(0, 2, 3, 1).contiguous(),
@@ -123,14 +129,38 @@ class SharedBatches:
             "finding": batch.finding,
         }
         texts = {"captions": batch.captions, "patch_ids": batch.patch_ids}
+        content = save(tensors, metadata={"texts": json.dumps(texts)})
+        room = self._limit - len(content)
+        if self._stored_bytes() > room:
+            self._remove_unused()
+            if self._stored_bytes() > room:
+                self._stop_sharing()
+                return
         new = self._folder / f".{batch.step}.{os.getpid()}"
         try:
-            save_file(tensors, new, metadata={"texts": json.dumps(texts)})
+            new.write_bytes(content)
             new.replace(self._file(batch.step))
-        except (OSError, SafetensorError):  # a full disk; trials then decode for themselves
+        except OSError:  # a full disk; trials then decode for themselves
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
             self._stop_sharing()
+
+    def _stored_bytes(self) -> int:
+        """Of this split, in the folders of all data."""
+        total = 0
+        for file in self._folder.parent.parent.glob(f"*/{self._folder.name}/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
+
+    def _remove_unused(self) -> None:
+        """Removes the folders of this split of other data that no process has open."""
+        for folder in self._folder.parent.parent.glob(f"*/{self._folder.name}"):
+            if folder == self._folder:
+                continue
+            with contextlib.suppress(OSError), _in_use(folder).open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
     @contextlib.contextmanager
     def _lock(self, epoch: int) -> Iterator[Callable[[], None] | None]:
@@ -152,3 +182,8 @@ class SharedBatches:
         self._alone = True
         with contextlib.suppress(OSError):
             (self._folder / _FULL).touch()
+
+
+def _in_use(folder: Path) -> Path:
+    """The file that is locked by each process that uses a folder; it lies beside it, and stays."""
+    return folder.with_name(f"{folder.name}.in-use")

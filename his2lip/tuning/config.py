@@ -109,7 +109,9 @@ class SweepConfig(Config):
     """GPUs per trial. auto shares those of the cluster; set 1 where the cluster starts without any."""
     shared_gb: float = Field(default=2.0, ge=0)
     """Gigabytes of decoded patches of each split that the trials of a machine share, so that they decode each
-    once. They are files in the sweep's folder, removed at its end. 0: each trial decodes for itself."""
+    once. They are files in the sweep's folder, removed at its end. Trials with another seed or other data
+    have patches of their own within the same bound: where it is reached, those that no trial uses are
+    removed. 0: each trial decodes for itself."""
     storage: str = STORAGE
     """Folder of sweeps; on a cluster, one that all nodes share."""
     study: str | None = None
