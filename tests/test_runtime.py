@@ -136,8 +136,11 @@ def test_a_command_leaves_no_file_and_no_process_of_its_ray(end: signal.Signals 
     """Ended by itself, by Ctrl-C, or by SIGTERM."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="h2l") as folder:  # short: it has sockets
         wait = "print('started', flush=True)\nimport time\ntime.sleep(200)" if end else ""
+        heeded = (
+            "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also behind `&`
+        )
         command = subprocess.Popen(
-            [sys.executable, "-c", START + wait],
+            [sys.executable, "-c", heeded + START + wait],
             env={**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
