@@ -41,7 +41,10 @@
     if (event.repeat || event.isComposing) return;
     const field = event.target.closest('textarea, input, select');
     if (event.key === 'Escape') {
-      if (event.target === text()) text().value = text().dataset.original;
+      if (!field || event.target === text()) {
+        const typed = field ? [field] : document.querySelectorAll('.review [data-original]');
+        typed.forEach(part => { part.value = part.dataset.original; });
+      }
       document.querySelectorAll('figure.large').forEach(other => other.classList.remove('large'));
       if (field) field.blur();
     } else if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {

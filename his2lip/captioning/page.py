@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,8 @@ class _Tab:
     def _perform(self, told: Mapping[str, Any]) -> str:
         """Does what the browser asked for; the message to show."""
         state, session, act = self._project.refresh(), self._session, told.get("act")
+        if act not in ("generate", "accept", "revise"):
+            self._check_saved(state, told)
         if act in ("next", "previous"):
             session.step(state, 1 if act == "next" else -1)
             return ""
@@ -153,9 +155,9 @@ class _Tab:
             raise _Ignored("that key came before this item was shown")
         item, text = state.items[session.item], str(told.get("text") or "")
         now_shown = item.original if session.is_blind else item.shown
-        is_same = " ".join(text.split()) == " ".join(now_shown.split())
-        if act == "accept" and not is_same:
-            raise _Ignored("the text was changed; Ctrl+Enter saves it, Escape restores it")
+        is_same = _words(text) == _words(now_shown)
+        if act == "accept":
+            self._check_saved(state, told)
         if act == "revise" and is_same:
             raise _Ignored("the text is as it was; accept it, or edit it")
         decision = self._project.submit(
@@ -166,11 +168,31 @@ class _Tab:
             text=text,
             fields=self._fields_of(item, told, text) if act == "revise" and item.is_seed else None,
             blind=session.is_blind,
-            note=" ".join(str(told.get("note") or "").split()),
+            note=_words(told.get("note")),
             acceptance=self._review.acceptance,
         )
         session.advance(self._project.refresh())
         return f"Saved as number {decision.sequence}: {act}, {item.key.title}."
+
+    def _check_saved(self, state: State, told: Mapping[str, Any]) -> None:
+        """Raises _Ignored where the act would throw away what was typed about the item that is shown."""
+        session = self._session
+        if session.item is None or told.get("item") != session.item:
+            return
+        item = state.items[session.item]
+        if not session.is_blind and told.get("version") != item.version:
+            return  # what was typed is about a state that is no longer shown
+        if _words(told.get("text")) != _words(item.original if session.is_blind else item.shown):
+            raise _Ignored("the text was changed; Ctrl+Enter saves it, Escape restores it")
+        if item.is_seed and _fields(told) != self._standing_fields(item):
+            raise _Ignored(
+                "the fields were changed; G writes their sentence, Ctrl+Enter saves it, Escape restores them"
+            )
+        if _words(told.get("note")) and told.get("act") != "wrong label":
+            raise _Ignored("a note is kept for a wrong label only; Escape empties it")
+
+    def _standing_fields(self, item: Item) -> Fields:
+        return (None if self._session.is_blind else item.fields) or item.key.fields
 
     def _undo(self, state: State) -> str:
         last = state.last_undoable(self._session.reviewer)
@@ -267,7 +289,8 @@ class _Tab:
             self._buttons(("undo", "previous", "next", "filter"))
         with _tag("label", classes="muted"):
             _text("span", "For a wrong label, what you take it for (optional)")
-            _tag("input", id="note", maxlength=200)
+            note = "" if typed is None else typed.note
+            _tag("input", id="note", data_original="", maxlength=200, value=note)
         if item.is_seed:
             self._fields_form(item, typed)
             self._variants(state, item)
@@ -280,17 +303,18 @@ class _Tab:
                 _text("kbd", getattr(self._review.shortcuts, name).upper())
 
     def _fields_form(self, item: Item, typed: _Typed | None) -> None:
-        standing = (None if self._session.is_blind else item.fields) or item.key.fields
+        standing = self._standing_fields(item)
         fields = standing if typed is None else typed.fields
         _text("h3", "Fields")
         with _tag("div", classes="fields"):
-            _choice("compartment", fields.compartment, COMPARTMENTS)
-            _input("cells", fields.cells)
-            _choice("share", fields.share or "", STAININGS)
+            _choice("compartment", fields.compartment, COMPARTMENTS, standing.compartment)
+            _input("cells", fields.cells, standing.cells)
+            _choice("share", fields.share or "", STAININGS, standing.share or "")
             names = [f"{n} {word}" for n, word in enumerate(INTENSITIES)]
-            _choice("intensity", "" if fields.intensity is None else names[fields.intensity], names)
-            _choice("pattern", fields.pattern, PATTERNS)
-            _input("background", fields.background)
+            now, before = ("" if of.intensity is None else names[of.intensity] for of in (fields, standing))
+            _choice("intensity", now, names, before)
+            _choice("pattern", fields.pattern, PATTERNS, standing.pattern)
+            _input("background", fields.background, standing.background)
         self._buttons(("generate",))
 
     def _variants(self, state: State, seed: Item) -> None:
@@ -313,17 +337,23 @@ class _Typed:
 
     text: str
     fields: Fields
+    note: str
 
 
 def _typed(told: Mapping[str, Any]) -> _Typed | None:
     try:
-        return _Typed(str(told.get("text") or ""), _fields(told))
+        return _Typed(str(told.get("text") or ""), _fields(told), _words(told.get("note")))
     except ConfigError:
         return None
 
 
 class _Ignored(Exception):
     """What the reviewer did changes nothing, for this reason."""
+
+
+def _words(text: object) -> str:
+    """A text with single spaces."""
+    return " ".join(str(text or "").split())
 
 
 def _fields(told: Mapping[str, Any]) -> Fields:
@@ -369,21 +399,21 @@ def _status_class(status: str) -> str:
     return f"status {'good' if status in _GOOD else 'bad' if status in _BAD else ''}".strip()
 
 
-def _choice(name: str, value: str, offered: tuple[str, ...] | list[str]) -> None:
-    values = ["", *offered] if value in ("", *offered) else ["", value, *offered]
+def _choice(name: str, value: str, offered: Sequence[str], original: str) -> None:
+    values = dict.fromkeys(("", original, value, *offered))
     with _tag("label"):
         _text("span", name)
-        with _tag("select", data_field=name):
+        with _tag("select", data_field=name, data_original=original):
             for option in values:
                 entry = _text("option", option or "not stated", value=option)
                 if option == value:
                     entry.props["selected"] = True
 
 
-def _input(name: str, value: str) -> None:
+def _input(name: str, value: str, original: str) -> None:
     with _tag("label"):
         _text("span", name)
-        _tag("input", data_field=name, maxlength=200, value=value)
+        _tag("input", data_field=name, data_original=original, maxlength=200, value=value)
 
 
 def _tag(tag: str, *, classes: str = "", **props: object) -> Element:

@@ -25,7 +25,7 @@ BUTTONS: Mapping[str, tuple[str, str]] = {
 
 
 class Shortcuts(Config):
-    """One character each, upper or lower case. Ctrl+Enter saves a revision, Escape leaves the text."""
+    """One character each, upper or lower case. Ctrl+Enter saves a revision, Escape drops unsaved changes."""
 
     accept: str = "a"
     edit: str = "e"

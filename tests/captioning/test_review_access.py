@@ -11,7 +11,7 @@ import pytest
 from projects import project
 from review_server import free_port, review_server
 
-from his2lip.captioning import Shortcuts, read_shortcuts
+from his2lip.captioning import Acceptance, Shortcuts, page, read_shortcuts
 from his2lip.captioning.gate import Gate, Message, Receive, Scope, Send
 from his2lip.errors import ConfigError
 
@@ -83,6 +83,32 @@ def test_the_command_bound_elsewhere_answers_only_with_its_token(tmp_path: Path)
         assert refused.value.code == 403
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         assert opener.open(own, timeout=20).status == 200
+
+
+@pytest.mark.parametrize(
+    "typed", [{"text": "Typed."}, {"fields": {"cells": "T cells"}}, {"note": "stroma"}], ids=str
+)
+def test_no_act_throws_away_what_was_typed(tmp_path: Path, typed: dict[str, object]) -> None:
+    made = project(tmp_path / "p", 3)
+    tab = page._Tab(page.Review(made, "ann", Acceptance(), Shortcuts()))
+    tab._session.advance(made.refresh())
+    key = made.keys[0]
+    fields = {
+        "compartment": "nuclear",
+        "cells": "lymphocytes",
+        "share": "moderate",
+        "intensity": "2 moderate",
+    }
+    shown = {"item": key.id, "version": 0, "text": key.text, "fields": fields, "note": ""}
+    for act in ("accept", "next", "previous", "filter", "undo", "reject", "cannot tell", "wrong label"):
+        if act == "wrong label" and "note" in typed:
+            continue
+        with pytest.raises(page._Ignored):
+            tab._perform(shown | typed | {"act": act})
+    assert tab._session.item == key.id
+    assert made.refresh().decisions == []
+    tab._perform(shown | {"act": "accept"})
+    assert [d.act for d in made.refresh().decisions] == ["accept"]
 
 
 def test_keys_are_remapped_by_a_file_and_unusable_ones_are_refused(tmp_path: Path) -> None:

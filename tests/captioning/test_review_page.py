@@ -163,6 +163,14 @@ def test_the_fields_write_the_sentence_and_are_kept_with_it(page: Page, made: Pr
     page.select_option("[data-field=intensity]", label="3 strong")
     page.fill("[data-field=background]", "red blood cells")
     page.locator("[data-field=background]").press("Escape")
+    assert press(page, ACCEPT).startswith("Not saved: the fields were changed")
+    assert page.input_value("[data-field=background]") == "red blood cells"
+    page.keyboard.press("Escape")
+    assert page.input_value("[data-field=background]") == ""
+    assert page.input_value("[data-field=intensity]") == "2 moderate"
+    page.select_option("[data-field=intensity]", label="3 strong")
+    page.fill("[data-field=background]", "red blood cells")
+    page.locator("[data-field=background]").press("Escape")
     press(page, "g")
     assert "red blood cells" in page.input_value(".review textarea")
     assert page.input_value("[data-field=background]") == "red blood cells"
