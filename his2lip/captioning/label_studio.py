@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 from xml.sax.saxutils import quoteattr
 
-from his2lip.captioning.agreement import verdict_of
-from his2lip.captioning.records import Act
+from his2lip.captioning.records import Acceptance, Act, Decision
 from his2lip.captioning.state import Item
 from his2lip.captioning.store import PICTURES, Project
 from his2lip.errors import DatasetError
@@ -56,42 +55,68 @@ def write_tasks(items: Sequence[Item], path: Path) -> Path:
     return beside
 
 
-def read_annotations(project: Project, path: Path, reviewer: str) -> dict[str, int]:
+def read_annotations(
+    project: Project, path: Path, reviewer: str, acceptance: Acceptance | None = None
+) -> dict[str, int]:
     """Appends the annotations of a JSON file as decisions of a reviewer; what came of how many tasks.
 
-    Of a task with several annotations the last one that was not cancelled counts. A task whose caption is no
-    longer the one that stands is passed over, and so is one with the verdict that this reviewer has given it.
-    Raises DatasetError for a file that is not Label Studio's JSON.
+    Of a task with several annotations the last one that was not cancelled counts. A text that was edited is
+    `revise`, also under `accept`; `revise` without a new text is passed over. So are a task whose caption is
+    no longer the one that stands, and one with the verdict that this reviewer has given it. A decision that
+    is imported settles no dispute.
+
+    acceptance  when a batch passes whose first decision is among these
+
+    Raises DatasetError for a file that is not Label Studio's JSON, or that has annotations of several people.
     """
     try:
         tasks = json.loads(path.read_bytes())
         found = [(str(t["data"]["item"]), str(t["data"]["caption"]), _verdict(t)) for t in tasks]
+        people = {_annotator(annotation) for task in tasks for annotation in _given(task)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         what = "this is not a file that Label Studio exported as JSON from tasks of his2lip"
         raise DatasetError(what, where=path, fix="export there as JSON, not JSON-MIN or CSV") from None
+    if len(people) > 1:
+        what = f"this file has annotations of {len(people)} people, and one log is of one reviewer"
+        fix = "export the annotations of each person to a file, and merge each with its --reviewer"
+        raise DatasetError(what, where=path, key="completed_by", fix=fix)
     outcome: Counter[str] = Counter()
     for name, caption, verdict in found:
         state = project.refresh()
         item = state.items.get(name)
         if verdict is None:
             outcome["without an annotation"] += 1
-        elif item is None:
+            continue
+        act, text = verdict
+        is_edited = text not in ("", " ".join(caption.split()))
+        if act == "accept" and is_edited:
+            act = "revise"
+        after = {"accept": caption, "revise": text}.get(act)
+        if item is None:
             outcome["of another project"] += 1
-        elif _is_known(item, reviewer, verdict):
+        elif act == "revise" and not is_edited:
+            outcome["`revise` without a new text"] += 1
+        elif _is_known(state.verdicts(reviewer).get(name), act, after):
             outcome["known already"] += 1
         elif item.shown != caption:
             outcome["whose caption has changed since"] += 1
         else:
-            act, text = verdict
-            act = "accept" if act == "revise" and text in ("", item.shown) else act
-            project.submit(reviewer, name, act, version=item.version, text=text)
+            project.submit(
+                reviewer,
+                name,
+                act,
+                version=item.version,
+                text=text,
+                acceptance=acceptance,
+                settles=False,
+            )
             outcome["imported"] += 1
     return dict(outcome)
 
 
 def _verdict(task: dict[str, Any]) -> tuple[Act, str] | None:
     """The act and the revised text of a task. Raises ValueError for an act that is not offered."""
-    annotations = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
+    annotations = _given(task)
     if not annotations:
         return None
     values = {entry["from_name"]: entry["value"] for entry in annotations[-1]["result"]}
@@ -105,11 +130,17 @@ def _verdict(task: dict[str, Any]) -> tuple[Act, str] | None:
     return act, " ".join(text.split())
 
 
-def _is_known(item: Item, reviewer: str, verdict: tuple[Act, str]) -> bool:
-    own = item.standing.get(reviewer)
+def _is_known(own: Decision | None, act: Act, after: str | None) -> bool:
+    """Whether a reviewer's decision that stands is this act, or leaves this text."""
     if own is None:
         return False
-    act, text = verdict
-    if act == "revise" and text:
-        return own.after == text
-    return verdict_of(own, item) == ("accepted" if act in ("accept", "revise") else act)
+    return own.after == after if after is not None else own.after is None and own.act == act
+
+
+def _annotator(annotation: dict[str, Any]) -> str:
+    return json.dumps(annotation.get("completed_by"), sort_keys=True)
+
+
+def _given(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a task that were not cancelled."""
+    return [a for a in task.get("annotations", []) if not a.get("was_cancelled")]

@@ -263,21 +263,31 @@ def merge(
         ),
     ],
     reviewer: Annotated[
-        str | None, typer.Option(help="Who annotated in Label Studio. Default: the user name.")
+        str | None, typer.Option(help="Who annotated in Label Studio. Needed for its JSON files.")
     ] = None,
+    error_rate: ErrorRate = None,
+    confidence: Confidence = None,
+    allowed: Allowed = None,
 ) -> None:
     """Add the decisions of other copies of a project, and report where reviewers disagree.
 
-    An item on which they disagree is not exported; a decision about it on the page settles it.
+    An item on which they disagree is not exported; a decision about it on the page settles it. A JSON file
+    has the annotations of one person; its decisions about a new batch fix the plan of that batch.
     """
     from itertools import combinations
 
     from his2lip.captioning import between, read_annotations
 
+    annotated = [place for place in other if place.endswith(".json")]
+    if annotated and (reviewer is None or len(annotated) > 1):
+        what = "each JSON file of Label Studio is merged under the name of its reviewer"
+        fix = "merge one such file at a time, with --reviewer NAME"
+        raise ConfigError(what, where=annotated[-1], key="--reviewer", fix=fix)
     found = _open(project)
+    acceptance = _acceptance(found, error_rate=error_rate, confidence=confidence, allowed=allowed)
     for place in other:
-        if place.endswith(".json"):
-            outcome = read_annotations(found, Path(place), _reviewer(reviewer))
+        if place in annotated:
+            outcome = read_annotations(found, Path(place), reviewer or "", acceptance)
             told = ", ".join(f"{count} {what}" for what, count in outcome.items())
             say(f"{place}: tasks {told or 'none'}")
         else:
@@ -354,6 +364,10 @@ def export(
     for batch in sampled:
         say(str(batch))
     _say_repeats(found)
+    for item in state.seeds:
+        if item.status == "wrong label":
+            told = f"{item.key.patches:,} patches of {item.key.title}, whose label the reviewer calls wrong"
+            say(f"{told}, may still be trained on with templates; correct or leave out their labels")
     say(str(standing))
     say(f"captions: {out}")
 

@@ -13,7 +13,7 @@ import pytest
 from projects import keys, project, variants
 from typer.testing import CliRunner
 
-from his2lip.captioning import Acceptance, Project, batches, key_id, seed_id
+from his2lip.captioning import Acceptance, Item, Project, batches, key_id, read_annotations, seed_id
 from his2lip.cli import app
 from his2lip.data.captions import CaptionBank
 from his2lip.errors import ConfigError, DatasetError, RunError
@@ -191,7 +191,9 @@ def test_two_reviewers_copies_merge_and_their_disagreement_is_reported_and_not_e
     assert len(disputed) == 5
     assert all(item.id in told for item in disputed)
     assert "0 decisions" in command("merge", tmp_path / "a", tmp_path / "b"), "again changes nothing"
-    command("export", tmp_path / "a", "--out", tmp_path / "bank.json")
+    one.submit("ann", disputed[1].id, "wrong label", version=disputed[1].version)
+    told = command("export", tmp_path / "a", "--out", tmp_path / "bank.json")
+    assert f"{disputed[1].key.patches} patches of {disputed[1].key.title}" in told
     assert len(CaptionBank.load(tmp_path / "bank.json").captions) == 6
     one.submit("ann", disputed[0].id, "accept", version=disputed[0].version)
     command("merge", tmp_path / "b", tmp_path / "a")
@@ -257,9 +259,67 @@ def test_label_studio_tasks_come_back_as_decisions(tmp_path: Path) -> None:
     assert "5 known already" in command("merge", made.folder, done, "--reviewer", "eve")
     assert len(made.refresh().decisions) == 5
     done.write_text('{"not": "tasks"}')
-    refused = CliRunner().invoke(app, ["captions", "merge", str(made.folder), str(done)])
+    refused = CliRunner().invoke(app, ["captions", "merge", str(made.folder), str(done), "--reviewer", "eve"])
     assert isinstance(refused.exception, DatasetError)
     assert refused.exception.where == done
+
+
+def _task(item: Item, act: str, text: str, *people: int) -> dict[str, object]:
+    """A task of Label Studio that these people annotated alike."""
+    result = [
+        {"from_name": "act", "value": {"choices": [act]}},
+        {"from_name": "revision", "value": {"text": [text]}},
+    ]
+    annotations = [{"result": result, "was_cancelled": False, "completed_by": id} for id in people]
+    return {"data": {"item": item.id, "caption": item.shown}, "annotations": annotations}
+
+
+def test_an_edit_under_accept_is_a_revision_and_a_revision_without_an_edit_is_not_imported(
+    tmp_path: Path,
+) -> None:
+    made, path = project(tmp_path / "a", 3), tmp_path / "done.json"
+    one, two, three = made.refresh().seeds
+    tasks = [
+        _task(one, "accept", "Edited.", 1),
+        _task(two, "revise", two.shown, 1),
+        _task(three, "revise", "", 1),
+    ]
+    path.write_text(json.dumps(tasks))
+    assert read_annotations(made, path, "eve") == {"imported": 1, "`revise` without a new text": 2}
+    assert [(d.item, d.act, d.after) for d in made.refresh().decisions] == [(one.id, "revise", "Edited.")]
+    assert read_annotations(made, path, "eve") == {"known already": 1, "`revise` without a new text": 2}
+
+
+def test_annotations_are_imported_under_the_name_of_who_made_them_only(tmp_path: Path) -> None:
+    made, path = project(tmp_path / "a", 2), tmp_path / "done.json"
+    one, two = made.refresh().seeds
+    for tasks in (
+        [_task(one, "accept", "", 1, 2)],
+        [_task(one, "accept", "", 1), _task(two, "accept", "", 2)],
+    ):
+        path.write_text(json.dumps(tasks))
+        with pytest.raises(DatasetError) as refused:
+            read_annotations(made, path, "anna")
+        assert (refused.value.where, refused.value.key) == (path, "completed_by")
+    path.write_text(json.dumps([_task(one, "accept", "", 1)]))
+    for words in ([path], [path, path, "--reviewer", "anna"]):
+        done = CliRunner().invoke(app, ["captions", "merge", str(made.folder), *map(str, words)])
+        assert isinstance(done.exception, ConfigError)
+        assert done.exception.key == "--reviewer"
+    assert made.refresh().decisions == []
+
+
+def test_an_import_settles_no_dispute_and_does_not_open_a_settled_one(tmp_path: Path) -> None:
+    made, path = project(tmp_path / "a", 1), tmp_path / "done.json"
+    (item,) = made.refresh().seeds
+    path.write_text(json.dumps([_task(item, "accept", "", 1)]))
+    made.submit("anna", item.id, "reject", version=0)
+    made.submit("ben", item.id, "cannot tell", version=1)
+    assert read_annotations(made, path, "carl") == {"imported": 1}
+    assert made.refresh().items[item.id].status == "disputed"
+    made.submit("ben", item.id, "reject", version=3)
+    assert read_annotations(made, path, "carl") == {"known already": 1}
+    assert made.refresh().items[item.id].status == "rejected"
 
 
 def test_a_seed_that_changed_takes_its_rewordings_out_of_the_export(
