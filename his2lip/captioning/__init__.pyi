@@ -42,6 +42,7 @@ from .records import variant_id as variant_id
 from .reword import Plan as Plan
 from .reword import Price as Price
 from .reword import Report as Report
+from .reword import Spending as Spending
 from .reword import plan_rewordings as plan_rewordings
 from .reword import reword_seeds as reword_seeds
 from .sampling import Batch as Batch

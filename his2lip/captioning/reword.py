@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -35,6 +35,7 @@ _MOST_PER_REQUEST = 20
 _LONGEST = 2000  # characters of an answer that are kept where it is of no use
 _CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the work
 
+Ask = Callable[["Task", str, int], Awaitable[Answer]]
 Progress = Callable[[int, int], None]  # rewordings that passed, rewordings asked for
 
 
@@ -67,12 +68,34 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of `reword`: what each seed lacks, and about how many tokens that takes."""
+    """The work of `reword`: what each seed lacks, and about how many tokens that takes.
+
+    tokens_in, tokens_out  sent and received where nothing is refused
+    most_in, most_out      where each seed needs all of its requests
+    """
 
     tasks: tuple[Task, ...]
     wanted: int  # rewordings of all approved seeds
     tokens_in: int
     tokens_out: int
+    most_in: int
+    most_out: int
+
+
+@dataclass
+class Spending:
+    """What requests have cost and those under way may cost, in the currency of `price`.
+
+    most  no request starts that would exceed it; None: no limit
+    """
+
+    price: Price = Price()
+    most: float | None = None
+    spent: float = 0.0
+    reserved: float = 0.0
+
+    def allows(self, cost: float) -> bool:
+        return self.most is None or self.spent + self.reserved + cost <= self.most
 
 
 @dataclass
@@ -103,12 +126,17 @@ def plan_rewordings(project: Project, count: int) -> Plan:
         known = _known(project, item.key, item.text)
         if len(known) < count:
             tasks.append(Task(item.key, item.text, known, count - len(known)))
-    tokens_in = tokens_out = 0
+    tokens_in = tokens_out = most_in = most_out = 0
     for task in tasks:
         requests = math.ceil(task.missing / _MOST_PER_REQUEST)
-        tokens_in += requests * _tokens(INSTRUCTION + _question(task.text, _MOST_PER_REQUEST, task.known))
-        tokens_out += task.missing * (_tokens(task.text) + 4)
-    return Plan(tuple(tasks), count * len(approved), tokens_in, tokens_out)
+        first = _tokens(INSTRUCTION + _question(task.text, _MOST_PER_REQUEST, task.known))
+        # Each request repeats the rewordings that are there, so each is longer than the one before.
+        sent = [first + i * _expected(task, _MOST_PER_REQUEST) for i in range(requests)]
+        tokens_in += sum(sent)
+        tokens_out += _expected(task, task.missing)
+        most_in += sum(sent) + (ROUNDS - 1) * requests * (first + _expected(task, task.missing))
+        most_out += ROUNDS * requests * _expected(task, min(task.missing, _MOST_PER_REQUEST))
+    return Plan(tuple(tasks), count * len(approved), tokens_in, tokens_out, most_in, most_out)
 
 
 def reword_seeds(
@@ -117,6 +145,7 @@ def reword_seeds(
     endpoint: Endpoint,
     lengths: Lengths,
     *,
+    spending: Spending | None = None,
     progress: Progress = lambda done, total: None,
     on_end: Callable[[Report], None] = lambda report: None,
 ) -> Report:
@@ -127,7 +156,9 @@ def reword_seeds(
     refused where others were answered, leaves its seed unfinished. Raises RunError where another process
     rewords this project, or has since the plan was made: both would pay for the same rewordings.
 
-    on_end  gets the report however the work ends, also by an error or Ctrl-C
+    spending  a limit on the cost, by the estimate of each request before it starts; what is left of the work
+              is unfinished
+    on_end    gets the report however the work ends, also by an error or Ctrl-C
     """
     again = "when it has ended, the same command asks for what is missing"
     busy = RunError("another command rewords this project", where=project.folder, key="reword", fix=again)
@@ -135,23 +166,35 @@ def reword_seeds(
         project.refresh()
         if any(_known(project, task.key, task.text) != task.known for task in todo.tasks):
             raise busy
-        return _reword(project, todo, endpoint, lengths, progress, on_end)
+        return _reword(project, todo, _Asker(endpoint, lengths, spending or Spending()), progress, on_end)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    endpoint: Endpoint
+    lengths: Lengths
+    spending: Spending
 
 
 def _reword(
     project: Project,
     todo: Plan,
-    endpoint: Endpoint,
-    lengths: Lengths,
+    by: _Asker,
     progress: Progress,
     on_end: Callable[[Report], None],
 ) -> Report:
-    report = Report(batch=project.open_batch(_name(endpoint.model)))
+    report = Report(batch=project.open_batch(_name(by.endpoint.model)))
     total = sum(task.missing for task in todo.tasks)
 
     async def work() -> None:
-        async with Chat(endpoint) as chat:
-            jobs = [asyncio.ensure_future(_seed(project, task, chat, lengths, report)) for task in todo.tasks]
+        places = asyncio.Semaphore(by.endpoint.concurrency)
+        async with Chat(by.endpoint) as chat:
+
+            async def ask(task: Task, question: str, asked: int) -> Answer:
+                async with places:  # costs are looked at when a request can start, not when it is queued
+                    return await _within(by.spending, chat, task, question, asked)
+
+            jobs = [asyncio.ensure_future(_seed(project, task, ask, by, report)) for task in todo.tasks]
             for job in jobs:
                 job.add_done_callback(lambda _: progress(report.passed, total))
             try:
@@ -169,9 +212,25 @@ def _reword(
     return report
 
 
-async def _seed(project: Project, task: Task, chat: Chat, lengths: Lengths, report: Report) -> None:
+async def _within(spending: Spending, chat: Chat, task: Task, question: str, asked: int) -> Answer:
+    """Asks, where the limit on the cost allows it. Raises RunError where it does not."""
+    sent, received = _tokens(INSTRUCTION + question), _expected(task, asked)
+    expected = spending.price.of(sent, received) or 0.0
+    if not spending.allows(expected):
+        fix = "the same command with another --max-cost asks for the rest"
+        raise RunError("the limit on the cost is reached", key="--max-cost", fix=fix)
+    spending.reserved += expected
+    try:
+        answer = await chat.ask(INSTRUCTION, question)
+    finally:
+        spending.reserved -= expected
+    spending.spent += spending.price.of(answer.tokens_in, answer.tokens_out) or 0.0
+    return answer
+
+
+async def _seed(project: Project, task: Task, ask: Ask, by: _Asker, report: Report) -> None:
     """Asks for the rewordings of one seed, in rounds, until it has enough."""
-    validator = Validator(task.text, task.key.tissue, task.key.biomarker, lengths, list(task.known))
+    validator = Validator(task.text, task.key.tissue, task.key.biomarker, by.lengths, list(task.known))
     missing = task.missing
     why = "too many of its rewordings were refused"
     for _ in range(ROUNDS * math.ceil(missing / _MOST_PER_REQUEST)):
@@ -180,14 +239,14 @@ async def _seed(project: Project, task: Task, chat: Chat, lengths: Lengths, repo
         asked = min(missing, _MOST_PER_REQUEST)
         question = _question(task.text, asked, validator.known)
         try:
-            answer = await chat.ask(INSTRUCTION, question)
+            answer = await ask(task, question, asked)
         except EndpointError:
             raise
         except RunError as error:
             why = error.what
             break
         variants = _variants(task, answer, f"{INSTRUCTION}\n\n{question}", asked, validator)
-        batch = project.fill_batch(_name(chat.endpoint.model), variants)
+        batch = project.fill_batch(_name(by.endpoint.model), variants)
         if batch not in report.batch.split(", "):  # a line of the last one was decided on meanwhile
             report.batch = f"{report.batch}, {batch}"
         passed = sum(variant.refused is None for variant in variants)
@@ -260,6 +319,11 @@ def _name(model: str) -> str:
     """The name of a model in the names of its batches."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-48:] or "model"
     return name if name[0].isalnum() else f"m{name}"
+
+
+def _expected(task: Task, count: int) -> int:
+    """Tokens of so many rewordings, which are about as long as the seed."""
+    return count * (_tokens(task.text) + 4)
 
 
 def _tokens(text: str) -> int:

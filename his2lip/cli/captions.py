@@ -150,6 +150,10 @@ def reword(
     price_out: Annotated[
         float | None, typer.Option(min=0, help="Price of a million tokens received.")
     ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, help="Start no request that would cost more in all. Needs both prices."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the estimate.")] = False,
 ) -> None:
     """Reword each approved seed through an OpenAI-compatible endpoint, and validate the answers.
@@ -157,9 +161,12 @@ def reword(
     Set OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL: a hosted model, or one under vLLM. Only text is
     sent, never an image. What validation refuses is kept aside with its reason. The same command resumes.
     """
-    from his2lip.captioning import Price, endpoint_from, plan_rewordings, reword_seeds
+    from his2lip.captioning import Price, Spending, endpoint_from, plan_rewordings, reword_seeds
     from his2lip.models import load_tokenizer
 
+    if max_cost is not None and (price_in is None or price_out is None):
+        what, fix = "a limit on the cost needs prices", "give --price-in and --price-out"
+        raise ConfigError(what, key="--max-cost", fix=fix)
     price = Price(price_in, price_out)
     found = _open(project)
     todo = plan_rewordings(found, count)
@@ -167,7 +174,8 @@ def reword(
     say(f"{todo.wanted - missing:,} of {todo.wanted:,} rewordings are there; {missing:,} to ask for")
     if not missing:
         return
-    say(f"estimate: {_tokens(todo.tokens_in, todo.tokens_out, price)}")
+    say(f"estimate: {_tokens(todo.tokens_in, todo.tokens_out, price)}, if nothing is refused")
+    say(f"at most about: {_tokens(todo.most_in, todo.most_out, price)}, if most is refused")
     endpoint = endpoint_from(
         url=base_url,
         model=model,
@@ -188,7 +196,10 @@ def reword(
 
     with ProgressBar("rewording") as bar:
         counter = bar.counter("rewordings")
-        report = reword_seeds(found, todo, endpoint, lengths, progress=counter, on_end=show_use)
+        spending = Spending(price, max_cost)
+        report = reword_seeds(
+            found, todo, endpoint, lengths, spending=spending, progress=counter, on_end=show_use
+        )
     if report.unfinished:
         for key, why in list(report.unfinished.items())[:_SHOWN]:
             say(f"unfinished: {key}: {why}")

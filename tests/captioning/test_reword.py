@@ -17,8 +17,10 @@ from his2lip.captioning import (
     EndpointError,
     Fields,
     Key,
+    Price,
     Project,
     Report,
+    Spending,
     Variant,
     endpoint_from,
     key_id,
@@ -26,6 +28,7 @@ from his2lip.captioning import (
     reword_seeds,
     sentence,
 )
+from his2lip.captioning.reword import INSTRUCTION
 from his2lip.errors import RunError
 from his2lip.models import clip_tokenizer
 
@@ -207,6 +210,44 @@ def test_two_commands_never_pay_for_the_same_rewordings(tmp_path: Path) -> None:
         reword_seeds(Project.open(tmp_path / "p"), todo, endpoint("http://127.0.0.1:1/v1"), TOKENIZER)
     assert {error.key for error in (*refused, late.value)} == {"reword"}
     assert len(refused) == 1
+
+
+def test_the_estimate_grows_with_the_rewordings_that_each_request_repeats(tmp_path: Path) -> None:
+    """The plan's tokens are those of the requests that are sent, by the same characters per token."""
+    made = project(tmp_path / "p")
+    made.refresh()
+    caption = made.keys[0].text
+    plan, sent = plan_rewordings(made, 200), 0
+    for request in range(10):
+        there = [caption] * (20 * request)
+        question = json.dumps({"caption": caption, "number_of_rewordings": 20, "already_there": there})
+        sent += (len(INSTRUCTION) + len(question)) / 4
+    assert plan.tokens_in == pytest.approx(sent, rel=0.2)
+    assert plan.most_in == pytest.approx(sent + 20 * (len(INSTRUCTION) + len(caption) * 201) / 4, rel=0.2)
+    assert plan.most_out == 3 * plan.tokens_out
+
+
+def test_no_request_starts_beyond_the_limit_on_the_cost(tmp_path: Path) -> None:
+    made = project(tmp_path / "p", 4)
+    todo = plan_rewordings(made, 3)
+    price = Price(0.0, 50_000.0)  # an answer costs 1; its estimate is higher
+    each = price.of(0, todo.tokens_out // 4)
+    assert each is not None
+    with chat_server(good) as server:
+        spending = Spending(price, 1 + 1.1 * each)
+        report = reword_seeds(made, todo, endpoint(server.url, concurrency=1), TOKENIZER, spending=spending)
+    assert len(server.requests) == 2
+    assert report.passed == 6
+    assert len(report.unfinished) == 2
+    assert spending.spent == pytest.approx(2.0)
+    assert spending.reserved == 0.0
+
+
+def test_a_limit_on_the_cost_needs_prices(tmp_path: Path) -> None:
+    project(tmp_path / "p")
+    refused = attempt("captions", "reword", str(tmp_path / "p"), "--max-cost", "1", "--price-in", "1")
+    assert refused.ended == "refused"
+    assert "--price-out" in refused.said
 
 
 def test_a_slow_server_is_given_up_and_asked_again(tmp_path: Path) -> None:
