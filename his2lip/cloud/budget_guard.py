@@ -28,7 +28,7 @@ class Budget:
     """`metadata.budget` of a cluster's file.
 
     usd           the most that all machines of the cluster may cost together, the head included
-    record        the file that remembers every machine; remove it to begin a new budget
+    record        the file that remembers every machine; removed while no guard runs, a new sum begins
     usd_per_hour  instance type -> its price on demand; spot machines are counted at this price too
     """
 

@@ -176,6 +176,20 @@ def test_a_spent_budget_stays_spent_after_a_restart_and_a_new_ray_up(head: Head)
     assert {node["max_workers"] for node in tree["available_node_types"].values()} == {0}
 
 
+def test_a_new_sum_begins_where_the_record_is_removed_while_no_guard_runs(head: Head) -> None:
+    head.aged(hours=2)
+    guard, now = head.guard(), head.start()
+    assert guard.tick(now) > 2
+    head.budget.record.unlink()  # such as a shared folder that is away for a moment
+    assert guard.tick(now + 1) > 2
+    assert len(json.loads(head.budget.record.read_text())["machines"]) == 4
+    head.budget.record.unlink()
+    assert head.guard().tick(now + 2) < 2
+    machines = json.loads(head.budget.record.read_text())["machines"]
+    there = instances(head.ec2, head.name)
+    assert {m["id"]: m["launched"] for m in machines} == {m.id: m.launched for m in there}
+
+
 def test_machines_that_cannot_be_listed_are_taken_to_be_there_still(head: Head) -> None:
     there, now = instances(head.ec2, head.name), head.start()
 
