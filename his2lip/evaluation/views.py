@@ -118,7 +118,8 @@ class View(Config):
         places = np.stack([np.array(columns)[numbers[:, 0]], np.array(rows)[numbers[:, 1]]], axis=1)
         boxes = -(-np.concatenate([places, places + side], axis=1) // step)  # the mask's pixels inside
         share = _share(tissue, boxes)
-        order = _order(share, numbers)[: _FEWEST if blank else self.max_tiles]
+        most = min(_FEWEST, self.max_tiles) if blank else self.max_tiles
+        order = _order(share, numbers)[:most]
         chosen, seen = self._until_covered(tissue, boxes[order], share[order])
         used = [(int(x), int(y)) for x, y in places[sorted(order[:chosen]) or [0]]]
         return Squares(used, side, side, None if blank else seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from his2lip.evaluation.views import MIHIC_FIELD, Squares, TrainingField, View
@@ -30,6 +30,9 @@ def share_inside(found: Squares, tissue: np.ndarray) -> float:
 
 
 @settings(max_examples=60, deadline=None)
+@example(
+    height=1, width=2, size=1, most=1, coverage=0.0, seed=0
+)  # a blank image with more tiles than allowed
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),
