@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+
+from loopback import on_loopback
 
 
 def new_store(folder: Path) -> str:
@@ -16,6 +20,16 @@ def new_store(folder: Path) -> str:
     with closing(sqlite3.connect(_empty())) as empty, closing(sqlite3.connect(file)) as copy:
         empty.backup(copy)
     return f"sqlite:///{file}"
+
+
+@contextmanager
+def mlflow_on_loopback(folder: Path) -> Iterator[str]:
+    """The URL of an `mlflow server` with a new SQLite store in `folder`, on a free loopback port."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--backend-store-uri", new_store(folder)]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with on_loopback(command, cwd=folder) as url:
+        yield url
 
 
 @cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from his2lip.captioning.records import Decision
 from his2lip.captioning.state import Item, State, rank
 
-REPEATED = 10  # one in so many decided items is shown again
+REPEATED = 10  # one in ten decided items is shown again
 _APART = 5  # decisions between an item and its repeat, at least
 _LEAST = 5  # items from which an interval is computed
 

@@ -17,7 +17,7 @@ from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation import read_images
 
-CONTEXT_UM = 200.0  # microns of tissue shown around a patch, on each side, where there are so many
+CONTEXT_UM = 200.0  # microns of tissue shown around a patch, on each side, where the slide has them
 _SIDE = 512  # pixels of the longer side of a picture, or of each of its two parts
 _GAP = 8  # pixels between the two
 _BARS_UM = (

@@ -134,7 +134,7 @@ def draft_project(
 
     model    embeds the patches; its features are cached, so that no image is embedded twice
     bands    one key for each staining band of a tissue type and biomarker, else one for all bands
-    per_key  representative patches of a key, at least 4 where it has so many
+    per_key  representative patches of a key, at least 4 where it has 4 or more
 
     Patches without tissue type and biomarker, and those whose label and pixels disagree about staining, have
     no key. Raises DatasetError where a project is there already, or where no patch has a key.

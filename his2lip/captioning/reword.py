@@ -322,7 +322,7 @@ def _name(model: str) -> str:
 
 
 def _expected(task: Task, count: int) -> int:
-    """Tokens of so many rewordings, which are about as long as the seed."""
+    """Tokens of a number of rewordings, which are about as long as the seed."""
     return count * (_tokens(task.text) + 4)
 
 

@@ -114,7 +114,7 @@ class Guard:
     config     the cluster's file, whose limits on workers it lowers
     machines   -> the cluster's instances that exist now; where it raises an error, those of the last look are
                taken to be there still
-    warn       tells every worker node of Ray that it ends in so many seconds: its runs save a checkpoint
+    warn       tells every worker node of Ray in how many seconds it ends: its runs save a checkpoint
     terminate  ends instances
     """
 

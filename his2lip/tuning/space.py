@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,16 +37,20 @@ class _Drawn(Config):
     when: When = Field(default_factory=dict)
     """Keys of the space, listed above this one, and the values that they need for this one to be drawn."""
 
+
+class _Single(_Drawn, ABC):
+    """What the kinds share that are one dimension of Optuna."""
+
     def suggest(self, key: str, trial: BaseTrial) -> Scalar:
         """The value that Optuna draws for `key` in a trial."""
         return trial._suggest(key, self.distribution())  # type: ignore[attr-defined]
 
+    @abstractmethod
     def distribution(self) -> BaseDistribution:
         """Optuna's own form of the dimension."""
-        raise NotImplementedError
 
 
-class Uniform(_Drawn):
+class Uniform(_Single):
     """A real number anywhere in [low, high]; with `step`, on the grid low, low + step, …"""
 
     kind: Literal["uniform"]
@@ -69,7 +74,7 @@ class Uniform(_Drawn):
         return FloatDistribution(self.low, self.high, step=self.step)
 
 
-class Log(_Drawn):
+class Log(_Single):
     """A real number in [low, high], uniform in its logarithm; it excludes zero."""
 
     kind: Literal["log"]
@@ -90,7 +95,7 @@ class Log(_Drawn):
         return FloatDistribution(self.low, self.high, log=True)
 
 
-class Int(_Drawn):
+class Int(_Single):
     """A whole number in [low, high], in steps of `step`; with `log`, uniform in its logarithm."""
 
     kind: Literal["int"]
@@ -117,7 +122,7 @@ class Int(_Drawn):
         return IntDistribution(self.low, self.high, step=self.step, log=self.log)
 
 
-class Choice(_Drawn):
+class Choice(_Single):
     """One of several values without an order."""
 
     kind: Literal["choice"]

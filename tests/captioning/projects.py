@@ -31,7 +31,7 @@ def keys(count: int, *, pictures: int = 0) -> list[Key]:
 
 
 def project(folder: Path, of: int | list[Key] = 4, *, pictures: int = 0) -> Project:
-    """A project of so many keys, or of these keys."""
+    """A project of a number of keys, or of these keys."""
     made = keys(of, pictures=pictures) if isinstance(of, int) else of
     for i, key in enumerate(made):
         for k, picture in enumerate(key.pictures):

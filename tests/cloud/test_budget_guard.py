@@ -117,7 +117,7 @@ class Head:
         return min(machine.launched for machine in instances(self.ec2, self.name))
 
     def aged(self, hours: float) -> None:
-        """Writes a record of a machine that ended after so many hours."""
+        """Writes a record of a machine that ended after some hours."""
         Record({"i-0 0": small("i-0", hours=hours)}).write(self.budget.record)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import task_cpus
+from his2lip.evaluation.grid_resources import task_cpus
 
 LAPTOP = {"CPU": 4.0}
 LARGE = {"CPU": 64.0}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
-from loopback import on_loopback
 from mlflow_content import content, write_all
-from mlflow_stores import new_store
+from mlflow_stores import mlflow_on_loopback, new_store
 from moments import FAULTS, moments
 from proxy import Mode, Proxy
 from reliability_page import Record
@@ -31,11 +29,7 @@ _OUTCOME = "the work continues; points, children and models of the undisturbed r
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An `mlflow server` with a SQLite store on a free loopback port."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-    command += ["--backend-store-uri", new_store(folder)]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with on_loopback(command, cwd=folder) as url:
+    with mlflow_on_loopback(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
 
 
