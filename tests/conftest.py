@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def ray_local() -> Iterator[None]:
     start_ray(num_cpus=2, object_store_memory=400 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def ray_only_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` uses a Ray that runs. Another test may have started it, so only tests with `ray_local` do."""
+    module = sys.modules.get("his2lip.data.prepare.dataset")
+    if module is not None and "ray_local" not in request.fixturenames:
+        monkeypatch.setattr(module, "ray_runs", lambda: False)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from his2lip.runtime import (
 )
 from his2lip.tracking.store import Tracker
 
+SHORT = Path("/tmp/ray")  # where sessions are whose own folder has too long a path
 START = "from his2lip.runtime import start_ray\nstart_ray(num_cpus=1, object_store_memory=100 << 20)\n"
 
 
@@ -85,90 +86,94 @@ def test_no_token_is_written_to_join_a_cluster_or_where_tokens_are_off(
     assert not token.exists()
 
 
-_LISTENERS = (
-    START
-    + """
-import json, os, time, ray
+@dataclass(frozen=True)
+class Ended:
+    """A command that started a local Ray, and has ended by itself or by a signal.
+
+    listeners  (process, address) of the ports that it and its Ray listened on
+    token      of its Ray
+    files      that are left in its temporary folders
+    processes  of its Ray that are left
+    """
+
+    listeners: set[tuple[str, str]]
+    token: Path
+    files: list[str]
+    processes: list[str]
+
+
+_COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it is started in the background
+import json, os, sys, time, ray
 from listeners import listeners
 @ray.remote
-def work():
-    time.sleep(3)
-task = work.remote()
-time.sleep(2)
-print(json.dumps(sorted(listeners(os.getpid()))))
+class Worker:
+    def works(self):
+        return True
+worker = Worker.remote()
+assert ray.get(worker.works.remote())
+time.sleep(2)  # all processes of Ray have started
+print(json.dumps(sorted(listeners(os.getpid()))), flush=True)
+time.sleep(float(sys.argv[1]))
 """
-)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        pytest.param("", marks=pytest.mark.slow, id="alone"),
-        pytest.param("import ray, ray.train\n", id="ray is imported before"),
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("import ray, ray.train\n", signal.SIGINT), id="ray is imported before, Ctrl-C"),
+        pytest.param(("", None), marks=pytest.mark.slow, id="ended by itself"),
+        pytest.param(("", signal.SIGTERM), marks=pytest.mark.slow, id="SIGTERM"),
     ],
 )
-def test_a_local_ray_listens_on_this_machine_only_and_its_token_is_private(
-    before: str, token: Path, tmp_path: Path
-) -> None:
-    """It starts where TMPDIR is too long for the paths of its sockets, too."""
-    folder = tmp_path / ("job" * 20)
+def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The command starts where TMPDIR is too long for the paths of Ray's sockets, too."""
+    before, end = request.param
+    home = tmp_path_factory.mktemp("command")
+    folder, token = home / ("job" * 20), home / "auth_token"
     folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"RAY_AUTH_TOKEN_PATH": str(token), "TMPDIR": str(folder)}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", before + _LISTENERS],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    listeners = json.loads(done.stdout.splitlines()[-1])
-    assert {"gcs_server", "raylet"} <= {name for name, _ in listeners}
-    assert {address for _, address in listeners} == {"127.0.0.1"}
-    assert _mode(token) == 0o600
+    command = subprocess.Popen(
+        [sys.executable, "-c", before + START + _COMMAND, "200" if end else "0"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    session = f"session_*_{command.pid}"
+    try:
+        assert command.stdout is not None
+        listening = {(name, address) for name, address in json.loads(command.stdout.readline())}
+        if end is not None:
+            assert list(SHORT.glob(f"{session}/sockets/raylet*"))
+            command.send_signal(end)
+        command.communicate(timeout=120)
+    finally:
+        command.kill()
+    files = [str(path) for path in folder.rglob("*") if path.is_file() or path.is_socket()]
+    until = time.monotonic() + 10
+    while (left := _processes_of(f"_{command.pid}/")) and time.monotonic() < until:
+        time.sleep(0.2)
+    return Ended(listening, token, files + [str(path) for path in SHORT.glob(session)], left)
 
 
-@pytest.mark.parametrize(
-    "end", [signal.SIGINT, *(pytest.param(end, marks=pytest.mark.slow) for end in (None, signal.SIGTERM))]
-)
-def test_a_command_leaves_no_file_and_no_process_of_its_ray(end: signal.Signals | None) -> None:
-    """Ended by itself, by Ctrl-C, or by SIGTERM."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="h2l") as folder:  # short: it has sockets
-        wait = "print('started', flush=True)\nimport time\ntime.sleep(200)" if end else ""
-        heeded = (
-            "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also behind `&`
-        )
-        command = subprocess.Popen(
-            [sys.executable, "-c", heeded + START + wait],
-            env={**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            if end is not None:
-                assert command.stdout is not None
-                assert command.stdout.readline() == b"started\n"
-                assert list(Path(folder).rglob("raylet*"))
-                command.send_signal(end)
-            command.communicate(timeout=120)
-        finally:
-            command.kill()
-        assert [path.name for path in Path(folder).rglob("*") if path.is_file() or path.is_socket()] == []
-        assert not list(Path(folder).rglob("session_*"))
-        until = time.monotonic() + 10
-        while (left := _processes_of(folder)) and time.monotonic() < until:
-            time.sleep(0.2)
-        assert left == []
+def test_a_local_ray_listens_on_this_machine_only_and_its_token_is_private(ended: Ended) -> None:
+    assert {"gcs_server", "raylet"} <= {name for name, _ in ended.listeners}
+    assert {address for _, address in ended.listeners} == {"127.0.0.1"}
+    assert _mode(ended.token) == 0o600
+
+
+def test_a_command_leaves_no_file_and_no_process_of_its_ray(ended: Ended) -> None:
+    assert (ended.files, ended.processes) == ([], [])
 
 
 def _processes_of(folder: str) -> list[str]:
-    """The command lines of the processes that name a folder."""
+    """The command lines of the processes that name a folder in /tmp/ray."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_bytes()
-            if folder.encode() in words:
+            if f"{SHORT}/session_".encode() in words and folder.encode() in words:
                 found.append(words.decode(errors="replace").replace("\0", " "))
     return found
 
@@ -187,22 +192,30 @@ def test_a_long_folder_without_a_short_one_names_the_variable(monkeypatch: pytes
     assert refused.value.key == "RAY_TMPDIR"
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:8265"]
-)
-def test_a_cluster_that_does_not_answer_is_one_sentence_within_seconds(address: str) -> None:
-    start = time.monotonic()
+_JOIN = """
+import os, sys, time
+from his2lip.runtime import start_ray
+for address in sys.argv[1:]:
+    os.environ["RAY_ADDRESS"] = address
+    begun = time.monotonic()
+    try:
+        start_ray()
+    except Exception as error:
+        print(f"{time.monotonic() - begun:.1f} {type(error).__name__}: {error}")
+"""
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence_within_seconds() -> None:
+    addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "http://127.0.0.1:8265"]
     done = subprocess.run(
-        [sys.executable, "-c", START],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"RAY_ADDRESS": address},
-        check=False,
+        [sys.executable, "-c", _JOIN, *addresses], capture_output=True, text=True, check=False
     )
-    assert time.monotonic() - start < 30
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("his2lip.errors.ClusterError: ")
-    assert address in last
+    assert done.returncode == 0, done.stderr
+    for address, line in zip(addresses, done.stdout.splitlines(), strict=True):
+        seconds, name, sentence = line.split(maxsplit=2)
+        assert float(seconds) < 30
+        assert name == "ClusterError:"
+        assert address in sentence
 
 
 def test_a_folder_in_the_copy_of_the_checkout_that_a_job_gets_is_refused(

@@ -37,9 +37,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_dataset_is_prepared_checked_and_read_on_s3(
-    bucket: str, tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    bucket: str, tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     cut = Cutter(real_ihc)
     for i in range(12):
         cut.write(tmp_path / f"in/{'ab'[i % 2]}/{i}.png")

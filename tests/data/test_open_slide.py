@@ -51,9 +51,8 @@ def test_possible_microns_per_pixel_come_before_the_card_s_and_after_the_caller_
 
 @pytest.mark.parametrize("stated", IMPOSSIBLE)
 def test_acrobat_slides_of_an_impossible_scale_are_tiled_at_the_card_s(
-    tmp_path: Path, real_ihc: np.ndarray, stated: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, real_ihc: np.ndarray, stated: float
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     wide = np.tile(real_ihc, (3, 3, 1))
     write_layout("acrobat", tmp_path / "in", lambda side, *_: wide[:side, :side], each=1)
     slides = sorted((tmp_path / "in").rglob("*.tif*"))

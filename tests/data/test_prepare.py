@@ -122,27 +122,20 @@ def test_limit_takes_a_share_of_every_class(tmp_path: Path, real_ihc: np.ndarray
     assert len(report.info.counts["train"]) == 3
 
 
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plain path, though another test of this session may have started Ray."""
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
-
-
 @pytest.mark.usefixtures("ray_local")
 def test_same_input_gives_the_same_dataset_on_ray(
-    tmp_path: Path, real_ihc: np.ndarray, request: pytest.FixtureRequest
+    tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, seen = mihic_tree(tmp_path / "in", real_ihc), []
     on_ray = prepare(MIHIC, root, tmp_path / "a", part_bytes=60_000, progress=lambda *at: seen.append(at))
     assert len(on_ray.info.parts) > 6
     assert seen[-1] == (66, 66)
-    request.getfixturevalue("without_ray")
+    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     plain = prepare(MIHIC, root, tmp_path / "b", part_bytes=60_000)
     assert on_ray == plain
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_interrupted_prepare_resumes_where_it_stopped(
     tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +156,6 @@ def test_interrupted_prepare_resumes_where_it_stopped(
     assert not (out / "_progress").exists()
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_leftovers_of_another_prepare_are_not_used(tmp_path: Path, real_ihc: np.ndarray) -> None:
     root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +164,6 @@ def test_leftovers_of_another_prepare_are_not_used(tmp_path: Path, real_ihc: np.
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.parquet")) == sorted(report.info.parts)
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_two_datasets_are_not_mixed_in_one_place(tmp_path: Path, real_ihc: np.ndarray) -> None:
     root, out = mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out"
     Cutter(real_ihc).write(tmp_path / "mine/a/1.png")
@@ -204,7 +195,6 @@ def interrupted(card: Card, root: Path, out: Path) -> None:
     assert len(list(out.rglob("*.parquet"))) > 1
 
 
-@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("harm", ["record", "shard"])
 def test_a_damaged_part_of_an_interrupted_prepare_is_made_again(
     tmp_path: Path, real_ihc: np.ndarray, harm: str
@@ -222,7 +212,6 @@ def test_a_damaged_part_of_an_interrupted_prepare_is_made_again(
     assert len(open_shards(out).table("train")) == sum(report.info.counts["train"].values())
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_a_manifest_that_is_corrected_after_an_interruption_is_read_again(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -240,7 +229,6 @@ def test_a_manifest_that_is_corrected_after_an_interruption_is_read_again(
     assert prepare(card, root, out, part_bytes=20_000).info.counts == {"train": {"pos": 20}}
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_a_picture_that_is_replaced_after_an_interruption_is_read_again(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -256,7 +244,6 @@ def test_a_picture_that_is_replaced_after_an_interruption_is_read_again(
             assert row["image"] == (root / row["patch_id"].removeprefix("mine/")).read_bytes()
 
 
-@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("name", ["bcdata", "pantumor"])
 def test_annotations_that_are_corrected_after_an_interruption_are_read_again(
     tmp_path: Path, real_ihc: np.ndarray, name: str
@@ -278,7 +265,6 @@ def test_annotations_that_are_corrected_after_an_interruption_are_read_again(
     )
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_own_data_in_an_archive_has_the_classes_and_splits_of_its_folders(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -298,7 +284,6 @@ def test_own_data_in_an_archive_has_the_classes_and_splits_of_its_folders(
         assert info.digest == expected.digest
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_files_of_file_managers_are_counted_and_never_read_as_images(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -355,7 +340,6 @@ def test_carving_moves_its_share_of_many_groups_and_each_rule_its_own(fraction: 
     assert splits["test"] / (4000 - splits["select"]) == pytest.approx(fraction, abs=0.035)
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_another_patient_moves_no_patient_to_another_split(tmp_path: Path, real_ihc: np.ndarray) -> None:
     card = Card(
         name="mine",
@@ -375,7 +359,6 @@ def test_another_patient_moves_no_patient_to_another_split(tmp_path: Path, real_
     assert {case: after[case] for case in before} == before
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_peak_memory_does_not_grow_with_the_dataset(tmp_path: Path, real_ihc: np.ndarray) -> None:
     import tracemalloc
 
@@ -409,7 +392,6 @@ def test_place_that_cannot_be_written_is_an_error_that_names_it(
         assert refused.value.where == place
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_disk_that_fills_up_stops_a_prepare_and_quarantines_nothing(
     tmp_path: Path, real_ihc: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,11 +40,6 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
-
-
 def named_images(root: Path, pixels: np.ndarray) -> Path:
     """Images with names of cases in their paths, EXIF, comments and text; some are broken."""
     note = PngInfo()

@@ -38,9 +38,8 @@ def draw(real_ihc: np.ndarray) -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def read(tmp_path: Path, draw: Callable, monkeypatch: pytest.MonkeyPatch) -> Read:
+def read(tmp_path: Path, draw: Callable) -> Read:
     """Writes the layout of a card, changes it by `change(root)`, prepares it; rows by patch id."""
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
 
     def one(
         name: str, *, change: Callable[[Path], object] = lambda root: None, into: str = "", **options: object

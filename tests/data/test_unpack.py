@@ -319,9 +319,8 @@ def test_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["her2-ihc-40x", "bcdata"])
 def test_dataset_prepared_from_its_archives_is_the_one_prepared_from_its_files(
-    tmp_path: Path, real_ihc: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, real_ihc: np.ndarray, name: str
 ) -> None:
-    monkeypatch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
     write_layout(
         name, tmp_path / "plain", lambda side, *_: np.tile(real_ihc, (2, 2, 1))[:side, :side], each=1
     )

@@ -197,7 +197,7 @@ def test_an_earlier_sweep_study_is_taken_up(tmp_path: Path) -> None:
     assert records.reopen_study(url) == "golden"
 
 
-# --- the grid, last: where Ray runs, prepare would use it ---------------------------------------------------
+# --- the grid ----------------------------------------------------------------------------------------------
 
 
 def test_grid_repeats_its_cells_cache_and_leaderboard(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_grid import write_dataset
 
 from his2lip.cli.benchmark import write_report
 from his2lip.config import resolved, validate
@@ -16,7 +18,6 @@ from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
 from his2lip.report.plots import PLOTS, frozen_to_tuned
-from his2lip.synthetic.twins import write_twin
 
 ALPHAS = [0, 0.5, 1]
 
@@ -26,14 +27,14 @@ def benchmark(*models: object, **settings: object) -> BenchmarkConfig:
 
 
 def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
-    ray_local: None, tmp_path: Path
+    ray_local: None, tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
-    for name in ("mihic", "bci"):
-        write_twin(name, tmp_path / "shards" / name, scale=0.1)
+    for name in ("alpha", "gamma"):
+        write_dataset(tmp_path / "shards", name, real_ihc)
     tuned = save_checkpoint(tmp_path / "best", load_model("tiny", seed=1), meta={"data_digest": "another"})
     config = benchmark(
         {"blend": ["tiny", str(tuned)], "alphas": ALPHAS, "name": "mine"},
-        datasets=["mihic", "bci"], shards=f"{tmp_path}/shards", storage=f"{tmp_path}/runs",
+        datasets=["alpha", "gamma"], shards=f"{tmp_path}/shards", storage=f"{tmp_path}/runs",
         cache=f"{tmp_path}/cache", baselines=[],
     )  # fmt: skip
     result = run_grid(config)
@@ -41,11 +42,11 @@ def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
     assert not result.failed
     cells = {(c.model, c.dataset): c for c in result.cells}
     assert {model for model, _ in cells} == {"mine alpha=0", "mine alpha=0.5", "mine alpha=1"}
-    weights = {a: cells[f"mine alpha={a}", "mihic"].weights_sha256 for a in ALPHAS}
+    weights = {a: cells[f"mine alpha={a}", "alpha"].weights_sha256 for a in ALPHAS}
     assert weights[0] == load_model("tiny").tensor_digest()
     assert weights[1] == read_meta(tuned)["tensor_digest"]
     assert weights[0.5] not in (weights[0], weights[1])
-    in_domain = {a: cells[f"mine alpha={a}", "mihic"].in_domain for a in ALPHAS}
+    in_domain = {a: cells[f"mine alpha={a}", "alpha"].in_domain for a in ALPHAS}
     assert in_domain == {0: False, 0.5: True, 1: True}, "alpha 0 is the model that was not tuned"
 
     page = write_report(Path(config.folder))
@@ -55,7 +56,7 @@ def test_every_alpha_is_a_row_and_the_curve_is_in_the_report_of_the_benchmark(
         curve = list(csv.DictReader(file))
     assert [(row["sweep"], float(row["alpha"])) for row in curve] == [("mine", a) for a in ALPHAS]
     for row, alpha in zip(curve, ALPHAS, strict=True):
-        for column, dataset in (("in_domain", "mihic"), ("out_of_domain", "bci")):
+        for column, dataset in (("in_domain", "alpha"), ("out_of_domain", "gamma")):
             wanted = cells[f"mine alpha={alpha}", dataset].chance_corrected
             assert float(row[f"{column}_chance_corrected"]) == wanted
 

@@ -73,8 +73,9 @@ def recorder(tmp_path: Path) -> Callable[..., Any]:
     return lambda dies=None: Recorder(str(tmp_path / "log"), dies)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def helpers(ray_local: None) -> Iterator[Helpers]:
+    """At most one helper, which `start` starts where a test has ended the one before."""
     with Helpers(None, ONE, most=1) as found:
         yield found
 
@@ -121,19 +122,6 @@ def test_the_features_of_a_models_helper_are_those_of_one_process_to_the_bit(
     assert refused.value.where == shards.uri, "the helper has another model than the task"
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
-def test_the_part_of_a_helper_that_dies_is_embedded_again_and_nothing_else(
-    shards: ShardSet, helpers: Helpers, recorder: Callable[..., Any], tmp_path: Path
-) -> None:
-    helpers.start()
-    cache = EmbeddingCache(str(tmp_path / "cache"), encode=helpers.encode)
-    found = cache.embed(recorder("SIGKILL"), shards, "test", batch_size=2)
-    images, processes = read_log(tmp_path)
-    assert set(images.values()) == {1}
-    assert cache.counts.images == len(found.features) == 48
-    assert processes == {os.getpid()}
-
-
 def test_what_a_helper_refuses_is_raised_as_from_one_process(
     shards: ShardSet, helpers: Helpers, recorder: Callable[..., Any], tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -148,6 +136,19 @@ def test_what_a_helper_refuses_is_raised_as_from_one_process(
     assert refused.value.where == "bad/0.png"
     rows = [row for row, _ in helpers.encode(recorder(), shards, "test", range(8), batch_size=1)]
     assert sorted(rows) == list(range(8)), "the next dataset is embedded"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_the_part_of_a_helper_that_dies_is_embedded_again_and_nothing_else(
+    shards: ShardSet, helpers: Helpers, recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    helpers.start()
+    cache = EmbeddingCache(str(tmp_path / "cache"), encode=helpers.encode)
+    found = cache.embed(recorder("SIGKILL"), shards, "test", batch_size=2)
+    images, processes = read_log(tmp_path)
+    assert set(images.values()) == {1}
+    assert cache.counts.images == len(found.features) == 48
+    assert processes == {os.getpid()}
 
 
 @given(st.integers(0, 400), st.integers(1, 40), st.integers(1, 20))

@@ -51,7 +51,7 @@ def test_two_nodes_of_a_cluster_together_write_the_dataset_that_one_machine_writ
         x = next(places)
         return real_ihc[x : x + side, x : x + side]
 
-    write_layout("mihic", tmp_path / "in", draw, each=3)
+    write_layout("mihic", tmp_path / "in", draw, each=1)
     (tmp_path / "notes").mkdir()
     arguments = [str(tmp_path / name) for name in ("in", "out", "notes")]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

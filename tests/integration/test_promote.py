@@ -373,7 +373,7 @@ def test_a_benchmark_scores_a_registered_model_under_its_name(
 ) -> None:
     best = checkpoint("scored", seed=8)
     his2lip("models", "promote", best, "--alias", "champion")
-    write_twin("mihic", tmp_path / "shards/mihic", scale=0.25)
+    write_twin("mihic", tmp_path / "shards/mihic", scale=0.05)
     (tmp_path / "b.yaml").write_text(
         f"{{models: ['models:/scored@champion'], datasets: [mihic], shards: {tmp_path}/shards, "
         f"storage: {tmp_path}/runs, cache: {tmp_path}/cache, baselines: []}}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from ray import cloudpickle
 
@@ -19,7 +20,8 @@ from his2lip.errors import ConfigError, RunError
 from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.plots import save_plots
-from his2lip.tuning.study import TrialRow
+from his2lip.tuning.search import PlacedTPE
+from his2lip.tuning.study import TrialRow, open_study
 from his2lip.tuning.sweep import SweepResult, _resources, run_sweep
 from his2lip.tuning.trial import Objective, TrialReporter
 
@@ -39,7 +41,10 @@ def by_value() -> Iterator[None]:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """sweep(objective, …) runs a sweep over x in [0, 2]; keyword arguments change its configuration."""
+    """sweep(objective, …) runs a sweep over x in [0, 2]; keyword arguments change its configuration.
+
+    One trial at a time by default, because each process of trials takes seconds to start.
+    """
 
     def run(
         objective: Objective,
@@ -54,6 +59,7 @@ def sweep(tmp_path: Path) -> Sweep:
             "train": {},
             "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}},
             "trials": 4,
+            "max_concurrent": 1,
             "sampler": {"startup": 3},
             "scheduler": {"kind": "none"},
             "metric": "value",
@@ -73,12 +79,20 @@ def parabola(params: dict[str, Any], report: TrialReporter) -> None:
             return
 
 
+@pytest.fixture
+def nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Ray Tune prints nothing."""
+    yield
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+@pytest.mark.usefixtures("nothing_is_printed")
 def test_a_sweep_runs_its_points_first_then_points_of_tpe_and_reports_when_it_is_finished(
     sweep: Sweep,
 ) -> None:
     told: list[TrialRow] = []
     points = [{"x": 0.0}, {"x": 1.0}]
-    result = sweep(parabola, on_trial=told.append, points=points, trials=6)
+    result = sweep(parabola, on_trial=told.append, points=points, trials=6, max_concurrent=2)
     assert [row.params["x"] for row in result.trials[:2]] == [0.0, 1.0]
     assert sorted(row.number for row in told) == list(range(6))
     assert {row.state for row in result.trials} == {"finished"}
@@ -124,7 +138,7 @@ def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) 
 
     points = [{"x": x} for x in (2.0, 1.5, 1.0, 0.5, 0.25, 0.0)]
     asha = {"kind": "asha", "grace": 1, "reduction": 3}
-    result = sweep(objective, points=points, trials=6, scheduler=asha, max_concurrent=1)
+    result = sweep(objective, points=points, trials=6, scheduler=asha)
     assert result.trials[0].state == "finished"
     assert result.trials[0].reports == 9
     stopped = [row for row in result.trials if row.state == "stopped"]
@@ -139,12 +153,22 @@ def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) 
 def test_one_trial_at_a_time_gives_the_same_trials_also_after_a_restart(
     sweep: Sweep,
 ) -> None:
-    whole = sweep(parabola, name="whole", trials=7, max_concurrent=1)
-    sweep(parabola, name="halves", trials=4, max_concurrent=1)
-    halves = sweep(parabola, name="halves", trials=7, max_concurrent=1)
+    whole = sweep(parabola, name="whole", trials=7)
+    sweep(parabola, name="halves", trials=4)
+    halves = sweep(parabola, name="halves", trials=7)
     assert [row.params for row in halves.trials] == [row.params for row in whole.trials]
-    other = sweep(parabola, name="other", trials=7, max_concurrent=1, seed=1)
-    assert [row.params for row in other.trials] != [row.params for row in whole.trials]
+
+
+def test_another_seed_draws_other_trials() -> None:
+    def drawn(seed: int) -> list[float]:
+        study = optuna.create_study(sampler=PlacedTPE(seed=seed, startup=3, worst=-9.0))
+        for _ in range(6):
+            trial = study.ask()
+            study.tell(trial, trial.suggest_float("x", 0.0, 2.0))
+        return [trial.params["x"] for trial in study.trials]
+
+    assert drawn(0) == drawn(0)
+    assert not set(drawn(0)) & set(drawn(1))
 
 
 def test_a_trial_that_raises_is_reported_and_runs_again_at_the_next_call(
@@ -177,26 +201,26 @@ def test_a_process_that_dies_is_started_again_and_reported_if_it_keeps_dying(swe
     assert "process failed" in str(result.trials[1].note)
 
 
-DISTURBED = {"trials": 7, "max_concurrent": 1, "points": [{"x": 0.25}], "scheduler": {"kind": "asha"}}
+DISTURBED = {"trials": 7, "points": [{"x": 0.25}, {"x": 0.5}], "scheduler": {"kind": "asha"}}
 
 
-@pytest.mark.parametrize("disturbance", ["exception", "kill"])
-def test_a_trial_that_dies_once_leaves_the_study_of_an_undisturbed_sweep(
-    sweep: Sweep, tmp_path: Path, disturbance: str
-) -> None:
+def test_trials_that_die_once_leave_the_study_of_an_undisturbed_sweep(sweep: Sweep, tmp_path: Path) -> None:
+    """One raises an error and one is killed, both between two reports; two more before their first one."""
+    killed = {(1, 1): True, (0, 1): False, (3, 0): True, (4, 0): False}  # whether, by trial and step
+
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         for step, gain in enumerate((0.0, 0.1, 0.05)):
             died = tmp_path / f"died-{report.number}"
-            if (report.number, step) in ((0, 1), (3, 0)) and not died.exists():
+            if (report.number, step) in killed and not died.exists():
                 died.touch()
-                if disturbance == "kill":
+                if killed[report.number, step]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError("a disk that was away")
             if report({"value": gain - (params["x"] - 1.0) ** 2}):
                 return
 
     disturbed = sweep(objective, name="disturbed", **DISTURBED)
-    assert len(list(tmp_path.glob("died-*"))) == 2
+    assert len(list(tmp_path.glob("died-*"))) == 4
     undisturbed = sweep(objective, name="undisturbed", **DISTURBED)
     assert [dataclasses.replace(row, seconds=None) for row in disturbed.trials] == [
         dataclasses.replace(row, seconds=None) for row in undisturbed.trials
@@ -211,7 +235,7 @@ def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(sweep: Swe
         report({"value": params["x"] + 1})
 
     points = [{"x": x} for x in (0.0, 1.0, 2.0)]
-    result = sweep(objective, points=points, trials=4, trial_timeout=2.0, max_concurrent=1)
+    result = sweep(objective, points=points, trials=4, trial_timeout=2.0)
     assert [row.state for row in result.trials] == ["finished", "hung", "finished", "finished"]
     assert [trial.state.name for trial in result.study().trials] == [
         "COMPLETE",
@@ -222,7 +246,7 @@ def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(sweep: Swe
     where = (result.directory / "hung" / "1.txt").read_text(encoding="utf-8")
     assert "in objective" in where
     assert str(result.directory / "hung" / "1.txt") in str(result.trials[1].note)
-    again = sweep(objective, points=points, trials=4, trial_timeout=2.0, max_concurrent=1)
+    again = sweep(objective, points=points, trials=4, trial_timeout=2.0)
     assert again.finished_before
 
 
@@ -266,24 +290,34 @@ def test_a_conditional_space_draws_a_key_only_where_its_condition_holds(sweep: S
     assert {row.params["kappa"] == "scale" for row in result.trials[3:]} == {True, False}
 
 
-def test_a_sweep_starts_with_the_best_points_of_an_earlier_one_and_of_the_paper(sweep: Sweep) -> None:
+def test_a_sweep_starts_with_the_best_points_of_an_earlier_one_and_of_the_paper(
+    sweep: Sweep, tmp_path: Path
+) -> None:
     key = "loss.weights.image_image"
     space = {key: {"kind": "uniform", "low": 0.0, "high": 2.0}}
 
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         report({"value": -((params[key] - 1.5) ** 2)})
 
-    earlier = sweep(objective, name="earlier", space=space, trials=5)
-    best = sorted(
-        (row for row in earlier.trials if row.params[key] <= 1.9), key=lambda row: -(row.value or 0)
-    )
+    def tell_earlier(*drawn: float) -> None:
+        """Adds finished trials to the study of a sweep in the same storage."""
+        folder = tmp_path / "runs/tune/earlier"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = validate(SweepConfig, {"name": "earlier", "train": {}, "space": space, "metric": "value"})
+        study = open_study(config, f"sqlite:///{folder}/study.db", inputs={})
+        for value in drawn:
+            study.enqueue_trial({key: value})
+            study.tell(study.ask({key: optuna.distributions.FloatDistribution(0.0, 2.0)}), -abs(value - 1.5))
+
+    tell_earlier(0.25, 1.25, 1.95, 1.0)
     narrow = {key: {"kind": "uniform", "low": 0.0, "high": 1.9}}
-    options = {"space": narrow, "warm_start": ["paper", "earlier"], "warm_start_best": 2, "max_concurrent": 1}
+    options = {"space": narrow, "warm_start": ["paper", "earlier"], "warm_start_best": 2}
     later = sweep(objective, name="later", trials=4, **options)
-    assert [row.params[key] for row in later.trials[:3]] == [0.5, *(row.params[key] for row in best[:2])]
-    sweep(objective, name="earlier", space=space, trials=9)
+    assert [row.params[key] for row in later.trials[:3]] == [0.5, 1.25, 1.0], "1.95 is outside"
+    tell_earlier(1.5)
     more = sweep(objective, name="later", trials=5, **options)
     assert more.trials[:4] == later.trials, "what was read at the start stays"
+    assert more.trials[4].params[key] != 1.5
     with pytest.raises(RunError) as refused:
         sweep(objective, name="third", warm_start=["nosuch"])
     assert refused.value.key == "warm_start"
@@ -369,10 +403,3 @@ def test_only_the_best_trials_keep_their_files(sweep: Sweep) -> None:
     kept = result.directory / "trials"
     assert sorted((path / "weights").read_text(encoding="utf-8") for path in kept.iterdir()) == ["1.0", "2.0"]
     assert result.best_folder == kept / "1"
-
-
-def test_ray_tune_prints_nothing(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
-    sweep(parabola, trials=2)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err == ""

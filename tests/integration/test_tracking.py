@@ -281,11 +281,11 @@ def test_logged_models_can_be_ranked_by_their_figure_on_each_dataset(
     assert {cell.data.params["dataset"] for cell in marked} == {"mist"}
 
 
-def test_four_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) -> None:
+def test_two_processes_can_open_a_new_store_at_the_same_time(tmp_path: Path) -> None:
     script = "from his2lip.tracking import Tracker\nTracker.open().experiment('his2lip-train')"
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/deep/mlflow.db"}
-    started = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(4)]
-    assert [process.wait(timeout=240) for process in started] == [0] * 4
+    started = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(2)]
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store", "https://[::1", "two\nlines"])

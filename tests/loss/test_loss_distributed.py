@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from his2lip.loss.targets import SimilarityWeights
 from his2lip.loss.wise import WISELoss
@@ -26,19 +24,19 @@ CASES = {
     "released": {"normalize": False, "clamp": False},
     "hard": {"similarity": None},
 }
+# Rows of each rank. One of the four uneven ranks has none.
+GROUPS = {
+    "even-2": [13, 13],
+    "uneven-2": [N - 3, 3],
+    "near-even-4": [7, 7, 6, 6],
+    "uneven-4": [4, 0, N - 9, 5],
+}
 
 
 def whole_batch() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
     features = [torch.randn(N, D, generator=generator, dtype=torch.float64) for _ in range(2)]
     return [*features, *(torch.randint(-1, k, (N,), generator=generator) for k in (4, 5))]
-
-
-def shares(world: int, *, uneven: bool) -> list[int]:
-    """The number of rows of each rank. Four uneven ranks include one without rows."""
-    if uneven:
-        return [N - 3, 3] if world == 2 else [4, 0, N - 9, 5]
-    return [N // world] * world if N % world == 0 else [N // world + (r < N % world) for r in range(world)]
 
 
 def step(batch: list[torch.Tensor], **options) -> dict[str, torch.Tensor | dict[str, float]]:
@@ -53,10 +51,18 @@ def step(batch: list[torch.Tensor], **options) -> dict[str, torch.Tensor | dict[
     return {"values": out.metrics(), "weight": weight.grad, "scale": scale.grad}
 
 
-def worker(rank: int, sizes: list[int], out: str) -> None:
-    """One rank: the gradients of its rows, then their mean over ranks, as in DistributedDataParallel."""
+def worker(index: int, first: int, folder: str) -> None:
+    """One process, which is the rank `first + index` of each group that is large enough to have it."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=len(sizes))
+    rank = first + index
+    for group, sizes in GROUPS.items():
+        if rank < len(sizes):
+            torch.save(share(rank, sizes, f"file://{folder}/{group}.meet"), f"{folder}/{group}.{rank}.pt")
+
+
+def share(rank: int, sizes: list[int], meet: str) -> dict[str, Any]:
+    """The gradients of the rows of a rank, then their mean over ranks, as in DistributedDataParallel."""
+    torch.distributed.init_process_group("gloo", meet, rank=rank, world_size=len(sizes))
     start = sum(sizes[:rank])
     mine = [t[start : start + sizes[rank]] for t in whole_batch()]
     results = {}
@@ -66,36 +72,29 @@ def worker(rank: int, sizes: list[int], out: str) -> None:
             torch.distributed.all_reduce(result[key])
             result[key] /= len(sizes)
         results[name] = result
-    torch.save(results, f"{out}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    return results
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("uneven", [False, True], ids=["near even", "uneven"])
-def test_several_processes_give_the_loss_and_gradients_of_one(world, uneven, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    sizes = shares(world, uneven=uneven)
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    code = (
-        "import sys; sys.path.insert(0, {0!r}); import test_loss_distributed as t; t.worker({1}, {2}, {3!r})"
-    )
-    here = str(Path(__file__).parent)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code.format(here, rank, sizes, str(tmp_path))],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, errors
-    for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each rank of each group found, from four processes. This one is rank 0: imports take longest."""
+    folder, before = tmp_path_factory.mktemp("ranks"), torch.get_num_threads()
+    others = mp.spawn(worker, (1, str(folder)), nprocs=3, join=False)  # type: ignore[no-untyped-call]
+    try:
+        worker(0, 0, str(folder))
+    finally:
+        torch.set_num_threads(before)
+    while not others.join():
+        pass
+    return folder
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_several_processes_give_the_loss_and_gradients_of_one(group: str, folder: Path) -> None:
+    for rank in range(len(GROUPS[group])):
+        found = torch.load(folder / f"{group}.{rank}.pt", weights_only=True)
         for name, options in CASES.items():
             one, many = step(whole_batch(), **options), found[name]
             assert many["values"] == pytest.approx(one["values"], rel=TOLERANCE, abs=1e-9), (rank, name)
