@@ -186,15 +186,15 @@ def encode_rows(
 def read_images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple[int, dict]]:
     """(row, its patch_id, mpp, sha256 and image) for ascending rows of a split."""
     wanted = np.asarray(rows, dtype=np.int64)
-    first = 0
-    for group in shards.row_groups(split):
-        inside = wanted[(wanted >= first) & (wanted < first + group.rows)] - first
-        if len(inside):
-            columns = ["patch_id", "mpp", "sha256", "image"]
-            table = shards.read(group, columns).take(pa.array(inside))
-            for row, place in enumerate(inside):
-                yield int(place) + first, {name: table[name][row].as_py() for name in columns}
-        first += group.rows
+    groups = shards.row_groups(split)
+    ends = np.cumsum([group.rows for group in groups])
+    for number in np.unique(np.searchsorted(ends, wanted, side="right")).tolist():
+        first = int(ends[number]) - groups[number].rows
+        begin, end = np.searchsorted(wanted, [first, int(ends[number])])
+        columns = ["patch_id", "mpp", "sha256", "image"]
+        table = shards.read(groups[number], columns).take(pa.array(wanted[begin:end] - first))
+        for row, place in enumerate(wanted[begin:end].tolist()):
+            yield place, {name: table[name][row].as_py() for name in columns}
 
 
 def _decoded(

@@ -8,10 +8,10 @@ import io
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
@@ -41,9 +41,9 @@ class FeatureStore:
 
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of `keys` that are stored, each float32 (T, D)."""
-        wanted = pa.array(sorted(set(keys)), type=pa.string())
+        wanted = frozenset(keys)
         found: dict[str, np.ndarray] = {}
-        for path in self._parts() if len(wanted) else ():
+        for path in self._parts() if wanted else ():
             try:
                 found |= _read_part(self._fs, path, wanted, width=self._width)
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -80,7 +80,7 @@ def _to_table(features: Mapping[str, np.ndarray]) -> pa.Table:
 
 
 def _read_part(
-    filesystem: pafs.FileSystem, path: str, wanted: pa.Array, *, width: int
+    filesystem: pafs.FileSystem, path: str, wanted: AbstractSet[str], *, width: int
 ) -> dict[str, np.ndarray]:
     """The wanted keys of one part. Raises ValueError for content that is not what was written."""
     table = pq.read_table(
@@ -90,29 +90,31 @@ def _read_part(
         page_checksum_verification=True,
         partitioning=None,
     )
-    _check(table, width)
-    table = table.filter(pc.is_in(table["key"], value_set=wanted)).combine_chunks()
-    if not len(table):
+    keys, vectors = _checked(table, width)
+    # A set, which all parts share: the time of `read` grows with the keys, not with keys x parts.
+    is_wanted = np.fromiter((key in wanted for key in keys), dtype=bool, count=len(keys))
+    if not is_wanted.any():
         return {}
-    keys = table["key"].to_pylist()
-    vectors = _vectors(table).reshape(len(keys), -1)
+    if not is_wanted.all():  # what is not wanted is not kept in memory
+        keys, vectors = [key for key in keys if key in wanted], vectors[is_wanted]
     starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
     return {keys[a]: vectors[a:b] for a, b in zip(starts, [*starts[1:], len(keys)], strict=True)}
 
 
-def _check(table: pa.Table, width: int) -> None:
-    """Compares the content with the part's digest. Parts of earlier versions have none."""
+def _checked(table: pa.Table, width: int) -> tuple[list[str], np.ndarray]:
+    """Keys, and features float32 (rows, D), compared with the part's digest; earlier versions have none."""
     kind = table.schema.field("feature").type
     if kind != pa.list_(pa.float32(), width):
         raise ValueError(f"its features are {kind}, not {width} numbers each")
     if table["key"].null_count or table["feature"].null_count:
         raise ValueError("it has empty values")
-    flat = _vectors(table)
+    keys, flat = table["key"].to_pylist(), _vectors(table)
     if not np.isfinite(flat).all():
         raise ValueError("it has features that are not finite")
     known = (table.schema.metadata or {}).get(_DIGEST)
-    if known is not None and known != _digest(table["key"].to_pylist(), flat):
+    if known is not None and known != _digest(keys, flat):
         raise ValueError("its content is not what its digest names")
+    return keys, flat.reshape(len(keys), width)
 
 
 def _vectors(table: pa.Table) -> np.ndarray:

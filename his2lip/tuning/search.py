@@ -89,7 +89,8 @@ class _SeenByTPE:
 
 
 def _is_bad(trial: FrozenTrial) -> bool:
-    return to_row(trial).state in ("failed", "hung")
+    # The state of a trial needs the digest of its record: only of those that may be bad.
+    return not {"failed", "hung"}.isdisjoint(trial.user_attrs) and to_row(trial).state in ("failed", "hung")
 
 
 class StudySearch(Searcher):

@@ -23,6 +23,8 @@ _DAMAGED = "its record in the study is damaged"
 State = Literal["finished", "stopped", "failed", "hung", "error", "interrupted", "running", "waiting"]
 # States of trials that are not run again.
 DONE: tuple[State, ...] = ("finished", "stopped", "failed", "hung")
+# States of trials that have not ended.
+OPEN: tuple[State, ...] = ("running", "waiting")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

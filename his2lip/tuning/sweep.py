@@ -21,6 +21,7 @@ from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import silence_optuna, tune_settings
 from his2lip.tuning.study import (
     DONE,
+    OPEN,
     TrialRow,
     best_rows,
     open_study,
@@ -176,8 +177,11 @@ def _run(
     """Runs `count` trials and records them in the study."""
     from his2lip.tuning.search import StudySearch
 
+    ended = {row.number: row for row in rows(study) if row.state not in OPEN}
+
     def end(row: TrialRow) -> None:
-        table = rows(study)
+        ended[row.number] = row
+        table = list(ended.values())
         keep_best(directory, table, mode=config.mode, keep=config.keep, also=front_of(config, table))
         on_trial(row)
 
@@ -306,9 +310,10 @@ def keep_best(
 ) -> None:
     """Removes the folders of ended trials in `directory`/trials, except of the `keep` best and of `also`."""
     kept = {row.number for row in (*best_rows(table, mode, keep), *also)}
-    for row in table:
-        if row.number not in kept and row.state not in ("running", "waiting"):
-            shutil.rmtree(directory / TRIALS / str(row.number), ignore_errors=True)
+    removable = {str(row.number) for row in table if row.number not in kept and row.state not in OPEN}
+    for folder in (directory / TRIALS).glob("*"):  # few; most trials have none any more
+        if folder.name in removable:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_earlier(config: SweepConfig, directory: Path, url: str) -> None:

@@ -16,8 +16,10 @@ from his2lip.config import validate
 from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.captions.staining import ASSERTED_FROM, DENIED_BELOW, captioned
 from his2lip.data.cards.card import Card, load_card
-from his2lip.data.images import stained_share
+from his2lip.data.images import STAINED_FROM, stained_share, stained_shares
 from his2lip.data.images.codec import encode_png
+from his2lip.data.images.stain_vectors import unmix
+from his2lip.data.images.tiling import tissue_mask
 from his2lip.data.shards.labels import STAININGS, Statement, statement
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
@@ -135,6 +137,22 @@ def test_white_that_is_not_white_reads_as_no_stain() -> None:
     tissue[8:20, 8:20] = (110, 70, 40)
     assert stained_share(tissue) == 12 * 12 / 64**2
     assert stained_share(np.full((64, 64, 3), 250, np.uint8)) is None
+
+
+def test_images_that_are_measured_together_have_the_shares_of_the_formula() -> None:
+    draws = np.random.default_rng(0)
+    images = np.stack([draws.integers(low, 256, (56, 56, 3), dtype=np.uint8) for low in range(40, 240, 8)])
+    images[3] = 250  # no tissue
+    shares = stained_shares(images)
+    assert shares == [stained_share(image) for image in images]
+    assert shares[3] is None
+    for image, share in zip(images, shares, strict=True):
+        if share is not None:
+            white = np.percentile(image.reshape(-1, 3), 99, axis=0, method="lower").astype(np.uint8)
+            density = unmix(image) - unmix(np.maximum(white, 180))  # of haematoxylin, eosin and DAB
+            stained = (density[..., 2] >= STAINED_FROM) & (density[..., 2] > density[..., 0])
+            assert share == pytest.approx(stained[tissue_mask(image)].mean(), abs=2 / 56**2)
+    assert sum(bool(share) for share in shares) > 10
 
 
 def dab(amount: float) -> bytes:

@@ -20,6 +20,7 @@ from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.errors import DatasetError, ModelError
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
+from his2lip.evaluation.feature_store import FeatureStore
 from his2lip.evaluation.views import View
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
@@ -45,6 +46,21 @@ def test_features_are_the_raw_features_of_the_model(
     assert found.features.dtype == np.float32
     assert found.row.tolist() == list(range(8))
     assert found.table["patch_id"].to_pylist() == shards.table("test")["patch_id"].to_pylist()
+
+
+def test_features_are_found_in_all_parts_and_a_part_without_any_of_them_is_not_damaged(
+    tmp_path: Path,
+) -> None:
+    store = FeatureStore(str(tmp_path), "images/k", width=3)
+    numbers = np.arange(21, dtype=np.float32).reshape(7, 3)
+    store.append({"a": numbers[:2], "b": numbers[2:3]})
+    store.append({"c": numbers[3:4], "d": numbers[4:6]})
+    store.append({"e": numbers[6:]})
+    found = store.read(["a", "d", "missing"])
+    assert sorted(found) == ["a", "d"]
+    np.testing.assert_array_equal(found["a"], numbers[:2])
+    np.testing.assert_array_equal(found["d"], numbers[4:6])
+    assert store.damaged == []
 
 
 def test_a_second_call_and_a_new_cache_object_embed_nothing(

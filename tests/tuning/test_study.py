@@ -13,7 +13,17 @@ import pytest
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.study import RECORD, best_rows, open_study, prepare_resume, record_digest, rows
+from his2lip.tuning.study import (
+    RECORD,
+    State,
+    TrialRow,
+    best_rows,
+    open_study,
+    prepare_resume,
+    record_digest,
+    rows,
+)
+from his2lip.tuning.sweep import TRIALS, keep_best
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
 POINTS = ({"x": 0.0}, {"x": 1.0})
@@ -117,6 +127,18 @@ def test_the_best_trials_are_those_with_the_best_values_that_did_not_fail(url: s
         study.tell(trial, value)
     assert [row.number for row in best_rows(rows(study), "min", 2)] == [1, 3]
     assert [row.number for row in best_rows(rows(study), "max", 1)] == [0]
+
+
+def test_the_best_trials_and_those_that_have_not_ended_keep_their_folders(tmp_path: Path) -> None:
+    def row(number: int, state: State, value: float | None = None) -> TrialRow:
+        return TrialRow(number=number, state=state, params={}, value=value, metrics={})
+
+    table = [row(0, "finished", 0.1), row(1, "finished", 0.9), row(2, "failed"), row(3, "running")]
+    table += [row(4, "stopped", 0.5), row(5, "finished", 0.3)]
+    for name in ("0", "1", "2", "3", "4", "notes"):
+        (tmp_path / TRIALS / name).mkdir(parents=True)
+    keep_best(tmp_path, table, mode="max", keep=1, also=[table[4]])
+    assert {folder.name for folder in (tmp_path / TRIALS).iterdir()} == {"1", "3", "4", "notes"}
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "nosuchdialect://host/study", "sqlite:////proc/no/study.db"])

@@ -27,6 +27,7 @@ from .stain_vectors import unit as unit
 from .stain_vectors import unmix as unmix
 from .stained_area import STAINED_FROM as STAINED_FROM
 from .stained_area import stained_share as stained_share
+from .stained_area import stained_shares as stained_shares
 from .tiling import Tile as Tile
 from .tiling import Tiling as Tiling
 from .tiling import cut_note as cut_note

@@ -59,9 +59,9 @@ class StainLook:
 
 
 def sampled(pixels: np.ndarray) -> np.ndarray:
-    """Every k-th pixel of uint8 (H, W, 3), so that neither side exceeds `SAMPLE`; a view."""
-    step = -(-max(pixels.shape[:2]) // SAMPLE)
-    return pixels[::step, ::step]
+    """Every k-th pixel of uint8 (…, H, W, 3), so that neither side exceeds `SAMPLE`; a view."""
+    step = -(-max(pixels.shape[-3:-1]) // SAMPLE)
+    return pixels[..., ::step, ::step, :]
 
 
 def look_at(pixels: np.ndarray) -> StainLook:

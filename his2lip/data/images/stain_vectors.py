@@ -21,8 +21,11 @@ CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
 _HED = np.array([HAEMATOXYLIN, EOSIN, DAB])
 _UNMIX = np.linalg.inv(_HED)  # the same as scikit-image's `hed_from_rgb`
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each intensity; 0 counts as 1
-# (2, 3, 256): what the intensity of each channel adds to haematoxylin and to DAB.
-_HAEMATOXYLIN_AND_DAB = (_DENSITY * _UNMIX.T[[0, 2], :, None]).astype(np.float32)
+# complex64 (3, 256): what the intensity of each channel adds to haematoxylin (real) and to DAB (imaginary).
+# So both are looked up and added at once; the bits are those of two sums of float32.
+_HAEMATOXYLIN_AND_DAB = np.stack(
+    [(_DENSITY * _UNMIX.T[stain, :, None]).astype(np.float32) for stain in (0, 2)], axis=-1
+).view(np.complex64)[..., 0]
 _UNIT_HED = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
 _UNIT_UNMIX = np.linalg.inv(_UNIT_HED)
 
@@ -38,12 +41,12 @@ def haematoxylin_and_dab(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32]
 
     They have the same bits on every machine; the last bits of a matrix product differ.
     """
-    channels = [np.ascontiguousarray(pixels[..., channel]) for channel in range(3)]
-    first, second = (
-        sum(table.take(channel) for table, channel in zip(tables, channels, strict=True))
-        for tables in _HAEMATOXYLIN_AND_DAB
+    red, green, blue = (
+        table.take(np.ascontiguousarray(pixels[..., channel]), mode="clip")
+        for channel, table in enumerate(_HAEMATOXYLIN_AND_DAB)
     )
-    return first, second
+    both = red + green + blue
+    return both.real, both.imag
 
 
 def restaining(

@@ -12,7 +12,8 @@ from his2lip.data.images.tiling import tissue_mask
 # PR 2+ (Akbarnejad et al. 2023). Its threshold of 1+, 0.06, is for means of nuclei; single pixels with
 # counterstain only reach it too.
 STAINED_FROM = 0.26
-_WHITE = 99  # the percentile of each channel that counts as the image's own white
+_WHITE = 0.99  # the quantile of each channel that counts as the image's own white
+_AT_ONCE = 16  # images that are measured at once; their numbers fit in the caches of a core
 _LEAST_WHITE = 180  # intensity; an image without pale pixels does not show its white
 
 
@@ -24,12 +25,34 @@ def stained_share(pixels: np.ndarray) -> float | None:
     of Ruifrok and Johnston (2001). Large images are sampled at up to 64 x 64 pixels. None where there is too
     little tissue to tell. Every machine gives the same bits.
     """
-    pixels = sampled(pixels)
+    return stained_shares(pixels[None])[0]
+
+
+def stained_shares(images: np.ndarray) -> list[float | None]:
+    """`stained_share` of each of uint8 (N, H, W, 3).
+
+    Several images at once need fewer calls of NumPy, each of which takes Python's lock from other threads.
+    """
+    parts = (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
+    return [share for part in parts for share in _shares(sampled(part))]
+
+
+def _shares(pixels: np.ndarray) -> list[float | None]:
     tissue = tissue_mask(pixels)
-    if tissue.mean() < LEAST_TISSUE:
-        return None
-    white = np.percentile(pixels.reshape(-1, 3), _WHITE, axis=0, method="lower")
+    of_white = [
+        stain[:, None, None] for stain in haematoxylin_and_dab(np.maximum(_white(pixels), _LEAST_WHITE))
+    ]
     haematoxylin, dab = haematoxylin_and_dab(pixels)
-    of_white = haematoxylin_and_dab(np.maximum(white, _LEAST_WHITE).astype(np.uint8))
     stained = (dab >= of_white[1] + STAINED_FROM) & (dab - of_white[1] > haematoxylin - of_white[0])
-    return float(stained[tissue].mean())
+    counts = (np.count_nonzero(mask, axis=(1, 2)).tolist() for mask in (tissue, stained & tissue))
+    size = tissue[0].size
+    return [None if all_ / size < LEAST_TISSUE else part / all_ for all_, part in zip(*counts, strict=True)]
+
+
+def _white(pixels: np.ndarray) -> np.ndarray:
+    """The white of each image, uint8 (N, 3): the lower value of each channel at the quantile `_WHITE`."""
+    planes = np.moveaxis(pixels.reshape(len(pixels), -1, 3), -1, 1).reshape(len(pixels) * 3, -1)
+    values = planes + 256 * np.arange(len(planes))[:, None]  # another range of numbers in each plane
+    counts = np.bincount(values.reshape(-1), minlength=256 * len(planes)).reshape(-1, 256)
+    place = int((planes.shape[1] - 1) * _WHITE)
+    return (counts.cumsum(axis=1) > place).argmax(axis=1).astype(np.uint8).reshape(-1, 3)

@@ -131,7 +131,7 @@ def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     """bool (H, W) of uint8 (H, W, 3): stained tissue; not glass (too bright), not pen (too pure a colour)."""
     red, green, blue = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
-    density = (_DENSITY[red] + _DENSITY[green] + _DENSITY[blue]) / np.float32(3)
+    density = (_DENSITY.take(red) + _DENSITY.take(green) + _DENSITY.take(blue)) / np.float32(3)
     brightest = np.maximum(np.maximum(red, green), blue)
     red, green, blue = (plane.astype(np.int16) for plane in (red, green, blue))
     pen = (green > red + 25) & (green > blue + 10)  # no stain is green

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from his2lip.data.captions import CaptionBank, RowCaptions, Subject, captioned
-from his2lip.data.images import stained_share
+from his2lip.data.images import sampled, stained_shares
 from his2lip.data.shards import RowGroup, ShardSet, Staining, Statement, id_key, open_shards, statement
 from his2lip.data.stream.augment import PRESETS, Augment, CaptionDraw, Pixels, with_class_captions
 from his2lip.data.stream.batch import Batch
@@ -277,16 +277,19 @@ class _Recipe:
     follows: Callable[[str | None, str | None], bool]
     state: Callable[[str | None, str | None, str | None, str | None], Statement]
 
-    def staining(self, rows: Rows, row: int, pixels: Pixels) -> tuple[Staining | None, str | None]:
-        """The staining band and the class in words of a row's caption; `pixels` are uint8 (S, S, 3).
+    def measures(self, rows: Rows, row: int) -> bool:
+        """Whether the caption of a row depends on how much of its image is stained."""
+        return rows.stains[row] in _MEASURED and self.follows(rows.tissues[row], rows.biomarkers[row])
 
-        Both are None where the captions of its pair do not depend on them, so that nothing is measured.
+    def staining(self, rows: Rows, row: int, share: float | None) -> tuple[Staining | None, str | None]:
+        """The staining band and the class in words of a row's caption; `share` is stained, None: unknown.
+
+        Both are None where the captions of its pair do not depend on them.
         """
         tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
         if not self.follows(tissue, biomarker):
             return None, None
-        stated = self.state(tissue, biomarker, rows.labels[row], rows.scores[row])
-        return captioned(stated, stained_share(pixels) if rows.stains[row] in _MEASURED else None)
+        return captioned(self.state(tissue, biomarker, rows.labels[row], rows.scores[row]), share)
 
 
 def _statement(
@@ -391,21 +394,29 @@ class _Pending:
 
 def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _Labels:
     """Decodes some rows of a batch into their slots, and draws their captions."""
-    labels = _Labels([], [], [], [], [])
-    for (rows, row, copy), out in zip(picks, images, strict=True):
-        patch_id, tissue, biomarker = rows.patch_ids[row], rows.tissues[row], rows.biomarkers[row]
-        key = patch_id if copy == 0 else f"{patch_id}\n{copy}"
-        change = recipe.augment.draw(recipe.seed, epoch, key)
+    keys = [rows.patch_ids[row] + (f"\n{copy}" if copy else "") for rows, row, copy in picks]
+    looks: dict[int, Pixels] = {}  # place among the picks -> pixels whose staining is measured
+    for place, (rows, row, _) in enumerate(picks):
+        change = recipe.augment.draw(recipe.seed, epoch, keys[place])
         try:
-            pixels = decode_into(rows.image(row), out, change=change, interpolation=recipe.interpolation)
+            pixels = decode_into(
+                rows.image(row), images[place], change=change, interpolation=recipe.interpolation
+            )
         except ImageError as error:
-            where = f"{patch_id} in {rows.where}"
+            where = f"{rows.patch_ids[row]} in {rows.where}"
             raise DatasetError(
                 error.what, where=where, key=error.key, fix="prepare the dataset again"
             ) from None
-        staining = recipe.staining(rows, row, pixels)
-        labels.captions.append(recipe.draw(recipe.seed, epoch, key, Subject(tissue, biomarker, *staining)))
-        labels.patch_ids.append(patch_id)
+        if recipe.measures(rows, row):
+            looks[place] = sampled(pixels).copy()
+    shares = dict(zip(looks, stained_shares(np.stack([*looks.values()])), strict=True)) if looks else {}
+    labels = _Labels([], [], [], [], [])
+    for place, (rows, row, _) in enumerate(picks):
+        tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
+        staining = recipe.staining(rows, row, shares.get(place))
+        subject = Subject(tissue, biomarker, *staining)
+        labels.captions.append(recipe.draw(recipe.seed, epoch, keys[place], subject))
+        labels.patch_ids.append(rows.patch_ids[row])
         labels.tissue.append(tissue_id(tissue))
         labels.biomarker.append(biomarker_id(biomarker))
         labels.finding.append(_finding(*staining))
