@@ -31,7 +31,10 @@ _OTHER_MARKERS = re.compile(
 )
 
 # What can be stained: parts of the cell, tissue types, and kinds of cells, which belong to tissue types.
-_TUMOUR = r"tumou?r(?:s|al|ous)?|carcinoma\w*|adenocarcinoma\w*|malignan\w+|neoplas\w+|cancer\w*"
+_TUMOUR = (
+    r"tumou?r(?:s|al|ous)?|carcinoma\w*|adenocarcinoma\w*|malignan\w+|neoplas\w+|cancer\w*|lymphoma\w*|"
+    r"leuka?emi\w+|sarcoma\w*|melanoma\w*|metasta\w+"
+)
 _PARTS = {
     "nuclear": r"nucle(?:us|i|ar)|intranuclear",
     "membranous": r"membran\w+|circumferential\w*|cell surface",
@@ -68,7 +71,7 @@ _AT_TUMOUR = re.compile(
 # Words that deny staining by themselves, and those that deny what their clause asserts.
 _BLUE = (
     r"(?:stays?|stayed|remain(?:s|ed|ing)?|keeps?|are|is|appears?|looks?|leaves?|left|only|all|purely|entirely)"
-    r" (?:(?!stain)\w+ ){0,6}?(?<!in )blue(?! in\b| (?:\w+ )?stain)|blue is"
+    r" (?:(?!stain)\w+ ){0,6}?(?<!in )blue(?! in\b| (?:\w+ )?(?:stain|signal|colou?ration))|blue is"
 )
 _UNSTAINED = re.compile(
     rf"\b(?:negativ\w+|unstained|un(?:react|label|colou?r)\w*|non ?(?:immuno)?(?:reactiv|stain)\w*|"
@@ -88,38 +91,90 @@ _NOT = re.compile(r"\b(?:no|not|none|never|nowhere|neither|nor|spar(?:e|es|ed|in
 _NO_DENIAL = re.compile(
     r"\bnot (?:only|merely|limited|just|all)\b|\bno (?:doubt|less)\b|\bnothing but\b|\bcounterstained\b"
 )
+# Denials of other things than staining: `lacking a specific organ or structure identification`.
+_OTHER_DENIAL = re.compile(
+    r"\b(?:without|lack(?:s|ing)?|absence of)"
+    r" (?:(?!\w*(?:stain|positiv|express|react|signal|label|brown|nucle|cytoplas|membran)|MARKER)\w+ ){0,5}?"
+    r"(?:identification|identity|organi[sz]ation|architecture|features?|details?|classification|"
+    r"specificity)\b"
+)
+# On the slide's background, a denial of tissue is one of staining.
+_NO_TISSUE = re.compile(
+    r"\b(?:non ?cellular|acellular|empty|featureless|blank)\b"
+    r"|\b(?:no|without|lack(?:s|ing)?(?: of)?|absence of|devoid of|free of) (?:\w+ ){0,5}?"
+    r"(?:tissues?|cells?|structures?|elements?|components?|material)\b"
+)
 # Words that assert staining, and those that do where the sentence is about staining at all.
 _STAINED = re.compile(
     r"\b(?:(?:immuno)?stain(?:s|ed|ing)?|positiv\w+|brown\w*|(?:immuno)?react\w+|(?:over)?express\w*|labell?\w*|"
-    r"decorat\w+|chromogen|dab|signal|colou?ration|tint\w*)\b"
+    r"decorat\w+|chromogen|dab|signal|colou?ration|tint\w*|presence of (?:\w+ ){0,2}MARKER)\b"
 )
-_POSITIVE = re.compile(r"\b(?:positiv\w+|brown\w*|(?:immuno)?reactiv\w+|(?:over)?express\w*|decorat\w+)\b")
+_POSITIVE = re.compile(
+    r"\b(?:positiv\w+|brown\w*|(?:immuno)?reactiv\w+|(?:over)?express\w*|decorat\w+|"
+    r"presence of (?:\w+ ){0,2}MARKER)\b"
+)
 _SHOWN = re.compile(
     r"\b(?:mark(?:s|ed|ing)|highlight\w*|outlin\w+|detect\w+|visuali[sz]\w+|delineat\w+|identif\w+|"
     r"picks? out|(?:shows?|contains?|carr(?:y|ies)|has|have|bears?) (?:\w+ )?MARKER|"
     r"present|presence|evident|reveal\w+)\b"
 )
 # The name of the method, which says nothing about the result.
+_IHC = r"(?:ihc|immunohisto\w+)"
+# `faintly stained tissue` is a result.
+_NO_RESULT = "".join(
+    f"(?<!{word}ly )" for word in "faint weak moderate strong intense dense dark light mild partial".split()
+)
 _METHOD = re.compile(
-    r"\b(?:(?:immuno)?stained|(?:after|upon|following) (?:immuno)?staining) "
+    rf"{_NO_RESULT}\b(?:(?:immuno)?stained|(?:after|upon|following) (?:immuno)?staining) "
     r"(?:for|with|using|by|via|against) (?:the |an? )?(?:\w+ )?"
     r"(?:(?:biomarkers?|markers?|antibod\w+|protein) )*(?:MARKER|ihc|immunohisto\w+)"
     r"(?: (?:biomarker|marker|antibody|protein))?"
-    r"|\b(?:MARKER )?(?:immuno)?stain(?:ed)?(?= (?:\w+ )?(?:tissue|sections?|slide|image|patch|sample|"
-    r"preparation|micrograph|ihc|immunohisto\w+|specimen|microenvironment))"
+    rf"|\b(?:under|through|via|by|using|after) (?:the |an? )?{_IHC} staining"
+    rf"|\bwith {_IHC} staining(?! (?:for|of|in)\b)|\b(?:the|this) {_IHC} staining(?= of\b)"
+    r"|\bstained for (?:\w+ )?(?:analysis|examination|evaluation|assessment|study)\b"
+    rf"|{_NO_RESULT}\b(?:MARKER )?(?:immuno)?stain(?:ed)?"
+    r"(?= (?:\w+ )?(?:tissue|sections?|slide|image|patch|sample|preparation|micrograph|ihc|immunohisto\w+|specimen|microenvironment))"
     r"|\b(?:MARKER|this|the|a|an|ihc|immunohistochemi\w+) stain(?! \w*(?:ly|ed)\b)(?=\W|$)"
     r"|\b(?:immunohisto\w+|ihc)(?: (?:image|patch|section))?"
     r"|\bimmunostain(?:ing)?(?= for\b| of MARKER)"
+)
+# `T cells stained for CD3` may be the method or the result.
+_CELLS_STAINED = re.compile(
+    r"\b(?:cells?|\w+cytes?|macrophages?|\w*fibroblasts?|nucle(?:i|us)|membranes?|vessels?|capillaries)"
+    r" (?:(?:is|are|\w+ly) )?(?:immuno)?stained (?:for|with|by) (?:the )?(?:(?:biomarker|marker) )?MARKER"
+)
+# `partly positive and partly negative tumour`, `positive and negative regions`: both are said of the same.
+_BOTH = re.compile(
+    r"\b(?:(?:partial(?:ly)?|partly) (?:positiv\w+|stained|negativ\w+|unstained)"
+    r" (?:and|or) (?:partial(?:ly)?|partly) (?:positiv\w+|stained|negativ\w+|unstained)"
+    r"|(?:positivity and (?:MARKER )?negativity|negativity and (?:MARKER )?positivity)"
+    r"|(?:positive and (?:MARKER )?negative|stained and unstained|negative and (?:MARKER )?positive)"
+    r"(?= (?:regions?|areas?|zones?|parts?|cells|nuclei|staining|patterns?)\b))"
+)
+# Words that restrict what is stained to a part of it, so that the rest of it is not.
+_RESTRICTED = re.compile(
+    r"\b(?:few|only|limited|restricted|partial\w*|partly|patchy|focal\w*|heterogen\w*|mixed|variab\w+|"
+    r"varied|selective\w*|sparse\w*|scattered|sporadic\w*|isolated|minority|low number|"
+    r"(?:certain|specific|some) (?:areas?|regions?|parts?|zones?))\b"
 )
 _OTHERS = re.compile(
     r"\b(?:(?<!class )others|the rest|the remaind\w+|ones)\b"
     r"|\b(?:other|remaining) (?:\w+ )?(?:cells|nuclei|membranes)\b"
 )
 # `tumour cells are positive in a mostly negative field` and the like are two clauses.
-_BREAKS = re.compile(
+_CONJUNCTIONS = (
     r"[.;:,()]|\b(?:while|whereas|but|although|though|however|yet|despite|on an?|against|over an?|where|"
-    r"in which|with (?=no\b)|(?:with|within|in) (?:an? |the )?(?=(?:\w+ ){0,2}background)|"
-    r"(?:in|among|amid|amidst) (?:an? |the )?(?=(?:\w+ )?(?:negative|unstained)\b)|so)\b"
+    r"in which|with (?=no\b)|so|"
+    r"(?:in|among|amid|amidst) (?:an? |the )?(?=(?:\w+ )?(?:negative|unstained)\b))\b"
+)
+_BREAKS_ON_GLASS = re.compile(_CONJUNCTIONS)
+_BREAKS = re.compile(rf"{_CONJUNCTIONS}|\b(?:with|within|in) (?:an? |the )?(?=(?:\w+ ){{0,2}}background)\b")
+# A denial that ends in the first item of a list, or in an adjective of its last.
+_ITEM = re.compile(r"\b(?:no|without|lack(?:s|ing)?|(?:absence|lack|devoid|free) of)(?: \w+){1,2} ?$")
+_ALTERNATIVE = re.compile(
+    r"\bor(?: an?)? \w+ ?$"
+    r"|\b(?:no|without|lacks?|lacking|(?:absence|lack) of)(?: an?| any)? (?:diffuse|uniform|strong|weak|faint|"
+    r"intense|moderate|distinct|clear|focal|patchy|granular|complete|dark|brown) ?$"
 )
 # The background of the stain with the words around it.
 _GROUND = re.compile(
@@ -127,7 +182,9 @@ _GROUND = re.compile(
     r"(?:(?!(?:on|over|against|with|within|and|of|in)\b)[\w'’]+ ){0,4}\bbackground\b"
     r"(?:,? (?:is|remains?|remaining|stays?|appears?|has|shows?|staining|being)(?: \w+){0,3})?"
 )
-_AND = re.compile(r"\b(?:and|with|sparing)\b")
+_AND = re.compile(
+    r"\b(?:and|with|sparing|confirm\w*|indicat\w+|suggest\w*|signif(?:y|ies|ying)|point(?:s|ing)? to)\b"
+)
 
 _INTENSITIES = {
     "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|light(?:ly)?|pale|subtl\w+|barely|dim(?:ly)?|low intensity",
@@ -152,7 +209,13 @@ _SHARES = {
     r"high (?:percentage|density|proportion|concentration|number)",
     "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every",
 }
-_FEW_ENOUGH = re.compile(r"\b(?:scattered|focal\w*|minimal\w*|low (?:\w+ )?(?:abundance|number|density))\b")
+_FEW_ENOUGH = re.compile(
+    r"\b(?:scattered|focal\w*|minimal\w*|limited|low (?:\w+ )?(?:abundance|number|density))\b"
+)
+# One cell: a rewording may call it single, where the seed names no share.
+_ONE_CELL = re.compile(
+    r"\b(?:an?|one) (?:\w+ ){0,4}?cell(?= ?[.,;:]| ?$| (?:with|in|that|which|is|shows|stained|positive)\b)"
+)
 _ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "few": _FEW_ENOUGH}
 _LEVELS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {**_INTENSITIES, **_SHARES}.items()}
 _SCORES = re.compile(
@@ -169,8 +232,10 @@ class Claims:
     parts        what the sentence names of `PARTS`, `PLACES` and `CELLS` -> what it claims of it
     named        all of these that are named, with or without a claim
     stained      whether it asserts staining anywhere; with words that show other things too, in `shown`;
-                 with words that can only mean a positive result, in `asserted`
+                 with words that can only mean a positive result, in `asserted`; with words that may name the
+                 method instead, in `perhaps`
     unstained    whether it denies staining anywhere
+    restricted   whether it says that only a part is stained
     background   what it claims of the background of the stain
     grades       the intensities and shares that it names
     allowed      grades that it does not name, but that its words allow a rewording to name
@@ -183,11 +248,19 @@ class Claims:
     stained: bool = False
     shown: bool = False
     asserted: bool = False
+    perhaps: bool = False
     unstained: bool = False
+    restricted: bool = False
     background: frozenset[Sign] = frozenset()
     grades: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it asserts and denies staining of the same: `mostly negative, a few cells are positive`."""
+        denied = [signs for signs in self.parts.values() if "unstained" in signs]
+        return self.stained and self.unstained and all("stained" in signs for signs in denied)
 
 
 @dataclass
@@ -216,10 +289,13 @@ def claims(text: str, *, glass: bool = False) -> Claims:
     named = {name for name, pattern in _PATTERNS.items() if pattern.search(plain)}
     background: set[Sign] = set()
     told = _METHOD.sub(" ", _AT_TUMOUR.sub(" ", plain))
-    if not glass:
+    if glass:
+        told = _NO_TISSUE.sub(" unstained ", told)
+    else:
+        told = _OTHER_DENIAL.sub(" ", told)
         background = {sign for match in _GROUND.finditer(told) if (sign := _ground(match[0]))}
         told = _GROUND.sub(" , ", told)
-    clauses = [clause for clause in _clauses(told) if clause.sign]
+    clauses = [clause for clause in _clauses(told, glass=glass) if clause.sign]
     if any(c.sign == "unstained" for c in clauses) and not any(
         c.sign == "stained" and c.sure for c in clauses
     ):
@@ -231,6 +307,10 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         for name in clause.found:
             if clause.sign:
                 parts.setdefault(name, set()).add(clause.sign)
+    levels = frozenset(name for name, pattern in _LEVELS.items() if pattern.search(graded))
+    allowed = {name for name, pattern in _ALLOWED.items() if pattern.search(plain)}
+    if _ONE_CELL.search(plain) and not levels & set(_SHARES):
+        allowed.add("few")
     return Claims(
         markers=frozenset(markers),
         parts={name: frozenset(own) for name, own in parts.items()},
@@ -238,10 +318,12 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         stained=any(clause.sign == "stained" and clause.sure for clause in clauses),
         shown=any(clause.sign == "stained" for clause in clauses),
         asserted=any(clause.sign == "stained" and _POSITIVE.search(clause.text) for clause in clauses),
+        perhaps=bool(_CELLS_STAINED.search(plain)),
         unstained=any(clause.sign == "unstained" for clause in clauses),
+        restricted=bool(_RESTRICTED.search(graded)) and not levels & {"many", "all"},
         background=frozenset(background),
-        grades=frozenset(name for name, pattern in _LEVELS.items() if pattern.search(graded)),
-        allowed=frozenset(name for name, pattern in _ALLOWED.items() if pattern.search(plain)),
+        grades=levels,
+        allowed=frozenset(allowed),
         numbers=frozenset(match[0].strip() for match in (*_SCORES.finditer(plain), *_NUMBER.finditer(plain))),
     )
 
@@ -273,9 +355,11 @@ def _names() -> list[tuple[re.Pattern[str], str]]:
     return [(re.compile(rf"(?<![a-z0-9])(?:{name})(?![a-z0-9])"), canonical) for name, canonical in names]
 
 
-def _clauses(text: str) -> Iterator[_Clause]:
+def _clauses(text: str, *, glass: bool) -> Iterator[_Clause]:
     """The clauses with their signs; a clause on the rest of what is stained (`others are blue`) has none."""
-    found = [clause for piece in _BREAKS.split(text) for clause in _split_at_and(piece)]
+    breaks = _BREAKS_ON_GLASS if glass else _BREAKS
+    found = [clause for piece in breaks.split(text) for clause in _split_at_and(piece)]
+    _continue_denials(found)
     for clause, after in zip(found, [*found[1:], None], strict=True):
         denied = after if after is not None and after.sign == "unstained" else None
         elliptic = denied is not None and re.match(r" ?(?:no|not) ", denied.text)
@@ -289,8 +373,24 @@ def _clauses(text: str) -> Iterator[_Clause]:
         yield clause
 
 
+def _continue_denials(clauses: list[_Clause]) -> None:
+    """Denies all that a denial enumerates: `no nuclear, membranous or cytoplasmic staining`."""
+    before = ""  # the denial that this clause may continue
+    for clause in clauses:
+        joined = re.match(r" ?(\w+ )?(?:or|nor) ", clause.text)
+        listed = (joined and (not joined[1] or _ITEM.search(before))) or _ALTERNATIVE.search(before)
+        if clause.sign == "stained" and before and listed:
+            clause.sign = "unstained"
+        open_end = clause.sign is None and (before or _ALTERNATIVE.search(clause.text))
+        before = clause.text if clause.sign == "unstained" or open_end else ""
+
+
 def _split_at_and(piece: str) -> Iterator[_Clause]:
     """The clauses of a piece: parts that `and` joins are two where each says something of its own."""
+    if _BOTH.search(piece):
+        found = _clause(piece).found
+        yield from (_Clause(piece, found, "stained"), _Clause(piece, set(found), "unstained"))
+        return
     for match in _AND.finditer(piece):
         left, right = _clause(piece[: match.start()]), _clause(piece[match.end() :])
         if match[0] == "sparing":

@@ -143,13 +143,13 @@ def _tissue(seed: Claims, new: Claims, tissue: str | None, biomarker: str | None
 
 
 def _polarity(seed: Claims, new: Claims) -> Refusal | None:
-    if seed.stained and not new.shown:
+    if seed.stained and not (new.shown or (new.perhaps and not new.unstained)):
         return Refusal("polarity", "does not say that anything is stained")
-    if seed.unstained and not new.unstained:
+    if seed.unstained and not new.unstained and not (seed.mixed and new.restricted):
         return Refusal("polarity", "does not say what is not stained")
     if new.unstained and not seed.unstained:
         return Refusal("polarity", "denies staining")
-    if new.stained and not seed.shown and (seed.unstained or new.asserted):
+    if new.stained and not (seed.shown or seed.perhaps) and (seed.unstained or new.asserted):
         return Refusal("polarity", "asserts staining")
     for part, signs in seed.parts.items():
         own = new.parts.get(part)
