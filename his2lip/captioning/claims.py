@@ -37,14 +37,14 @@ _TUMOUR = (
 )
 _PARTS = {
     "nuclear": r"nucle(?:us|i|ar)|intranuclear",
-    "membranous": r"membran\w+|circumferential\w*|cell surface",
+    "membranous": r"membran\w+|circumferential\w*|cell surfaces?|surfaces? of (?:\w+ )?cells",
     "cytoplasmic": r"cytoplasm\w*|intracytoplasmic|cytosol\w*",
 }
 _PLACES = {
     "Tumor": _TUMOUR,
     "Stroma": r"strom\w+|\w*fibroblast\w*|connective tissue|collagen\w*|desmoplas\w+",
     "Immune cells": r"immune|lympho\w+|inflammatory|leu[ck]ocyt\w+|[tb] (?:cells?|lymphocytes?)|"
-    r"plasma cells?|macrophag\w+|histiocyt\w+|monocyt\w+|regulatory t|ha?ematopoiet\w+",
+    r"plasma cells?|macrophag\w+|histiocyt\w+|monocyt\w+|regulatory t|ha?ematopoie\w+",
     "Necrosis": r"necro\w+|debris|dead tissue",
     "Alveoli": r"\w*alveol\w*|pneumocytes?|septal?|septum|air ?spaces?|air sacs?",
     "Background": r"background|glass|mounting medium|outside the section",
@@ -71,7 +71,7 @@ _AT_TUMOUR = re.compile(
 # Words that deny staining by themselves, and those that deny what their clause asserts.
 _BLUE = (
     r"(?:stays?|stayed|remain(?:s|ed|ing)?|keeps?|are|is|appears?|looks?|leaves?|left|only|all|purely|entirely)"
-    r" (?:(?!stain)\w+ ){0,6}?(?<!in )blue(?! in\b| (?:\w+ )?(?:stain|signal|colou?ration))|blue is"
+    r" (?:(?!stain)\w+ ){0,6}?(?<!in )blue(?! in\b| (?:\w+ )?(?:stain|signal|colou?ration|positiv))|blue is"
 )
 _UNSTAINED = re.compile(
     rf"\b(?:negativ\w+|unstained|un(?:react|label|colou?r)\w*|non ?(?:immuno)?(?:reactiv|stain)\w*|"
@@ -122,20 +122,33 @@ _SHOWN = re.compile(
 _IHC = r"(?:ihc|immunohisto\w+)"
 # `faintly stained tissue` is a result.
 _NO_RESULT = "".join(
-    f"(?<!{word}ly )" for word in "faint weak moderate strong intense dense dark light mild partial".split()
+    f"(?<!{how}ly )"
+    for how in (
+        "faint",
+        "weak",
+        "moderate",
+        "strong",
+        "intense",
+        "prominent",
+        "dense",
+        "dark",
+        "mild",
+        "partial",
+    )
 )
 _METHOD = re.compile(
     rf"{_NO_RESULT}\b(?:(?:immuno)?stained|(?:after|upon|following) (?:immuno)?staining) "
     r"(?:for|with|using|by|via|against) (?:the |an? )?(?:\w+ )?"
-    r"(?:(?:biomarkers?|markers?|antibod\w+|protein) )*(?:MARKER|ihc|immunohisto\w+)"
+    r"(?:(?:biomarkers?|markers?|antibod\w+|protein) )*(?:MARKER|ihc|immunohisto\w+|h ?& ?e\b)"
     r"(?: (?:biomarker|marker|antibody|protein))?"
     rf"|\b(?:under|through|via|by|using|after) (?:the |an? )?{_IHC} staining"
-    rf"|\bwith {_IHC} staining(?! (?:for|of|in)\b)|\b(?:the|this) {_IHC} staining(?= of\b)"
+    rf"|\bwith {_IHC} staining(?! (?:for|of|in)\b)|(?:^ ?|\b(?:the|this) ){_IHC} staining(?= of\b)"
     r"|\bstained for (?:\w+ )?(?:analysis|examination|evaluation|assessment|study)\b"
     rf"|{_NO_RESULT}\b(?:MARKER )?(?:immuno)?stain(?:ed)?"
-    r"(?= (?:\w+ )?(?:tissue|sections?|slide|image|patch|sample|preparation|micrograph|ihc|immunohisto\w+|specimen|microenvironment))"
+    r"(?= (?:\w+ )?(?:tissue|sections?|slide|image|patch|sample|preparation|micrograph|histopath\w+|"
+    r"histolog\w+|ihc|immunohisto\w+|specimen|microenvironment))"
     r"|\b(?:MARKER|this|the|a|an|ihc|immunohistochemi\w+) stain(?! \w*(?:ly|ed)\b)(?=\W|$)"
-    r"|\b(?:immunohisto\w+|ihc)(?: (?:image|patch|section))?"
+    r"|\bh ?& ?e(?: stain(?:ed|ing)?)?\b|\b(?:immunohisto\w+|ihc)(?: (?:image|patch|section))?"
     r"|\bimmunostain(?:ing)?(?= for\b| of MARKER)"
 )
 # `T cells stained for CD3` may be the method or the result.
@@ -154,8 +167,18 @@ _BOTH = re.compile(
 # Words that restrict what is stained to a part of it, so that the rest of it is not.
 _RESTRICTED = re.compile(
     r"\b(?:few|only|limited|restricted|partial\w*|partly|patchy|focal\w*|heterogen\w*|mixed|variab\w+|"
-    r"varied|selective\w*|sparse\w*|scattered|sporadic\w*|isolated|minority|low number|"
+    r"varied|selective\w*|sparse\w*|scattered|sporadic\w*|isolated|minority|low number|minimal|"
+    r"small (?:number|subset|fraction|proportion|part)|"
     r"(?:certain|specific|some) (?:areas?|regions?|parts?|zones?))\b"
+)
+# Words by which a sentence that asserts staining denies it of an unnamed rest.
+_MIXED = re.compile(
+    r"\b(?:mixed|partial(?:ly)?|partly|patchy|heterogen\w*|not (?:all|every)|"
+    r"(?:predominantly|mostly|mainly|largely|primarily) (?:negative|unstained))\b"
+)
+# `predominantly negative, with minimal expression` asserts nothing.
+_SCARCELY = re.compile(
+    rf"\b(?:minimal(?:ly)?|low|little|negligible)(?: to no| or no)? (?:\w+ ){{0,2}}{_RESULT}"
 )
 _OTHERS = re.compile(
     r"\b(?:(?<!class )others|the rest|the remaind\w+|ones)\b"
@@ -173,24 +196,25 @@ _BREAKS = re.compile(rf"{_CONJUNCTIONS}|\b(?:with|within|in) (?:an? |the )?(?=(?
 _ITEM = re.compile(r"\b(?:no|without|lack(?:s|ing)?|(?:absence|lack|devoid|free) of)(?: \w+){1,2} ?$")
 _ALTERNATIVE = re.compile(
     r"\bor(?: an?)? \w+ ?$"
-    r"|\b(?:no|without|lacks?|lacking|(?:absence|lack) of)(?: an?| any)? (?:diffuse|uniform|strong|weak|faint|"
-    r"intense|moderate|distinct|clear|focal|patchy|granular|complete|dark|brown) ?$"
+    r"|\b(?:no|without|lacks?|lacking|(?:absence|lack) of)(?: an?| any)? (?:diffuse|uniform|strong|weak|"
+    r"faint|intense|moderate|distinct|clear|focal|patchy|granular|complete|dark|brown) ?$"
 )
 # The background of the stain with the words around it.
 _GROUND = re.compile(
     r"(?:\b(?:no|without|absent) (?:\w+ )?staining of )?"
-    r"(?:(?!(?:on|over|against|with|within|and|of|in)\b)[\w'’]+ ){0,4}\bbackground\b"
-    r"(?:,? (?:is|remains?|remaining|stays?|appears?|has|shows?|staining|being)(?: \w+){0,3})?"
+    r"(?:\b(?!(?:on|over|against|with|within|and|of|in)\b)[\w'’]+ ){0,4}\bbackground\b(?: of the \w+| that)?"
+    r"(?:,? (?:is|remain(?:s|ing)?|stays?|appears?|has|shows?|staining|being)\b(?: \w+){0,3})?"
 )
 _AND = re.compile(
     r"\b(?:and|with|sparing|confirm\w*|indicat\w+|suggest\w*|signif(?:y|ies|ying)|point(?:s|ing)? to)\b"
 )
 
 _INTENSITIES = {
-    "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|light(?:ly)?|pale|subtl\w+|barely|dim(?:ly)?|low intensity",
+    "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|(?<!shedding )(?<!sheds )light(?:ly)?|pale|"
+    r"subtl\w+|barely|dim(?:ly)?|low intensity",
     "moderate": r"moderate\w*|intermediate|medium(?! is)",
-    "strong": r"strong\w*|intens(?:e|ely|ive|ively)|markedly|dark(?:ly)?|robust\w*|heav(?:y|ily)|vivid\w*|"
-    r"high intensity",
+    "strong": r"strong(?:er|ly)?(?! (?:indicat|suggest|evidence|support|associat))|"
+    r"intens(?:e|ely|ive|ively)|markedly|dark(?:ly)?|robust\w*|heav(?:y|ily)|vivid\w*|high intensity",
 }
 # Words of a seed from which a rewording may say `strong`.
 _STRONG_ENOUGH = re.compile(
@@ -198,7 +222,7 @@ _STRONG_ENOUGH = re.compile(
     r"high (?:\w+ )?(?:express\w*|levels?|concentration|percentage|density))"
 )
 _MANY_ENOUGH = re.compile(
-    r"\b(?:diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
+    r"\b(?:mainly|primarily|largely|diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
     r"high\w* (?:\w+ )?(?:levels?|concentration|density))\b"
 )
 _SHARES = {
@@ -214,9 +238,12 @@ _FEW_ENOUGH = re.compile(
 )
 # One cell: a rewording may call it single, where the seed names no share.
 _ONE_CELL = re.compile(
-    r"\b(?:an?|one) (?:\w+ ){0,4}?cell(?= ?[.,;:]| ?$| (?:with|in|that|which|is|shows|stained|positive)\b)"
+    r"\b(?:an?|one) (?:\w+ ){0,4}?cell(?: nucleus)?"
+    r"(?= ?[.,;:]| ?$| (?:with|in|that|which|is|shows|stained|positive\w*)\b)"
+    r"|\bone (?:\w+ )?(?:area|region|spot)"
 )
-_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "few": _FEW_ENOUGH}
+_SOME_ENOUGH = re.compile(r"\bnot (?:all|every)\b")
+_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "some": _SOME_ENOUGH, "few": _FEW_ENOUGH}
 _LEVELS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {**_INTENSITIES, **_SHARES}.items()}
 _SCORES = re.compile(
     r"\d+(?:\.\d+)? ?%|\b[0-3] ?\+(?!\w)|\b(?:h|allred|q)? ?scores?\b|\bgrades?\b|\bpercent\b"
@@ -236,6 +263,7 @@ class Claims:
                  method instead, in `perhaps`
     unstained    whether it denies staining anywhere
     restricted   whether it says that only a part is stained
+    mixed        whether it asserts and denies staining of the same: `mostly negative, a few cells positive`
     background   what it claims of the background of the stain
     grades       the intensities and shares that it names
     allowed      grades that it does not name, but that its words allow a rewording to name
@@ -251,16 +279,11 @@ class Claims:
     perhaps: bool = False
     unstained: bool = False
     restricted: bool = False
+    mixed: bool = False
     background: frozenset[Sign] = frozenset()
     grades: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
-
-    @property
-    def mixed(self) -> bool:
-        """Whether it asserts and denies staining of the same: `mostly negative, a few cells are positive`."""
-        denied = [signs for signs in self.parts.values() if "unstained" in signs]
-        return self.stained and self.unstained and all("stained" in signs for signs in denied)
 
 
 @dataclass
@@ -279,7 +302,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
 
     glass  the sentence is about the slide's empty background, not about tissue
     """
-    markers, plain = _without_markers(text.casefold())
+    markers, plain = _without_markers(text.casefold().replace("backdrop", "background"))
     plain = _SUPPRESSOR.sub(" ", re.sub(r"\(\s*(?:MARKER|ihc)\s*\)", " ", plain))
     graded = (
         plain
@@ -296,6 +319,9 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         background = {sign for match in _GROUND.finditer(told) if (sign := _ground(match[0]))}
         told = _GROUND.sub(" , ", told)
     clauses = [clause for clause in _clauses(told, glass=glass) if clause.sign]
+    scarcely = any(clause.sign == "stained" and _SCARCELY.search(clause.text) for clause in clauses)
+    if any(clause.sign == "unstained" for clause in clauses):
+        clauses = [c for c in clauses if c.sign == "unstained" or not _SCARCELY.search(c.text)]
     if any(c.sign == "unstained" for c in clauses) and not any(
         c.sign == "stained" and c.sure for c in clauses
     ):
@@ -307,6 +333,10 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         for name in clause.found:
             if clause.sign:
                 parts.setdefault(name, set()).add(clause.sign)
+    stained = any(clause.sign == "stained" and clause.sure for clause in clauses)
+    unstained = any(clause.sign == "unstained" for clause in clauses)
+    denied = [own for own in parts.values() if "unstained" in own]
+    mixed = (unstained and all("stained" in own for own in denied)) or bool(_MIXED.search(plain))
     levels = frozenset(name for name, pattern in _LEVELS.items() if pattern.search(graded))
     allowed = {name for name, pattern in _ALLOWED.items() if pattern.search(plain)}
     if _ONE_CELL.search(plain) and not levels & set(_SHARES):
@@ -315,11 +345,12 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         markers=frozenset(markers),
         parts={name: frozenset(own) for name, own in parts.items()},
         named=frozenset(named),
-        stained=any(clause.sign == "stained" and clause.sure for clause in clauses),
-        shown=any(clause.sign == "stained" for clause in clauses),
+        stained=stained,
+        shown=scarcely or any(clause.sign == "stained" for clause in clauses),
         asserted=any(clause.sign == "stained" and _POSITIVE.search(clause.text) for clause in clauses),
         perhaps=bool(_CELLS_STAINED.search(plain)),
-        unstained=any(clause.sign == "unstained" for clause in clauses),
+        unstained=unstained,
+        mixed=stained and mixed,
         restricted=bool(_RESTRICTED.search(graded)) and not levels & {"many", "all"},
         background=frozenset(background),
         grades=levels,

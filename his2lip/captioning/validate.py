@@ -147,15 +147,15 @@ def _polarity(seed: Claims, new: Claims) -> Refusal | None:
         return Refusal("polarity", "does not say that anything is stained")
     if seed.unstained and not new.unstained and not (seed.mixed and new.restricted):
         return Refusal("polarity", "does not say what is not stained")
-    if new.unstained and not seed.unstained:
+    if new.unstained and not seed.unstained and not (seed.mixed and new.stained):
         return Refusal("polarity", "denies staining")
     if new.stained and not (seed.shown or seed.perhaps) and (seed.unstained or new.asserted):
         return Refusal("polarity", "asserts staining")
     for part, signs in seed.parts.items():
         own = new.parts.get(part)
-        if own and not own & signs:
+        if own and not own & signs and not (seed.mixed and (new.mixed or new.restricted)):
             return Refusal("polarity", f"{part} {_told(own)}, and by the seed {_told(signs)}")
-    if "stained" in new.background - seed.background or new.background < seed.background:
+    if "stained" in new.background - seed.background or (new.background and new.background < seed.background):
         return Refusal("polarity", "says something else of the background")
     return None
 

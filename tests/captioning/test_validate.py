@@ -6,16 +6,20 @@ import json
 import random
 import re
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
+from scipy.stats import t as t_distribution
 
 from his2lip import taxonomy
 from his2lip.captioning import Validator, prefilled, sentence
 from his2lip.captioning.claims import claims
 from his2lip.data.captions import PLACES, STAINS
 from his2lip.data.captions import templates as t
+from his2lip.data.captions.corpus import _families
 from his2lip.data.captions.frames import framed
 from his2lip.data.shards import STAININGS
 from his2lip.errors import TaxonomyError
@@ -115,44 +119,157 @@ ASSERT = (
 )
 
 
-def test_rewordings_of_the_released_corpus(shared: Path) -> None:
-    """Rewordings of seeds that claim something. Each block of the corpus is a seed with its rewordings.
+Row = tuple[int, str, str, str, str]  # family, tissue type, biomarker, seed, rewording
 
-    They were not made under the validator's rules: about two of three that are refused add a grade, lose the
-    tissue type or repeat another one (docs/captions.md), so the bound here is on all refusals.
-    """
+
+def corpus_rows(shared: Path) -> list[Row]:
+    """Rewordings of the released corpus, without list numbers, of seeds that claim something."""
     root = shared / "captions/AugmentedCaptions"
     if not root.is_dir():
         pytest.skip("the released corpus is not beside this checkout")
-    rows = []
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
     for path in sorted(root.glob("*/*.txt")):
         try:
             pair = taxonomy.tissue(path.parent.name), taxonomy.biomarker(path.stem)
         except TaxonomyError:
             continue
         for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig")):
-            seed, *rest = [" ".join(line.split()) for line in block.splitlines() if line.strip()] or [""]
-            told = claims(seed, glass=pair[0] == "Background")
+            if lines := [" ".join(line.split()) for line in block.splitlines() if line.strip()]:
+                blocks.setdefault(pair, []).append(lines)
+    captions = [(pair, text) for pair, own in blocks.items() for block in own for text in block]
+    families = iter(_families(blocks, captions))
+    rows = []
+    for (tissue, biomarker), own in blocks.items():
+        for seed, *rest in own:
+            numbers = [next(families) for _ in (seed, *rest)]
+            told = claims(seed, glass=tissue == "Background")
             if told.stained or told.unstained:
-                rows += [(*pair, seed, text) for text in rest]
+                texts = [re.sub(r"^\d+[.)]\s+", "", text) for text in rest]
+                rows += [(numbers[0], tissue, biomarker, seed, text) for text in texts]
+    return rows
+
+
+def share_by_family(name: str, hits: list[tuple[int, bool]]) -> tuple[float, float, float]:
+    """A share with its 95 % interval by family: delete-one jackknife with t(families - 1)."""
+    by: dict[int, list[int]] = {}
+    for family, hit in hits:
+        count = by.setdefault(family, [0, 0])
+        count[0] += hit
+        count[1] += 1
+    counts = np.array(list(by.values()), float)
+    (k, n), g = counts.sum(axis=0), len(counts)
+    without = (k - counts[:, 0]) / (n - counts[:, 1])
+    half = t_distribution.ppf(0.975, g - 1) * np.sqrt((g - 1) / g * ((without - without.mean()) ** 2).sum())
+    print(
+        f"{name}: {k:.0f} of {n:.0f} in {g} families = {k / n:.3f} ({k / n - half:.3f} to {k / n + half:.3f})"
+    )
+    return k / n, k / n - half, k / n + half
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(None, marks=pytest.mark.slow)])
+def test_rewordings_of_the_released_corpus(shared: Path, count: int | None) -> None:
+    """Rewordings of seeds that claim something. Each block of the corpus is a seed with its rewordings.
+
+    They were not made under the validator's rules. What it refuses was read: `judged_refusals.json` has the
+    digest of each such line under what it is: a true rewording, doubtful, or not one, since it adds a grade,
+    loses the tissue type, repeats the seed... Doubtful lines, and those that nobody read, count as true ones.
+    """
+    judged = json.loads(Path(__file__).with_name("judged_refusals.json").read_bytes())
     draw = random.Random(0)
-    sample = draw.sample(rows, 600)
-    passed = [row for row in sample if Validator(row[2], row[0], row[1], NoLimit()).refusal(row[3]) is None]
-    flips = []
-    for tissue, biomarker, seed, text in passed:
-        told = claims(text, glass=tissue == "Background")
-        if told.stained and told.unstained:
+    rows = corpus_rows(shared)
+    refused, flips = [], []
+    for family, *about, text in draw.sample(rows, count or len(rows)):
+        tissue, biomarker, seed = about
+        if Validator(seed, tissue, biomarker, NoLimit()).refusal(text) is not None:
+            key = blake2b("\n".join((*about, text)).encode(), digest_size=5).hexdigest()
+            if key not in judged["not"]:
+                refused.append((family, True))
             continue
+        refused.append((family, False))
+        told = claims(text, glass=tissue == "Background")
         fitting = [swap for swap in (ASSERT if told.unstained else DENY) if re.search(swap[0], text)]
-        if fitting:
-            flips.append((tissue, biomarker, seed, re.sub(*draw.choice(fitting), text)))
-    caught = [Validator(seed, t, b, NoLimit()).refusal(text) for t, b, seed, text in flips]
-    for row, refusal in zip(flips, caught, strict=True):
-        if refusal is None:
-            print("MISSED", row)
-    assert len(flips) > 200
-    assert share("corpus flips caught", sum(r is not None for r in caught), len(caught)) >= 0.95
-    assert share("corpus rewordings refused, all reasons", 600 - len(passed), 600) <= 0.15
+        if fitting and not (told.stained and told.unstained):
+            flips.append((family, tissue, biomarker, seed, re.sub(*draw.choice(fitting), text)))
+    caught = [
+        (f, Validator(seed, t, b, NoLimit()).refusal(text) is not None) for f, t, b, seed, text in flips
+    ]
+    share_caught, least, _ = share_by_family("corpus flips caught", caught)
+    share_refused, _, most = share_by_family("true rewordings of the corpus refused", refused)
+    assert len(flips) > 0.6 * (count or len(rows))
+    assert share_caught >= 0.95
+    assert share_refused <= 0.05
+    if count is None:
+        assert least >= 0.95
+        assert most <= 0.05
+
+
+# Faults of earlier rules, in sentences of our own: (seed, rewording that says the same, one that does not).
+@pytest.mark.parametrize(
+    ("tissue", "biomarker", "seed", "true", "flip"),
+    [
+        (
+            "Tumor",
+            "Ki67",
+            "Tumour tissue stained for Ki67: no nuclear, membranous or cytoplasmic staining is seen.",
+            "This tumour tissue has no Ki67 reactivity of nuclei, membranes, or cytoplasm.",
+            "This tumour tissue has nuclear Ki67 staining but no membranous or cytoplasmic staining.",
+        ),
+        (
+            "Tumor",
+            "CD34",
+            "The tumour is partly positive and partly negative for CD34.",
+            "Within this tumour, CD34 staining is patchy.",
+            "Within this tumour, CD34 staining is widespread.",
+        ),
+        (
+            "Stroma",
+            "P53",
+            "The stroma is predominantly negative for p53, and a few scattered nuclei are weakly positive.",
+            "Only a few scattered nuclei of the stroma are weakly p53-positive.",
+            "The stroma is predominantly positive for p53, and a few scattered nuclei are weakly positive.",
+        ),
+        (
+            "Immune cells",
+            "CD3",
+            "A cluster of immune cells is positively stained for CD3, as T cells are.",
+            "T cells stained for CD3 form a cluster of immune cells.",
+            "T cells form a cluster of immune cells, and CD3 stains none of them.",
+        ),
+        (
+            "Background",
+            "CD3",
+            "Slide background without any tissue in a CD3 preparation; nothing is stained.",
+            "The CD3 preparation shows an empty background with no tissue structures.",
+            "The CD3 preparation shows a brown background.",
+        ),
+        (
+            "Necrosis",
+            "CD20",
+            "Necrosis is negative for CD20, with little to no expression.",
+            "A negative CD20 stain in necrosis suggests minimal expression.",
+            "A positive CD20 stain in necrosis suggests that expression is not minimal.",
+        ),
+        (
+            "Stroma",
+            "CD68",
+            "In the stroma, not all macrophages are stained for CD68 in brown.",
+            "Some macrophages of the stroma show brown CD68 staining, and some lack it.",
+            "All macrophages of the stroma show brown CD68 staining.",
+        ),
+        (
+            "Stroma",
+            "CD68",
+            "Scattered cells of the stroma show brown CD68 staining, while the background is colourless.",
+            "The stroma has scattered brown CD68-stained cells, the background remaining colourless.",
+            "The stroma has scattered brown CD68-stained cells, with the background remaining brown.",
+        ),
+    ],
+)
+def test_what_one_sentence_says_in_other_words_passes(
+    tissue: str, biomarker: str, seed: str, true: str, flip: str
+) -> None:
+    assert Validator(seed, tissue, biomarker, TOKENIZER).refusal(true) is None
+    assert Validator(seed, tissue, biomarker, TOKENIZER).refusal(flip) is not None
 
 
 SEED = "Tumour tissue stained for Ki67: many tumour cells show nuclear staining."
