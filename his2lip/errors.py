@@ -83,7 +83,9 @@ class TrackingError(His2lipError):
 
 
 class StorageError(His2lipError):
-    """A place that takes no more data: its disk is full, a quota is used up, or a file may not be larger."""
+    """A place that takes no more data: its disk is full, a quota is used up, a file may not be larger, or an
+    object store does not answer.
+    """
 
 
 class ClusterError(His2lipError):

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +22,7 @@ from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 _ANSWER_S = 5.0  # to wait for a server to answer at all
 _COPY_BYTES = 8 << 20  # that are copied at a time
+_AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
@@ -175,13 +177,30 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
     """Writes a local file as one object: readers see the old object or the new one, whole.
 
     An object store shows an object once it is complete; elsewhere the file is renamed when it is complete.
+    The copy is one call of Arrow, which an interrupt of this process cannot cut in two.
+    A store that does not answer is asked again for a minute and a half. Raises StorageError where it still
+    does not, or where the disk is full.
     """
-    system.create_dir(path.rpartition("/")[0], recursive=True)
     whole = path if system.type_name in _OBJECT_STORES else f"{path}.{uuid.uuid4().hex}.tmp"
-    with file.open("rb") as source, system.open_output_stream(whole) as out:
-        shutil.copyfileobj(source, out, _COPY_BYTES)
-    if whole != path:
-        system.move(whole, path)
+    for wait in (*_AGAIN_S, None):
+        try:
+            system.create_dir(path.rpartition("/")[0], recursive=True)
+            fs.copy_files(
+                str(file), whole, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system,
+                chunk_size=_COPY_BYTES,
+            )  # fmt: skip
+            if whole != path:
+                system.move(whole, path)
+        except OSError as error:
+            if (full := disk_full(error, what=file.name, where=path)) is not None:
+                raise full from None
+            if wait is None:
+                what = f"{file.name} cannot be stored: {first_line(error)}"
+                fix = "check the store, its network and your rights, and run the same command again"
+                raise StorageError(what, where=path, key="store", fix=fix) from None
+            time.sleep(wait)
+        else:
+            return
 
 
 def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a file") -> None:

@@ -24,11 +24,11 @@ from his2lip.training import build, run_inputs
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import fit
 from his2lip.training.progress import StepReport
-from his2lip.training.run_directory import RunDir, start_or_resume
+from his2lip.training.run_directory import RunDir, open_run, start_or_resume
 from his2lip.training.source import StreamSource
 
 
-def small_run(shards: str, storage: Path, **changes: Any) -> TrainConfig:
+def small_run(shards: str, storage: str | Path, **changes: Any) -> TrainConfig:
     """8 steps of `tiny`, with a checkpoint after every second one."""
     tree = {
         "name": "small",
@@ -45,7 +45,7 @@ def small_run(shards: str, storage: Path, **changes: Any) -> TrainConfig:
 def plain_run(config: TrainConfig, *, report: Callable[[StepReport], object] = lambda _: None) -> RunDir:
     """Starts or resumes the run, and returns its folder."""
     config, shards, bank = run_inputs.open_data(run_inputs.with_absolute_paths(config))
-    run = RunDir(Path(config.storage) / "train" / config.name)
+    run = open_run(config.storage, config.name)
     with run.locked():
         state = start_or_resume(
             run, identity=run_inputs.identity(config, shards, bank), fresh=False, say=lambda _: None

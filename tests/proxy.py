@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,44 +15,69 @@ Mode = Literal["up", "away", "500", "lost"]
 
 
 class Proxy:
-    """mode  up: forwards. away: closes the connection. 500: an error. lost: forwards, then closes it."""
+    """mode  up: forwards. away: closes the connection. 500: an error. lost: forwards, then closes it.
+
+    spared   PUT requests that are still forwarded, and all others until then
+    patience requests that are refused before the mode is `up` again; None: it stays
+    """
 
     def __init__(self, target: str) -> None:
         self.mode: Mode = "up"
-        self.refused = 0
+        self.refused = self.spared = 0
+        self.patience: int | None = None
         proxy, host = self, urlsplit(target).netloc
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # a client that asks whether to continue need not wait
+
             def _handle(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                proxy.refused += proxy.mode != "up"
-                if proxy.mode == "away":
-                    self.connection.close()
-                elif proxy.mode == "500":
-                    self._answer(500, b"out of order", "text/plain")
+                body = self._body()
+                mode = proxy._mode_for(self.command)
+                proxy.refused += mode != "up"
+                if mode == "away":
+                    self._close()
+                elif mode == "500":
+                    self._answer(500, b"out of order", {"Content-Type": "text/plain"})
                 else:
-                    lost = proxy.mode == "lost"
+                    lost = mode == "lost"
                     answer = self._forward(body)
                     if lost:
-                        self.connection.close()
+                        self._close()
                     else:
                         self._answer(*answer)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
+            def _close(self) -> None:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
 
-            def _forward(self, body: bytes) -> tuple[int, bytes, str]:
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                parts = []
+                while size := int(self.rfile.readline().partition(b";")[0], 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
+
+            def _forward(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
                 connection = http.client.HTTPConnection(host, timeout=60)
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+                left_out = ("host", "connection", "expect", "transfer-encoding", "content-length")
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
                 data = answer.read()
                 connection.close()
-                return answer.status, data, answer.headers.get("Content-Type", "application/json")
+                length = answer.headers.get("Content-Length", "0") if self.command == "HEAD" else len(data)
+                return answer.status, data, {**answer.headers, "Content-Length": str(length)}
 
-            def _answer(self, status: int, data: bytes, kind: str) -> None:
+            def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(data)))
+                for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    if name.lower() not in ("server", "date", "connection", "transfer-encoding"):
+                        self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -61,6 +87,16 @@ class Proxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def _mode_for(self, command: str) -> Mode:
+        if self.mode == "up":
+            return "up"
+        if self.spared > 0:
+            self.spared -= command == "PUT"
+            return "up"
+        if self.patience is not None and self.refused >= self.patience:
+            self.mode = "up"
+        return self.mode
 
     @contextmanager
     def running(self) -> Iterator[Proxy]:

@@ -48,10 +48,11 @@ def train(work: Path, model: str, steps: int, batch: int) -> dict[str, Callable[
 
     shards = work / "twin"
     write_twin("mihic", shards, scale=0.1)
-    most = usable_cpus()
+    most, seeds = usable_cpus(), itertools.count()
 
     def run(threads: int | str, decode: int | str) -> None:
         tree = {
+            "seed": next(seeds),  # a run with the seed of the one before would find its decoded batches
             "model": {"backbone": model},
             "data": {
                 "shards": str(shards),

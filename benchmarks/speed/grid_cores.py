@@ -1,10 +1,11 @@
-"""A benchmark of one model: on all cores of this machine through helpers, against its own task alone.
+"""A benchmark of one model: on all cores of this machine, against one core.
 
-python benchmarks/speed/grid_cores.py [--quick] [--images 4096] [--node-images 4096]
+python benchmarks/speed/grid_cores.py [--quick] [--images 1024] [--node-images 4096]
 
-Both programs run the whole grid of one untrained ViT-B/32 on one dataset of generated images with an empty
-cache, in tasks of one CPU. Ray is started before; the start of the helpers, loading the model in each, and
-scoring count. Limit: on two cores at most 0.6 of the time of one.
+All programs run the whole grid of one untrained ViT-B/32 on one dataset of generated images with an empty
+cache: with the options by default, whose one task takes all cores; in a task of one CPU with helpers, as with
+more models or machines; and in that task alone. Ray is started before; the start of the tasks and helpers,
+loading the model in each, and scoring count. Limit: on two cores at most 0.6 of the time of one.
 
 A second part, `nodes`, embeds with a tower that sleeps, on 16 simulated nodes of one CPU each
 (`ray.cluster_utils.Cluster`), against the same work on one. The helpers are started before. Limit: 0.9 of
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _pairs import Program, arguments, compare, write
+from _pairs import Program, arguments, in_turn, write
 
+ONE_CORE = "one core"
 LIMIT = 0.6
 LINEAR = 0.9
 NODES = 16
@@ -98,19 +100,19 @@ def write_images(
 
 
 def cores(model: str, shards: Path, work: Path, images: int, repeats: int) -> dict[str, Any]:
-    """The whole grid of one model, with helpers and without."""
+    """The whole grid of one model on one core, and on all of them in two ways."""
     from his2lip.config import validate
     from his2lip.evaluation import BenchmarkConfig, run_grid
 
     fresh = (work / str(i) for i in itertools.count())
 
-    def grid(helpers: int | str) -> None:
+    def grid(cpus: int | str, helpers: int | str) -> None:
         place = next(fresh)
         tree = {
             "models": [model],
             "datasets": {"random": str(shards)},
             "baselines": [],
-            "cpus": 1,  # auto would be all cores, so that no helper has room
+            "cpus": cpus,
             "helpers": helpers,
             "cache": str(place / "cache"),
             "storage": str(place),
@@ -119,11 +121,22 @@ def cores(model: str, shards: Path, work: Path, images: int, repeats: int) -> di
         assert not result.failed, result.failed
         assert result.counts.images == images, "an image is embedded twice"
 
-    return compare(
-        Program("task alone", lambda: grid(0)),
-        Program("with helpers", lambda: grid("auto")),
-        repeats=repeats,
-    )
+    programs = [
+        Program(ONE_CORE, lambda: grid(1, 0)),
+        Program("all cores, by default", lambda: grid("auto", "auto")),
+        Program("one core and helpers", lambda: grid(1, "auto")),
+    ]
+    sides = in_turn(programs, repeats=repeats)
+    one = sides[ONE_CORE]
+
+    def against(side: dict[str, Any]) -> dict[str, Any]:
+        each = [own / alone for own, alone in zip(side["seconds"], one["seconds"], strict=True)]
+        return {"time_ratio": side["median_s"] / one["median_s"], "spread": [min(each), max(each)]}
+
+    return {
+        "programs": sides,
+        "against_one_core": {name: against(side) for name, side in sides.items() if name != ONE_CORE},
+    }
 
 
 def nodes(shards: Path, count: int) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def main() -> None:
     args = arguments(
         "grid_cores",
         "one model's benchmark on all cores, and on simulated nodes",
-        lambda parser: parser.add_argument("--images", type=int, default=4096),
+        lambda parser: parser.add_argument("--images", type=int, default=1024),
         lambda parser: parser.add_argument("--node-images", type=int, default=4096),
     )
     images, repeats, count = (96, 1, 2) if args.quick else (args.images, max(args.repeats, 5), NODES)
@@ -180,12 +193,14 @@ def main() -> None:
         import ray
 
         model = "tiny" if args.quick else "ViT-B-32"
-        pair = cores(model, Path(folder, "shards"), Path(folder), images, repeats)
+        measured = cores(model, Path(folder, "shards"), Path(folder), images, repeats)
         ray.shutdown()
         scaled = nodes(Path(folder, "nodes"), count)
     setting = {"model": model, "images": images, "cores": usable_cpus(), "limit": LIMIT}
-    limits = {"time_ratio": pair["time_ratio"] <= LIMIT, "of_linear": scaled["of_linear"] >= LINEAR}
-    write(args, {**setting, **pair, "simulated": scaled}, limits=limits)
+    ratios = {name: found["time_ratio"] for name, found in measured["against_one_core"].items()}
+    two = ratios["all cores, by default"]
+    limits = {"time_ratio": two <= LIMIT, "of_linear": scaled["of_linear"] >= LINEAR}
+    write(args, {**setting, **measured, "repeats": repeats, "simulated": scaled}, limits=limits)
 
 
 if __name__ == "__main__":
