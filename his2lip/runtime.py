@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -28,13 +29,53 @@ _JOB_COPIES = "working_dir_files"  # Ray's folder of the checkouts that are sent
 _SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _RAY_ADDS = len("/ray/session_2026-01-01_00-00-00_000000_1234567890/sockets/plasma_store.123")
 _SHORT_FOLDER = Path("/tmp")
+# Control groups (cgroups): where they are mounted, and those of this process.
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def usable_cpus() -> int:
-    """Cores that this process may run on (its affinity), which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and by the CPU quota of its container, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cpu_quota() -> float | None:
+    """CPUs that the control groups of this process allow it, the least of all levels; None: any number.
+
+    Version 2 has `cpu.max` in each group, version 1 `cpu.cfs_quota_us` and `cpu.cfs_period_us`. In a
+    container the path of the group may be that of the host; its own group is then the root of the mount.
+    """
+    try:
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return None
+    found: list[float] = []
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            base = _CGROUPS / mount
+            group = base / path.strip("/")
+            levels = [group, *(parent for parent in group.parents if parent.is_relative_to(base))]
+            found += [limit for level in levels if (limit := _limit(level)) is not None]
+    return min(found, default=None)
+
+
+def _limit(group: Path) -> float | None:
+    """The CPUs that one control group allows; None where it has no limit."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = (
+                (group / name).read_text(encoding="utf-8").strip()
+                for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            )
+        allowed = float(quota) / float(period)  # ValueError for `max`, which is no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return allowed if allowed > 0 else None  # version 1 has -1 where there is no limit
 
 
 def share_cores() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from his2lip import runtime
 from his2lip.errors import ClusterError
 from his2lip.resources import code_version
 from his2lip.runtime import (
@@ -25,6 +26,7 @@ from his2lip.runtime import (
     check_code,
     check_nodes,
     protect_token,
+    usable_cpus,
 )
 from his2lip.tracking.store import Tracker
 
@@ -43,6 +45,45 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+V1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cpus"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),  # rounded up
+        ("0::/\n", {"cpu.max": "10000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "9900000 100000\n"}, 64),  # more than the affinity
+        ("0::/pods/one\n", {"pods/one/cpu.max": "max 100000\n", "pods/cpu.max": "300000 100000\n"}, 3),
+        ("0::/of/the/host\n", {"cpu.max": "400000 100000\n"}, 4),
+        (
+            "4:cpu,cpuacct:/one\n0::/\n",
+            {f"cpu,cpuacct/one/{V1[0]}": "250000", f"cpu,cpuacct/one/{V1[1]}": "100000"},
+            3,
+        ),
+        ("1:cpu:/of/the/host\n2:cpuset:/\n", {f"cpu/{V1[0]}": "500000\n", f"cpu/{V1[1]}": "100000\n"}, 5),
+        ("1:cpu:/\n", {f"cpu/{V1[0]}": "-1\n", f"cpu/{V1[1]}": "100000\n"}, 64),
+        ("3:cpuset:/\n", {f"cpuset/{V1[0]}": "100000\n", f"cpuset/{V1[1]}": "100000\n"}, 64),
+        ("0::/\n", {"cpu.max": "damaged"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_the_cpu_quota_of_a_container_bounds_the_usable_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, files: dict[str, str], cpus: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(runtime, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(runtime, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert usable_cpus() == cpus
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022])
