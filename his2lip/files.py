@@ -203,6 +203,16 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
             return
 
 
+def remove_folder(place: str) -> None:
+    """Removes a folder with its content, also on an object store; what cannot be removed stays."""
+    if "://" not in place:
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    system, root = filesystem(place)
+    with suppress(OSError):  # there is none, another process writes there, or the store does not answer
+        system.delete_dir(root)
+
+
 def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a file") -> None:
     """Writes under another name, then renames: a reader sees the whole file or none.
 

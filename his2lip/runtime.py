@@ -12,7 +12,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,6 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
     """
     if is_local():
         return
-    import ray
-
     with ExitStack() as probes:
         shown = {place: place for place in read if os.path.isabs(place) and os.path.exists(place)}
         for folder in (folder for folder in write if "://" not in folder):
@@ -172,14 +170,20 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
             os.makedirs(folder, exist_ok=True)
             probe = probes.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".his2lip-"))
             shown[probe.name] = folder  # the folder itself, not another one of its name
-        look = ray.remote(num_cpus=0, max_retries=0)(_look)
-        asked = {
-            node["NodeManagerAddress"]: look.options(scheduling_strategy=_on(node["NodeID"])).remote([*shown])
-            for node in ray.nodes()
-            if node["Alive"]
-        }
-        for node, answer in asked.items():
+        for node, answer in on_nodes(_look, [*shown]).items():
             _check_node(node, answer, shown)
+
+
+def on_nodes(work: Callable[..., Any], *arguments: object) -> dict[str, Any]:
+    """Starts `work(*arguments)` on each node of the cluster: Ray's reference to each answer, by address."""
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    return {
+        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def _look(paths: list[str]) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from his2lip.cli.data import write_twins
 from his2lip.cli.options import Fresh
 from his2lip.cli.registry import command
 from his2lip.cli.train import run_train
-from his2lip.cli.tune import best_checkpoint, run_tune
+from his2lip.cli.tune import run_tune
 from his2lip.resources import STORAGE, find
 
 FOLDER = Path(STORAGE, "demo")  # default of `--out`
@@ -57,7 +57,7 @@ def demo(
     models = [
         {"name": "untrained", "path": "tiny"},
         {"name": "trained", "path": str(trained.best)},
-        {"name": "best of sweep", "path": str(best_checkpoint(swept))},
+        {"name": "best of sweep", "path": str(swept.best_checkpoint)},
     ]
     places = {**storage, "shards": shards, "cache": f"{out}/cache"}
     result = run_benchmark(load(BenchmarkConfig, find(GRID), {**places, "models": models}))

@@ -17,9 +17,7 @@ from his2lip.resources import STORAGE
 
 @command("gc")
 def gc(
-    storage: Annotated[Path, typer.Option(help="The storage of runs, benchmarks and caches.")] = Path(
-        STORAGE
-    ),
+    storage: Annotated[str, typer.Option(help="The folder of runs, benchmarks and caches.")] = STORAGE,
     kinds: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +38,14 @@ def gc(
     from his2lip.housekeeping import DEFAULT, KINDS, superfluous
     from his2lip.housekeeping import remove as remove_item
 
-    if not storage.is_dir():
+    if "://" in storage:
+        what, fix = (
+            "gc works on folders, not on an object store",
+            "remove objects with the tools of the store",
+        )
+        raise ConfigError(what, where=storage, key="--storage", fix=fix)
+    place = Path(storage)
+    if not place.is_dir():
         what, fix = "there is no storage here", "give the `storage` of the runs"
         raise ConfigError(what, where=storage, key="--storage", fix=fix)
     chosen = split_names(kinds) or list(DEFAULT)
@@ -48,7 +53,7 @@ def gc(
         if name not in KINDS:
             what = f"there is no kind '{name}'"
             raise ConfigError(what, key="--kinds", fix=did_you_mean(name, KINDS))
-    found = [item for item in superfluous(storage, days=days, needed=_in_mlflow()) if item.kind in chosen]
+    found = [item for item in superfluous(place, days=days, needed=_in_mlflow()) if item.kind in chosen]
     if not found:
         say("nothing to remove")
         return

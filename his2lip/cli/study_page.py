@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from his2lip.cli.console import say
@@ -16,13 +16,17 @@ Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 def serve_study(study: str, port: int, *, opened: Callable[[str], None]) -> None:
     """Serves the study on 127.0.0.1 until Ctrl-C; `opened` gets the address of its page.
 
-    study  the name of a sweep, its folder, or the URL of its database
+    study  the name of a sweep, its folder or URI, or the URL of its database
     Raises RunError where there is no study, or where its database or the port cannot be used.
     """
+    with opened_study(study) as url:
+        _serve(url, study, port, opened)
+
+
+def _serve(url: str, study: str, port: int, opened: Callable[[str], None]) -> None:
     import optuna
     import optuna_dashboard
 
-    url = study_url(study)
     try:
         storage = optuna.storages.RDBStorage(url)
         studies = optuna.get_all_study_summaries(storage)
@@ -47,15 +51,35 @@ def serve_study(study: str, port: int, *, opened: Callable[[str], None]) -> None
             return
 
 
-def study_url(study: str) -> str:
-    """The URL of the database of a sweep, by its name under STORAGE, its folder, or the URL itself."""
-    if "://" in study:
-        return study
-    for place in (Path(study), Path(STORAGE, "tune", study)):
-        if (place / "study.db").is_file():
-            return f"sqlite:///{(place / 'study.db').resolve()}"
-    fix = f"give the name of a sweep in {STORAGE}/tune, the folder of one, or the URL of its database"
+@contextmanager
+def opened_study(study: str) -> Iterator[str]:
+    """The URL of the database of a sweep: by its name under STORAGE, its folder or URI, or the URL itself.
+
+    Of a sweep on an object store it is a copy, as the study is now, which is removed at the end of the block.
+    """
+    from his2lip.tuning import study_at
+
+    if "://" in study and _is_database(study):
+        yield study
+        return
+    for place in (study,) if "://" in study else (study, f"{STORAGE}/tune/{study}"):
+        with study_at(place) as url:
+            if url is not None:
+                yield url
+                return
+    fix = f"give the name of a sweep in {STORAGE}/tune, the folder or URI of one, or the URL of its database"
     raise RunError("there is no study here", where=study, key="--study", fix=fix)
+
+
+def _is_database(url: str) -> bool:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        make_url(url).get_dialect()
+    except (ArgumentError, NoSuchModuleError):
+        return False
+    return True
 
 
 def only_here(app: Wsgi, port: int) -> Wsgi:

@@ -13,7 +13,7 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
 from his2lip.cli.registry import command
 from his2lip.cli.train import show_limit, validator
-from his2lip.resources import find
+from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
     from his2lip.tracking import Run
@@ -43,6 +43,7 @@ def tune(
 def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     """Runs the trials that remain, and records all of them in MLflow; the result holds all trials."""
     from his2lip.config import digest, recorded
+    from his2lip.models import is_stored, store_checkpoint
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import caption_notes, estimate_run, open_data, terms_of_run
@@ -53,6 +54,8 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     base, shards, bank = open_data(objective.base)
     for note in (*terms_of_run(base, shards).notes(), *caption_notes(base, shards, bank)):
         say(note)
+    if "://" in config.storage:
+        say("an object store has no locks: run this command once at a time")
     run_id = digest({"config": config.identity(), "inputs": objective.inputs, "name": config.name})
     start_ray()
     trial = base.model_copy(update={"storage": config.storage, "name": f"{config.name}.trial"})
@@ -63,7 +66,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         at_once=config.max_concurrent,
     )
     tags = {RUN_ID: run_id}
-    beside = Path(config.storage, "tune")
+    beside = Path(STORAGE if "://" in config.storage else config.storage, "tune")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         with ProgressBar(config.name) as bar:
 
@@ -81,18 +84,13 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
             )
         record_sweep(run, config, result)
     _show_result(config, result)
-    best = best_checkpoint(result)
+    best, address = result.best_checkpoint, result.best_address
     if best is not None:
         show_limit(best, shards, split=base.data.split, select=base.data.select)
+        if address is not None and is_stored(address):
+            store_checkpoint(best, address)  # with the limit
+    result.sweep.store()  # with the plots
     return result
-
-
-def best_checkpoint(result: SweepResult) -> Path | None:
-    """The checkpoint of the best trial, chosen on the select split; None where no trial wrote one."""
-    if result.best is None:
-        return None
-    place = result.directory / "trials" / str(result.best.number) / "best"
-    return place if place.is_dir() else None
 
 
 def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
@@ -114,9 +112,9 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
         )
     if result.best is not None and result.best.value is not None:
         run.metrics({f"best/{name}": result.best.metrics[name] for name in config.metrics})
-        checkpoint = best_checkpoint(result)
-        if checkpoint is not None:
-            model = run.checkpoint(checkpoint, f"{config.name}-best", read_meta(checkpoint))
+        checkpoint, address = result.best_checkpoint, result.best_address
+        if checkpoint is not None and address is not None:
+            model = run.checkpoint(address, f"{config.name}-best", read_meta(checkpoint))
             run.model_metrics(model, result.best.metrics)
     study = result.study()
     run.metrics({f"importance/{key}": share for key, share in importances(study).items()})
@@ -167,10 +165,9 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
         retry = retries.get(row.number)
         outcome = "the same command runs it again" if retry is None else f"repeated as trial {retry}"
         say(f"trial {row.number} raised an error: {row.note}; {outcome}")
-    say(f"plots: {result.directory / 'plots' / 'sweep.html'}")
-    checkpoint = best_checkpoint(result)
-    if checkpoint is not None:
-        say(f"best checkpoint: {checkpoint}")
+    say(f"plots: {result.sweep.shared}/plots/sweep.html")
+    if result.best_checkpoint is not None:
+        say(f"best checkpoint: {result.best_address}")
 
 
 def _show_arms(config: SweepConfig, result: SweepResult) -> None:

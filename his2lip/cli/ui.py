@@ -49,7 +49,9 @@ def ui(
     ] = None,
     study: Annotated[
         str | None,
-        typer.Option(help="Show a sweep in optuna-dashboard: its name, its folder, or its database's URL."),
+        typer.Option(
+            help="Show a sweep in optuna-dashboard: its name, folder or URI, or its database's URL."
+        ),
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the table of models in the default browser.")] = True,
 ) -> None:

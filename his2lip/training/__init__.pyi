@@ -8,7 +8,6 @@ from .ray_train import TrainResult as TrainResult
 from .ray_train import gpus_of_run as gpus_of_run
 from .ray_train import train as train
 from .run_directory import RunDir as RunDir
-from .run_directory import refuse_object_store as refuse_object_store
 from .run_inputs import caption_notes as caption_notes
 from .run_inputs import check_contents as check_contents
 from .run_inputs import contents as contents

@@ -176,7 +176,8 @@ class TrainConfig(Config):
     log_every: Count = 10
     """Steps between two progress reports."""
     storage: str = STORAGE
-    """Folder of runs; on a cluster, one that all nodes share."""
+    """Folder of runs: on a cluster, one that all nodes share, or the URI of an object store. That has no
+    locks: two commands that run one run there at the same time are not refused, and spoil it."""
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:

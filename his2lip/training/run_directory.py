@@ -185,14 +185,6 @@ def open_run(storage: str, name: str) -> RunDir:
     return RunDir(Path(storage) / "train" / name)
 
 
-def refuse_object_store(storage: str) -> None:
-    """Raises RunError where `storage` is the URI of an object store, which sweeps cannot use."""
-    if "://" in storage:
-        what = "a sweep needs a folder, because its database and trials are locked, which a bucket cannot do"
-        fix = "give a path that all nodes share; runs, shards, caches and benchmarks can be in a bucket"
-        raise RunError(what, where=storage, key="storage", fix=fix)
-
-
 def start_or_resume(
     run: RunDir, *, identity: Mapping[str, Any], fresh: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:

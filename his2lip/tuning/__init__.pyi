@@ -9,3 +9,4 @@ from .study import TrialRow as TrialRow
 from .sweep import SweepResult as SweepResult
 from .sweep import gpus_of_sweep as gpus_of_sweep
 from .sweep import run_sweep as run_sweep
+from .sweep_directory import study_at as study_at

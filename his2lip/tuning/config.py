@@ -82,7 +82,7 @@ class SweepConfig(Config):
     """Further keys, each with its values: every point runs with every combination of them, and no trial is
     sampled. With {seed: [0, 1, 2, 3, 4]}, points are compared over five seeds."""
     warm_start: tuple[str, ...] = ()
-    """Whose best points run after `points`: names of sweeps in STORAGE, their folders, or paper (its
+    """Whose best points run after `points`: names of sweeps in STORAGE, their folders or URIs, or paper (its
     loss). Their values are not taken over, since the data may differ. Read when the sweep first starts."""
     warm_start_best: int = Field(default=3, ge=1)
     """How many points of each earlier sweep."""
@@ -113,7 +113,8 @@ class SweepConfig(Config):
     have patches of their own within the same bound: where it is reached, those that no trial uses are
     removed. 0: each trial decodes for itself."""
     storage: str = STORAGE
-    """Folder of sweeps; on a cluster, one that all nodes share."""
+    """Folder of sweeps: on a cluster, one that all nodes share, or the URI of an object store. That has no
+    locks: two commands that run one sweep there at the same time are not refused, and spoil it."""
     study: str | None = None
     """SQLAlchemy URL of the study's database; null: a SQLite file in the sweep's folder."""
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
+from his2lip.files import remove_folder
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, usable_cpus
 from his2lip.training import SharedFolder, TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Scalar, corners, dotted_keys
-from his2lip.tuning.sweep import SCRATCH, sweep_directory
+from his2lip.tuning.sweep_directory import BEST, SweepDir, open_sweep
 from his2lip.tuning.trial import TrialReporter
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class TrainingObjective:
     moved      (key, value) of a place that the space varies -> the place for processes in other folders
     code       the version of the code that the processes of the trials have to be
     concurrent  trials that run at the same time, which share the cores where `auto` stands for threads
-    scratch    folder for decoded batches that the trials of one machine share, and its bytes; None: none
+    sweep      where the trials are
+    shared     bytes of decoded batches that the trials of one machine share
     """
 
     base: TrainConfig
@@ -56,7 +58,8 @@ class TrainingObjective:
     moved: Mapping[tuple[str, Scalar], str] = field(default_factory=dict)
     code: str = field(default_factory=code_version)
     concurrent: int = 1
-    scratch: SharedFolder | None = None
+    sweep: SweepDir = field(kw_only=True)
+    shared: int = field(kw_only=True)
 
     def config(self, params: Mapping[str, Scalar]) -> TrainConfig:
         """The training run of a trial. Raises ConfigError where its parameters do not fit together."""
@@ -85,6 +88,7 @@ class TrainingObjective:
         """Trains in this process, with the decoded patches and the untrained model of earlier trials."""
         from his2lip.training import RunDir, run_in_process
 
+        batches = self.sweep.scratch / f"batches-{socket.gethostname()}"
         try:
             run_in_process(
                 config,
@@ -94,8 +98,7 @@ class TrainingObjective:
                 device=_device(config),
                 contents=self.contents,
                 cores=min(usable_cpus(), self._cores()),
-                shared=self.scratch
-                and replace(self.scratch, path=self.scratch.path / f"batches-{socket.gethostname()}"),
+                shared=SharedFolder(batches, self.shared) if self.shared else None,
             )
         finally:
             # A trial is never resumed, and the optimizer's state is twice as large as the model.
@@ -112,15 +115,16 @@ class TrainingObjective:
 
         threads = max(1, self._cores() // config.workers.num)
         run = with_numbers(config, threads=threads, decode_threads=threads)
-        run = run.model_copy(update={"name": "run", "storage": str(report.folder)})
-        made = report.folder / "train"
+        storage = self.sweep.trial_storage(report.number)
+        run = run.model_copy(update={"name": "run", "storage": storage})
         # A repeat starts over: its reports are counted, and a resumed run would not repeat the first ones.
-        shutil.rmtree(made, ignore_errors=True)
-        train(run, validator=self.validator, on_report=on_report)
-        best = made / run.name / "best"
-        if best.is_dir():
-            best.rename(report.folder / best.name)
-        shutil.rmtree(made, ignore_errors=True)
+        remove_folder(f"{storage}/train")
+        done = train(run, validator=self.validator, on_report=on_report)
+        report.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(report.folder / BEST, ignore_errors=True)  # of a process that died
+        shutil.move(done.best, report.folder / BEST)
+        shutil.rmtree(done.run_dir, ignore_errors=True)
+        remove_folder(f"{storage}/train")
 
     def _cores(self) -> int:
         """CPUs of the cluster for one trial, at least one."""
@@ -138,9 +142,8 @@ def training_objective(
     Raises ConfigError for a key that training does not have, and for a point or an end of a range that it
     refuses; DatasetError where the data cannot be read or a sweep must not choose by the split.
     """
-    from his2lip.training import contents, identity, open_data, refuse_object_store, with_absolute_paths
+    from his2lip.training import contents, identity, open_data, with_absolute_paths
 
-    refuse_object_store(config.storage)
     config.check_keys(dotted_keys(TrainConfig))
     base = with_absolute_paths(_base(config))
     resolve_split(open_shards(base.data.shards), config.split, roles=("select",), key="split")
@@ -149,14 +152,14 @@ def training_objective(
     made_of = identity(base, shards, bank, validator=validator)["made_of"]
     inputs = {("train" if key == "config" else key): value for key, value in made_of.items()}
     found = contents(base, shards, bank)
-    room = int(config.shared_gb * 2**30)
     objective = TrainingObjective(
         base,
         validator,
         inputs,
         found,
         concurrent=config.max_concurrent,
-        scratch=SharedFolder(sweep_directory(config) / SCRATCH, room) if room else None,
+        sweep=open_sweep(config.storage, config.name),
+        shared=int(config.shared_gb * 2**30),
     )
     for params in (*config.all_points, *corners(config.dimensions)):
         objective.config(params)

@@ -19,6 +19,7 @@ from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Dimension, from_study, suggest
 from his2lip.tuning.study import RECORD, STOPPED, TrialRow, origin, record_digest, to_row
+from his2lip.tuning.sweep_directory import SweepDir
 from his2lip.tuning.trial import VALUE
 
 if TYPE_CHECKING:
@@ -200,10 +201,18 @@ class NewestFirst:
 
 
 class TrialRecords(Callback):
-    """Gives the searcher Tune's trials, which have the reason why a process failed."""
+    """Gives the searcher Tune's trials, which have the reason why a process failed, and looks for hangs."""
 
-    def __init__(self, search: StudySearch) -> None:
-        self._search = search
+    def __init__(self, search: StudySearch, sweep: SweepDir, *, timeout: float | None) -> None:
+        self._search, self._sweep, self._timeout = search, sweep, timeout
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._search.records = trials
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A process died, and the next one, perhaps on another machine, has to know whether it hung."""
+        if self._timeout is not None:
+            try:
+                self._sweep.collect_hang(trial.config["number"])
+            except His2lipError as problem:
+                self._search.error = problem

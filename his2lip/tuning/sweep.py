@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.config import dump_yaml, recorded
 from his2lip.errors import RunError
-from his2lip.files import locked
 from his2lip.logs import log_to
 from his2lip.runtime import check_nodes
-from his2lip.training import refuse_object_store
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.library_settings import silence_optuna, tune_settings
 from his2lip.tuning.study import (
@@ -30,6 +27,7 @@ from his2lip.tuning.study import (
     rows,
     warm_points,
 )
+from his2lip.tuning.sweep_directory import CONFIG, STUDY, SweepDir, open_sweep, study_at
 from his2lip.tuning.trial import Objective
 
 if TYPE_CHECKING:
@@ -43,9 +41,6 @@ _log = logging.getLogger(__name__)
 
 # A sweep ends where its first trials all raise errors, this many of them.
 MAX_FIRST_ERRORS = 3
-SCRATCH = "ray"  # folder of what is removed when the sweep ends: Tune's state, decoded batches
-TRIALS = "trials"  # folder of the trials, each in a folder named by its number
-HANGS = "hung"  # folder of what hung trials were doing, each in a file named by its number
 # Restarts of a trial whose process dies.
 MAX_DEATHS = 2
 # More reports than any trial makes, since ASHA would stop a trial at its last rung.
@@ -57,7 +52,7 @@ class SweepResult:
     """A sweep after a call of `run_sweep`. `finished_before`: no trial remained."""
 
     name: str
-    directory: Path
+    sweep: SweepDir
     study_url: str
     trials: list[TrialRow]
     best: TrialRow | None  # by the first metric; None where no trial has a value
@@ -75,21 +70,30 @@ class SweepResult:
         return self.best.params if self.best else {}
 
     @property
+    def directory(self) -> Path:
+        """The folder of this machine that has the sweep's files."""
+        return self.sweep.path
+
+    @property
     def best_folder(self) -> Path | None:
         """The folder of the best trial."""
-        return self.directory / TRIALS / str(self.best.number) if self.best else None
+        return self.sweep.trial(self.best.number) if self.best else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best trial on this machine; None where no trial wrote one."""
+        return self.sweep.best(self.best.number) if self.best else None
+
+    @property
+    def best_address(self) -> str | None:
+        """The name by which other commands load that checkpoint."""
+        return self.sweep.address(self.best.number) if self.best else None
 
     def study(self) -> Study:
         """The Optuna study itself, read from its database."""
         import optuna
 
         return optuna.load_study(study_name=self.name, storage=self.study_url)
-
-
-def sweep_directory(config: SweepConfig) -> Path:
-    """The folder of the sweep's study, checkpoints and plots. Raises RunError for an object store."""
-    refuse_object_store(config.storage)
-    return (Path(config.storage) / "tune" / config.name).resolve()
 
 
 def run_sweep(
@@ -119,28 +123,25 @@ def run_sweep(
     import ray
 
     assert ray.is_initialized(), "the driver starts Ray"
-    directory = sweep_directory(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    url = config.study or f"sqlite:///{directory}/study.db"
-    busy = RunError(
-        "this sweep is being run by another process", where=directory, fix="wait for it, or stop it"
-    )
-    with locked(directory / "lock", busy=busy), silence_optuna(), tune_settings():
+    sweep = open_sweep(config.storage, config.name)
+    url = config.study or f"sqlite:///{sweep.path / STUDY}"
+    with sweep.locked(), silence_optuna(), tune_settings():
         if fresh:
-            _remove_earlier(config, directory, url)
+            _remove_earlier(config, sweep, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
-        (directory / "sweep.yaml").write_text(dump_yaml(recorded(config)), encoding="utf-8")
+        (sweep.path / CONFIG).write_text(dump_yaml(recorded(config)), encoding="utf-8")
         warm = warm_points(study, config, lambda name: earlier_trials(config, name))
         remaining = prepare_resume(study, config, warm=warm)
-        log_to(directory)
+        log_to(sweep.path)
         _log.info("sweep %s: %d trials to run", config.name, remaining)
         if remaining:
-            check_nodes(read=places, write=[str(directory)])
-            _run(config, objective, study, remaining, directory, on_trial or (lambda row: None))
+            check_nodes(read=places, write=[sweep.shared])
+            sweep.store()
+            _run(config, objective, study, remaining, sweep, on_trial or (lambda row: None))
         table = rows(study)
     best = best_rows(table, config.mode, 1)
     front = tuple(front_of(config, table))
-    return SweepResult(config.name, directory, url, table, best[0] if best else None, not remaining, front)
+    return SweepResult(config.name, sweep, url, table, best[0] if best else None, not remaining, front)
 
 
 def front_of(config: SweepConfig, table: list[TrialRow]) -> list[TrialRow]:
@@ -151,19 +152,20 @@ def front_of(config: SweepConfig, table: list[TrialRow]) -> list[TrialRow]:
 def earlier_trials(config: SweepConfig, name: str) -> list[TrialRow]:
     """The trials of an earlier sweep with a value, best first. Raises RunError where there is no such sweep.
 
-    name  of a sweep in the same storage, or its folder
+    name  of a sweep in the same storage, or its folder or URI
     """
     import optuna
 
-    place = Path(name) if (Path(name) / "study.db").is_file() else Path(config.storage) / "tune" / name
-    url = f"sqlite:///{(place / 'study.db').resolve()}"
-    if not (place / "study.db").is_file():
-        fix = "give the name or the folder of a sweep, or paper"
-        raise RunError("there is no earlier sweep here", where=place, key="warm_start", fix=fix)
-    study = optuna.load_study(study_name=None, storage=url)
-    mode = "max" if study.directions[0].name == "MAXIMIZE" else "min"
-    table = rows(study)
-    return best_rows(table, mode, len(table))
+    named = name if "://" in name else f"{config.storage.rstrip('/')}/tune/{name}"
+    for place in dict.fromkeys((name, named)):
+        with study_at(place) as url:
+            if url is not None:
+                study = optuna.load_study(study_name=None, storage=url)
+                mode = "max" if study.directions[0].name == "MAXIMIZE" else "min"
+                table = rows(study)
+                return best_rows(table, mode, len(table))
+    fix = "give the name, the folder or the URI of a sweep, or paper"
+    raise RunError("there is no earlier sweep here", where=named, key="warm_start", fix=fix)
 
 
 def _run(
@@ -171,7 +173,7 @@ def _run(
     objective: Objective,
     study: Study,
     count: int,
-    directory: Path,
+    sweep: SweepDir,
     on_trial: Callable[[TrialRow], None],
 ) -> None:
     """Runs `count` trials and records them in the study."""
@@ -180,18 +182,18 @@ def _run(
     ended = {row.number: row for row in rows(study) if row.state not in OPEN}
 
     def end(row: TrialRow) -> None:
+        sweep.store()
         ended[row.number] = row
-        table = list(ended.values())
-        keep_best(directory, table, mode=config.mode, keep=config.keep, also=front_of(config, table))
+        keep_best(config, sweep, list(ended.values()))  # last: a stored study has the checkpoints of its best
         on_trial(row)
 
     search = StudySearch(study, config, on_trial=end)
-    scratch = directory / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
+    sweep.remove_scratch()
     try:
-        _tuner(config, objective, search, count, scratch).fit()
+        _tuner(config, objective, search, count, sweep).fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        sweep.remove_scratch()
+    keep_best(config, sweep, list(ended.values()))  # what a stopped trial wrote after its end
     if search.error is not None:
         raise search.error
     table = rows(study)
@@ -202,7 +204,7 @@ def _run(
 
 
 def _tuner(
-    config: SweepConfig, objective: Objective, search: StudySearch, count: int, scratch: Path
+    config: SweepConfig, objective: Objective, search: StudySearch, count: int, sweep: SweepDir
 ) -> Tuner:
     from ray import tune
 
@@ -215,8 +217,7 @@ def _tuner(
         metrics=config.metrics,
         mode=config.mode,
         worst=config.worst_value,
-        trials=scratch.parent / TRIALS,
-        hangs=scratch.parent / HANGS,
+        sweep=sweep,
         timeout=config.trial_timeout,
     )
     return tune.Tuner(
@@ -231,10 +232,10 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name=config.name,
-            storage_path=str(scratch),
+            storage_path=str(sweep.scratch),
             stop=_stopper(search),
             verbose=0,
-            callbacks=[TrialRecords(search)],
+            callbacks=[TrialRecords(search, sweep, timeout=config.trial_timeout)],
             # The objective writes its own checkpoints.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
@@ -305,22 +306,16 @@ def _stopper(search: StudySearch) -> Any:
     return Broken()
 
 
-def keep_best(
-    directory: Path, table: list[TrialRow], *, mode: str, keep: int, also: Iterable[TrialRow] = ()
-) -> None:
-    """Removes the folders of ended trials in `directory`/trials, except of the `keep` best and of `also`."""
-    kept = {row.number for row in (*best_rows(table, mode, keep), *also)}
-    removable = {str(row.number) for row in table if row.number not in kept and row.state not in OPEN}
-    for folder in (directory / TRIALS).glob("*"):  # few; most trials have none any more
-        if folder.name in removable:
-            shutil.rmtree(folder, ignore_errors=True)
+def keep_best(config: SweepConfig, sweep: SweepDir, ended: list[TrialRow]) -> None:
+    """Removes what ended trials have written, except of the `keep` best and of the Pareto front."""
+    kept = {row.number for row in (*best_rows(ended, config.mode, config.keep), *front_of(config, ended))}
+    sweep.remove_trials({row.number for row in ended} - kept)
 
 
-def _remove_earlier(config: SweepConfig, directory: Path, url: str) -> None:
+def _remove_earlier(config: SweepConfig, sweep: SweepDir, url: str) -> None:
     """Removes an earlier sweep of this name: its study, checkpoints and plots."""
     import optuna
 
     if config.name in optuna.get_all_study_names(storage=url):
         optuna.delete_study(study_name=config.name, storage=url)
-    for entry in (TRIALS, HANGS, "plots"):
-        shutil.rmtree(directory / entry, ignore_errors=True)
+    sweep.clear()

@@ -19,6 +19,7 @@ from ray.tune import Trainable
 
 from his2lip.errors import ConfigError, His2lipError, did_you_mean, redact
 from his2lip.logs import log_to
+from his2lip.tuning.sweep_directory import SweepDir
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class TrialReporter(Protocol):
     """What an objective reports with. Where a call returns True, the objective has to end."""
 
     number: int  # of the trial, in its study
-    folder: Path  # for the trial's files; it may not exist yet
+    folder: Path  # for the trial's files, its folder `best` above all; it may not exist yet
 
     def __call__(self, metrics: Mapping[str, float], /) -> bool: ...
 
@@ -109,8 +110,7 @@ class TrialActor(Trainable):
 
     metrics  to optimise; the best report is by the first
     worst    value of a trial without a report, for the scheduler
-    trials   folder of the trials' folders
-    hangs    folder of what hung trials were doing
+    sweep    where the trials and their checkpoints are
     timeout  seconds without a report after which the process ends itself; None: never
     """
 
@@ -122,14 +122,13 @@ class TrialActor(Trainable):
         metrics: tuple[str, ...],
         mode: str,
         worst: float,
-        trials: Path,
-        hangs: Path,
+        sweep: SweepDir,
         timeout: float | None,
     ) -> None:
         self._objective, self._metrics, self._worst = objective, metrics, worst
-        self._trials, self._hangs, self._timeout = trials, hangs, timeout
+        self._sweep, self._timeout = sweep, timeout
         self._better = max if mode == "max" else min
-        log_to(trials.parent)
+        log_to(sweep.path)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
@@ -137,7 +136,9 @@ class TrialActor(Trainable):
         self._number, self._params = new_config["number"], dict(new_config["params"])
         _log.info("trial %d starts with %s", self._number, self._params)
         self._thread, self._repeated = self._new_thread(), False
-        self._hang = Hang(self._hangs / f"{self._number}.txt", self._timeout)
+        if self._timeout is not None:
+            self._sweep.fetch_hang(self._number)
+        self._hang = Hang(self._sweep.hang(self._number), self._timeout)
         self._result: dict[str, Any] = {
             VALUE: self._worst, "best": [], "metrics": "{}", "reports": 0, "ended": False
         }  # fmt: skip
@@ -146,7 +147,8 @@ class TrialActor(Trainable):
     def step(self) -> dict[str, Any]:
         if self._hang.happened():
             # This process was started again after the trial's first one had ended itself.
-            self._result |= {"ended": True, "hung": self._hang.note()}
+            address = self._sweep.hang_address(self._number)
+            self._result |= {"ended": True, "hung": redact(self._hang.note(address))}
             _log.info("trial %d hung: %s", self._number, self._result["hung"])
             return {**self._result, "done": True}
         answer = self._next()
@@ -154,14 +156,24 @@ class TrialActor(Trainable):
             self._end(answer)
         else:
             self._record(answer.metrics)
+        self._keep()
         return {**self._result, "done": self._result["ended"]}
 
     def cleanup(self) -> None:
         if hasattr(self, "_thread"):
             self._thread.stop()
+            self._keep()
+            self._sweep.release(self._number)
+
+    def _keep(self) -> None:
+        """Stores a new checkpoint, before the driver hears of the report that it belongs to."""
+        try:
+            self._sweep.keep(self._number)
+        except His2lipError as error:
+            self._end(Ended(error, traceback.format_exc()))
 
     def _new_thread(self) -> ObjectiveThread:
-        folder = self._trials / str(self._number)
+        folder = self._sweep.trial(self._number)
         return ObjectiveThread(self._objective, dict(self._params), number=self._number, folder=folder)
 
     def _next(self) -> Reported | Ended:
@@ -234,9 +246,9 @@ class Hang:
         """Whether an earlier process of this trial was ended."""
         return self._timeout is not None and self._file.is_file() and self._file.stat().st_size > 0
 
-    def note(self) -> str:
-        """The reason, for the study."""
-        return f"it made no report for {self._timeout:g} s; where it was: {self._file}"
+    def note(self, address: str) -> str:
+        """The reason, for the study; `address` is where the user finds the file."""
+        return f"it made no report for {self._timeout:g} s; where it was: {address}"
 
     @contextmanager
     def watched(self) -> Iterator[None]:

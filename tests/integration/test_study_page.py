@@ -13,7 +13,7 @@ import optuna
 import pytest
 from loopback import on_loopback
 
-from his2lip.cli.study_page import study_url
+from his2lip.cli.study_page import opened_study
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
@@ -49,6 +49,6 @@ def test_a_study_is_read_from_the_api_of_its_page_and_cannot_be_changed_there(tm
 
 
 def test_a_sweep_that_does_not_exist_is_refused_by_its_option() -> None:
-    with pytest.raises(RunError) as refused:
-        study_url("no-such-sweep")
+    with pytest.raises(RunError) as refused, opened_study("no-such-sweep"):
+        pass
     assert (refused.value.key, refused.value.where) == ("--study", "no-such-sweep")

@@ -11,7 +11,7 @@ from training_data import write_small_shards
 
 from his2lip.cli.train import validator as chooses
 from his2lip.config import validate
-from his2lip.errors import ConfigError, DatasetError, RunError
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models.load import load_model
 from his2lip.training.config import TrainConfig
@@ -130,12 +130,6 @@ def test_an_invalid_sweep_is_refused_before_the_first_trial(
     with pytest.raises((ConfigError, DatasetError)) as refused:
         objective(tree, **changes)
     assert refused.value.key == key
-
-
-def test_a_sweep_with_storage_in_an_object_store_is_refused(tree: dict[str, Any]) -> None:
-    with pytest.raises(RunError) as refused:
-        objective(tree, storage="s3://bucket/runs")
-    assert (refused.value.key, refused.value.where) == ("storage", "s3://bucket/runs")
 
 
 def test_a_trial_only_uses_a_gpu_that_ray_assigned_to_it(tree: dict[str, Any]) -> None:

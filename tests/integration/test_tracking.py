@@ -32,6 +32,7 @@ from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import best_rows, open_study, rows
 from his2lip.tuning.sweep import SweepResult
+from his2lip.tuning.sweep_directory import SweepDir
 
 SCORES = {"weak": {"mihic": 0.2, "mist": 0.3}, "strong": {"mihic": 0.9, "mist": 0.6}}
 
@@ -127,7 +128,8 @@ def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_firs
             trial.set_user_attr("code_version", f"code of {len(values)}")
             trial.set_user_attr("metrics", json.dumps({"select/macro_f1": value}))
             study.tell(trial, value)
-        found = SweepResult("again", folder, url, rows(study), best_rows(rows(study), "max", 1)[0], False)
+        best = best_rows(rows(study), "max", 1)[0]
+        found = SweepResult("again", SweepDir(folder), url, rows(study), best, False)
         with tracker.run("his2lip-tune", "again", {}, tags={RUN_ID: "again"}, beside=folder) as run:
             record_sweep(run, config, found)
     (sweep,) = stored(tracker, "again")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from his2lip.tuning.sweep_directory import SweepDir
 from his2lip.tuning.trial import Hang, TrialActor, TrialReporter
 
 REPORTS, RAISES_AT = 6, 4
@@ -47,8 +48,7 @@ def test_each_repeated_report_has_its_own_time_limit(tmp_path: Path) -> None:
         metrics=("value",),
         mode="max",
         worst=-1.0,
-        trials=tmp_path / "trials",
-        hangs=tmp_path / "hung",
+        sweep=SweepDir(tmp_path),
         timeout=60.0,
     )
     actor._hang = windows = Windows(tmp_path / "hung" / "0.txt", 60.0, seen)

@@ -1,0 +1,282 @@
+"""The folder of a sweep, or its objects on an object store: study, trials' checkpoints, log and plots."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from pyarrow.fs import FileSelector
+
+from his2lip.config import digest
+from his2lip.errors import RunError
+from his2lip.files import fetch_file, filesystem, locked, remove_folder, store_file
+from his2lip.logs import LOG_FILE
+from his2lip.models import fetch_stored, store_checkpoint
+from his2lip.runtime import is_local, on_nodes
+from his2lip.tuning.plots import PLOTS
+
+STUDY = "study.db"
+CONFIG = "sweep.yaml"
+TRIALS = "trials"  # folder of the trials, each in a folder named by its number
+HANGS = "hung"  # folder of what hung trials were doing, each in a file named by its number
+SCRATCH = "ray"  # folder of what is removed when the sweep ends: Tune's state, decoded batches
+BEST = "best"  # folder of the checkpoint of a trial
+
+T = TypeVar("T")
+_LOCK = "lock"
+_NODE_S = 60.0  # to wait for the answers of all nodes
+
+
+class SweepDir:
+    """storage/tune/NAME: study.db, sweep.yaml, the log, the plots, and the trials with their checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def path(self) -> Path:
+        """The folder in which this process works."""
+        return self._path
+
+    @property
+    def shared(self) -> str:
+        """The path or URI that all nodes see."""
+        return str(self.path)
+
+    @property
+    def scratch(self) -> Path:
+        return self.path / SCRATCH
+
+    def trial(self, number: int) -> Path:
+        """The folder in which a trial works."""
+        return self.path / TRIALS / str(number)
+
+    def trial_storage(self, number: int) -> str:
+        """The folder or URI in which a trial with several workers trains, which all nodes see."""
+        return f"{self.shared}/{TRIALS}/{number}"
+
+    def address(self, number: int) -> str:
+        """The name by which other commands load the checkpoint of a trial."""
+        return str(self.trial(number) / BEST)
+
+    def hang(self, number: int) -> Path:
+        """The file of what a hung trial was doing."""
+        return self.path / HANGS / f"{number}.txt"
+
+    def hang_address(self, number: int) -> str:
+        """Where the user finds the file `hang`."""
+        return f"{self.shared}/{HANGS}/{number}.txt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Locks the sweep against a second command. Raises RunError where another one has the lock."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = RunError(
+            "this sweep is being run by another process", where=self.shared, fix="wait for it, or stop it"
+        )
+        with locked(self.path / _LOCK, busy=busy):
+            yield
+
+    def store(self) -> None:
+        """Stores what the driver has written where the sweep is; here, it is there."""
+
+    def keep(self, number: int) -> None:
+        """Stores the checkpoint that a trial of this process has written since the last call."""
+
+    def release(self, number: int) -> None:
+        """Removes the folder of a trial of this process that has ended, where it is needed no more."""
+
+    def remove_trials(self, numbers: Collection[int]) -> None:
+        """Removes what the trials with these numbers have written."""
+        system, root = filesystem(self.shared)
+        removable = {str(number) for number in numbers}
+        for found in system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True)):
+            if found.base_name in removable:  # few are there; most were removed before
+                remove_folder(f"{self.shared}/{TRIALS}/{found.base_name}")
+
+    def best(self, number: int) -> Path | None:
+        """The checkpoint of a trial on this machine; None where there is none."""
+        folder = self.trial(number) / BEST
+        return folder if folder.is_dir() else None
+
+    def collect_hang(self, number: int) -> None:
+        """Brings the file `hang` of a process that has ended to where the next one finds it."""
+
+    def fetch_hang(self, number: int) -> None:
+        """Brings the file `hang` that was collected to this machine."""
+
+    def remove_scratch(self) -> None:
+        """Removes what a call of `run_sweep` needs on the machines only while it runs."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Removes the trials and plots of an earlier sweep of this name."""
+        for name in (TRIALS, HANGS, PLOTS):
+            remove_folder(f"{self.shared}/{name}")
+
+
+class StoredSweep(SweepDir):
+    """A sweep on an object store: below `place` the driver's files and trials/NUMBER/best.tar, whole objects.
+
+    Only the driver writes the study. Each process works in a folder of its machine, which is in the folder of
+    Ray's session. An object store has no locks: a second command is refused only on the same machine and Ray.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._kept: dict[int, tuple[int, int]] = {}  # the folders of checkpoints that are stored
+
+    @property
+    def path(self) -> Path:
+        return Path(_session(), "his2lip", digest(self._place)[:16])
+
+    @property
+    def shared(self) -> str:
+        return self._place
+
+    def address(self, number: int) -> str:
+        return f"{self.trial_storage(number)}/{BEST}.tar"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Fetches the study and the log; raises RunError where a second command runs in this Ray here."""
+        with super().locked():
+            for path in self.path.iterdir():  # what a killed command left
+                if path.name != _LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            atexit.register(_leave, self.path)
+            system, root = filesystem(self._place)
+            for name in (STUDY, LOG_FILE):
+                with suppress(FileNotFoundError):
+                    fetch_file(system, f"{root}/{name}", self.path / name)
+            yield
+
+    def store(self) -> None:
+        """Stores log, configuration, plots and study. The study is a copy that SQLite makes, never torn."""
+        system, root = filesystem(self._place)
+        for file in (self.path / LOG_FILE, self.path / CONFIG, *(self.path / PLOTS).glob("*")):
+            if file.is_file():
+                store_file(system, file, f"{root}/{file.relative_to(self.path).as_posix()}")
+        if (self.path / STUDY).is_file():  # else it is in another database
+            with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
+                store_file(system, copy_database(self.path / STUDY, Path(made, STUDY)), f"{root}/{STUDY}")
+
+    def keep(self, number: int) -> None:
+        folder = self.trial(number) / BEST
+        if not folder.is_dir():
+            return
+        written = folder.stat()
+        state = (written.st_ino, written.st_mtime_ns)  # a new checkpoint is a new folder
+        if self._kept.get(number) != state:
+            store_checkpoint(folder, self.address(number))
+            self._kept[number] = state
+
+    def release(self, number: int) -> None:
+        shutil.rmtree(self.trial(number), ignore_errors=True)
+
+    def best(self, number: int) -> Path | None:
+        folder = self.trial(number) / BEST
+        if not folder.is_dir():
+            fetch_stored(self.address(number), folder)
+        return super().best(number)
+
+    def collect_hang(self, number: int) -> None:
+        texts = [_hang_text(self, number)] if is_local() else _answers(_hang_text, self, number)
+        if text := next(filter(None, texts), ""):
+            file = self.hang(number)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            system, root = filesystem(self._place)
+            store_file(system, file, f"{root}/{HANGS}/{file.name}")
+
+    def fetch_hang(self, number: int) -> None:
+        system, root = filesystem(self._place)
+        with suppress(FileNotFoundError):
+            fetch_file(system, f"{root}/{HANGS}/{number}.txt", self.hang(number))
+
+    def remove_scratch(self) -> None:
+        if is_local():
+            _remove_here(self)
+        else:
+            _answers(_remove_here, self)
+
+    def clear(self) -> None:
+        system, root = filesystem(self._place)
+        with suppress(FileNotFoundError):
+            system.delete_file(f"{root}/{STUDY}")  # first: a study has the checkpoints that it names
+        super().clear()
+
+
+def open_sweep(storage: str, name: str) -> SweepDir:
+    """The sweep STORAGE/tune/NAME, where `storage` is a folder or the URI of an object store."""
+    if "://" in storage:
+        return StoredSweep(f"{storage.rstrip('/')}/tune/{name}")
+    return SweepDir((Path(storage) / "tune" / name).resolve())
+
+
+@contextmanager
+def study_at(place: str) -> Iterator[str | None]:
+    """The URL of the study of the sweep in the folder or at the URI `place`; None where there is none.
+
+    Of a study on an object store it is a copy, which is removed at the end of the block.
+    """
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
+        file = Path(place, STUDY).resolve()
+        if "://" in place:
+            system, root = filesystem(place)
+            file = Path(made, STUDY)
+            with suppress(FileNotFoundError):
+                fetch_file(system, f"{root}/{STUDY}", file)
+        yield f"sqlite:///{file}" if file.is_file() else None
+
+
+def copy_database(file: Path, copy: Path) -> Path:
+    """Copies a SQLite database that other connections may be writing, as it was at one moment."""
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    return copy
+
+
+def _session() -> str:
+    """The folder of Ray's session on this machine."""
+    import ray
+
+    return str(ray._private.worker._global_node.get_session_dir_path())
+
+
+def _answers(work: Callable[..., T], *arguments: object) -> list[T]:
+    """What the nodes of the cluster answer, without those that are lost."""
+    import ray
+
+    asked, found = [*on_nodes(work, *arguments).values()], []
+    for answer in ray.wait(asked, num_returns=len(asked), timeout=_NODE_S)[0]:
+        with suppress(ray.exceptions.RayError):
+            found.append(ray.get(answer))
+    return found
+
+
+def _hang_text(sweep: StoredSweep, number: int) -> str:
+    """What a hung trial on this machine was doing; empty for none."""
+    file = sweep.hang(number)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _remove_here(sweep: StoredSweep) -> None:
+    """Removes the trials and scratch of a sweep on this machine; all of it where the driver is elsewhere."""
+    for name in (TRIALS, HANGS, SCRATCH):
+        shutil.rmtree(sweep.path / name, ignore_errors=True)
+    if not (sweep.path / _LOCK).exists():
+        shutil.rmtree(sweep.path, ignore_errors=True)
+
+
+def _leave(path: Path) -> None:
+    """Removes the driver's folder, unless another driver uses it meanwhile."""
+    if path.is_dir():
+        with suppress(RunError, OSError), locked(path / _LOCK, busy=RunError("in use")):
+            shutil.rmtree(path)

@@ -1,0 +1,162 @@
+"""Sweeps on an object store, with real Ray Tune: resumed elsewhere, and equal to the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from buckets import s3_on_loopback
+from ray import cloudpickle
+from training_data import write_small_shards
+
+from his2lip.config import dump_yaml, validate
+from his2lip.files import filesystem
+from his2lip.models import load_model, read_meta
+from his2lip.models.registered import meta_of
+from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.study import TrialRow, origin, rows
+from his2lip.tuning.sweep import SweepResult, run_sweep
+from his2lip.tuning.sweep_directory import study_at
+from his2lip.tuning.trial import TrialReporter
+
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_value() -> Iterator[None]:
+    """Pickles the functions of this file by value, because Ray's processes cannot import it."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def objective(params: dict[str, Any], report: TrialReporter) -> None:
+    """Two reports, each with a new checkpoint; the largest x is the best."""
+    for step in (1, 2):
+        folder = report.folder / "best"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        (folder / f"{step}").write_text(str(params["x"]), encoding="utf-8")
+        if report({"value": params["x"] + step}):
+            return
+
+
+def swept(storage: str, *, trials: int) -> SweepResult:
+    tree = {
+        "name": "s", "train": {}, "metric": "value", "storage": storage, "trials": trials,
+        "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}, "points": [{"x": 0.25}],
+        "max_concurrent": 1, "scheduler": {"kind": "none"}, "sampler": {"startup": 3},
+    }  # fmt: skip
+    return run_sweep(validate(SweepConfig, tree), objective)
+
+
+def files(place: str) -> set[str]:
+    """All files or objects below a folder or URI, by their relative names."""
+    from pyarrow.fs import FileSelector
+
+    system, root = filesystem(place)
+    found = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{root}/") for info in found if info.is_file}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_sweep_in_a_bucket_is_resumed_from_it_and_ends_as_one_in_a_folder(tmp_path: Path) -> None:
+    whole, bucket = swept(str(tmp_path / "runs"), trials=6), (tmp_path / "bucket").as_uri()
+    first = swept(bucket, trials=3)
+    assert not list((first.directory / "trials").glob("*")), "what trials wrote is only in the bucket"
+    halves = swept(bucket, trials=6)
+    ends = [[(r.number, r.state, r.params, r.value, r.reports) for r in x.trials] for x in (whole, halves)]
+    assert ends[0] == ends[1]
+    best = halves.best
+    assert best is not None
+    named = {"study.db", "sweep.yaml", "his2lip.log", f"trials/{best.number}/best.tar"}
+    assert files(f"{bucket}/tune/s") == named
+    assert halves.best_address == f"{bucket}/tune/s/trials/{best.number}/best.tar"
+    assert halves.best_checkpoint is not None
+    assert {p.name: p.read_text() for p in halves.best_checkpoint.iterdir()} == {"2": str(best.params["x"])}
+    assert not (halves.directory / "ray").exists()
+    again = swept(bucket, trials=6)
+    assert again.finished_before
+    assert again.trials == halves.trials
+
+
+SWEEP = {
+    "name": "small",
+    "space": {"loss.tau": {"kind": "log", "low": 0.1, "high": 10.0}},
+    "points": [{"loss.tau": 1.0}],
+    "trials": 5,
+    "max_concurrent": 1,
+    "scheduler": {"kind": "none"},
+}
+
+
+def ended(place: str) -> list[TrialRow]:
+    """The trials of a stored sweep that have a value."""
+    import optuna
+
+    with study_at(place) as url:
+        table = rows(optuna.load_study(study_name=None, storage=url)) if url else []
+    return [row for row in table if row.value is not None]
+
+
+def outcome(table: list[TrialRow]) -> list[Any]:
+    """The trials with a value in the order of their first tries."""
+    retries = {row.number: row.retry_of for row in table}
+    own = [row for row in table if row.value is not None]
+    own.sort(key=lambda row: origin(row.number, retries))
+    return [(row.state, row.params, row.value, row.reports) for row in own]
+
+
+@pytest.mark.slow
+def test_after_kill_9_another_machine_completes_a_sweep_on_s3_as_the_undisturbed_one(tmp_path: Path) -> None:
+    shards = write_small_shards(tmp_path / "shards", train=64, select=32)
+    train = {"data": {"shards": shards, "batch_size": 32, "lanes": 4}, "optim": {"lr": 1e-3, "epochs": 2}}
+    (tmp_path / "sweep.yaml").write_text(dump_yaml({**SWEEP, "train": train}), encoding="utf-8")
+    with s3_on_loopback("ihc") as bucket:
+
+        def start(machine: str, storage: str) -> subprocess.Popen[str]:
+            """`his2lip tune` with a home, a working folder and temporary files of its own."""
+            own = Path(f"/tmp/{tmp_path.parent.name[-8:]}{machine}")  # sockets have short paths
+            for folder in (tmp_path / machine, own):
+                folder.mkdir(exist_ok=True)
+            env = {**os.environ, "HOME": str(tmp_path / machine), "TMPDIR": str(own)}
+            env |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+            line = [sys.executable, "-m", "his2lip", "tune", str(tmp_path / "sweep.yaml"), storage]
+            printed = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            return subprocess.Popen(line, cwd=tmp_path / machine, env=env, text=True, **printed)
+
+        place, until = f"{bucket}/runs/tune/small", time.monotonic() + PATIENCE_S
+        with start("a", f"storage={bucket}/runs") as first:
+            while len(ended(place)) < 2 and first.poll() is None and time.monotonic() < until:
+                time.sleep(0.1)
+            assert first.poll() is None, first.stdout and first.stdout.read()
+            first.kill()
+        assert 2 <= len(ended(place)) < 5
+        with start("b", f"storage={bucket}/runs") as second:
+            said, _ = second.communicate(timeout=PATIENCE_S)
+        assert second.returncode == 0, said
+        with start("c", f"storage={tmp_path / 'runs'}") as third:
+            undisturbed, _ = third.communicate(timeout=PATIENCE_S)
+        assert third.returncode == 0, undisturbed
+
+        import optuna
+
+        with study_at(place) as url, study_at(str(tmp_path / "runs/tune/small")) as wanted_url:
+            found = rows(optuna.load_study(study_name="small", storage=url))
+            wanted = rows(optuna.load_study(study_name="small", storage=wanted_url))
+        assert outcome(found) == outcome(wanted)
+        address = said.split("best checkpoint: ")[1].split()[0]
+        folder = undisturbed.split("best checkpoint: ")[1].split()[0]
+        assert address.startswith(f"{place}/trials/")
+        assert meta_of(address)["tensor_digest"] == read_meta(folder)["tensor_digest"]
+        load_model(address)
+        assert len([name for name in files(place) if name.startswith("trials/")]) == 1
+        assert {"study.db", "sweep.yaml", "his2lip.log", "plots/sweep.html"} <= files(place)
