@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow faults test-oldest bench-check lint install install-cpu lock clean
+.PHONY: demo test test-slow faults test-oldest bench-check bench-growth lint install install-cpu lock clean
 
 demo: install
 	$(VENV)/bin/his2lip demo
@@ -35,6 +35,11 @@ test-oldest: install
 # committed counts. UPDATE=--update commits to new ones.
 bench-check: install
 	$(PY) benchmarks/speed/bench_check.py $(UPDATE)
+
+# How time and memory grow with the number of patches, pairs, grid cells and trials: the small end of docs/scale.md.
+bench-growth: install
+	$(PY) benchmarks/speed/growth.py --out runs/growth.json --repeats 3 \
+	  --patches 1000 10000 --pairs 4096 8192 --cells 10 100 --trials 10 50
 
 lint: install
 	$(VENV)/bin/ruff check .

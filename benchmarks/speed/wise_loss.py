@@ -8,6 +8,7 @@ other direction by its transpose; image-image; text-text), soft targets, and log
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from _pairs import Program, arguments, compare, write
@@ -16,6 +17,8 @@ from torch.nn import functional
 from his2lip.loss.wise import WISELoss
 
 TIME_LIMIT, MEMORY_LIMIT = 1.2, 0.10
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Form = Callable[..., torch.Tensor]  # of the batch and the logit scale (log space)
 
 
 def naive(
@@ -39,6 +42,32 @@ def naive(
     return image_text + 0.5 * cross_entropy(x @ x.T) + 0.5 * cross_entropy(c @ c.T)
 
 
+def linear() -> Form:
+    """The memory-linear form of the same loss."""
+    loss = WISELoss()
+    return lambda *batch: loss(*batch).total
+
+
+def draw(n: int, d: int, device: str) -> Batch:
+    """Random image and text features (N, D), and tissue types and biomarkers (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(n, d, generator=generator).to(device) for _ in range(2))
+    tissue, biomarker = (
+        torch.randint(0, classes, (n,), generator=generator).to(device) for classes in (7, 12)
+    )
+    return image, text, tissue, biomarker
+
+
+def gradients(form: Form, batch: Batch) -> list[torch.Tensor]:
+    """The loss, and its gradients by the image features, the text features and the logit scale."""
+    image, text, tissue, biomarker = batch
+    leaves = [image.clone(), text.clone(), torch.tensor(2.6592, device=image.device)]
+    x, c, scale = (leaf.requires_grad_() for leaf in leaves)
+    total = form(x, c, tissue, biomarker, scale)
+    total.backward()
+    return [total.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this script."""
     parser.add_argument("--n", type=int, default=None, help="pairs (default 8192; 1024 with --quick)")
@@ -53,30 +82,16 @@ def main() -> None:
     )
     torch.set_num_threads(args.threads)
     n = args.n or (1024 if args.quick else 8192)
-    generator = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(n, args.d, generator=generator).to(args.device) for _ in range(2))
-    tissue, biomarker = (
-        torch.randint(0, classes, (n,), generator=generator).to(args.device) for classes in (7, 12)
-    )
-    loss = WISELoss()
-    gradients: dict[str, list[torch.Tensor]] = {}
+    batch = draw(n, args.d, args.device)
+    forms = {"naive": naive, "linear": linear()}
+    values = {name: gradients(form, batch) for name, form in forms.items()}
+    differences = [
+        float((a - b).norm() / b.norm()) for a, b in zip(values["linear"], values["naive"], strict=True)
+    ]
 
     def step(name: str) -> None:
-        leaves = [image.clone(), text.clone(), torch.tensor(2.6592, device=args.device)]
-        x, c, scale = (leaf.requires_grad_() for leaf in leaves)
-        if name == "naive":
-            total = naive(x, c, tissue, biomarker, scale)
-        else:
-            total = loss(x, c, tissue, biomarker, scale).total
-        total.backward()
-        if name not in gradients:
-            gradients[name] = [total.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+        gradients(forms[name], batch)
 
-    step("naive")
-    step("linear")
-    differences = [
-        float((a - b).norm() / b.norm()) for a, b in zip(gradients["linear"], gradients["naive"], strict=True)
-    ]
     pair = compare(
         Program("naive", lambda: step("naive")),
         Program("linear", lambda: step("linear")),
