@@ -154,10 +154,10 @@ def merge_reports(folders: Sequence[str], out: Path | None) -> Path:
     return out
 
 
-def verify_report(folder: Path, pages: Path | None = None, *, from_images: bool = False) -> None:
+def verify_report(folder: Path, out: Path | None = None, *, from_images: bool = False) -> None:
     """Prints what of a board does not follow from its stored predictions; exits with 1 where there is any.
 
-    pages        the folder of its pages, which are compared too; default: `report`, where there is one
+    out          the folder of its pages, which are compared too; default: `report`, where there is one
     from_images  compares with the images and models instead
     """
     from his2lip.evaluation import verify_board, verify_images
@@ -168,11 +168,12 @@ def verify_report(folder: Path, pages: Path | None = None, *, from_images: bool 
         return
 
     found = verify_board(str(folder))
-    place = pages or folder / "report"
+    place = out or folder / "report"
     if not found.mismatches and place.is_dir():
-        files, mismatches = verify_pages(folder, place)
-        written = [*found.files, *(f"{place.name}/{name}" for name in files)]
-        found = replace(found, files=written, mismatches=mismatches)
+        pages = verify_pages(folder, place)
+        written = [*found.files, *(f"{place.name}/{name}" for name in pages.files)]
+        notes = [*found.notes, *pages.notes]
+        found = replace(found, files=written, mismatches=pages.mismatches, notes=notes)
     _show_verified(found)
 
 

@@ -21,6 +21,8 @@ from his2lip.report.robustness import ERRORS
 from his2lip.report.section import Inputs
 from his2lip.report.seeds import pooled
 
+PAGE = "index.html"
+
 
 def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -> Path:
     """Writes index.html, leaderboard.md, .tex and .csv into `out`, and further tables where they apply.
@@ -48,7 +50,7 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     tasks = read_tasks(leaderboard.parent)
     _write_or_remove(out / ERRORS, errors_page(leaderboard.parent, tasks))
     inputs = Inputs(board, leaderboard.parent, out, tasks)
-    shown, page = sections(inputs), out / "index.html"
+    shown, page = sections(inputs), out / PAGE
     (out / "leaderboard.md").write_text(markdown(inputs, shown), encoding="utf-8")
     (out / "leaderboard.tex").write_text(latex(inputs, shown), encoding="utf-8")
     page.write_text(html_page(inputs, shown), encoding="utf-8")

@@ -40,6 +40,7 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
+from his2lip.report.page import writer
 from his2lip.report.verification import verify_pages
 
 Write = Callable[..., ShardSet]
@@ -177,8 +178,9 @@ def test_the_command_prints_what_is_different_and_exits_with_1(board: tuple[str,
 def test_pages_are_compared_with_the_board_too(board: tuple[str, list[CellResult]]) -> None:
     folder, _ = board
     assert CliRunner().invoke(app, ["report", folder, "--baseline", "baseline:majority"]).exit_code == 0
-    files, found = verify_pages(Path(folder), Path(folder, "report"))
-    assert (found, {"index.html", "leaderboard.md", "differences.csv"} <= {*files}) == ([], True)
+    pages = verify_pages(Path(folder), Path(folder, "report"))
+    assert (pages.mismatches, pages.notes) == ([], [])
+    assert {"index.html", "leaderboard.md", "differences.csv"} <= {*pages.files}
     page = Path(folder, "report/leaderboard.md")
     page.write_text(page.read_text(encoding="utf-8").replace("majority", "minority", 1), encoding="utf-8")
     table = Path(folder, "report/differences.csv")
@@ -186,10 +188,32 @@ def test_pages_are_compared_with_the_board_too(board: tuple[str, list[CellResult
     table.write_text("".join([lines[0], lines[1].replace("toy", "boy"), *lines[2:]]), encoding="utf-8")
     run = CliRunner().invoke(app, ["report", folder, "--verify"])
     assert run.exit_code == 1
-    _, found = verify_pages(Path(folder), Path(folder, "report"))
+    found = verify_pages(Path(folder), Path(folder, "report")).mismatches
     in_table = [(m.file, m.row, m.column) for m in found if m.column]
     assert in_table == [("report/differences.csv", "row 1", "dataset")]
     assert "report/leaderboard.md" in {m.file for m in found}
+
+
+def test_of_pages_of_another_version_the_values_are_compared_and_the_version_is_named(
+    board: tuple[str, list[CellResult]],
+) -> None:
+    folder, _ = board
+    assert CliRunner().invoke(app, ["report", folder, "--baseline", "baseline:majority"]).exit_code == 0
+    page, table = (Path(folder, "report", name) for name in ("index.html", "differences.csv"))
+    text, values = page.read_text(encoding="utf-8"), table.read_text(encoding="utf-8")
+    assert text.count(writer()) == 1
+    for other in ("his2lip 0.0.1+abc.def", None):
+        changed = text.replace(writer(), other) if other else text.replace('name="generator"', 'name="x"')
+        page.write_text(changed.replace("majority", "minority"), encoding="utf-8")
+        run = CliRunner().invoke(app, ["report", folder, "--verify"])
+        assert run.exit_code == 0, run.output
+        said = " ".join(run.output.split())
+        assert (other or "does not name itself") in said
+        assert writer() in said
+    head, first, *rest = values.splitlines(keepends=True)
+    table.write_text("".join([head, first.replace("toy", "boy"), *rest]), encoding="utf-8")
+    (found,) = verify_pages(Path(folder), Path(folder, "report")).mismatches
+    assert (found.file, found.row, found.column) == ("report/differences.csv", "row 1", "dataset")
 
 
 def test_samples_have_a_line_for_each_unit_from_which_the_figures_follow(
