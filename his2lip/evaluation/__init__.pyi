@@ -40,6 +40,7 @@ from .reliability_diagram import reliability_points as reliability_points
 from .results import CellFailure as CellFailure
 from .results import CellResult as CellResult
 from .results import Compared as Compared
+from .results import OverSeeds as OverSeeds
 from .results import figures as figures
 from .results import metric_fields as metric_fields
 from .results import read_results as read_results

@@ -244,6 +244,7 @@ def with_differences(
     Probes are compared with each other, since they read labels; draws of a few-shot probe are not compared.
     """
     compared: list[dict[str, Compared]] = [{} for _ in cells]
+    means = [_without_difference(cell.over_seeds) for cell in cells]
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, cell in enumerate(cells):
         if cell.no_interval is None and not cell.is_few_shot:
@@ -252,12 +253,19 @@ def with_differences(
             alike.setdefault(key, []).append(i)
     for places in alike.values():
         group = [cells[i] for i in places]
-        for i, found in zip(places, _compare(folder, group, reference, margin), strict=True):
-            compared[i] = found
+        found = _compare(folder, group, reference, margin, [means[i] for i in places])
+        for i, own in zip(places, found, strict=True):
+            compared[i] = own
+    given = {"reference": reference, "margin": margin}
     return [
-        cell.model_copy(update={"reference": reference, "margin": margin, "compared": found})
-        for cell, found in zip(cells, compared, strict=True)
+        cell.model_copy(update=given | {"compared": found, "over_seeds": own})
+        for cell, found, own in zip(cells, compared, means, strict=True)
     ]
+
+
+def _without_difference(means: Mapping[str, OverSeeds]) -> dict[str, OverSeeds]:
+    none = {"difference": None, "difference_lo": None, "difference_hi": None}
+    return {name: own.model_copy(update=none) for name, own in means.items()}
 
 
 def with_seeds(folder: str, cells: Iterable[CellResult], entries: Iterable[ModelEntry]) -> list[CellResult]:
@@ -308,9 +316,16 @@ def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds
 
 
 def _compare(
-    folder: str, cells: Sequence[CellResult], reference: str | None, margin: float | None
+    folder: str,
+    cells: Sequence[CellResult],
+    reference: str | None,
+    margin: float | None,
+    means: Sequence[dict[str, OverSeeds]],
 ) -> list[dict[str, Compared]]:
-    """Of each grid cell of the same units: figure -> how it compares."""
+    """Of each grid cell of the same units: figure -> how it compares.
+
+    means  of each: figure -> its mean over trainings, which gets its difference from the reference here
+    """
     stored = [stored_predictions(folder, cell) for cell in cells]
     found: list[dict[str, Compared]] = [{} for _ in cells]
     for name, metric in metric_fields().items():
@@ -335,7 +350,37 @@ def _compare(
             if base is not None and base != place:
                 row = row.model_copy(update=_difference(differences, place, base, margin))
             found[i][name] = row
+        if base is not None:
+            _compare_means(name, metric, cells, {i: replicates[i] for i in known}, known[base], means)
     return found
+
+
+def _compare_means(
+    name: str,
+    metric: Metric,
+    cells: Sequence[CellResult],
+    replicates: Mapping[int, np.ndarray],
+    base: int,
+    means: Sequence[dict[str, OverSeeds]],
+) -> None:
+    """Gives each mean over trainings its difference from the grid cell number `base`, paired by cluster.
+
+    replicates  of the grid cells that have them, by number: the figure without one cluster each
+    """
+    low, high = metric.bounds
+    trainings: dict[str, list[int]] = {}
+    for i in replicates:
+        if (row := cells[i].seeds_of) is not None and name in means[i]:
+            trainings.setdefault(row, []).append(i)
+    for own in trainings.values():
+        if base in own or len(own) != means[own[0]][name].seeds:
+            continue
+        apart = np.array([getattr(cells[i], name) - getattr(cells[base], name) for i in own])
+        without = np.stack([replicates[i] - replicates[base] for i in own])
+        limits = crossed_interval(apart, without, bounds=(low - high, high - low)) or (None, None)
+        changes = dict(zip(("difference_lo", "difference_hi"), limits, strict=True))
+        for i in own:
+            means[i][name] = means[i][name].model_copy(update={"difference": float(apart.mean()), **changes})
 
 
 def _is_expectation(metric: Metric, cell: CellResult, predictions: Predictions) -> bool:

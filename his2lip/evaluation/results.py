@@ -123,6 +123,11 @@ class OverSeeds(Config):
     lo: float | None
     hi: float | None
     """Limits of the 95 % interval of the mean, over seeds and clusters; null where there is none."""
+    difference: float | None = None
+    """The mean minus the figure of the reference; null where that is one of the trainings."""
+    difference_lo: float | None = None
+    difference_hi: float | None = None
+    """Limits at 95 % for this difference alone, over seeds and clusters."""
 
 
 class CellResult(Figures):

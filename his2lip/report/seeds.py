@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from his2lip.evaluation import CellResult
+from his2lip.evaluation import CellResult, OverSeeds
 
 ASKED_FOR = 5  # trainings; with fewer, how much seeds vary is hardly known
 
@@ -22,6 +22,17 @@ def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
             seen.add(key)
             rows.append(_row(cell, [c for c in cells if c.seeds_of == cell.seeds_of]))
     return rows
+
+
+def _difference(mean: OverSeeds | None, margin: float | None) -> dict[str, Any]:
+    """The fields of `Compared` that are about the reference, of a mean over trainings."""
+    low = None if mean is None else mean.difference_lo
+    return {
+        "difference": None if mean is None else mean.difference,
+        "difference_lo": low,
+        "difference_hi": None if mean is None else mean.difference_hi,
+        "non_inferior": None if margin is None or low is None else low > -margin,
+    }
 
 
 def with_pooled_draws(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -51,11 +62,11 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
             update={
                 "top": any(c.compared[name].top for c in own if name in c.compared),
                 "groups": "",
-                "difference": None, "difference_lo": None, "difference_hi": None, "non_inferior": None,
+                **_difference(cell.over_seeds.get(name), cell.margin),
             }
         )
         for name, found in cell.compared.items()
-    }  # fmt: skip
+    }
     changes |= {"prompt_f1_median": None, "prompt_f1_lo": None, "prompt_f1_hi": None, "prompt_pools": {}}
     changes |= {"prompt_order": {}, "prompt_order_least": None, "order_depends_on_prompts": False}
     if cell.calibration is not None:

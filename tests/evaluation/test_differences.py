@@ -17,11 +17,12 @@ from his2lip.config import validate
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell, stored_predictions
 from his2lip.evaluation.leaderboard import with_differences, with_seeds, write_leaderboard
+from his2lip.evaluation.metrics import METRICS
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.sight import Sight
-from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.statistics import Clusters, crossed_interval
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.report.pages import write_pages
 from his2lip.report.seeds import pooled
@@ -165,6 +166,23 @@ def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_an
     assert first is not None
     assert of_mine[0].lo < first[0], "seeds that differ make it wider than that of the cases"
     assert found[2].over_seeds == {}
+    assert of_mine[0].difference is None
+
+    of_tiny = with_differences(folder, found, reference="tiny", margin=0.9)
+    mean = of_tiny[0].over_seeds["macro_f1"]
+    apart = np.array(values) - found[2].macro_f1
+    assert mean.difference == pytest.approx(apart.mean())
+    stored = [stored_predictions(folder, cells[i]) for i in (0, 1, 3, 2)]
+    *own, base = [METRICS["macro_f1"].replicates(*one) for one in stored]
+    limits = crossed_interval(apart, np.stack(own) - base, bounds=(-1.0, 1.0))
+    assert (mean.difference_lo, mean.difference_hi) == limits
+    pair = of_tiny[0].compared["macro_f1"]
+    shown = pooled(of_tiny)[0].compared["macro_f1"]
+    assert (shown.difference, shown.non_inferior) == (mean.difference, True)
+    assert pair.difference is not None
+    assert shown.difference != pair.difference, "each training keeps its own"
+    of_first = with_differences(folder, of_tiny, reference="mine seed 1")
+    assert of_first[0].over_seeds["macro_f1"].difference is None, "it is one of them"
 
     row, tiny = pooled(found)
     assert (row.model, tiny.model) == ("mine (3 seeds)", "tiny")
