@@ -288,6 +288,12 @@ def promote_model(
             "this figure of one column of the board.",
         ),
     ] = "mean",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Promote the --best model also where the interval of its figure holds chance (0)."
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="The registered name. Default: the run's.")
     ] = None,
@@ -322,7 +328,9 @@ def promote_model(
     if (model is None) == (best is None):
         raise ConfigError("name either MODEL or --best BENCHMARK", key="--best")
     champion = None if best is None else choose_champion(best, by=by)
-    if champion is not None:
+    if champion is not None and best is not None:
+        if not force:
+            champion.check_above_chance(best)
         say(f"champion: {champion}")
         model = champion.path or champion.model
     assert model is not None

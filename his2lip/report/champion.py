@@ -42,6 +42,17 @@ class Champion:
         text += "" if self.next is None else f"; next {self.next[0]}, {self.next[1]:.3f}"
         return text + (f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else "")
 
+    def check_above_chance(self, folder: Path) -> None:
+        """Raises ConfigError where this champion of the benchmark in `folder` may be as good as chance.
+
+        That is: the interval of its value holds 0, or it has no interval and its value is not above 0.
+        """
+        if (self.value if self.limits is None else self.limits[0]) > 0:
+            return
+        what = f"no model is surely above chance; the best is {self}"
+        fix = "score more cases or better models; --force promotes it nevertheless"
+        raise ConfigError(what, where=folder, key="--best", fix=fix)
+
 
 def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
     """The best model of the benchmark in `folder` that is no baseline; of equal ones, the first on the board.

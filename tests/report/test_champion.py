@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def test_a_column_chooses_too_and_in_domain_datasets_are_in_no_mean(tmp_path: Pa
         choose_champion(seen)
     assert (refused.value.key, refused.value.where) == ("--by", seen)
     assert choose_champion(seen, by="mist (select)").model == "second"
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "refused"),
+    [
+        (0.3, (0.1, 0.5), False),
+        (0.3, (-0.1, 0.7), True),
+        (0.3, (0.0, 0.6), True),
+        (0.1, None, False),  # nothing says how far it is from chance
+        (0.0, None, True),
+    ],
+)
+def test_a_champion_that_may_be_as_good_as_chance_is_refused(
+    tmp_path: Path, value: float, limits: tuple[float, float] | None, refused: bool
+) -> None:
+    found = replace(choose_champion(board(tmp_path)), value=value, limits=limits)
+    if not refused:
+        found.check_above_chance(tmp_path)
+        return
+    with pytest.raises(ConfigError) as error:
+        found.check_above_chance(tmp_path)
+    assert (error.value.key, error.value.where) == ("--best", tmp_path)
 
 
 @pytest.mark.parametrize("role", ["report", "train"])
