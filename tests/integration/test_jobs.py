@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import shutil
 import socket
 import stat
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from mlflow_stores import new_store
 from test_grid import PROTOCOLS, write_dataset
+from test_log_files import LINE
 from training_data import write_small_shards
 
 from his2lip import __version__
@@ -147,10 +149,10 @@ def cluster() -> Iterator[Cluster]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     ray = str(Path(sys.executable).with_name("ray"))
-    made = subprocess.run([ray, "get-auth-token", "--generate"], env=env, capture_output=True, check=False)
     token = home / ".ray" / "auth_token"
-    assert token.exists(), made.stderr
-    token.chmod(0o600)
+    token.parent.mkdir()
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o644)
     port, own_port = free_port(), free_port()
     folder = home / "a"
     folder.mkdir()
@@ -183,16 +185,34 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def test_a_command_runs_on_the_cluster_with_the_code_of_this_checkout_and_returns_its_log(
-    cluster: Cluster,
-) -> None:
-    done = cluster.submit(sys.executable, "-c", "import his2lip as h; print(h.__version__, h.__file__)")
-    assert done.returncode == 0, done.stderr
-    version, where = done.stdout.splitlines()[-1].split()
-    assert version == __version__
-    assert "working_dir_files" in where  # the code that was sent, not an installed version
-    assert done.stderr.startswith("job raysubmit_")
-    assert done.stderr.count("\n") == 1
+@dataclass(frozen=True)
+class GridJob:
+    """A benchmark of `tiny` on three datasets, of which `beta` is damaged, as a job; and its storage."""
+
+    done: subprocess.CompletedProcess[str]
+    storage: Path
+
+
+@pytest.fixture(scope="module")
+def grid_job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, real_ihc: np.ndarray) -> GridJob:
+    folder = tmp_path_factory.mktemp("grid")
+    for name in PROTOCOLS:
+        write_dataset(folder / "shards", name, real_ihc)
+    (folder / "shards/beta/dataset.json").write_text("{}", encoding="utf-8")
+    tree = {
+        "name": "job",
+        "models": ["tiny"],
+        "datasets": list(PROTOCOLS),
+        "shards": str(folder / "shards"),
+        "baselines": ["majority"],
+        "cache": str(folder / "cache"),
+        "storage": str(folder / "runs"),
+    }
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    program = "import his2lip as h; print(h.__version__, h.__file__); from his2lip.cli import main; main()"
+    store = f"MLFLOW_TRACKING_URI={new_store(folder)}"
+    command = ["env", store, sys.executable, "-c", program, "benchmark", str(folder / "benchmark.yaml")]
+    return GridJob(cluster.submit(*command), folder / "runs")
 
 
 def test_a_command_that_is_killed_has_no_exit_code_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
@@ -231,7 +251,9 @@ def test_a_client_without_the_token_is_refused_in_one_sentence(cluster: Cluster,
     assert "token" in done.stderr
 
 
-def test_the_token_file_is_readable_by_its_owner_only(cluster: Cluster) -> None:
+def test_a_client_makes_the_token_file_readable_by_its_owner_only(
+    cluster: Cluster, grid_job: GridJob
+) -> None:
     token = Path(cluster.env["HOME"]) / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
@@ -261,35 +283,23 @@ def test_a_job_must_be_submitted_from_the_checkout_that_is_sent_with_it(
     assert f"cd {REPO}" in done.stderr
 
 
-@pytest.fixture
-def benchmark(tmp_path: Path, real_ihc: np.ndarray) -> Path:
-    """A configuration file of one tiny model on three prepared datasets."""
-    for name in PROTOCOLS:
-        write_dataset(tmp_path / "shards", name, real_ihc)
-    tree = {
-        "name": "job",
-        "models": ["tiny"],
-        "datasets": list(PROTOCOLS),
-        "shards": str(tmp_path / "shards"),
-        "baselines": ["majority"],
-        "cache": str(tmp_path / "cache"),
-        "storage": str(tmp_path / "runs"),
-    }
-    path = tmp_path / "benchmark.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
-
-
-def test_a_grid_as_a_job_writes_the_leaderboard_and_returns_its_exit_code(
-    cluster: Cluster, benchmark: Path, tmp_path: Path
+def test_a_command_runs_on_the_cluster_with_the_code_of_this_checkout_and_returns_its_log(
+    grid_job: GridJob,
 ) -> None:
-    store = f"MLFLOW_TRACKING_URI={new_store(tmp_path)}"
-    command = ["env", store, sys.executable, "-m", "his2lip", "benchmark", str(benchmark)]
-    (tmp_path / "shards/beta/dataset.json").write_text("{}", encoding="utf-8")
-    done = cluster.submit(*command)
+    done = grid_job.done
+    (line,) = (line for line in done.stdout.splitlines() if line.endswith("his2lip/__init__.py"))
+    version, where = line.split()
+    assert version == __version__
+    assert "working_dir_files" in where  # the code that was sent, not an installed version
+    assert done.stderr.startswith("job raysubmit_")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_grid_as_a_job_writes_the_leaderboard_and_returns_its_exit_code(grid_job: GridJob) -> None:
+    done = grid_job.done
     assert done.returncode == 1, done.stdout + done.stderr  # a grid cell failed
     assert "failed: tiny on beta" in done.stdout
-    board = tmp_path / "runs/benchmark/job/leaderboard.csv"
+    board = grid_job.storage / "benchmark/job/leaderboard.csv"
     with board.open(encoding="utf-8", newline="") as source:
         rows = list(csv.DictReader(source))
     assert [(row["model"], row["dataset"]) for row in rows] == [
@@ -298,6 +308,18 @@ def test_a_grid_as_a_job_writes_the_leaderboard_and_returns_its_exit_code(
         for dataset in PROTOCOLS
         if dataset != "beta"
     ]
+
+
+def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(grid_job: GridJob) -> None:
+    log = grid_job.storage / "benchmark/job/his2lip.log"
+    lines = [line for line in map(LINE.match, log.read_text(encoding="utf-8").splitlines()) if line]
+    scored = {line[1] for line in lines if line[3].startswith("scored: tiny on alpha")}
+    received = {line[1] for line in lines if line[3].startswith("received tiny on alpha")}
+    assert len(scored) == len(received) == 1
+    assert scored != received, "the process of the task, and that of the command"
+    printed = grid_job.done.stdout
+    assert not [line for line in printed.splitlines() if LINE.match(line) or line.startswith("(pid=")]
+    assert "scored: " not in printed
 
 
 def write_folder(folder: Path, pixels: np.ndarray, *, count: int, seed: int) -> None:

@@ -13,23 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from mlflow_stores import new_store
+from test_grid import write_dataset
 from training_data import write_small_shards
 
 from his2lip.models.provenance import read_meta
-from his2lip.synthetic.twins import write_twin
 
 EPOCHS = 60  # of the run that is stopped; an epoch has two steps
 LINE = re.compile(r"^\S+ \S+ (?:DEBUG|INFO|WARNING|ERROR) \S+:(\d+) (his2lip\S*): (.*)$")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, real_ihc: np.ndarray) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     write_small_shards(folder / "training", train=64, select=48)
-    write_twin("bcdata", folder / "shards/bcdata", scale=0.05)
+    write_dataset(folder / "shards", "gamma", real_ihc)
     new_store(folder)
     return folder
 
@@ -129,11 +130,12 @@ def test_sigterm_saves_a_checkpoint_within_an_epoch_and_the_run_is_resumed_from_
     assert ends[0]["tensor_digest"] == ends[1]["tensor_digest"]
 
 
-def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks(folder: Path) -> None:
+@pytest.mark.slow  # test_jobs.py has the same of a benchmark that runs as a job
+def test_a_benchmark_prints_nothing_else_and_its_log_file_has_the_lines_of_the_tasks(folder: Path) -> None:
     config = {
         "name": "logged",
         "models": ["tiny"],
-        "datasets": ["bcdata"],
+        "datasets": ["gamma"],
         "protocols": ["default"],
         "baselines": [],
         "shards": str(folder / "shards"),
@@ -141,7 +143,7 @@ def test_a_benchmark_prints_no_log_lines_and_its_log_file_has_those_of_the_tasks
     }
     done = _his2lip(folder, config, "benchmark")
     lines = _lines(folder / "runs/benchmark/logged")
-    scored = {pid for pid, said in lines.items() if any(s.startswith("scored: tiny on bcdata") for s in said)}
+    scored = {pid for pid, said in lines.items() if any(s.startswith("scored: tiny on gamma") for s in said)}
     received = {pid for pid, said in lines.items() if any(s.startswith("received tiny") for s in said)}
     assert len(scored) == len(received) == 1
     assert scored != received

@@ -21,6 +21,7 @@ import ray
 import torch
 from listeners import listeners
 from mlflow_stores import new_store
+from plain_run import outcome, plain_run
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from safetensors.torch import load_file
@@ -93,64 +94,67 @@ def named(config_file: Path, name: str, *overrides: str) -> TrainConfig:
     return load(TrainConfig, config_file, [f"name={name}", *overrides])
 
 
-def digest(result: TrainResult) -> str:
-    return read_meta(result.last)["tensor_digest"]
+def digest(run: TrainResult | RunDir) -> str:
+    return read_meta(run.last)["tensor_digest"]
 
 
 @pytest.fixture(scope="module")
-def whole(ray_local: None, config_file: Path) -> TrainResult:
-    """The uninterrupted run."""
-    return train(named(config_file, "whole"))
+def alone(folder: Path) -> tuple[str, ...]:
+    """Overrides of runs in this process, without Ray."""
+    return (f"storage={folder / 'alone'}", "data.loader=local", "data.decode_threads=1")
 
 
-def test_run_writes_the_checkpoints_best_and_last_only(whole: TrainResult, config_file: Path) -> None:
-    assert whole.steps == STEPS
-    assert [epoch["step"] for epoch in whole.history] == [EPOCH, 2 * EPOCH, STEPS]
-    assert whole.history[-1]["select/excess"] < whole.history[0]["select/excess"]
-    assert {p.name for p in whole.run_dir.iterdir()} == {
-        *("best", "last", "ray", "run.json", ".lock", "his2lip.log"),
-    }
-    assert sum(p.stat().st_size for p in (whole.run_dir / "ray").rglob("*")) < 10_000
-    meta = read_meta(whole.best)
-    saved = TrainConfig.model_validate(meta["config"])
-    assert saved.optim == named(config_file, "x").optim
-    assert saved.data.decode_threads == usable_cpus(), "what auto stood for"
-    assert meta["vocabularies"]["tissue"][0] == "Alveoli"
-    assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
-    (seen,) = meta["training_data"]
-    assert (seen["dataset"], seen["generated"], seen["organs"]) == ("mihic", True, ["lung"])
-    assert {"data_digest", "captions_digest", "patch", "code_version", "step", "metrics"} <= meta.keys()
-    assert not (whole.best / "resume").exists()
+@dataclass(frozen=True)
+class Whole:
+    """The uninterrupted run in this process, and its weights after the first epoch."""
+
+    run: RunDir
+    first: dict[str, torch.Tensor]
 
 
-def test_the_loop_in_this_process_gives_bitwise_equal_weights(
-    whole: TrainResult, config_file: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def whole(config_file: Path, alone: tuple[str, ...]) -> Whole:
+    config, first = named(config_file, "whole", *alone), dict[str, torch.Tensor]()
+    last = RunDir(Path(config.storage) / "train/whole").last
+
+    def report(progress: StepReport) -> None:
+        if progress.step == EPOCH:
+            first.update(load_file(last / "model.safetensors"))
+
+    return Whole(plain_run(config, report=report), first)
+
+
+def test_a_trial_of_a_sweep_gets_bitwise_equal_weights(
+    whole: Whole, config_file: Path, tmp_path: Path
 ) -> None:
     seen: list[Any] = []
     config = named(config_file, "here", "checkpoint.select_by=loss")
-    outcome = run_in_process(config, report=seen.append, folder=tmp_path)
+    trained = run_in_process(config, report=seen.append, folder=tmp_path)
     torch.use_deterministic_algorithms(False)
     assert [m["step"] for m in seen] == [EPOCH, 2 * EPOCH, STEPS]
-    assert outcome.metrics["select/loss"] == whole.history[-1]["select/loss"]
-    assert read_meta(tmp_path / "best")["tensor_digest"] == read_meta(whole.best)["tensor_digest"]
+    assert trained.metrics["select/loss"] == history(whole.run)[-1]["select/loss"]
+    assert read_meta(tmp_path / "best")["tensor_digest"] == read_meta(whole.run.best)["tensor_digest"]
+
+
+def history(run: RunDir) -> list[dict[str, float]]:
+    """The step of each epoch and its losses; the command also scores the select split."""
+    names = ("step", "train/loss", "select/loss", "select/excess")
+    return [{name: epoch[name] for name in names} for epoch in outcome(run)["history"]]
 
 
 @dataclass(frozen=True)
 class EndedEarly:
-    """A run of two workers that its driver ended after the first epoch, and the same run, resumed."""
+    """The run on Ray with two workers, which its driver ended after the first epoch; and a copy of it."""
 
     early: TrainResult
-    reports: list[StepReport]  # of the first part
-    later: TrainResult
-    steps: list[int]  # reported in the second part
+    reports: list[StepReport]
     listening: set[tuple[str, str]]  # process and address of every port that was listened on
+    copy: Path
 
 
 @pytest.fixture(scope="module")
-def ended_early(ray_local: None, config_file: Path) -> EndedEarly:
+def ended_early(ray_local: None, config_file: Path, folder: Path) -> EndedEarly:
     reports: list[StepReport] = []
-    steps: list[int] = []
-
     listening: set[tuple[str, str]] = set()
 
     def on_report(progress: StepReport) -> bool:
@@ -158,31 +162,27 @@ def ended_early(ray_local: None, config_file: Path) -> EndedEarly:
         listening.update(listeners(os.getpid()))
         return progress.kind == "epoch"
 
-    config = named(config_file, "pair", "workers.num=2")
-    early = train(config, on_report=on_report)
-    later = train(config, on_report=lambda progress: steps.append(progress.step))
-    return EndedEarly(early, reports, later, steps, listening)
+    early = train(named(config_file, "pair", "workers.num=2"), on_report=on_report)
+    copy = shutil.copytree(early.run_dir, folder / "alone/train/pair")
+    return EndedEarly(early, reports, listening, copy)
 
 
-def test_a_run_that_the_driver_ends_early_stops_its_workers_and_is_resumed_later(
-    ended_early: EndedEarly,
-) -> None:
+def test_a_run_that_the_driver_ends_early_stops_its_workers_after_that_epoch(ended_early: EndedEarly) -> None:
     assert ended_early.early.steps == ended_early.reports[-1].step == EPOCH
-    assert min(ended_early.steps) > EPOCH
-    assert (ended_early.later.steps, ended_early.later.finished_before) == (STEPS, False)
+    assert not ended_early.early.finished_before
 
 
-def test_two_workers_give_the_weights_of_one_worker(whole: TrainResult, ended_early: EndedEarly) -> None:
-    pair = ended_early.later
-    assert [epoch["step"] for epoch in pair.history] == [EPOCH, 2 * EPOCH, STEPS]
-    assert pair.metrics["select/loss"] == pytest.approx(whole.metrics["select/loss"], abs=1e-5)
-    one, two = load_file(whole.last / "model.safetensors"), load_file(pair.last / "model.safetensors")
-    for name, tensor in one.items():
+def test_two_workers_give_the_weights_of_one_worker(whole: Whole, ended_early: EndedEarly) -> None:
+    (mine,), (other, *_) = ended_early.early.history, history(whole.run)
+    assert mine["select/loss"] == pytest.approx(other["select/loss"], abs=1e-5)
+    two = load_file(ended_early.copy / "last/model.safetensors")
+    assert two.keys() == whole.first.keys()
+    for name, tensor in whole.first.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)  # measured: 4e-6
 
 
 def test_the_log_of_a_run_has_the_lines_of_its_driver_and_of_each_worker(ended_early: EndedEarly) -> None:
-    lines = logged(ended_early.later.run_dir)
+    lines = logged(ended_early.early.run_dir)
     driver = next(pid for pid, said in lines if said.startswith("run pair (id "))
     first, second = (
         next(pid for pid, said in lines if said.startswith(f"worker {rank} of 2 ")) for rank in (0, 1)
@@ -200,7 +200,7 @@ def test_no_process_of_a_training_run_listens_on_an_external_address(ended_early
 
 @dataclass(frozen=True)
 class Killed:
-    """A command whose worker was killed, and then the command itself; and the same run, resumed."""
+    """The command that resumes the run with one worker, and what was killed; and the same run, resumed."""
 
     steps: list[int]  # that the log had when the command was killed
     shown: str  # on its terminal
@@ -210,12 +210,12 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(whole: TrainResult, config_file: Path, folder: Path) -> Killed:
-    """Kills the worker of `his2lip train` in its second epoch, and the command itself in the third one."""
-    run = whole.run_dir.parent / "killed"
+def killed(ended_early: EndedEarly, config_file: Path, folder: Path) -> Killed:
+    """Kills the worker of `his2lip train` in the second epoch, and the command itself in the third one."""
+    run = ended_early.early.run_dir
     environment = {k: v for k, v in os.environ.items() if k != "HIS2LIP_LOG" and not k.startswith("RAY_")}
     environment["MLFLOW_TRACKING_URI"] = new_store(folder)
-    command = [sys.executable, "-m", "his2lip", "--verbose", "train", str(config_file), "name=killed"]
+    command = [sys.executable, "-m", "his2lip", "--verbose", "train", str(config_file), "name=pair"]
     with (
         (folder / "shown").open("w") as shown,
         subprocess.Popen(command, cwd=folder, env=environment, stdout=shown, stderr=shown) as process,
@@ -234,8 +234,14 @@ def killed(whole: TrainResult, config_file: Path, folder: Path) -> Killed:
     steps, saved = logged_steps(run), read_meta(run / "last")["step"]
     # The orphaned worker may run for seconds and do more steps. Then fewer steps are left.
     steps_later: list[int] = []
-    later = train(named(config_file, "killed"), on_report=lambda progress: steps_later.append(progress.step))
+    later = train(named(config_file, "pair"), on_report=lambda progress: steps_later.append(progress.step))
     return Killed(steps, (folder / "shown").read_text(), saved, later, steps_later)
+
+
+@pytest.fixture(scope="module")
+def pair(killed: Killed) -> TrainResult:
+    """The run, which is finished."""
+    return killed.later
 
 
 def test_a_run_whose_worker_was_killed_is_resumed_at_its_last_checkpoint(killed: Killed) -> None:
@@ -243,25 +249,46 @@ def test_a_run_whose_worker_was_killed_is_resumed_at_its_last_checkpoint(killed:
     assert any(later <= earlier for earlier, later in itertools.pairwise(killed.steps)), (
         "no step was repeated"
     )
-    assert killed.steps.count(1) == 1, "the run was started again, not resumed"
+    assert killed.steps[:EPOCH] == [1, 2, 3, 4, 5]
+    assert min(killed.steps[EPOCH:]) > EPOCH, "the run was started again, not resumed"
 
 
-def test_a_run_whose_worker_and_driver_were_killed_ends_with_the_uninterrupted_weights(
-    killed: Killed, whole: TrainResult
+def test_a_run_whose_worker_and_driver_were_killed_ends_with_the_weights_of_one_that_was_not(
+    killed: Killed, ended_early: EndedEarly, config_file: Path, alone: tuple[str, ...]
 ) -> None:
     assert 2 * EPOCH <= killed.saved < STEPS
     assert all(step > EPOCH for step in killed.steps_later), "the run was started again, not resumed"
-    assert digest(killed.later) == digest(whole)
+    other = plain_run(named(config_file, "pair", *alone))
+    assert other.path == ended_early.copy, "resumed in this process after the first epoch"
+    assert digest(killed.later) == digest(other)
+    assert read_meta(killed.later.best)["tensor_digest"] == read_meta(other.best)["tensor_digest"]
+    assert history(RunDir(killed.later.run_dir)) == history(other)
 
 
-def test_a_verbose_command_shows_its_own_lines_and_those_of_its_workers(
-    killed: Killed, whole: TrainResult
-) -> None:
-    first = next(
-        pid for pid, said in logged(whole.run_dir.parent / "killed") if said.startswith("worker 0 of 1 ")
-    )
-    assert "run killed (id " in killed.shown
+def test_a_verbose_command_shows_its_own_lines_and_those_of_its_workers(killed: Killed) -> None:
+    first = next(pid for pid, said in logged(killed.later.run_dir) if said.startswith("worker 0 of 1 "))
+    assert "run pair (id " in killed.shown
     assert re.search(rf"pid={first}.*worker 0 of 1 ", killed.shown), "Ray forwards the worker's lines"
+
+
+def test_run_writes_the_checkpoints_best_and_last_only(pair: TrainResult, config_file: Path) -> None:
+    assert pair.steps == STEPS
+    assert [epoch["step"] for epoch in pair.history] == [EPOCH, 2 * EPOCH, STEPS]
+    assert pair.history[-1]["select/excess"] < pair.history[0]["select/excess"]
+    assert {p.name for p in pair.run_dir.iterdir()} == {
+        *("best", "last", "ray", "run.json", ".lock", "his2lip.log"),
+    }
+    assert sum(p.stat().st_size for p in (pair.run_dir / "ray").rglob("*")) < 10_000
+    meta = read_meta(pair.best)
+    saved = TrainConfig.model_validate(meta["config"])
+    assert saved.optim == named(config_file, "x").optim
+    assert saved.data.decode_threads == usable_cpus(), "what auto stood for"
+    assert meta["vocabularies"]["tissue"][0] == "Alveoli"
+    assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
+    (seen,) = meta["training_data"]
+    assert (seen["dataset"], seen["generated"], seen["organs"]) == ("mihic", True, ["lung"])
+    assert {"data_digest", "captions_digest", "patch", "code_version", "step", "metrics"} <= meta.keys()
+    assert not (pair.best / "resume").exists()
 
 
 def test_auto_threads_are_those_of_the_machine_and_a_resumed_run_keeps_its_own(
@@ -284,79 +311,92 @@ def test_auto_threads_are_those_of_the_machine_and_a_resumed_run_keeps_its_own(
     assert _with_threads(config, run, before_this_option)[0].workers.threads == 1
 
 
-def test_finished_run_is_not_run_again(whole: TrainResult, config_file: Path) -> None:
+def test_finished_run_is_not_run_again(pair: TrainResult, config_file: Path) -> None:
     notes: list[str] = []
-    before = (whole.last / "model.safetensors").stat().st_mtime_ns
-    again = train(named(config_file, "whole", "workers.num=2"), on_report=pytest.fail, on_note=notes.append)
+    before = (pair.last / "model.safetensors").stat().st_mtime_ns
+    again = train(named(config_file, "pair", "workers.num=2"), on_report=pytest.fail, on_note=notes.append)
     assert again.finished_before
-    assert not whole.finished_before
+    assert not pair.finished_before
     assert "was finished before" in notes[0]
-    assert (again.metrics, again.steps) == (whole.metrics, whole.steps)
-    assert (whole.last / "model.safetensors").stat().st_mtime_ns == before
+    assert (again.metrics, again.steps) == (pair.metrics, pair.steps)
+    assert (pair.last / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_next_run_of_its_kind_is_estimated_from_it(whole: TrainResult, config_file: Path) -> None:
-    config, shards, _ = open_data(named(config_file, "next", "seed=7"))
+def test_the_next_run_of_its_kind_is_estimated_from_it(pair: TrainResult, config_file: Path) -> None:
+    config, shards, _ = open_data(named(config_file, "next", "seed=7", "workers.num=2"))
     found = estimate_run(config, shards)
     assert found.steps == STEPS
     assert found.based_on is not None, "the latest finished run: of this or of another test"
-    base = RunDir(whole.run_dir.parent / found.based_on)
+    base = RunDir(pair.run_dir.parent / found.based_on)
     assert found.seconds is not None
     assert 0.05 < found.seconds < 300
     sizes = [p.stat().st_size for place in (base.best, base.last) for p in place.rglob("*") if p.is_file()]
     assert found.bytes == sum(sizes)
-    other = named(config_file, "next", "data.batch_size=32")
+    other = named(config_file, "next", "workers.num=2", "data.batch_size=32")
     assert estimate_run(other, shards).based_on is None
 
 
 @pytest.mark.slow
+def test_a_run_of_two_workers_is_resumed_on_two_and_ends_with_the_weights_of_one(
+    ray_local: None, whole: Whole, config_file: Path
+) -> None:
+    config = named(config_file, "two", "workers.num=2")
+    train(config, on_report=lambda progress: progress.kind == "epoch")
+    done = train(config)
+    assert (done.steps, done.finished_before) == (STEPS, False)
+    one, two = load_file(whole.run.last / "model.safetensors"), load_file(done.last / "model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_a_run_on_an_object_store_is_resumed_there_and_ends_with_the_same_weights(
-    whole: TrainResult, config_file: Path, tmp_path: Path
+    whole: Whole, config_file: Path, tmp_path: Path
 ) -> None:
     asked = named(config_file, "stored", f"storage={(tmp_path / 'bucket').as_uri()}")
     train(asked, on_report=lambda report: report.kind == "epoch")
     files = tmp_path / "bucket/train/stored"
     assert {"best.tar", "last.tar", "run.json"} <= {path.name for path in files.iterdir()}
     done = train(asked)
-    assert (done.steps, digest(done)) == (STEPS, digest(whole))
-    assert read_meta(done.best)["tensor_digest"] == read_meta(whole.best)["tensor_digest"]
+    assert (done.steps, digest(done)) == (STEPS, digest(whole.run))
+    assert read_meta(done.best)["tensor_digest"] == read_meta(whole.run.best)["tensor_digest"]
     assert not list(files.glob("*.tmp"))
     assert train(asked, on_report=pytest.fail).finished_before
 
 
-def test_other_options_under_the_same_name_are_refused(whole: TrainResult, config_file: Path) -> None:
+def test_other_options_under_the_same_name_are_refused(pair: TrainResult, config_file: Path) -> None:
     with pytest.raises(RunError) as refused:
-        train(named(config_file, "whole", "optim.lr=0.002"))
-    assert (refused.value.key, refused.value.where) == ("name", whole.run_dir)
+        train(named(config_file, "pair", "optim.lr=0.002"))
+    assert (refused.value.key, refused.value.where) == ("name", pair.run_dir)
     assert "optim.lr" in refused.value.what
 
 
 def test_a_finished_run_whose_best_checkpoint_was_removed_is_refused(
-    whole: TrainResult, config_file: Path
+    pair: TrainResult, config_file: Path
 ) -> None:
-    run = whole.run_dir.parent / "without-best"
-    shutil.copytree(whole.run_dir, run)
+    run = pair.run_dir.parent / "without-best"
+    shutil.copytree(pair.run_dir, run)
     shutil.rmtree(run / "best")
     with pytest.raises(RunError) as refused:
         train(named(config_file, run.name))
     assert (refused.value.key, refused.value.where) == ("best", run / "best")
 
 
-def test_a_finished_run_needs_its_last_checkpoint_no_more(whole: TrainResult, config_file: Path) -> None:
-    run = whole.run_dir.parent / "without-last"
-    shutil.copytree(whole.run_dir, run)
+def test_a_finished_run_needs_its_last_checkpoint_no_more(pair: TrainResult, config_file: Path) -> None:
+    run = pair.run_dir.parent / "without-last"
+    shutil.copytree(pair.run_dir, run)
     shutil.rmtree(run / "last")  # as `his2lip gc` does
     again = train(named(config_file, run.name))
     assert again.finished_before
-    assert (again.steps, again.history, again.metrics) == (whole.steps, whole.history, whole.metrics)
+    assert (again.steps, again.history, again.metrics) == (pair.steps, pair.history, pair.metrics)
 
 
 @pytest.mark.slow
-def test_fresh_starts_over(whole: TrainResult, config_file: Path) -> None:
-    shutil.copytree(whole.run_dir, whole.run_dir.parent / "anew")
+def test_fresh_starts_over(pair: TrainResult, config_file: Path) -> None:
+    shutil.copytree(pair.run_dir, pair.run_dir.parent / "anew")
     short = train(named(config_file, "anew", "optim.steps=1"), fresh=True)
     assert (short.steps, short.finished_before) == (1, False)
-    assert digest(short) != digest(whole)
+    assert digest(short) != digest(pair)
 
 
 def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(
