@@ -28,14 +28,18 @@ for module in sys.argv[1:]:
         importlib.import_module(module)
     except ImportError as error:
         failed[module] = str(error)
-print(json.dumps(failed))
+import torch
+from his2lip.loss import LossWeights, WISELoss
+labels = torch.tensor([0]), torch.tensor([-1])
+loss = WISELoss(weights=LossWeights())(torch.ones(1, 2), torch.ones(1, 2), *labels, torch.tensor(0.0))
+print(json.dumps([failed, loss.total.item()]))
 """
 
 
-def test_core_imports_where_ray_mlflow_and_optuna_are_absent() -> None:
+def test_core_imports_and_the_loss_works_where_ray_mlflow_and_optuna_are_absent() -> None:
     command = [sys.executable, "-c", _PROGRAM, *CORE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {}
+    assert json.loads(done.stdout) == [{}, 0.0]
 
 
 _LIGHT = """
