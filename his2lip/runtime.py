@@ -178,7 +178,7 @@ def on_nodes(work: Callable[..., Any], *arguments: object) -> dict[str, Any]:
     """Starts `work(*arguments)` on each node of the cluster: Ray's reference to each answer, by address."""
     import ray
 
-    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(work)
     return {
         node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
         for node in ray.nodes()

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyarrow.fs import FileSelector
 
@@ -247,14 +247,16 @@ def _session() -> str:
     """The folder of Ray's session on this machine."""
     import ray
 
-    return str(ray._private.worker._global_node.get_session_dir_path())
+    node: Any = ray._private.worker._global_node
+    return str(node.get_session_dir_path())
 
 
 def _answers(work: Callable[..., T], *arguments: object) -> list[T]:
     """What the nodes of the cluster answer, without those that are lost."""
     import ray
 
-    asked, found = [*on_nodes(work, *arguments).values()], []
+    asked = [*on_nodes(work, *arguments).values()]
+    found: list[T] = []
     for answer in ray.wait(asked, num_returns=len(asked), timeout=_NODE_S)[0]:
         with suppress(ray.exceptions.RayError):
             found.append(ray.get(answer))

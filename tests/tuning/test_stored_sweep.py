@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
 from his2lip.files import filesystem
 from his2lip.models import load_model, read_meta, save_checkpoint
+from his2lip.models.registered import meta_of
 from his2lip.tuning import sweep_directory
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import open_study
@@ -42,6 +43,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.fixture
 def sweep(machine: Machine, tmp_path: Path) -> SweepDir:
     return open_sweep((tmp_path / "bucket").as_uri(), "mine")
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    with s3_on_loopback("ihc") as uri:
+        yield uri
 
 
 def objects(sweep: SweepDir) -> set[str]:
@@ -75,8 +82,8 @@ def with_study(sweep: SweepDir, *values: float) -> optuna.Study:
     return study
 
 
-def walk(sweep: SweepDir, machine: Machine) -> None:
-    """Two trials on two machines, of which the second is kept, and a driver that starts anew elsewhere."""
+def test_checkpoints_and_study_go_from_machine_to_machine_over_s3(machine: Machine, bucket: str) -> None:
+    sweep = open_sweep(f"{bucket}/runs", "mine")
     with sweep.locked():
         with_study(sweep, 0.5)
         (sweep.path / "his2lip.log").write_text("a line\n", encoding="utf-8")
@@ -94,9 +101,8 @@ def walk(sweep: SweepDir, machine: Machine) -> None:
     machine("another head")
     anew = StoredSweep(sweep.shared)
     with anew.locked():
-        assert (
-            len(optuna.load_study(study_name="mine", storage=f"sqlite:///{anew.path}/study.db").trials) == 1
-        )
+        study = optuna.load_study(study_name="mine", storage=f"sqlite:///{anew.path}/study.db")
+        assert len(study.trials) == 1
         assert (anew.path / "his2lip.log").read_text(encoding="utf-8") == "a line\n"
         best = anew.best(1)
         assert best is not None
@@ -106,16 +112,7 @@ def walk(sweep: SweepDir, machine: Machine) -> None:
         anew.clear()
     assert objects(sweep) == {"his2lip.log"}
     with StoredSweep(f"{sweep.shared}-other").locked():
-        pass
-
-
-def test_checkpoints_and_study_go_from_machine_to_machine(sweep: SweepDir, machine: Machine) -> None:
-    walk(sweep, machine)
-
-
-def test_they_do_so_on_s3_too(machine: Machine) -> None:
-    with s3_on_loopback("ihc") as uri:
-        walk(open_sweep(f"{uri}/runs", "mine"), machine)
+        assert not (StoredSweep(f"{sweep.shared}-other").path / "study.db").exists()
 
 
 def test_a_checkpoint_is_stored_when_it_is_new_and_only_then(sweep: SweepDir, tmp_path: Path) -> None:
@@ -125,15 +122,9 @@ def test_a_checkpoint_is_stored_when_it_is_new_and_only_then(sweep: SweepDir, tm
     sweep.keep(3)
     assert file.stat().st_ino == first
     train(sweep, 3, step=2)
-    assert read_meta_of(sweep, 3) == 2
+    assert meta_of(sweep.address(3))["step"] == 2
     sweep.keep(4)  # a trial that wrote nothing
     assert sweep.best(4) is None
-
-
-def read_meta_of(sweep: SweepDir, number: int) -> int:
-    from his2lip.models.registered import meta_of
-
-    return int(meta_of(sweep.address(number))["step"])
 
 
 def test_the_stored_study_is_whole_while_another_connection_writes(sweep: SweepDir) -> None:
@@ -185,17 +176,17 @@ def test_an_earlier_sweep_and_its_page_are_found_by_name_and_by_uri(sweep: Sweep
     with sweep.locked():
         with_study(sweep, 0.25, 0.75)
         sweep.store()
-    bucket = (tmp_path / "bucket").as_uri()
-    later = config(bucket, name="later")
+    storage = (tmp_path / "bucket").as_uri()
+    later = config(storage, name="later")
     for name in ("mine", sweep.shared):
         assert [row.value for row in earlier_trials(later, name)] == [0.75, 0.25]
-    for name in ("nosuch", f"{bucket}/nosuch"):
+    for name in ("nosuch", f"{storage}/nosuch"):
         with pytest.raises(RunError) as refused:
             earlier_trials(later, name)
         assert refused.value.key == "warm_start"
     with opened_study(sweep.shared) as url:
         assert [s.study_name for s in optuna.get_all_study_summaries(url)] == ["mine"]
-    with pytest.raises(RunError) as missing, opened_study(f"{bucket}/nosuch"):
+    with pytest.raises(RunError) as missing, opened_study(f"{storage}/nosuch"):
         pass
     assert missing.value.key == "--study"
     for database in ("sqlite:///x.db", "postgresql+psycopg2://me@127.0.0.1/studies"):
