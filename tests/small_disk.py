@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOMY = 1 << 30  # bytes, more than any test writes
-_PAGE = 4096
+PAGE = 4096  # bytes by which a tmpfs is rounded up
 
 
 def _run(*command: str) -> None:
@@ -29,7 +29,7 @@ class Disk:
 
     def resize(self, size: int) -> None:
         """Makes it `size` bytes, not less than it has."""
-        _run("mount", "-o", f"remount,size={max(size, _PAGE)}", str(self.path))
+        _run("mount", "-o", f"remount,size={max(size, PAGE)}", str(self.path))
 
     @property
     def used(self) -> int:
