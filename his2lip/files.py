@@ -129,6 +129,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def free_bytes(place: str) -> int | None:
+    """Bytes that are free on the disk of a folder, which need not exist yet; None for a URI."""
+    if "://" in place:
+        return None
+    folder = Path(place).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 @contextmanager
 def at_hand(place: str) -> Iterator[Path]:
     """The folder `place` on this machine: itself, or a copy of a folder on an object store.

@@ -1,7 +1,8 @@
-"""The line that a run starts with: its time, its disk, and its price on a cluster of cluster.yaml."""
+"""The line that a run or a benchmark starts with: time, disk, and price on a cluster of cluster.yaml."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import ray
 import yaml
 
-from his2lip.cli.estimates import duration, show_estimate
+from his2lip.cli.estimates import duration, show_estimate, show_grid_estimate
 from his2lip.cloud import budget_left, usd_per_hour
 from his2lip.cloud.budget_guard import Machine, Record
+from his2lip.evaluation import GridEstimate
 from his2lip.training import Estimate, TrainConfig, gpus_of_run
 from his2lip.tuning import SweepConfig, gpus_of_sweep
 
@@ -127,6 +129,64 @@ def test_without_an_earlier_run_it_says_so_and_a_finished_run_has_no_line(
     assert "not known" in capsys.readouterr().out
     show_estimate(Estimate(0, 0.0, "before", 0, 0, 10**9), gpus=0)
     assert capsys.readouterr().out == ""
+
+
+GRID = GridEstimate(24, 4, 5000, 2000, 7200.0, 3 * 10**9, 10**10, 4)
+
+
+@pytest.mark.usefixtures("head")
+def test_on_a_cluster_the_line_of_a_benchmark_has_images_time_disk_and_price(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_grid_estimate(GRID)
+    line = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "24 grid cells (4 of them finished)",
+        "2,000 images to embed (3,000 of 5,000 in the cache)",
+        "2.0 h",
+        "3.0 GB of the 10.0 GB",
+        "8.00 to 21.20 USD",
+        "279.00 USD",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown", "absent"),
+    [
+        (
+            {"seconds": None, "bytes": None, "unknown": ("clip",)},
+            "no benchmark with this cache ran clip",
+            "about",
+        ),
+        (
+            {"missing": 0, "seconds": 9.0, "bytes": 0},
+            "no image to embed (all 5,000 in the cache), about 9 s",
+            "GB",
+        ),
+        ({"missing": 0, "seconds": 0.0, "bytes": 0}, "seconds per grid cell", "about"),
+        (
+            {"finished": 24, "images": 0, "missing": 0, "seconds": 0.0},
+            "all of them finished: seconds",
+            "image",
+        ),
+        ({"bytes": 2 * 10**10}, "NOT enough", "USD"),
+    ],
+)
+def test_a_benchmark_says_what_it_knows_of_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    shown: str,
+    absent: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    show_grid_estimate(replace(GRID, **changes))
+    line = " ".join(capsys.readouterr().out.split())
+    assert shown in line
+    assert absent not in line
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(45, "45 s"), (600, "10 min"), (9000, "2.5 h")])

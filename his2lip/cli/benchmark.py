@@ -11,6 +11,7 @@ import typer
 
 from his2lip.cli.benchmark_record import record_benchmark
 from his2lip.cli.console import ProgressBar, percent, say, table, wide_table
+from his2lip.cli.estimates import show_grid_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
 from his2lip.cli.registry import command
@@ -61,7 +62,9 @@ def benchmark(
 ) -> None:
     """Score every model on every dataset; grid cells that are finished are not scored again.
 
-    The exit code is 1 where a grid cell failed; all others are scored first.
+    First an estimate is printed: grid cells, images that are not in the cache of embeddings, time and disk by
+    earlier benchmarks with the same cache, and the price on a cluster. The exit code is 1 where a grid cell
+    failed; all others are scored first.
     """
     submit_if_asked(address)
     from his2lip.config import load, parse_overrides
@@ -222,7 +225,13 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
             def on_images(now: ImageProgress) -> None:
                 bar.update(f"{cells}, {now.model} on {now.dataset}: {now.done:,} of {now.total:,} images")
 
-            result = run_grid(config, datasets=datasets, on_cell=on_cell, on_images=on_images)
+            result = run_grid(
+                config,
+                datasets=datasets,
+                on_cell=on_cell,
+                on_images=on_images,
+                on_estimate=show_grid_estimate,
+            )
         with at_hand(config.folder) as folder:
             record_benchmark(run, config, result, folder)
             page = write_report(folder)

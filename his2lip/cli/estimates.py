@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from his2lip.cli.console import say
 
 if TYPE_CHECKING:
+    from his2lip.evaluation import GridEstimate
     from his2lip.training import Estimate
 
 
@@ -29,6 +30,36 @@ def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_o
         parts.append(f"about {duration(seconds)} (at the speed of run '{found.based_on}')")
         parts += _disk(found.bytes if trials is None else (found.best or 0) * trials, found.free)
         parts += _cost(seconds, gpus)
+    say("estimate: " + ", ".join(parts))
+
+
+def show_grid_estimate(found: GridEstimate) -> None:
+    """Prints what is known of a benchmark before its grid begins."""
+    parts = [f"{found.cells:,} grid cells"]
+    if found.finished == found.cells:
+        say(f"estimate: {parts[0]}, all of them finished: seconds")
+        return
+    if found.finished:
+        parts[0] += f" ({found.finished:,} of them finished)"
+    if found.missing:
+        cached = "none" if found.missing == found.images else f"{found.images - found.missing:,}"
+        parts.append(f"{found.missing:,} images to embed ({cached} of {found.images:,} in the cache)")
+    else:
+        parts.append(f"no image to embed (all {found.images:,} in the cache)")
+    if found.seconds is None:
+        models = ", ".join(found.unknown)
+        parts.append(
+            f"time and disk not known before the first images: no benchmark with this cache ran {models}"
+        )
+    elif not found.seconds:
+        parts.append("seconds per grid cell")
+    elif found.missing:
+        parts.append(f"about {duration(found.seconds)} (at the speed of earlier benchmarks)")
+        parts += _disk(found.bytes, found.free)
+        parts += _cost(found.seconds, found.gpus)
+    else:
+        parts.append(f"about {duration(max(found.seconds, 1.0))}")
+        parts += _cost(found.seconds, found.gpus)
     say("estimate: " + ", ".join(parts))
 
 

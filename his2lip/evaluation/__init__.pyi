@@ -13,6 +13,7 @@ from .encoders import SentenceEncoder as SentenceEncoder
 from .grid import GridResult as GridResult
 from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
+from .grid_estimate import GridEstimate as GridEstimate
 from .grid_plans import check_inputs as check_inputs
 from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences

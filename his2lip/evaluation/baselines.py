@@ -120,6 +120,17 @@ def scoring(plan: CellPlan) -> frozenset[str]:
     return frozenset(kind for kind in _KINDS if needs.get(kind, True))
 
 
+def reads(name: str, plan: CellPlan) -> tuple[ImageEncoder | None, list[str]]:
+    """What measures images for a baseline, None where nothing does, and the splits besides the scored one."""
+    kind, train = baseline_kind(name), train_split(plan)
+    if kind in ("chance", "majority"):
+        return None, []
+    if kind != "dab-threshold":
+        return ColourEncoder(), [train] if train else []
+    selects = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
+    return DabEncoder(), [*([train] if train else []), *selects[:1]]
+
+
 def train_split(plan: CellPlan) -> str | None:
     """The dataset's first train split other than the scored split; None where there is none."""
     names = splits_with_role(plan.roles, "train", besides=plan.protocol.split)

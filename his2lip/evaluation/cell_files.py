@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs as pafs
 
 from his2lip.config import digest
 from his2lip.errors import first_line
@@ -25,6 +26,14 @@ class DamagedCellError(Exception):
 def cell_folder(folder: str, identity: str) -> str:
     """Where the grid below `folder` stores the grid cell of this identity."""
     return f"{folder}/cells/{identity}"
+
+
+def finished_cells(folder: str) -> set[str]:
+    """The identities of the grid cells that are stored below `folder`; their content is not read."""
+    system, path = filesystem(f"{folder}/cells")
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+    files = [info.path for info in system.get_file_info(selector) if info.base_name == _JSON]
+    return {file.split("/")[-2] for file in files}
 
 
 def write_cell(place: str, tree: Mapping[str, Any], table: pa.Table, *, name: str, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pyarrow as pa
 from his2lip.data.images import decode
 from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError, ModelError
-from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
+from his2lip.evaluation.encoders import Crops, ImageEncoder, SentenceEncoder
 from his2lip.evaluation.feature_store import FeatureStore
 
 ProgressCallback = Callable[[int, int], None]  # images done, images to do
@@ -34,12 +35,16 @@ class Counts:
     crops: int = 0
     sentences: int = 0
     damaged: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # in which images were embedded
+    bytes: int = 0  # of their features
 
     def add(self, other: Counts) -> None:
         self.images += other.images
         self.crops += other.crops
         self.sentences += other.sentences
         self.damaged += other.damaged
+        self.seconds += other.seconds
+        self.bytes += other.bytes
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,13 @@ class EmbeddingCache:
         table = shards.table(split)
         rows = np.arange(len(table)) if rows is None else np.asarray(rows)
         table = table.take(pa.array(rows))
-        keys = _image_keys(encoder, table)
+        keys = feature_keys(encoder, table)
         store = FeatureStore(self.root, f"images/{encoder.key}", width=encoder.width)
         known = self._read(store, keys)
         missing = {key: int(row) for key, row in zip(keys[::-1], rows[::-1], strict=True) if key not in known}
         by_row = {row: key for key, row in missing.items()}
         waiting: dict[str, np.ndarray] = {}
+        begun = time.monotonic()
         try:
             stream = self.encode(
                 encoder, shards, split, sorted(by_row), batch_size=batch_size, threads=threads
@@ -105,6 +111,7 @@ class EmbeddingCache:
                 waiting[by_row[row]] = features
                 self.counts.images += 1
                 self.counts.crops += len(features)
+                self.counts.bytes += features.nbytes
                 if len(waiting) >= _PART_IMAGES:
                     store.append(waiting)
                     known |= waiting
@@ -113,6 +120,7 @@ class EmbeddingCache:
                     self.progress(done, len(missing))
         finally:
             store.append(waiting)
+            self.counts.seconds += time.monotonic() - begun if missing else 0.0
         return _assemble(table, keys, known | waiting)
 
     def embed_images(self, encoder: ImageEncoder, images: Sequence[bytes]) -> list[np.ndarray]:
@@ -232,7 +240,8 @@ def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
     return encoder.crops(pixels, patch["mpp"])
 
 
-def _image_keys(encoder: ImageEncoder, table: pa.Table) -> list[str]:
+def feature_keys(encoder: Crops, table: pa.Table) -> list[str]:
+    """The keys of an encoder's features of images. `table` has their sha256 and mpp."""
     scales = [None if m is None or math.isnan(m) else m for m in table["mpp"].to_pylist()]
     return [sha + encoder.crop_key(mpp) for sha, mpp in zip(table["sha256"].to_pylist(), scales, strict=True)]
 

@@ -21,10 +21,8 @@ Preprocessing = Literal["native", "released"]
 BLANK = -1.0  # in place of the share of tissue that was seen, where an image shows next to no tissue
 
 
-class ImageEncoder(Protocol):
-    """What the embedding cache needs of an encoder, which is a model or a baseline's measurement."""
-
-    width: int  # D, the length of a feature vector
+class Crops(Protocol):
+    """What the keys of an encoder's features are made of."""
 
     @property
     def key(self) -> str:
@@ -32,6 +30,12 @@ class ImageEncoder(Protocol):
 
     def crop_key(self, mpp: float | None) -> str:
         """Text that differs between microns per pixel that give different crops; empty if none do."""
+
+
+class ImageEncoder(Crops, Protocol):
+    """What the embedding cache needs of an encoder, which is a model or a baseline's measurement."""
+
+    width: int  # D, the length of a feature vector
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
         """An image, uint8 (H, W, 3), as T >= 1 inputs (T, …). Several threads call it at the same time."""

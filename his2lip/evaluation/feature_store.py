@@ -50,6 +50,13 @@ class FeatureStore:
                 self._set_aside(path, first_line(error))
         return found
 
+    def count(self, keys: AbstractSet[str]) -> int:
+        """How many of these keys are stored, without reading their features."""
+        found: set[str] = set()
+        for path in self._parts() if keys else ():
+            found.update(key for key in _keys(self._fs, path) if key in keys)
+        return len(found)
+
     def append(self, features: Mapping[str, np.ndarray]) -> None:
         """Adds one part with `features`, each float32 (T, D)."""
         if not features:
@@ -99,6 +106,16 @@ def _read_part(
         keys, vectors = [key for key in keys if key in wanted], vectors[is_wanted]
     starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
     return {keys[a]: vectors[a:b] for a, b in zip(starts, [*starts[1:], len(keys)], strict=True)}
+
+
+def _keys(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """The keys of a part; none where it cannot be read."""
+    try:
+        return pq.read_table(path, filesystem=filesystem, columns=["key"], partitioning=None)[
+            "key"
+        ].to_pylist()
+    except (pa.ArrowException, OSError, KeyError):
+        return []
 
 
 def _checked(table: pa.Table, width: int) -> tuple[list[str], np.ndarray]:

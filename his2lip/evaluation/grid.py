@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from his2lip.config import digest
 from his2lip.data.shards import open_shards
 from his2lip.errors import (
     ConfigError,
@@ -31,6 +32,15 @@ from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache, EncodeRows, ProgressCallback
 from his2lip.evaluation.grid_cell import CellPlan, Plan, PromptF1, Scorer, check_stored
+from his2lip.evaluation.grid_estimate import (
+    BASELINES,
+    GridEstimate,
+    Job,
+    Rate,
+    Rates,
+    estimate_grid,
+    units,
+)
 from his2lip.evaluation.grid_plans import failure, plan_cells
 from his2lip.evaluation.grid_resources import numbers, task_resources, with_numbers
 from his2lip.evaluation.helpers import Helpers
@@ -87,6 +97,7 @@ class Outcome:
     reused   whether a finished result was read back
     damaged  the stored result that was damaged and has been made again, with the reason; else None
     prompt_f1  macro F1 of each prompt draw of each pool
+    seconds  that its task took for it
     """
 
     cell: CellResult | TaskCell | CellFailure
@@ -94,6 +105,7 @@ class Outcome:
     reused: bool = False
     damaged: str | None = None
     prompt_f1: PromptF1 = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def key(self) -> CellKey:
@@ -142,12 +154,14 @@ def run_grid(
     datasets: Sequence[str] | None = None,
     on_cell: Callable[[CellResult | TaskCell | CellFailure, int, int], None] | None = None,
     on_images: Callable[[ImageProgress], None] | None = None,
+    on_estimate: Callable[[GridEstimate], None] | None = None,
 ) -> GridResult:
     """Scores the grid cells that are not finished. Ray must have been started.
 
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
     stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives, with the
-    number of outcomes so far and in total; `on_images` at most once a second for each model that embeds.
+    number of outcomes so far and in total; `on_images` at most once a second for each model that embeds;
+    `on_estimate` once, before the first of them.
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
@@ -191,14 +205,25 @@ def run_grid(
     counts = Counts()
     # Baselines share one task: the colours that one of them reads, the next finds in the cache.
     work = Work(plans, config, _identities(names))
-    for outcome in _on_ray([*groups, baselines], work):
-        if isinstance(outcome, ImageProgress):
-            if on_images is not None:
-                on_images(outcome)
-            continue
-        counts.add(outcome.counts)
-        _log.info("received %s on %s (%s)", outcome.cell.model, outcome.cell.dataset, outcome.cell.protocol)
-        receive(outcome)
+    together, each = units(config, len(groups))
+    rates = Rates(config.cache)
+    kinds = {row.name: _kind(rows[0], config) for rows in [*groups, baselines] for row in rows}
+    if on_estimate is not None:
+        on_estimate(estimate_grid(_jobs([*groups, baselines], work), config, rates, together=together))
+    try:
+        for outcome in _on_ray([*groups, baselines], work):
+            if isinstance(outcome, ImageProgress):
+                if on_images is not None:
+                    on_images(outcome)
+                continue
+            counts.add(outcome.counts)
+            cell = outcome.cell
+            _log.info("received %s on %s (%s)", cell.model, cell.dataset, cell.protocol)
+            kind = kinds[cell.model]
+            rates.measured(kind, cell.dataset, _rate(outcome, 1.0 if kind == BASELINES else each))
+            receive(outcome)
+    finally:
+        rates.write()
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     outcomes.sort(key=lambda o: (order[o.cell.model], place.get(o.key[1:], -1)))
@@ -221,6 +246,48 @@ def run_grid(
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
     )
+
+
+def _jobs(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
+    """What each task will do, without loading a model."""
+    config, cache = work.config, EmbeddingCache(work.config.cache)
+    jobs: list[Job] = []
+    for group in filter(None, groups):
+        first = group[0]
+        loaded: dict[str, ModelScorer] = {}
+        key = None if first.path.startswith(PREFIX) else _facts_key(first, config, work.weights)
+        known = key is not None and read_facts(cache.root, key) is not None
+        cells: list[tuple[ModelEntry, Plan, Scorer | None]] = []
+        for entry in group:
+            scorer: Scorer | None = None
+            if known or entry.path.startswith(PREFIX):
+                with suppress(His2lipError, OSError):  # its task tells
+                    scorer = _scorer(entry, loaded, cache, config, work.weights)
+            for plan in _plans_of(entry, work.plans):
+                if isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan):
+                    plan = scorer.plan(plan)
+                cells.append((entry, plan, scorer))
+        jobs.append(Job(first.name, _kind(first, config), next(iter(loaded.values()), None), cells))
+    return jobs
+
+
+def _kind(entry: ModelEntry, config: BenchmarkConfig) -> str:
+    """What the rate of an entry's model is known by: its backbone, the precision and the device."""
+    if entry.path.startswith(PREFIX):
+        return BASELINES
+    backbone = entry.path
+    with suppress(His2lipError, OSError):  # its task tells
+        backbone = _meta(entry).get("config", {}).get("model", {}).get("backbone", backbone)
+    return digest([backbone, config.precision, "gpu" if config.gpus else "cpu"])
+
+
+def _rate(outcome: Outcome, units_of_task: float) -> Rate:
+    """What an outcome tells of the speed of its kind of model."""
+    counts = outcome.counts
+    rate = Rate(counts.images, counts.seconds * units_of_task, counts.bytes)
+    if not outcome.reused and not isinstance(outcome.cell, CellFailure):
+        rate.cells, rate.cell_seconds = 1, max(outcome.seconds - counts.seconds, 0.0) * units_of_task
+    return rate
 
 
 def _log_refusals(entries: Sequence[ModelEntry], plans: Sequence[Plan]) -> None:
@@ -330,6 +397,7 @@ def score_models(
             cache.counts = Counts()
             if on_images is not None:
                 cache.progress = _progress(entry.name, plan.dataset, on_images)
+            begun = time.monotonic()
             try:
                 _check_shards(plan)
                 if isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan):
@@ -347,6 +415,7 @@ def score_models(
                     reused=run.reused,
                     damaged=run.damaged,
                     prompt_f1=run.prompt_f1,
+                    seconds=time.monotonic() - begun,
                 )
 
 

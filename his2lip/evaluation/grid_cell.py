@@ -84,6 +84,10 @@ class Plan(abc.ABC):
         """Whether a row of the leaderboard, a model, a control or a baseline, can be scored."""
 
     @abc.abstractmethod
+    def identity(self, scorer: Scorer) -> str:
+        """The name of the scorer's grid cell: the digest of everything that decides what is stored of it."""
+
+    @abc.abstractmethod
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         """Reads the finished result back from `folder`/cells; otherwise scores and stores it."""
 
@@ -118,6 +122,9 @@ class CellPlan(Plan):
         if entry.probe is not None:
             return self.labelled is not None and self.labelled.refuses(entry.probe) is None
         return not entry.path.startswith(PREFIX) or entry.path.removeprefix(PREFIX) in self.baselines
+
+    def identity(self, scorer: Scorer) -> str:
+        return _identity(scorer, self)
 
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         return run_cell(scorer, self, folder)

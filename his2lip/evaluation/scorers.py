@@ -62,7 +62,7 @@ class ModelScorer:
         self._sentences = SentenceEncoder(model, weights=self.weights)
 
     def identity(self, plan: Plan) -> str:
-        return self._encoder(plan).key
+        return self.encoder(plan).key
 
     def trained_on(self, plan: Plan) -> bool:
         if self._declared is not None:
@@ -103,7 +103,7 @@ class ModelScorer:
 
     def encoder_key(self, plan: Plan, perturbation: Perturbation) -> str:
         """The key of the plan's features under a perturbation."""
-        return self._encoder(plan, perturbation).key
+        return self.encoder(plan, perturbation).key
 
     def classify(self, plan: Plan, prompts: PromptSet, *, perturbation: Perturbation | None = None) -> Scores:
         """Scores of the plan's units under one pool of prompts, with or without a perturbation of images."""
@@ -136,7 +136,7 @@ class ModelScorer:
         self, plan: Plan, split: str, selection: Selection, perturbation: Perturbation | None = None
     ) -> Embedded:
         return self._cache.embed(
-            self._encoder(plan, perturbation),
+            self.encoder(plan, perturbation),
             open_shards(plan.uri),
             split,
             rows=selection.rows,
@@ -174,11 +174,12 @@ class ModelScorer:
         return sizes, np.split(self.texts(prompts.all_sentences()), np.cumsum(sizes)[:-1])
 
     def sight(self, plan: CellPlan) -> Sight:
-        view = self._encoder(plan).view
+        view = self.encoder(plan).view
         shards, selection = open_shards(plan.uri), plan.selection
         return sight(view, self._field, shards, plan.protocol, selection, self._cache, threads=self._threads)
 
-    def _encoder(self, plan: Plan, perturbation: Perturbation | None = None) -> ModelEncoder:
+    def encoder(self, plan: Plan, perturbation: Perturbation | None = None) -> ModelEncoder:
+        """What embeds the plan's images, under a perturbation or without one."""
         view, preprocessing = view_of(plan.protocol, self._field), plan.protocol.preprocessing
         if perturbation is None:
             return ModelEncoder(self._model, view=view, preprocessing=preprocessing, weights=self.weights)

@@ -76,25 +76,30 @@ class TaskPlan(Plan):
         of_model = entry.control is None and entry.probe is None
         return of_model and (baseline == entry.path or baseline in self.baselines)
 
-    def run(self, scorer: Scorer, folder: str) -> CellRun:
-        settings = digest({"version": self.version, **self.settings()})
-        known: dict[str, Any] = {
-            "weights_sha256": scorer.weights,
-            "encoder": scorer.identity(self),
-            "split_sha256": self.selection.split_sha256,
-            "images_sha256": self.selection.images_sha256,
-            "settings_sha256": settings,
-        }
-        protocol = {"scoring": self.protocol.scoring, "unit": self.protocol.unit}
-        identity = digest(
+    def identity(self, scorer: Scorer) -> str:
+        return digest(
             {
                 "schema": _SCHEMA,
                 "task": self.task,
                 "groups": self.selection.groups_sha256,
-                **protocol,
-                **known,
+                "scoring": self.protocol.scoring,
+                "unit": self.protocol.unit,
+                **self._known(scorer),
             }
         )
+
+    def _known(self, scorer: Scorer) -> dict[str, Any]:
+        """The digests of the record."""
+        return {
+            "weights_sha256": scorer.weights,
+            "encoder": scorer.identity(self),
+            "split_sha256": self.selection.split_sha256,
+            "images_sha256": self.selection.images_sha256,
+            "settings_sha256": digest({"version": self.version, **self.settings()}),
+        }
+
+    def run(self, scorer: Scorer, folder: str) -> CellRun:
+        known, identity = self._known(scorer), self.identity(scorer)
         found = scorer.overlap(self)
         shown: dict[str, Any] = {
             "task": self.task,

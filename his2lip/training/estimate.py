@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from his2lip.config import resolved
 from his2lip.data.shards import ShardSet
 from his2lip.errors import His2lipError
+from his2lip.files import free_bytes
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import RunDir
 
@@ -51,12 +51,12 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
     own = RunDir(Path(config.storage, "train", config.name))
     left = max(steps - steps_done(own), 0)
     if like is None:
-        return Estimate(left, None, None, None, None, _free(config.storage))
+        return Estimate(left, None, None, None, None, free_bytes(config.storage))
     run, state = like
     size = sum(_size(path) for path in (run.best, run.last) if path.is_dir())
     missing = max(size - sum(_size(path) for path in (own.best, own.last)), 0)
     seconds = left * float(state["result"][SECONDS])
-    return Estimate(left, seconds, run.path.name, missing, _size(run.best), _free(config.storage))
+    return Estimate(left, seconds, run.path.name, missing, _size(run.best), free_bytes(config.storage))
 
 
 def _latest_like(config: TrainConfig) -> tuple[RunDir, dict[str, Any]] | None:
@@ -96,10 +96,3 @@ def steps_done(run: RunDir) -> int:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _free(storage: str) -> int | None:
-    place = Path(storage).absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

@@ -24,8 +24,17 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
 from his2lip.evaluation.feature_store import FeatureStore
-from his2lip.evaluation.grid import GridResult, Work, run_grid, score_models
+from his2lip.evaluation.grid import (
+    GridResult,
+    Work,
+    _baselines,
+    _jobs,
+    _kind,
+    run_grid,
+    score_models,
+)
 from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.grid_estimate import GridEstimate, Rate, Rates, estimate_grid
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
@@ -174,10 +183,14 @@ def test_every_model_is_scored_on_every_dataset_and_results_have_their_evidence(
 def test_a_second_call_runs_nothing_and_finished_rows_are_kept_where_a_dataset_is_damaged_later(
     ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
 ) -> None:
-    first = run_grid(make())
+    told: list[GridEstimate] = []
+    first = run_grid(make(), on_estimate=told.append)
     assert first.counts.images == 2 * 3 * 12, "each model embedded each test image once"
     before = read_leaderboard(first)
-    again = run_grid(make())
+    again = run_grid(make(), on_estimate=told.append)
+    estimates = [(e.cells, e.finished, e.images, e.missing, e.unknown) for e in told]
+    assert estimates == [(6, 0, 72, 72, ("tiny", "tuned")), (6, 6, 0, 0, ())]
+    assert [(e.seconds, e.bytes) for e in told] == [(None, None), (0.0, 0)]
     assert (again.ran, len(again.cells)) == (0, 6)
     assert (again.counts.images, again.counts.crops, again.counts.sentences) == (0, 0, 0)
     assert read_leaderboard(again) == before
@@ -265,8 +278,59 @@ def test_another_protocol_is_scored_from_the_cache_too(
     ray_local: None, make: Callable[..., BenchmarkConfig]
 ) -> None:
     run_grid(make())
-    more = run_grid(make(protocols=["default", "paper"]))
+    told: list[GridEstimate] = []
+    more = run_grid(make(protocols=["default", "paper"]), on_estimate=told.append)
     assert (more.ran, more.counts.images, more.counts.sentences) == (2, 0, 0)
+    (estimate,) = told
+    assert (estimate.cells, estimate.finished, estimate.images, estimate.missing) == (8, 6, 24, 0)
+    assert estimate.seconds, "what earlier grid cells took is known"
+
+
+def test_the_estimate_is_of_the_images_that_are_embedded_then(
+    make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    """The grid is scored in this process, as its tasks do it."""
+    config = make(
+        datasets=["alpha", "beta"],
+        protocols=["default", "paper"],
+        baselines=["chance", "mean-colour"],
+        controls=["shuffled-labels"],
+        probes={"kinds": ["knn"], "shots": ["full"]},
+        robustness={"most_units": 6, "perturbations": {"JPEG": [10, 50]}, "datasets": ["alpha"]},
+        gpus=0.0,
+        cpus=1.0,
+    )
+    plans, failed = plan_cells(config)
+    assert failed == []
+    work = Work(plans, config, {model.path: weights_identity(model.path) for model in config.models})
+    groups = [*(config.rows_of(model) for model in config.models), _baselines(config)]
+
+    def estimate() -> GridEstimate:
+        return estimate_grid(_jobs(groups, work), config, rates, together=1.0)
+
+    rates = Rates(config.cache)
+    before = estimate()
+    outcomes = [outcome for group in groups for outcome in score_models(group, work)]
+    assert [o.cell for o in outcomes if isinstance(o.cell, CellFailure)] == []
+    embedded = sum(outcome.counts.images for outcome in outcomes)
+    assert (before.cells, before.finished, before.missing) == (len(outcomes), 0, embedded)
+    after = estimate()
+    assert (after.cells, after.finished, after.missing) == (len(outcomes), len(outcomes), 0)
+
+    first = Rates(config.cache)
+    first.measured(_kind(config.models[0], config), "alpha", Rate(200, 50.0, 200 * 256, 4, 2.0))
+    first.write()
+    save_checkpoint(
+        tmp_path / "best", load_model("tiny", seed=3), meta={"config": {"model": {"backbone": "tiny"}}}
+    )
+    tuned = make(
+        models=[{"name": "tuned", "path": str(tmp_path / "best")}], datasets=["alpha"], gpus=0.0, cpus=1.0
+    )
+    plans, _ = plan_cells(tuned)
+    work = Work(plans, tuned, {str(tmp_path / "best"): weights_identity(str(tmp_path / "best"))})
+    new = estimate_grid(_jobs([tuned.models], work), tuned, Rates(tuned.cache), together=2.0)
+    assert (new.missing, new.bytes) == (12, 12 * 256)
+    assert new.seconds == pytest.approx((12 * 50.0 / 200 + 2.0 / 4) / 2), "at the speed of its backbone"
 
 
 def test_one_added_image_needs_one_forward_per_model(
