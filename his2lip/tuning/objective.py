@@ -12,6 +12,7 @@ from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.files import remove_folder
+from his2lip.logs import log_to
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, usable_cpus
 from his2lip.training import SharedFolder, TrainConfig
@@ -120,6 +121,7 @@ class TrainingObjective:
         # A repeat starts over: its reports are counted, and a resumed run would not repeat the first ones.
         remove_folder(f"{storage}/train")
         done = train(run, validator=self.validator, on_report=on_report)
+        log_to(self.sweep.path)  # training logs into a folder that is removed here
         report.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(report.folder / BEST, ignore_errors=True)  # of a process that died
         shutil.move(done.best, report.folder / BEST)
