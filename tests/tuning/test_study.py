@@ -23,7 +23,8 @@ from his2lip.tuning.study import (
     record_digest,
     rows,
 )
-from his2lip.tuning.sweep import TRIALS, keep_best
+from his2lip.tuning.sweep import keep_best
+from his2lip.tuning.sweep_directory import TRIALS, SweepDir
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
 POINTS = ({"x": 0.0}, {"x": 1.0})
@@ -129,15 +130,17 @@ def test_the_best_trials_are_those_with_the_best_values_that_did_not_fail(url: s
     assert [row.number for row in best_rows(rows(study), "max", 1)] == [0]
 
 
-def test_the_best_trials_and_those_that_have_not_ended_keep_their_folders(tmp_path: Path) -> None:
-    def row(number: int, state: State, value: float | None = None) -> TrialRow:
-        return TrialRow(number=number, state=state, params={}, value=value, metrics={})
+def test_the_best_trials_the_front_and_those_that_have_not_ended_keep_their_folders(tmp_path: Path) -> None:
+    def row(number: int, state: State, value: float | None = None, recall: float = 0.0) -> TrialRow:
+        metrics = {} if value is None else {"f1": value, "recall": recall}
+        return TrialRow(number=number, state=state, params={}, value=value, metrics=metrics)
 
-    table = [row(0, "finished", 0.1), row(1, "finished", 0.9), row(2, "failed"), row(3, "running")]
-    table += [row(4, "stopped", 0.5), row(5, "finished", 0.3)]
+    ended = [row(0, "finished", 0.1), row(1, "finished", 0.9), row(2, "failed"), row(5, "finished", 0.3)]
+    ended.append(row(4, "stopped", 0.5, recall=1.0))
     for name in ("0", "1", "2", "3", "4", "notes"):
         (tmp_path / TRIALS / name).mkdir(parents=True)
-    keep_best(tmp_path, table, mode="max", keep=1, also=[table[4]])
+    config = sweep(metric=["f1", "recall"], keep=1, scheduler={"kind": "none"})
+    keep_best(config, SweepDir(tmp_path), ended)
     assert {folder.name for folder in (tmp_path / TRIALS).iterdir()} == {"1", "3", "4", "notes"}
 
 
