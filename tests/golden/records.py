@@ -419,8 +419,8 @@ def grid(result: GridResult, config: BenchmarkConfig) -> Tree:
 
 
 def cache_folders(cache: Path) -> list[str]:
-    """All but what is known of models: the version of the code is part of those names."""
-    kinds = [kind for kind in cache.iterdir() if kind.name != "models"]
+    """All but what is known of models, whose names have the version of the code, and measured speeds."""
+    kinds = [kind for kind in cache.iterdir() if kind.name not in ("models", "rates")]
     return sorted(p.relative_to(cache).as_posix() for kind in kinds for p in kind.iterdir())
 
 
@@ -687,7 +687,7 @@ def write_grid_files(folder: Path, checkpoint: Path) -> None:
     cell = next(c for c in result.cells if (c.model, c.dataset, c.protocol) == ("golden", "mist", "default"))
     place = FILES / "cells" / cell.cell
     shutil.copytree(Path(config.folder, "cells", cell.cell), place)
-    shutil.copytree(config.cache, FILES / "cache")
+    shutil.copytree(config.cache, FILES / "cache", ignore=shutil.ignore_patterns("rates"))
     for folder in cache_folders(FILES / "cache"):
         for number, part in enumerate(sorted((FILES / "cache" / folder).iterdir())):
             part.rename(part.with_name(f"part-{number}.parquet"))
