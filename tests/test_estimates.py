@@ -171,6 +171,7 @@ def test_on_a_cluster_the_line_of_a_benchmark_has_images_time_disk_and_price(
             "image",
         ),
         ({"bytes": 2 * 10**10}, "NOT enough", "USD"),
+        ({"unread": 2}, "not counting 2 of the grid cells, whose images cannot be read", "finished:"),
     ],
 )
 def test_a_benchmark_says_what_it_knows_of_itself(

@@ -46,6 +46,8 @@ def show_grid_estimate(found: GridEstimate) -> None:
         parts.append(f"{found.missing:,} images to embed ({cached} of {found.images:,} in the cache)")
     else:
         parts.append(f"no image to embed (all {found.images:,} in the cache)")
+    if found.unread:
+        parts.append(f"not counting {found.unread:,} of the grid cells, whose images cannot be read")
     if found.seconds is None:
         models = ", ".join(found.unknown)
         parts.append(

@@ -161,7 +161,7 @@ def run_grid(
     One task per model loads it once and scores all its grid cells. A failure is reported with its reason and
     stops no other grid cell. `on_cell` is called in this process for each outcome as it arrives, with the
     number of outcomes so far and in total; `on_images` at most once a second for each model that embeds;
-    `on_estimate` once, before the first of them.
+    `on_estimate` once, before the first of them. An estimate that cannot be made or shown stops nothing.
 
     With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
     datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
@@ -209,7 +209,10 @@ def run_grid(
     rates = Rates(config.cache)
     kinds = {row.name: _kind(rows[0], config) for rows in [*groups, baselines] for row in rows}
     if on_estimate is not None:
-        on_estimate(estimate_grid(_jobs([*groups, baselines], work), config, rates, together=together))
+        try:
+            on_estimate(estimate_grid(_jobs([*groups, baselines], work), config, rates, together=together))
+        except Exception:  # what is wrong with a grid cell is told by its task
+            _log.warning("the benchmark has no estimate", exc_info=True)
     try:
         for outcome in _on_ray([*groups, baselines], work):
             if isinstance(outcome, ImageProgress):
@@ -261,7 +264,7 @@ def _jobs(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
         for entry in group:
             scorer: Scorer | None = None
             if known or entry.path.startswith(PREFIX):
-                with suppress(His2lipError, OSError):  # its task tells
+                with suppress(Exception):  # its task tells
                     scorer = _scorer(entry, loaded, cache, config, work.weights)
             for plan in _plans_of(entry, work.plans):
                 if isinstance(scorer, ControlScorer) and isinstance(plan, CellPlan):
@@ -276,7 +279,7 @@ def _kind(entry: ModelEntry, config: BenchmarkConfig) -> str:
     if entry.path.startswith(PREFIX):
         return BASELINES
     backbone = entry.path
-    with suppress(His2lipError, OSError):  # its task tells
+    with suppress(Exception):  # its task tells
         backbone = _meta(entry).get("config", {}).get("model", {}).get("backbone", backbone)
     return digest([backbone, config.precision, "gpu" if config.gpus else "cpu"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from his2lip.config import sealed, unsealed
 from his2lip.data.shards import open_shards
+from his2lip.errors import first_line
 from his2lip.evaluation.baselines import reads
 from his2lip.evaluation.cell_files import finished_cells
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
@@ -26,6 +28,8 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import View
 from his2lip.files import filesystem, free_bytes, write_file
 
+_log = logging.getLogger(__name__)
+
 BASELINES = "baselines"  # kind of the job that has the baselines
 _FOLDER = "rates"  # of a cache
 _LEAST = 100  # images from which a rate replaces one that is known
@@ -36,6 +40,7 @@ class GridEstimate:
     """What a grid will take.
 
     cells, finished   its grid cells, and those of them that are stored
+    unread            those whose images cannot be read: what they take is not known and in no other field
     images, missing   images of the other grid cells, once for each model and view; those that are not cached
     seconds, bytes    its time, and by how much the cache will grow, by the rates of earlier benchmarks with
                       the same cache; None where those of the models in `unknown` are needed
@@ -52,6 +57,7 @@ class GridEstimate:
     free: int | None
     gpus: int
     unknown: tuple[str, ...] = ()
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,25 +150,35 @@ def estimate_grid(
 ) -> GridEstimate:
     """What the jobs will take. Reads the keys of cached features, but no feature and no image.
 
+    What cannot be read is left to the tasks, which report it, and is counted in `unread`.
+
     config    with numbers in place of `auto`
     together  CPUs or GPUs of all tasks at once, see `units`
     """
     done = finished_cells(config.folder)
-    cells = finished = images = missing = 0
+    cells = finished = unread = images = missing = 0
     of_models = of_baselines = size = 0.0
     unknown: list[str] = []
     tables: Tables = {}
     for job in jobs:
-        todo: list[tuple[ModelEntry, Plan]] = []
+        todo: list[str] = []  # the dataset of each grid cell
+        wanted: list[_Wanted] = []
+        seen: set[_Read] = set()
         for entry, plan, scorer in job.cells:
             cells += 1
-            if scorer is not None and plan.identity(scorer) in done:
-                finished += 1
+            try:
+                if scorer is not None and plan.identity(scorer) in done:
+                    finished += 1
+                    continue
+                wanted += _wanted(job, entry, plan, tables, seen)
+            except Exception as error:  # its task tells what is wrong, and stops no other grid cell
+                unread += 1
+                _log.info("no estimate of %s on %s: %s", entry.name, plan.dataset, first_line(error))
             else:
-                todo.append((entry, plan))
-        rate_of = {plan.dataset: rates.of(job.kind, plan.dataset) for _, plan in todo}
+                todo.append(plan.dataset)
+        rate_of = {dataset: rates.of(job.kind, dataset) for dataset in todo}
         seconds = 0.0
-        for dataset, count, lacking in _images(job, todo, config.cache, tables):
+        for dataset, count, lacking in _images(wanted, config.cache):
             images, missing = images + count, missing + lacking
             rate = rate_of[dataset]
             if lacking and rate.images:
@@ -170,8 +186,8 @@ def estimate_grid(
                 size += lacking * rate.bytes / rate.images
             elif lacking and job.name not in unknown:
                 unknown.append(job.name)
-        for _, plan in todo:
-            if (rate := rate_of[plan.dataset]).cells:
+        for dataset in todo:
+            if (rate := rate_of[dataset]).cells:
                 seconds += rate.cell_seconds / rate.cells
         if job.kind == BASELINES:
             of_baselines += seconds
@@ -187,11 +203,14 @@ def estimate_grid(
         free=free_bytes(config.cache),
         gpus=math.ceil(together) if config.gpus else 0,
         unknown=tuple(unknown),
+        unread=unread,
     )
 
 
 # (uri, split) -> sha256 and mpp of its images; all models read the same.
 Tables = dict[tuple[str, str], pa.Table]
+_Wanted = tuple[str, Crops, set[str]]  # dataset, encoder, keys of its features
+_Read = tuple[str, str, str, int]  # dataset, encoder, split, rows
 
 
 @dataclass(frozen=True)
@@ -205,24 +224,33 @@ class _Unknown:
         return crop_key(self.view, mpp)
 
 
-def _images(
-    job: Job, todo: Sequence[tuple[ModelEntry, Plan]], cache: str, tables: Tables
-) -> Iterator[tuple[str, int, int]]:
-    """(dataset, images of an encoder, those of them that are not cached). Adds to `tables`."""
+def _wanted(job: Job, entry: ModelEntry, plan: Plan, tables: Tables, seen: set[_Read]) -> list[_Wanted]:
+    """What a grid cell reads and none of its job before it.
+
+    Adds to `tables`, and to `seen` where all of it can be read.
+    """
+    found: list[_Wanted] = []
+    new: set[_Read] = set()
+    for encoder, split, rows in _reads(job, entry, plan):
+        read = (plan.dataset, encoder.key, split, hash(rows.tobytes()))
+        if read in seen:  # controls, probes and protocols read the same images
+            continue
+        new.add(read)
+        if (plan.uri, split) not in tables:
+            tables[plan.uri, split] = open_shards(plan.uri).table(split, ["sha256", "mpp"])
+        table = tables[plan.uri, split].take(pa.array(rows))
+        found.append((plan.dataset, encoder, set(feature_keys(encoder, table))))
+    seen |= new
+    return found
+
+
+def _images(all_wanted: Sequence[_Wanted], cache: str) -> Iterator[tuple[str, int, int]]:
+    """(dataset, images of an encoder, those of them that are not cached)."""
     wanted: dict[tuple[str, str], set[str]] = {}
     encoders: dict[str, Crops] = {}
-    seen: set[tuple[str, str, str, int]] = set()
-    for entry, plan in todo:
-        for encoder, split, rows in _reads(job, entry, plan):
-            encoders[encoder.key] = encoder
-            again = (plan.dataset, encoder.key, split, hash(rows.tobytes()))
-            if again in seen:  # controls, probes and protocols read the same images
-                continue
-            seen.add(again)
-            if (plan.uri, split) not in tables:
-                tables[plan.uri, split] = open_shards(plan.uri).table(split, ["sha256", "mpp"])
-            table = tables[plan.uri, split].take(pa.array(rows))
-            wanted.setdefault((plan.dataset, encoder.key), set()).update(feature_keys(encoder, table))
+    for dataset, encoder, keys in all_wanted:
+        encoders[encoder.key] = encoder
+        wanted.setdefault((dataset, encoder.key), set()).update(keys)
     counted: dict[str, set[str]] = {}
     for (dataset, key), keys in wanted.items():
         keys -= counted.setdefault(key, set())  # an image of two datasets is embedded once

@@ -44,6 +44,7 @@ from his2lip.evaluation.verify_from_images import verify_images
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
+from his2lip.synthetic.twins import write_twin
 
 TISSUE = {
     "split": "test",
@@ -331,6 +332,29 @@ def test_the_estimate_is_of_the_images_that_are_embedded_then(
     new = estimate_grid(_jobs([tuned.models], work), tuned, Rates(tuned.cache), together=2.0)
     assert (new.missing, new.bytes) == (12, 12 * 256)
     assert new.seconds == pytest.approx((12 * 50.0 / 200 + 2.0 / 4) / 2), "at the speed of its backbone"
+
+
+def test_what_an_estimate_cannot_read_fails_one_grid_cell_and_stops_no_other(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    write_twin("mihic", tmp_path / "shards/mihic", scale=0.05)
+    part, *_ = sorted((tmp_path / "shards/mihic/train").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:300])
+    told: list[GridEstimate] = []
+    config = make(models=["tiny"], datasets=["mihic"], baselines=["chance", "mean-colour"])
+    result = run_grid(config, on_estimate=told.append)
+    assert [cell.model for cell in result.cells] == ["tiny", "baseline:chance"]
+    (failed,) = result.failed
+    assert failed.model == "baseline:mean-colour"
+    assert part.name in failed.reason
+    (estimate,) = told
+    assert (estimate.cells, estimate.unread) == (3, 1)
+    assert estimate.missing == result.counts.images > 0
+
+    def broken(estimate: GridEstimate) -> None:
+        raise ValueError("the price cannot be read")
+
+    assert len(run_grid(config, on_estimate=broken).cells) == 2
 
 
 def test_one_added_image_needs_one_forward_per_model(
