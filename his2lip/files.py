@@ -167,8 +167,9 @@ def _states(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def fetch_folder(system: fs.FileSystem, root: str, folder: Path) -> bool:
-    """Copies every file below `root` into `folder`; whether there was any."""
-    found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    """Copies every file below `root` into `folder`; whether there was any. Raises as `answers`."""
+    with answers(root):
+        found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     files = [info.path for info in found if info.type == fs.FileType.File]
     for path in files:
         fetch_file(system, path, folder / path.removeprefix(root).lstrip("/"))
@@ -176,11 +177,37 @@ def fetch_folder(system: fs.FileSystem, root: str, folder: Path) -> bool:
 
 
 def fetch_file(system: fs.FileSystem, path: str, file: Path) -> Path:
-    """Copies a file of `system` to the local `file`, and returns that."""
+    """Copies a file of `system` to the local `file`, and returns that.
+
+    Raises FileNotFoundError where there is none, and StorageError, as `answers`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with system.open_input_stream(path) as source, file.open("wb") as copy:
+    local = writing(f"a copy of {path}", file)
+    with answers(path), system.open_input_stream(path) as source, local, file.open("wb") as copy:
         shutil.copyfileobj(source, copy, _COPY_BYTES)
     return file
+
+
+def remove_file(system: fs.FileSystem, path: str) -> None:
+    """Removes a file of `system` where there is one. Raises StorageError, as `answers`."""
+    with suppress(FileNotFoundError), answers(path):
+        system.delete_file(path)
+
+
+@contextmanager
+def answers(where: str) -> Iterator[None]:
+    """Raises StorageError where the store at the address `where` fails in the block: it is away, or refuses.
+
+    FileNotFoundError is raised as it is.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        fix = "check the store, its network and your rights, and run the same command again"
+        what = f"this store cannot be used: {first_line(error)}"
+        raise StorageError(what, where=where, key="store", fix=fix) from None
 
 
 def store_file(system: fs.FileSystem, file: Path, path: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyarrow.fs import FileType
 
 from his2lip.errors import CheckpointError, first_line
-from his2lip.files import fetch_file, filesystem, store_file
+from his2lip.files import answers, fetch_file, filesystem, store_file
 from his2lip.models.provenance import current_folder
 
 SUFFIX = ".tar"
@@ -35,11 +35,12 @@ def store_checkpoint(folder: str | Path, uri: str) -> None:
 def fetch_stored(uri: str, folder: str | Path) -> bool:
     """Unpacks the checkpoint `uri` into `folder`; False where there is no such object.
 
-    Raises CheckpointError for an object that is not a whole archive.
+    Raises CheckpointError for an object that is not a whole archive, and as `answers`.
     """
     system, path = filesystem(uri)
-    if system.get_file_info(path).type != FileType.File:
-        return False
+    with answers(uri):
+        if system.get_file_info(path).type != FileType.File:
+            return False
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
         packed = fetch_file(system, path, Path(scratch, "checkpoint.tar"))
         if _tail(packed) != bytes(_END):

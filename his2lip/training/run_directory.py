@@ -15,7 +15,7 @@ from typing import Any
 
 from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
-from his2lip.files import fetch_file, filesystem, locked, store_file, writing
+from his2lip.files import fetch_file, filesystem, locked, remove_file, store_file, writing
 from his2lip.models import fetch_stored, store_checkpoint
 
 _STATE, _LOCK = "run.json", ".lock"
@@ -172,8 +172,7 @@ class StoredRun(RunDir):
     def clear(self) -> None:
         system, root = filesystem(self.place)
         for name in ("best.tar", "last.tar", _STATE):
-            with suppress(FileNotFoundError):
-                system.delete_file(f"{root}/{name}")
+            remove_file(system, f"{root}/{name}")
         for path in self.path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

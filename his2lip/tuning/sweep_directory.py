@@ -15,7 +15,7 @@ from pyarrow.fs import FileSelector
 
 from his2lip.config import digest
 from his2lip.errors import RunError
-from his2lip.files import fetch_file, filesystem, locked, remove_folder, store_file
+from his2lip.files import answers, fetch_file, filesystem, locked, remove_file, remove_folder, store_file
 from his2lip.logs import LOG_FILE
 from his2lip.models import fetch_stored, store_checkpoint
 from his2lip.runtime import is_local, on_nodes
@@ -96,7 +96,9 @@ class SweepDir:
         """Removes what the trials with these numbers have written."""
         system, root = filesystem(self.shared)
         removable = {str(number) for number in numbers}
-        for found in system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True)):
+        with answers(self.shared):
+            trials = system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True))
+        for found in trials:
             if found.base_name in removable:  # few are there; most were removed before
                 remove_folder(f"{self.shared}/{TRIALS}/{found.base_name}")
 
@@ -208,8 +210,7 @@ class StoredSweep(SweepDir):
 
     def clear(self) -> None:
         system, root = filesystem(self._place)
-        with suppress(FileNotFoundError):
-            system.delete_file(f"{root}/{STUDY}")  # first: a study has the checkpoints that it names
+        remove_file(system, f"{root}/{STUDY}")  # first: a study has the checkpoints that it names
         super().clear()
 
 
