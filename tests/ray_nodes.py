@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _CLUSTER = """
-import json, sys
+import itertools, json, sys
 from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 asked = json.loads(sys.argv[1])
@@ -25,13 +25,16 @@ head = {"num_cpus": asked["head_cpus"], "include_dashboard": True, "dashboard_po
         "dashboard_agent_listen_port": asked["agent"]}
 cluster = Cluster(initialize_head=True, head_node_args=small | head)
 write_ray_address(cluster.address, asked["folder"])  # where jobs look for their cluster
-nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(asked["nodes"])]
+number = itertools.count()
+def add():  # with folders of its own for the files of jobs: a node replaces what it finds there
+    return cluster.add_node(num_cpus=1, runtime_env_dir_name=f"runtime_resources_{next(number)}", **small)
+nodes = [add() for _ in range(asked["nodes"])]
 print(json.dumps(cluster.address), flush=True)
 for line in sys.stdin:
     if line == "lose\\n":
         cluster.remove_node(nodes.pop(0), allow_graceful=False)
     else:
-        nodes.append(cluster.add_node(num_cpus=1, **small))
+        nodes.append(add())
     print(json.dumps(len(nodes)), flush=True)
 cluster.shutdown()
 """
