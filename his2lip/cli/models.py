@@ -291,7 +291,9 @@ def promote_model(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Promote the --best model also where the interval of its figure holds chance (0)."
+            "--force",
+            help="Promote the --best model also where it is not surely above chance: where the interval of "
+            "its figure is not above 0, or where there is none because one dataset has none.",
         ),
     ] = False,
     name: Annotated[

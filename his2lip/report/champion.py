@@ -8,7 +8,8 @@ from pathlib import Path
 
 from his2lip.errors import ConfigError, did_you_mean
 from his2lip.evaluation import Frame, read_tasks
-from his2lip.report.board import ONE_NUMBER, read_board
+from his2lip.report.board import ONE_NUMBER, Board, read_board
+from his2lip.report.notes import UNCHANGED
 
 BY_MEAN = "mean"  # chooses by the board's mean over datasets
 
@@ -24,6 +25,8 @@ class Champion:
     columns  the columns that `value` is over
     next     the model with the next lower value, and that value; None for a board of one model
     borda    the models that the Borda count ranks above it, where `value` is the mean
+    unknown  why there are no `limits`; None where there are
+    above    the best of the other models whose own interval is above 0, which is chance; None without one
     """
 
     model: str
@@ -34,6 +37,8 @@ class Champion:
     columns: Sequence[str]
     next: tuple[str, float] | None
     borda: Sequence[str] = ()
+    unknown: str | None = None
+    above: str | None = None
 
     def __str__(self) -> str:
         interval = "no interval" if self.limits is None else "{:.3f} to {:.3f}".format(*self.limits)
@@ -45,12 +50,18 @@ class Champion:
     def check_above_chance(self, folder: Path) -> None:
         """Raises ConfigError where this champion of the benchmark in `folder` may be as good as chance.
 
-        That is: the interval of its value holds 0, or it has no interval and its value is not above 0.
+        That is: the interval of its value holds 0 or is below it, or its value has no interval.
         """
-        if (self.value if self.limits is None else self.limits[0]) > 0:
+        if self.limits is not None and self.limits[0] > 0:
             return
-        what = f"no model is surely above chance; the best is {self}"
-        fix = "score more cases or better models; --force promotes it nevertheless"
+        what = f"the best model is not surely above chance: {self}"
+        fix = "score more cases or better models" if self.limits else "choose among datasets with intervals"
+        if self.unknown is not None:
+            what += f"; {self.unknown}"
+        if self.above is not None:
+            what += f"; the interval of {self.above} is above chance"
+            fix += f", or promote {self.above} by its name"
+        fix += "; --force promotes the best nevertheless"
         raise ConfigError(what, where=folder, key="--best", fix=fix)
 
 
@@ -82,6 +93,12 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         what = f"no model has a value for '{by}'"
         other = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
         raise ConfigError(what, where=folder, key="--by", fix=other)
+    names = [name for _, name in ranked]
+    if by == BY_MEAN:
+        limits = {name: board.mean_interval(name) for name in names}
+    else:
+        limits = {name: _interval(board, name, by) for name in names}
+    above = (name for name in names[1:] if (own := limits[name]) is not None and own[0] > 0)
     value, model = ranked[0]
     cell = board.cell(model, columns[0])
     assert cell is not None
@@ -90,11 +107,26 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         path=_path(folder, model),
         weights=cell.weights_sha256,
         value=value,
-        limits=board.mean_interval(model) if by == BY_MEAN else cell.interval(ONE_NUMBER),
+        limits=limits[model],
         columns=columns,
         next=None if len(ranked) < 2 else (ranked[1][1], ranked[1][0]),
         borda=[other for first, other in board.disagreements() if first == model] if by == BY_MEAN else (),
+        unknown=None if limits[model] is not None else _unknown(board, model, columns),
+        above=next(above, None),
     )
+
+
+def _interval(board: Board, model: str, column: str) -> tuple[float, float] | None:
+    cell = board.cell(model, column)
+    return None if cell is None else cell.interval(ONE_NUMBER)
+
+
+def _unknown(board: Board, model: str, columns: Sequence[str]) -> str:
+    """Which columns of a model have no interval, and why the first of them has none."""
+    without = [column for column in columns if _interval(board, model, column) is None]
+    first = board.cell(model, without[0])
+    reason = None if first is None else first.no_interval
+    return f"no interval on {', '.join(without)}: {reason or UNCHANGED}"
 
 
 def _path(folder: Path, model: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import mlflow
 import numpy as np
 import pytest
+from cell_results import cell_result
 from huggingface_hub import ModelCard
 from mlflow_stores import new_store
 from pandas import DataFrame
@@ -24,7 +26,8 @@ from his2lip.cli.benchmark import run_benchmark
 from his2lip.config import load, validate
 from his2lip.data.cards.terms import Terms
 from his2lip.errors import CheckpointError, ConfigError, ModelError
-from his2lip.evaluation import BenchmarkConfig
+from his2lip.evaluation import BenchmarkConfig, CellResult
+from his2lip.evaluation.results import to_csv
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
@@ -353,12 +356,8 @@ def test_the_champion_of_a_benchmark_on_select_splits_is_promoted(
     scores = {cell.model: cell.chance_corrected for cell in result.cells if not cell.is_baseline}
     best = max(scores, key=lambda name: scores[name])
     assert scores["red"] != scores["blue"]
-    promote = ("models", "promote", "--best", "runs/benchmark/choose", "--by", "mean", "--alias", "champion")
-    if scores[best] <= 0:  # both have random weights
-        with pytest.raises(ConfigError) as refused:
-            his2lip(*promote)
-        assert refused.value.key == "--best"
-        promote += ("--force",)
+    promote = ("models", "promote", "--best", "runs/benchmark/choose", "--alias", "champion")
+    promote += ("--by", "mean", "--force")  # both have random weights
     said = his2lip(*promote)
     assert f"champion: {best}" in said
     found = load_model(f"models:/{best}@champion")
@@ -371,6 +370,45 @@ def test_the_champion_of_a_benchmark_on_select_splits_is_promoted(
     checkpoint(best, seed=3)  # as --fresh does
     with pytest.raises(CheckpointError):
         his2lip(*promote)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "surely"),
+    [(0.3, (0.1, 0.5), True), (0.3, (-0.1, 0.7), False), (0.9, (None, None), False)],
+)
+def test_a_champion_that_may_be_as_good_as_chance_is_promoted_by_force_only(
+    sqlite: None,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    value: float,
+    limits: tuple[float | None, float | None],
+    surely: bool,
+) -> None:
+    """On a board of made-up figures."""
+    path = checkpoint("figures", seed=12)
+    digest = read_meta(path)["tensor_digest"]
+    cell = cell_result(
+        model="figures", split="val", role="select", weights_sha256=digest, chance_corrected=value,
+        chance_corrected_lo=limits[0], chance_corrected_hi=limits[1],
+    )  # fmt: skip
+    board = tmp_path / "runs/benchmark/choose"
+    write_leaderboard_files(board, cell, path)
+    promote = ("models", "promote", "--best", board, "--alias", "champion", "--as", "by-force")
+    if not surely:
+        with pytest.raises(ConfigError) as refused:
+            his2lip(*promote)
+        assert (refused.value.key, refused.value.where) == ("--best", board)
+        promote += ("--force",)
+    assert "champion: figures" in his2lip(*promote)
+    assert load_model("models:/by-force@champion").tensor_digest() == digest
+
+
+def write_leaderboard_files(folder: Path, cell: CellResult, path: Path) -> None:
+    """The files of a benchmark of one row that `path` loads, without its grid cell."""
+    folder.mkdir(parents=True)
+    (folder / "leaderboard.csv").write_text(to_csv([cell]), encoding="utf-8")
+    models = [{"name": cell.model, "path": str(path), "blend": None}]
+    (folder / "board.json").write_text(json.dumps({"rows": [], "failed": [], "config": {"models": models}}))
 
 
 def test_a_benchmark_scores_a_registered_model_under_its_name(

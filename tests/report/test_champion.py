@@ -11,7 +11,7 @@ import pytest
 from cell_results import cell_result
 
 from his2lip.errors import ConfigError
-from his2lip.evaluation.results import to_csv
+from his2lip.evaluation.results import read_results, to_csv
 from his2lip.report.champion import choose_champion
 
 FIGURES = {"first": (0.5, 0.4), "second": (0.3, 0.9), "baseline:chance": (1.0, 1.0)}
@@ -61,8 +61,8 @@ def test_a_column_chooses_too_and_in_domain_datasets_are_in_no_mean(tmp_path: Pa
         (0.3, (0.1, 0.5), False),
         (0.3, (-0.1, 0.7), True),
         (0.3, (0.0, 0.6), True),
-        (0.1, None, False),  # nothing says how far it is from chance
-        (0.0, None, True),
+        (-0.3, (-0.5, -0.1), True),
+        (0.9, None, True),  # nothing says how far it is from chance
     ],
 )
 def test_a_champion_that_may_be_as_good_as_chance_is_refused(
@@ -75,6 +75,47 @@ def test_a_champion_that_may_be_as_good_as_chance_is_refused(
     with pytest.raises(ConfigError) as error:
         found.check_above_chance(tmp_path)
     assert (error.value.key, error.value.where) == ("--best", tmp_path)
+
+
+def test_one_dataset_without_an_interval_leaves_the_champion_unproven(tmp_path: Path) -> None:
+    folder = board(tmp_path, chance_corrected_lo=0.2, chance_corrected_hi=0.95)
+    rows = read_results(folder / "leaderboard.csv")
+    none = {"chance_corrected_lo": None, "chance_corrected_hi": None, "no_interval": "the slides are unknown"}
+    for name, by, refused in (("hnscc", "mean", True), ("hnscc", "mist (select)", False)):
+        changed = [row.model_copy(update=none) if row.dataset == name else row for row in rows]
+        (folder / "leaderboard.csv").write_text(to_csv(changed), encoding="utf-8")
+        found = choose_champion(folder, by=by)
+        assert found.model == "second"
+        assert (found.limits is None) == refused
+        if not refused:
+            found.check_above_chance(folder)
+            continue
+        with pytest.raises(ConfigError) as error:
+            found.check_above_chance(folder)
+        assert error.value.key == "--best"
+        assert "no interval on hnscc (select): the slides are unknown" in error.value.what
+
+
+def test_a_refusal_names_another_model_that_is_above_chance(tmp_path: Path) -> None:
+    folder = board(tmp_path)
+    rows = read_results(folder / "leaderboard.csv")
+    reach = {"first": 0.1, "second": 1.2, "baseline:chance": 0.01}
+    changed = [
+        row.model_copy(
+            update={
+                "chance_corrected_lo": max(row.chance_corrected - reach[row.model], -1.0),
+                "chance_corrected_hi": min(row.chance_corrected + reach[row.model], 1.0),
+            }
+        )
+        for row in rows
+    ]
+    (folder / "leaderboard.csv").write_text(to_csv(changed), encoding="utf-8")
+    found = choose_champion(folder)
+    assert (found.model, found.above, found.unknown) == ("second", "first", None)
+    with pytest.raises(ConfigError) as error:
+        found.check_above_chance(folder)
+    assert "the interval of first is above chance" in error.value.what
+    assert choose_champion(folder, by="hnscc (select)").above is None
 
 
 @pytest.mark.parametrize("role", ["report", "train"])
