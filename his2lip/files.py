@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,17 @@ _ANSWER_S = 5.0  # to wait for a server to answer at all
 _COPY_BYTES = 8 << 20  # that are copied at a time
 _AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
+
+# What stores say where another attempt cannot succeed: Arrow's names of AWS's errors, and others' words.
+_REFUSED = re.compile(
+    r"AWS Error (?:NO_SUCH_BUCKET|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|"
+    r"INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH|MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|REQUEST_TIME_TOO_SKEWED|"
+    r"UNKNOWN \(HTTP status (?:3\d\d|4(?!08|29)\d\d)\))|"
+    r"\bBucket '.*' not found\b|\b(?:PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND)\b|"
+    r"\b(?:ContainerNotFound|AuthenticationFailed|AuthorizationFailure|AuthorizationPermissionMismatch)\b"
+)
+_REFUSALS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+_log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # raised by file systems that have no locks
 
@@ -215,11 +227,12 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
 
     An object store shows an object once it is complete; elsewhere the file is renamed when it is complete.
     The copy is one call of Arrow, which an interrupt of this process cannot cut in two.
-    A store that does not answer is asked again for a minute and a half. Raises StorageError where it still
-    does not, or where the disk is full.
+    A store that does not answer is asked again for a minute and a half, and a warning says so. Raises
+    StorageError where it still does not, where it refuses, such as for a bucket that does not exist, or where
+    the disk is full.
     """
     whole = path if system.type_name in _OBJECT_STORES else f"{path}.{uuid.uuid4().hex}.tmp"
-    for wait in (*_AGAIN_S, None):
+    for tried, wait in enumerate((*_AGAIN_S, None)):
         try:
             system.create_dir(path.rpartition("/")[0], recursive=True)
             fs.copy_files(
@@ -231,10 +244,15 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
         except OSError as error:
             if (full := disk_full(error, what=file.name, where=path)) is not None:
                 raise full from None
-            if wait is None:
+            if wait is None or isinstance(error, _REFUSALS) or _REFUSED.search(str(error)):
                 what = f"{file.name} cannot be stored: {first_line(error)}"
                 fix = "check the store, its network and your rights, and run the same command again"
                 raise StorageError(what, where=path, key="store", fix=fix) from None
+            if not tried:
+                _log.warning(
+                    "%s cannot be stored now and is tried again, at most for %.0f s: %s (%s)",
+                    file.name, sum(_AGAIN_S), first_line(error), path,
+                )  # fmt: skip
             time.sleep(wait)
         else:
             return

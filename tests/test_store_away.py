@@ -8,13 +8,21 @@ from unittest import mock
 
 import pytest
 from broken_store import AWAY, BrokenStore, broken_store
+from buckets import s3_on_loopback
 
+from his2lip import files
 from his2lip.cli.app import main
-from his2lip.errors import StorageError
-from his2lip.files import at_hand, fetch_file, filesystem
+from his2lip.cli.train import run_train
+from his2lip.cli.tune import run_tune
+from his2lip.config import validate
+from his2lip.errors import DatasetError, StorageError
+from his2lip.files import at_hand, fetch_file, filesystem, store_file
+from his2lip.logs import setup
 from his2lip.models.stored import fetch_stored
+from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import open_run
 from his2lip.tuning import sweep_directory
+from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.sweep_directory import open_sweep, study_at
 
 STORAGE = "broken://bucket/runs"
@@ -100,3 +108,81 @@ def test_the_page_of_a_study_on_a_store_that_is_away_ends_with_2_and_one_sentenc
     assert "b/runs/tune/x/study.db" in said
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited for, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "best.tar"
+    made.write_bytes(b"weights")
+    return made
+
+
+@pytest.mark.parametrize("fault", [AWAY, "AWS Error SLOW_DOWN", "AWS Error UNKNOWN (HTTP status 503) during"])
+def test_a_store_that_comes_back_has_the_file_and_one_line_tells_of_the_wait(
+    store: type[BrokenStore], waits: list[float], file: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    setup()
+    store.fault, store.patience = fault, 3
+    system, root = filesystem(STORAGE)
+    store_file(system, file, f"{root}/best.tar")
+    with system.open_input_stream(f"{root}/best.tar") as stored:
+        assert stored.read() == b"weights"
+    assert waits == [1.0, 5.0, 25.0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "WARNING" in line
+    assert f"{PLACE}/best.tar" in line
+
+
+def test_a_store_that_stays_away_is_asked_for_a_minute_and_a_half(
+    store: type[BrokenStore], waits: list[float], file: Path
+) -> None:
+    store.fault = AWAY
+    with pytest.raises(StorageError) as refused:
+        store_file(filesystem(STORAGE)[0], file, f"{PLACE}/best.tar")
+    assert refused.value.key == "store"
+    assert sum(waits) == 91.0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "When testing for existence of bucket 'b': AWS Error ACCESS_DENIED during HeadBucket operation: no",
+        "AWS Error UNKNOWN (HTTP status 403) during CreateMultipartUpload operation: no",
+        "google::cloud::Status(PERMISSION_DENIED: Permanent error, no)",
+    ],
+)
+def test_a_store_that_refuses_is_not_asked_again(
+    store: type[BrokenStore], waits: list[float], file: Path, fault: str
+) -> None:
+    store.fault = fault
+    with pytest.raises(StorageError) as refused:
+        store_file(filesystem(STORAGE)[0], file, f"{PLACE}/best.tar")
+    assert refused.value.key == "store"
+    assert (waits, store.requests) == ([], 1)
+
+
+def test_a_bucket_that_does_not_exist_is_refused_at_once_and_before_a_run_or_a_sweep_begins(
+    waits: list[float], file: Path
+) -> None:
+    shards = {"data": {"shards": "none"}}
+    sweep = {"name": "mine", "train": shards, "space": {"x": {"kind": "uniform", "low": 0, "high": 1}}}
+    with s3_on_loopback("ihc"):
+        for name in ("s3://none/runs", "s3://none/deep/runs"):
+            system, root = filesystem(name)
+            with pytest.raises(StorageError) as refused:
+                store_file(system, file, f"{root}/best.tar")
+            assert (refused.value.key, refused.value.where) == ("store", f"{root}/best.tar")
+        with pytest.raises(DatasetError) as not_run:
+            run_train(validate(TrainConfig, {**shards, "name": "mine", "storage": "s3://none/runs"}))
+        with pytest.raises(DatasetError) as not_swept:
+            run_tune(validate(SweepConfig, {**sweep, "storage": "s3://none/runs"}))
+    assert (not_run.value.where, not_swept.value.where) == ("s3://none/runs/train", "s3://none/runs/tune")
+    assert not waits

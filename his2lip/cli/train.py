@@ -41,6 +41,7 @@ def train(
 def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     """Starts or resumes a training run, or reports a finished one, and records it in MLflow."""
     from his2lip.config import digest, recorded
+    from his2lip.files import check_writable
     from his2lip.models import is_stored, store_checkpoint
     from his2lip.runtime import quiet_ray, start_ray
     from his2lip.tracking import RUN_ID, Tracker
@@ -53,6 +54,10 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
         with_absolute_paths,
     )
 
+    if "://" in asked.storage:
+        check_writable(
+            f"{asked.storage.rstrip('/')}/train", fix="set storage to a place that you can write to"
+        )
     tracker = Tracker.open(needed=False)
     config, shards, bank = open_data(with_absolute_paths(asked))
     chooses = validator(config)

@@ -43,12 +43,17 @@ def tune(
 def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     """Runs the trials that remain, and records all of them in MLflow; the result holds all trials."""
     from his2lip.config import digest, recorded
+    from his2lip.files import check_writable
     from his2lip.models import is_stored, store_checkpoint
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
     from his2lip.training import caption_notes, estimate_run, open_data, terms_of_run
     from his2lip.tuning import gpus_of_sweep, run_sweep, training_objective
 
+    if "://" in config.storage:
+        check_writable(
+            f"{config.storage.rstrip('/')}/tune", fix="set storage to a place that you can write to"
+        )
     tracker = Tracker.open(needed=False)
     objective = training_objective(config, make_validator=validator)
     base, shards, bank = open_data(objective.base)

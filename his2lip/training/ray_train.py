@@ -501,6 +501,17 @@ def _use_gpu(config: TrainConfig) -> bool:
     return bool(ray.cluster_resources().get("GPU", 0) >= workers.num)
 
 
+class _ToDriver(logging.Handler):
+    """Sends warnings of the file layer, such as that a store is away, to the driver, which says them."""
+
+    def __init__(self, queue: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._queue = queue
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._queue.put.remote(self.format(record))
+
+
 def _work(sent: Mapping[str, bytes]) -> None:
     """One worker of a run."""
     job: Job
@@ -523,6 +534,7 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     log_to(run.path)
+    logging.getLogger("his2lip.files").addHandler(_ToDriver(queue))  # Ray may not show a worker's own lines
     here = max(1, usable_cpus() // context.get_local_world_size())
     config = with_numbers(config, threads=here, decode_threads=here)
     _log.info("worker %d decodes on %s threads", rank, config.data.decode_threads)
