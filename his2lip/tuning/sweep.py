@@ -193,9 +193,9 @@ def _run(
         _tuner(config, objective, search, count, sweep).fit()
     finally:
         sweep.remove_scratch()
-    keep_best(config, sweep, list(ended.values()))  # what a stopped trial wrote after its end
     if search.error is not None:
         raise search.error
+    keep_best(config, sweep, list(ended.values()))  # what a stopped trial wrote after its end
     table = rows(study)
     if search.raised and not any(row.state in DONE for row in table):
         note = [row.note for row in table if row.state == "error"][-1]

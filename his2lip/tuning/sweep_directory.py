@@ -128,11 +128,13 @@ class StoredSweep(SweepDir):
 
     Only the driver writes the study. Each process works in a folder of its machine, which is in the folder of
     Ray's session. An object store has no locks: a second command is refused only on the same machine and Ray.
+    Elsewhere it takes over: a driver that finds that another one wrote the study stores and removes no more.
     """
 
     def __init__(self, place: str) -> None:
         self._place = place
         self._kept: dict[int, tuple[int, int]] = {}  # the folders of checkpoints that are stored
+        self._written: tuple[int | None, int | None] | None = None  # the study as this driver knows it
 
     @property
     def path(self) -> Path:
@@ -154,13 +156,18 @@ class StoredSweep(SweepDir):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             atexit.register(_leave, self.path)
             system, root = filesystem(self._place)
+            self._written = self._stored_study()  # first: what is written from now on is another driver's
             for name in (STUDY, LOG_FILE):
                 with suppress(FileNotFoundError):
                     fetch_file(system, f"{root}/{name}", self.path / name)
             yield
 
     def store(self) -> None:
-        """Stores log, configuration, plots and study. The study is a copy that SQLite makes, never torn."""
+        """Stores log, configuration, plots and study. The study is a copy that SQLite makes, never torn.
+
+        Raises RunError where another driver has written the study.
+        """
+        self._check_alone()
         system, root = filesystem(self._place)
         for file in (self.path / LOG_FILE, self.path / CONFIG, *(self.path / PLOTS).glob("*")):
             if file.is_file():
@@ -168,6 +175,25 @@ class StoredSweep(SweepDir):
         if (self.path / STUDY).is_file():  # else it is in another database
             with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
                 store_file(system, copy_database(self.path / STUDY, Path(made, STUDY)), f"{root}/{STUDY}")
+            self._written = self._stored_study()
+
+    def remove_trials(self, numbers: Collection[int]) -> None:
+        """As in a folder. Raises RunError where another driver has written the study: they are its trials."""
+        self._check_alone()
+        super().remove_trials(numbers)
+
+    def _check_alone(self) -> None:
+        if self._stored_study() != self._written:
+            what = "another command is running this sweep"
+            fix = "let it end; the same command then resumes the sweep"
+            raise RunError(what, where=self._place, key="storage", fix=fix)
+
+    def _stored_study(self) -> tuple[int | None, int | None] | None:
+        """When the stored study was written, in ns, and its bytes; None where there is none."""
+        system, root = filesystem(self._place)
+        with answers(self._place):
+            found = system.get_file_info(f"{root}/{STUDY}")
+        return (found.mtime_ns, found.size) if found.is_file else None
 
     def keep(self, number: int) -> None:
         folder = self.trial(number) / BEST
@@ -211,6 +237,7 @@ class StoredSweep(SweepDir):
     def clear(self) -> None:
         system, root = filesystem(self._place)
         remove_file(system, f"{root}/{STUDY}")  # first: a study has the checkpoints that it names
+        self._written = None
         super().clear()
 
 

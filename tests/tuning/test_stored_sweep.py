@@ -143,6 +143,35 @@ def test_the_stored_study_is_whole_while_another_connection_writes(sweep: SweepD
     assert not Path(copy).exists()
 
 
+def test_a_driver_whose_sweep_another_one_took_over_stores_and_removes_no_more(
+    sweep: SweepDir, machine: Machine
+) -> None:
+    other = StoredSweep(sweep.shared)
+    with sweep.locked():
+        with_study(sweep, 0.25)
+        sweep.store()
+        sweep.store()  # its own writing is no other's
+        machine("elsewhere")
+        with other.locked():
+            with_study(other, 0.5, 0.75)
+            other.store()
+            train(other, 1, step=1)
+            machine("head")
+            for act in (sweep.store, lambda: sweep.remove_trials({0, 1})):
+                with pytest.raises(RunError) as refused:
+                    act()
+                assert (refused.value.where, refused.value.key) == (sweep.shared, "storage")
+            machine("elsewhere")
+            other.store()
+            other.remove_trials({0})
+        assert "trials/1/best.tar" in objects(sweep)
+        with opened_study(sweep.shared) as url:
+            assert len(optuna.load_study(study_name="mine", storage=url).trials) == 3
+    machine("head")
+    with sweep.locked():  # the same command resumes it
+        sweep.store()
+
+
 def test_what_an_earlier_command_left_here_is_not_used(sweep: SweepDir) -> None:
     with sweep.locked():
         with_study(sweep, 0.25)
