@@ -258,13 +258,16 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
             return
 
 
-def remove_folder(place: str) -> None:
-    """Removes a folder with its content, also on an object store; what cannot be removed stays."""
-    if "://" not in place:
-        shutil.rmtree(place, ignore_errors=True)
-        return
-    system, root = filesystem(place)
-    with suppress(OSError):  # there is none, another process writes there, or the store does not answer
+def remove_folder(place: str, *, whole: bool = False) -> None:
+    """Removes a folder with its content, also on an object store, where there is one.
+
+    What cannot be removed stays; with `whole`, StorageError is raised then.
+    """
+    with suppress(FileNotFoundError), suppress(*(() if whole else (StorageError,))), answers(place):
+        if "://" not in place:
+            shutil.rmtree(place, ignore_errors=not whole)
+            return
+        system, root = filesystem(place)
         system.delete_dir(root)
 
 

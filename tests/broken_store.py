@@ -16,6 +16,7 @@ class BrokenStore(MemoryFileSystem):
     """Addresses broken://…, whose requests raise `fault` as Arrow does: an OSError that has no number.
 
     requests  of the kind that `fault` answered so far
+    spared    requests that are answered before that
     patience  requests that it answers before the store is there again; None: for good
     """
 
@@ -24,12 +25,16 @@ class BrokenStore(MemoryFileSystem):
     pseudo_dirs: ClassVar[list[str]] = [""]
     fault: ClassVar[str | None] = None
     requests: ClassVar[int] = 0
+    spared: ClassVar[int] = 0
     patience: ClassVar[int | None] = None
     cachable = False
 
     def _answer(self) -> None:
         kind = BrokenStore
         if kind.fault is None or (kind.patience is not None and kind.requests >= kind.patience):
+            return
+        if kind.spared:
+            kind.spared -= 1
             return
         kind.requests += 1
         raise OSError(kind.fault)
@@ -79,7 +84,8 @@ class BrokenStore(MemoryFileSystem):
 def broken_store() -> Iterator[type[BrokenStore]]:
     """The store behind broken://, empty and in order until its `fault` is set."""
     fsspec.register_implementation("broken", BrokenStore, clobber=True)
-    BrokenStore.fault, BrokenStore.patience, BrokenStore.requests = None, None, 0
+    BrokenStore.fault, BrokenStore.patience = None, None
+    BrokenStore.requests = BrokenStore.spared = 0
     try:
         yield BrokenStore
     finally:

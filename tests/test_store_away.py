@@ -16,7 +16,7 @@ from his2lip.cli.train import run_train
 from his2lip.cli.tune import run_tune
 from his2lip.config import validate
 from his2lip.errors import DatasetError, StorageError
-from his2lip.files import at_hand, fetch_file, filesystem, store_file
+from his2lip.files import at_hand, fetch_file, filesystem, remove_folder, store_file, write_file
 from his2lip.logs import setup
 from his2lip.models.stored import fetch_stored
 from his2lip.training.config import TrainConfig
@@ -94,6 +94,27 @@ def test_what_is_not_there_is_no_fault_of_the_store(store: type[BrokenStore], tm
     open_run(STORAGE, "mine").clear()
     open_sweep(STORAGE, "mine").clear()
     assert not store.requests
+
+
+@pytest.mark.parametrize("fault", [AWAY, "AWS Error ACCESS_DENIED during DeleteObjects operation: no"])
+def test_a_sweep_does_not_start_again_over_checkpoints_that_cannot_be_removed(
+    store: type[BrokenStore], tmp_path: Path, fault: str
+) -> None:
+    system, root = filesystem(f"{STORAGE}/tune/mine")
+    for name in ("trials/0/best.tar", "plots/sweep.html"):
+        write_file(system, f"{root}/{name}", b"earlier")
+    sweep = open_sweep(STORAGE, "mine")
+    store.fault, store.spared = fault, 2  # the study, which is looked for and is not there
+    with pytest.raises(StorageError) as refused:
+        sweep.clear()
+    assert (refused.value.where, refused.value.key) == (f"{sweep.shared}/trials", "store")
+    remove_folder(f"{sweep.shared}/plots")  # what nothing depends on may stay
+    store.fault = None
+    assert system.get_file_info(f"{root}/trials/0/best.tar").is_file
+    sweep.clear()
+    sweep.clear()
+    for name in ("trials/0/best.tar", "plots/sweep.html"):
+        assert not system.get_file_info(f"{root}/{name}").is_file
 
 
 def test_the_page_of_a_study_on_a_store_that_is_away_ends_with_2_and_one_sentence(

@@ -118,9 +118,12 @@ class SweepDir:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes the trials and plots of an earlier sweep of this name."""
+        """Removes the trials and plots of an earlier sweep of this name.
+
+        Raises StorageError where that fails: a new trial would find the checkpoint of an earlier one.
+        """
         for name in (TRIALS, HANGS, PLOTS):
-            remove_folder(f"{self.shared}/{name}")
+            remove_folder(f"{self.shared}/{name}", whole=True)
 
 
 class StoredSweep(SweepDir):
