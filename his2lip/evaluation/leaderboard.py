@@ -365,6 +365,8 @@ def _compare_means(
 ) -> None:
     """Gives each mean over trainings its difference from the grid cell number `base`, paired by cluster.
 
+    That cell is of one training, whose own seed variance is not in the limits.
+
     replicates  of the grid cells that have them, by number: the figure without one cluster each
     """
     low, high = metric.bounds

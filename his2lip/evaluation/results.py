@@ -127,7 +127,10 @@ class OverSeeds(Config):
     """The mean minus the figure of the reference; null where that is one of the trainings."""
     difference_lo: float | None = None
     difference_hi: float | None = None
-    """Limits at 95 % for this difference alone, over seeds and clusters."""
+    """Limits at 95 % for this difference alone, over seeds and clusters.
+
+    The reference is one training, whose own seed variance is not in them.
+    """
 
 
 class CellResult(Figures):
@@ -234,7 +237,12 @@ class CellResult(Figures):
         str | None, Field("the row of all trainings, or draws of a probe, that differ only in their seed")
     ] = None
     over_seeds: Annotated[
-        dict[str, OverSeeds], Field("figure -> its mean and interval over these trainings", _JSON)
+        dict[str, OverSeeds],
+        Field(
+            "figure -> its mean and interval over these trainings; its difference is from one training, the "
+            "reference, whose own seed variance is not in it",
+            _JSON,
+        ),
     ] = {}
     reference: Annotated[str | None, Field("the model that differences are from")] = None
     margin: Annotated[float | None, Field("largest loss that still counts as none (non-inferiority)")] = None

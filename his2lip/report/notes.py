@@ -66,7 +66,7 @@ def _difference_notes(board: Board) -> list[str]:
     if board.reference is not None and margin is not None:
         notes.append(
             f"No loss: the lower limit of the difference from {board.reference} is above "
-            f"{-100 * margin:g} points."
+            f"{-100 * margin:g} points; a mean over trainings has no such mark."
         )
     return notes
 

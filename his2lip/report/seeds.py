@@ -24,14 +24,16 @@ def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
     return rows
 
 
-def _difference(mean: OverSeeds | None, margin: float | None) -> dict[str, Any]:
-    """The fields of `Compared` that are about the reference, of a mean over trainings."""
-    low = None if mean is None else mean.difference_lo
+def _difference(mean: OverSeeds | None) -> dict[str, Any]:
+    """The fields of `Compared` that are about the reference, of a mean over trainings.
+
+    It is not said to be no loss: its limits are for itself, and those of other rows for all pairs together.
+    """
     return {
         "difference": None if mean is None else mean.difference,
-        "difference_lo": low,
+        "difference_lo": None if mean is None else mean.difference_lo,
         "difference_hi": None if mean is None else mean.difference_hi,
-        "non_inferior": None if margin is None or low is None else low > -margin,
+        "non_inferior": None,
     }
 
 
@@ -62,7 +64,7 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
             update={
                 "top": any(c.compared[name].top for c in own if name in c.compared),
                 "groups": "",
-                **_difference(cell.over_seeds.get(name), cell.margin),
+                **_difference(cell.over_seeds.get(name)),
             }
         )
         for name, found in cell.compared.items()
