@@ -166,15 +166,15 @@ _BOTH = re.compile(
 )
 # Words that restrict what is stained to a part of it, so that the rest of it is not.
 _RESTRICTED = re.compile(
-    r"\b(?:few|only|limited|restricted|partial\w*|partly|patchy|focal\w*|heterogen\w*|mixed|variab\w+|"
+    r"\b(?:few|only(?! (?:positiv|stain))|limited|restricted|partial\w*|partly|patchy|focal\w*|heterogen\w*|mixed|variab\w+|"
     r"varied|selective\w*|sparse\w*|scattered|sporadic\w*|isolated|minority|low number|minimal|"
     r"small (?:number|subset|fraction|proportion|part)|"
     r"(?:certain|specific|some) (?:areas?|regions?|parts?|zones?))\b"
 )
-# Words by which a sentence that asserts staining denies it of an unnamed rest.
-_MIXED = re.compile(
-    r"\b(?:mixed|partial(?:ly)?|partly|patchy|heterogen\w*|not (?:all|every)|"
-    r"(?:predominantly|mostly|mainly|largely|primarily) (?:negative|unstained))\b"
+# Words by which a clause that denies staining leaves a part for another clause to assert.
+_MOSTLY = re.compile(
+    r"\b(?:(?:predominantly|mostly|mainly|largely|primarily|partial(?:ly)?|partly) (?:negative|unstained)|"
+    r"not (?:all|every))\b"
 )
 # `predominantly negative, with minimal expression` asserts nothing.
 _SCARCELY = re.compile(
@@ -262,8 +262,9 @@ class Claims:
                  with words that can only mean a positive result, in `asserted`; with words that may name the
                  method instead, in `perhaps`
     unstained    whether it denies staining anywhere
-    restricted   whether it says that only a part is stained
-    mixed        whether it asserts and denies staining of the same: `mostly negative, a few cells positive`
+    restricted   tissue types of which it asserts staining, and only in clauses that say that a part is stained
+    mixed        the tissue type of which it both asserts and denies staining: `mostly negative, a few cells
+                 positive`; none where there are two, and never another kind of part
     background   what it claims of the background of the stain
     grades       the intensities and shares that it names
     allowed      grades that it does not name, but that its words allow a rewording to name
@@ -278,8 +279,8 @@ class Claims:
     asserted: bool = False
     perhaps: bool = False
     unstained: bool = False
-    restricted: bool = False
-    mixed: bool = False
+    restricted: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
     background: frozenset[Sign] = frozenset()
     grades: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
@@ -335,8 +336,6 @@ def claims(text: str, *, glass: bool = False) -> Claims:
                 parts.setdefault(name, set()).add(clause.sign)
     stained = any(clause.sign == "stained" and clause.sure for clause in clauses)
     unstained = any(clause.sign == "unstained" for clause in clauses)
-    denied = [own for own in parts.values() if "unstained" in own]
-    mixed = (unstained and all("stained" in own for own in denied)) or bool(_MIXED.search(plain))
     levels = frozenset(name for name, pattern in _LEVELS.items() if pattern.search(graded))
     allowed = {name for name, pattern in _ALLOWED.items() if pattern.search(plain)}
     if _ONE_CELL.search(plain) and not levels & set(_SHARES):
@@ -350,13 +349,36 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         asserted=any(clause.sign == "stained" and _POSITIVE.search(clause.text) for clause in clauses),
         perhaps=bool(_CELLS_STAINED.search(plain)),
         unstained=unstained,
-        mixed=stained and mixed,
-        restricted=bool(_RESTRICTED.search(graded)) and not levels & {"many", "all"},
+        mixed=_mixed(clauses),
+        restricted=frozenset() if levels & {"many", "all"} else _restricted(clauses),
         background=frozenset(background),
         grades=levels,
         allowed=frozenset(allowed),
         numbers=frozenset(match[0].strip() for match in (*_SCORES.finditer(plain), *_NUMBER.finditer(plain))),
     )
+
+
+def _mixed(clauses: list[_Clause]) -> frozenset[str]:
+    """The tissue type that is both asserted and denied, by two clauses or by one and words such as `mostly`."""
+    asserting = [c.found & set(PLACES) for c in clauses if c.sign == "stained" and c.sure]
+    found: set[str] = set()
+    for clause in clauses:
+        if clause.sign == "unstained":
+            mostly = _MOSTLY.search(clause.text) and asserting
+            found |= {
+                place
+                for place in clause.found & set(PLACES)
+                if any(place in own for own in asserting)
+                or (mostly and all(own <= {place} for own in asserting))
+            }
+    return frozenset(found) if len(found) == 1 else frozenset()
+
+
+def _restricted(clauses: list[_Clause]) -> frozenset[str]:
+    """The tissue types that are asserted, each time within words such as `only a few`."""
+    asserting = [clause for clause in clauses if clause.sign == "stained"]
+    whole = {name for c in asserting if not _RESTRICTED.search(c.text) for name in c.found}
+    return frozenset({name for clause in asserting for name in clause.found} & set(PLACES) - whole)
 
 
 def _without_markers(text: str) -> tuple[set[str], str]:

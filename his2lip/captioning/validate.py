@@ -145,15 +145,16 @@ def _tissue(seed: Claims, new: Claims, tissue: str | None, biomarker: str | None
 def _polarity(seed: Claims, new: Claims) -> Refusal | None:
     if seed.stained and not (new.shown or (new.perhaps and not new.unstained)):
         return Refusal("polarity", "does not say that anything is stained")
-    if seed.unstained and not new.unstained and not (seed.mixed and new.restricted):
+    denied = {part for part, signs in seed.parts.items() if "unstained" in signs}
+    if seed.unstained and not new.unstained and not (denied and denied <= seed.mixed & new.restricted):
         return Refusal("polarity", "does not say what is not stained")
-    if new.unstained and not seed.unstained and not (seed.mixed and new.stained):
+    if new.unstained and not seed.unstained:
         return Refusal("polarity", "denies staining")
     if new.stained and not (seed.shown or seed.perhaps) and (seed.unstained or new.asserted):
         return Refusal("polarity", "asserts staining")
     for part, signs in seed.parts.items():
         own = new.parts.get(part)
-        if own and not own & signs and not (seed.mixed and (new.mixed or new.restricted)):
+        if own and not own & signs and part not in seed.mixed & (new.mixed | new.restricted):
             return Refusal("polarity", f"{part} {_told(own)}, and by the seed {_told(signs)}")
     if "stained" in new.background - seed.background or (new.background and new.background < seed.background):
         return Refusal("polarity", "says something else of the background")

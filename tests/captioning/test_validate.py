@@ -263,6 +263,13 @@ def test_rewordings_of_the_released_corpus(shared: Path, count: int | None) -> N
             "The stroma has scattered brown CD68-stained cells, the background remaining colourless.",
             "The stroma has scattered brown CD68-stained cells, with the background remaining brown.",
         ),
+        (
+            "Stroma",
+            "CD34",
+            "CD34 staining of this stroma is found mainly in vessels.",
+            "In this stroma, CD34 is stained predominantly in vessels.",
+            "Many vessels of this stroma are stained for CD34.",
+        ),
     ],
 )
 def test_what_one_sentence_says_in_other_words_passes(
@@ -270,6 +277,110 @@ def test_what_one_sentence_says_in_other_words_passes(
 ) -> None:
     assert Validator(seed, tissue, biomarker, TOKENIZER).refusal(true) is None
     assert Validator(seed, tissue, biomarker, TOKENIZER).refusal(flip) is not None
+
+
+# What is stained exchanged with what is not, in seeds that also say `patchy`, `partial` or `mostly negative`: such a
+# word is about one tissue, and excuses nothing that is said of a compartment or of another tissue.
+@pytest.mark.parametrize(
+    ("tissue", "biomarker", "seed", "flip"),
+    [
+        (
+            "Tumor",
+            "HER2",
+            "The tumour cells show patchy membranous HER2 staining; nuclei are negative.",
+            "The tumour cells show patchy nuclear HER2 staining; membranes are negative.",
+        ),
+        (
+            "Tumor",
+            "HER2",
+            "The tumour cells show partial membranous HER2 staining and no cytoplasmic staining.",
+            "The tumour cells show partial cytoplasmic HER2 staining and no membranous staining.",
+        ),
+        (
+            "Tumor",
+            "HER2",
+            "The tumour shows partial membranous and no cytoplasmic staining for HER2.",
+            "The tumour shows partial cytoplasmic and no membranous staining for HER2.",
+        ),
+        (
+            "Tumor",
+            "FHL2",
+            "The tumour shows weak, patchy cytoplasmic staining for FHL2; all nuclei are negative.",
+            "The tumour is stained for FHL2: its cytoplasm is negative, and its nuclei are weakly positive.",
+        ),
+        (
+            "Tumor",
+            "CD3",
+            "The tumour is largely negative for CD3, with few positive T cells in the stroma.",
+            "The stroma is largely negative for CD3, with few positive T cells in the tumour.",
+        ),
+        (
+            "Tumor",
+            "CD3",
+            "A few T cells are positive for CD3, and the tumour cells are mainly negative.",
+            "A few tumour cells are positive for CD3.",
+        ),
+        (
+            "Tumor",
+            "CD3",
+            "A few T cells are positive for CD3, the tumour cells are mainly negative.",
+            "A few tumour cells are positive for CD3, the T cells are mainly negative.",
+        ),
+        (
+            "Tumor",
+            "Ki67",
+            "The tumour cells are negative for Ki67, the stroma shows a mixed pattern of staining.",
+            "The tumour cells are only positive for Ki67.",
+        ),
+        (
+            "Tumor",
+            "Ki67",
+            "The tumour cells are negative for Ki67, the stroma shows a mixed pattern of staining.",
+            "The tumour cells show a mixed pattern of staining for Ki67, the stroma is negative.",
+        ),
+        (
+            "Tumor",
+            "CD34",
+            "The tumour shows patchy staining for CD34, while the stroma is negative.",
+            "The tumour is partially negative for CD34, while the stroma shows focal staining.",
+        ),
+        (
+            "Tumor",
+            "CD34",
+            "The tumour shows patchy staining for CD34, while the stroma is negative.",
+            "The tumour shows no staining for CD34, while the stroma shows patchy staining.",
+        ),
+        (
+            "Stroma",
+            "P53",
+            "The stroma is predominantly negative for p53, and a few scattered nuclei are weakly positive.",
+            "The stroma is positive for p53, and only a few scattered nuclei are weakly positive.",
+        ),
+        (
+            "Tumor",
+            "CD34",
+            "In the tumour, staining for CD34 is patchy, and none of the nuclei are stained.",
+            "In the tumour, only some nuclei are stained for CD34.",
+        ),
+        (
+            "Stroma",
+            "P53",
+            "The stroma is predominantly negative for p53, and a few scattered nuclei are weakly positive.",
+            "The stroma is only positive for p53.",
+        ),
+        (
+            "Stroma",
+            "P53",
+            "The stroma is predominantly negative for p53, and a few scattered nuclei are weakly positive.",
+            "The stroma is partly negative for p53, and a few scattered nuclei are negative.",
+        ),
+    ],
+)
+def test_what_is_stained_and_what_is_not_cannot_be_exchanged(
+    tissue: str, biomarker: str, seed: str, flip: str
+) -> None:
+    assert Validator(seed, tissue, biomarker, NoLimit()).refusal(flip) is not None
+    assert Validator(flip, tissue, biomarker, NoLimit()).refusal(seed) is not None
 
 
 SEED = "Tumour tissue stained for Ki67: many tumour cells show nuclear staining."
