@@ -166,7 +166,8 @@ _BOTH = re.compile(
 )
 # Words that restrict what is stained to a part of it, so that the rest of it is not.
 _RESTRICTED = re.compile(
-    r"\b(?:few|only(?! (?:positiv|stain))|limited|restricted|partial\w*|partly|patchy|focal\w*|heterogen\w*|mixed|variab\w+|"
+    r"\b(?:few|only(?! (?:positiv|stain))|limited|restricted|partial\w*|partly|patchy|"
+    r"focal\w*|heterogen\w*|mixed|variab\w+|"
     r"varied|selective\w*|sparse\w*|scattered|sporadic\w*|isolated|minority|low number|minimal|"
     r"small (?:number|subset|fraction|proportion|part)|"
     r"(?:certain|specific|some) (?:areas?|regions?|parts?|zones?))\b"
@@ -209,6 +210,11 @@ _AND = re.compile(
     r"\b(?:and|with|sparing|confirm\w*|indicat\w+|suggest\w*|signif(?:y|ies|ying)|point(?:s|ing)? to)\b"
 )
 
+# What a clause asserts of one part and denies of another: `membranous without nuclear staining`.
+_CONTRAST = re.compile(
+    r"\b(?:and (?:no|not|absent from|absent in|without)|without|rather than|instead of|unlike|lacking)\b"
+)
+
 _INTENSITIES = {
     "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|(?<!shedding )(?<!sheds )light(?:ly)?|pale|"
     r"subtl\w+|barely|dim(?:ly)?|low intensity",
@@ -222,7 +228,8 @@ _STRONG_ENOUGH = re.compile(
     r"high (?:\w+ )?(?:express\w*|levels?|concentration|percentage|density))"
 )
 _MANY_ENOUGH = re.compile(
-    r"\b(?:mainly|primarily|largely|diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
+    r"\b(?:(?:mainly|primarily|largely)(?! (?:located |found |seen |present )?(?:in|within|on|of|around)\b)|"
+    r"diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
     r"high\w* (?:\w+ )?(?:levels?|concentration|density))\b"
 )
 _SHARES = {
@@ -262,7 +269,7 @@ class Claims:
                  with words that can only mean a positive result, in `asserted`; with words that may name the
                  method instead, in `perhaps`
     unstained    whether it denies staining anywhere
-    restricted   tissue types of which it asserts staining, and only in clauses that say that a part is stained
+    restricted   tissue types of which it asserts staining, only in clauses that say that a part is stained
     mixed        the tissue type of which it both asserts and denies staining: `mostly negative, a few cells
                  positive`; none where there are two, and never another kind of part
     background   what it claims of the background of the stain
@@ -293,7 +300,7 @@ class _Clause:
 
     text: str
     found: set[str]
-    sign: Sign | None
+    sign: Sign | None = None
     sure: bool = True
 
 
@@ -350,7 +357,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         perhaps=bool(_CELLS_STAINED.search(plain)),
         unstained=unstained,
         mixed=_mixed(clauses),
-        restricted=frozenset() if levels & {"many", "all"} else _restricted(clauses),
+        restricted=frozenset() if levels & {"many", "all"} else _restricted(clauses, named & set(PLACES)),
         background=frozenset(background),
         grades=levels,
         allowed=frozenset(allowed),
@@ -359,7 +366,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
 
 
 def _mixed(clauses: list[_Clause]) -> frozenset[str]:
-    """The tissue type that is both asserted and denied, by two clauses or by one and words such as `mostly`."""
+    """The tissue type that is asserted and denied, or denied `mostly` beside what names no other place."""
     asserting = [c.found & set(PLACES) for c in clauses if c.sign == "stained" and c.sure]
     found: set[str] = set()
     for clause in clauses:
@@ -374,11 +381,19 @@ def _mixed(clauses: list[_Clause]) -> frozenset[str]:
     return frozenset(found) if len(found) == 1 else frozenset()
 
 
-def _restricted(clauses: list[_Clause]) -> frozenset[str]:
-    """The tissue types that are asserted, each time within words such as `only a few`."""
-    asserting = [clause for clause in clauses if clause.sign == "stained"]
-    whole = {name for c in asserting if not _RESTRICTED.search(c.text) for name in c.found}
-    return frozenset({name for clause in asserting for name in clause.found} & set(PLACES) - whole)
+def _restricted(clauses: list[_Clause], places: set[str]) -> frozenset[str]:
+    """The tissue types that are asserted, each time within words such as `only a few`.
+
+    places  tissue types that the sentence names; where it is one, clauses that name none are about it
+    """
+    alone = places if len(places) == 1 else set()
+    asserting = [
+        (clause.found & set(PLACES) or alone, bool(_RESTRICTED.search(clause.text)))
+        for clause in clauses
+        if clause.sign == "stained"
+    ]
+    found = {place for own, _ in asserting for place in own}
+    return frozenset(place for place in found if all(part for own, part in asserting if place in own))
 
 
 def _without_markers(text: str) -> tuple[set[str], str]:
@@ -416,6 +431,11 @@ def _clauses(text: str, *, glass: bool) -> Iterator[_Clause]:
     for clause, after in zip(found, [*found[1:], None], strict=True):
         denied = after if after is not None and after.sign == "unstained" else None
         elliptic = denied is not None and re.match(r" ?(?:no|not) ", denied.text)
+        excepted = (
+            denied and denied.text.startswith(" not ") and _begins(_Clause(denied.text[4:], denied.found))
+        )
+        if clause.sign is None and denied and excepted and clause.found - denied.found:
+            clause.sign = "stained"  # `tumour cells but not fibroblasts are stained`
         if clause.sign is None and denied and elliptic and clause.found & set(PARTS):
             # `nuclear but no cytoplasmic staining is seen in tumour cells`
             shared = denied.found - set(PARTS)
@@ -444,6 +464,19 @@ def _split_at_and(piece: str) -> Iterator[_Clause]:
         found = _clause(piece).found
         yield from (_Clause(piece, found, "stained"), _Clause(piece, set(found), "unstained"))
         return
+    for match in _CONTRAST.finditer(piece):
+        left, right = _clause(piece[: match.start()]), _clause(piece[match.end() :])
+        if left.sign == "unstained" or _DENIES.search(left.text):
+            continue
+        denied = left.found & set(PARTS) and right.found & set(PARTS) - left.found
+        if denied:
+            left.found |= right.found - set(PARTS)
+        elif left.found and match[0] not in ("without", "lacking") and _begins(right):
+            denied = right.found
+        if denied:
+            left.sign = "stained"
+            yield from (left, _Clause(piece[match.start() :], set(denied), "unstained"))
+            return
     for match in _AND.finditer(piece):
         left, right = _clause(piece[: match.start()]), _clause(piece[match.end() :])
         if match[0] == "sparing":
@@ -456,6 +489,14 @@ def _split_at_and(piece: str) -> Iterator[_Clause]:
             yield from _split_at_and(right.text)
             return
     yield _clause(piece)
+
+
+def _begins(clause: _Clause) -> bool:
+    """Whether a clause begins with something that can be stained."""
+    return any(
+        re.match(rf" ?(?:(?:in|of|from) )?(?:the )?(?:{_NAMED[name]})\b", clause.text)
+        for name in clause.found
+    )
 
 
 def _ground(text: str) -> Sign | None:

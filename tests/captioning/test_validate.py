@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,34 @@ ASSERT = (
 )
 
 
+# Hardly a rewording of the corpus asserts staining of one part and denies it of another. So a denial of a
+# part that it does not name is added, with `in a patchy pattern`, and the two parts are exchanged.
+ADDED = (
+    (
+        "no {} staining is seen",
+        {"nuclear": "nuclear", "membranous": "membranous", "cytoplasmic": "cytoplasmic"},
+    ),
+    ("the {} are negative", {"nuclei": "nuclear", "membranes": "membranous"}),
+    ("the {} is negative", {"tumor": "Tumor", "stroma": "Stroma", "necrosis": "Necrosis"}),
+)
+
+
+def exchanges(text: str, parts: dict[str, frozenset[str]], named: frozenset[str]) -> list[tuple[str, str]]:
+    """(seed, flip): the sentence with each denial that fits, and the same with the two parts exchanged."""
+    pairs = []
+    for denial, names in ADDED:
+        for one, other in permutations(names, 2):
+            stands = re.search(rf"\b{one}\b", text, re.IGNORECASE)
+            if stands and parts.get(names[one]) == {"stained"} and names[other] not in named:
+                whole = f"{text.rstrip('. ')}, in a patchy pattern, while {denial.format(other)}."
+                to = {one: other, other: one}
+                flip = re.sub(
+                    rf"\b(?:{one}|{other})\b", lambda m, to=to: to[m[0].lower()], whole, flags=re.IGNORECASE
+                )
+                pairs.append((whole, flip))
+    return pairs
+
+
 Row = tuple[int, str, str, str, str]  # family, tissue type, biomarker, seed, rewording
 
 
@@ -177,7 +206,7 @@ def test_rewordings_of_the_released_corpus(shared: Path, count: int | None) -> N
     judged = json.loads(Path(__file__).with_name("judged_refusals.json").read_bytes())
     draw = random.Random(0)
     rows = corpus_rows(shared)
-    refused, flips = [], []
+    refused, flips, exchanged = [], [], []
     for family, *about, text in draw.sample(rows, count or len(rows)):
         tissue, biomarker, seed = about
         if Validator(seed, tissue, biomarker, NoLimit()).refusal(text) is not None:
@@ -187,16 +216,22 @@ def test_rewordings_of_the_released_corpus(shared: Path, count: int | None) -> N
             continue
         refused.append((family, False))
         told = claims(text, glass=tissue == "Background")
+        if told.stained and not told.unstained:
+            pairs = exchanges(text, told.parts, told.named)
+            exchanged += [(family, tissue, biomarker, whole, flip) for whole, flip in pairs]
         fitting = [swap for swap in (ASSERT if told.unstained else DENY) if re.search(swap[0], text)]
         if fitting and not (told.stained and told.unstained):
             flips.append((family, tissue, biomarker, seed, re.sub(*draw.choice(fitting), text)))
-    caught = [
-        (f, Validator(seed, t, b, NoLimit()).refusal(text) is not None) for f, t, b, seed, text in flips
-    ]
+    caught, caught_exchanged = (
+        [(f, Validator(seed, t, b, NoLimit()).refusal(text) is not None) for f, t, b, seed, text in rows]
+        for rows in (flips, exchanged)
+    )
     share_caught, least, _ = share_by_family("corpus flips caught", caught)
+    share_exchanged, _, _ = share_by_family("exchanges of two parts caught", caught_exchanged)
     share_refused, _, most = share_by_family("true rewordings of the corpus refused", refused)
     assert len(flips) > 0.6 * (count or len(rows))
     assert share_caught >= 0.95
+    assert share_exchanged >= 0.95
     assert share_refused <= 0.05
     if count is None:
         assert least >= 0.95
@@ -266,9 +301,9 @@ def test_rewordings_of_the_released_corpus(shared: Path, count: int | None) -> N
         (
             "Stroma",
             "CD34",
-            "CD34 staining of this stroma is found mainly in vessels.",
-            "In this stroma, CD34 is stained predominantly in vessels.",
-            "Many vessels of this stroma are stained for CD34.",
+            "CD34 staining is seen mainly in vessels of the stroma.",
+            "In the stroma, CD34 staining is seen in vessels mainly.",
+            "Many vessels of the stroma show CD34 staining.",
         ),
     ],
 )
@@ -279,8 +314,8 @@ def test_what_one_sentence_says_in_other_words_passes(
     assert Validator(seed, tissue, biomarker, TOKENIZER).refusal(flip) is not None
 
 
-# What is stained exchanged with what is not, in seeds that also say `patchy`, `partial` or `mostly negative`: such a
-# word is about one tissue, and excuses nothing that is said of a compartment or of another tissue.
+# What is stained exchanged with what is not, in seeds that also say `patchy`, `partial` or `mostly negative`:
+# such a word excuses nothing that is said of a compartment or of another tissue.
 @pytest.mark.parametrize(
     ("tissue", "biomarker", "seed", "flip"),
     [
