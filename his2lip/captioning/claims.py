@@ -482,8 +482,8 @@ def _split_at_and(piece: str) -> Iterator[_Clause]:
         if match[0] == "sparing":
             right = _clause(piece[match.start() :])
         # `no T cells and B cells with brown membranes`: one denial of both
-        denied = left.sign == "unstained" and _NOT.search(left.text)
-        joined = denied and (match[0] == "with" or not (_STAINED.search(left.text) or "MARKER" in left.text))
+        denial = left.sign == "unstained" and _NOT.search(left.text)
+        joined = denial and (match[0] == "with" or not (_STAINED.search(left.text) or "MARKER" in left.text))
         if left.sign and right.sign and not joined and (left.sign != right.sign or match[0] == "and"):
             yield from _split_at_and(left.text)
             yield from _split_at_and(right.text)
