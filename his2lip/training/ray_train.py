@@ -119,6 +119,7 @@ def train(
                 done: dict[str, Any] = {"steps": result.steps, "history": result.history}
                 if result.steps > before:
                     done[SECONDS] = (time.monotonic() - begun) / (result.steps - before)
+                run.remove_unfinished()  # of a worker that outlived an earlier command and was killed since
                 run.write({**state, "status": "finished", "result": done})
                 _log.info("run %s is finished", config.name)
                 return result
