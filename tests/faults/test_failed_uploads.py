@@ -49,13 +49,14 @@ def test_an_upload_that_fails_half_way_leaves_the_checkpoint_before(
         config, for_good = small_run(shards, f"s3://ihc/{i}"), i % 2 == 1
         step = 2 + int(part * (STEPS - 3))
         # Arrow itself repeats a request for six seconds.
+        store.refused = 0
         monkeypatch.setattr(files, "_AGAIN_S", () if for_good else (0.05, 0.05))
 
         def fail(
             progress: StepReport, step: int = step, spared: int = int(part * PUTS), good: bool = for_good
         ) -> None:
-            if progress.step == step and progress.kind == "step":
-                store.spared, store.refused, store.patience = spared, 0, None if good else 12
+            if progress.step == step and store.mode == "up" and not store.refused:
+                store.spared, store.patience = spared, None if good else 12
                 store.mode = "away"
 
         if for_good:
