@@ -71,7 +71,7 @@ _AT_TUMOUR = re.compile(
 # Words that deny staining by themselves, and those that deny what their clause asserts.
 _BLUE = (
     r"(?:stays?|stayed|remain(?:s|ed|ing)?|keeps?|are|is|appears?|looks?|leaves?|left|only|all|purely|entirely)"
-    r" (?:(?!stain)\w+ ){0,6}?(?<!in )blue(?! in\b| (?:\w+ )?(?:stain|signal|colou?ration|positiv))|blue is"
+    r" (?:(?!stain)\w+ ){0,6}?(?<!\bin )blue(?! in\b| (?:\w+ )?(?:stain|signal|colou?ration|positiv))|blue is"
 )
 _UNSTAINED = re.compile(
     rf"\b(?:negativ\w+|unstained|un(?:react|label|colou?r)\w*|non ?(?:immuno)?(?:reactiv|stain)\w*|"
@@ -212,7 +212,7 @@ _AND = re.compile(
 
 # What a clause asserts of one part and denies of another: `membranous without nuclear staining`.
 _CONTRAST = re.compile(
-    r"\b(?:and (?:no|not|absent from|absent in|without)|without|rather than|instead of|unlike|lacking)\b"
+    r"\b(?:and (?:no|not|absent from|absent in|without)|without|rather than|instead of|lacking)\b"
 )
 
 _INTENSITIES = {
@@ -426,6 +426,7 @@ def _names() -> list[tuple[re.Pattern[str], str]]:
 def _clauses(text: str, *, glass: bool) -> Iterator[_Clause]:
     """The clauses with their signs; a clause on the rest of what is stained (`others are blue`) has none."""
     breaks = _BREAKS_ON_GLASS if glass else _BREAKS
+    text = re.sub(r",? ?\bunlike\b", " but not", text)  # `nuclei are stained, unlike membranes`
     found = [clause for piece in breaks.split(text) for clause in _split_at_and(piece)]
     _continue_denials(found)
     for clause, after in zip(found, [*found[1:], None], strict=True):

@@ -322,6 +322,18 @@ def test_what_one_sentence_says_in_other_words_passes(
         (
             "Tumor",
             "HER2",
+            "In this tumour, the membranes are patchy positive and the nuclei remain blue on HER2 staining.",
+            "In this tumour, the nuclei are patchy positive and the membranes remain blue on HER2 staining.",
+        ),
+        (
+            "Tumor",
+            "HER2",
+            "In this tumour, membranes are stained for HER2, unlike nuclei.",
+            "In this tumour, nuclei are stained for HER2, unlike membranes.",
+        ),
+        (
+            "Tumor",
+            "HER2",
             "The tumour cells show patchy membranous HER2 staining; nuclei are negative.",
             "The tumour cells show patchy nuclear HER2 staining; membranes are negative.",
         ),
