@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import optuna
 import pytest
-from ray import cloudpickle
 
 from his2lip.config import validate
 from his2lip.errors import ConfigError, RunError
@@ -25,18 +23,9 @@ from his2lip.tuning.study import TrialRow, open_study
 from his2lip.tuning.sweep import SweepResult, _resources, run_sweep
 from his2lip.tuning.trial import Objective, TrialReporter
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = pytest.mark.usefixtures("ray_local", "by_value")
 
 Sweep = Callable[..., SweepResult]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def by_value() -> Iterator[None]:
-    """Pickles the functions of this file by value, because Ray's processes cannot import it."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.fixture

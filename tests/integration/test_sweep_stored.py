@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import optuna
 import pytest
 from buckets import s3_on_loopback
 from mlflow_content import children, runs_named
-from ray import cloudpickle
 from training_data import write_small_shards
 
 from his2lip.cli.tune import run_tune
@@ -29,16 +27,9 @@ from his2lip.tuning.sweep import SweepResult, run_sweep
 from his2lip.tuning.sweep_directory import study_at
 from his2lip.tuning.trial import TrialReporter
 
+pytestmark = pytest.mark.usefixtures("by_value")
+
 PATIENCE_S = 300.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def by_value() -> Iterator[None]:
-    """Pickles the functions of this file by value, because Ray's processes cannot import it."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
 
 
 def objective(params: dict[str, Any], report: TrialReporter) -> None:
