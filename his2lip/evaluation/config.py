@@ -193,7 +193,7 @@ class BenchmarkConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which models embed."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] | Literal["auto"] = "auto"
-    """Images per forward pass; auto: 64 on a CPU, 256 on a GPU."""
+    """Images per batch; auto: 64 on a CPU (where each thread encodes 8 at a time), 256 on a GPU."""
     cpus: Annotated[float, pydantic.Field(ge=0)] | Literal["auto"] = "auto"
     """CPUs of the task of one model, and of each of its helpers; auto: a share by which all tasks together
     keep the cores busy. board.json has the numbers that `auto` stood for."""

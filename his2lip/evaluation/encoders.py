@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,9 +16,12 @@ from his2lip.evaluation.known_model import PROBE, KnownModel, whole
 from his2lip.evaluation.views import View
 
 if TYPE_CHECKING:
+    import torch
+
     from his2lip.models import DualEncoder
 
 Preprocessing = Literal["native", "released"]
+PART = 8  # crops that a thread encodes at a time on a CPU
 BLANK = -1.0  # in place of the share of tissue that was seen, where an image shows next to no tissue
 
 
@@ -105,7 +109,7 @@ class ModelEncoder:
 
         with inference(model := whole(self.model)):
             images = self._preprocess.normalize(torch.from_numpy(crops).to(model.device))
-            return model.encode_image(images, normalize=False).cpu().numpy()
+            return in_parts(lambda part: model.encode_image(part, normalize=False), images).cpu().numpy()
 
 
 class SeenEncoder:
@@ -178,6 +182,32 @@ def crop_key(view: View, mpp: float | None) -> str:
     """Text that differs between microns per pixel at which a view cuts other crops."""
     side = view.side(mpp)
     return "" if side is None else f"@{side}"
+
+
+def in_parts(tower: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Features (B, D) of images (B, …) without gradients; on a CPU in parts of PART, on all threads of torch.
+
+    Each thread encodes a part of its own. That is faster than threads that share each matrix product, and a
+    small part stays in the processor's cache. The parts do not depend on the number of threads, so the
+    features are the same to the bit on any number of cores.
+    """
+    import torch
+
+    if images.device.type != "cpu":
+        return tower(images)
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return tower(part)
+
+    threads, parts = torch.get_num_threads(), images.split(PART)
+    if threads == 1:
+        return torch.cat([encode(part) for part in parts])
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(encode, parts)))
+    finally:
+        torch.set_num_threads(threads)  # those of the pool set it for threads that begin later, too
 
 
 @contextmanager
