@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,13 +55,14 @@ class Outbox:
             if fresh:
                 path.unlink(missing_ok=True)
             outbox = cls.read(path)
-            with path.open("a", encoding="utf-8") as file:
-                outbox._file = file
-                try:
-                    yield outbox
-                finally:
-                    with outbox._writing:
-                        outbox._file = None
+            file = outbox._file = path.open("a", encoding="utf-8")
+            try:
+                yield outbox
+            finally:
+                with outbox._writing:
+                    outbox._file = None
+                    with suppress(OSError):  # the rest of a record that a full disk did not take
+                        file.close()
 
     @classmethod
     def read(cls, path: Path) -> Outbox:
@@ -72,7 +74,7 @@ class Outbox:
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            path.write_bytes(whole)
+            os.truncate(path, len(whole))  # needs no room on the disk, and cannot leave less
         try:
             entries = [json.loads(line) for line in whole.splitlines()]
             for entry in entries:

@@ -1,0 +1,58 @@
+"""The outbox of an MLflow run on a disk without room."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from his2lip.tracking.outbox import Outbox
+
+FIRST = {"what": "artifact", "path": "/a", "folder": None}
+
+
+def _without_room(work: Callable[[Path], None], path: Path, most: int) -> int | None:
+    """The exit code of a process that does `work` on `path` and may write no byte beyond `most`."""
+
+    def run() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        work(path)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(30)
+    return process.exitcode
+
+
+def _write(path: Path) -> None:
+    with Outbox.open(path) as outbox:
+        for number in range(5):
+            outbox.add(FIRST | {"path": f"/{number}"})
+        assert len(outbox.records) == 6, "they are sent all the same"
+
+
+def test_a_disk_that_becomes_full_ends_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Outbox.open(path) as outbox:
+        outbox.add(FIRST)
+    assert _without_room(_write, path, path.stat().st_size + 30) == 0
+    assert Outbox.read(path).records == [FIRST]
+
+
+def _read(path: Path) -> None:
+    assert Outbox.read(path).records == [FIRST]
+
+
+def test_what_a_killed_process_left_of_a_line_is_removed_without_writing_the_others_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.jsonl"
+    with Outbox.open(path) as outbox:
+        outbox.add(FIRST)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"what": "metr')
+    assert _without_room(_read, path, 1) == 0
+    assert path.read_bytes() == whole
