@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from his2lip.errors import His2lipError, RunError
+from his2lip.config import read_yaml
+from his2lip.errors import ConfigError, His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
 from his2lip.files import locked
 from his2lip.training import RunDir
@@ -50,8 +51,8 @@ def superfluous(
             leftovers and features are listed then
     now     seconds since 1970; default: the present time
 
-    Kept are also the models that a board or a run of the storage names, what a command has locked, and
-    everything behind a symbolic link.
+    Kept are also the models that a board, a run or a sweep of the storage names, what a command has locked,
+    and everything behind a symbolic link.
     """
     at = time.time() if now is None else now
     named = _named(storage)
@@ -87,13 +88,20 @@ def _delete(path: Path) -> None:
 
 
 def _named(storage: Path) -> set[str] | None:
-    """Every text of the boards and runs of a storage, models' paths among them; None where one is damaged."""
+    """Every text of the boards, runs and sweeps of a storage, models' paths among them.
+
+    None where one is damaged.
+    """
     found: set[str] = set()
-    for file in (*storage.glob("benchmark/*/board.json"), *storage.glob("train/*/run.json")):
-        try:
-            found |= _texts(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
+    for pattern in ("benchmark/*/board.json", "train/*/run.json", "tune/*/sweep.yaml"):
+        for file in storage.glob(pattern):
+            try:
+                if file.suffix == ".json":
+                    found |= _texts(json.loads(file.read_text(encoding="utf-8")))
+                else:
+                    found |= _texts(read_yaml(file))
+            except (OSError, ValueError, ConfigError):
+                return None
     return found
 
 

@@ -84,6 +84,17 @@ def test_what_a_board_or_a_run_names_is_kept(storage: Path) -> None:
     assert not {kind for kind, _ in listed(storage)} & {"checkpoint", "run"}
 
 
+def test_what_a_sweep_starts_from_is_kept(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = storage / "tune/s/sweep.yaml"
+    sweep.parent.mkdir(parents=True)
+    monkeypatch.chdir(storage.parent)
+    names = ["runs/train/done/last", f"{storage}/train/old/best"]
+    sweep.write_text(json.dumps({"space": {"model.backbone": {"choices": names}}}), encoding="utf-8")
+    assert not {kind for kind, _ in listed(storage)} & {"checkpoint", "run"}
+    sweep.write_text("[damaged", encoding="utf-8")
+    assert not {kind for kind, _ in listed(storage)} & {"checkpoint", "run"}
+
+
 def test_features_are_kept_beside_an_unfinished_benchmark(storage: Path) -> None:
     (storage / "benchmark/at-work/cells").mkdir(parents=True)
     assert "features" not in {kind for kind, _ in listed(storage)}
