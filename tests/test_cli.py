@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -196,11 +197,57 @@ def test_the_ui_on_a_port_in_use_is_refused_and_announces_nothing(tmp_path: Path
     assert f"127.0.0.1:{port}" in done.stderr
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_of_the_ui_ends_with_it_also_where_its_terminal_is_closed(how: signal.Signals) -> None:
+    server = "print('up', flush=True); import subprocess; subprocess.run(['sleep', '60'])"
+    script = (
+        "import sys; from his2lip.cli import ui\n"
+        f"with ui._running([sys.executable, '-c', {server!r}]) as process:\n"
+        "    print(process.pid, flush=True)\n"
+        "    process.wait()"
+    )
+    command = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    told = [command.stdout.readline().strip() for _ in range(2)]
+    (group,) = (int(line) for line in told if line != "up")
+    command.send_signal(how)
+    assert command.wait(30) == 128 + how
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
 def test_the_ui_of_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
     done = his2lip("ui", "--store", f"sqlite:///{tmp_path}/typo/mlflow.db", cwd=tmp_path)
     assert done.returncode == 2
     assert "there is no MLflow store here" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ui --cluster cluster.yaml *--study=s",
+        "ui --cluster cluster.yaml *--store=sqlite:///s.db",
+        "ui --study s *--store=sqlite:///s.db",
+        "models promote runs/train/x/best --alias champion *--force",
+        "models promote runs/train/x/best --alias champion *--by=mean",
+        "report b --verify *--samples=s",
+        "report b --verify *--baseline=tiny",
+        "report b images --verify *--out=o",
+        "captions merge p copy *--reviewer=ann",
+        "captions merge p copy *--allowed=1",
+        "prompts import constants.py *--out=o.yaml",
+    ],
+)
+def test_an_option_that_nothing_would_use_is_refused(line: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from his2lip.errors import ConfigError
+
+    (option,) = re.findall(r"\*(--[a-z-]+)", line)
+    with pytest.raises(ConfigError) as refused:
+        CliRunner().invoke(app, line.replace("*", "").split(), catch_exceptions=False)
+    assert refused.value.key == option
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from his2lip.cli.benchmark_record import record_benchmark
 from his2lip.cli.console import ProgressBar, percent, say, table, wide_table
 from his2lip.cli.estimates import show_grid_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, split_names
+from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, refuse_unused, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 from his2lip.resources import STORAGE, find
@@ -127,6 +127,9 @@ def report(
         names.remove(IMAGES)
     places = names or [BOARD]
     if verify:
+        refuse_unused({"--baseline": baseline, "--samples": samples}, "writes, and --verify writes nothing")
+        if from_images:
+            refuse_unused({"--out": out}, "names pages, and `--verify images` looks at images only")
         for place in places:
             with at_hand(place) as folder:
                 verify_report(folder, out, from_images=from_images)

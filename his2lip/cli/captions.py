@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from his2lip.cli.console import ProgressBar, percent, say, table
-from his2lip.cli.options import Cache, Model, write_csv
+from his2lip.cli.options import Cache, Model, refuse_unused, write_csv
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
 from his2lip.resources import CACHE
@@ -290,6 +290,10 @@ def merge(
     from his2lip.captioning import between, read_annotations
 
     annotated = [place for place in other if place.endswith(".json")]
+    if not annotated:
+        plans = {"--error-rate": error_rate, "--confidence": confidence, "--allowed": allowed}
+        what = "is for JSON files of Label Studio; the decisions of a copy have their reviewer and their plan"
+        refuse_unused({"--reviewer": reviewer, **plans}, what)
     if annotated and (reviewer is None or len(annotated) > 1):
         what = "each JSON file of Label Studio is merged under the name of its reviewer"
         fix = "merge one such file at a time, with --reviewer NAME"
@@ -346,6 +350,8 @@ def export(
     found = _open(project)
     state = found.refresh()
     if format == "label-studio":
+        plans = {"--error-rate": error_rate, "--confidence": confidence, "--allowed": allowed}
+        refuse_unused(plans, "is the plan of a batch, and tasks are written whatever it is")
         items = [item for item in state.items.values() if state.is_current(item)]
         beside = write_tasks(items, out)
         say(f"{len(items)} tasks: {out}; their labelling configuration: {beside}")

@@ -12,7 +12,7 @@ import typer
 
 from his2lip.cli.basis import show_basis
 from his2lip.cli.console import ProgressBar, percent, say, table
-from his2lip.cli.options import MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.options import MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, refuse_unused, write_csv
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, ImageError, did_you_mean
 from his2lip.resources import CACHE, STORAGE
@@ -114,7 +114,13 @@ def classify(
     slides = SlideOptions(
         always=slide, mpp=mpp, tile=tile, image_mpp=image_mpp, heat=heat, heat_range=heat_range, out=out
     )
+    if heat is None:
+        refuse_unused({"--heat-range": heat_range}, "has the colours of --heat", fix="add --heat CLASS")
     patches, wholes = split_slides(_image_files(images), slides)
+    if not wholes:
+        fix = "add --slide, which tiles every image; --image-mpp is the scale of an image"
+        unused = {"--heat": heat, "--mpp": mpp, "--tile": tile}
+        refuse_unused(unused, "is for slides, and none of these files is one", fix=fix)
     loaded = load_for_inference(model)
     questions = calibrated(asked, loaded.model, calibration or [], carried=loaded.calibrations)
     classifier = Classifier(

@@ -14,7 +14,7 @@ import typer
 
 from his2lip.cli.console import percent, say, table
 from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
-from his2lip.cli.options import MODEL_HELP
+from his2lip.cli.options import MODEL_HELP, refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingError
 from his2lip.resources import STORAGE, sqlite_file, store_uri
@@ -281,13 +281,13 @@ def promote_model(
         ),
     ] = None,
     by: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="mean|COLUMN",
             help="What --best goes by: the mean of chance-corrected balanced accuracy over datasets, or "
-            "this figure of one column of the board.",
+            "this figure of one column of the board. Default: mean.",
         ),
-    ] = "mean",
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -329,6 +329,10 @@ def promote_model(
         raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
     if (model is None) == (best is None):
         raise ConfigError("name either MODEL or --best BENCHMARK", key="--best")
+    if best is None:
+        unused = {"--by": by, "--force": force}
+        refuse_unused(unused, "is about the choice of --best, and MODEL names the model")
+    by = by or "mean"
     champion = None if best is None else choose_champion(best, by=by)
     if champion is not None and best is not None:
         if not force:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from his2lip.cli.console import say, table
-from his2lip.errors import redact
+from his2lip.errors import ConfigError, redact
 
 MODEL_HELP = "A checkpoint's folder, a model's name, or an MLflow URI (models:/NAME@ALIAS)."
 ConfigFile = Annotated[
@@ -67,6 +67,17 @@ Schema = Annotated[
         "--schema", callback=_show_config, is_eager=True, help="Print CONFIG's JSON Schema and exit."
     ),
 ]
+
+
+def refuse_unused(options: Mapping[str, object], what: str, *, fix: str = "leave it out") -> None:
+    """Raises ConfigError for the first option of a command line that was given although nothing would use it.
+
+    options  --option -> its value; None and False: it was not given
+    what     why it is of no use, after its name: `--heat is for slides`
+    """
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise ConfigError(f"{given[0]} {what}", key=given[0], fix=fix)
 
 
 def split_names(names: str | None) -> list[str] | None:

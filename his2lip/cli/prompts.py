@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say, table
+from his2lip.cli.options import refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 
@@ -32,6 +33,9 @@ def import_prompts(
     from his2lip.evaluation import import_released, released_dictionaries
 
     if name is None:
+        refuse_unused(
+            {"--rename": rename, "--out": out}, "is for an import", fix="name a dictionary with --name"
+        )
         found = released_dictionaries(source)
         rows = [(n, len(c), sum(map(len, c.values())), ", ".join(c)) for n, c in found.items()]
         table(("dictionary", "classes", "sentences", "names of the classes"), rows)

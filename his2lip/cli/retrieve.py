@@ -10,7 +10,7 @@ import typer
 
 from his2lip.cli.basis import show_basis
 from his2lip.cli.console import say, table
-from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, write_csv
+from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, refuse_unused, write_csv
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 from his2lip.resources import CACHE
@@ -62,6 +62,9 @@ def retrieve(
     if not query.strip():
         fix = "write a sentence, or name an image file"
         raise ConfigError("the query is empty", key="QUERY", fix=fix)
+    if not names_image(query):
+        unused = {"--keep-query": keep_query, "--image-mpp": image_mpp}
+        refuse_unused(unused, "is about a query image, and the query is a sentence")
     loaded = load_for_inference(model)
     opened = build_index(index, loaded.model, cache=cache, splits=split or None, history=loaded.history)
     file_mpp = stated_mpp(Path(query)) if names_image(query) else None

@@ -13,20 +13,23 @@ import threading
 import time
 import urllib.request
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from his2lip.cli.benchmark import EXPERIMENT
 from his2lip.cli.console import say
+from his2lip.cli.options import refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import ClusterError, TrackingError, first_line
 from his2lip.resources import find, sqlite_file, store_uri
 
 _START_S, _PAUSE_S = 120.0, 0.5  # how long a server may take to answer, and between two attempts
+_END_S = 10.0  # for a server to end in order
 _CLUSTER_PORT = 5000  # of MLflow on the head of a cluster of cluster.yaml
 # SSH forwards a port as long as this runs; Ray finds the head, its key and its options.
 _TUNNEL = """
@@ -62,9 +65,11 @@ def ui(
     are shown in optuna-dashboard: curves, parallel coordinates, importance, Pareto front.
     """
     if cluster is not None:
+        refuse_unused({"--store": store, "--study": study}, "cannot be shown together with --cluster")
         _show_cluster(find(cluster), port, browser=browser)
         return
     if study is not None:
+        refuse_unused({"--store": store}, "is MLflow's, and --study shows a study of Optuna")
         from his2lip.cli.study_page import serve_study
 
         serve_study(study, port, opened=open_page if browser else lambda page: None)
@@ -110,14 +115,8 @@ def _show_cluster(file: Path, port: int, *, browser: bool) -> None:
     command = [sys.executable, "-c", _TUNNEL, str(file), str(port), str(_CLUSTER_PORT)]
     say(f"looking for the head of {file}")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
-        tunnel = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": printed, "stderr": subprocess.STDOUT}
+        with suppress(KeyboardInterrupt), _running(command, **streams) as tunnel:
             _await_mlflow(address, tunnel, printed, file)
             link = _show_tables(address, address)
             say(f"MLflow of the cluster on {address}; stop it with Ctrl-C")
@@ -125,12 +124,43 @@ def _show_cluster(file: Path, port: int, *, browser: bool) -> None:
                 open_page(link)
             tunnel.wait()
             raise _not_reached(printed, file, "the connection to the head has ended")
-        except KeyboardInterrupt:
-            pass
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(tunnel.pid, signal.SIGTERM)  # also Ray's ssh
-            tunnel.wait()
+
+
+@contextmanager
+def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, and so do those that it has started.
+
+    They also end where this process gets SIGTERM, or loses its terminal, by which the block ends.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    ends = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        for number in ends:
+            signal.signal(number, end)
+        process = subprocess.Popen(command, start_new_session=True, **options)
+        yield process
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_IGN)
+        if process is not None:
+            _end_group(process)
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+            return
 
 
 def _await_mlflow(address: str, tunnel: subprocess.Popen[bytes], printed: TextIO, file: Path) -> None:
@@ -175,10 +205,9 @@ def _serve(uri: str, port: int) -> int:
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     settings["MLFLOW_BACKEND_STORE_URI"] = uri  # all users see the arguments of a process
-    try:
-        return subprocess.call(command, env=os.environ | settings)
-    except KeyboardInterrupt:
-        return 0
+    with suppress(KeyboardInterrupt), _running(command, env=os.environ | settings) as server:
+        return server.wait()
+    return 0
 
 
 def _open_when_ready(address: str, link: str) -> None:

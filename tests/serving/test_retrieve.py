@@ -182,6 +182,10 @@ def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
     with pytest.raises(ConfigError) as refused:
         retrieve_command("absent.png", **options)
     assert (refused.value.where, refused.value.key) == ("absent.png", "QUERY")
+    for option, value in (("keep_query", True), ("image_mpp", 0.5)):
+        with pytest.raises(ConfigError) as refused:
+            retrieve_command("nuclei", **options, **{option: value})
+        assert refused.value.key == f"--{option.replace('_', '-')}", "it is about an image"
     with pytest.raises(ConfigError) as refused:
         retrieve_command(" ", **options)
     assert refused.value.key == "QUERY"

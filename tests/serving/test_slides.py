@@ -322,6 +322,10 @@ def test_classify_takes_slides_and_patches_together(
     names = {"section.tissue.png", "section.heat.png", "section.geojson"}
     assert {p.name for p in out.iterdir()} == names
     assert "tiles of 128 px at 0.25 µm per pixel" in capsys.readouterr().out
+    for option, value in (("heat", "Tumor"), ("mpp", 0.5), ("tile", 64), ("heat_range", "0:1")):
+        with pytest.raises(ConfigError) as refused:
+            _classify([patch], csv, **{option: value})
+        assert refused.value.key == f"--{option.replace('_', '-')}", "without a slide nothing would use it"
     with pytest.raises(ConfigError) as refused:
         _classify([patch], csv, heat="Tumour")
     assert refused.value.key == "--heat"
