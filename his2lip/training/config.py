@@ -193,6 +193,9 @@ class TrainConfig(Config):
         if self.checkpoint.select_by == "retrieval" and not (self.data.select and self.data.select_captions):
             what = "checkpoint.select_by=retrieval needs data.select and data.select_captions"
             raise OptionError(what, key="data.select_captions")
+        if self.data.select_captions and self.data.select is None:
+            what = "data.select_captions leaves out captions that nothing would search: data.select is null"
+            raise OptionError(what, key="data.select_captions")
         weights, frozen = self.loss.weights.keep(self.loss.terms), self.finetune.freeze
         trained_by = {"image": weights.text_text, "text": weights.image_image}.get(frozen, 1.0)
         if not weights.image_text and not trained_by:

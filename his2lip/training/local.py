@@ -64,6 +64,7 @@ def run_in_process(
         (key := _data_key(config, shards, bank, model)) + str(shared),
         lambda: _open_source(config, bank, model, shared and replace(shared, path=shared.path / key[:16])),
     )
+    source.check_targets(config)  # an earlier call may have had another loss
     before = source.counts
 
     def each_epoch(progress: StepReport) -> bool | None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 
+_COMPUTED = "computed_as"  # key of a resume state
+
+
 class Source(Protocol):
     """The data as the loop reads it: this rank's share of the global batches, from any step on."""
 
@@ -242,7 +245,7 @@ class _Run:
         if self.save is not None and self.rank == 0:
             # A float32 scalar is exact as a JSON number.
             of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
-            extra = {"run": state.to_json(), "loss": of_loss}
+            extra = {"run": state.to_json(), "loss": of_loss, _COMPUTED: computed_as(self.model, self.device)}
             saved = ResumeState.capture(self.model, self.optimizer, self.parts, step=state.step, extra=extra)
             self.save(self.model, saved, metrics, best)
 
@@ -297,6 +300,22 @@ class _Run:
     ) -> StepReport:
         epoch = (state.step - 1) // self.epoch_steps + 1
         return StepReport(kind, state.step, self.steps, epoch, metrics)
+
+
+def computed_as(model: DualEncoder, device: torch.device) -> str:
+    """Precision and kind of device of a training, such as `bf16 on cuda`."""
+    return f"{model.precision} on {device.type}"
+
+
+def resumed_otherwise(resume: ResumeState, model: DualEncoder, device: torch.device) -> str | None:
+    """A sentence where `auto` means another precision or device than at the checkpoint; None where not."""
+    before, now = resume.extra.get(_COMPUTED), computed_as(model, device)
+    if before in (None, now):  # checkpoints of earlier versions do not say
+        return None
+    return (
+        f"this run was trained in {before} up to step {resume.step} and is resumed in {now}: "
+        "it ends with other weights than an undisturbed run"
+    )
 
 
 def _score(metrics: Mapping[str, float], select_by: str) -> float:

@@ -526,7 +526,7 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     from his2lip.loss import WISELoss
     from his2lip.models import load_resume
     from his2lip.training import build
-    from his2lip.training.loop import fit
+    from his2lip.training.loop import fit, resumed_otherwise
     from his2lip.training.source import StreamSource
 
     check_code(job.code)
@@ -546,6 +546,8 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     model = build.build_model(config, device, source=run.last if saved else None)
 
     if rank == 0 and (note := model.tokenizer.cut_note(bank.distinct())) is not None:
+        queue.put.remote(note)
+    if rank == 0 and saved and (note := resumed_otherwise(saved, model, device)) is not None:
         queue.put.remote(note)
     _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
     save, due = _saving(queue, config, build.checkpoint_writer(run, config, shards, bank))

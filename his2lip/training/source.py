@@ -43,8 +43,7 @@ class StreamSource:
         self._preprocess = preprocess
         self._rank, self._world = rank, world
         self._train = self._train_stream()
-        if self._train.one_pair:
-            _refuse_equal_targets(config)
+        self.check_targets(config)
         self._select = self._select_stream()
         self._train_cache = self._cache(
             self._train, "train", shared, limit=_CACHE_BYTES if cache_train else 0
@@ -65,6 +64,11 @@ class StreamSource:
     @property
     def steps_per_epoch(self) -> int:
         return self._train.steps_per_epoch
+
+    def check_targets(self, config: TrainConfig) -> None:
+        """Raises ConfigError where the loss of `config` has equal targets for all of these patches."""
+        if self._train.one_pair:
+            _refuse_equal_targets(config)
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -18,10 +18,10 @@ from his2lip.loss import WISELoss
 from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
-from his2lip.models.resume import load_resume
+from his2lip.models.resume import ResumeState, load_resume
 from his2lip.training.build import checkpoint_writer, prepare_process
 from his2lip.training.config import TrainConfig
-from his2lip.training.loop import Outcome, fit
+from his2lip.training.loop import Outcome, fit, resumed_otherwise
 from his2lip.training.progress import SaveClock, StepReport
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import open_data
@@ -101,14 +101,20 @@ def test_a_run_resumed_at_any_checkpoint_ends_with_the_uninterrupted_weights(
 
 def test_a_checkpoint_is_saved_when_one_is_due_and_the_weights_are_the_same(shards: str) -> None:
     asked = iter([False, True, False, True])
-    saved: list[int] = []
+    saved: list[ResumeState] = []
     config = make(shards, optim={"epochs": 1})
     _, model = run(
         config,
-        save=lambda m, resume, *rest: saved.append(resume.step),
+        save=lambda m, resume, *rest: saved.append(resume),
         due=lambda: next(asked, False),
     )
-    assert saved == [2, 4, 7], "twice on request, and at the end of the epoch"
+    assert [state.step for state in saved] == [2, 4, 7], "twice on request, and at the end of the epoch"
+    device = torch.device("cpu")
+    assert resumed_otherwise(saved[0], model, device) is None
+    told = resumed_otherwise(saved[0], load_model("tiny", precision="bf16"), device)
+    assert told is not None
+    assert "fp32 on cpu" in told
+    assert "bf16 on cpu" in told
     assert model.tensor_digest() == run(config)[1].tensor_digest()
 
 

@@ -72,6 +72,9 @@ def test_one_pair_whose_targets_are_all_equal_is_refused(tmp_path: Path) -> None
         run_in_process(config(shards), report=lambda metrics: None)
     assert refused.value.key == "loss.similarity.finding"
     run_in_process(config(shards, terms="hard"), report=lambda metrics: None)
+    with pytest.raises(ConfigError) as refused:  # as the second trial of a sweep of the terms
+        run_in_process(config(shards), report=lambda metrics: None)
+    assert refused.value.key == "loss.similarity.finding"
 
 
 def test_captions_that_cannot_know_the_staining_are_counted_before_training(tmp_path: Path) -> None:

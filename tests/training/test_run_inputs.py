@@ -62,7 +62,7 @@ def test_relative_names_become_absolute_and_names_of_models_stay(here: Path) -> 
 def test_captions_of_which_none_can_be_left_out_are_refused(here: Path) -> None:
     def left_out(*lines: str, share: float = 0.2) -> list[tuple[str, str, str]]:
         CaptionBank({("Tumor", "CD3"): lines}).save("bank.json")
-        data = config().data.model_dump() | {"select_captions": share}
+        data = config().data.model_dump() | {"select": "select", "select_captions": share}
         return select_captions(config(data=data))
 
     two = ("Brown T cells.", "No lymphocyte is stained here.")

@@ -67,6 +67,12 @@ def test_macro_f1_needs_a_select_split() -> None:
     assert refused.value.key == "data.select"
 
 
+def test_captions_that_nothing_would_search_are_not_left_out() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(TrainConfig, None, ["data.shards=s", "data.select=null", "data.select_captions=0.2"])
+    assert refused.value.key == "data.select_captions"
+
+
 @pytest.mark.parametrize(
     "override",
     ["name=b", "storage=elsewhere", "workers.num=2", "log_every=1", "checkpoint.every_steps=7",
