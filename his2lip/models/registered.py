@@ -51,12 +51,23 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
 
     Raises ModelError where MLflow has no such model, CheckpointError where that model has no checkpoint.
     """
-    with _scratch(folder) as scratch:
-        identity = digest(read_meta(_download(uri, META, scratch).parent))
-    place = Path(folder) / identity[:16]
-    if not is_checkpoint(place):
+
+    def place_of(checkpoint: Path) -> Path:
+        return Path(folder) / digest(read_meta(checkpoint))[:16]
+
+    if not is_stored(uri):  # of an object, no part can be read alone
         with _scratch(folder) as scratch:
-            os.rename(_download(uri, "", scratch), place)
+            place = place_of(_download(uri, META, scratch).parent)
+        if is_checkpoint(place):
+            return place
+    with _scratch(folder) as scratch:
+        whole = _download(uri, "", scratch)
+        place = place_of(whole)  # an alias or an object may have been replaced since
+        try:
+            os.rename(whole, place)
+        except OSError:  # it is there, or another process was faster
+            if not is_checkpoint(place):
+                raise
     return place
 
 

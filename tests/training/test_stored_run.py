@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.models import load_model, save_checkpoint, weights_identity
+from his2lip.models import load_model, registered, save_checkpoint, weights_identity
 from his2lip.models.provenance import read_meta
-from his2lip.models.registered import checkpoint_folder, local_name, meta_of
+from his2lip.models.registered import checkpoint_folder, fetch_checkpoint, local_name, meta_of
 from his2lip.training.run_directory import RunDir, StoredRun, open_run, start_or_resume
 
 IDENTITY = {"id": "a" * 64, "made_of": {}, "code_version": "1"}
@@ -94,3 +95,37 @@ def test_a_folder_is_a_run_as_before(tmp_path: Path) -> None:
     assert not isinstance(run, StoredRun)
     assert run.path == tmp_path / "train/mine"
     assert (run.shared, run.address("best")) == (str(run.path), str(run.best))
+
+
+def test_a_copy_has_the_name_of_its_content_while_the_run_stores_the_next_checkpoint(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, fetched = registered.fetch_stored, []
+
+    def then_another(uri: str, folder: Path) -> bool:
+        found = fetch(uri, folder)
+        fetched.append(uri)
+        save_checkpoint(run.best, load_model("tiny", seed=3), meta={"step": 2 + len(fetched)})
+        run.keep("best")
+        return found
+
+    monkeypatch.setattr(registered, "fetch_stored", then_another)
+    place = fetch_checkpoint(run.address("best"), tmp_path / "copies")
+    assert place.name == digest(read_meta(place))[:16]
+    assert len(fetched) == 1, "an object is fetched once"
+
+
+def test_two_commands_that_copy_one_checkpoint_at_once_both_have_it(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, others = registered.fetch_stored, []
+
+    def while_another_copies(uri: str, folder: Path) -> bool:
+        found = fetch(uri, folder)
+        monkeypatch.setattr(registered, "fetch_stored", fetch)
+        others.append(fetch_checkpoint(uri, tmp_path / "copies"))
+        return found
+
+    monkeypatch.setattr(registered, "fetch_stored", while_another_copies)
+    assert fetch_checkpoint(run.address("best"), tmp_path / "copies") == others[0]
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == [others[0].name]
