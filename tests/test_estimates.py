@@ -49,6 +49,16 @@ def test_what_is_left_of_the_budget_follows_from_the_guards_record(head: Path) -
     assert budget_left() == pytest.approx(279.0)
 
 
+@pytest.mark.parametrize("damaged", ["budget.json", "ray_bootstrap_config.yaml"])
+def test_a_budget_that_cannot_be_read_stops_no_run(
+    head: Path, damaged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (head / damaged).write_text('{"cut off')
+    assert budget_left() is None
+    show_estimate(KNOWN, gpus=4)
+    assert "3,600 steps" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("head")
 def test_on_a_cluster_the_line_has_time_disk_and_price(capsys: pytest.CaptureFixture[str]) -> None:
     show_estimate(KNOWN, gpus=4)
@@ -115,11 +125,16 @@ def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert usd_per_hour(1) is None
-    show_estimate(KNOWN, gpus=1, trials=20, at_once=2)
+    show_estimate(KNOWN, gpus=1, trials=20, at_once=2, kept=20)
     line = " ".join(capsys.readouterr().out.split())
     for part in ("20 trials of 3,600 steps", "20.0 h", "20.0 GB", "NOT enough"):
         assert part in line
     assert "USD" not in line
+    show_estimate(KNOWN, gpus=1, trials=20, at_once=2, kept=3)
+    line = " ".join(capsys.readouterr().out.split())
+    assert "20 trials of 3,600 steps" in line
+    assert "3.0 GB of the 10.0 GB" in line
+    assert "NOT enough" not in line, "checkpoints of the other trials are removed when they end"
 
 
 def test_without_an_earlier_run_it_says_so_and_a_finished_run_has_no_line(

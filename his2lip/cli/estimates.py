@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from his2lip.training import Estimate
 
 
-def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_once: int = 1) -> None:
+def show_estimate(
+    found: Estimate, *, gpus: int, trials: int | None = None, at_once: int = 1, kept: int = 1
+) -> None:
     """Prints what is known of a run before it starts; nothing for a run that is finished.
 
     gpus    that it asks for, over all trials at once: they decide the price of its machines on a cluster
     trials  those of a sweep, each as long as the run, `at_once` of them together
+    kept    trials of a sweep whose checkpoints are on the disk at the same time, at most
     """
     rounds = 1 if trials is None else -(-trials // at_once)
     if not found.steps or not rounds:
@@ -28,7 +31,7 @@ def show_estimate(found: Estimate, *, gpus: int, trials: int | None = None, at_o
     else:
         seconds = found.seconds * rounds
         parts.append(f"about {duration(seconds)} (at the speed of run '{found.based_on}')")
-        parts += _disk(found.bytes if trials is None else (found.best or 0) * trials, found.free)
+        parts += _disk(found.bytes if trials is None else (found.best or 0) * kept, found.free)
         parts += _cost(seconds, gpus)
     say("estimate: " + ", ".join(parts))
 

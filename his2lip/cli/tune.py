@@ -69,6 +69,9 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         gpus=gpus_of_sweep(config, base),
         trials=config.trials,
         at_once=config.max_concurrent,
+        kept=config.trials  # all may be on the Pareto front of two metrics
+        if len(config.metrics) > 1
+        else min(config.trials, config.keep + config.max_concurrent),
     )
     tags = {RUN_ID: run_id}
     beside = Path(STORAGE if "://" in config.storage else config.storage, "tune")

@@ -18,12 +18,13 @@ def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> tuple[float, float] | Non
     gpus  at least 1
     file  the cluster's file as its head has it. Prices are on demand: spot machines cost less.
 
-    None outside such a cluster, and where it has no machines with GPUs.
+    None outside such a cluster, and where it has no machines with GPUs, or its budget cannot be read.
     """
     tree = _cluster(file)
-    if tree is None:
+    try:
+        prices = read_budget(tree).usd_per_hour
+    except ValueError:
         return None
-    prices = read_budget(tree).usd_per_hour
     costs = [
         prices[node["node_config"]["InstanceType"]] * math.ceil(gpus / node["resources"]["GPU"])
         for node in tree["available_node_types"].values()
@@ -33,17 +34,18 @@ def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> tuple[float, float] | Non
 
 
 def budget_left(*, file: Path = CONFIG) -> float | None:
-    """USD that the cluster's machines may still cost; None outside such a cluster."""
-    tree = _cluster(file)
-    if tree is None:
+    """USD that the machines may still cost; None outside such a cluster, or where that is not known."""
+    try:
+        budget = read_budget(_cluster(file))
+        return budget.usd - Record.read(budget.record).usd(budget.usd_per_hour)
+    except (OSError, ValueError):  # an estimate stops no run; the guard says what is wrong
         return None
-    budget = read_budget(tree)
-    return budget.usd - Record.read(budget.record).usd(budget.usd_per_hour)
 
 
-def _cluster(file: Path) -> Mapping[str, Any] | None:
+def _cluster(file: Path) -> Mapping[str, Any]:
+    """The cluster's file; empty where there is none that can be read."""
     try:
         tree = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    return tree if isinstance(tree, Mapping) and "budget" in (tree.get("metadata") or {}) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, Mapping) else {}
