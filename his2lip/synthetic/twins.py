@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Protocol
 
@@ -101,15 +103,25 @@ def twin_view(seed: int, scale: float) -> str:
 @contextmanager
 def process_mapper(workers: int) -> Iterator[Mapper]:
     """A mapper over `workers` new processes with one thread each, which serves any number of twins."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
         yield lambda function, rows: pool.map(function, rows, chunksize=16)
 
 
-def _one_thread() -> None:
-    """Limits linear algebra to one thread: the matrix products are too small for several."""
+def _begin() -> None:
+    """Limits linear algebra to one thread, since the matrix products are too small for several.
+
+    The process also ends where the one that started it is killed; the pool would wait for ever.
+    """
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _patch(row: TwinRow, image: bytes) -> Patch:

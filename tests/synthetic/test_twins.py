@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import select
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -160,3 +164,26 @@ def test_twins_fill_the_same_columns_as_the_reader_of_the_real_dataset(tmp_path:
         write_twin(name, tmp_path / "twin" / name, scale=TINY)
         for split in open_shards(tmp_path / "real" / name).splits:
             assert filled(tmp_path / "twin" / name, split) == filled(tmp_path / "real" / name, split), name
+
+
+def test_drawing_processes_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "draws.py"
+    script.write_text(
+        "import time\n"
+        "from his2lip.synthetic import process_mapper\n"
+        "def pid(row):\n"
+        "    time.sleep(0.02)\n"
+        "    return row\n"
+        "if __name__ == '__main__':\n"
+        "    with process_mapper(1) as mapper:\n"
+        "        for found in mapper(pid, range(10_000)):\n"
+        "            print(found, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert os.read(command.stdout.fileno(), 100)
+        command.kill()
+        while select.select([command.stdout], [], [], 30)[0]:
+            if not os.read(command.stdout.fileno(), 100_000):
+                return  # nobody is left who could write
+    pytest.fail("a process is still there")
