@@ -10,6 +10,7 @@ from .embeddings import EmbeddingCache as EmbeddingCache
 from .embeddings import read_images as read_images
 from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
+from .encoders import decoder_version as decoder_version
 from .grid import GridResult as GridResult
 from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
@@ -49,6 +50,7 @@ from .results import to_csv as to_csv
 from .retrieval import nearest as nearest
 from .samples import write_samples as write_samples
 from .statistics import Part as Part
+from .statistics import clusters_of as clusters_of
 from .statistics import mean_interval as mean_interval
 from .task_results import Estimate as Estimate
 from .task_results import TaskCell as TaskCell

@@ -14,7 +14,14 @@ import pyarrow as pa
 from his2lip.config import digest, sealed, unsealed
 from his2lip.data.shards import ShardSet, labelled_rows, open_shards, resolve_split
 from his2lip.errors import ConfigError, DatasetError
-from his2lip.evaluation import Answers, EmbeddingCache, ModelEncoder, calibration_figures, fit_temperature
+from his2lip.evaluation import (
+    Answers,
+    EmbeddingCache,
+    ModelEncoder,
+    calibration_figures,
+    clusters_of,
+    fit_temperature,
+)
 from his2lip.models import read_meta
 from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import Question
@@ -97,11 +104,10 @@ def calibrate(
     scores = Classifier(model, [question]).score(embedded.features)[question.name].scores
     own_scale = 1 / float(model.logit_scale.detach().exp())
     temperature = fit_temperature(scores, labels, where=f"{shards}, split {split}")
-    cases = opened.table(split, ["case_id", "patch_id"]).take(pa.array(rows))
-    known = [
-        case or patch for case, patch in zip(*(cases[c].to_pylist() for c in cases.column_names), strict=True)
-    ]
-    clusters = np.unique(known, return_inverse=True)[1]
+    columns = ["case_id", "slide_id", "patch_id"]
+    table = opened.table(split, columns).take(pa.array(rows))
+    cases, slides, patches = (table[column].to_pylist() for column in columns)
+    clusters = clusters_of(cases, slides, [patch.partition("#")[0] for patch in patches]).numbers
 
     def figures(scale: float) -> tuple[float, float]:
         """Negative log likelihood and calibration error."""

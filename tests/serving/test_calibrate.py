@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_calibration_lowers_the_loss_and_gives_probabilities(
         values = np.array(list(row["tissue"].similarities.values()))
         assert row["tissue"].probability == pytest.approx(softmax(values[None] / found.temperature).max())
         assert row["biomarker_guess"].probability is None, "no temperature was fitted to this question"
+
+
+def test_patches_of_one_slide_count_as_one_where_cases_are_unknown(
+    real_ihc: np.ndarray, model: DualEncoder, write_patches: Write, tmp_path: Path
+) -> None:
+    tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 256, 64) for x in range(0, 512, 64)]
+    (question,) = ask()
+    right = [row["tissue"].label for row in Classifier(model).classify(tiles)]
+    tissue = ["Tumor" if i % 4 == 0 and t != "Tumor" else t for i, t in enumerate(right)]
+    errors = []
+    for column in ("case_id", "slide_id"):
+        groups: dict[str, list[str]] = {column: [f"group {i // 8}" for i in range(len(tiles))]}
+        shards = write_patches(tiles, tissue=tissue, biomarker="CD3", **groups)
+        found = calibrate(model, shards.uri, question, label="tissue", cache=str(tmp_path / "c"))
+        errors.append((found.ece_before, found.ece_after))
+        shutil.rmtree(tmp_path / "real")
+    assert errors[0] == errors[1]
 
 
 def test_a_temperature_is_never_fitted_on_a_report_split(
