@@ -156,7 +156,7 @@ def test_a_key_or_map_that_would_reveal_names_is_refused(tmp_path: Path, key_fil
         (key_file, inside, inside, "--out"),
         (key_file, key_file, key_file, "--names"),
         (readable, names, readable, "mode"),
-        (tmp_path / "none", names, tmp_path / "none", "--key-file"),
+        (tmp_path / "none", names, tmp_path / "none", "--pseudonymise"),
         (short, names, short, "length"),
     ):
         with pytest.raises(DatasetError) as refused:

@@ -139,7 +139,7 @@ class CaptionBank:
             raise DatasetError("this file is not a caption bank", where=path, fix=fix) from None
         if tree.get("digest", bank.content) != bank.content:  # banks of earlier versions have none
             what = "this caption bank is damaged or was edited: its content is not what its digest names"
-            fix = "write it again with his2lip data prepare captions"
+            fix = "write it again with his2lip data prepare captions or captions export"
             raise DatasetError(what, where=path, key="digest", fix=fix)
         return replace(bank, origins=origins)
 

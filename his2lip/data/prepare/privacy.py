@@ -41,7 +41,7 @@ class Key:
             secret, mode = Path(path).read_bytes(), os.stat(path).st_mode
         except OSError as error:
             what = f"the key cannot be read: {first_line(error)}"
-            raise DatasetError(what, where=path, key="--key-file", fix=make) from None
+            raise DatasetError(what, where=path, key="--pseudonymise", fix=make) from None
         if len(secret) < LEAST_KEY:
             what = f"a key must have {LEAST_KEY} bytes or more"
             raise DatasetError(what, where=path, key="length", fix=make)
