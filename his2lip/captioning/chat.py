@@ -13,6 +13,7 @@ from pydantic import Field
 
 from his2lip.config import Config
 from his2lip.errors import His2lipError, RunError, first_line, redact
+from his2lip.files import printable
 
 URL, KEY, MODEL = "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"
 _OF_THE_TEXT = ("content_filter", "context_length_exceeded")  # error codes that concern one request only
@@ -135,10 +136,11 @@ class Chat:
             text, ended = choice.message.content or "", choice.finish_reason or "stop"
             if getattr(choice.message, "refusal", None):
                 ended = "refusal"
-            told = got.model or self.endpoint.model
+            told = printable(str(got.model or self.endpoint.model))
+            text = printable(text)
         except (AttributeError, IndexError, TypeError):
             return Answer("", "not a chat completion", self.endpoint.model, 0, 0, time.time())
-        sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        sent, received = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         return Answer(text, ended, told, sent, received, time.time())
 
     async def _wait_for_turn(self, request: object) -> None:
@@ -164,3 +166,9 @@ class Chat:
             fix = "check the address (it ends in /v1), the name of the model and the temperature"
             return EndpointError(f"the endpoint refuses the request: {told}", where=where, key=MODEL, fix=fix)
         return RunError(f"no answer: {told}", where=where, key=URL, fix="the same command asks again")
+
+
+def _count(usage: object, name: str) -> int:
+    """Tokens as the endpoint counted them; 0 where it does not say."""
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and value >= 0 else 0

@@ -17,7 +17,7 @@ from his2lip.captioning.records import Key, Variant, seed_id, variant_id
 from his2lip.captioning.store import VARIANTS, Project
 from his2lip.captioning.validate import Lengths, Validator
 from his2lip.errors import RunError
-from his2lip.files import locked
+from his2lip.files import locked, printable
 
 INSTRUCTION = """\
 You reword captions of immunohistochemistry image patches for a training set.
@@ -290,7 +290,7 @@ def _variants(task: Task, answer: Answer, prompt: str, asked: int, validator: Va
 
 def _parse(answer: Answer) -> tuple[list[str], str | None]:
     """The sentences of an answer, and why it is of no use, or None. A cut-off list is not used in part."""
-    if answer.ended not in ("stop", "eos"):
+    if answer.ended not in ("stop", "eos", "eos_token", "stop_sequence"):  # as servers call it
         return [], f"ended by {answer.ended}"
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer.text.strip())
     try:
@@ -300,7 +300,8 @@ def _parse(answer: Answer) -> tuple[list[str], str | None]:
     rows = tree.get("rewordings") if isinstance(tree, dict) else tree
     if not isinstance(rows, list) or not rows or not all(isinstance(row, str) for row in rows):
         return [], "no list of sentences under `rewordings`"
-    return [re.sub(r"^\d+[.)]\s+", "", " ".join(row.split())) for row in rows], None
+    # JSON can have halves of characters, which no file can store: they are shown escaped.
+    return [re.sub(r"^\d+[.)]\s+", "", " ".join(printable(row).split())) for row in rows], None
 
 
 def _question(text: str, count: int, known: Iterable[str]) -> str:

@@ -269,6 +269,7 @@ BAD = {
     "a refusal": completion("I'm sorry, but I can't help with that."),
     "a content filter": completion("", ended="content_filter"),
     "another form": completion(json.dumps({"rewordings": [{"text": "Strong nuclear Ki67 staining"}]})),
+    "content that is no text": completion([{"type": "text", "text": "Strong nuclear Ki67"}]),  # type: ignore[arg-type]
     "no choice": (200, {}, json.dumps({"id": "c", "object": "chat.completion", "choices": []}).encode()),
 }
 
@@ -284,6 +285,27 @@ def test_an_answer_of_no_use_is_kept_aside_and_asked_for_again(tmp_path: Path, k
     assert [variant.refused.partition(":")[0] for variant in aside if variant.refused] == ["answer"]
     items = made.refresh().variants
     assert len(items) == 3  # nothing that was refused can be reviewed or exported
+
+
+def test_half_a_character_in_an_answer_is_kept_aside_and_stops_nothing(tmp_path: Path) -> None:
+    """JSON can escape it, and no file can store it."""
+    made = project(tmp_path / "p")
+    odd = completion('{"rewordings": ["Strong nuclear \\ud83d Ki67 staining of many tumour cells."]}')
+    odder = completion('\ud83d Sure! {"rewordings": []}')
+    report, requests = run(made, lambda r: (odd, odder, good(r))[min(r.number, 2)])
+    assert (report.passed, len(requests)) == (3, 3)
+    assert report.refused == {"form": 1, "answer": 1}
+    assert len(stored(Project.open(made.folder))) == 5
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "many"}])
+def test_a_server_that_does_not_count_tokens_is_used(tmp_path: Path, usage: object) -> None:
+    def uncounted(request: Request) -> tuple[int, dict[str, str], bytes]:
+        code, headers, body = good(request)
+        return code, headers, json.dumps(json.loads(body) | {"usage": usage}).encode()
+
+    report, _ = run(project(tmp_path / "p"), uncounted)
+    assert (report.passed, report.tokens_in, report.tokens_out) == (3, 0, 0)
 
 
 def test_injected_instructions_and_flips_are_kept_aside_with_their_reasons(tmp_path: Path) -> None:
