@@ -14,6 +14,8 @@
       version: card ? Number(card.dataset.version) : 0,
       text: text() ? text().value : null,
       note: one('#note') ? one('#note').value : '',
+      changed: [...document.querySelectorAll('.review [data-original]')]
+        .some(part => part.value !== part.dataset.original),
     });
   }
 

@@ -20,12 +20,14 @@ from his2lip.captioning.store import PICTURES, Project, StaleError, check_review
 from his2lip.config import validate
 from his2lip.data.shards import STAININGS
 from his2lip.errors import ConfigError, His2lipError, first_line
+from his2lip.files import printable
 
 if TYPE_CHECKING:
     from nicegui.element import Element
 
 _HERE = Path(__file__).parent
 _GOOD, _BAD = ("accepted", "revised"), ("rejected", "wrong label", "disputed")
+_YOURS = "What you typed is kept: Ctrl+Enter saves it, Escape shows what stands now."
 _LISTED = 200  # rewordings of a seed that the page lists
 
 
@@ -115,6 +117,9 @@ class _Tab:
             is_warning = False
         except StaleError as error:
             message = f"Not saved: {error.what}. This is what stands now."
+            if told.get("changed"):
+                typed = told
+                message = f"Not saved: {error.what}. Now this stands: {error.item.shown} {_YOURS}"
         except (His2lipError, _Ignored) as error:
             message, typed = f"Not saved: {error}", told
         except OSError as error:  # such as a full disk
@@ -181,7 +186,9 @@ class _Tab:
             return
         item = state.items[session.item]
         if not session.is_blind and told.get("version") != item.version:
-            return  # what was typed is about a state that is no longer shown
+            if told.get("changed"):
+                raise _Ignored(f"this item was decided elsewhere in the meantime. {_YOURS}")
+            return
         if _words(told.get("text")) != _words(item.original if session.is_blind else item.shown):
             raise _Ignored("the text was changed; Ctrl+Enter saves it, Escape restores it")
         if item.is_seed and _fields(told) != self._standing_fields(item):
@@ -352,16 +359,14 @@ class _Ignored(Exception):
 
 
 def _words(text: object) -> str:
-    """A text with single spaces."""
-    return " ".join(str(text or "").split())
+    """A text with single spaces; halves of characters, which a browser can send, are escaped."""
+    return " ".join(printable(str(text or "")).split())
 
 
 def _fields(told: Mapping[str, Any]) -> Fields:
     """The fields of the form. Raises ConfigError for values that the form does not offer."""
     given = told.get("fields")
-    tree: dict[str, Any] = (
-        {k: " ".join(str(v).split()) for k, v in given.items()} if isinstance(given, dict) else {}
-    )
+    tree: dict[str, Any] = {k: _words(v) for k, v in given.items()} if isinstance(given, dict) else {}
     tree["share"] = tree.get("share") or None
     intensity = tree.get("intensity") or None
     tree["intensity"] = None if intensity is None else intensity.partition(" ")[0]

@@ -6,6 +6,7 @@ import asyncio
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from projects import project
@@ -109,6 +110,23 @@ def test_no_act_throws_away_what_was_typed(tmp_path: Path, typed: dict[str, obje
     assert made.refresh().decisions == []
     tab._perform(shown | {"act": "accept"})
     assert [d.act for d in made.refresh().decisions] == ["accept"]
+
+
+@pytest.mark.parametrize("act", ["next", "reject", "accept", "revise"])
+def test_what_was_typed_stays_where_another_tab_decided_about_the_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    made = project(tmp_path / "p", 3)
+    tab = page._Tab(page.Review(made, "ann", Acceptance(), Shortcuts()))
+    tab._session.advance(made.refresh())
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(tab, "_draw", lambda state, message, **how: drawn.append(how))
+    key = made.keys[0]
+    made.submit("ann", key.id, "cannot tell", version=0)
+    tab._handle({"item": key.id, "version": 0, "text": "Typed.", "changed": True, "act": act})
+    assert tab._session.item == key.id
+    assert drawn[0]["typed"].text == "Typed."
+    assert len(made.refresh().decisions) == 1
 
 
 def test_keys_are_remapped_by_a_file_and_unusable_ones_are_refused(tmp_path: Path) -> None:
