@@ -48,12 +48,11 @@ class Agreement:
 
 
 def with_oneself(state: State, reviewer: str) -> Agreement:
-    """The agreement of a reviewer's blind repeats with the verdicts that stand."""
-    own = state.verdicts(reviewer)
+    """The agreement of a reviewer's blind repeats with the verdicts that stood when they were made."""
     pairs = [
-        (item, verdict_of(own[item], state.items[item]), verdict_of(again, state.items[item]))
-        for item, again in state.verdicts(reviewer, blind=True).items()
-        if item in own and item in state.items
+        (item, verdict_of(first, state.items[item]), verdict_of(again, state.items[item]))
+        for item, (first, again) in state.repeated_verdicts(reviewer).items()
+        if item in state.items
     ]
     return _agreement((reviewer, f"{reviewer} again"), pairs)
 
@@ -61,10 +60,10 @@ def with_oneself(state: State, reviewer: str) -> Agreement:
 def between(state: State, one: str, other: str) -> Agreement:
     """The agreement of two reviewers on the items that both decided.
 
-    They are independent only where neither saw the other's verdict, as in two copies of a project that are
-    merged later.
+    A decision that settled a dispute does not count, but the one before it. The verdicts are independent only
+    where neither saw the other's, as in two copies of a project that are merged later.
     """
-    first, second = state.verdicts(one), state.verdicts(other)
+    first, second = state.own_verdicts(one), state.own_verdicts(other)
     pairs = [
         (item, verdict_of(first[item], state.items[item]), verdict_of(second[item], state.items[item]))
         for item in state.items

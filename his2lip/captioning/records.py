@@ -128,7 +128,10 @@ class Decision(Config):
     blind: bool = False
     """A repeat, for agreement with oneself: it decides nothing."""
     settles: bool = False
-    """Made while reviewers disagreed about this item; from then on it stands for all of them."""
+    """Made while reviewers disagreed about this item; from then on it stands for all of `over`."""
+    over: tuple[str, ...] = ()
+    """The reviewers who disagreed then; those of a copy that is merged later are not among them. Empty in a
+    decision of an earlier version that settles: then all with a lower number."""
     acceptance: Acceptance | None = None
     """For a rewording: when its batch passes, which the first such decision about the batch fixes."""
     note: str = ""

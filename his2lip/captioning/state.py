@@ -25,7 +25,7 @@ class Item:
 
     original  the text as it was drafted or reworded
     text      the text that stands; None unless it is accepted or revised
-    standing  the decision of each reviewer that stands, the settling one alone where reviewers disagreed
+    standing  the decision of each reviewer that stands, without those that another one settled
     version   number of decisions about it, by which a stale one is recognised
     """
 
@@ -94,6 +94,23 @@ class State:
         stacks = _stacks(self.decisions, blind=blind)
         return {item: stack[-1] for (name, item), stack in stacks.items() if name == reviewer and stack}
 
+    def own_verdicts(self, reviewer: str) -> dict[str, Decision]:
+        """As `verdicts`, without decisions that settle a dispute: these were made beside other verdicts."""
+        stacks = _stacks(self.decisions)
+        own = {
+            item: [d for d in s if not d.settles] for (name, item), s in stacks.items() if name == reviewer
+        }
+        return {item: stack[-1] for item, stack in own.items() if stack}
+
+    def repeated_verdicts(self, reviewer: str) -> dict[str, tuple[Decision, Decision]]:
+        """The decision that stood when an item came back blind, and the repeat, by item."""
+        found = {}
+        for item, repeat in self.verdicts(reviewer, blind=True).items():
+            earlier = [d for d in self.decisions if d.item == item and d.sequence < repeat.sequence]
+            if stack := _stacks(earlier).get((reviewer, item)):
+                found[item] = (stack[-1], repeat)
+        return found
+
     def last_undoable(self, reviewer: str) -> Decision | None:
         """The reviewer's last decision or blind repeat that was not undone."""
         own = [*self.verdicts(reviewer).values(), *self.verdicts(reviewer, blind=True).values()]
@@ -153,13 +170,19 @@ def _stacks(decisions: Sequence[Decision], *, blind: bool = False) -> dict[tuple
     return stacks
 
 
+def _settled(decision: Decision, by: Decision) -> bool:
+    """Whether a decision that settled a dispute stands for this one too, whose reviewer was heard then.
+
+    Numbers of two copies of a project cannot be compared, so that a lower one alone does not tell.
+    """
+    is_earlier = decision.reviewer != by.reviewer and decision.sequence < by.sequence
+    return is_earlier and (not by.over or decision.reviewer in by.over)
+
+
 def _decided(item: Item, standing: Mapping[str, Decision], version: int) -> Item:
     """The item with its status. Reviewers agree where their acts leave the same text, or the same verdict."""
     settling = [decision for decision in standing.values() if decision.settles]
-    if settling:
-        first = max(settling, key=lambda decision: (decision.sequence, decision.reviewer))
-        later = {n: d for n, d in standing.items() if d.sequence > first.sequence}
-        standing = {first.reviewer: first} | later
+    standing = {n: d for n, d in standing.items() if not any(_settled(d, by) for by in settling)}
     values = {(d.after, None if d.after is not None else d.act) for d in standing.values()}
     status: Status = "open"
     text = fields = None

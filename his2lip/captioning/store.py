@@ -181,6 +181,7 @@ class Project:
         check_reviewer(reviewer)
         with locked(self.folder / DECISIONS / ".lock"):
             state = self.refresh()
+            self._check_spelling(reviewer)
             known = state.items.get(item)
             if known is None:
                 raise RunError("this project has no such item", where=self.folder, key=item)
@@ -191,6 +192,7 @@ class Project:
             if act == "undo" and item not in state.verdicts(reviewer, blind=blind):
                 raise RunError("there is no decision of yours to undo here", where=self.folder, key=item)
             after = _after(act, shown, text, known)
+            settles = settles and not blind and known.status == "disputed"
             decision = Decision(
                 sequence=1 + state.last,
                 time=now(),
@@ -201,7 +203,8 @@ class Project:
                 after=after,
                 fields=fields if act == "revise" else None,
                 blind=blind,
-                settles=settles and not blind and known.status == "disputed",
+                settles=settles,
+                over=tuple(sorted(known.standing)) if settles else (),
                 acceptance=None if blind or known.batch in (None, *state.plans) else acceptance,
                 note=note if act == "wrong label" else "",
             )
@@ -214,6 +217,14 @@ class Project:
             self._state = None
             self.refresh()
             return decision
+
+    def _check_spelling(self, reviewer: str) -> None:
+        """Raises RunError for a name that differs from another reviewer's in the case of letters only."""
+        same = (name for name in self._logs if name != reviewer and name.casefold() == reviewer.casefold())
+        if (other := next(same, None)) is not None:
+            what = f"there is a log of '{other}', whose file has the same name on some file systems"
+            fix = f"use --reviewer {other}, or another name"
+            raise RunError(what, where=self.folder, key="--reviewer", fix=fix)
 
     def repair(self) -> list[str]:
         """Removes what a crash left of a last line from each log; a sentence for each such log."""
@@ -335,7 +346,7 @@ def _after(act: Act, shown: str, text: str | None, item: Item) -> str | None:
     if act == "accept":
         return shown
     if act == "revise":
-        revised = " ".join((text or "").split())
+        revised = " ".join(printable(text or "").split())
         if not revised:
             fix = "write a sentence, or reject the item"
             raise RunError("a revision without a text", key=item.id, fix=fix)

@@ -200,6 +200,30 @@ def test_two_reviewers_copies_merge_and_their_disagreement_is_reported_and_not_e
     assert other.refresh().items[disputed[0].id].status == "accepted"
 
 
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_a_third_copy_with_another_verdict_opens_what_was_settled_without_it(
+    tmp_path: Path, earlier: int
+) -> None:
+    """Whatever the numbers of the decisions are, which each copy counts for itself."""
+    one = project(tmp_path / "a", 4)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    item, *others = one.refresh().seeds
+    one.submit("ann", item.id, "accept", version=0)
+    one.submit("bob", item.id, "reject", version=1)
+    one.submit("ann", item.id, "accept", version=2)
+    assert one.refresh().items[item.id].status == "accepted"
+    third = Project.open(tmp_path / "b")
+    for other in others[:earlier]:
+        third.submit("cat", other.id, "accept", version=0)
+    third.submit("cat", item.id, "reject", version=0)
+    one.absorb(third)
+    disputed = one.refresh().items[item.id]
+    assert disputed.status == "disputed"
+    assert sorted(disputed.standing) == ["ann", "cat"]
+    one.submit("bob", item.id, "reject", version=disputed.version)
+    assert one.refresh().items[item.id].status == "rejected"
+
+
 def test_copies_in_which_one_reviewer_went_on_differently_and_other_projects_do_not_merge(
     tmp_path: Path,
 ) -> None:

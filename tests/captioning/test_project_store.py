@@ -201,6 +201,16 @@ def test_a_reviewer_whose_name_is_no_file_name_is_refused(tmp_path: Path, name: 
     assert refused.value.key == "--reviewer"
 
 
+def test_two_spellings_of_one_name_are_refused_since_their_logs_may_be_one_file(tmp_path: Path) -> None:
+    made = project(tmp_path / "a")
+    one, two, *_ = made.refresh().seeds
+    made.submit("Ann", one.id, "accept", version=0)
+    with pytest.raises(RunError) as refused:
+        Project.open(tmp_path / "a").submit("ann", two.id, "accept", version=0)
+    assert refused.value.key == "--reviewer"
+    assert Project.open(tmp_path / "a").refresh().last == 1
+
+
 def test_rewordings_are_items_unless_validation_refused_them_or_the_seed_changed(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     seed = made.refresh().seeds[0]

@@ -165,6 +165,17 @@ def test_a_tenth_comes_back_blind_and_its_kappa_has_a_base(tmp_path: Path) -> No
     assert due_repeat(state, "ann", made.seed) is None
 
 
+def test_a_verdict_that_is_changed_after_its_blind_repeat_is_compared_as_it_was(tmp_path: Path) -> None:
+    made = project(tmp_path / "a", 1)
+    (item,) = made.refresh().seeds
+    made.submit("ann", item.id, "accept", version=0)
+    made.submit("ann", item.id, "reject", version=0, blind=True)
+    made.submit("ann", item.id, "reject", version=1)
+    found = with_oneself(made.refresh(), "ann")
+    assert (found.n, found.agreeing) == (1, 0)
+    assert found.disagreeing == ((item.id, "accepted", "reject"),)
+
+
 def test_agreement_of_two_reviewers_against_scikit_learn_with_its_interval(tmp_path: Path) -> None:
     made = project(tmp_path / "a", 40)
     generator = np.random.default_rng(3)
@@ -187,6 +198,8 @@ def test_agreement_of_two_reviewers_against_scikit_learn_with_its_interval(tmp_p
     item = disputed[0]
     made.submit("bob", item.id, "accept", version=item.version)
     assert made.refresh().items[item.id].status == "accepted", "a decision about a dispute settles it"
+    again = between(made.refresh(), "ann", "bob")
+    assert (again.kappa, again.disagreeing) == (found.kappa, found.disagreeing), "nor makes it agreement"
     assert between(made.refresh(), "ann", "eve").n == 0
 
 
