@@ -28,7 +28,7 @@ from his2lip.data.shards import (
     statement,
 )
 from his2lip.errors import DatasetError
-from his2lip.evaluation import EmbeddingCache, ModelEncoder
+from his2lip.evaluation import EmbeddingCache, ModelEncoder, decoder_version
 from his2lip.files import filesystem, write_file
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class _Member:
 
     @property
     def case(self) -> str:
-        return self.place["case_id"] or self.place["slide_id"] or self.place["patch_id"]
+        """The case, else the slide, else the patch. Equal names in two datasets are two cases."""
+        return f"{self.source} {self.place['case_id'] or self.place['slide_id'] or self.place['patch_id']}"
 
 
 class ShareEncoder:
@@ -106,7 +107,8 @@ class ShareEncoder:
 
     @cached_property
     def key(self) -> str:
-        return digest({"encoder": "stained share", "version": 1, "from": STAINED_FROM})
+        made_of = {"encoder": "stained share", "version": 1, "from": STAINED_FROM}
+        return digest(made_of | {"decoder": decoder_version()})
 
     def crop_key(self, mpp: float | None) -> str:
         return ""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from his2lip.captioning import Drafted, Project, Source, draft_project, medoids, sentence
 from his2lip.captioning.context import CONTEXT_UM, Surroundings, View, _font, draw
+from his2lip.captioning.draft import ShareEncoder, _Member
 from his2lip.data.cards.card import load_card
 from his2lip.data.images import encode_png
 from his2lip.data.shards import Patch, ShardWriter, open_shards
@@ -106,6 +107,21 @@ def test_report_splits_are_not_drafted(twin: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as refused:
         draft_project(tmp_path / "p", [source], load_model("tiny"), cache=str(tmp_path / "cache"))
     assert refused.value.key == "--split"
+
+
+def test_equal_names_of_cases_in_two_datasets_are_two_cases() -> None:
+    place = {"case_id": "P1", "slide_id": "s", "patch_id": "p"}
+    here, there = (_Member(source, "train", 0, place).case for source in (0, 1))
+    assert here != there
+    assert here == _Member(0, "val", 3, {**place, "patch_id": "q"}).case
+
+
+def test_stained_areas_are_measured_again_where_another_library_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = ShareEncoder().key
+    monkeypatch.setattr("his2lip.captioning.draft.decoder_version", lambda: "another")
+    assert ShareEncoder().key != before
 
 
 def test_medoids_represent_each_cluster_and_prefer_new_cases() -> None:
