@@ -1,4 +1,4 @@
-"""Processes to kill, forked from one that has imported what they need, so that each starts at once."""
+"""Processes to kill and ranks, forked from one that has imported what they need: each starts at once."""
 
 from __future__ import annotations
 
@@ -64,6 +64,26 @@ def child(work: Callable[..., object], *arguments: Any) -> Iterator[Child]:
     finally:
         if made.process.is_alive():
             made.kill()
+
+
+@contextmanager
+def other_ranks(work: Callable[..., object], *arguments: Any, count: int = 1) -> Iterator[None]:
+    """Runs `work(rank, *arguments)` for the ranks from 1 to `count`, beside a body that is rank 0."""
+    ranks = [Child(_as_rank, work, 1 + i, arguments) for i in range(count)]
+    try:
+        yield
+        for rank in ranks:
+            rank.end()
+    finally:
+        for rank in ranks:
+            if rank.process.is_alive():
+                rank.kill()
+
+
+def _as_rank(
+    tell: Callable[[object], object], work: Callable[..., object], rank: int, arguments: tuple[Any, ...]
+) -> None:
+    work(rank, *arguments)
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.multiprocessing as mp
+from fork_server import other_ranks
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
@@ -165,20 +165,11 @@ def training(shards: Path, *, released: bool = False) -> Tree:
 
 
 def training_on_two_ranks(shards: Path, folder: Path) -> Tree:
-    """The same global batches on two gloo processes; what rank 0 measured, and rank 1's weights.
-
-    Rank 0 is this process: imports take longer than the steps.
-    """
-    other = mp.spawn(_other_rank, (str(shards), str(folder)), nprocs=1, join=False)
-    _rank(0, str(shards), str(folder))
-    while not other.join():
-        pass
+    """The same global batches on two gloo processes: what rank 0 (this one) measured, rank 1's weights."""
+    with other_ranks(_rank, str(shards), str(folder)):
+        _rank(0, str(shards), str(folder))
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     return first | {"other_rank": second["last_weights"]}
-
-
-def _other_rank(index: int, shards: str, folder: str) -> None:
-    _rank(index + 1, shards, folder)
 
 
 def _rank(rank: int, shards: str, folder: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from fork_server import other_ranks
 
 from his2lip.loss.targets import SimilarityWeights
 from his2lip.loss.wise import WISELoss
@@ -51,10 +51,9 @@ def step(batch: list[torch.Tensor], **options) -> dict[str, torch.Tensor | dict[
     return {"values": out.metrics(), "weight": weight.grad, "scale": scale.grad}
 
 
-def worker(index: int, first: int, folder: str) -> None:
-    """One process, which is the rank `first + index` of each group that is large enough to have it."""
+def worker(rank: int, folder: str) -> None:
+    """One process, which is this rank of each group that is large enough to have it."""
     torch.set_num_threads(1)
-    rank = first + index
     for group, sizes in GROUPS.items():
         if rank < len(sizes):
             torch.save(share(rank, sizes, f"file://{folder}/{group}.meet"), f"{folder}/{group}.{rank}.pt")
@@ -79,15 +78,13 @@ def share(rank: int, sizes: list[int], meet: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank of each group found, from four processes. This one is rank 0: imports take longest."""
+    """What each rank of each group found, from four processes. This one is rank 0."""
     folder, before = tmp_path_factory.mktemp("ranks"), torch.get_num_threads()
-    others = mp.spawn(worker, (1, str(folder)), nprocs=3, join=False)  # type: ignore[no-untyped-call]
     try:
-        worker(0, 0, str(folder))
+        with other_ranks(worker, str(folder), count=3):
+            worker(0, str(folder))
     finally:
         torch.set_num_threads(before)
-    while not others.join():
-        pass
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
+from fork_server import other_ranks
 from training_data import write_small_shards
 
 from his2lip.config import validate
@@ -34,9 +34,8 @@ def own_scale(shards: str, rank: int = 0, world: int = 1) -> float:
     return loss.own_scale.item()
 
 
-def on_rank(index: int, first: int, shards: str, folder: str) -> None:
+def on_rank(rank: int, shards: str, folder: str) -> None:
     torch.set_num_threads(1)
-    rank = first + index
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     Path(folder, f"{rank}.json").write_text(json.dumps(own_scale(shards, rank, 2)))
     torch.distributed.destroy_process_group()
@@ -44,11 +43,8 @@ def on_rank(index: int, first: int, shards: str, folder: str) -> None:
 
 def test_scale_that_the_loss_learns_is_the_same_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     shards = write_small_shards(tmp_path / "shards", train=64, select=16)
-    # This process is rank 0, because the imports of a process take longer than the steps.
-    other = mp.spawn(on_rank, (1, shards, str(tmp_path)), nprocs=1, join=False)  # type: ignore[no-untyped-call]
-    on_rank(0, 0, shards, str(tmp_path))
-    while not other.join():
-        pass
+    with other_ranks(on_rank, shards, str(tmp_path)):
+        on_rank(0, shards, str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second != 1.0
     assert abs(first - own_scale(shards)) < 1e-6
