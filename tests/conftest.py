@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-# Before any import of these libraries: no telemetry, few threads (the suite is planned for two cores).
+# Before any import of these libraries: no telemetry, one thread per test process (there are two cores).
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -55,12 +57,28 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(autouse=True)
-def ray_only_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`prepare` uses a Ray that runs. Another test may have started it, so only tests with `ray_local` do."""
-    module = sys.modules.get("his2lip.data.prepare.dataset")
-    if module is not None and "ray_local" not in request.fixturenames:
-        monkeypatch.setattr(module, "ray_runs", lambda: False)
+def pytest_collection_finish() -> None:
+    """Exempts what is imported by now from garbage collection, which would look at all of it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the end all of it is collected, so that native libraries report no leaks."""
+    gc.unfreeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """`prepare` uses a Ray that runs. Another test may have started it, so only tests with `ray_local` do.
+
+    Fixtures of a module are covered too: they are set up within the first test that uses them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        started = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        if started and "ray_local" not in getattr(item, "fixturenames", ()):
+            patch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)
+        return (yield)
 
 
 @pytest.fixture
