@@ -31,6 +31,7 @@ SELF_CONFIRMATION = (
     "for each case, by which this baseline measures stain"
 )
 _VERSION = 1
+_VERSIONS = {"mean-colour": 2}  # of baselines that predict otherwise than their first version
 
 
 class ColourEncoder:
@@ -73,7 +74,7 @@ class BaselineScorer:
     def __init__(self, name: str, cache: EmbeddingCache) -> None:
         self.name = name
         self._kind = baseline_kind(name)
-        self.weights = f"{PREFIX}{self._kind}/{_VERSION}"
+        self.weights = f"{PREFIX}{self._kind}/{_VERSIONS.get(self._kind, _VERSION)}"
         self._cache = cache
 
     def identity(self, plan: Plan) -> str:

@@ -17,7 +17,7 @@ from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, described
 from his2lip.evaluation.probes import labelled
 from his2lip.evaluation.prompts import PromptSet, of_protocol
-from his2lip.evaluation.protocols import of_role, select
+from his2lip.evaluation.protocols import of_role, select, shared_units
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.retrieval_task import plan_retrieval
 from his2lip.evaluation.robustness import plan_robustness
@@ -126,7 +126,10 @@ def _plan(
 
 
 def fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
-    """The units of a `select` split that share no image or case with the plan's, or why they are too few."""
+    """The units of a `select` split that share no image and no case (else slide, else file) with the plan's.
+
+    A sentence where these are too few.
+    """
     splits = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
     if not splits:
         return "the dataset has no other split with the role select"
@@ -135,11 +138,7 @@ def fit_plan(plan: CellPlan, card: Card, shards: ShardSet) -> FitPlan | str:
         fit = select(shards, plan.protocol, split=split, card=card)
     except DatasetError as error:
         return f"{split}: {error.what}"
-    own = plan.selection
-    again = np.isin(fit.image_keys, own.image_keys)
-    again |= (fit.case_keys != 0) & np.isin(fit.case_keys, own.case_keys)  # 0: unknown
-    used = fit.scored.copy()
-    used[np.unique(fit.unit[again])] = False
+    used = fit.scored & ~shared_units(fit, plan.selection)
     if used.sum() < LEAST_FITTED or len(np.unique(fit.labels[used])) < 2:
         what = f"{split} has {int(used.sum())} labelled units of other cases, and {LEAST_FITTED} are needed"
         return f"{what}, of two classes"

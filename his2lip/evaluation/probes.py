@@ -16,13 +16,14 @@ from his2lip.data.cards import Protocol
 from his2lip.data.shards import ShardSet
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import Probe, ProbeKind
-from his2lip.evaluation.protocols import Selection, select
+from his2lip.evaluation.protocols import Selection, select, shared_units
 from his2lip.evaluation.statistics import Clusters
 
 NEIGHBOURS = 15  # largest k of a k-NN; the square root of the fitted units where that is smaller
 FOLDS = 5
 _STEPS = 2000  # most iterations of the logistic regression
-VERSION = 1  # raised whenever the same embeddings would give other predictions
+_RANK = 1e-4  # of a vote, by which a neighbour counts less than the next nearer one
+VERSION = 2  # raised whenever the same embeddings would give other predictions
 _NAMES: dict[ProbeKind, str] = {"knn": "k nearest neighbours", "logistic": "logistic regression"}
 
 
@@ -108,19 +109,14 @@ def _fits(scored: Selection, train: Selection | None) -> Iterator[Fit]:
     No case (else slide, else file) and no image is on both sides of a fit.
     """
     if train is not None:
-        known = train.scored & ~_shared(train, scored)
+        known = train.scored & ~shared_units(train, scored)
         yield Fit(np.flatnonzero(known), np.arange(len(scored.labels)))
         return
     for fold in _folds(scored.clusters, scored.labels, len(scored.classes)):
         inside = np.isin(np.arange(len(scored.labels)), fold)
+        of_fold = scored.image_keys[inside[scored.unit]]
+        inside[scored.unit[np.isin(scored.image_keys, of_fold)]] = True  # the same image in another fold
         yield Fit(np.flatnonzero(~inside & scored.scored), fold)
-
-
-def _shared(train: Selection, scored: Selection) -> np.ndarray:
-    """bool (U,): the units of the train split whose case, slide or file, or an image, is scored too."""
-    shared = np.isin(np.asarray(train.clusters.ids), np.asarray(scored.clusters.ids))
-    shared[train.unit[np.isin(train.image_keys, scored.image_keys)]] = True
-    return shared
 
 
 def _folds(clusters: Clusters, labels: np.ndarray, classes: int) -> list[np.ndarray]:
@@ -150,7 +146,7 @@ def fit_classifier(
     if kind == "knn":
         from sklearn.neighbors import KNeighborsClassifier
 
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, math.isqrt(len(labels))))
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, math.isqrt(len(labels))), weights=_votes)
         return nearest.fit(features, labels)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -160,6 +156,15 @@ def fit_classifier(
     regression = LogisticRegression(max_iter=_STEPS, class_weight="balanced")
     regression.fit(scaler.transform(features), labels)
     return make_pipeline(scaler, regression)
+
+
+def _votes(distances: np.ndarray) -> np.ndarray:
+    """The votes of neighbours at ascending distances, float64 (U, K).
+
+    Each has one vote. Of classes with equally many, that of the nearer neighbours wins, and not the one with
+    the lowest number: one unit per class and K = 2 would always tie.
+    """
+    return np.tile(1 - _RANK * np.arange(distances.shape[1]), (len(distances), 1))
 
 
 def fitted_scores(

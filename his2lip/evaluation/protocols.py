@@ -141,6 +141,13 @@ def select(
     )
 
 
+def shared_units(selection: Selection, other: Selection) -> np.ndarray:
+    """bool (U,): the units of `selection` whose case (else slide, else file), or an image, is in `other`."""
+    shared = np.isin(np.asarray(selection.clusters.ids), np.asarray(other.clusters.ids))
+    shared[selection.unit[np.isin(selection.image_keys, other.image_keys)]] = True
+    return shared
+
+
 def split_digest(unit_ids: Sequence[str], labels: np.ndarray) -> str:
     """Digest of U units and their class numbers, int64 (U,)."""
     return _hash_lines(f"{u}\t{c}" for u, c in zip(unit_ids, labels, strict=True))

@@ -89,12 +89,22 @@ def test_units_of_scored_cases_or_images_are_not_fitted_to(plan: CellPlan, real_
     assert isinstance(plan.fit, FitPlan)
     assert plan.fit.used.all()
     shards = open_shards(plan.uri)
-    cases, images = plan.selection.case_keys.copy(), plan.selection.image_keys.copy()
-    cases[0], images[1] = plan.fit.selection.case_keys[0], plan.fit.selection.image_keys[1]
-    shared = replace(plan.selection, case_keys=cases, image_keys=images)
+    ids, images = list(plan.selection.clusters.ids), plan.selection.image_keys.copy()
+    ids[0], images[1] = plan.fit.selection.clusters.ids[0], plan.fit.selection.image_keys[1]
+    clusters = replace(plan.selection.clusters, ids=ids)
+    shared = replace(plan.selection, clusters=clusters, image_keys=images)
     found = fit_plan(replace(plan, selection=shared), CARD, shards)
     assert isinstance(found, str), "too few are left"
     assert "labelled units of other cases" in found
+
+
+def test_a_temperature_is_not_fitted_to_slides_that_are_scored_where_cases_are_unknown(
+    write_shards: Write, real_ihc: np.ndarray
+) -> None:
+    shards = write_shards(images=tiles(real_ihc)[:64], case_id=None, slide_id="one")
+    found = fit_plan(plan_of(shards), CARD, shards)
+    assert isinstance(found, str)
+    assert "0 labelled units of other cases" in found
 
 
 def test_a_cell_says_why_it_has_no_calibration_and_is_measured_once_it_is_asked_for(

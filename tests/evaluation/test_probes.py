@@ -77,6 +77,8 @@ def test_a_probe_gives_the_probabilities_of_scikit_learn(
     found = fitted_scores(kind, scored, asked, train=(train, features))
     if kind == "knn":
         expected = KNeighborsClassifier(10).fit(features, train.labels).predict_proba(asked)
+        np.testing.assert_allclose(found, expected, atol=1e-3)  # a nearer neighbour counts a little more
+        return
     else:
         mean, deviation = features.mean(axis=0), features.std(axis=0)
         model = LogisticRegression(max_iter=2000, class_weight="balanced")
@@ -96,6 +98,23 @@ def test_few_shots_are_standardised_by_all_units_and_need_no_label_of_the_others
     np.testing.assert_allclose(
         found.predict_proba(features), plain.predict_proba(scaler.transform(features)), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("classes", [2, 4, 9, 12])
+def test_with_one_unit_per_class_the_nearest_one_decides(classes: int) -> None:
+    """K is 3 for 9 classes, so that three classes have one vote each."""
+    rng = np.random.default_rng(classes)
+    known = rng.normal(size=(classes, 8)).astype(np.float32)
+    asked = rng.normal(size=(60, 8)).astype(np.float32)
+    found = fit_classifier("knn", known, np.arange(classes)).predict_proba(asked).astype(np.float32)
+    nearest = np.linalg.norm(asked[:, None] - known[None], axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(found.argmax(axis=1), nearest)
+
+
+def test_votes_decide_before_distances() -> None:
+    known = np.array([[1.0], [2], [3], [2.1], [2.2], *([[90.0]] * 20)])
+    labels = np.array([0, 1, 1, 0, 1, *([2] * 20)])  # of the five nearest to 0, class 1 has three
+    assert fit_classifier("knn", known, labels).predict_proba(np.zeros((1, 1))).argmax() == 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,6 +156,16 @@ def test_units_of_scored_cases_and_repeats_of_scored_images_are_not_fitted_on(
     keys[5] = train.image_keys[0]
     (fit,) = _fits(replace(scored, image_keys=keys), train)
     assert set(range(120)) - set(fit.fitted.tolist()) == {0, *range(30, 40)}
+
+
+def test_an_image_that_repeats_in_another_case_is_not_on_both_sides_of_a_fold() -> None:
+    labels = np.tile([0, 1], 20)
+    selection = units(labels, [f"case {i}" for i in range(40)])
+    keys = selection.image_keys.copy()
+    keys[20:] = keys[:20]
+    for fit in _fits(replace(selection, image_keys=keys), None):
+        assert len(fit.fitted) > 0
+        assert not set(keys[fit.fitted].tolist()) & set(keys[fit.predicted].tolist())
 
 
 def test_draws_of_few_shots_differ_and_a_larger_number_keeps_those_of_a_smaller_one(
