@@ -270,6 +270,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         "cut_prompts": scorer.cut_prompts(plan),
         "generated": plan.generated,
         "basis": plan.protocol.basis,
+        "role": plan.roles[plan.protocol.split],
     }
     damaged = None
     try:
@@ -311,7 +312,6 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         ties=scores.ties,
         without_mpp=plan.selection.without_mpp if plan.protocol.view == "tiles" else 0,
         split=plan.protocol.split,
-        role=plan.roles[plan.protocol.split],
         cell=identity,
     )
     predictions = _predictions(plan, scored, prompts=scorer.uses_prompts)

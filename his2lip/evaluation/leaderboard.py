@@ -50,7 +50,7 @@ _ROW_GROUP = 1 << 17  # rows from which a row group of predictions.parquet is wr
 GIVEN = (  # fields of a row that do not follow from its grid cell
     *("model", "dataset", "protocol", "cell", "in_domain", "generated", "basis", "repeated", "cut_prompts"),
     *("overlap_units", "overlap_images", "overlap_cases", "published_accuracy", "published_f1"),
-    *("blend", "alpha", "seeds_of"),
+    *("blend", "alpha", "seeds_of", "role"),
 )
 
 

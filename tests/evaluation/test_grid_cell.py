@@ -16,7 +16,9 @@ from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import CellRun, check_stored, read_predictions, run_cell
+from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.verify import verify_board
 
 Write = Callable[..., ShardSet]
 
@@ -111,6 +113,19 @@ def test_a_result_is_scored_again_where_units_have_other_cases(write_shards: Wri
     again = run_cell(scorer, replace(plan, selection=other), str(tmp_path / "grid"))
     assert (again.reused, again.result.cell) == (False, first.cell)
     assert (again.result.clusters, again.result.no_interval is None) == (2, False)
+
+
+def test_a_finished_result_has_the_role_that_its_split_has_now(write_shards: Write, tmp_path: Path) -> None:
+    """A split that was for choosing models, and is reported now, must not choose a champion any more."""
+    plan, scorer = plan_of(write_shards()), BaselineScorer("baseline:majority", EmbeddingCache(str(tmp_path)))
+    folder = str(tmp_path / "grid")
+    before = run_cell(scorer, replace(plan, roles=plan.roles | {"test": "select"}), folder)
+    now = run_cell(scorer, plan, folder)
+    assert (before.result.role, now.result.role, now.reused) == ("select", "report", True)
+    write_leaderboard(folder, [now.result], [])
+    assert verify_board(folder).mismatches == []
+    (row,) = verify_board(folder).cells
+    assert row.role == "report"
 
 
 def test_a_row_of_the_leaderboard_that_is_kept_is_compared_with_its_grid_cell(
