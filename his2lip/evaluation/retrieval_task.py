@@ -24,7 +24,7 @@ from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, 
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, Kind, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
-from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of
+from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of, rows_under
 
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
 RELEVANCES = ("tissue", "tissue and biomarker")
@@ -47,6 +47,7 @@ class RetrievalPlan(TaskPlan):
     """The images of `selection` and the captions that search each other."""
 
     task: ClassVar[str] = "retrieval"
+    version: ClassVar[int] = 2
     baselines: ClassVar[frozenset[str]] = frozenset({"chance"})
     captions: Sequence[Caption]
     banks: frozenset[str]  # digests that training from the same bank records
@@ -112,7 +113,16 @@ class RetrievalPlan(TaskPlan):
         # Captions have negative numbers, so that none is taken for an image.
         selves = self._pictures if kind == "image" else -1 - _numbers([plain(c.text) for c in self.captions])
         kept = np.full(len(labels), NEVER) if clusters is None else clusters
-        return Items(features, _classes(labels, relevance), selves, kept)
+        order = self._order if kind == "image" else slice(None)
+        return Items(features[order], _classes(labels, relevance)[order], selves[order], kept[order])
+
+    @functools.cached_property
+    def _order(self) -> list[int]:
+        """The order of the images, which decides between equal similarities, as that of the captions does.
+
+        Rows of a split are often sorted by class: a model that embeds all images alike would be ranked by it.
+        """
+        return drawn(self.selection.unit_ids, len(self.selection.unit_ids), 0)
 
     @functools.cached_property
     def _image_labels(self) -> list[Labels]:
@@ -132,7 +142,9 @@ class RetrievalPlan(TaskPlan):
         return Clusters([f"{t}/{b}" for t, b in (c.labels for c in self.captions)], _PAIR)
 
     def _names(self, kind: str) -> list[str]:
-        return self.selection.unit_ids if kind == "image" else [c.text for c in self.captions]
+        if kind == "text":
+            return [c.text for c in self.captions]
+        return [self.selection.unit_ids[place] for place in self._order]
 
 
 def plan_retrieval(dataset: str, name: str, card: Card, shards: ShardSet, config: BenchmarkConfig) -> Plan:
@@ -229,6 +241,28 @@ def _row(
         no_interval="chance is an expectation" if random else reason,
         figures=figures,
     )
+
+
+def retrieval_of(rows: Sequence[TaskRow], evidence: pa.Table, *, random: bool) -> list[TaskRow]:
+    """The rows with their figures computed again from the stored ranks of the queries.
+
+    Intervals stay: they follow from ranks without each cluster, which are not stored.
+
+    random  whether the rows are those of a random order (chance)
+    """
+    again = []
+    for row in rows:
+        own = rows_under(evidence, row.setting)
+        columns = ("first_rank", "average_precision", "relevant", "gallery")
+        ranks = Ranks(*(own[name].to_numpy() for name in columns))
+        expected = chance(ranks)
+        own_values = {name: float(value) for name, value in ranks.figures().items()}
+        values = {f"{name}_chance": value for name, value in expected.items()}
+        values |= expected if random else own_values
+        figures = {name: row.figures[name].model_copy(update={"value": values[name]}) for name in row.figures}
+        sizes = row.sizes | {"queries": len(own)}
+        again.append(row.model_copy(update={"figures": figures, "sizes": sizes}))
+    return again
 
 
 def _evidence(setting: Mapping[str, str], names: Sequence[str], ranks: Ranks) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,10 +24,11 @@ from his2lip.evaluation.protocols import select
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow
-from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of
+from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of, rows_under
 from his2lip.evaluation.zero_shot import Scores
 
 NONE = "none"  # the setting without a perturbation
+_CLASSES = b"classes"  # key of the metadata of the evidence
 _THUMBNAIL = 128  # px, longer side
 AT_CHANCE = "without perturbation it cannot be told from chance, so that its drops say little"
 
@@ -36,6 +38,7 @@ class RobustnessPlan(TaskPlan):
     """A protocol on a part of its units, under each of some perturbations."""
 
     task: ClassVar[str] = "robustness"
+    version: ClassVar[int] = 2
     prompts: PromptSet
     perturbations: Sequence[Perturbation]
     errors: int  # most confident errors that are kept with a thumbnail
@@ -64,7 +67,9 @@ class RobustnessPlan(TaskPlan):
             found = scorer.classify(self, self.prompts, perturbation=one)
             rows.append(_row(one.kind, level, self._predictions(found), whole, clusters, reason))
             evidence.append(self._evidence(one.kind, level, found, {}))
-        return TaskScored(rows, pa.concat_tables(evidence), _caveat(whole, clusters, reason))
+        # All classes, since those without a unit count in macro F1.
+        table = pa.concat_tables(evidence).replace_schema_metadata({_CLASSES: json.dumps(whole.classes)})
+        return TaskScored(rows, table, _caveat(whole, clusters, reason))
 
     def _predictions(self, scores: Scores) -> Predictions:
         scored, selection = self.selection.scored, self.selection
@@ -150,6 +155,34 @@ def _row(
         no_interval=reason,
         figures=estimates,
     )
+
+
+def robustness_of(rows: Sequence[TaskRow], evidence: pa.Table) -> list[TaskRow] | None:
+    """The rows with their figures and intervals computed again from the stored predictions.
+
+    None for evidence of an earlier version, which does not name all classes.
+    """
+    known = (evidence.schema.metadata or {}).get(_CLASSES)
+    if known is None:
+        return None
+    classes = json.loads(known)
+    number = {name: c for c, name in enumerate(classes)}
+
+    def stored(row: TaskRow) -> tuple[Predictions, Clusters]:
+        own = rows_under(evidence, row.setting)
+        labels, predicted = (
+            np.array([number[name] for name in own[column].to_pylist()], dtype=np.int64)
+            for column in ("label", "predicted")
+        )
+        return Predictions(labels, predicted, classes), Clusters(own["cluster"].to_pylist(), "case")
+
+    clean, clusters = stored(rows[0])
+    again = []
+    for row in rows:
+        kind, level = row.setting["perturbation"], row.setting["level"]
+        found = _row(kind, level, stored(row)[0], clean, clusters, row.no_interval)
+        again.append(found.model_copy(update={"cluster_kind": row.cluster_kind}))
+    return again
 
 
 def _caveat(clean: Predictions, clusters: Clusters, reason: str | None) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 
@@ -144,6 +147,12 @@ def read_evidence(folder: str, cell: TaskCell) -> pa.Table:
     """What the figures of a task follow from: one row per unit and setting; the columns are the task's."""
     system, place = filesystem(cell_folder(folder, cell.cell))
     return pq.read_table(f"{place}/{_EVIDENCE}", filesystem=system, partitioning=None)
+
+
+def rows_under(evidence: pa.Table, setting: Mapping[str, str]) -> pa.Table:
+    """The rows of the evidence of a setting."""
+    kept = [pc.equal(evidence[name], value) for name, value in setting.items()]
+    return evidence.filter(functools.reduce(pc.and_, kept))
 
 
 def check_task(folder: str, cell: TaskCell) -> None:

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,13 @@ from his2lip.evaluation.cell_files import DamagedCellError
 from his2lip.evaluation.grid_cell import StoredCell, read_cell
 from his2lip.evaluation.leaderboard import GIVEN, Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
-from his2lip.evaluation.task_results import TaskCell, read_tasks, task_csv
-from his2lip.evaluation.tasks import check_task
+from his2lip.evaluation.retrieval_task import RetrievalPlan, retrieval_of
+from his2lip.evaluation.robustness import robustness_of
+from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_tasks, task_csv
+from his2lip.evaluation.tasks import check_task, read_evidence
 from his2lip.files import filesystem
 
+_ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
 _SHOWN = 60  # characters of a value that a mismatch shows
 
 
@@ -105,11 +109,46 @@ def _verify_tasks(folder: str) -> tuple[list[TaskCell], list[Mismatch]]:
             check_task(folder, cell)
         except DamagedCellError as error:
             found.append(Mismatch(f"cells/{cell.cell}", row_name(cell), "", str(error)))
+        else:
+            found += _different_rows(cell, _refigured(cell, read_evidence(folder, cell)))
     for task in dict.fromkeys(cell.task for cell in cells):
         data = task_csv([cell for cell in cells if cell.task == task]).encode()
         if (on_disk := _read(folder, f"{task}.csv")) != data:
             found += _different(f"{task}.csv", on_disk, data)[0]
     return cells, found
+
+
+def _refigured(cell: TaskCell, evidence: pa.Table) -> Sequence[TaskRow]:
+    """The rows of a task, with what follows from its evidence computed again."""
+    if cell.task == RetrievalPlan.task:
+        return retrieval_of(cell.rows, evidence, random=cell.is_baseline)
+    return robustness_of(cell.rows, evidence) or cell.rows
+
+
+def _different_rows(cell: TaskCell, again: Sequence[TaskRow]) -> Iterator[Mismatch]:
+    """The figures and sizes of a task that do not follow from its evidence."""
+    for row, ours in zip(cell.rows, again, strict=True):
+        pairs = [(name, row.figures.get(name), figure) for name, figure in ours.figures.items()]
+        pairs += [("clusters", row.clusters, ours.clusters), ("sizes", row.sizes, ours.sizes)]
+        for name, stored, found in pairs:
+            if not alike(_plain(stored), _plain(found), within=_ROUNDING):
+                what = f"{_short(str(stored))} stored, {_short(str(found))} from the evidence"
+                yield Mismatch(f"cells/{cell.cell}/cell.json", row_name(cell), f"{row.name}, {name}", what)
+
+
+def _plain(value: Any) -> Any:
+    return resolved(value) if isinstance(value, Estimate) else value
+
+
+def alike(a: Any, b: Any, *, within: float) -> bool:
+    """Equal, or numbers that differ by at most `within`, relative or absolute; also in lists and mappings."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=within, abs_tol=within)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(alike(a[key], b[key], within=within) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(alike(x, y, within=within) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 def _digests(folder: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name
 from his2lip.evaluation.results import CellResult
 from his2lip.evaluation.task_results import TaskCell, read_tasks
-from his2lip.evaluation.verify import Mismatch, Verified
+from his2lip.evaluation.verify import Mismatch, Verified, alike
 
 SAMPLE = 32  # images of each split that are embedded again for each model, view and preprocessing
 SEED = 0  # of the sample
@@ -192,14 +192,16 @@ def _different(stored: StoredCell, plan: CellPlan, scorer: Scorer) -> Iterator[M
         return
     for column in stored.predictions.column_names:
         own = (t[column].to_pylist() for t in (stored.predictions, again.predictions))
-        changed_units = [i for i, (a, b) in enumerate(zip(*own, strict=True)) if not _close(a, b)]
+        changed_units = [
+            i for i, (a, b) in enumerate(zip(*own, strict=True)) if not alike(a, b, within=SCORE_TOLERANCE)
+        ]
         if changed_units:
             first = stored.predictions["patch_id"][changed_units[0]].as_py()
             what = f"{len(changed_units)} of {len(stored.predictions)} units are otherwise, the first {first}"
             yield Mismatch(f"cells/{result.cell}/predictions.parquet", row, column, what)
     ours, theirs = resolved(again.result), resolved(result)
     for name in figures_from(stored):
-        if not _close(ours[name], theirs[name]):
+        if not alike(ours[name], theirs[name], within=SCORE_TOLERANCE):
             yield Mismatch(f"cells/{result.cell}/cell.json", row, name, "another figure than from the images")
 
 
@@ -209,17 +211,6 @@ def _different_task(cell: TaskCell, plan: Plan, scorer: Scorer) -> Iterator[Mism
         again = plan.run(scorer, place).result
     ours, theirs = resolved(again), resolved(cell)
     for name in ("weights_sha256", "split_sha256", "images_sha256", "settings_sha256", "encoder", "rows"):
-        if not _close(ours[name], theirs[name]):
+        if not alike(ours[name], theirs[name], within=SCORE_TOLERANCE):
             yield Mismatch("tasks.json", row_name(cell), name, "another one than now")
             return
-
-
-def _close(a: Any, b: Any) -> bool:
-    """Equal, or numbers within `SCORE_TOLERANCE`, also inside lists and mappings."""
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE)
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_close, a, b))
-    return bool(a == b)

@@ -27,8 +27,9 @@ from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.results import CellFailure
-from his2lip.evaluation.retrieval import NEVER, Items
+from his2lip.evaluation.retrieval import NEVER, Items, chance, rank
 from his2lip.evaluation.retrieval_task import DIRECTIONS, OTHER_BANK, RELEVANCES, RetrievalPlan
+from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.task_results import TASKS, TaskCell, TaskRow, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
 from his2lip.evaluation.verify import verify_board
@@ -175,6 +176,28 @@ def test_figures_of_all_directions_equal_a_plain_ranking_of_the_embeddings(ward:
         found = {name: row.figures[name].value for name in FIGURES}
         assert found == pytest.approx(expected, abs=1e-9), row.name
         assert row.sizes["gallery"] == len(sides[1])
+
+
+def test_a_model_that_embeds_all_images_alike_is_not_ranked_by_the_order_of_the_rows(ward: Ward) -> None:
+    """Rows of published datasets are often sorted by class, as these are."""
+    plan, count = plan_of(ward.config()), 400
+    selection = replace(
+        plan.selection,
+        labels=np.repeat([0, 1, 2, 3], count // 4),
+        classes=("Stroma", "Tumor", "Necrosis", "Background"),
+        unit_ids=[f"ward/{i:04}.png" for i in range(count)],
+        unit=np.arange(count),
+        image_keys=np.arange(count, dtype=np.uint64),
+        clusters=Clusters([f"case {i % 8}" for i in range(count)], "case"),
+        breakdown={"biomarker": [None] * count},
+    )
+    alike = replace(plan, selection=selection)._items("image", "tissue", np.ones((count, 2)), None)
+    found, expected = rank(alike, alike)[0], chance(rank(alike, alike)[0])
+    precision = float(found.figures()["mean_average_precision"])
+    assert precision == pytest.approx(expected["mean_average_precision"], abs=0.02)
+    in_order = Items(alike.features, np.sort(alike.classes), np.arange(count), np.full(count, NEVER))
+    sorted_precision = float(rank(in_order, in_order)[0].figures()["mean_average_precision"])
+    assert abs(sorted_precision - expected["mean_average_precision"]) > 0.1
 
 
 def test_intervals_are_by_case_and_by_pair_of_captions_and_sizes_are_on_the_row(ward: Ward) -> None:

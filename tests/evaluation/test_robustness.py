@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from his2lip.cli.app import app
 from his2lip.errors import ConfigError
+from his2lip.evaluation.cell_files import cell_folder, read_tree, write_cell
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
@@ -118,6 +119,36 @@ def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> No
     write_tasks(config.folder, [])
     write_pages(Path(config.folder, "leaderboard.csv"), ward.folder / "report")
     assert not page.with_name("errors.html").exists()
+
+
+def test_a_forged_figure_of_a_task_is_found_though_its_record_is_sealed_again(
+    ward: Ward, tmp_path: Path
+) -> None:
+    config = config_of(ward, {"storage": str(tmp_path)}, most_units=12)
+    both = config.model_copy(update={"retrieval": ward.config().retrieval})
+    cells = [cell_of(o) for o in ward.score(both)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    assert verify_board(config.folder).mismatches == []
+    for cell, name in zip(cells, ("recall_at_1", "drop"), strict=False):
+        place = cell_folder(config.folder, cell.cell)
+        tree, evidence = read_tree(place), read_evidence(config.folder, cell)
+        assert tree is not None
+        honest = [dict(row) for row in tree["record"]["rows"]]
+        row = next(row for row in tree["record"]["rows"] if name in row["figures"])
+        row["figures"] = row["figures"] | {
+            name: row["figures"][name] | {"value": 0.987, "lo": None, "hi": None}
+        }
+        forged = {key: value for key, value in tree.items() if key != "sha256"}
+        write_cell(place, forged, evidence, name="evidence.parquet", key="evidence")
+        record = TaskCell.model_validate(tree["record"])
+        write_tasks(config.folder, [record if c.cell == cell.cell else c for c in cells])
+        (found,) = verify_board(config.folder).mismatches
+        assert (found.file, found.column.rpartition(", ")[2]) == (f"cells/{cell.cell}/cell.json", name)
+        tree["record"]["rows"] = honest
+        write_cell(place, forged, evidence, name="evidence.parquet", key="evidence")
+    write_tasks(config.folder, cells)
+    assert verify_board(config.folder).mismatches == []
 
 
 def test_boards_of_two_machines_have_the_curves_and_errors_of_both(ward: Ward, tmp_path: Path) -> None:
