@@ -292,8 +292,9 @@ def promote_model(
         bool,
         typer.Option(
             "--force",
-            help="Promote the --best model also where it is not surely above chance: where the interval of "
-            "its figure is not above 0, or where there is none because one dataset has none.",
+            help="Promote the --best model also where it is not surely above chance: where the lower limit "
+            "of its figure, at 95 % for all compared models together, is not above 0, or where there is none "
+            "because one dataset has none.",
         ),
     ] = False,
     name: Annotated[

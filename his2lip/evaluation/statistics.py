@@ -160,10 +160,13 @@ class Part:
     clusters: int
 
 
-def mean_interval(parts: Sequence[Part]) -> tuple[float, float]:
+def mean_interval(parts: Sequence[Part], *, models: int = 1) -> tuple[float, float]:
     """The limits of the 95 % interval of the mean of figures of several datasets.
 
     Datasets are independent. Degrees of freedom are those of Satterthwaite (1946).
+
+    models  number of models whose intervals hold together at 95 % (Bonferroni): the one with the highest mean
+            is above the lower limit of its own interval at `models=1` too often
     """
     errors = []
     for part in parts:
@@ -174,7 +177,7 @@ def mean_interval(parts: Sequence[Part]) -> tuple[float, float]:
     pairs = zip(errors, parts, strict=True)
     degrees = variance**2 / sum(error**4 / (part.clusters - 1) for error, part in pairs)
     mean = sum(part.value for part in parts) / len(parts)
-    reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * variance**0.5
+    reach = float(stdtrit(degrees, 1 - (1 - LEVEL) / 2 / models)) * variance**0.5
     return mean - reach, mean + reach
 
 

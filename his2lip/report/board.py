@@ -129,15 +129,23 @@ class Board:
         values = [getattr(c, ONE_NUMBER) for c in cells if c is not None]
         return statistics.fmean(values) if values and len(values) == len(cells) else None
 
-    def mean_interval(self, model: str) -> tuple[float, float] | None:
-        """The limits of the 95 % interval of `mean`; None where a figure of it has no interval."""
+    def mean_interval(
+        self, model: str, *, columns: Sequence[str] | None = None, models: int = 1
+    ) -> tuple[float, float] | None:
+        """The limits of the 95 % interval of `mean`; None where a figure of it has no interval.
+
+        columns  default: those of `zero_shot`
+        models   number of models whose intervals hold together
+        """
         parts = []
-        for cell in (self.cell(model, column) for column in self.zero_shot()):
+        for cell in (
+            self.cell(model, column) for column in (self.zero_shot() if columns is None else columns)
+        ):
             limits = None if cell is None else cell.interval(ONE_NUMBER)
             if cell is None or limits is None or cell.is_probe:
                 return None
             parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters))
-        return mean_interval(parts) if parts else None
+        return mean_interval(parts, models=models) if parts else None
 
     def borda(self) -> dict[str, int]:
         """Model -> its rank by Borda count over the columns of the mean, 1 for the best.

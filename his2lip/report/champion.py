@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from his2lip.errors import ConfigError, did_you_mean
-from his2lip.evaluation import Frame, read_tasks
-from his2lip.report.board import ONE_NUMBER, Board, read_board
+from his2lip.evaluation import CellResult, Frame, read_tasks
+from his2lip.report.board import ONE_NUMBER, Board, heading, read_board
 from his2lip.report.notes import UNCHANGED
 
 BY_MEAN = "mean"  # chooses by the board's mean over datasets
@@ -22,11 +22,14 @@ class Champion:
     weights  tensor digest of the weights that were scored
     value    its mean of chance-corrected balanced accuracy, or that of one column
     limits   of the 95 % interval of `value`; None where there is none
+    models   number of models that it is the best of
+    least    the lower limit of `value` where the intervals of all these models hold together at 95 %
     columns  the columns that `value` is over
     next     the model with the next lower value, and that value; None for a board of one model
     borda    the models that the Borda count ranks above it, where `value` is the mean
     unknown  why there are no `limits`; None where there are
-    above    the best of the other models whose own interval is above 0, which is chance; None without one
+    above    the best of the other models whose own `least` is above 0, which is chance; None without one
+    seen     what of its columns the model was trained on, one sentence for each
     """
 
     model: str
@@ -34,32 +37,39 @@ class Champion:
     weights: str
     value: float
     limits: tuple[float, float] | None
+    models: int
+    least: float | None
     columns: Sequence[str]
     next: tuple[str, float] | None
     borda: Sequence[str] = ()
     unknown: str | None = None
     above: str | None = None
+    seen: Sequence[str] = ()
 
     def __str__(self) -> str:
         interval = "no interval" if self.limits is None else "{:.3f} to {:.3f}".format(*self.limits)
         base = self.columns[0] if len(self.columns) == 1 else f"{len(self.columns)} select splits"
         text = f"{self.model}, chance-corrected balanced accuracy {self.value:.3f} ({interval}) on {base}"
         text += "" if self.next is None else f"; next {self.next[0]}, {self.next[1]:.3f}"
-        return text + (f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else "")
+        text += f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else ""
+        return "; ".join([text, *self.seen])
 
     def check_above_chance(self, folder: Path) -> None:
         """Raises ConfigError where this champion of the benchmark in `folder` may be as good as chance.
 
-        That is: the interval of its value holds 0 or is below it, or its value has no interval.
+        That is: `least` is 0 or below it, or its value has no interval. Of 20 models at chance, the best
+        one's own interval is above 0 in every third benchmark, so it proves nothing.
         """
-        if self.limits is not None and self.limits[0] > 0:
+        if self.least is not None and self.least > 0:
             return
         what = f"the best model is not surely above chance: {self}"
+        if self.models > 1 and self.least is not None:
+            what += f"; as the best of {self.models} models, its lower limit is {self.least:.3f}"
         fix = "score more cases or better models" if self.limits else "choose among datasets with intervals"
         if self.unknown is not None:
             what += f"; {self.unknown}"
         if self.above is not None:
-            what += f"; the interval of {self.above} is above chance"
+            what += f"; {self.above} is above chance"
             fix += f", or promote {self.above} by its name"
         fix += "; --force promotes the best nevertheless"
         raise ConfigError(what, where=folder, key="--best", fix=fix)
@@ -94,12 +104,11 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         other = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
         raise ConfigError(what, where=folder, key="--by", fix=other)
     names = [name for _, name in ranked]
-    if by == BY_MEAN:
-        limits = {name: board.mean_interval(name) for name in names}
-    else:
-        limits = {name: _interval(board, name, by) for name in names}
-    above = (name for name in names[1:] if (own := limits[name]) is not None and own[0] > 0)
+    together = {name: board.mean_interval(name, columns=columns, models=len(names)) for name in names}
+    above = (name for name in names[1:] if (own := together[name]) is not None and own[0] > 0)
     value, model = ranked[0]
+    limits = board.mean_interval(model) if by == BY_MEAN else _interval(board, model, by)
+    all_limits = together[model]
     cell = board.cell(model, columns[0])
     assert cell is not None
     return Champion(
@@ -107,18 +116,28 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         path=_path(folder, model),
         weights=cell.weights_sha256,
         value=value,
-        limits=limits[model],
+        limits=limits,
+        models=len(names),
+        least=None if all_limits is None else all_limits[0],
         columns=columns,
         next=None if len(ranked) < 2 else (ranked[1][1], ranked[1][0]),
         borda=[other for first, other in board.disagreements() if first == model] if by == BY_MEAN else (),
-        unknown=None if limits[model] is not None else _unknown(board, model, columns),
+        unknown=None if limits is not None else _unknown(board, model, columns),
         above=next(above, None),
+        seen=[text for column in columns if (text := _seen(board.cell(model, column))) is not None],
     )
 
 
 def _interval(board: Board, model: str, column: str) -> tuple[float, float] | None:
     cell = board.cell(model, column)
     return None if cell is None else cell.interval(ONE_NUMBER)
+
+
+def _seen(cell: CellResult | None) -> str | None:
+    """What of a column the model was trained on; None for a zero-shot column."""
+    if cell is None or not cell.in_domain:
+        return None
+    return f"{heading(cell)} is {cell.overlap_note or 'in-domain'}"
 
 
 def _unknown(board: Board, model: str, columns: Sequence[str]) -> str:

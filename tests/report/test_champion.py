@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cell_results import cell_result
 
 from his2lip.errors import ConfigError
+from his2lip.evaluation.metrics import METRICS, Predictions
 from his2lip.evaluation.results import read_results, to_csv
+from his2lip.evaluation.statistics import interval
+from his2lip.report.board import Board
 from his2lip.report.champion import choose_champion
 
 FIGURES = {"first": (0.5, 0.4), "second": (0.3, 0.9), "baseline:chance": (1.0, 1.0)}
@@ -68,7 +72,8 @@ def test_a_column_chooses_too_and_in_domain_datasets_are_in_no_mean(tmp_path: Pa
 def test_a_champion_that_may_be_as_good_as_chance_is_refused(
     tmp_path: Path, value: float, limits: tuple[float, float] | None, refused: bool
 ) -> None:
-    found = replace(choose_champion(board(tmp_path)), value=value, limits=limits)
+    least = None if limits is None else limits[0]
+    found = replace(choose_champion(board(tmp_path)), value=value, limits=limits, least=least)
     if not refused:
         found.check_above_chance(tmp_path)
         return
@@ -114,8 +119,40 @@ def test_a_refusal_names_another_model_that_is_above_chance(tmp_path: Path) -> N
     assert (found.model, found.above, found.unknown) == ("second", "first", None)
     with pytest.raises(ConfigError) as error:
         found.check_above_chance(folder)
-    assert "the interval of first is above chance" in error.value.what
+    assert "first is above chance" in error.value.what
     assert choose_champion(folder, by="hnscc (select)").above is None
+
+
+def test_the_best_of_many_models_at_chance_is_rarely_held_to_be_above_it() -> None:
+    """250 benchmarks of 20 models that guess, on 15 cases of 20 units of two classes."""
+    rng, names = np.random.default_rng(0), [f"m{i}" for i in range(20)]
+    labels, clusters = np.tile([0, 1], 150), np.repeat(np.arange(15), 20)
+    metric, alone, together = METRICS["chance_corrected"], 0, 0
+    for _ in range(250):
+        cells = []
+        for name in names:
+            found = Predictions(labels, rng.integers(2, size=300), ["a", "b"])
+            value = metric.compute(found)
+            assert value is not None
+            low, high = interval(value, metric.replicates(found, clusters), bounds=metric.bounds) or (0, 0)
+            figures = {"chance_corrected": value, "chance_corrected_lo": low, "chance_corrected_hi": high}
+            cells.append(cell_result(model=name, clusters=15, **figures))
+        scored = Board(cells)
+        best = max(names, key=lambda name: scored.mean(name) or 0.0)
+        own, of_all = scored.mean_interval(best), scored.mean_interval(best, models=len(names))
+        assert own is not None
+        assert of_all is not None
+        alone += own[0] > 0
+        together += of_all[0] > 0
+    assert alone / 250 > 0.25, "its own interval is above chance far too often"
+    assert together / 250 <= 0.05
+
+
+@pytest.mark.parametrize(("units", "said"), [(0, "is in-domain"), (4, "is not zero-shot: 4 of 10 units")])
+def test_a_champion_by_a_column_that_it_was_trained_on_says_so(tmp_path: Path, units: int, said: str) -> None:
+    changes = {"in_domain": True, "overlap_units": units, "overlap_images": units, "overlap_cases": 0}
+    assert f"hnscc (select) {said}" in str(choose_champion(board(tmp_path, **changes), by="hnscc (select)"))
+    assert "in-domain" not in str(choose_champion(board(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("role", ["report", "train"])
