@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from his2lip.errors import His2lipError
 
 if TYPE_CHECKING:
-    from his2lip.evaluation import CellResult
+    from his2lip.evaluation import CellResult, TaskCell
     from his2lip.serving import CardContent, CardFigures
 
 
@@ -29,18 +29,20 @@ def benchmarks_in(storage: Path) -> list[Path]:
 
 def figures_of(weights: str, benchmarks: Iterable[Path]) -> CardFigures:
     """The figures of weights, by their tensor digest, in the benchmarks of these folders."""
-    from his2lip.evaluation import read_results
+    from his2lip.evaluation import read_results, read_tasks
     from his2lip.report import Board
     from his2lip.serving import CardFigures, MeanFigure
 
     cells: dict[str, CellResult] = {}
+    tasks: dict[str, TaskCell] = {}
     means, unread = [], []
     for folder in dict.fromkeys(folder.resolve() for folder in benchmarks):
         try:
-            board = Board(read_results(folder / "leaderboard.csv"))
+            board, of_tasks = Board(read_results(folder / "leaderboard.csv")), read_tasks(folder)
         except His2lipError:
             unread.append(folder.name)
             continue
+        tasks |= {task.cell: task for task in of_tasks if task.weights_sha256 == weights}
         own = [cell for cell in board.cells if cell.weights_sha256 == weights and not cell.is_baseline]
         if not own:
             continue
@@ -49,5 +51,13 @@ def figures_of(weights: str, benchmarks: Iterable[Path]) -> CardFigures:
         mean = board.mean(row)
         if mean is not None:
             count, limits = len(board.zero_shot()), board.mean_interval(row)
-            means.append(MeanFigure(benchmark=folder.name, datasets=count, mean=mean, limits=limits))
-    return CardFigures(cells=list(cells.values()), means=means, unread=unread)
+            means.append(
+                MeanFigure(
+                    benchmark=folder.name,
+                    datasets=count,
+                    mean=mean,
+                    limits=limits,
+                    roles=sorted({cell.role for cell in own if cell.model == row}),
+                )
+            )
+    return CardFigures(cells=list(cells.values()), tasks=list(tasks.values()), means=means, unread=unread)

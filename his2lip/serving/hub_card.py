@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from his2lip.data.images import LEAST_TISSUE
-from his2lip.evaluation import CellResult
+from his2lip.evaluation import CellResult, Estimate, TaskCell, TaskRow
 from his2lip.models import BACKBONES, origins, terms_of_use
 from his2lip.serving.calibration import Calibration
 from his2lip.serving.familiarity import Familiarity
@@ -25,26 +25,51 @@ _TITLES = {
     "accuracy": "accuracy",
     "chance_corrected": "chance-corrected balanced accuracy",
 }
+_RANKED = {
+    "recall_at_1": "recall at 1",
+    "recall_at_5": "recall at 5",
+    "recall_at_10": "recall at 10",
+    "mean_average_precision": "mAP",
+    "median_rank": "median rank",
+}
+_BASES = {
+    "published": "as published",
+    "inferred": "inferred from what is published",
+    "ours": "defined by his2lip",
+}
+_CALIBRATED = {"ece": "error", "brier": "Brier score", "nll": "log loss (nats)", "slope": "slope"}
+_CHOSEN_ON = (
+    "Models are chosen by their figures on `select` splits, so that there the figure of a chosen model is\n"
+    "too high on average."
+)
 _MOST_LETTERS = 5000  # of a description in MLflow's registry
 _SECTION = "\n## "
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanFigure:
-    """The mean of chance-corrected balanced accuracy over the datasets of one benchmark."""
+    """The mean of chance-corrected balanced accuracy over the datasets of one benchmark.
+
+    roles  of the splits that it scored
+    """
 
     benchmark: str
     datasets: int
     mean: float
     limits: tuple[float, float] | None
+    roles: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFigures:
-    """The grid cells of a checkpoint, each once, their means, and the benchmarks that could not be read."""
+    """The grid cells of a checkpoint, each once, their means, and the benchmarks that could not be read.
+
+    tasks  the grid cells of retrieval and robustness
+    """
 
     cells: Sequence[CellResult]
     means: Sequence[MeanFigure]
+    tasks: Sequence[TaskCell] = ()
     unread: Sequence[str] = ()
 
 
@@ -84,6 +109,7 @@ def model_card(content: CardContent) -> str:
         "Intended use": _use(),
         "Licence and terms": _terms(content),
         "Figures": _figures(content),
+        "Retrieval": _retrieval(content),
         "Known failures": _failures(content),
         "What it does not answer": _gates(content),
         "Training data": _data(content),
@@ -92,7 +118,7 @@ def model_card(content: CardContent) -> str:
         "How to load it": _loading(),
         "Identity": _identity(content),
     }
-    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
+    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items() if text)
     return f"---\n{front.to_yaml()}\n---\n\n# {content.name}\n\n{body}"
 
 
@@ -173,15 +199,48 @@ def _figures(content: CardContent) -> str:
             "",
             "Names with `-generated` are generated twins, which say nothing about the real datasets.",
         ]
+    if any(cell.role == "select" for cell in content.figures.cells):
+        lines += ["", _CHOSEN_ON]
     reasons = {cell.scored_as: cell.no_interval for cell in content.figures.cells if cell.no_interval}
     notes = [f"- {_plain(name)}: no interval, {_plain(reason)}" for name, reason in reasons.items()]
     means = [
         f"- mean of {_TITLES['chance_corrected']} over the {found.datasets} zero-shot datasets of "
-        f"{_plain(found.benchmark)}: {_shown(found.mean, found.limits)}"
+        f"{_plain(found.benchmark)} ({', '.join(found.roles)} splits): {_shown(found.mean, found.limits)}"
         for found in content.figures.means
     ]
     chosen = [] if content.chosen is None else [f"- {_plain(content.chosen)}"]
     return "\n".join([*lines, "", *notes, *means, *chosen, *unread]).rstrip()
+
+
+def _retrieval(content: CardContent) -> str:
+    """The figures of every direction beside those of a random order; empty without any."""
+    tasks = [task for task in content.figures.tasks if task.task == "retrieval"]
+    if not tasks:
+        return ""
+    lines = [
+        "Images and held-out captions search each other: recall and mAP in percent, with the 95 % interval,",
+        "and what a random order gives (chance). Figures compare only for galleries of the same size.",
+        "",
+        "| dataset | search, relevant if the same | " + " | ".join(_RANKED.values()) + " | base | split |",
+        "| --- | --- |" + " ---: |" * len(_RANKED) + " --- | --- |",
+    ]
+    for task in tasks:
+        place = f"{task.split} ({task.role}{', in-domain' if task.in_domain else ''})"
+        for row in task.rows:
+            shown = [f"{row.figures[name]}; chance {row.figures[f'{name}_chance']}" for name in _RANKED]
+            lines.append("| " + " | ".join([_named(task), _plain(row.name), *shown, row.size, place]) + " |")
+    reasons = {
+        f"- {_named(task)}, {_plain(row.name)}: no interval, {_plain(row.no_interval)}": None
+        for task in tasks
+        for row in task.rows
+        if row.no_interval
+    }
+    caveats = [f"- {_named(task)}: {_plain(task.caveat)}" for task in tasks if task.caveat]
+    return "\n".join([*lines, "", *reasons, *caveats]).rstrip()
+
+
+def _named(task: TaskCell) -> str:
+    return _plain(f"{task.dataset}-generated" if task.generated else task.dataset)
 
 
 def _failures(content: CardContent) -> str:
@@ -189,7 +248,32 @@ def _failures(content: CardContent) -> str:
     for cell in content.figures.cells:
         own = [text for text in (_at_chance(cell), _worst(cell), *_marks(cell)) if text is not None]
         lines.append(f"- {_plain(cell.scored_as)}: " + "; ".join(map(_plain, own)))
+    lines += [
+        f"- {_named(task)}, {_plain(text)}"
+        for task in content.figures.tasks
+        if task.task == "robustness"
+        for text in _drops(task)
+    ]
     return "\n".join(lines) or "None is known: no benchmark of these weights was found."
+
+
+def _drops(task: TaskCell) -> Iterator[str]:
+    """By perturbation, the largest drop of macro F1 that its interval tells from none."""
+    clean, *perturbed = task.rows
+    worst: dict[str, tuple[TaskRow, Estimate]] = {}
+    for row in perturbed:
+        drop, kind = row.figures["drop"], row.setting["perturbation"]
+        known = worst.get(kind)
+        if drop.value is not None and (known is None or drop.value > (known[1].value or 0.0)):
+            worst[kind] = row, drop
+    for kind, (row, drop) in worst.items():
+        if (drop.lo if drop.lo is not None else drop.value or 0.0) > 0:
+            change = f"{kind} at level {row.setting['level']}"
+            points = f"{drop} points" if drop.lo is not None else f"{drop} points (no interval)"
+            before = f"{clean.figures['macro_f1']} ({row.size})"
+            yield f"images changed by {change}: macro F1 falls by {points}, from {before}"
+    if task.caveat:
+        yield f"changed images: {task.caveat}"
 
 
 def _at_chance(cell: CellResult) -> str | None:
@@ -254,7 +338,7 @@ def _gates(content: CardContent) -> str:
 
 def _data(content: CardContent) -> str:
     history = TrainingHistory.of(content.source, content.meta)
-    lines = [f"Trained on {_plain(history.datasets)}."]
+    lines = [f"{_plain(history.datasets)}."]
     for data in history.data:
         organs = ", ".join(data.organs) or "not recorded"
         counts = [
@@ -278,21 +362,45 @@ def _protocols(content: CardContent) -> str:
     lines = []
     for cell in content.figures.cells:
         parts = [
-            f"protocol {cell.protocol}, version {cell.protocol_version}, from {cell.basis}",
+            f"protocol {cell.protocol}, version {cell.protocol_version}, {_BASES[cell.basis]}",
             f"classes {', '.join(cell.classes)}",
             "in-domain" if cell.in_domain else "zero-shot",
             f"sha256 of prompts {(cell.prompts_sha256 or 'none')[:12]}, of units {cell.split_sha256[:12]}",
         ]
         lines.append(f"- {_plain(cell.scored_as)}: {_plain('; '.join(parts))}")
-    return "\n".join(lines) or "No benchmark of these weights was found."
+    if not lines:
+        return "No benchmark of these weights was found."
+    where = "View, prompts, pooling and scoring of each are in `benchmarks/datasets/NAME.yaml` of his2lip."
+    return "\n".join([where, "", *lines])
 
 
 def _calibrations(content: CardContent) -> str:
-    lines = [
+    stored = [
         f"- {_plain(found.question)}: temperature {found.temperature:.4g}, fitted on {_plain(str(found))}"
         for found in content.calibrations
-    ]
-    return "\n".join(lines) or "Not calibrated: similarities are not probabilities."
+    ] or ["Not calibrated: similarities are not probabilities."]
+    cells = [cell for cell in content.figures.cells if cell.calibration is not None]
+    if not cells:
+        return "\n".join(stored)
+    return "\n".join(
+        [
+            *stored,
+            "",
+            "Measured on scored units, each with a temperature of its own that was fitted to other cases and",
+            "is not stored with the model (error in percent, debiased; slope below 1: too confident):",
+            "",
+            *(f"- {_plain(cell.scored_as)}: {_plain(_measured(cell))}" for cell in cells),
+        ]
+    )
+
+
+def _measured(cell: CellResult) -> str:
+    """The calibration figures of a grid cell with their base."""
+    found = cell.calibration
+    assert found is not None, "only calibrated grid cells are listed"
+    shown = ", ".join(f"{title} {found.figures[name]}" for name, title in _CALIBRATED.items())
+    fitted = f"temperature {found.temperature:.4g} of {found.fitted_n:,} units of {found.fitted_on}"
+    return f"{shown}; {cell.size}; {fitted}"
 
 
 def _loading() -> str:

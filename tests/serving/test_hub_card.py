@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from huggingface_hub import ModelCard
 
 from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
 from his2lip.data.cards.terms import Terms
+from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.results import CellResult, read_results, to_csv
+from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, write_tasks
 from his2lip.serving.calibration import Calibration
 from his2lip.serving.hub_card import CARD, CardContent, card_description
 
@@ -49,11 +52,35 @@ def board(*changes: dict[str, object]) -> list[CellResult]:
     return [*own, cell_result(model="other", cell="other")]
 
 
-def write(folder: Path, cells: list[CellResult], **changes: object) -> ModelCard:
+def task(name: str, rows: list[TaskRow], **changes: object) -> TaskCell:
+    """The grid cell of a task, of the promoted weights."""
+    known: dict[str, object] = {
+        "model": "tuned", "dataset": "mist", "generated": False, "in_domain": False, "overlap_units": 0,
+        "overlap_images": 0, "overlap_cases": 0, "split": "val", "role": "report", "weights_sha256": WEIGHTS,
+        "encoder": "e", "split_sha256": "s", "images_sha256": "i", "settings_sha256": "x", "caveat": None,
+    }  # fmt: skip
+    return TaskCell(**(known | {"task": name, "cell": name, "rows": rows} | changes))  # type: ignore[arg-type]
+
+
+def task_row(setting: dict[str, str], **figures: Estimate) -> TaskRow:
+    return TaskRow(
+        setting=setting,
+        sizes={"units": 400},
+        clusters=12,
+        cluster_kind="case",
+        no_interval=None,
+        figures=figures,
+    )
+
+
+def write(
+    folder: Path, cells: list[CellResult], *, tasks: Sequence[TaskCell] = (), **changes: object
+) -> ModelCard:
     """The card of a checkpoint whose benchmark `zoo` has these cells, as Hugging Face reads it."""
     place = folder / "benchmark/zoo"
     place.mkdir(parents=True)
     (place / "leaderboard.csv").write_text(to_csv(cells), encoding="utf-8")
+    write_tasks(str(place), tasks)
     known = {"calibrations": [], "familiarity": None, "meta": META, "chosen": None} | changes
     figures = figures_of(WEIGHTS, benchmarks_in(folder))
     write_model_card(folder, CardContent(name="lung", source="runs/x/best", figures=figures, **known))  # type: ignore[arg-type]
@@ -111,6 +138,62 @@ def test_failures_are_named_with_their_counts(tmp_path: Path) -> None:
     assert "worst class 'b': 0 of 5 units are recognised" in failures
     assert "its order with another model depends on the prompts (60 % of 200 draws keep it)" in failures
     assert "3 of its prompts cut" in failures
+
+
+def test_retrieval_has_its_base_and_chance_and_only_these_weights_figures(tmp_path: Path) -> None:
+    recall, rank = Estimate(value=0.42, lo=0.3, hi=0.55), Estimate(value=3, unit="rank")
+    figures = dict.fromkeys(("recall_at_1", "recall_at_5", "recall_at_10", "mean_average_precision"), recall)
+    chances = {f"{name}_chance": Estimate(value=0.125) for name in figures}
+    ranks = {"median_rank": rank, "median_rank_chance": Estimate(value=8, unit="rank")}
+    rows = [task_row({"direction": "image-to-text", "relevance": "tissue"}, **figures, **chances, **ranks)]
+    other = task("retrieval", rows, dataset="bci", weights_sha256="0" * 64, cell="another")
+    text = write(tmp_path, [], tasks=[task("retrieval", rows, caveat="of another bank"), other]).text
+    found = text.split("## Retrieval")[1].split("## ")[0]
+    (row,) = [line for line in found.splitlines() if line.startswith("| mist")]
+    assert row.count("42.00 (30.00 to 55.00); chance 12.50") == 4
+    assert "3; chance 8 | 400 units, 12 cases | val (report) |" in row
+    assert "mist: of another bank" in found
+    assert "bci" not in found
+    assert len(row.split("|")) == len(found.splitlines()[5].split("|")), "as many columns as its head"
+
+
+def test_drops_under_changed_images_are_failures_where_their_interval_is_above_none(tmp_path: Path) -> None:
+    levels = {
+        "JPEG": [("70", 0.01, (-0.02, 0.04)), ("10", 0.2, (0.1, 0.3))],
+        "blur": [("1", 0.02, (-0.01, 0.05))],
+    }
+    rows = [task_row({"perturbation": "none", "level": "0"}, macro_f1=Estimate(value=0.6, lo=0.5, hi=0.7))]
+    rows += [
+        task_row(
+            {"perturbation": kind, "level": level}, drop=Estimate(value=drop, lo=limits[0], hi=limits[1])
+        )
+        for kind, known in levels.items()
+        for level, drop, limits in known
+    ]
+    text = write(tmp_path, board({}), tasks=[task("robustness", rows)]).text
+    failures = text.split("## Known failures")[1].split("## ")[0]
+    assert "JPEG at level 10: macro F1 falls by 20.00 (10.00 to 30.00) points, from 60.00" in failures
+    assert "400 units, 12 cases" in failures
+    assert "blur" not in failures
+    assert "level 70" not in failures
+
+
+def test_calibration_on_scored_units_is_told_apart_from_the_stored_temperature(tmp_path: Path) -> None:
+    measured = {"ece": Estimate(value=0.031, lo=0.0, hi=0.05), "slope": Estimate(value=None)}
+    measured |= dict.fromkeys(("brier", "nll"), Estimate(value=0.5, unit="coefficient"))
+    found = Calibrated(temperature=0.02, fitted_on="val", fitted_n=40, figures=measured, curve=[])
+    text = write(tmp_path, board({"calibration": found}), calibrations=[CALIBRATION]).text
+    part = text.split("## Calibration")[1].split("## ")[0]
+    assert "temperature 0.07, fitted on mihic" in part
+    assert "error 3.10 (0.00 to 5.00), Brier score 0.500" in part
+    assert "n = 10, 5 cases; temperature 0.02 of 40 units of val" in part
+
+
+def test_figures_that_models_are_chosen_by_are_said_to_be_too_high(tmp_path: Path) -> None:
+    chosen = write(tmp_path / "one", board({"role": "select", "split": "val", **LIMITS})).text
+    assert "too high on average" in chosen
+    assert "datasets of zoo (select splits)" in chosen
+    assert "too high" not in write(tmp_path / "two", board(LIMITS)).text
 
 
 def test_the_licence_is_not_invented_and_the_terms_are_inherited(tmp_path: Path) -> None:
