@@ -73,10 +73,6 @@ LowerCoefficient = Annotated[float | None, limit("lower", "coefficient")]
 UpperCoefficient = Annotated[float | None, limit("upper", "coefficient")]
 
 DIGESTS = "sha256.json"  # name of a file -> its sha256, for the files of a leaderboard in its folder
-_SHA256 = "sha256"
-_FRACTION = "fraction"
-_UNITS = "units"
-_JSON = "json"
 
 
 class PoolFigures(Config):
