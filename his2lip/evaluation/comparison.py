@@ -1,9 +1,11 @@
 """Differences between models on the same units: all pairs at once, by sign flips over clusters.
 
 Under the hypothesis that two models are equally good, the contribution of each cluster to their difference
-could as well have the other sign. The largest studentised difference of all pairs under random signs tells
-how large one must be (max-T; Westfall and Young 1993). So the probability that any pair of equal models is
-told apart is at most 5 %, and a model that is picked as the best on the same data is not favoured.
+could as well have the other sign. A cluster contributes by its units (`Metric.contributions`), so that one
+with most of the units counts once, and not as if all others agreed with it. The largest studentised
+difference of all pairs under random signs tells how large one must be (max-T; Westfall and Young 1993). So
+the probability that any pair of equal models is told apart is at most 5 %, and a model that is picked as the
+best on the same data is not favoured.
 """
 
 from __future__ import annotations
@@ -29,22 +31,26 @@ class Differences:
 
     values    float64 (M,), the figure of each model
     errors    float64 (M, M), standard errors of the differences
-    reach     how many standard errors a difference must exceed; infinite for too few clusters
+    lower     float64 (M, M), the lower limit of the figure of model i minus that of model j, at 95 % for all
+              pairs together; the upper one is that of j minus i with the other sign. -infinite for too few
+              clusters
     clusters  number of clusters
     """
 
     values: np.ndarray
     errors: np.ndarray
-    reach: float
+    lower: np.ndarray
     clusters: int
 
     @property
     def distinguishable(self) -> np.ndarray:
         """bool (M, M): the pairs whose interval does not hold 0."""
-        apart = np.abs(self.values[:, None] - self.values[None, :])
-        if np.isinf(self.reach):
-            return np.zeros_like(apart, dtype=bool)
-        return apart > self.reach * self.errors + _SAME
+        return (self.lower > _SAME) | (self.lower.T > _SAME)
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are enough clusters to tell any models apart."""
+        return bool(np.isfinite(self.lower).all())
 
     def top_group(self, among: np.ndarray | None = None) -> np.ndarray:
         """bool (M,): the best model and those that cannot be told from it.
@@ -77,18 +83,18 @@ class Differences:
 
         None for too few clusters, and where all clusters agree, so that an interval would have no width.
         """
-        if np.isinf(self.reach) or self.errors[i, j] <= _SAME:
+        if not self.has_limits or self.errors[i, j] <= _SAME:
             return None
-        difference, half = self.values[i] - self.values[j], self.reach * self.errors[i, j]
-        return float(difference - half), float(difference + half)
+        return float(self.lower[i, j]), float(-self.lower[j, i])
 
     def detectable(self) -> float | None:
         """The smallest difference that is seen with a probability of 80 %, for the median pair."""
-        errors = self.errors[np.triu_indices(len(self.values), 1)]
-        errors = errors[errors > _SAME]
-        if np.isinf(self.reach) or not len(errors):
+        pairs = np.triu_indices(len(self.values), 1)
+        errors, reach = self.errors[pairs], -(self.lower + self.lower.T)[pairs] / 2
+        varies = errors > _SAME
+        if not self.has_limits or not varies.any():
             return None
-        return float((self.reach + stdtrit(self.clusters - 1, POWER)) * np.median(errors))
+        return float(np.median((reach + stdtrit(self.clusters - 1, POWER) * errors)[varies]))
 
 
 def _letter(number: int) -> str:
@@ -97,42 +103,67 @@ def _letter(number: int) -> str:
     return ascii_lowercase[place] + (str(again) if again else "")
 
 
-def compare(values: np.ndarray, replicates: np.ndarray, *, seed: int = 0) -> Differences:
+def compare(
+    values: np.ndarray,
+    replicates: np.ndarray,
+    contributions: np.ndarray,
+    shares: np.ndarray,
+    *,
+    seed: int = 0,
+) -> Differences:
     """The differences of M models.
 
-    values      float64 (M,), the figure of each model
-    replicates  float64 (M, G), the same without one cluster each (`Metric.replicates`)
+    values         float64 (M,), the figure of each model
+    replicates     float64 (M, G), the same without one cluster each (`Metric.replicates`)
+    contributions  float64 (M, G), what each cluster adds to the figure (`Metric.contributions`)
+    shares         float64 (G,), the share of each cluster in a difference that is the same everywhere
     """
-    groups = replicates.shape[1]
-    # What each cluster contributes: jackknife pseudo-values, moved so that their mean is the figure itself.
-    pseudo = -(groups - 1) * replicates
-    influence = pseudo - pseudo.mean(axis=1, keepdims=True) + values[:, None]
     errors = np.stack([standard_error(replicates - own) for own in replicates])
-    reach = _reach(influence, seed)
-    return Differences(values, errors, reach, groups)
+    lower = _lower_limits(values, contributions, shares, _limit(contributions, seed))
+    return Differences(values, errors, lower, replicates.shape[1])
 
 
-def _reach(influence: np.ndarray, seed: int) -> float:
-    """The quantile of the largest |t| of all pairs under sign flips of the clusters."""
-    groups = influence.shape[1]
-    # |sum| / root of the sum of squares, which no flip changes, orders as |t| does.
+def _lower_limits(
+    values: np.ndarray, contributions: np.ndarray, shares: np.ndarray, limit: float
+) -> np.ndarray:
+    """`Differences.lower`: the least difference that the test with this limit does not reject.
+
+    Under a true difference d, cluster g contributes d shares[g] less, and the square of the sum of what is
+    left may be at most `limit` times the sum of its squares. The values of d where it is are those between
+    the roots of a quadratic equation.
+    """
+    lower = np.full((len(values), len(values)), -np.inf)
+    room = 1 - limit * float(shares @ shares) if np.isfinite(limit) else 0.0
+    if room < 1e-9:
+        return lower
+    own = contributions - values[:, None] * shares
+    for i, value in enumerate(values):
+        away = own[i] - own
+        cross, size = limit * (away @ shares), limit * (away**2).sum(axis=1)
+        lower[i] = value - values - (cross + np.sqrt(cross**2 + room * size)) / room
+    return lower
+
+
+def _limit(contributions: np.ndarray, seed: int) -> float:
+    """The quantile of the largest (sum)^2 / sum of squares of all pairs under sign flips of the clusters.
+
+    It orders as |t| does. Infinite for too few clusters.
+    """
+    groups = contributions.shape[1]
     norms = {
         (i, j): norm
-        for i, j in zip(*np.triu_indices(len(influence), 1), strict=True)
-        if (norm := np.linalg.norm(influence[i] - influence[j])) > _SAME
+        for i, j in zip(*np.triu_indices(len(contributions), 1), strict=True)
+        if (norm := np.linalg.norm(contributions[i] - contributions[j])) > _SAME
     }
     blocks = []
     for signs in sign_vectors(groups, seed):
-        sums, largest = influence @ signs.T, np.zeros(len(signs))
+        sums, largest = contributions @ signs.T, np.zeros(len(signs))
         for (i, j), norm in norms.items():
             np.maximum(largest, np.abs(sums[i] - sums[j]) / norm, out=largest)
         blocks.append(largest)
     largest = np.sort(np.concatenate(blocks))
     allowed = int((1 - LEVEL) * len(largest) + 1e-9)  # flips that may be as large as the data's own
-    if not norms or not allowed:
-        return np.inf
-    limit = float(largest[-allowed - 1]) ** 2
-    return float(np.sqrt(limit * (groups - 1) / (groups - limit))) if limit < groups - 1e-9 else np.inf
+    return float(largest[-allowed - 1]) ** 2 if norms and allowed else np.inf
 
 
 def sign_vectors(groups: int, seed: int) -> Iterator[np.ndarray]:

@@ -303,7 +303,9 @@ def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds
         values, limits = np.array(figures, dtype=np.float64), None
         if has_interval:
             replicates = np.stack([metric.replicates(*own) for own in stored])
-            limits = crossed_interval(values, replicates, bounds=metric.bounds)
+            limits = crossed_interval(
+                values, replicates, bounds=metric.bounds, effective=metric.effective(*stored[0])
+            )
         low, high = limits or (None, None)
         found[name] = OverSeeds(
             seeds=len(cells),
@@ -340,7 +342,14 @@ def _compare(
         if len(known) < 2:
             continue
         values = np.array([getattr(cells[i], name) for i in known])
-        differences = compare(values, np.stack([replicates[i] for i in known]))
+        shares = metric.shares(*stored[known[0]])
+        contributions = [
+            values[place] * shares if expected[i] else metric.contributions(*stored[i], replicates[i])
+            for place, i in enumerate(known)
+        ]
+        differences = compare(
+            values, np.stack([replicates[i] for i in known]), np.stack(contributions), shares
+        )
         among = np.array([not expected[i] for i in known])
         top, groups = differences.top_group(among).tolist(), differences.groups(among)
         detectable = differences.detectable()
@@ -351,25 +360,29 @@ def _compare(
                 row = row.model_copy(update=_difference(differences, place, base, margin))
             found[i][name] = row
         if base is not None:
-            _compare_means(name, metric, cells, {i: replicates[i] for i in known}, known[base], means)
+            effective = metric.effective(*stored[known[base]])
+            of_known = {i: replicates[i] for i in known}
+            _compare_means(metric, cells, of_known, known[base], means, effective=effective)
     return found
 
 
 def _compare_means(
-    name: str,
     metric: Metric,
     cells: Sequence[CellResult],
     replicates: Mapping[int, np.ndarray],
     base: int,
     means: Sequence[dict[str, OverSeeds]],
+    *,
+    effective: float,
 ) -> None:
     """Gives each mean over trainings its difference from the grid cell number `base`, paired by cluster.
 
     That cell is of one training, whose own seed variance is not in the limits.
 
     replicates  of the grid cells that have them, by number: the figure without one cluster each
+    effective   the effective number of clusters
     """
-    low, high = metric.bounds
+    name, (low, high) = metric.name, metric.bounds
     trainings: dict[str, list[int]] = {}
     for i in replicates:
         if (row := cells[i].seeds_of) is not None and name in means[i]:
@@ -379,7 +392,8 @@ def _compare_means(
             continue
         apart = np.array([getattr(cells[i], name) - getattr(cells[base], name) for i in own])
         without = np.stack([replicates[i] - replicates[base] for i in own])
-        limits = crossed_interval(apart, without, bounds=(low - high, high - low)) or (None, None)
+        bounds = (low - high, high - low)
+        limits = crossed_interval(apart, without, bounds=bounds, effective=effective) or (None, None)
         changes = dict(zip(("difference_lo", "difference_hi"), limits, strict=True))
         for i in own:
             means[i][name] = means[i][name].model_copy(update={"difference": float(apart.mean()), **changes})
@@ -400,7 +414,7 @@ def _difference(differences: Differences, i: int, base: int, margin: float | Non
     difference = float(differences.values[i] - differences.values[base])
     low, high = differences.interval(i, base) or (None, None)
     # Without an interval all clusters agree on the difference, or there are too few of them.
-    least = low if low is not None else difference if np.isfinite(differences.reach) else None
+    least = low if low is not None else difference if differences.has_limits else None
     return {
         "difference": difference,
         "difference_lo": low,

@@ -15,9 +15,11 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from his2lip.config import Config, OptionError
-from his2lip.evaluation.statistics import leave_one_out_counts
+from his2lip.evaluation.statistics import clusters_of_classes, even_clusters, leave_one_out_counts
 
 Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
+# What of a cluster counts: all its units; those of each class, all classes alike; those of one class of two.
+Weighs = Literal["units", "classes", "positive", "negative"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class Metric:
     replicates  the figure without one cluster each, float64 (G,), from cluster numbers, int64 (N,); NaN where
                 it is not defined
     of_counts   the figure of confusion matrices; None where it does not follow from them
+    weighs      what of a cluster counts in the figure
+    by_class    whether only the units of a class tell about its part of the figure, as for recall
+    terms       what each class adds to the figure of one confusion matrix, (C,), up to a constant; None: not
+                known
     """
 
     name: str
@@ -138,6 +144,54 @@ class Metric:
     compute: Callable[[Predictions], float | None]
     replicates: Callable[[Predictions, np.ndarray], np.ndarray]
     of_counts: Callable[[Counts], np.ndarray] | None = None
+    weighs: Weighs = "units"
+    by_class: bool = False
+    terms: Callable[[Counts], np.ndarray] | None = None
+
+    def sizes(self, predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
+        """float64 (G, K): units in each cluster that count, in columns that count alike."""
+        sizes = class_sizes(predictions, clusters)
+        if self.weighs == "units":
+            return sizes.sum(axis=1, keepdims=True)
+        if self.weighs == "classes":
+            return sizes[:, sizes.sum(axis=0) > 0]
+        positive = predictions.counts.positive
+        return sizes[:, [positive if self.weighs == "positive" else 1 - positive]]
+
+    def shares(self, predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
+        """float64 (G,): the share of each cluster in the figure; the sum is 1."""
+        sizes = self.sizes(predictions, clusters)
+        return (sizes / sizes.sum(axis=0)).mean(axis=1)
+
+    def effective(self, predictions: Predictions, clusters: np.ndarray) -> float:
+        """The number of clusters of equal weight by which the variance of the figure is known.
+
+        It is G where all clusters have equally many units, and each has units of all classes.
+        """
+        sizes = class_sizes(predictions, clusters)
+        if self.weighs in ("positive", "negative"):
+            return even_clusters(self.sizes(predictions, clusters)[:, 0])
+        even = even_clusters(sizes.sum(axis=1))
+        return even * clusters_of_classes(sizes) / len(sizes) if self.by_class else even
+
+    def contributions(
+        self, predictions: Predictions, clusters: np.ndarray, replicates: np.ndarray
+    ) -> np.ndarray:
+        """float64 (G,): what each cluster adds to the figure; the sum is the figure.
+
+        The influence of a cluster (jackknife), and its share of what each class adds. Of recall these are the
+        right units of the cluster over all units of the class: a cluster without such units adds nothing.
+        """
+        value, groups = self.compute(predictions), len(replicates)
+        assert value is not None, "a figure that is not defined has no contributions"
+        found = (groups - 1) / groups * (replicates.mean() - replicates)
+        shares, left = self.shares(predictions, clusters), value
+        if self.terms is not None:
+            sizes, terms = class_sizes(predictions, clusters), self.terms(predictions.counts)
+            known = sizes.sum(axis=0) > 0
+            found = found + (sizes[:, known] / sizes[:, known].sum(axis=0)) @ terms[known]
+            left -= float(terms[known].sum())
+        return found + left * shares
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -150,11 +204,18 @@ METRICS: dict[str, Metric] = {}
 F = TypeVar("F", bound=Callable[[Counts], np.ndarray])
 
 
-def metric(title: str, *, unit: Unit = "fraction") -> Callable[[F], F]:
+def metric(
+    title: str,
+    *,
+    unit: Unit = "fraction",
+    weighs: Weighs = "units",
+    by_class: bool = False,
+    terms: Callable[[Counts], np.ndarray] | None = None,
+) -> Callable[[F], F]:
     """Registers a function of the confusion matrix under its own name.
 
     It takes `Counts` of shape (..., C, C) and returns float64 (...), NaN where the metric is not defined. The
-    first line of its docstring describes the metric.
+    first line of its docstring describes the metric. Options are the fields of `Metric`.
     """
 
     def register(function: F) -> F:
@@ -168,23 +229,37 @@ def metric(title: str, *, unit: Unit = "fraction") -> Callable[[F], F]:
             )
             return np.concatenate([function(Counts(b, whole.positive, whole.ordered)) for b in blocks])
 
-        _register(function.__name__, title, unit, function.__doc__, compute, replicates, function)
+        METRICS[function.__name__] = Metric(
+            function.__name__,
+            title,
+            unit,
+            _first_line(function.__doc__),
+            compute,
+            replicates,
+            function,
+            weighs,
+            by_class,
+            terms,
+        )
         return function
 
     return register
 
 
-def _register(
-    name: str,
-    title: str,
-    unit: Unit,
-    doc: str | None,
-    compute: Callable[[Predictions], float | None],
-    replicates: Callable[[Predictions, np.ndarray], np.ndarray],
-    of_counts: Callable[[Counts], np.ndarray] | None = None,
-) -> None:
-    first_line = (doc or "").strip().splitlines()[0]
-    METRICS[name] = Metric(name, title, unit, first_line, compute, replicates, of_counts)
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().splitlines()[0]
+
+
+def class_sizes(predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
+    """float64 (G, C): units of each true class in each cluster; clusters int64 (N,)."""
+    groups, classes = int(clusters.max()) + 1, len(predictions.classes)
+    counts = np.bincount(clusters * classes + predictions.labels, minlength=groups * classes)
+    return counts.reshape(groups, classes).astype(np.float64)
+
+
+def _recalls(counts: Counts) -> np.ndarray:
+    """What each class adds to balanced accuracy, (C,)."""
+    return np.nan_to_num(counts.recall) / counts.present
 
 
 @metric("Accuracy")
@@ -193,19 +268,25 @@ def accuracy(counts: Counts) -> np.ndarray:
     return _ratio(counts.right.sum(axis=-1), counts.total)
 
 
-@metric("Macro F1")
+@metric("Macro F1", weighs="classes", terms=lambda counts: counts.f1 / counts.f1.shape[-1])
 def macro_f1(counts: Counts) -> np.ndarray:
     """Mean F1 over all classes of the protocol; a class that is absent or never predicted counts as 0."""
     return counts.f1.mean(axis=-1)
 
 
-@metric("Balanced accuracy")
+@metric("Balanced accuracy", weighs="classes", by_class=True, terms=_recalls)
 def balanced_accuracy(counts: Counts) -> np.ndarray:
     """Mean recall over the classes that have units."""
     return _ratio(np.nan_to_num(counts.recall).sum(axis=-1), counts.present)
 
 
-@metric("Chance-corrected balanced accuracy", unit="coefficient")
+@metric(
+    "Chance-corrected balanced accuracy",
+    unit="coefficient",
+    weighs="classes",
+    by_class=True,
+    terms=lambda counts: _recalls(counts) / (1 - 1 / counts.present),
+)
 def chance_corrected(counts: Counts) -> np.ndarray:
     """Balanced accuracy on a scale where chance is 0 and perfect is 1; below 0 is worse than chance.
 
@@ -233,13 +314,13 @@ def quadratic_kappa(counts: Counts) -> np.ndarray:
     return _kappa(counts, (place[:, None] - place[None, :]) ** 2.0)
 
 
-@metric("Sensitivity")
+@metric("Sensitivity", weighs="positive", by_class=True)
 def sensitivity(counts: Counts) -> np.ndarray:
     """Of two classes: recall of the positive one (`positive_class`)."""
     return _of_two(counts, counts.positive)
 
 
-@metric("Specificity")
+@metric("Specificity", weighs="negative", by_class=True)
 def specificity(counts: Counts) -> np.ndarray:
     """Of two classes: recall of the negative one."""
     return _of_two(counts, 1 - counts.positive)
@@ -307,7 +388,16 @@ def _wins(values: np.ndarray, others: np.ndarray, start: np.ndarray) -> np.ndarr
     return (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / 2 - start
 
 
-_register("auroc", "AUROC, one against the rest", "fraction", auroc.__doc__, auroc, _auroc_replicates)
+METRICS["auroc"] = Metric(
+    "auroc",
+    "AUROC, one against the rest",
+    "fraction",
+    _first_line(auroc.__doc__),
+    auroc,
+    _auroc_replicates,
+    weighs="classes",
+    by_class=True,
+)
 
 
 def positive_class(classes: Sequence[str]) -> int:

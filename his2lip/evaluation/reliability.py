@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from his2lip.config import Config
 from his2lip.errors import DatasetError
-from his2lip.evaluation.statistics import interval
+from his2lip.evaluation.statistics import even_clusters, interval
 from his2lip.evaluation.task_results import Estimate, Unit
 
 BINS = 15  # bins of confidence of the calibration error, of equal numbers of units
@@ -199,14 +199,15 @@ FIGURES: dict[str, tuple[Callable[[Answers], Measured], Unit, tuple[float, float
 
 def calibration_figures(answers: Answers, *, has_interval: bool = True) -> dict[str, Estimate]:
     """Every figure with its interval. `ece` and its limits are roots, 0 where the square is below 0."""
-    found = {}
+    found, effective = {}, even_clusters(np.bincount(answers.clusters))
     for name, (measure, unit, bounds) in FIGURES.items():
         known = measure(answers)
         if known is None:
             found[name] = Estimate(value=None, unit=unit)
             continue
         value, replicates = known
-        low, high = (interval(value, replicates, bounds=bounds) if has_interval else None) or (None, None)
+        limits = interval(value, replicates, bounds=bounds, effective=effective) if has_interval else None
+        low, high = limits or (None, None)
         if name == "ece":
             value, low, high = _root(value), None if low is None else _root(low), high and _root(high)
         found[name] = Estimate(value=value, lo=low, hi=high, unit=unit)

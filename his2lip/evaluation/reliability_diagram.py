@@ -9,7 +9,7 @@ import numpy as np
 from his2lip.evaluation.grid_cell import stored_predictions
 from his2lip.evaluation.reliability import BINS, Answers
 from his2lip.evaluation.results import CellResult
-from his2lip.evaluation.statistics import LEAST_CLUSTERS, interval
+from his2lip.evaluation.statistics import LEAST_CLUSTERS, even_clusters, interval
 
 _LEAST = 20  # units of a bin, where there are enough for two
 
@@ -58,4 +58,4 @@ def _limits(right: np.ndarray, clusters: np.ndarray) -> tuple[float, float] | No
     if len(sizes) < LEAST_CLUSTERS:
         return None
     left = len(right) - sizes
-    return interval(float(right.mean()), (right.sum() - wins) / left)
+    return interval(float(right.mean()), (right.sum() - wins) / left, effective=even_clusters(sizes))

@@ -25,7 +25,7 @@ from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
 from his2lip.evaluation.reliability import Calibrated
-from his2lip.evaluation.statistics import Clusters, interval
+from his2lip.evaluation.statistics import LEAST_CLUSTERS, Clusters, degrees_of, interval
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
@@ -147,6 +147,9 @@ class CellResult(Figures):
     balanced_accuracy_hi: Upper = None
     chance_corrected_lo: LowerCoefficient = None
     chance_corrected_hi: UpperCoefficient = None
+    chance_corrected_df: Annotated[
+        float | None, Field("degrees of freedom of this interval; null where there is none, and for chance")
+    ] = None
     kappa_lo: LowerCoefficient = None
     kappa_hi: UpperCoefficient = None
     quadratic_kappa_lo: LowerCoefficient = None
@@ -355,12 +358,18 @@ def intervals(predictions: Predictions, clusters: Clusters) -> dict[str, float]:
     """The limits of the interval of every metric that has fields for them, by these fields' names."""
     found: dict[str, float] = {}
     for name, metric in metric_fields().items():
-        value = metric.compute(predictions)
+        value, numbers = metric.compute(predictions), clusters.numbers
         if value is None or f"{name}_lo" not in CellResult.model_fields:
             continue
-        limits = interval(value, metric.replicates(predictions, clusters.numbers), bounds=metric.bounds)
+        # Sensitivity rests on the clusters that have positive units.
+        if (metric.sizes(predictions, numbers).sum(axis=1) > 0).sum() < LEAST_CLUSTERS:
+            continue
+        effective = metric.effective(predictions, numbers)
+        replicates = metric.replicates(predictions, numbers)
+        limits = interval(value, replicates, bounds=metric.bounds, effective=effective)
         if limits is not None:
             found |= {f"{name}_lo": limits[0], f"{name}_hi": limits[1]}
+            found |= {f"{name}_df": degrees_of(effective)} if f"{name}_df" in CellResult.model_fields else {}
     return found
 
 

@@ -22,7 +22,7 @@ from his2lip.evaluation.grid_cell import Plan, Scorer, described
 from his2lip.evaluation.protocols import drawn, select
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
 from his2lip.evaluation.scorers import ModelScorer
-from his2lip.evaluation.statistics import Clusters, Kind, interval
+from his2lip.evaluation.statistics import Clusters, Kind, even_clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
 from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of, rows_under
 
@@ -223,12 +223,13 @@ def _row(
     values = {name: float(value) for name, value in ranks.figures().items()}
     reason = clusters.refusal(np.zeros(len(clusters.ids), dtype=np.int64), ["the task"])
     replicates = {} if random or reason is not None else without.figures()
+    effective = even_clusters(np.bincount(clusters.numbers))
     figures = {}
     for name, value in values.items():
         unit: Unit = "rank" if name == "median_rank" else "fraction"
         found = None
         if name in replicates and unit == "fraction":  # the jackknife is not valid for a median
-            found = interval(value, replicates[name])
+            found = interval(value, replicates[name], effective=effective)
         low, high = found or (None, None)
         shown = expected[name] if random else value
         figures[name] = Estimate(value=shown, lo=low, hi=high, unit=unit)

@@ -143,9 +143,12 @@ def _row(
         if own is not None and base is not None:
             ratio = 1 - own / np.where(base > 0, base, np.nan)
         figures["relative_drop"] = (1 - value / before, ratio, (-np.inf, 1.0))
-    estimates = {}
+    estimates, effective = {}, metric.effective(found, clusters.numbers)
     for name, (figure, replicates, bounds) in figures.items():
-        low, high = (replicates is not None and interval(figure, replicates, bounds=bounds)) or (None, None)
+        limits = (
+            None if replicates is None else interval(figure, replicates, bounds=bounds, effective=effective)
+        )
+        low, high = limits or (None, None)
         estimates[name] = Estimate(value=figure, lo=low, hi=high)
     return TaskRow(
         setting={"perturbation": kind, "level": level},
@@ -191,8 +194,10 @@ def _caveat(clean: Predictions, clusters: Clusters, reason: str | None) -> str |
     value = metric.compute(clean)
     if value is None:
         return None
-    replicates = None if reason is not None else metric.replicates(clean, clusters.numbers)
-    limits = None if replicates is None else interval(value, replicates, bounds=metric.bounds)
+    limits = None
+    if reason is None:
+        replicates, effective = (f(clean, clusters.numbers) for f in (metric.replicates, metric.effective))
+        limits = interval(value, replicates, bounds=metric.bounds, effective=effective)
     return AT_CHANCE if (value if limits is None else limits[0]) <= 0 else None
 
 

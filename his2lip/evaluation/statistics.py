@@ -121,13 +121,35 @@ def standard_error(replicates: np.ndarray) -> np.ndarray:
     return np.sqrt((groups - 1) / groups * (away**2).sum(axis=-1))
 
 
+def even_clusters(sizes: np.ndarray) -> float:
+    """The number of clusters of equal sizes that carry as much as those of these sizes, (G,) (Kish 1965)."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def clusters_of_classes(sizes: np.ndarray) -> float:
+    """The number of clusters by which the variance of a mean over classes is known.
+
+    sizes  (G, C), units of each class in each cluster. Only whether there are any counts: the clusters of a
+           class share its weight. Where each class is in each cluster it is G; where one class is in two
+           clusters only, it is little more than 2 (Satterthwaite 1946, variances as the squared weights).
+    """
+    has = sizes[:, sizes.sum(axis=0) > 0] > 0
+    weights = (has / has.sum(axis=0)).mean(axis=1)
+    return float((weights**2).sum() ** 2 / (weights**4).sum())
+
+
 def crossed_interval(
-    values: np.ndarray, replicates: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)
+    values: np.ndarray,
+    replicates: np.ndarray,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    effective: float | None = None,
 ) -> tuple[float, float] | None:
     """The limits of the 95 % interval of the mean figure of S trainings that differ in their seed only.
 
     values      float64 (S,), the figure of each training
     replicates  float64 (S, G), the same without one cluster each
+    effective   as in `interval`
 
     Seeds and clusters are crossed: all trainings are scored on the same cases. The variance of the mean is
     that of seeds plus that of clusters less that of their interaction, which is in both (two-way analysis of
@@ -146,18 +168,19 @@ def crossed_interval(
     variance = max(of_seeds + of_clusters - of_both, of_seeds, of_clusters)
     if variance < 1e-24:
         return None
-    degrees = variance**2 / (of_seeds**2 / (seeds - 1) + of_clusters**2 / (groups - 1))
+    own = degrees_of(groups if effective is None else effective)
+    degrees = variance**2 / (of_seeds**2 / (seeds - 1) + of_clusters**2 / own)
     reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * variance**0.5
     return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
 @dataclass(frozen=True)
 class Part:
-    """The term of one dataset in a mean: its figure, the limits of its interval, its number of clusters."""
+    """The term of one dataset in a mean: its figure, the limits of its interval, its degrees of freedom."""
 
     value: float
     limits: tuple[float, float]
-    clusters: int
+    degrees: float
 
 
 def mean_interval(parts: Sequence[Part], *, models: int = 1) -> tuple[float, float]:
@@ -172,21 +195,32 @@ def mean_interval(parts: Sequence[Part], *, models: int = 1) -> tuple[float, flo
     for part in parts:
         # Of the two limits at most one is cut to the range of the figure.
         reach = max(part.value - part.limits[0], part.limits[1] - part.value)
-        errors.append(reach / float(stdtrit(part.clusters - 1, (1 + LEVEL) / 2)) / len(parts))
+        errors.append(reach / float(stdtrit(part.degrees, (1 + LEVEL) / 2)) / len(parts))
     variance = sum(error**2 for error in errors)
     pairs = zip(errors, parts, strict=True)
-    degrees = variance**2 / sum(error**4 / (part.clusters - 1) for error, part in pairs)
+    degrees = variance**2 / sum(error**4 / part.degrees for error, part in pairs)
     mean = sum(part.value for part in parts) / len(parts)
     reach = float(stdtrit(degrees, 1 - (1 - LEVEL) / 2 / models)) * variance**0.5
     return mean - reach, mean + reach
 
 
+def degrees_of(effective: float) -> float:
+    """Degrees of freedom of an interval from this number of clusters; at least 1."""
+    return max(effective - 1, 1.0)
+
+
 def interval(
-    value: float, replicates: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)
+    value: float,
+    replicates: np.ndarray,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    effective: float | None = None,
 ) -> tuple[float, float] | None:
     """The limits of the 95 % interval of a figure: value +- t(G-1) standard errors.
 
     replicates  float64 (G,), the figure without one cluster each
+    effective   the number of clusters of equal weight that tell as much, in place of G; None: G. With G, the
+                figure of clusters whose sizes differ by a factor of 40 was in 85 % of its intervals
     bounds      the range of the figure; the limits are cut to it. This cannot change the coverage, since the
                 true value is in the range.
 
@@ -198,5 +232,6 @@ def interval(
     error = float(standard_error(replicates))
     if error < 1e-12:
         return None
-    reach = float(stdtrit(len(replicates) - 1, (1 + LEVEL) / 2)) * error
+    degrees = degrees_of(len(replicates) if effective is None else effective)
+    reach = float(stdtrit(degrees, (1 + LEVEL) / 2)) * error
     return max(value - reach, bounds[0]), min(value + reach, bounds[1])

@@ -144,7 +144,8 @@ class Board:
             limits = None if cell is None else cell.interval(ONE_NUMBER)
             if cell is None or limits is None or cell.is_probe:
                 return None
-            parts.append(Part(getattr(cell, ONE_NUMBER), limits, cell.clusters))
+            degrees = cell.chance_corrected_df or cell.clusters - 1
+            parts.append(Part(getattr(cell, ONE_NUMBER), limits, degrees))
         return mean_interval(parts, models=models) if parts else None
 
     def borda(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ndtri
 
 from his2lip.evaluation.comparison import FLIPS, Differences, compare, sign_vectors
-from his2lip.evaluation.metrics import Counts, macro_f1
+from his2lip.evaluation.metrics import METRICS, Counts, Predictions, macro_f1
 
 OF_CASE, OWN_OF_CASE = 0.27, 0.03  # shares of the variance, which together are the correlation of 0.3
 OF_PATCH = 0.35  # the other 0.35 is each model's own
@@ -37,12 +37,20 @@ def simulate(rng: np.random.Generator, cases: int, right: np.ndarray) -> tuple[n
     return macro_f1(Counts(total)), macro_f1(Counts(total[:, None] - counts))
 
 
+def compared(values: np.ndarray, replicates: np.ndarray, *, seed: int = 0) -> Differences:
+    """The differences of models on cases of one size, where each has an equal share in the figures."""
+    groups = replicates.shape[1]
+    influence = (groups - 1) / groups * (replicates.mean(axis=1, keepdims=True) - replicates)
+    shares = np.full(groups, 1 / groups)
+    return compare(values, replicates, influence + values[:, None] * shares, shares, seed=seed)
+
+
 def found(models: int, cases: int, runs: int, lead: float) -> list[Differences]:
     """The differences in each run; the last model is better by `lead`."""
     rng = np.random.default_rng([models, cases, int(1000 * lead)])
     right = np.full(models, RIGHT)
     right[-1] += lead
-    return [compare(*simulate(rng, cases, right), seed=run) for run in range(runs)]
+    return [compared(*simulate(rng, cases, right), seed=run) for run in range(runs)]
 
 
 def check_equal_models(models: int, cases: int, runs: int) -> None:
@@ -100,7 +108,8 @@ def test_models_share_a_letter_exactly_where_they_cannot_be_told_apart(models: i
     rng = np.random.default_rng(models)
     for _ in range(20):
         errors = np.abs(rng.normal(0.1, 0.05, (models, models)))
-        differences = Differences(rng.random(models), errors + errors.T, reach=1.0, clusters=9)
+        values, errors = rng.random(models), errors + errors.T
+        differences = Differences(values, errors, values[:, None] - values - errors, clusters=9)
         among = rng.random(models) < 0.8
         letters = differences.groups(among)
         assert [bool(own) for own in letters] == among.tolist()
@@ -119,7 +128,7 @@ def test_the_detectable_difference_is_seen_in_four_of_five_runs() -> None:
 
 def test_models_with_the_same_predictions_are_not_told_apart() -> None:
     values, replicates = simulate(np.random.default_rng(0), 12, np.array([0.3, 0.8]))
-    same = compare(values[[0, 0, 1]], replicates[[0, 0, 1]])
+    same = compared(values[[0, 0, 1]], replicates[[0, 0, 1]])
     assert same.interval(0, 1) is None
     assert same.distinguishable.tolist() == [
         [False, False, True], [False, False, True], [True, True, False],
@@ -129,7 +138,7 @@ def test_models_with_the_same_predictions_are_not_told_apart() -> None:
 @pytest.mark.parametrize("cases", [5, 6])
 def test_five_clusters_have_too_few_sign_flips_for_any_difference(cases: int) -> None:
     values, replicates = simulate(np.random.default_rng(0), cases, np.array([0.1, 0.9]))
-    differences = compare(values, replicates)
+    differences = compared(values, replicates)
     assert differences.distinguishable.any() == (cases > 5)
     assert (differences.detectable() is None) == (cases == 5)
 
@@ -145,7 +154,67 @@ def test_all_sign_flips_are_tried_where_there_are_few() -> None:
 @pytest.mark.parametrize("cases", [5, 8])
 def test_a_difference_on_which_all_clusters_agree_can_be_told_but_has_no_interval(cases: int) -> None:
     """A model without an error, and one that always answers with one class."""
-    differences = compare(np.array([1.0, 0.5]), np.array([[1.0], [0.5]]).repeat(cases, axis=1))
+    differences = compared(np.array([1.0, 0.5]), np.array([[1.0], [0.5]]).repeat(cases, axis=1))
     assert differences.distinguishable[0, 1] == (cases == 8)
     assert differences.interval(0, 1) is None
     assert differences.detectable() is None
+
+
+# Units of each class in each case: one case has most of them; a class is in few cases; each case has one
+# label, and few have the second.
+UNEVEN = {
+    "one large case": [[10, 10]] * 14 + [[300, 300]],
+    "sizes from 10 to 400": [[n // 2, n // 2] for n in (10, 10, 20, 20, 40, 80, 200, 400)],
+    "a class in 3 cases": [[20, 20, 0]] * 12 + [[15, 15, 10]] * 3,
+    "one label per case": [[40, 0]] * 27 + [[0, 40]] * 3,
+}
+METRIC_NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "specificity")
+
+
+def guesses(rng: np.random.Generator, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, predictions and cases of units; two units of a case correlate by 0.3, and 60 % are right."""
+    case, label = (np.repeat(place, sizes.ravel()) for place in map(np.ravel, np.indices(sizes.shape)))
+    size = 1 / 0.3 - 1
+    right = rng.random(len(case)) < rng.beta(RIGHT * size, (1 - RIGHT) * size, len(sizes))[case]
+    other = (label + rng.integers(1, sizes.shape[1], len(case))) % sizes.shape[1]
+    return label, np.where(right, label, other), case
+
+
+@pytest.mark.parametrize("design", list(UNEVEN))
+def test_equal_models_are_rarely_told_apart_where_cases_are_of_other_sizes_or_classes(design: str) -> None:
+    """The shares of units, in place of 1/G for each case, matter: with 1/G, 20 to 27 % were told apart."""
+    sizes, rng, runs = np.array(UNEVEN[design]), np.random.default_rng(len(design)), 150
+    names = [f"c{i}" for i in range(sizes.shape[1])]
+    told = dict.fromkeys(METRIC_NAMES, 0)
+    for run in range(runs):
+        drawn = [guesses(rng, sizes) for _ in range(2)]
+        models = [(Predictions(label, predicted, names), case) for label, predicted, case in drawn]
+        for name in METRIC_NAMES:
+            metric = METRICS[name]
+            if (first := metric.compute(models[0][0])) is None:
+                continue
+            values = np.array([first, metric.compute(models[1][0])], dtype=float)
+            replicates = [metric.replicates(*model) for model in models]
+            if not np.isfinite(replicates).all():
+                continue
+            added = [metric.contributions(*m, r) for m, r in zip(models, replicates, strict=True)]
+            np.testing.assert_allclose([own.sum() for own in added], values, atol=1e-12)
+            differences = compare(
+                values, np.stack(replicates), np.stack(added), metric.shares(*models[0]), seed=run
+            )
+            told[name] += differences.distinguishable[0, 1]
+    assert max(told.values()) / runs <= 0.09, told
+
+
+def test_contributions_to_recalls_are_the_right_units_of_each_case() -> None:
+    sizes = np.array(UNEVEN["a class in 3 cases"])
+    label, predicted, case = guesses(np.random.default_rng(0), sizes)
+    predictions = Predictions(label, predicted, ["a", "b", "c"])
+    metric = METRICS["balanced_accuracy"]
+    found_ = metric.contributions(predictions, case, metric.replicates(predictions, case))
+    own = [case[(label == predicted) & (label == c)] for c in range(3)]
+    right = np.stack([np.bincount(cases, minlength=15) for cases in own], axis=1)
+    plain = (right / sizes.sum(axis=0)).mean(axis=1)
+    # Leaving out one of three cases with a class also changes the denominator of its recall.
+    np.testing.assert_allclose(found_[:12], plain[:12], atol=0.002)
+    np.testing.assert_allclose(found_[12:], plain[12:], atol=0.03)

@@ -26,6 +26,7 @@ from his2lip.evaluation.grid import Outcome, Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
+from his2lip.evaluation.protocols import drawn
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.retrieval import NEVER, Items, chance, rank
 from his2lip.evaluation.retrieval_task import DIRECTIONS, OTHER_BANK, RELEVANCES, RetrievalPlan
@@ -149,7 +150,9 @@ def test_figures_of_all_directions_equal_a_plain_ranking_of_the_embeddings(ward:
     images = cache.embed(ModelEncoder(model), open_shards(ward.shards), "test").features.astype(np.float64)
     texts = cache.embed_text(SentenceEncoder(model), [c.text for c in plan.captions]).astype(np.float64)
     assert (cache.counts.images, cache.counts.sentences) == (0, 0), "the grid's own embeddings"
-    features = {"image": images, "text": texts}
+    order = drawn(table["patch_id"].to_pylist(), len(table), 0)  # of equal similarities
+    table = table.take(order)
+    features = {"image": images[order], "text": texts}
     labels = {
         "image": list(zip(table["tissue"].to_pylist(), table["biomarker"].to_pylist(), strict=True)),
         "text": [c.labels for c in plan.captions],

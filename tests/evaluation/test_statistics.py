@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_comparison import UNEVEN, guesses
 
 from his2lip.evaluation.metrics import METRICS, Counts, Predictions, macro_f1
+from his2lip.evaluation.results import intervals
 from his2lip.evaluation.statistics import (
     LEVEL,
     Clusters,
@@ -159,6 +161,55 @@ def test_every_metric_has_an_interval_in_the_record() -> None:
     assert {f"{name}_{end}" for name in METRICS for end in ("lo", "hi")} <= set(CellResult.model_fields)
 
 
+@pytest.mark.parametrize(
+    ("design", "name", "least"),
+    [
+        ("sizes from 10 to 400", "accuracy", 0.92),
+        ("sizes from 10 to 400", "macro_f1", 0.92),
+        ("one large case", "accuracy", 0.95),
+        ("a class in 3 cases", "balanced_accuracy", 0.92),
+        ("one label per case", "balanced_accuracy", 0.92),
+        ("one label per case", "macro_f1", 0.92),
+        ("15 and 5 cases", "specificity", 0.92),
+    ],
+)
+def test_intervals_hold_the_true_value_where_cases_are_of_other_sizes_or_classes(
+    design: str, name: str, least: float
+) -> None:
+    """With t(G-1), they held it in 85 to 91 % (sizes) and in 77 to 92 % (classes)."""
+    designs = UNEVEN | {"15 and 5 cases": [[40, 0]] * 15 + [[0, 40]] * 5}
+    sizes, rng, metric = np.array(designs[design]), np.random.default_rng(len(design)), METRICS[name]
+    n, classes = sizes.sum(axis=0), sizes.shape[1]
+    expected = n[:, None] * np.where(np.eye(classes, dtype=bool), 0.6, 0.4 / (classes - 1))
+    assert metric.of_counts is not None
+    truth, held = float(metric.of_counts(Counts(expected))), []
+    for _ in range(400):
+        label, predicted, case = guesses(rng, sizes)
+        predictions = Predictions(label, predicted, [f"c{i}" for i in range(classes)])
+        value, replicates = metric.compute(predictions), metric.replicates(predictions, case)
+        assert value is not None
+        limits = interval(value, replicates, effective=metric.effective(predictions, case))
+        held.append(limits is not None and limits[0] <= truth <= limits[1])
+    assert np.mean(held) >= least, np.mean(held)
+
+
+def test_equal_cases_with_all_classes_count_as_they_are() -> None:
+    label, predicted, case = guesses(np.random.default_rng(0), np.array([[20, 12, 8]] * 9))
+    predictions = Predictions(label, predicted, ["a", "b", "c"])
+    for metric in METRICS.values():
+        if metric.weighs in ("units", "classes"):
+            assert metric.effective(predictions, case) == pytest.approx(9)
+
+
+def test_sensitivity_has_no_interval_where_few_cases_are_positive() -> None:
+    label, predicted, case = guesses(np.random.default_rng(0), np.array(UNEVEN["one label per case"]))
+    found = intervals(
+        Predictions(label, predicted, ["a", "positive"]), Clusters([str(c) for c in case], "case")
+    )
+    assert {"accuracy_lo", "chance_corrected_df", "specificity_lo"} <= found.keys()
+    assert "sensitivity_lo" not in found
+
+
 @pytest.mark.parametrize("cases", [5, 15])
 def test_the_mean_of_several_datasets_has_an_interval_that_holds_the_true_mean(cases: int) -> None:
     rng = np.random.default_rng(cases)
@@ -167,7 +218,7 @@ def test_the_mean_of_several_datasets_has_an_interval_that_holds_the_true_mean(c
     limits = [jackknife_limits(c) for c in counts]
     sizes = [c.shape[1] for c in counts]
     found = [
-        mean_interval([Part(values[d][run], limits[d][run], sizes[d]) for d in range(3)])  # type: ignore[arg-type]
+        mean_interval([Part(values[d][run], limits[d][run], sizes[d] - 1) for d in range(3)])  # type: ignore[arg-type]
         for run in range(2000)
     ]
     assert COVERED[0] <= coverage(list(found)) <= COVERED[1]
