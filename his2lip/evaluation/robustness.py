@@ -196,7 +196,8 @@ def _caveat(clean: Predictions, clusters: Clusters, reason: str | None) -> str |
         return None
     limits = None
     if reason is None:
-        replicates, effective = (f(clean, clusters.numbers) for f in (metric.replicates, metric.effective))
+        replicates = metric.replicates(clean, clusters.numbers)
+        effective = metric.effective(clean, clusters.numbers)
         limits = interval(value, replicates, bounds=metric.bounds, effective=effective)
     return AT_CHANCE if (value if limits is None else limits[0]) <= 0 else None
 

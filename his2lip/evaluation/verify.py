@@ -128,8 +128,11 @@ def _refigured(cell: TaskCell, evidence: pa.Table) -> Sequence[TaskRow]:
 def _different_rows(cell: TaskCell, again: Sequence[TaskRow]) -> Iterator[Mismatch]:
     """The figures and sizes of a task that do not follow from its evidence."""
     for row, ours in zip(cell.rows, again, strict=True):
-        pairs = [(name, row.figures.get(name), figure) for name, figure in ours.figures.items()]
-        pairs += [("clusters", row.clusters, ours.clusters), ("sizes", row.sizes, ours.sizes)]
+        pairs: list[tuple[str, Any, Any]] = [
+            *((name, row.figures.get(name), figure) for name, figure in ours.figures.items()),
+            ("clusters", row.clusters, ours.clusters),
+            ("sizes", row.sizes, ours.sizes),
+        ]
         for name, stored, found in pairs:
             if not alike(_plain(stored), _plain(found), within=_ROUNDING):
                 what = f"{_short(str(stored))} stored, {_short(str(found))} from the evidence"
