@@ -156,7 +156,9 @@ def slope(answers: Answers) -> Measured:
     score = answers.logits[np.arange(len(mean)), answers.labels] - mean
     spread = (chances * answers.logits**2).sum(axis=1) - mean**2
     own, width = (np.bincount(answers.clusters, x, minlength=answers.groups) for x in (score, spread))
-    return factor, factor - own / (width.sum() - width)
+    others = width.sum() - width
+    step = np.divide(own, others, out=np.full(others.shape, np.nan), where=others > 0)
+    return factor, factor - step
 
 
 def aurc(answers: Answers) -> Measured:
