@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +33,37 @@ Sweep = Callable[..., SweepResult]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    """sweep(objective, …) runs a sweep over x in [0, 2]; keyword arguments change its configuration.
+    """sweep(objective, …) runs a sweep in a folder of this test, as `swept` does."""
+    return functools.partial(swept, tmp_path)
+
+
+def swept(
+    folder: Path,
+    objective: Objective,
+    *,
+    on_trial: Callable[[TrialRow], None] | None = None,
+    inputs: dict[str, str] | None = None,
+    fresh: bool = False,
+    **changes: Any,
+) -> SweepResult:
+    """Runs a sweep over x in [0, 2]; keyword arguments change its configuration.
 
     One trial at a time by default, because each process of trials takes seconds to start.
     """
-
-    def run(
-        objective: Objective,
-        *,
-        on_trial: Callable[[TrialRow], None] | None = None,
-        inputs: dict[str, str] | None = None,
-        fresh: bool = False,
-        **changes: Any,
-    ) -> SweepResult:
-        tree = {
-            "name": "s",
-            "train": {},
-            "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}},
-            "trials": 4,
-            "max_concurrent": 1,
-            "sampler": {"startup": 3},
-            "scheduler": {"kind": "none"},
-            "metric": "value",
-            "storage": str(tmp_path / "runs"),
-            **changes,
-        }
-        config = validate(SweepConfig, tree)
-        return run_sweep(config, objective, on_trial=on_trial, inputs=inputs, fresh=fresh)
-
-    return run
+    tree = {
+        "name": "s",
+        "train": {},
+        "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}},
+        "trials": 4,
+        "max_concurrent": 1,
+        "sampler": {"startup": 3},
+        "scheduler": {"kind": "none"},
+        "metric": "value",
+        "storage": str(folder / "runs"),
+        **changes,
+    }
+    config = validate(SweepConfig, tree)
+    return run_sweep(config, objective, on_trial=on_trial, inputs=inputs, fresh=fresh)
 
 
 def parabola(params: dict[str, Any], report: TrialReporter) -> None:
@@ -98,25 +103,92 @@ def test_a_sweep_runs_its_points_first_then_points_of_tpe_and_reports_when_it_is
     assert again.finished_before
     assert again.trials == result.trials
 
-    more = sweep(parabola, trials=7)
-    assert more.trials[:6] == result.trials
-    assert len(more.trials) == 7
+
+@dataclass(frozen=True)
+class Faulty:
+    """A sweep with a trial of each fault, and the same sweep once more, when two of the faults are mended."""
+
+    first: SweepResult
+    second: SweepResult
+
+    def row(self, fault: str) -> TrialRow:
+        """The trial of the first call that had this fault."""
+        return next(row for row in self.first.trials if row.params["fault"] == fault)
+
+    def state(self, fault: str) -> str:
+        """Optuna's state of that trial."""
+        return str(self.first.study().trials[self.row(fault).number].state.name)
 
 
-def test_a_metric_that_is_not_finite_ends_its_trial_as_failed(sweep: Sweep) -> None:
+FAULTS = ("nan", "none", "inf", "-inf", "raises", "dies", "hangs", "none again")
+
+
+@pytest.fixture(scope="module")
+def faulty(ray_local: None, by_value: None, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    folder = tmp_path_factory.mktemp("faulty")
+    mended = folder / "mended"
+
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        report({"value": 1.0 + params["x"]})
-        if params["x"] != 0.5:
-            assert report({"value": float({0.0: "nan", 1.0: "inf", 2.0: "-inf"}[params["x"]])})
+        fault = params["fault"]
+        if fault == "raises" and not mended.exists():
+            raise OSError("the disk is full")
+        if fault == "dies" and not mended.exists():
+            os._exit(1)
+        report({"value": 1.0 + FAULTS.index(fault)})
+        if fault in ("nan", "inf", "-inf"):
+            assert report({"value": float(fault)})
+        if fault == "hangs":
+            threading.Event().wait()
 
-    points = [{"x": x} for x in (0.0, 0.5, 1.0, 2.0)]
-    result = sweep(objective, points=points, worst=-7.0)
-    assert [row.state for row in result.trials] == ["failed", "finished", "failed", "failed"]
-    assert [row.value for row in result.trials] == [None, 1.5, None, None]
-    assert result.trials[0].note == "value was nan at report 2"
-    assert [trial.state.name for trial in result.study().trials] == ["FAIL", "COMPLETE", "FAIL", "FAIL"]
-    assert result.params == {"x": 0.5}
-    assert sweep(objective, points=points, worst=-7.0).finished_before, "failed trials are not run again"
+    options = {
+        "space": {"fault": {"kind": "choice", "values": list(FAULTS)}},
+        "points": [{"fault": fault} for fault in FAULTS],
+        "trials": len(FAULTS),
+        "trial_timeout": 2.0,
+        "worst": -7.0,
+    }
+    first = swept(folder, objective, **options)
+    mended.touch()
+    return Faulty(first, swept(folder, objective, **options))
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "-inf"])
+def test_a_metric_that_is_not_finite_ends_its_trial_as_failed(faulty: Faulty, fault: str) -> None:
+    row = faulty.row(fault)
+    assert (row.state, row.value, row.note) == ("failed", None, f"value was {fault} at report 2")
+    assert faulty.state(fault) == "FAIL"
+
+
+def test_other_trials_are_finished_and_one_of_them_is_the_best(faulty: Faulty) -> None:
+    finished = [row.params["fault"] for row in faulty.first.trials if row.state == "finished"]
+    assert finished == ["none", "none again"]
+    assert {faulty.state(fault) for fault in finished} == {"COMPLETE"}
+    assert faulty.first.params == {"fault": "none again"}
+
+
+def test_a_trial_that_raises_is_reported_and_runs_again_at_the_next_call(faulty: Faulty) -> None:
+    row = faulty.row("raises")
+    assert (row.state, row.note) == ("error", "OSError: the disk is full")
+    again = faulty.second.trials[len(FAULTS) :]
+    assert [(row.params["fault"], row.state) for row in again] == [
+        ("raises", "finished"),
+        ("dies", "finished"),
+    ]
+
+
+def test_a_process_that_dies_is_started_again_and_reported_if_it_keeps_dying(faulty: Faulty) -> None:
+    row = faulty.row("dies")
+    assert row.state == "error"
+    assert "process failed" in str(row.note)
+
+
+def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(faulty: Faulty) -> None:
+    row = faulty.row("hangs")
+    assert (row.state, faulty.state("hangs")) == ("hung", "FAIL")
+    file = faulty.first.directory / "hung" / f"{row.number}.txt"
+    assert "in objective" in file.read_text(encoding="utf-8")
+    assert str(file) in str(row.note)
+    assert "hangs" not in [row.params["fault"] for row in faulty.second.trials[len(FAULTS) :]]
 
 
 def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) -> None:
@@ -139,13 +211,65 @@ def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) 
     assert [trial.intermediate_values for trial in pruned] == [{1: row.value} for row in stopped]
 
 
-def test_one_trial_at_a_time_gives_the_same_trials_also_after_a_restart(
-    sweep: Sweep,
+@dataclass(frozen=True)
+class Halves:
+    """Seven trials in one call, and in two; the second of these has another version of the code."""
+
+    whole: SweepResult
+    first: SweepResult
+    second: SweepResult
+
+
+@pytest.fixture(scope="module")
+def halves(ray_local: None, by_value: None, tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    folder, options = tmp_path_factory.mktemp("halves"), {"keep": 2, "inputs": {"data": "a"}}
+    whole = swept(folder, saved_parabola, name="whole", trials=7, **options)
+    first = swept(folder, saved_parabola, name="halves", trials=4, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("his2lip.tuning.search.code_version", lambda: "another")
+        second = swept(folder, saved_parabola, name="halves", trials=7, **options)
+    return Halves(whole, first, second)
+
+
+def saved_parabola(params: dict[str, Any], report: TrialReporter) -> None:
+    report.folder.mkdir(parents=True)
+    (report.folder / "weights").write_text(str(params["x"]), encoding="utf-8")
+    parabola(params, report)
+
+
+def test_one_trial_at_a_time_gives_the_same_trials_also_after_a_restart(halves: Halves) -> None:
+    assert [row.params for row in halves.second.trials] == [row.params for row in halves.whole.trials]
+    assert halves.second.trials[:4] == halves.first.trials
+    assert len(halves.second.trials) == 7
+
+
+def test_each_trial_records_the_version_of_the_code_that_ran_it(halves: Halves) -> None:
+    assert halves.first.code_versions == {code_version(): 4}
+    assert halves.second.code_versions == {code_version(): 4, "another": 3}
+    versions = [row.code_version for row in halves.second.trials]
+    assert versions == [code_version()] * 4 + ["another"] * 3
+
+
+def test_only_the_best_trials_keep_their_files(halves: Halves) -> None:
+    for result in (halves.whole, halves.second):
+        kept = {int(path.name): path for path in (result.directory / "trials").iterdir()}
+        best = sorted(result.trials, key=lambda row: row.value or 0.0)[-2:]
+        assert kept.keys() == {row.number for row in best}
+        for row in best:
+            assert (kept[row.number] / "weights").read_text(encoding="utf-8") == str(row.params["x"])
+        assert result.best_folder == kept[best[-1].number]
+
+
+def test_a_name_in_use_by_another_sweep_is_refused_and_fresh_starts_over(
+    halves: Halves, sweep: Sweep, tmp_path: Path
 ) -> None:
-    whole = sweep(parabola, name="whole", trials=7)
-    sweep(parabola, name="halves", trials=4)
-    halves = sweep(parabola, name="halves", trials=7)
-    assert [row.params for row in halves.trials] == [row.params for row in whole.trials]
+    shutil.copytree(halves.second.directory, tmp_path / "runs/tune/halves")
+    with pytest.raises(RunError) as refused:
+        sweep(parabola, name="halves", trials=7, inputs={"data": "b"})
+    assert refused.value.key == "data"
+    anew = sweep(parabola, name="halves", trials=2, inputs={"data": "b"}, fresh=True)
+    assert not anew.finished_before
+    assert [row.params for row in anew.trials] == [row.params for row in halves.whole.trials[:2]]
 
 
 def test_another_seed_draws_other_trials() -> None:
@@ -158,36 +282,6 @@ def test_another_seed_draws_other_trials() -> None:
 
     assert drawn(0) == drawn(0)
     assert not set(drawn(0)) & set(drawn(1))
-
-
-def test_a_trial_that_raises_is_reported_and_runs_again_at_the_next_call(
-    sweep: Sweep, tmp_path: Path
-) -> None:
-    mended = tmp_path / "mended"
-
-    def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        if params["x"] == 1.0 and not mended.exists():
-            raise OSError("the disk is full")
-        report({"value": params["x"]})
-
-    points = [{"x": x} for x in (0.0, 1.0, 2.0)]
-    first = sweep(objective, points=points, trials=3)
-    assert [row.state for row in first.trials] == ["finished", "error", "finished"]
-    assert first.trials[1].note == "OSError: the disk is full"
-    mended.touch()
-    second = sweep(objective, points=points, trials=3)
-    assert [row.params["x"] for row in second.trials if row.state == "finished"] == [0.0, 2.0, 1.0]
-
-
-def test_a_process_that_dies_is_started_again_and_reported_if_it_keeps_dying(sweep: Sweep) -> None:
-    def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        if params["x"] == 1.0:
-            os._exit(1)
-        report({"value": params["x"]})
-
-    result = sweep(objective, points=[{"x": 0.0}, {"x": 1.0}], trials=2)
-    assert [row.state for row in result.trials] == ["finished", "error"]
-    assert "process failed" in str(result.trials[1].note)
 
 
 DISTURBED = {"trials": 7, "points": [{"x": 0.25}, {"x": 0.5}], "scheduler": {"kind": "asha"}}
@@ -214,29 +308,6 @@ def test_trials_that_die_once_leave_the_study_of_an_undisturbed_sweep(sweep: Swe
     assert [dataclasses.replace(row, seconds=None) for row in disturbed.trials] == [
         dataclasses.replace(row, seconds=None) for row in undisturbed.trials
     ]
-
-
-def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(sweep: Sweep) -> None:
-    def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        report({"value": params["x"]})
-        if params["x"] == 1.0:
-            threading.Event().wait()
-        report({"value": params["x"] + 1})
-
-    points = [{"x": x} for x in (0.0, 1.0, 2.0)]
-    result = sweep(objective, points=points, trials=4, trial_timeout=2.0)
-    assert [row.state for row in result.trials] == ["finished", "hung", "finished", "finished"]
-    assert [trial.state.name for trial in result.study().trials] == [
-        "COMPLETE",
-        "FAIL",
-        "COMPLETE",
-        "COMPLETE",
-    ]
-    where = (result.directory / "hung" / "1.txt").read_text(encoding="utf-8")
-    assert "in objective" in where
-    assert str(result.directory / "hung" / "1.txt") in str(result.trials[1].note)
-    again = sweep(objective, points=points, trials=4, trial_timeout=2.0)
-    assert again.finished_before
 
 
 def test_two_metrics_have_a_pareto_front_whose_checkpoints_are_kept(sweep: Sweep) -> None:
@@ -359,36 +430,3 @@ def test_an_error_in_the_drivers_callback_is_raised(sweep: Sweep) -> None:
 
     with pytest.raises(TrackingFailed):
         sweep(parabola, on_trial=on_trial, trials=20)
-
-
-def test_each_trial_records_the_version_of_the_code_that_ran_it(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert sweep(parabola, trials=2).code_versions == {code_version(): 2}
-    monkeypatch.setattr("his2lip.tuning.search.code_version", lambda: "another")
-    later = sweep(parabola, trials=3)
-    assert later.code_versions == {code_version(): 2, "another": 1}
-    assert [row.code_version for row in later.trials] == [code_version(), code_version(), "another"]
-
-
-def test_a_name_in_use_by_another_sweep_is_refused_and_fresh_starts_over(sweep: Sweep) -> None:
-    first = sweep(parabola, trials=2, inputs={"data": "a"})
-    with pytest.raises(RunError) as refused:
-        sweep(parabola, trials=2, inputs={"data": "b"})
-    assert refused.value.key == "data"
-    anew = sweep(parabola, trials=2, inputs={"data": "b"}, fresh=True)
-    assert not anew.finished_before
-    assert [row.params for row in anew.trials] == [row.params for row in first.trials]
-
-
-def test_only_the_best_trials_keep_their_files(sweep: Sweep) -> None:
-    def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        report.folder.mkdir(parents=True)
-        (report.folder / "weights").write_text(str(params["x"]), encoding="utf-8")
-        report({"value": params["x"]})
-
-    points = [{"x": x} for x in (0.5, 2.0, 1.0, 0.0)]
-    result = sweep(objective, points=points, keep=2)
-    kept = result.directory / "trials"
-    assert sorted((path / "weights").read_text(encoding="utf-8") for path in kept.iterdir()) == ["1.0", "2.0"]
-    assert result.best_folder == kept / "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import ray
 from fork_server import until
 
 from his2lip.tuning.study import rows
@@ -39,7 +41,7 @@ import sys
 from his2lip.runtime import start_ray
 folder, trials, points = sys.argv[1], {TRIALS}, {POINTS}
 {SWEEP}
-start_ray(num_cpus=2, object_store_memory=100 << 20)
+start_ray()
 run_sweep(config, objective, on_trial=lambda row: print("ended", row.number, flush=True))
 """
 
@@ -48,7 +50,9 @@ def test_after_kill_9_the_same_sweep_is_completed_with_every_trial_run_once(
     ray_local: None, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+    # A driver of its own on the Ray of this session, so that no other one is started.
+    joins = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    with subprocess.Popen(command, env=os.environ | joins, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "ended 0\n"
         url = f"sqlite:///{tmp_path}/tune/s/study.db"
