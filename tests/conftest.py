@@ -57,6 +57,16 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pickles the functions of the test's file by value, because Ray's processes cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
 def pytest_collection_finish() -> None:
     """Exempts what is imported by now from garbage collection, which would look at all of it each time."""
     gc.collect()
