@@ -21,6 +21,7 @@ from his2lip.resources import STORAGE, sqlite_file, store_uri
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord
+    from his2lip.report import Champion
     from his2lip.tracking import Promoted, Scored, Tracker
 
 _SHOWN_KEYS = (
@@ -362,7 +363,7 @@ def promote_model(
             CardContent(
                 name=name, source=found, meta=meta, calibrations=stored, familiarity=limit,
                 figures=figures_of(meta["tensor_digest"], benchmarks),
-                chosen=None if champion is None else f"chosen in {best} by {by}: {champion}",
+                chosen=None if champion is None else _chosen(champion, best, by),
             ),
         )  # fmt: skip
         beside = [*map(asdict, stored), *([asdict(limit.base)] if limit else [])]
@@ -379,6 +380,14 @@ def promote_model(
         say(f"  calibrated {text}")
     show_terms(terms)
     say(f"use it: his2lip classify IMAGE --model {promoted.uri}")
+
+
+def _chosen(champion: Champion, best: Path | None, by: str) -> str:
+    """What the card says of the choice."""
+    forced = (
+        "" if champion.is_above_chance else "; it is not surely above chance, and was promoted by --force"
+    )
+    return f"chosen in {best} by {by}: {champion}{forced}"
 
 
 def _find(model: str, runs: Path, tracker: Tracker) -> tuple[str, Scored | None]:

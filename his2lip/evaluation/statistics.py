@@ -66,7 +66,8 @@ class Clusters:
                 f"a {'patch' if self.kind == 'file' else self.kind} is from"
             )
         if self.count < LEAST_CLUSTERS:
-            return f"an interval needs {LEAST_CLUSTERS} {self.kind}s, and there are only {self.count}"
+            known = "is only 1" if self.count == 1 else f"are only {self.count}"
+            return f"an interval needs {LEAST_CLUSTERS} {self.kind}s, and there {known}"
         for c in np.unique(labels).tolist():
             if len(np.unique(self.numbers[labels == c])) == 1:
                 return f"all units of '{classes[c]}' are of one {self.kind}, so how it varies is not measured"

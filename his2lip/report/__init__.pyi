@@ -1,4 +1,5 @@
 from .board import Board as Board
+from .champion import Champion as Champion
 from .champion import choose_champion as choose_champion
 from .dataset_page import write_page as write_page
 from .images import draw_board as draw_board

@@ -24,6 +24,7 @@ from his2lip.evaluation import (
 )
 from his2lip.report.comparability import is_possible
 
+_OF_DRAWS = 1e6  # degrees of freedom of limits that are quantiles of draws, such as those of chance
 ONE_NUMBER = "chance_corrected"  # the figure whose mean over datasets ranks the models
 
 
@@ -144,7 +145,8 @@ class Board:
             limits = None if cell is None else cell.interval(ONE_NUMBER)
             if cell is None or limits is None or cell.is_probe:
                 return None
-            degrees = cell.chance_corrected_df or cell.clusters - 1
+            known = _OF_DRAWS if cell.is_baseline else max(cell.clusters - 1, 1)
+            degrees = known if cell.chance_corrected_df is None else cell.chance_corrected_df
             parts.append(Part(getattr(cell, ONE_NUMBER), limits, degrees))
         return mean_interval(parts, models=models) if parts else None
 

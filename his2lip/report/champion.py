@@ -54,13 +54,18 @@ class Champion:
         text += f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else ""
         return "; ".join([text, *self.seen])
 
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether its value is surely above 0, as the best of these models."""
+        return self.least is not None and self.least > 0
+
     def check_above_chance(self, folder: Path) -> None:
         """Raises ConfigError where this champion of the benchmark in `folder` may be as good as chance.
 
         That is: `least` is 0 or below it, or its value has no interval. Of 20 models at chance, the best
         one's own interval is above 0 in every third benchmark, so it proves nothing.
         """
-        if self.least is not None and self.least > 0:
+        if self.is_above_chance:
             return
         what = f"the best model is not surely above chance: {self}"
         if self.models > 1 and self.least is not None:

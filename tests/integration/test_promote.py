@@ -364,6 +364,7 @@ def test_the_champion_of_a_benchmark_on_select_splits_is_promoted(
     assert found.tensor_digest() == read_meta(paths[best])["tensor_digest"]
     version = Tracker.open().client.get_model_version_by_alias(best, "champion")
     assert "runs/benchmark/choose" in version.description
+    assert "not surely above chance, and was promoted by --force" in version.description
     with pytest.raises(ConfigError) as refused:
         run_benchmark(validate(BenchmarkConfig, tree | {"role": None}))
     assert refused.value.key == "role"

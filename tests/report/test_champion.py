@@ -148,6 +148,14 @@ def test_the_best_of_many_models_at_chance_is_rarely_held_to_be_above_it() -> No
     assert together / 250 <= 0.05
 
 
+def test_chance_has_a_mean_with_limits_where_all_units_are_of_one_slide() -> None:
+    """Its limits are those of draws, and not of clusters."""
+    limits = {"chance_corrected_lo": -0.2, "chance_corrected_hi": 0.2, "clusters": 1}
+    chance = [cell_result(model="baseline:chance", dataset=d, **limits) for d in ("hnscc", "mist")]
+    low, high = Board(chance).mean_interval("baseline:chance") or (0.0, 0.0)
+    assert (low, high) == (pytest.approx(-0.2 / 2**0.5, abs=1e-4), pytest.approx(0.2 / 2**0.5, abs=1e-4))
+
+
 @pytest.mark.parametrize(("units", "said"), [(0, "is in-domain"), (4, "is not zero-shot: 4 of 10 units")])
 def test_a_champion_by_a_column_that_it_was_trained_on_says_so(tmp_path: Path, units: int, said: str) -> None:
     changes = {"in_domain": True, "overlap_units": units, "overlap_images": units, "overlap_cases": 0}
