@@ -151,6 +151,8 @@ def _stored(folder: str, row: Mapping[str, Any]) -> StoredCell:
 
 def _other_inputs(one: StoredCell, other: StoredCell) -> list[tuple[str, str]]:
     """(field, what is different) of two grid cells of one model, dataset and protocol."""
+    if one.result.split != other.result.split:
+        return [("split", f"another split ({other.result.split}, not {one.result.split})")]
     found = [
         (name, f"another digest of {what} ({name})" if name.endswith("sha256") else f"another {what}")
         for what, name in _OF_CELL.items()

@@ -85,9 +85,12 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
 
     by  "mean", the board's mean of chance-corrected balanced accuracy over datasets that no model was trained
         on, or the heading of a column, by the same figure
-    Raises ConfigError where a row was scored on a split whose role is not `select`, for an unknown `by`, and
-    where no model has that figure.
+    Raises ConfigError where there is no board, where a row was scored on a split whose role is not `select`,
+    for an unknown `by`, and where no model has that figure.
     """
+    if not (folder / "leaderboard.csv").is_file():
+        fix = "give the folder of a benchmark, STORAGE/benchmark/NAME"
+        raise ConfigError("there is no benchmark here", where=folder, key="--best", fix=fix)
     board = read_board(folder / "leaderboard.csv")
     scored = [(cell.dataset, cell.role, cell.split) for cell in board.cells]
     scored += [(task.dataset, task.role, task.split) for task in read_tasks(folder)]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from his2lip.cli.app import app
 from his2lip.config import digest
-from his2lip.data.shards.reader import ShardSet
+from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.errors import ConfigError
 from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.cell_files import cell_folder
@@ -22,6 +22,7 @@ from his2lip.evaluation.grid_cell import CellPlan, run_cell
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.prompts import PromptSet
+from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.verify import verify_board
@@ -88,6 +89,17 @@ def test_one_model_of_other_weights_or_prompts_is_refused_by_name(
         merge_boards([first, make("e", {"n": 1}, replace(plan, prompts=prompts))], str(tmp_path / "c"))
     assert caught.value.key == "prompts_sha256", "other models of one column have the same prompts"
     assert not (tmp_path / "c").exists()
+
+
+def test_boards_of_two_splits_are_refused_by_their_names(
+    make: MakeBoard, plan: CellPlan, tmp_path: Path
+) -> None:
+    protocol = plan.protocol.model_copy(update={"split": "select"})
+    on_select = replace(plan, protocol=protocol, selection=select(open_shards(plan.uri), protocol))
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([make("a", {"m": 1}), make("b", {"m": 1}, on_select)], str(tmp_path / "c"))
+    assert caught.value.key == "split"
+    assert "another split (select, not test)" in str(caught.value)
 
 
 def test_other_labels_and_other_code_are_refused_by_name(

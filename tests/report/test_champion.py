@@ -172,6 +172,12 @@ def test_rows_of_other_splits_choose_no_model(role: str, tmp_path: Path) -> None
         assert (refused.value.key, refused.value.where) == ("--best", peeked)
 
 
+def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_champion(tmp_path)
+    assert (refused.value.key, refused.value.where) == ("--best", tmp_path)
+
+
 def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         choose_champion(board(tmp_path), by="hnscc")
