@@ -230,8 +230,9 @@ def read_board(path: Path) -> Board:
 
 def published_rows() -> list[PublishedRow]:
     """The paper's Table 2. The number of classes of a dataset is that of the card's protocol `paper`."""
-    cards = {comparison_name(name): load_card(name) for name in list_cards()}
-    classes = {name: len(card.protocols["paper"].classes) for name, card in cards.items()}
+    protocols = {comparison_name(name): load_card(name).protocols for name in list_cards()}
+    # A card that was added to the project has none: the paper does not have its dataset.
+    classes = {name: len(known["paper"].classes) for name, known in protocols.items() if "paper" in known}
     return [
         PublishedRow(
             model=row.model,
