@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loopback import on_loopback
+
+if TYPE_CHECKING:
+    from his2lip.tracking import Tracker
 
 
 def new_store(folder: Path) -> str:
@@ -20,6 +24,19 @@ def new_store(folder: Path) -> str:
     with closing(sqlite3.connect(_empty())) as empty, closing(sqlite3.connect(file)) as copy:
         empty.backup(copy)
     return f"sqlite:///{file}"
+
+
+def without_patience(tracker: Tracker) -> Tracker:
+    """The SQLite store, whose sessions wait 0.1 s for another process's lock; MLflow makes them wait 20 s."""
+    from sqlalchemy import event
+
+    def shortened(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
+
+    event.listen(
+        tracker.client._tracking_client.store.engine, "before_cursor_execute", shortened, retval=True
+    )
+    return tracker
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow_content import content, write_all
-from mlflow_stores import mlflow_on_loopback, new_store
+from mlflow_stores import mlflow_on_loopback, new_store, without_patience
 from moments import FAULTS, moments
 from proxy import Mode, Proxy
 from reliability_page import Record
@@ -100,7 +100,7 @@ def test_for_good(
 
 
 def test_locked(tmp_path: Path, tracker: Tracker, record: Record) -> None:
-    local = Tracker.open(f"{new_store(tmp_path / 'store')}?timeout=0.1")
+    local = without_patience(Tracker.open(new_store(tmp_path / "store")))
     write_run(local, "free", tmp_path)
     whole = content(local, "free")
     for i, part in enumerate(moments("locked", COUNT)):

@@ -15,7 +15,7 @@ import mlflow
 import optuna
 import pytest
 from mlflow_content import children, content, curve, stored, write_all
-from mlflow_stores import new_store
+from mlflow_stores import new_store, without_patience
 from proxy import Mode, Proxy
 from typer.testing import CliRunner
 
@@ -357,7 +357,7 @@ def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(
 def test_a_sqlite_store_that_another_process_locks_stops_no_work(
     impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Tracker.open(f"{new_store(tmp_path)}?timeout=0.1")
+    tracker = without_patience(Tracker.open(new_store(tmp_path)))
     for name in ("free", "locked"):
         other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
         # In an experiment of its own, where no other run has logged the model.
