@@ -24,8 +24,8 @@ from his2lip.data.captions import plain
 from his2lip.data.shards import INFO, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
-from his2lip.evaluation.grid import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.results import CellResult
 from his2lip.resources import find
 from his2lip.synthetic import write_twin

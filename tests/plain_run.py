@@ -13,8 +13,8 @@ import torch
 
 from his2lip.errors import StorageError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.results import CellResult
 from his2lip.loss import WISELoss

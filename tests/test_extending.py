@@ -262,7 +262,7 @@ from pathlib import Path
 from his2lip.cli.benchmark import write_report
 from his2lip.config import load
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
-from his2lip.evaluation.grid import Work, score_models
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.leaderboard import write_leaderboard
 

@@ -12,10 +12,10 @@ from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
 from .encoders import decoder_version as decoder_version
 from .grid import GridResult as GridResult
-from .grid import ImageProgress as ImageProgress
 from .grid import run_grid as run_grid
 from .grid_estimate import GridEstimate as GridEstimate
 from .grid_plans import check_inputs as check_inputs
+from .grid_task import ImageProgress as ImageProgress
 from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards

@@ -1,66 +1,49 @@
-"""One grid cell, (model, protocol of a dataset): planned, scored, stored with its predictions, read back."""
+"""One grid cell, (model, protocol of a dataset): its plan, what scores it, and how it is scored."""
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from his2lip.config import digest, resolved
-from his2lip.data.cards import Card, LabelsOf, Protocol
+from his2lip.data.cards import Card, Protocol
 from his2lip.data.shards import ShardSet
-from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation import results
 from his2lip.evaluation.cell_figures import Units, calibration, figures
-from his2lip.evaluation.cell_files import (
-    DamagedCellError,
-    cell_folder,
-    check_seal,
-    read_table,
-    read_tree,
-    write_cell,
-)
+from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.config import OWN_POOL, PREFIX, ModelEntry
-from his2lip.evaluation.metrics import (
-    Predictions,
-    macro_f1,
-)
+from his2lip.evaluation.metrics import Predictions, macro_f1
 from his2lip.evaluation.overlap import Overlap
 from his2lip.evaluation.probes import Labelled
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import APART, Selection, groups_digest, split_digest
-from his2lip.evaluation.random_tables import Drawn, RandomTables
+from his2lip.evaluation.protocols import APART, Selection
+from his2lip.evaluation.random_tables import RandomTables
 from his2lip.evaluation.reliability import Fitted
 from his2lip.evaluation.results import CellResult, PoolFigures
 from his2lip.evaluation.sight import Sight
-from his2lip.evaluation.statistics import Clusters, Kind
+from his2lip.evaluation.stored_cell import (
+    APART_NAME,
+    BY,
+    CELL_SCHEMA,
+    UNDER,
+    Evidence,
+    PromptF1,
+    StoredCell,
+    read_finished,
+    write_finished,
+)
 from his2lip.evaluation.task_results import TaskCell
 from his2lip.evaluation.zero_shot import Scores
-from his2lip.files import filesystem
 from his2lip.resources import code_version
 
-CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 _REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
-# Counts that do not decide the predictions: they are computed for finished grid cells too.
-_COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
-APART_NAME = "(apart)"  # label and prediction of units that are not scored
-_TABLE, _SUM = (
-    "predictions.parquet",
-    "predictions_sha256",
-)  # the file, and the key of its sha256
-# Keys of cell.json beside the record's.
-_BESIDE = ("schema", _SUM, "sha256", "prompt_f1", "evidence")
-BY, _UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
-
-PromptF1 = Mapping[str, list[float]]  # pool -> macro F1 of each of its prompt draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,36 +202,6 @@ class CellRun:
     prompt_f1: PromptF1 = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the figures of a grid cell follow from, together with its predictions.
-
-    ordered       whether the classes are given in their order
-    labels_of     what the authors gave a label to (field of the card)
-    drawn         how the confusion matrices were drawn whose expectation the figures are; None elsewhere
-    device        where the scorer computed: cpu or cuda; None without a model
-    code_version  the code that scored the grid cell
-    fit           digest of the units that a temperature was fitted to, or why there are none
-    """
-
-    ordered: bool
-    labels_of: LabelsOf
-    drawn: Drawn | None
-    device: str | None
-    code_version: str
-    fit: str | None
-
-
-@dataclass(frozen=True)
-class StoredCell:
-    """A grid cell as it was stored: its record, macro F1 by prompt draw, evidence and predictions."""
-
-    result: CellResult
-    prompt_f1: PromptF1
-    evidence: Evidence
-    predictions: pa.Table
-
-
 def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """Reads a finished result back from `folder`/cells; scores the grid cell and stores it otherwise.
 
@@ -274,7 +227,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     }
     damaged = None
     try:
-        finished = _read(place, shown)
+        finished = read_finished(place, shown)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
     fit = plan.fit.digest if isinstance(plan.fit, FitPlan) else plan.fit
@@ -315,92 +268,8 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         cell=identity,
     )
     predictions = _predictions(plan, scored, prompts=scorer.uses_prompts)
-    _write(place, StoredCell(result, prompt_f1, evidence, predictions))
+    write_finished(place, StoredCell(result, prompt_f1, evidence, predictions))
     return CellRun(result, damaged=damaged, prompt_f1=prompt_f1)
-
-
-def check_stored(folder: str, result: CellResult) -> None:
-    """Raises DamagedCellError where the stored grid cell of a result is missing, damaged, or another one."""
-    stored = read_cell(folder, result.cell, {name: getattr(result, name) for name in _COUNTED}).result
-    if any(getattr(stored, name) != getattr(result, name) for name in results.metric_fields()):
-        raise DamagedCellError("the leaderboard has other figures than its cell.json")
-
-
-def read_cell(folder: str, identity: str, shown: Mapping[str, Any]) -> StoredCell:
-    """The stored grid cell of an identity, with the fields `shown` in place of those that were stored.
-
-    Raises DamagedCellError where it is missing, damaged, or of an earlier version.
-    """
-    stored = _read(cell_folder(folder, identity), shown)
-    if stored is None:
-        raise DamagedCellError("its grid cell is missing or of an earlier version")
-    return stored
-
-
-def figures_from(stored: StoredCell) -> dict[str, Any]:
-    """The fields of the record that follow from what is stored, computed again, by name.
-
-    All others describe the model, the images and the prompts, and have their digests on the record.
-    """
-    result, evidence = stored.result, stored.evidence
-    units = _units_in(stored)
-    tables = None
-    if evidence.drawn is not None:
-        seed = int(result.split_sha256[:16], 16)
-        tables = RandomTables.draw(evidence.drawn, units.whole, seed=seed)
-    found = figures(units, tables)
-    if (known := result.calibration) is not None:
-        found |= calibration(units, Fitted(known.temperature, known.fitted_on, known.fitted_n))
-    best = units.scores.max(axis=1, keepdims=True)
-    found["ties"] = int(((units.scores == best).sum(axis=1) > 1).sum())
-    found["split_sha256"] = split_digest(units.ids, units.labels)
-    found["groups_sha256"] = groups_digest(units.ids, units.clusters, units.breakdown)
-    own = stored.prompt_f1.get(OWN_POOL)
-    if own:
-        bounds = dict(zip(("median", "lo", "hi"), band(own), strict=True))
-        found |= {f"prompt_f1_{name}": value for name, value in bounds.items()}
-    pools = {}
-    for name, pool in result.prompt_pools.items():
-        draws = stored.prompt_f1.get(name)
-        median, low, high = band(draws) if draws else (None, None, None)
-        under = _numbers(stored.predictions, f"{_UNDER}{name}", result.classes)[units.scored]
-        whole = Predictions(units.whole.labels, under, units.classes)
-        changed = {"macro_f1": float(macro_f1(whole.counts)), "median": median, "lo": low, "hi": high}
-        pools[name] = pool.model_copy(update=changed)
-    return found | {"prompt_pools": pools}
-
-
-def read_predictions(folder: str, result: CellResult) -> pa.Table:
-    """The predictions behind a result, one row per unit.
-
-    patch_id, case_id, label, predicted  of the unit; `(apart)` for units that are not scored
-    cluster       what intervals group the units by
-    rows          numbers of the unit's rows in the scored split, counted through its shards in their order
-    score_CLASS   float32, a higher score is more similar
-    by_COLUMN     the values that figures are broken down by
-    prompt        of models: the closest sentence of the predicted class
-    predicted_POOL  of models: the predicted class under a further pool of prompts
-    """
-    system, place = filesystem(cell_folder(folder, result.cell))
-    return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
-
-
-def predictions_schema(folder: str, result: CellResult) -> pa.Schema:
-    """The columns of `read_predictions`, without reading them."""
-    system, place = filesystem(cell_folder(folder, result.cell))
-    return pq.read_schema(f"{place}/predictions.parquet", filesystem=system)
-
-
-def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
-    """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
-    table = read_predictions(folder, result)
-    labels, predicted = (_numbers(table, column, result.classes) for column in ("label", "predicted"))
-    scored = labels != APART
-    scores = _scores_in(table, result.classes)[scored]
-    ordered = result.quadratic_kappa is not None
-    found = Predictions(labels[scored], predicted[scored], result.classes, ordered, scores)
-    clusters = Clusters([str(name) for name in table["cluster"].to_pylist()], "case").where(scored)
-    return found, clusters.numbers
 
 
 def _identity(scorer: Scorer, plan: CellPlan) -> str:
@@ -434,37 +303,6 @@ def _units_of(plan: CellPlan, scores: Scores) -> Units:
         breakdown=selection.breakdown,
         ordered=plan.protocol.ordinal,
     )
-
-
-def _units_in(stored: StoredCell) -> Units:
-    """The units of a stored grid cell."""
-    table, classes = stored.predictions, stored.result.classes
-    kind = typing.cast("Kind", stored.result.cluster_kind)
-    return Units(
-        classes=tuple(classes),
-        ids=table["patch_id"].to_pylist(),
-        labels=_numbers(table, "label", classes),
-        predicted=_numbers(table, "predicted", classes),
-        scores=_scores_in(table, classes),
-        clusters=Clusters(table["cluster"].to_pylist(), kind, stored.evidence.labels_of),
-        breakdown={
-            name.removeprefix(BY): table[name].to_pylist()
-            for name in table.column_names
-            if name.startswith(BY)
-        },
-        ordered=stored.evidence.ordered,
-    )
-
-
-def _numbers(table: pa.Table, column: str, classes: Sequence[str]) -> np.ndarray:
-    """int64 (U,): the class numbers of a column of names."""
-    number = {name: c for c, name in enumerate(classes)} | {APART_NAME: APART}
-    return np.array([number[name] for name in table[column].to_pylist()], dtype=np.int64)
-
-
-def _scores_in(table: pa.Table, classes: Sequence[str]) -> np.ndarray:
-    """float32 (U, C)."""
-    return np.stack([table[f"score_{name}"].to_numpy() for name in classes], axis=1)
 
 
 def _prompt_figures(plan: CellPlan, scored: Scored) -> dict[str, Any]:
@@ -522,39 +360,5 @@ def _predictions(plan: CellPlan, scored: Scored, *, prompts: bool) -> pa.Table:
         table["prompt"] = [plan.prompts.sentences[c][1][p] for c, p in chosen]
     for name, pool in scored.pools.items():
         if name != OWN_POOL:
-            table[f"{_UNDER}{name}"] = classes[pool.scores.predicted].tolist()
+            table[f"{UNDER}{name}"] = classes[pool.scores.predicted].tolist()
     return pa.table(table)
-
-
-def _write(place: str, cell: StoredCell) -> None:
-    tree = {
-        "schema": CELL_SCHEMA,
-        **resolved(cell.result),
-        _SUM: "",  # keeps its place
-        "prompt_f1": cell.prompt_f1,
-        "evidence": dataclasses.asdict(cell.evidence),
-    }
-    write_cell(place, tree, cell.predictions, name=_TABLE, key=_SUM)
-
-
-def _read(place: str, shown: Mapping[str, Any]) -> StoredCell | None:
-    """A finished grid cell; None where there is none, or one of an earlier version with fewer fields.
-
-    The fields of `shown` do not follow from the predictions, and replace those that were stored. Raises
-    DamagedCellError for content that is not what was written.
-    """
-    tree = read_tree(place)
-    try:
-        if tree is None or tree["schema"] != CELL_SCHEMA or "sha256" not in tree:
-            return None
-        record = {key: value for key, value in tree.items() if key not in _BESIDE}
-        complete = {*results.fields(), *_BESIDE} <= {*tree, *shown}
-        complete = complete and {*tree["evidence"]} == {f.name for f in dataclasses.fields(Evidence)}
-        result = results.parse({**record, **shown}, where=f"{place}/cell.json") if complete else None
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise DamagedCellError(first_line(error)) from None
-    check_seal(tree)
-    if result is None:
-        return None
-    predictions = read_table(place, _TABLE, tree[_SUM])
-    return StoredCell(result, tree["prompt_f1"], Evidence(**tree["evidence"]), predictions)

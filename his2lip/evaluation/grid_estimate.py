@@ -8,21 +8,26 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from his2lip.config import sealed, unsealed
+from his2lip.config import digest, sealed, unsealed
 from his2lip.data.shards import open_shards
-from his2lip.errors import first_line
+from his2lip.errors import His2lipError, first_line
 from his2lip.evaluation.baselines import reads
 from his2lip.evaluation.cell_files import finished_cells
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
-from his2lip.evaluation.embeddings import feature_keys
+from his2lip.evaluation.embeddings import EmbeddingCache, feature_keys
 from his2lip.evaluation.encoders import Crops, crop_key
 from his2lip.evaluation.feature_store import FeatureStore
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, Scorer
+from his2lip.evaluation.grid_scorers import entry_meta, facts_key_of, plan_of, plans_of, scorer_of
+from his2lip.evaluation.grid_task import Outcome, Work
+from his2lip.evaluation.known_model import read_facts
 from his2lip.evaluation.protocols import select, view_of
+from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.robustness import RobustnessPlan
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import View
@@ -31,6 +36,8 @@ from his2lip.files import filesystem, free_bytes, write_file
 _log = logging.getLogger(__name__)
 
 BASELINES = "baselines"  # kind of the job that has the baselines
+# What an estimate may fail by: files that are away or damaged. Anything else is a fault of the code.
+UNREADABLE = (His2lipError, OSError, pa.ArrowException)
 _FOLDER = "rates"  # of a cache
 _LEAST = 100  # images from which a rate replaces one that is known
 
@@ -73,6 +80,38 @@ class Job:
     kind: str
     model: ModelScorer | None
     cells: list[tuple[ModelEntry, Plan, Scorer | None]]
+
+
+def jobs_of(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
+    """What each task will do, without loading a model."""
+    config, cache = work.config, EmbeddingCache(work.config.cache)
+    jobs: list[Job] = []
+    for group in filter(None, groups):
+        first = group[0]
+        loaded: dict[str, ModelScorer] = {}
+        key = None if first.path.startswith(PREFIX) else facts_key_of(first, config, work.weights)
+        known = key is not None and read_facts(cache.root, key) is not None
+        cells: list[tuple[ModelEntry, Plan, Scorer | None]] = []
+        for entry in group:
+            scorer: Scorer | None = None
+            if known or entry.path.startswith(PREFIX):
+                with suppress(Exception):  # its task does the same, and reports it
+                    scorer = scorer_of(entry, loaded, cache, config, work.weights)
+            own = plans_of(entry, work.plans)
+            cells += [(entry, plan_of(plan, scorer), scorer) for plan in own]
+        jobs.append(Job(first.name, kind_of(first, config), next(iter(loaded.values()), None), cells))
+    return jobs
+
+
+def kind_of(entry: ModelEntry, config: BenchmarkConfig) -> str:
+    """What the rate of an entry's model is known by: its backbone, the precision and the device."""
+    if entry.path.startswith(PREFIX):
+        return BASELINES
+    trained: Any = None
+    with suppress(His2lipError, OSError):  # its task reports it
+        trained = entry_meta(entry).get("config", {}).get("model")
+    backbone = trained.get("backbone", entry.path) if isinstance(trained, dict) else entry.path
+    return digest([backbone, config.precision, "gpu" if config.gpus else "cpu"])
 
 
 @dataclass
@@ -130,6 +169,15 @@ class Rates:
                 write_file(system, f"{base}/{_FOLDER}/{kind}.json", json.dumps(tree).encode())
 
 
+def rate_of(outcome: Outcome, units_of_task: float) -> Rate:
+    """What an outcome tells of the speed of its kind of model."""
+    counts = outcome.counts
+    rate = Rate(counts.images, counts.seconds * units_of_task, counts.bytes)
+    if not outcome.reused and not isinstance(outcome.cell, CellFailure):
+        rate.cells, rate.cell_seconds = 1, max(outcome.seconds - counts.seconds, 0.0) * units_of_task
+    return rate
+
+
 def units(config: BenchmarkConfig, groups: int) -> tuple[float, float]:
     """CPUs, or GPUs where the tasks ask for them: of all tasks at once with their helpers, and of one.
 
@@ -171,7 +219,7 @@ def estimate_grid(
                     finished += 1
                     continue
                 wanted += _wanted(job, entry, plan, tables, seen)
-            except Exception as error:  # its task tells what is wrong, and stops no other grid cell
+            except UNREADABLE as error:  # its task reports it, and it stops no other grid cell
                 unread += 1
                 _log.info("no estimate of %s on %s: %s", entry.name, plan.dataset, first_line(error))
             else:

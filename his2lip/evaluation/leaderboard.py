@@ -18,14 +18,6 @@ from his2lip.config import recorded
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.comparison import Differences, compare
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
-from his2lip.evaluation.grid_cell import (
-    PromptF1,
-    StoredCell,
-    figures_from,
-    predictions_schema,
-    read_predictions,
-    stored_predictions,
-)
 from his2lip.evaluation.metrics import Metric, Predictions
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
@@ -40,6 +32,14 @@ from his2lip.evaluation.results import (
     to_table,
 )
 from his2lip.evaluation.statistics import crossed_interval
+from his2lip.evaluation.stored_cell import (
+    PromptF1,
+    StoredCell,
+    figures_from,
+    predictions_schema,
+    read_predictions,
+    stored_predictions,
+)
 from his2lip.evaluation.task_results import TaskCell
 from his2lip.files import filesystem, write_file
 

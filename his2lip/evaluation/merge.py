@@ -11,8 +11,8 @@ from pyarrow.fs import FileSelector
 
 from his2lip.errors import ConfigError
 from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
-from his2lip.evaluation.grid_cell import StoredCell, read_cell
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
+from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import check_task
 from his2lip.files import filesystem, write_file

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from his2lip.evaluation.grid_cell import stored_predictions
 from his2lip.evaluation.reliability import BINS, Answers
 from his2lip.evaluation.results import CellResult
 from his2lip.evaluation.statistics import LEAST_CLUSTERS, even_clusters, interval
+from his2lip.evaluation.stored_cell import stored_predictions
 
 _LEAST = 20  # units of a bin, where there are enough for two
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from his2lip.evaluation.grid_cell import APART_NAME, BY, read_predictions
 from his2lip.evaluation.results import CellResult, read_results
+from his2lip.evaluation.stored_cell import APART_NAME, BY, read_predictions
 
 
 def write_samples(folder: Path, out: Path) -> list[Path]:

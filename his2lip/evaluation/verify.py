@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from his2lip.config import resolved
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.cell_files import DamagedCellError
-from his2lip.evaluation.grid_cell import StoredCell, read_cell
 from his2lip.evaluation.leaderboard import GIVEN, Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
 from his2lip.evaluation.retrieval_task import RetrievalPlan, retrieval_of
 from his2lip.evaluation.robustness import robustness_of
+from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_tasks, task_csv
 from his2lip.evaluation.tasks import check_task, read_evidence
 from his2lip.files import filesystem

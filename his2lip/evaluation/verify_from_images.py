@@ -16,11 +16,12 @@ from his2lip.evaluation.cell_files import DamagedCellError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import Embedded, EmbeddingCache, encode_rows
 from his2lip.evaluation.encoders import ImageEncoder, SentenceEncoder
-from his2lip.evaluation.grid import scorers
-from his2lip.evaluation.grid_cell import CellPlan, Plan, Scorer, StoredCell, figures_from, read_cell, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, Plan, Scorer, run_cell
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_scorers import scorers
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name
 from his2lip.evaluation.results import CellResult
+from his2lip.evaluation.stored_cell import StoredCell, figures_from, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks
 from his2lip.evaluation.verify import Mismatch, Verified, alike
 

@@ -16,7 +16,7 @@ from real_tiles import tiles
 from his2lip.data.cards.card import Card
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, FitPlan, run_cell, stored_predictions
+from his2lip.evaluation.grid_cell import CellPlan, FitPlan, run_cell
 from his2lip.evaluation.grid_plans import fit_plan
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.protocols import select
@@ -24,6 +24,7 @@ from his2lip.evaluation.reliability import Fitted, calibrated, fit_temperature
 from his2lip.evaluation.reliability_diagram import reliability_points
 from his2lip.evaluation.results import CellResult, figures
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.stored_cell import stored_predictions
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
 from his2lip.report.pages import write_pages

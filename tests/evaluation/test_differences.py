@@ -17,12 +17,13 @@ from his2lip.config import validate
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell, stored_predictions
+from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
 from his2lip.evaluation.leaderboard import with_differences, with_seeds, write_leaderboard
 from his2lip.evaluation.metrics import METRICS
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters, crossed_interval
+from his2lip.evaluation.stored_cell import stored_predictions
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.report.pages import write_pages
 from his2lip.report.seeds import pooled

@@ -15,9 +15,10 @@ from his2lip.data.shards.reader import ShardSet
 from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
-from his2lip.evaluation.grid_cell import CellRun, check_stored, read_predictions, run_cell
+from his2lip.evaluation.grid_cell import CellRun, run_cell
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.stored_cell import check_stored, read_predictions
 from his2lip.evaluation.verify import verify_board
 
 Write = Callable[..., ShardSet]

@@ -20,8 +20,8 @@ from his2lip.data.prepare.dataset import prepare
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.overlap import overlap
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellResult, figures

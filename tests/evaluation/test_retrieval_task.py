@@ -22,8 +22,8 @@ from his2lip.errors import ConfigError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
-from his2lip.evaluation.grid import Outcome, Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Outcome, Work, score_models
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.protocols import drawn

@@ -25,7 +25,7 @@ from his2lip.evaluation.cell_files import cell_folder
 from his2lip.evaluation.config import ModelEntry
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import EmbeddingCache
-from his2lip.evaluation.grid_cell import CellPlan, read_predictions, run_cell
+from his2lip.evaluation.grid_cell import CellPlan, run_cell
 from his2lip.evaluation.leaderboard import (
     with_differences,
     with_prompt_order,
@@ -38,6 +38,7 @@ from his2lip.evaluation.protocols import groups_digest
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters
+from his2lip.evaluation.stored_cell import read_predictions
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
 from his2lip.report.page import writer

@@ -30,8 +30,8 @@ from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.schema import SCHEMA
 from his2lip.errors import His2lipError, ImageError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from broken_store import AWAY, broken_store
 
 from his2lip.config import validate
 from his2lip.data.cards.card import Card
@@ -24,23 +25,18 @@ from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, RunError
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
 from his2lip.evaluation.feature_store import FeatureStore
-from his2lip.evaluation.grid import (
-    GridResult,
-    Work,
-    _baselines,
-    _jobs,
-    _kind,
-    run_grid,
-    score_models,
-)
-from his2lip.evaluation.grid_cell import read_predictions
-from his2lip.evaluation.grid_estimate import GridEstimate, Rate, Rates, estimate_grid
+from his2lip.evaluation.grid import GridResult, _estimate, run_grid
+from his2lip.evaluation.grid_estimate import GridEstimate, Rate, Rates, estimate_grid, jobs_of, kind_of
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_scorers import baseline_rows
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellFailure, CellResult, fields
+from his2lip.evaluation.stored_cell import read_predictions
 from his2lip.evaluation.verify import verify_board
 from his2lip.evaluation.verify_from_images import verify_images
+from his2lip.logs import log_to
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.identity import weights_identity
 from his2lip.models.load import load_model
@@ -304,10 +300,10 @@ def test_the_estimate_is_of_the_images_that_are_embedded_then(
     plans, failed = plan_cells(config)
     assert failed == []
     work = Work(plans, config, {model.path: weights_identity(model.path) for model in config.models})
-    groups = [*(config.rows_of(model) for model in config.models), _baselines(config)]
+    groups = [*(config.rows_of(model) for model in config.models), baseline_rows(config)]
 
     def estimate() -> GridEstimate:
-        return estimate_grid(_jobs(groups, work), config, rates, together=1.0)
+        return estimate_grid(jobs_of(groups, work), config, rates, together=1.0)
 
     rates = Rates(config.cache)
     before = estimate()
@@ -319,7 +315,7 @@ def test_the_estimate_is_of_the_images_that_are_embedded_then(
     assert (after.cells, after.finished, after.missing) == (len(outcomes), len(outcomes), 0)
 
     first = Rates(config.cache)
-    first.measured(_kind(config.models[0], config), "alpha", Rate(200, 50.0, 200 * 256, 4, 2.0))
+    first.measured(kind_of(config.models[0], config), "alpha", Rate(200, 50.0, 200 * 256, 4, 2.0))
     first.write()
     save_checkpoint(
         tmp_path / "best", load_model("tiny", seed=3), meta={"config": {"model": {"backbone": "tiny"}}}
@@ -329,7 +325,7 @@ def test_the_estimate_is_of_the_images_that_are_embedded_then(
     )
     plans, _ = plan_cells(tuned)
     work = Work(plans, tuned, {str(tmp_path / "best"): weights_identity(str(tmp_path / "best"))})
-    new = estimate_grid(_jobs([tuned.models], work), tuned, Rates(tuned.cache), together=2.0)
+    new = estimate_grid(jobs_of([tuned.models], work), tuned, Rates(tuned.cache), together=2.0)
     assert (new.missing, new.bytes) == (12, 12 * 256)
     assert new.seconds == pytest.approx((12 * 50.0 / 200 + 2.0 / 4) / 2), "at the speed of its backbone"
 
@@ -352,9 +348,29 @@ def test_what_an_estimate_cannot_read_fails_one_grid_cell_and_stops_no_other(
     assert estimate.missing == result.counts.images > 0
 
     def broken(estimate: GridEstimate) -> None:
-        raise ValueError("the price cannot be read")
+        raise ZeroDivisionError
 
-    assert len(run_grid(config, on_estimate=broken).cells) == 2
+    with pytest.raises(ZeroDivisionError):  # a fault of the caller's function is seen
+        run_grid(config, on_estimate=broken)
+
+
+def test_an_estimate_that_cannot_be_made_is_a_line_in_the_log_and_a_bug_is_seen(
+    make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    log_to(str(tmp_path / "log"))
+    with broken_store() as store:
+        config = make(storage="broken://bucket/runs", datasets=["alpha"], gpus=0.0, cpus=1.0)
+        groups, work, rates = [config.models], Work(plan_cells(config)[0], config), Rates(config.cache)
+        found = _estimate(groups, work, rates, together=1.0)
+        assert found is not None
+        assert found.finished == 0
+        store.fault = AWAY
+        assert _estimate(groups, work, rates, together=1.0) is None
+    (line,) = (tmp_path / "log/his2lip.log").read_text(encoding="utf-8").splitlines()
+    assert "no estimate" in line
+    assert AWAY in line
+    with pytest.raises(TypeError):
+        _estimate(groups, work, rates, together="many")  # type: ignore[arg-type]
 
 
 def test_one_added_image_needs_one_forward_per_model(

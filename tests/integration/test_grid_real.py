@@ -12,7 +12,7 @@ from his2lip.data.cards.card import load_card
 from his2lip.data.prepare.dataset import prepare
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid import run_grid
-from his2lip.evaluation.grid_cell import read_predictions
+from his2lip.evaluation.stored_cell import read_predictions
 
 
 def test_real_lesions_are_scored_per_image_by_the_protocols_of_the_card(

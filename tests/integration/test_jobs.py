@@ -29,8 +29,8 @@ from his2lip.config import load
 from his2lip.data.captions import CaptionBank
 from his2lip.errors import ClusterError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid import Work, score_models
 from his2lip.evaluation.grid_plans import plan_cells
+from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.jobs import submit
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
