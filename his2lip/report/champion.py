@@ -70,7 +70,9 @@ class Champion:
         what = f"the best model is not surely above chance: {self}"
         if self.models > 1 and self.least is not None:
             what += f"; as the best of {self.models} models, its lower limit is {self.least:.3f}"
-        fix = "score more cases or better models" if self.limits else "choose among datasets with intervals"
+        fix = "score more cases or better models"
+        if self.limits is None:
+            fix = "score the datasets with intervals under another name, or choose by a column of one (--by)"
         if self.unknown is not None:
             what += f"; {self.unknown}"
         if self.above is not None:
