@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 
 from his2lip.cli.estimates import duration, show_estimate, show_grid_estimate
@@ -94,14 +93,13 @@ def test_workers_without_gpus_are_not_told_to_be_free(capsys: pytest.CaptureFixt
     ],
 )
 def test_auto_is_priced_as_the_run_resolves_it(
-    monkeypatch: pytest.MonkeyPatch,
     here: float,
     workers: dict[str, Any],
     sweep: dict[str, Any],
     run_gpus: int,
     sweep_gpus: int,
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": here})
+    resources = {"CPU": 16.0, "GPU": here}
     base = TrainConfig.model_validate(
         {"name": "a", "model": {"backbone": "tiny"}, "data": {"shards": "s"}, "workers": workers}
     )
@@ -115,8 +113,8 @@ def test_auto_is_priced_as_the_run_resolves_it(
             **sweep,
         }
     )
-    assert gpus_of_run(base) == run_gpus
-    assert gpus_of_sweep(asked, base) == sweep_gpus
+    assert gpus_of_run(base, resources) == run_gpus
+    assert gpus_of_sweep(asked, base, resources) == sweep_gpus
 
 
 def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(

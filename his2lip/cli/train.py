@@ -40,6 +40,8 @@ def train(
 
 def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     """Starts or resumes a training run, or reports a finished one, and records it in MLflow."""
+    import ray
+
     from his2lip.config import digest, recorded
     from his2lip.files import check_writable
     from his2lip.models import is_stored, store_checkpoint
@@ -65,7 +67,7 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     say(f"{config.name}: {config.model.backbone} on {config.data.shards}, run {run_id[:12]}")
     quiet_ray()
     start_ray()
-    show_estimate(estimate_run(config, shards), gpus=gpus_of_run(config))
+    show_estimate(estimate_run(config, shards), gpus=gpus_of_run(config, ray.cluster_resources()))
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
     beside = Path(STORAGE if "://" in config.storage else config.storage, "train")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:

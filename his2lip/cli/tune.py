@@ -42,6 +42,8 @@ def tune(
 
 def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     """Runs the trials that remain, and records all of them in MLflow; the result holds all trials."""
+    import ray
+
     from his2lip.config import digest, recorded
     from his2lip.files import check_writable
     from his2lip.models import is_stored, store_checkpoint
@@ -66,7 +68,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     trial = base.model_copy(update={"storage": config.storage, "name": f"{config.name}.trial"})
     show_estimate(
         estimate_run(trial, shards),
-        gpus=gpus_of_sweep(config, base),
+        gpus=gpus_of_sweep(config, base, ray.cluster_resources()),
         trials=config.trials,
         at_once=config.max_concurrent,
         kept=config.trials  # all may be on the Pareto front of two metrics

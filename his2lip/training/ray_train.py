@@ -143,7 +143,7 @@ def _with_threads(
     before = state.get("resolved", {}).get(THREADS) or state["config"]["workers"]["threads"]
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kept = run.last.exists() and before != "auto"
-    most = most_threads(alive, workers.num, use_gpu=_use_gpu(config))
+    most = most_threads(alive, workers.num, use_gpu=_use_gpu(config, ray.cluster_resources()))
     threads = number(workers.threads, before if kept else most)
     cpus = min(threads, most) if workers.threads == "auto" else threads
     state = {**state, "resolved": {THREADS: threads}}
@@ -474,7 +474,7 @@ def _is_death(error: Exception) -> bool:
 def _scaling(job: Job, say: Callable[[str], None]) -> ray.train.ScalingConfig:
     """The resources of each worker. Raises ClusterError where this machine does not have them."""
     workers, total = job.config.workers, ray.cluster_resources()
-    use_gpu = _use_gpu(job.config)
+    use_gpu = _use_gpu(job.config, total)
     # Several workers may share a CPU, such as two on a laptop of two where another process has one.
     each = {"CPU": round(min(job.cpus, total.get("CPU", 1) / workers.num), 3)}
     each |= {"GPU": 1.0} if use_gpu else {}
@@ -490,16 +490,14 @@ def _scaling(job: Job, say: Callable[[str], None]) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(num_workers=workers.num, use_gpu=use_gpu, resources_per_worker=each)
 
 
-def gpus_of_run(config: TrainConfig) -> int:
-    """GPUs that the workers of a run ask the connected Ray for."""
-    return config.workers.num if _use_gpu(config) else 0
+def gpus_of_run(config: TrainConfig, resources: Mapping[str, float]) -> int:
+    """GPUs that the workers of a run ask for on a Ray with these `resources` (`ray.cluster_resources`)."""
+    return config.workers.num if _use_gpu(config, resources) else 0
 
 
-def _use_gpu(config: TrainConfig) -> bool:
+def _use_gpu(config: TrainConfig, resources: Mapping[str, float]) -> bool:
     workers = config.workers
-    if workers.use_gpu != "auto":
-        return workers.use_gpu
-    return bool(ray.cluster_resources().get("GPU", 0) >= workers.num)
+    return resources.get("GPU", 0) >= workers.num if workers.use_gpu == "auto" else workers.use_gpu
 
 
 class _ToDriver(logging.Handler):

@@ -206,6 +206,7 @@ def _run(
 def _tuner(
     config: SweepConfig, objective: Objective, search: StudySearch, count: int, sweep: SweepDir
 ) -> Tuner:
+    import ray
     from ray import tune
 
     from his2lip.tuning.search import TrialRecords
@@ -221,7 +222,7 @@ def _tuner(
         timeout=config.trial_timeout,
     )
     return tune.Tuner(
-        tune.with_resources(actor, _resources(config)),
+        tune.with_resources(actor, _resources(config, ray.cluster_resources())),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=_scheduler(config),
@@ -243,28 +244,29 @@ def _tuner(
     )
 
 
-def gpus_of_sweep(config: SweepConfig, base: TrainConfig) -> int:
-    """GPUs that the trials that run at once ask the connected Ray for.
+def gpus_of_sweep(config: SweepConfig, base: TrainConfig, resources: Mapping[str, float]) -> int:
+    """GPUs that the trials that run at once ask for on a Ray with these `resources`.
 
     base  the training of a trial, whose workers ask for GPUs of their own where it has several
     """
     from his2lip.training import gpus_of_run
 
-    own = gpus_of_run(base) if base.workers.num > 1 else 0
-    return math.ceil(round((_resources(config).get("gpu", 0.0) + own) * config.max_concurrent, 6))
+    own = gpus_of_run(base, resources) if base.workers.num > 1 else 0
+    of_trial = _resources(config, resources).get("gpu", 0.0)
+    return math.ceil(round((of_trial + own) * config.max_concurrent, 6))
 
 
-def _resources(config: SweepConfig) -> dict[str, float]:
+def _resources(config: SweepConfig, total: Mapping[str, float]) -> dict[str, float]:
     """A GPU or a share of one, but no CPU, since two trials would leave none for Ray Data.
 
     A trial with workers of its own leaves the GPUs to them. Tune refuses an empty request, so trials without
     a GPU request one byte of memory.
-    """
-    import ray
 
+    total  the resources of the cluster
+    """
     workers = config.train.get("workers", {})
     lends = workers.get("num", 1) == 1 and workers.get("use_gpu", "auto") is not False
-    here = ray.cluster_resources().get("GPU", 0) if lends else 0.0
+    here = total.get("GPU", 0.0) if lends else 0.0
     gpus = min(1.0, here / config.max_concurrent) if config.gpus == "auto" else config.gpus
     return {"cpu": 0, "gpu": gpus} if gpus else {"cpu": 0, "memory": 1}
 

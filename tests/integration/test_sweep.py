@@ -389,7 +389,7 @@ def test_a_sweep_starts_with_the_best_points_of_an_earlier_one_and_of_the_paper(
 def test_a_trial_asks_for_the_share_of_a_gpu_that_its_sweep_says(gpus: Any, asked: dict[str, float]) -> None:
     space = {"x": {"kind": "int", "low": 0, "high": 1}}
     config = validate(SweepConfig, {"name": "s", "train": {}, "space": space, "gpus": gpus})
-    assert _resources(config) == asked
+    assert _resources(config, {"CPU": 2.0, "GPU": 0.0}) == asked
 
 
 def test_an_error_of_the_user_in_a_trial_ends_the_sweep_with_that_error(sweep: Sweep) -> None:
