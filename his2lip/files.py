@@ -200,6 +200,19 @@ def fetch_file(system: fs.FileSystem, path: str, file: Path) -> Path:
     return file
 
 
+def read_file(system: fs.FileSystem, path: str) -> bytes:
+    """The bytes of a file of `system`.
+
+    Raises FileNotFoundError where there is none, and StorageError, as `answers`.
+    """
+    with answers(path):
+        try:
+            with system.open_input_stream(path) as source:
+                return bytes(source.read())
+        except NotADirectoryError:  # what it would be in is a file
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+
+
 def remove_file(system: fs.FileSystem, path: str) -> None:
     """Removes a file of `system` where there is one. Raises StorageError, as `answers`."""
     with suppress(FileNotFoundError), answers(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from his2lip.config import digest
-from his2lip.errors import first_line
-from his2lip.files import filesystem, write_file
+from his2lip.errors import ConfigError, first_line
+from his2lip.files import answers, filesystem, read_file, write_file
 
 _JSON = "cell.json"
 
@@ -29,10 +29,14 @@ def cell_folder(folder: str, identity: str) -> str:
 
 
 def finished_cells(folder: str) -> set[str]:
-    """The identities of the grid cells that are stored below `folder`; their content is not read."""
+    """The identities of the grid cells that are stored below `folder`; their content is not read.
+
+    Raises StorageError, as `answers`; so do all functions here.
+    """
     system, path = filesystem(f"{folder}/cells")
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
-    files = [info.path for info in system.get_file_info(selector) if info.base_name == _JSON]
+    with answers(folder):
+        files = [info.path for info in system.get_file_info(selector) if info.base_name == _JSON]
     return {file.split("/")[-2] for file in files}
 
 
@@ -45,11 +49,13 @@ def write_cell(place: str, tree: Mapping[str, Any], table: pa.Table, *, name: st
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     data = out.getvalue()
-    write_file(system, f"{path}/{name}", data, what="the result of a grid cell")
+    with answers(place):
+        write_file(system, f"{path}/{name}", data, what="the result of a grid cell")
     sealed = {**tree, key: hashlib.sha256(data).hexdigest()}
     sealed["sha256"] = digest(sealed)
     text = json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
-    write_file(system, f"{path}/{_JSON}", text.encode(), what="the result of a grid cell")
+    with answers(place):
+        write_file(system, f"{path}/{_JSON}", text.encode(), what="the result of a grid cell")
 
 
 def read_tree(place: str) -> dict[str, Any] | None:
@@ -59,11 +65,10 @@ def read_tree(place: str) -> dict[str, Any] | None:
     """
     system, path = filesystem(place)
     try:
-        with system.open_input_stream(f"{path}/{_JSON}") as source:
-            tree = json.loads(source.read())
+        tree = json.loads(read_file(system, f"{path}/{_JSON}"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedCellError(first_line(error)) from None
     if not isinstance(tree, dict):
         raise DamagedCellError(f"{_JSON} is no mapping")
@@ -80,10 +85,23 @@ def read_table(place: str, name: str, sha256: str) -> pa.Table:
     """The table of a grid cell. Raises DamagedCellError where its file is missing or another one."""
     system, path = filesystem(place)
     try:
-        with system.open_input_stream(f"{path}/{name}") as source:
-            data = source.read()
-    except OSError as error:
+        data = read_file(system, f"{path}/{name}")
+    except FileNotFoundError as error:
         raise DamagedCellError(first_line(error)) from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedCellError(f"{name} is not what was written")
     return pq.read_table(io.BytesIO(data))
+
+
+def read_unchecked(place: str, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a grid cell, with all or some of its columns, whose digest is not known here.
+
+    Raises FileNotFoundError where its file is missing, and ConfigError where it is no such table.
+    """
+    system, path = filesystem(place)
+    data = read_file(system, f"{path}/{name}")
+    try:
+        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        what, fix = f"this table is damaged: {first_line(error)}", "run his2lip benchmark again"
+        raise ConfigError(what, where=f"{place}/{name}", key=name, fix=fix) from None

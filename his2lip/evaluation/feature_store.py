@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from his2lip.errors import first_line
-from his2lip.files import filesystem, write_file
+from his2lip.files import answers, filesystem, read_file, write_file
 
 _SUFFIX = ".parquet"
 _DAMAGED = ".damaged"  # added to the name of a part that must not be read again
@@ -30,6 +30,7 @@ class FeatureStore:
     A part appears whole, under a unique name, or not at all, so writers need no lock. Two that embed the same
     key store it twice, and either copy may be used. A part whose content is not what was written is listed in
     `damaged` and set aside under another name; its features are then missing, and are computed again.
+    A store that does not answer damages nothing: the methods raise StorageError, as `answers`.
     """
 
     def __init__(self, root: str, folder: str, *, width: int) -> None:
@@ -45,7 +46,11 @@ class FeatureStore:
         found: dict[str, np.ndarray] = {}
         for path in self._parts() if wanted else ():
             try:
-                found |= _read_part(self._fs, path, wanted, width=self._width)
+                data = read_file(self._fs, path)
+            except FileNotFoundError:  # another process has set it aside
+                continue
+            try:
+                found |= _read_part(data, wanted, width=self._width)
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 self._set_aside(path, first_line(error))
         return found
@@ -64,11 +69,13 @@ class FeatureStore:
         out = io.BytesIO()
         pq.write_table(_to_table(features), out, compression="none", write_page_checksum=True)
         path = f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}"
-        write_file(self._fs, path, out.getvalue(), what="a part of the feature cache")
+        with answers(path):
+            write_file(self._fs, path, out.getvalue(), what="a part of the feature cache")
 
     def _parts(self) -> list[str]:
         selector = pafs.FileSelector(self._folder, allow_not_found=True)
-        return sorted(f.path for f in self._fs.get_file_info(selector) if f.path.endswith(_SUFFIX))
+        with answers(self._folder):
+            return sorted(f.path for f in self._fs.get_file_info(selector) if f.path.endswith(_SUFFIX))
 
     def _set_aside(self, path: str, reason: str) -> None:
         self.damaged.append(f"{path}: {reason}")
@@ -86,17 +93,9 @@ def _to_table(features: Mapping[str, np.ndarray]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({_DIGEST: _digest(keys, flat)})
 
 
-def _read_part(
-    filesystem: pafs.FileSystem, path: str, wanted: AbstractSet[str], *, width: int
-) -> dict[str, np.ndarray]:
+def _read_part(data: bytes, wanted: AbstractSet[str], *, width: int) -> dict[str, np.ndarray]:
     """The wanted keys of one part. Raises ValueError for content that is not what was written."""
-    table = pq.read_table(
-        path,
-        filesystem=filesystem,
-        columns=["key", "feature"],
-        page_checksum_verification=True,
-        partitioning=None,
-    )
+    table = pq.read_table(pa.BufferReader(data), columns=["key", "feature"], page_checksum_verification=True)
     keys, vectors = _checked(table, width)
     # A set, which all parts share: the time of `read` grows with the keys, not with keys x parts.
     is_wanted = np.fromiter((key in wanted for key in keys), dtype=bool, count=len(keys))
@@ -115,6 +114,8 @@ def _keys(filesystem: pafs.FileSystem, path: str) -> list[str]:
             "key"
         ].to_pylist()
     except (pa.ArrowException, OSError, KeyError):
+        with contextlib.suppress(FileNotFoundError):
+            read_file(filesystem, path)  # raises StorageError where not the part but its store is at fault
         return []
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import ModelError
-from his2lip.files import filesystem, write_file
+from his2lip.files import filesystem, read_file, write_file
 from his2lip.resources import code_version
 
 if TYPE_CHECKING:
@@ -83,18 +83,20 @@ def facts_key(identity: object) -> str:
 
 
 def read_facts(cache: str, key: str) -> ModelFacts | None:
-    """The facts of a model in a cache; None where there are none, or damaged ones."""
+    """The facts of a model in a cache; None where there are none, or damaged ones.
+
+    Raises StorageError, as `answers`.
+    """
     from his2lip.models import Preprocess
 
     system, base = filesystem(cache)
     try:
-        with system.open_input_stream(f"{base}/{_FOLDER}/{key}.json") as source:
-            tree = unsealed(json.loads(source.read()))
+        tree = unsealed(json.loads(read_file(system, f"{base}/{_FOLDER}/{key}.json")))
         preprocess: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in tree.pop("preprocess").items()
         }
         return ModelFacts(**tree, preprocess=Preprocess(**preprocess))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

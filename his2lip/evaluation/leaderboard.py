@@ -41,7 +41,7 @@ from his2lip.evaluation.stored_cell import (
     stored_predictions,
 )
 from his2lip.evaluation.task_results import TaskCell
-from his2lip.files import filesystem, write_file
+from his2lip.files import answers, filesystem, read_file, write_file
 
 PAPER = "paper"  # the only protocol that is compared with published figures
 FRAME = "board.json"  # the rows of a board and what they are given beside their grid cells
@@ -93,20 +93,20 @@ class Frame:
 
     @classmethod
     def read(cls, folder: str) -> Frame:
-        """The frame of a board. Raises ConfigError where there is none."""
+        """The frame of a board. Raises ConfigError where there is none, and StorageError as `answers`."""
         system, path = filesystem(folder)
         try:
-            with system.open_input_stream(f"{path}/{FRAME}") as source:
-                return cls(**json.loads(source.read()))
+            return cls(**json.loads(read_file(system, f"{path}/{FRAME}")))
         except FileNotFoundError:
-            known = system.get_file_info(f"{path}/leaderboard.csv").is_file
+            with answers(folder):
+                known = system.get_file_info(f"{path}/leaderboard.csv").is_file
             what, fix = (
                 (f"this folder has no {FRAME}: an earlier version wrote it", "run his2lip benchmark again")
                 if known
                 else ("there is no benchmark here", "give the folder of one, STORAGE/benchmark/NAME")
             )
             raise ConfigError(what, where=folder, key=FRAME, fix=fix) from None
-        except (OSError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             what = f"{FRAME} cannot be read: {first_line(error)}"
             raise ConfigError(what, where=folder, key=FRAME, fix="run his2lip benchmark again") from None
 
@@ -130,7 +130,8 @@ def write_board(folder: str, cells: Sequence[CellResult], frame: Frame) -> str:
     """The same for a frame that is known."""
     system, path = filesystem(folder)
     for name, data in leaderboard_files(folder, cells, frame).items():
-        write_file(system, f"{path}/{name}", data, what="a file of the leaderboard")
+        with answers(folder):
+            write_file(system, f"{path}/{name}", data, what="a file of the leaderboard")
     return f"{path}/leaderboard.csv"
 
 

@@ -15,7 +15,7 @@ from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, writ
 from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import check_task
-from his2lip.files import filesystem, write_file
+from his2lip.files import answers, filesystem, read_file, write_file
 
 Key = tuple[str, str, str]  # model, dataset, protocol
 
@@ -128,9 +128,9 @@ def _tasks(folders: Sequence[str]) -> tuple[list[tuple[str, TaskCell]], list[tup
 def _check_out(folders: Sequence[str], out: str) -> None:
     """Raises ConfigError where `out` has a board that is not a merged one, which would be lost."""
     system, path = filesystem(out)
-    is_board = system.get_file_info(f"{path}/leaderboard.csv").is_file
-    if not is_board and system.get_file_info(f"{path}/{FRAME}").is_file:
-        is_board = True
+    with answers(out):
+        files = system.get_file_info([f"{path}/leaderboard.csv", f"{path}/{FRAME}"])
+    is_board = any(found.is_file for found in files)
     if is_board and (Path(out) in map(Path, folders) or not Frame.read(out).merged_from):
         what = "this folder has the board of a benchmark, which would be replaced"
         raise ConfigError(what, where=out, key="--out", fix="name another folder with --out")
@@ -210,7 +210,9 @@ def _copy(folder: str, identity: str, out: str) -> None:
     """Copies a stored grid cell; cell.json is last, which marks it as finished."""
     source, base = filesystem(cell_folder(folder, identity))
     target, place = filesystem(cell_folder(out, identity))
-    names = [found.base_name for found in source.get_file_info(FileSelector(base))]
+    with answers(folder):
+        names = [found.base_name for found in source.get_file_info(FileSelector(base))]
     for name in sorted(names, key=lambda name: name == "cell.json"):
-        with source.open_input_stream(f"{base}/{name}") as file:
-            write_file(target, f"{place}/{name}", bytes(file.read()))
+        data = read_file(source, f"{base}/{name}")
+        with answers(out):
+            write_file(target, f"{place}/{name}", data)

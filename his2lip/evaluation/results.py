@@ -26,6 +26,7 @@ from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
 from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import LEAST_CLUSTERS, Clusters, degrees_of, interval
+from his2lip.files import answers
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
@@ -414,11 +415,13 @@ def read_results(path: Path) -> list[CellResult]:
     """The records of a leaderboard.csv or leaderboard.parquet.
 
     Raises ConfigError with the file as `where`: where its digest in sha256.json is another one, and, with the
-    column as `key`, where one is unknown or missing or holds a value of another type.
+    column as `key`, where one is unknown or missing or holds a value of another type; and StorageError, as
+    `answers`.
     """
-    _check_digest(path)
-    read = _read_parquet if path.suffix == ".parquet" else _read_csv
-    return [parse(_nested(row), where=f"{path}, row {i}") for i, row in enumerate(read(path), start=1)]
+    with answers(str(path)):
+        _check_digest(path)
+        rows = list(_read_parquet(path) if path.suffix == ".parquet" else _read_csv(path))
+    return [parse(_nested(row), where=f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
 
 
 def _check_digest(path: Path) -> None:
@@ -427,7 +430,7 @@ def _check_digest(path: Path) -> None:
         known = json.loads(path.with_name(DIGESTS).read_text(encoding="utf-8")).get(path.name)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         what = f"{DIGESTS} cannot be read: {first_line(error)}"
         raise ConfigError(what, where=path.with_name(DIGESTS), key=DIGESTS, fix=_FIX) from None
     if known is not None and hashlib.sha256(path.read_bytes()).hexdigest() != known:
@@ -478,8 +481,9 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    data = path.read_bytes()
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         said = f"this is not a leaderboard: {first_line(error)}"
         raise ConfigError(said, where=path, fix=_FIX) from None

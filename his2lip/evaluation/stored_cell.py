@@ -23,6 +23,7 @@ from his2lip.evaluation.cell_files import (
     check_seal,
     read_table,
     read_tree,
+    read_unchecked,
     write_cell,
 )
 from his2lip.evaluation.config import OWN_POOL
@@ -33,7 +34,7 @@ from his2lip.evaluation.random_tables import Drawn, RandomTables
 from his2lip.evaluation.reliability import Fitted
 from his2lip.evaluation.results import CellResult
 from his2lip.evaluation.statistics import Clusters, Kind
-from his2lip.files import filesystem
+from his2lip.files import answers, filesystem
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 APART_NAME = "(apart)"  # label and prediction of units that are not scored
@@ -173,15 +174,17 @@ def read_predictions(folder: str, result: CellResult) -> pa.Table:
     by_COLUMN     the values that figures are broken down by
     prompt        of models: the closest sentence of the predicted class
     predicted_POOL  of models: the predicted class under a further pool of prompts
+
+    Raises as `read_unchecked`.
     """
-    system, place = filesystem(cell_folder(folder, result.cell))
-    return pq.read_table(f"{place}/predictions.parquet", filesystem=system, partitioning=None)
+    return read_unchecked(cell_folder(folder, result.cell), _TABLE)
 
 
 def predictions_schema(folder: str, result: CellResult) -> pa.Schema:
     """The columns of `read_predictions`, without reading them."""
     system, place = filesystem(cell_folder(folder, result.cell))
-    return pq.read_schema(f"{place}/predictions.parquet", filesystem=system)
+    with answers(place):
+        return pq.read_schema(f"{place}/{_TABLE}", filesystem=system)
 
 
 def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:

@@ -14,7 +14,7 @@ from pyarrow.fs import FileType
 from his2lip.config import Config, recorded, sealed, unsealed
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.config import PREFIX, TASK_NAMES
-from his2lip.files import filesystem, write_file
+from his2lip.files import answers, filesystem, read_file, write_file
 
 TASKS = "tasks.json"  # file of all records of a benchmark, beside leaderboard.csv
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
@@ -174,28 +174,28 @@ def write_tasks(folder: str, cells: Sequence[TaskCell]) -> None:
     """
     system, path = filesystem(folder)
     data = json.dumps(sealed({"cells": [recorded(cell) for cell in cells]}), indent=1, ensure_ascii=False)
-    write_file(system, f"{path}/{TASKS}", (data + "\n").encode())
-    for task in TASK_NAMES:
-        own, place = [cell for cell in cells if cell.task == task], f"{path}/{task}.csv"
-        if own:
-            write_file(system, place, task_csv(own).encode())
-        elif system.get_file_info(place).type == FileType.File:
-            system.delete_file(place)
+    with answers(folder):
+        write_file(system, f"{path}/{TASKS}", (data + "\n").encode())
+        for task in TASK_NAMES:
+            own, place = [cell for cell in cells if cell.task == task], f"{path}/{task}.csv"
+            if own:
+                write_file(system, place, task_csv(own).encode())
+            elif system.get_file_info(place).type == FileType.File:
+                system.delete_file(place)
 
 
 def read_tasks(folder: str | Path) -> list[TaskCell]:
     """The records of a benchmark's tasks.json; none where it has no such file.
 
-    Raises ConfigError for a file that is not what was written.
+    Raises ConfigError for a file that is not what was written, and StorageError, as `answers`.
     """
     system, place = filesystem(str(folder))
     path = f"{place}/{TASKS}"
     try:
-        with system.open_input_stream(path) as source:
-            tree = unsealed(json.loads(source.read()))
+        tree = unsealed(json.loads(read_file(system, path)))
         return [TaskCell.model_validate(one) for one in tree["cells"]]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"the figures of the tasks cannot be read: {first_line(error)}"
         raise ConfigError(what, where=path, key=TASKS, fix=_FIX) from None

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pydantic
 
 from his2lip.config import digest, recorded
@@ -23,13 +22,13 @@ from his2lip.evaluation.cell_files import (
     check_seal,
     read_table,
     read_tree,
+    read_unchecked,
     write_cell,
 )
 from his2lip.evaluation.config import PREFIX, ModelEntry
 from his2lip.evaluation.grid_cell import CellRun, Plan, Scorer
 from his2lip.evaluation.protocols import of_role
 from his2lip.evaluation.task_results import TaskCell, TaskRow
-from his2lip.files import filesystem
 
 _SCHEMA = 1  # raised whenever the same inputs would give another result
 _EVIDENCE, _SUM = "evidence.parquet", "evidence"  # the file, and the key of its sha256
@@ -144,9 +143,11 @@ def protocol_of(
 
 
 def read_evidence(folder: str, cell: TaskCell) -> pa.Table:
-    """What the figures of a task follow from: one row per unit and setting; the columns are the task's."""
-    system, place = filesystem(cell_folder(folder, cell.cell))
-    return pq.read_table(f"{place}/{_EVIDENCE}", filesystem=system, partitioning=None)
+    """What the figures of a task follow from: one row per unit and setting; the columns are the task's.
+
+    Raises as `read_unchecked`.
+    """
+    return read_unchecked(cell_folder(folder, cell.cell), _EVIDENCE)
 
 
 def rows_under(evidence: pa.Table, setting: Mapping[str, str]) -> pa.Table:

@@ -24,7 +24,7 @@ from his2lip.evaluation.robustness import robustness_of
 from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_tasks, task_csv
 from his2lip.evaluation.tasks import check_task, read_evidence
-from his2lip.files import filesystem
+from his2lip.files import filesystem, read_file
 
 _ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
 _SHOWN = 60  # characters of a value that a mismatch shows
@@ -166,8 +166,7 @@ def _digests(folder: str) -> dict[str, str]:
 def _read(folder: str, name: str) -> bytes | None:
     system, path = filesystem(folder)
     try:
-        with system.open_input_stream(f"{path}/{name}") as source:
-            return bytes(source.read())
+        return read_file(system, f"{path}/{name}")
     except FileNotFoundError:
         return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.evaluation import Mismatch
+from his2lip.files import answers
 from his2lip.report.board import read_board
 from his2lip.report.page import writer, writer_of
 from his2lip.report.pages import PAGE, write_pages
@@ -36,7 +37,7 @@ def verify_pages(folder: Path, out: Path) -> VerifiedPages:
     cells = read_board(table).cells if table.is_file() else []
     reference = next((cell.reference for cell in cells), None)
     own = read_board(folder / "leaderboard.csv").reference
-    by = writer_of(page.read_text(encoding="utf-8", errors="replace")) if page.is_file() else None
+    by = writer_of(_read(page).decode("utf-8", errors="replace")) if page.is_file() else None
     same = by == writer() or not page.is_file()
     notes: list[str] = []
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".verify-") as place:
@@ -59,11 +60,16 @@ def _of_another_version(out: Path, by: str | None, names: list[str]) -> str:
     )
 
 
+def _read(path: Path) -> bytes:
+    with answers(str(path)):
+        return path.read_bytes()
+
+
 def _different(on_disk: Path, expected: Path, *, same_version: bool) -> list[Mismatch]:
     name = f"{on_disk.parent.name}/{on_disk.name}"
     if not on_disk.is_file():
         return [Mismatch(name, "", "", "the file is missing")]
-    theirs, ours = on_disk.read_bytes(), expected.read_bytes()
+    theirs, ours = _read(on_disk), expected.read_bytes()
     if theirs == ours:
         return []
     texts = [data.decode("utf-8", errors="replace") for data in (theirs, ours)]
