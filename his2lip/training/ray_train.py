@@ -302,6 +302,8 @@ def _run_on_ray(
     # Ray Train reads these when it starts: its interval of polls, and that workers keep the driver's folder.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if is_local():  # this machine is not taken away, so the run needs no process that watches for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = ReportQueue.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(

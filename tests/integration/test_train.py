@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from training_data import write_small_shards
 
 from his2lip.config import dump_yaml, load, resolved
 from his2lip.errors import DatasetError, RunError, StorageError
-from his2lip.models.provenance import read_meta
+from his2lip.models.provenance import is_checkpoint, read_meta
 from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
 from his2lip.training.estimate import estimate_run
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 EPOCH = 5  # steps of one epoch
 STEPS = 15  # steps of a run
-
+EVERY = 3  # steps between two checkpoints
 
 LINE = re.compile(r"^\S+ \S+ (?:DEBUG|INFO|WARNING|ERROR) \S+:(\d+) (his2lip\S*): (.*)$")
 
@@ -80,7 +81,7 @@ def config_file(folder: Path) -> Path:
     tree = {
         "data": {"shards": shards, "batch_size": 64, "lanes": 4},
         "optim": {"lr": 1e-3, "epochs": 3, "warmup": 0.1},
-        "checkpoint": {"every_steps": 3},
+        "checkpoint": {"every_steps": EVERY},
         "workers": {"threads": 1},  # the tensors are too small for more
         "log_every": 1,
         "storage": str(folder / "runs"),
@@ -106,22 +107,23 @@ def alone(folder: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Whole:
-    """The uninterrupted run in this process, and its weights after the first epoch."""
+    """The uninterrupted run in this process, and the digests of its checkpoints by their steps."""
 
     run: RunDir
-    first: dict[str, torch.Tensor]
+    saved: dict[int, str]
 
 
 @pytest.fixture(scope="module")
 def whole(config_file: Path, alone: tuple[str, ...]) -> Whole:
-    config, first = named(config_file, "whole", *alone), dict[str, torch.Tensor]()
+    config, saved = named(config_file, "whole", *alone), dict[int, str]()
     last = RunDir(Path(config.storage) / "train/whole").last
 
     def report(progress: StepReport) -> None:
-        if progress.step == EPOCH:
-            first.update(load_file(last / "model.safetensors"))
+        if is_checkpoint(last):
+            meta = read_meta(last)
+            saved[meta["step"]] = meta["tensor_digest"]
 
-    return Whole(plain_run(config, report=report), first)
+    return Whole(plain_run(config, report=report), saved)
 
 
 def test_a_trial_of_a_sweep_gets_bitwise_equal_weights(
@@ -142,77 +144,45 @@ def history(run: RunDir) -> list[dict[str, float]]:
     return [{name: epoch[name] for name in names} for epoch in outcome(run)["history"]]
 
 
-@dataclass(frozen=True)
-class EndedEarly:
-    """The run on Ray with two workers, which its driver ended after the first epoch; and a copy of it."""
-
-    early: TrainResult
-    reports: list[StepReport]
-    listening: set[tuple[str, str]]  # process and address of every port that was listened on
-    copy: Path
-
-
-@pytest.fixture(scope="module")
-def ended_early(ray_local: None, config_file: Path, folder: Path) -> EndedEarly:
+def test_a_run_that_the_driver_ends_early_stops_after_that_epoch(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's local mode: this process is the worker too. A slow test below has workers of their own."""
+    in_this_process = ray.train.ScalingConfig(num_workers=0)
+    monkeypatch.setattr("his2lip.training.ray_train._scaling", lambda job, say: in_this_process)
+    files = logging.getLogger("his2lip.files")
+    monkeypatch.setattr(files, "handlers", [*files.handlers])  # the worker adds one
     reports: list[StepReport] = []
-    listening: set[tuple[str, str]] = set()
 
     def on_report(progress: StepReport) -> bool:
         reports.append(progress)
-        listening.update(listeners(os.getpid()))
         return progress.kind == "epoch"
 
-    early = train(named(config_file, "pair", "workers.num=2"), on_report=on_report)
-    copy = shutil.copytree(early.run_dir, folder / "alone/train/pair")
-    return EndedEarly(early, reports, listening, copy)
-
-
-def test_a_run_that_the_driver_ends_early_stops_its_workers_after_that_epoch(ended_early: EndedEarly) -> None:
-    assert ended_early.early.steps == ended_early.reports[-1].step == EPOCH
-    assert not ended_early.early.finished_before
-
-
-def test_two_workers_give_the_weights_of_one_worker(whole: Whole, ended_early: EndedEarly) -> None:
-    (mine,), (other, *_) = ended_early.early.history, history(whole.run)
-    assert mine["select/loss"] == pytest.approx(other["select/loss"], abs=1e-5)
-    two = load_file(ended_early.copy / "last/model.safetensors")
-    assert two.keys() == whole.first.keys()
-    for name, tensor in whole.first.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)  # measured: 4e-6
-
-
-def test_the_log_of_a_run_has_the_lines_of_its_driver_and_of_each_worker(ended_early: EndedEarly) -> None:
-    lines = logged(ended_early.early.run_dir)
-    driver = next(pid for pid, said in lines if said.startswith("run pair (id "))
-    first, second = (
-        next(pid for pid, said in lines if said.startswith(f"worker {rank} of 2 ")) for rank in (0, 1)
-    )
-    assert len({driver, first, second}) == 3
-    assert any("epoch 1" in said for pid, said in lines if pid == first)
-
-
-def test_no_process_of_a_training_run_listens_on_an_external_address(ended_early: EndedEarly) -> None:
-    names = {name for name, _ in ended_early.listening}
-    assert {"gcs_server", "raylet"} <= names
-    assert any("Train" in name for name in names), "the workers of Ray were seen too"
-    assert {address for _, address in ended_early.listening} == {"127.0.0.1"}, ended_early.listening
+    threads = torch.get_num_threads()
+    try:
+        early = train(named(config_file, "early", "data.loader=local"), on_report=on_report)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    assert early.steps == reports[-1].step == EPOCH
+    assert not early.finished_before
 
 
 @dataclass(frozen=True)
 class Killed:
-    """The command that resumes the run with one worker, and what was killed; and the same run, resumed."""
+    """A `his2lip train` with one worker, of which first the worker was killed, and then the command."""
 
     steps: list[int]  # that the log had when the command was killed
     shown: str  # on its terminal
-    saved: int  # the step of the last checkpoint then
-    later: TrainResult
-    steps_later: list[int]  # reported by the resumed run
+    run: RunDir
+    saved: dict[str, Any]  # his2lip.json of the last checkpoint, once no process of the run was left
+    copy: Path  # of the run
 
 
 @pytest.fixture(scope="module")
-def killed(ended_early: EndedEarly, config_file: Path, folder: Path) -> Killed:
-    """Kills the worker of `his2lip train` in the second epoch, and the command itself in the third one."""
-    run = ended_early.early.run_dir
+def killed(config_file: Path, folder: Path) -> Killed:
+    """Kills the worker of `his2lip train` in the first epoch, and the command itself in the second one."""
+    run = RunDir(folder / "runs/train/pair")
     environment = {k: v for k, v in os.environ.items() if k != "HIS2LIP_LOG" and not k.startswith("RAY_")}
     environment["MLFLOW_TRACKING_URI"] = new_store(folder)
     command = [sys.executable, "-m", "his2lip", "--verbose", "train", str(config_file), "name=pair"]
@@ -222,26 +192,60 @@ def killed(ended_early: EndedEarly, config_file: Path, folder: Path) -> Killed:
     ):
 
         def wait(reached: Callable[[list[int]], bool]) -> None:
-            while process.poll() is None and not reached(logged_steps(run)):
+            while process.poll() is None and not reached(logged_steps(run.path)):
                 time.sleep(0.02)
             assert process.returncode is None, (folder / "shown").read_text()
 
+        wait(lambda steps: EVERY + 1 in steps)
+        os.kill(workers(run.path)[0], signal.SIGKILL)
         wait(lambda steps: EPOCH + 2 in steps)  # step 6 is saved, and step 9 not yet
-        os.kill(next(pid for pid, said in logged(run) if said.startswith("worker 0 of 1 ")), signal.SIGKILL)
-        wait(lambda steps: 2 * EPOCH + 1 in steps)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    steps, saved = logged_steps(run), read_meta(run / "last")["step"]
-    # The orphaned worker may run for seconds and do more steps. Then fewer steps are left.
-    steps_later: list[int] = []
-    later = train(named(config_file, "pair"), on_report=lambda progress: steps_later.append(progress.step))
-    return Killed(steps, (folder / "shown").read_text(), saved, later, steps_later)
+    steps = logged_steps(run.path)
+    while runs(workers(run.path)[-1]):  # the orphaned worker does more steps, until it notices
+        time.sleep(0.05)
+    copy = shutil.copytree(run.path, folder / "alone/train/pair")
+    return Killed(steps, (folder / "shown").read_text(), run, read_meta(run.last), copy)
+
+
+def workers(run: Path) -> list[int]:
+    """The processes that were worker 0 of a run with one worker, in order."""
+    return [pid for pid, said in logged(run) if said.startswith("worker 0 of 1 ")]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a process that has ended has no words
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The killed run, resumed with two workers and finished."""
+
+    result: TrainResult
+    steps: list[int]  # that were reported
+    listening: set[tuple[str, str]]  # process and address of every port that was listened on
 
 
 @pytest.fixture(scope="module")
-def pair(killed: Killed) -> TrainResult:
+def resumed(ray_local: None, killed: Killed, config_file: Path) -> Resumed:
+    steps: list[int] = []
+    listening: set[tuple[str, str]] = set()
+
+    def on_report(progress: StepReport) -> None:
+        steps.append(progress.step)
+        listening.update(listeners(os.getpid()))
+
+    result = train(named(config_file, "pair", "workers.num=2"), on_report=on_report)
+    return Resumed(result, steps, listening)
+
+
+@pytest.fixture(scope="module")
+def pair(resumed: Resumed) -> TrainResult:
     """The run, which is finished."""
-    return killed.later
+    return resumed.result
 
 
 def test_a_run_whose_worker_was_killed_is_resumed_at_its_last_checkpoint(killed: Killed) -> None:
@@ -249,26 +253,68 @@ def test_a_run_whose_worker_was_killed_is_resumed_at_its_last_checkpoint(killed:
     assert any(later <= earlier for earlier, later in itertools.pairwise(killed.steps)), (
         "no step was repeated"
     )
-    assert killed.steps[:EPOCH] == [1, 2, 3, 4, 5]
-    assert min(killed.steps[EPOCH:]) > EPOCH, "the run was started again, not resumed"
+    first = [*range(1, EVERY + 2)]
+    assert killed.steps[: len(first)] == first
+    assert min(killed.steps[len(first) :]) > EVERY, "the run was started again, not resumed"
 
 
 def test_a_run_whose_worker_and_driver_were_killed_ends_with_the_weights_of_one_that_was_not(
-    killed: Killed, ended_early: EndedEarly, config_file: Path, alone: tuple[str, ...]
+    killed: Killed, whole: Whole, config_file: Path, alone: tuple[str, ...]
 ) -> None:
-    assert 2 * EPOCH <= killed.saved < STEPS
-    assert all(step > EPOCH for step in killed.steps_later), "the run was started again, not resumed"
-    other = plain_run(named(config_file, "pair", *alone))
-    assert other.path == ended_early.copy, "resumed in this process after the first epoch"
-    assert digest(killed.later) == digest(other)
-    assert read_meta(killed.later.best)["tensor_digest"] == read_meta(other.best)["tensor_digest"]
-    assert history(RunDir(killed.later.run_dir)) == history(other)
+    assert EPOCH < killed.saved["step"] <= 2 * EPOCH
+    assert killed.saved["tensor_digest"] == whole.saved[killed.saved["step"]]
+    steps: list[int] = []
+    other = plain_run(named(config_file, "pair", *alone), report=lambda progress: steps.append(progress.step))
+    assert other.path == killed.copy, "resumed in this process"
+    assert min(steps) == killed.saved["step"] + 1
+    assert digest(other) == digest(whole.run)
+    assert read_meta(other.best)["tensor_digest"] == read_meta(whole.run.best)["tensor_digest"]
+    assert history(other) == history(whole.run)
 
 
 def test_a_verbose_command_shows_its_own_lines_and_those_of_its_workers(killed: Killed) -> None:
-    first = next(pid for pid, said in logged(killed.later.run_dir) if said.startswith("worker 0 of 1 "))
+    first = workers(killed.run.path)[0]
     assert "run pair (id " in killed.shown
     assert re.search(rf"pid={first}.*worker 0 of 1 ", killed.shown), "Ray forwards the worker's lines"
+
+
+def test_two_workers_resume_the_run_of_one_and_give_its_weights(
+    whole: Whole, killed: Killed, resumed: Resumed
+) -> None:
+    assert resumed.steps[0] == killed.saved["step"] + 1, "the run was started again, not resumed"
+    mine, other = history(RunDir(resumed.result.run_dir)), history(whole.run)
+    assert mine[0] == other[0], "the epoch of the killed worker"
+    assert [epoch["step"] for epoch in mine] == [epoch["step"] for epoch in other]
+    for one, two in zip(other, mine, strict=True):
+        assert two["select/loss"] == pytest.approx(one["select/loss"], abs=1e-5)
+    assert_close(resumed.result.last, whole.run.last)
+
+
+def assert_close(two: Path, one: Path) -> None:
+    """The weights of two checkpoints, of which two workers trained the first."""
+    found, wanted = (load_file(last / "model.safetensors") for last in (two, one))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5, msg=name)
+
+
+def test_the_log_of_a_run_has_the_lines_of_its_driver_and_of_each_worker(resumed: Resumed) -> None:
+    lines = logged(resumed.result.run_dir)
+    drivers = [pid for pid, said in lines if said.startswith("run pair (id ")]
+    assert drivers[-1] == os.getpid()
+    first, second = (
+        next(pid for pid, said in lines if said.startswith(f"worker {rank} of 2 ")) for rank in (0, 1)
+    )
+    assert len({*drivers, first, second}) == 4, "two commands and two workers"
+    assert any("epoch 3" in said for pid, said in lines if pid == first)
+
+
+def test_no_process_of_a_training_run_listens_on_an_external_address(resumed: Resumed) -> None:
+    names = {name for name, _ in resumed.listening}
+    assert {"gcs_server", "raylet"} <= names
+    assert any("Train" in name for name in names), "the workers of Ray were seen too"
+    assert not any("Preempt" in name for name in names), "nobody takes this machine away"
+    assert {address for _, address in resumed.listening} == {"127.0.0.1"}, resumed.listening
 
 
 def test_run_writes_the_checkpoints_best_and_last_only(pair: TrainResult, config_file: Path) -> None:
@@ -282,7 +328,7 @@ def test_run_writes_the_checkpoints_best_and_last_only(pair: TrainResult, config
     meta = read_meta(pair.best)
     saved = TrainConfig.model_validate(meta["config"])
     assert saved.optim == named(config_file, "x").optim
-    assert saved.data.decode_threads == usable_cpus(), "what auto stood for"
+    assert saved.data.decode_threads == max(1, usable_cpus() // 2), "what auto stood for with two workers"
     assert meta["vocabularies"]["tissue"][0] == "Alveoli"
     assert meta["terms"]["datasets"] == {"mihic-generated": "none, generated"}
     (seen,) = meta["training_data"]
@@ -323,7 +369,7 @@ def test_finished_run_is_not_run_again(pair: TrainResult, config_file: Path) -> 
 
 
 def test_the_next_run_of_its_kind_is_estimated_from_it(pair: TrainResult, config_file: Path) -> None:
-    config, shards, _ = open_data(named(config_file, "next", "seed=7", "workers.num=2"))
+    config, shards, _ = open_data(named(config_file, "next", "seed=7"))
     found = estimate_run(config, shards)
     assert found.steps == STEPS
     assert found.based_on is not None, "the latest finished run: of this or of another test"
@@ -332,7 +378,7 @@ def test_the_next_run_of_its_kind_is_estimated_from_it(pair: TrainResult, config
     assert 0.05 < found.seconds < 300
     sizes = [p.stat().st_size for place in (base.best, base.last) for p in place.rglob("*") if p.is_file()]
     assert found.bytes == sum(sizes)
-    other = named(config_file, "next", "workers.num=2", "data.batch_size=32")
+    other = named(config_file, "next", "data.batch_size=32")
     assert estimate_run(other, shards).based_on is None
 
 
@@ -341,12 +387,11 @@ def test_a_run_of_two_workers_is_resumed_on_two_and_ends_with_the_weights_of_one
     ray_local: None, whole: Whole, config_file: Path
 ) -> None:
     config = named(config_file, "two", "workers.num=2")
-    train(config, on_report=lambda progress: progress.kind == "epoch")
+    early = train(config, on_report=lambda progress: progress.kind == "epoch")
+    assert (early.steps, early.finished_before) == (EPOCH, False), "the workers stop after that epoch"
     done = train(config)
     assert (done.steps, done.finished_before) == (STEPS, False)
-    one, two = load_file(whole.run.last / "model.safetensors"), load_file(done.last / "model.safetensors")
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5, msg=name)
+    assert_close(done.last, whole.run.last)
 
 
 @pytest.mark.slow
