@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from his2lip.evaluation import DRAWS, SENTENCES
+from his2lip.evaluation import DRAWS, SENTENCES, CellResult
 from his2lip.report.board import Board, heading, outdated
 from his2lip.report.by_dataset import OVERLAP
 from his2lip.report.probes import NOTE as PROBES
@@ -45,12 +45,18 @@ def notes(board: Board) -> list[str]:
 
 
 def _caveat_notes(board: Board) -> list[str]:
-    """What to know before the figures of some rows are compared, each once."""
-    rows: dict[str, dict[str, None]] = {}
+    """What to know before the figures of some rows are compared, each once, with its columns if not all."""
+    rows: dict[str, list[CellResult]] = {}
     for cell in board.cells:
         if cell.caveat is not None and not cell.is_few_shot:
-            rows.setdefault(cell.caveat, {})[cell.model] = None
-    return [f"{', '.join(models)}: {caveat}." for caveat, models in rows.items()]
+            rows.setdefault(cell.caveat, []).append(cell)
+    notes = []
+    for caveat, cells in rows.items():
+        models, columns = dict.fromkeys(c.model for c in cells), dict.fromkeys(map(heading, cells))
+        others = {heading(cell) for cell in board.cells if cell.model in models} - columns.keys()
+        on = f" on {', '.join(columns)}" if others else ""
+        notes.append(f"{', '.join(models)}{on}: {caveat}.")
+    return notes
 
 
 def _difference_notes(board: Board) -> list[str]:

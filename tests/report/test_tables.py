@@ -17,6 +17,7 @@ from his2lip.evaluation.results import to_csv
 from his2lip.report.board import Board
 from his2lip.report.columns import WIDEST, Columns, abbreviations, anchors
 from his2lip.report.latex import escape
+from his2lip.report.notes import notes
 from his2lip.report.pages import write_pages
 from his2lip.report.table import Figure, Scale
 
@@ -54,6 +55,19 @@ def test_no_table_is_wider_than_ten_columns_and_protocols_are_apart() -> None:
         ("protocol paper", 2),
     ]
     assert [column for _, own in blocks for column in own] == Board(cells).columns
+
+
+def test_a_caveat_names_its_columns_unless_it_is_about_all_of_the_models_columns() -> None:
+    cells = [
+        cell_result(model=model, dataset=dataset, caveat=f"{model} of {what}")
+        for model, dataset, what in (
+            ("one", "mist", "train"), ("one", "bci", "folds"), ("two", "mist", "x"), ("two", "bci", "x"),
+        )
+    ]  # fmt: skip
+    found = notes(Board(cells))
+    assert "one on mist: one of train." in found
+    assert "one on bci: one of folds." in found
+    assert "two: two of x." in found
 
 
 def test_places_on_the_page_have_ids_of_their_own() -> None:
