@@ -10,9 +10,8 @@ best on the same data is not favoured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from string import ascii_lowercase
 
 import numpy as np
@@ -68,13 +67,15 @@ class Differences:
 
         among  bool (M,): the models that have letters; None: all
         """
-        chosen = range(len(self.values)) if among is None else np.flatnonzero(among).tolist()
-        apart, groups = self.distinguishable, [frozenset(chosen)]
-        for i, j in combinations(chosen, 2):
-            if apart[i, j]:
-                parts = {g - {k} for g in groups if {i, j} <= g for k in (i, j)}
-                parts |= {g for g in groups if not {i, j} <= g}
-                groups = [g for g in parts if not any(g < other for other in parts)]
+        chosen = np.ones(len(self.values), dtype=bool) if among is None else among
+        groups = [frozenset(np.flatnonzero(chosen).tolist())]
+        pairs = np.argwhere(np.triu(self.distinguishable & np.outer(chosen, chosen), 1))
+        for i, j in pairs.tolist():
+            parts = {g - {k} for g in groups if i in g and j in g for k in (i, j)}
+            new = frozenset(parts)
+            parts |= {g for g in groups if i not in g or j not in g}
+            # The groups that stay hold no other one, and none of the new ones holds them.
+            groups = [g for g in parts if g not in new or not any(g < other for other in parts)]
         groups.sort(key=lambda g: sorted(-self.values[i] for i in g))
         return ["".join(_letter(n) for n, g in enumerate(groups) if i in g) for i in range(len(self.values))]
 
@@ -118,7 +119,9 @@ def compare(
     contributions  float64 (M, G), what each cluster adds to the figure (`Metric.contributions`)
     shares         float64 (G,), the share of each cluster in a difference that is the same everywhere
     """
-    errors = np.stack([standard_error(replicates - own) for own in replicates])
+    errors = np.zeros((len(values), len(values)))
+    for i, own in enumerate(replicates):
+        errors[i, i + 1 :] = errors[i + 1 :, i] = standard_error(replicates[i + 1 :] - own)
     lower = _lower_limits(values, contributions, shares, _limit(contributions, seed))
     return Differences(values, errors, lower, replicates.shape[1])
 
@@ -149,21 +152,28 @@ def _limit(contributions: np.ndarray, seed: int) -> float:
 
     It orders as |t| does. Infinite for too few clusters.
     """
-    groups = contributions.shape[1]
-    norms = {
-        (i, j): norm
-        for i, j in zip(*np.triu_indices(len(contributions), 1), strict=True)
-        if (norm := np.linalg.norm(contributions[i] - contributions[j])) > _SAME
-    }
-    blocks = []
-    for signs in sign_vectors(groups, seed):
-        sums, largest = contributions @ signs.T, np.zeros(len(signs))
-        for (i, j), norm in norms.items():
-            np.maximum(largest, np.abs(sums[i] - sums[j]) / norm, out=largest)
-        blocks.append(largest)
-    largest = np.sort(np.concatenate(blocks))
+    # Of each model: the lengths of its differences from the models after it, (M - i - 1,).
+    apart = (contributions[i + 1 :] - own for i, own in enumerate(contributions[:-1]))
+    norms = [np.sqrt(np.vecdot(rows, rows)) for rows in apart]
+    signs = sign_vectors(contributions.shape[1], seed)
+    largest = np.sort(np.concatenate([_largest(contributions @ block.T, norms) for block in signs]))
     allowed = int((1 - LEVEL) * len(largest) + 1e-9)  # flips that may be as large as the data's own
-    return float(largest[-allowed - 1]) ** 2 if norms and allowed else np.inf
+    differ = any((norm > _SAME).any() for norm in norms)
+    return float(largest[-allowed - 1]) ** 2 if differ and allowed else np.inf
+
+
+def _largest(sums: np.ndarray, norms: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 (B,): the largest |sum| / norm of all pairs of models under each flip, from sums (M, B)."""
+    largest = np.zeros(sums.shape[1])
+    for i, norm in enumerate(norms):
+        differ = norm > _SAME
+        if differ.any():
+            away = sums[i + 1 :][differ]
+            away -= sums[i]
+            np.abs(away, out=away)
+            away /= norm[differ, None]
+            np.maximum(largest, away.max(axis=0), out=largest)
+    return largest
 
 
 def sign_vectors(groups: int, seed: int) -> Iterator[np.ndarray]:

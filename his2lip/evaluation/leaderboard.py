@@ -18,7 +18,7 @@ from his2lip.config import recorded
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.comparison import Differences, compare
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
-from his2lip.evaluation.metrics import Metric, Predictions
+from his2lip.evaluation.metrics import Jackknife, Metric, Predictions, jackknife
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
 from his2lip.evaluation.results import (
@@ -28,8 +28,7 @@ from his2lip.evaluation.results import (
     Compared,
     OverSeeds,
     metric_fields,
-    to_csv,
-    to_table,
+    to_tables,
 )
 from his2lip.evaluation.statistics import crossed_interval
 from his2lip.evaluation.stored_cell import (
@@ -140,9 +139,10 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
 
     The last, sha256.json, has the digest of each, which is checked when the leaderboard is read.
     """
+    text, table = to_tables(cells)
     files = {
-        "leaderboard.csv": to_csv(cells).encode(),
-        "leaderboard.parquet": _parquet(to_table(cells)),
+        "leaderboard.csv": text.encode(),
+        "leaderboard.parquet": _parquet(table),
         "predictions.parquet": _all_predictions(folder, cells),
         "failures.json": (json.dumps(frame.failed, indent=1) + "\n").encode(),
         FRAME: (json.dumps(_written(frame), indent=1, ensure_ascii=False) + "\n").encode(),
@@ -294,7 +294,7 @@ def over_seeds(folder: str, cells: Sequence[CellResult]) -> list[CellResult]:
 
 def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds]:
     """Figure -> its mean over trainings on the same units."""
-    stored = [stored_predictions(folder, cell) for cell in cells]
+    stored = _jackknifed(folder, cells)
     has_interval = all(cell.no_interval is None for cell in cells)
     found = {}
     for name, metric in metric_fields().items():
@@ -303,10 +303,9 @@ def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds
             continue
         values, limits = np.array(figures, dtype=np.float64), None
         if has_interval:
-            replicates = np.stack([metric.replicates(*own) for own in stored])
-            limits = crossed_interval(
-                values, replicates, bounds=metric.bounds, effective=metric.effective(*stored[0])
-            )
+            replicates = np.stack([own.found[name][1] for own in stored])
+            effective = metric.effective(stored[0].predictions, stored[0].clusters)
+            limits = crossed_interval(values, replicates, bounds=metric.bounds, effective=effective)
         low, high = limits or (None, None)
         found[name] = OverSeeds(
             seeds=len(cells),
@@ -329,23 +328,23 @@ def _compare(
 
     means  of each: figure -> its mean over trainings, which gets its difference from the reference here
     """
-    stored = [stored_predictions(folder, cell) for cell in cells]
+    stored = _jackknifed(folder, cells)
     found: list[dict[str, Compared]] = [{} for _ in cells]
     for name, metric in metric_fields().items():
-        expected = [_is_expectation(metric, cell, own[0]) for cell, own in zip(cells, stored, strict=True)]
+        of_cells = [(getattr(cell, name), own.found[name]) for cell, own in zip(cells, stored, strict=True)]
+        expected = [_is_expectation(figure, known) for figure, (known, _) in of_cells]
         replicates = [
-            np.full(int(clusters.max()) + 1, getattr(cell, name))
-            if constant
-            else metric.replicates(predictions, clusters)
-            for cell, (predictions, clusters), constant in zip(cells, stored, expected, strict=True)
+            np.full_like(without, figure) if constant else without
+            for (figure, (_, without)), constant in zip(of_cells, expected, strict=True)
         ]
         known = [i for i, own in enumerate(replicates) if np.isfinite(own).all()]
         if len(known) < 2:
             continue
         values = np.array([getattr(cells[i], name) for i in known])
-        shares = metric.shares(*stored[known[0]])
+        units = stored[known[0]]
+        shares = metric.shares(units.predictions, units.clusters)
         contributions = [
-            values[place] * shares if expected[i] else metric.contributions(*stored[i], replicates[i])
+            values[place] * shares if expected[i] else stored[i].contributions(metric)
             for place, i in enumerate(known)
         ]
         differences = compare(
@@ -361,10 +360,34 @@ def _compare(
                 row = row.model_copy(update=_difference(differences, place, base, margin))
             found[i][name] = row
         if base is not None:
-            effective = metric.effective(*stored[known[base]])
+            units = stored[known[base]]
+            effective = metric.effective(units.predictions, units.clusters)
             of_known = {i: replicates[i] for i in known}
             _compare_means(metric, cells, of_known, known[base], means, effective=effective)
     return found
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The scored units of a grid cell, with the number of each unit's cluster, and what `jackknife` finds."""
+
+    predictions: Predictions
+    clusters: np.ndarray
+    found: Mapping[str, Jackknife]
+
+    def contributions(self, metric: Metric) -> np.ndarray:
+        value, replicates = self.found[metric.name]
+        return metric.contributions(self.predictions, self.clusters, replicates, value=value)
+
+
+def _jackknifed(folder: str, cells: Sequence[CellResult]) -> list[_Stored]:
+    """What is stored of each grid cell. Rows of the same weights share one, which is read once."""
+    known: dict[str, _Stored] = {}
+    for cell in cells:
+        if cell.cell not in known:
+            predictions, clusters = stored_predictions(folder, cell)
+            known[cell.cell] = _Stored(predictions, clusters, jackknife(predictions, clusters))
+    return [known[cell.cell] for cell in cells]
 
 
 def _compare_means(
@@ -400,14 +423,13 @@ def _compare_means(
             means[i][name] = means[i][name].model_copy(update={"difference": float(apart.mean()), **changes})
 
 
-def _is_expectation(metric: Metric, cell: CellResult, predictions: Predictions) -> bool:
-    """Whether a figure does not follow from the stored predictions.
+def _is_expectation(value: float | None, found: float | None) -> bool:
+    """Whether a figure does not follow from the stored predictions, which give `found`.
 
     It is an expectation over draws then, such as chance, and the predictions are only one of the draws. It is
     compared as a constant and is never in the top group: the error of its own draws is not known here.
     """
-    value = getattr(cell, metric.name)
-    return value is not None and not math.isclose(metric.compute(predictions) or 0.0, value, abs_tol=1e-9)
+    return value is not None and not math.isclose(found or 0.0, value, abs_tol=1e-9)
 
 
 def _difference(differences: Differences, i: int, base: int, margin: float | None) -> dict[str, Any]:

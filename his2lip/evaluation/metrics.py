@@ -18,6 +18,7 @@ from his2lip.config import Config, OptionError
 from his2lip.evaluation.statistics import clusters_of_classes, even_clusters, leave_one_out_counts
 
 Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
+Jackknife = tuple[float | None, np.ndarray]  # a figure, and the figure without one cluster each (G,)
 # What of a cluster counts: all its units; those of each class, all classes alike; those of one class of two.
 Weighs = Literal["units", "classes", "positive", "negative"]
 
@@ -135,6 +136,7 @@ class Metric:
     by_class    whether only the units of a class tell about its part of the figure, as for recall
     terms       what each class adds to the figure of one confusion matrix, (C,), up to a constant; None: not
                 known
+    together    `compute` and `replicates` at once, where that saves work; else None
     """
 
     name: str
@@ -147,6 +149,7 @@ class Metric:
     weighs: Weighs = "units"
     by_class: bool = False
     terms: Callable[[Counts], np.ndarray] | None = None
+    together: Callable[[Predictions, np.ndarray], Jackknife] | None = None
 
     def sizes(self, predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
         """float64 (G, K): units in each cluster that count, in columns that count alike."""
@@ -175,14 +178,21 @@ class Metric:
         return even * clusters_of_classes(sizes) / len(sizes) if self.by_class else even
 
     def contributions(
-        self, predictions: Predictions, clusters: np.ndarray, replicates: np.ndarray
+        self,
+        predictions: Predictions,
+        clusters: np.ndarray,
+        replicates: np.ndarray,
+        *,
+        value: float | None = None,
     ) -> np.ndarray:
         """float64 (G,): what each cluster adds to the figure; the sum is the figure.
 
         The influence of a cluster (jackknife), and its share of what each class adds. Of recall these are the
         right units of the cluster over all units of the class: a cluster without such units adds nothing.
+
+        value  the figure, where the caller has computed it
         """
-        value, groups = self.compute(predictions), len(replicates)
+        value, groups = self.compute(predictions) if value is None else value, len(replicates)
         assert value is not None, "a figure that is not defined has no contributions"
         found = (groups - 1) / groups * (replicates.mean() - replicates)
         shares, left = self.shares(predictions, clusters), value
@@ -244,6 +254,31 @@ def metric(
         return function
 
     return register
+
+
+def jackknife(predictions: Predictions, clusters: np.ndarray) -> dict[str, Jackknife]:
+    """`compute` and `replicates` of every registered metric by its name.
+
+    The confusion matrices without one cluster each are counted once for all metrics.
+
+    clusters  int64 (N,), cluster numbers from 0 to G-1
+    """
+    whole, labels, predicted = predictions.counts, predictions.labels, predictions.predicted
+    functions = {name: known.of_counts for name, known in METRICS.items() if known.of_counts is not None}
+    without: dict[str, list[np.ndarray]] = {name: [] for name in functions}
+    for block in leave_one_out_counts(labels, predicted, clusters, len(predictions.classes)):
+        counts = Counts(block, whole.positive, whole.ordered)
+        for name, function in functions.items():
+            without[name].append(function(counts))
+    found: dict[str, Jackknife] = {}
+    for name, known in METRICS.items():
+        if name in functions:
+            found[name] = _known(float(functions[name](whole))), np.concatenate(without[name])
+        elif known.together is not None:
+            found[name] = known.together(predictions, clusters)
+        else:
+            found[name] = known.compute(predictions), known.replicates(predictions, clusters)
+    return found
 
 
 def _first_line(doc: str | None) -> str:
@@ -335,6 +370,11 @@ def auroc(predictions: Predictions) -> float | None:
     return _known(float(_auroc(predictions, np.zeros(len(predictions.labels), dtype=np.int64))[0]))
 
 
+def _auroc_jackknife(predictions: Predictions, clusters: np.ndarray) -> Jackknife:
+    value, without = _auroc(predictions, clusters)
+    return _known(value), without
+
+
 def _auroc_replicates(predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
     return _auroc(predictions, clusters)[1]
 
@@ -397,6 +437,7 @@ METRICS["auroc"] = Metric(
     _auroc_replicates,
     weighs="classes",
     by_class=True,
+    together=_auroc_jackknife,
 )
 
 

@@ -79,33 +79,29 @@ def band(macro_f1: Sequence[float]) -> tuple[float, float, float]:
     return float(median), float(low), float(high)
 
 
-def share_in_order(first: Sequence[float], second: Sequence[float], *, difference: float) -> float:
-    """Share of the draws in which two models, with macro F1 (DRAWS,) each, have the order of their headlines.
-
-    difference  headline of the first model minus that of the second; equal figures are an order of their own
-    """
-    return float((np.sign(np.subtract(first, second)) == np.sign(difference)).mean())
-
-
 def order_shares(
     headlines: Mapping[str, float], of_draws: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> dict[str, dict[str, float]]:
     """Model -> other model -> share of the prompt draws that keep their order, on one protocol.
 
-    headlines  model -> its macro F1 under the whole pool
-    of_draws    model -> pool -> macro F1 of each draw
+    headlines  model -> its macro F1 under the whole pool; equal ones are an order of their own
+    of_draws   model -> pool -> macro F1 of each draw
     With several pools, the share is the smallest of any pool that both models have.
     """
+    draws = {model: {pool: np.array(own) for pool, own in pools.items()} for model, pools in of_draws.items()}
     shares: dict[str, dict[str, float]] = {}
-    for one, own in of_draws.items():
-        for other, theirs in of_draws.items():
-            pools = [pool for pool in own if pool in theirs]
-            if one == other or not pools:
+    for one, pools in draws.items():
+        least: dict[str, float] = {}
+        for pool, own in pools.items():
+            others = [other for other in draws if other != one and pool in draws[other]]
+            if not others:
                 continue
-            difference = headlines[one] - headlines[other]
-            shares.setdefault(one, {})[other] = min(
-                share_in_order(own[pool], theirs[pool], difference=difference) for pool in pools
-            )
+            signs = np.sign(own - np.stack([draws[other][pool] for other in others]))
+            order = np.sign([headlines[one] - headlines[other] for other in others])
+            for other, share in zip(others, (signs == order[:, None]).mean(axis=1).tolist(), strict=True):
+                least[other] = min(share, least.get(other, 1.0))
+        if least:
+            shares[one] = {other: least[other] for other in draws if other in least}
     return shares
 
 

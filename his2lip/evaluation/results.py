@@ -23,7 +23,7 @@ import pydantic
 from his2lip.config import Config
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
-from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions
+from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions, jackknife
 from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import LEAST_CLUSTERS, Clusters, degrees_of, interval
 from his2lip.files import answers
@@ -358,15 +358,16 @@ def metric_fields() -> dict[str, Metric]:
 def intervals(predictions: Predictions, clusters: Clusters) -> dict[str, float]:
     """The limits of the interval of every metric that has fields for them, by these fields' names."""
     found: dict[str, float] = {}
+    numbers = clusters.numbers
+    known = jackknife(predictions, numbers)
     for name, metric in metric_fields().items():
-        value, numbers = metric.compute(predictions), clusters.numbers
+        value, replicates = known[name]
         if value is None or f"{name}_lo" not in CellResult.model_fields:
             continue
         # Sensitivity rests on the clusters that have positive units.
         if (metric.sizes(predictions, numbers).sum(axis=1) > 0).sum() < LEAST_CLUSTERS:
             continue
         effective = metric.effective(predictions, numbers)
-        replicates = metric.replicates(predictions, numbers)
         limits = interval(value, replicates, bounds=metric.bounds, effective=effective)
         if limits is not None:
             found |= {f"{name}_lo": limits[0], f"{name}_hi": limits[1]}
@@ -397,16 +398,24 @@ def parse(tree: Mapping[str, Any], *, where: str) -> CellResult:
 
 def to_csv(cells: Iterable[CellResult]) -> str:
     """A header and one line per grid cell; null is empty, lists and mappings are JSON."""
+    return _csv(_flat(cells))
+
+
+def to_tables(cells: Iterable[CellResult]) -> tuple[str, pa.Table]:
+    """`to_csv`, and the same as one typed column per field; lists and mappings are JSON text."""
+    rows = _flat(cells)
+    return _csv(rows), _table(rows)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(fields()), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_flat(cell) for cell in cells)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def to_table(cells: Sequence[CellResult]) -> pa.Table:
-    """One typed column per field; lists and mappings are JSON text."""
-    rows = [_flat(cell) for cell in cells]
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     columns = {name: pa.array([row[name] for row in rows], _arrow_type(name)) for name in fields()}
     return pa.table(columns)
 
@@ -421,7 +430,7 @@ def read_results(path: Path) -> list[CellResult]:
     with answers(str(path)):
         _check_digest(path)
         rows = list(_read_parquet(path) if path.suffix == ".parquet" else _read_csv(path))
-    return [parse(_nested(row), where=f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
+    return [parse(row, where=f"{path}, row {i}") for i, row in enumerate(_nested(rows), start=1)]
 
 
 def _check_digest(path: Path) -> None:
@@ -437,17 +446,20 @@ def _check_digest(path: Path) -> None:
         raise ConfigError("this leaderboard is not what was written", where=path, key=DIGESTS, fix=_FIX)
 
 
-def _flat(cell: CellResult) -> dict[str, Any]:
-    """The record's values by column."""
-    tree = cell.model_dump(mode="json")
-    return {name: _to_json(tree[name]) if field.unit == _JSON else tree[name]
-            for name, field in fields().items()}  # fmt: skip
+def _flat(cells: Iterable[CellResult]) -> list[dict[str, Any]]:
+    """The values of each record by column."""
+    known = fields()
+    return [
+        {name: _to_json(tree[name]) if field.unit == _JSON else tree[name] for name, field in known.items()}
+        for tree in (cell.model_dump(mode="json") for cell in cells)
+    ]
 
 
-def _nested(row: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The inverse of `_flat`; text that is not JSON is left to the validation."""
-    return {name: _from_json(row[name]) if field.unit == _JSON else row[name]
-            for name, field in fields().items()}  # fmt: skip
+    known = fields()
+    for row in rows:
+        yield {n: _from_json(row[n]) if field.unit == _JSON else row[n] for n, field in known.items()}
 
 
 def _to_json(value: Any) -> str:

@@ -189,14 +189,16 @@ def predictions_schema(folder: str, result: CellResult) -> pa.Schema:
 
 def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
     """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
-    table = read_predictions(folder, result)
+    columns = ["label", "predicted", "cluster", *(f"score_{name}" for name in result.classes)]
+    table = read_unchecked(cell_folder(folder, result.cell), _TABLE, columns=columns)
     labels, predicted = (_numbers(table, column, result.classes) for column in ("label", "predicted"))
     scored = labels != APART
     scores = _scores_in(table, result.classes)[scored]
     ordered = result.quadratic_kappa is not None
     found = Predictions(labels[scored], predicted[scored], result.classes, ordered, scores)
-    clusters = Clusters([str(name) for name in table["cluster"].to_pylist()], "case").where(scored)
-    return found, clusters.numbers
+    clusters = table["cluster"].filter(pa.array(scored)).combine_chunks().dictionary_encode()
+    numbers = Clusters(clusters.dictionary.to_pylist(), "case").numbers
+    return found, numbers[clusters.indices.to_numpy()]
 
 
 def _units_in(stored: StoredCell) -> Units:
@@ -221,8 +223,10 @@ def _units_in(stored: StoredCell) -> Units:
 
 def _numbers(table: pa.Table, column: str, classes: Sequence[str]) -> np.ndarray:
     """int64 (U,): the class numbers of a column of names."""
+    names = table[column].combine_chunks().dictionary_encode()
     number = {name: c for c, name in enumerate(classes)} | {APART_NAME: APART}
-    return np.array([number[name] for name in table[column].to_pylist()], dtype=np.int64)
+    numbers = np.array([number[name] for name in names.dictionary.to_pylist()], dtype=np.int64)
+    return numbers[names.indices.to_numpy()]
 
 
 def _scores_in(table: pa.Table, classes: Sequence[str]) -> np.ndarray:

@@ -7,12 +7,15 @@ shared by all models (of the case, of the patch) or are a model's own. Two patch
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from his2lip.evaluation.comparison import FLIPS, Differences, compare, sign_vectors
+from his2lip.evaluation.comparison import FLIPS, Differences, _letter, _limit, compare, sign_vectors
 from his2lip.evaluation.metrics import METRICS, Counts, Predictions, macro_f1
+from his2lip.evaluation.statistics import standard_error
 
 OF_CASE, OWN_OF_CASE = 0.27, 0.03  # shares of the variance, which together are the correlation of 0.3
 OF_PATCH = 0.35  # the other 0.35 is each model's own
@@ -118,6 +121,55 @@ def test_models_share_a_letter_exactly_where_they_cannot_be_told_apart(models: i
         if among.any():
             best = int(np.where(among, differences.values, -1).argmax())
             assert letters[best].startswith("a")
+
+
+def plain_groups(differences: Differences) -> list[frozenset[int]]:
+    """Insertion and absorption as published: every group is compared with every other one."""
+    models = range(len(differences.values))
+    groups = [frozenset(models)]
+    for i, j in combinations(models, 2):
+        if differences.distinguishable[i, j]:
+            parts = {g - {k} for g in groups if {i, j} <= g for k in (i, j)}
+            parts |= {g for g in groups if not {i, j} <= g}
+            groups = [g for g in parts if not any(g < other for other in parts)]
+    return sorted(groups, key=lambda g: sorted(-differences.values[i] for i in g))
+
+
+@pytest.mark.parametrize("models", [3, 8, 25])
+def test_letters_are_those_of_comparing_all_groups_also_where_figures_are_equal(models: int) -> None:
+    rng = np.random.default_rng(models)
+    for _ in range(10):
+        values, errors = rng.random(models).round(1), np.abs(rng.normal(0.1, 0.05, (models, models)))
+        lower = values[:, None] - values - errors - errors.T
+        differences = Differences(values, errors + errors.T, lower, clusters=9)
+        wanted = plain_groups(differences)
+        letters = ["".join(_letter(n) for n, g in enumerate(wanted) if i in g) for i in range(models)]
+        assert differences.groups() == letters
+
+
+def plain_limit(contributions: np.ndarray) -> float:
+    """The limit of the test, from one pair of models at a time."""
+    largest: list[float] = []
+    for signs in sign_vectors(contributions.shape[1], seed=0):
+        sums, most = contributions @ signs.T, np.zeros(len(signs))
+        for i, j in combinations(range(len(contributions)), 2):
+            if (norm := np.linalg.norm(contributions[i] - contributions[j])) > 1e-12:
+                most = np.maximum(most, np.abs(sums[i] - sums[j]) / norm)
+        largest += most.tolist()
+    return float(np.sort(largest)[-int(0.05 * len(largest) + 1e-9) - 1]) ** 2
+
+
+@pytest.mark.parametrize(("models", "cases"), [(3, 8), (9, 30), (5, 2500)])
+def test_all_pairs_at_once_are_to_the_bit_the_pairs_one_by_one(models: int, cases: int) -> None:
+    rng = np.random.default_rng(cases)
+    replicates = rng.random((models, cases)) / cases + rng.random((models, 1))
+    contributions = rng.random((models, cases))
+    for own in (replicates, contributions):
+        own[-1] = own[0]  # two models with the same predictions
+    found_ = compare(replicates.mean(axis=1), replicates, contributions, np.full(cases, 1 / cases))
+    errors = [[standard_error(b - a) for b in replicates] for a in replicates]
+    np.testing.assert_array_equal(found_.errors, errors)
+    assert _limit(contributions, 0) == plain_limit(contributions)
 
 
 def test_the_detectable_difference_is_seen_in_four_of_five_runs() -> None:

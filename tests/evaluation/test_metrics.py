@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.config import OptionError
-from his2lip.evaluation.metrics import METRICS, Predictions, confusion, measure, per_class, positive_class
+from his2lip.evaluation.metrics import (
+    METRICS,
+    Predictions,
+    confusion,
+    jackknife,
+    measure,
+    per_class,
+    positive_class,
+)
 
 predictions_of = st.integers(2, 6).flatmap(
     lambda c: st.tuples(
@@ -84,6 +92,16 @@ def test_figures_without_a_cluster_are_those_of_the_other_units(name: str, class
     found = METRICS[name].replicates(predictions, clusters)
     wanted = [METRICS[name].compute(predictions.where(clusters != g)) for g in range(7)]
     np.testing.assert_allclose(found, np.array(wanted, dtype=float))
+
+
+def test_all_metrics_at_once_are_to_the_bit_each_of_its_own() -> None:
+    predictions = scored_predictions(4, 1)
+    clusters = np.random.default_rng(1).integers(7, size=len(predictions.labels))
+    found = jackknife(predictions, clusters)
+    assert list(found) == list(METRICS)
+    for name, (value, without) in found.items():
+        assert value == METRICS[name].compute(predictions)
+        np.testing.assert_array_equal(without, METRICS[name].replicates(predictions, clusters))
 
 
 def scored_predictions(classes: int, decimals: int) -> Predictions:

@@ -29,7 +29,6 @@ from his2lip.evaluation.prompt_bands import (
     macro_f1_of_draws,
     order_shares,
     prompt_draws,
-    share_in_order,
     varies,
 )
 from his2lip.evaluation.prompts import PromptSet
@@ -87,9 +86,11 @@ def test_a_band_is_the_median_and_the_5_and_95_percent_quantiles() -> None:
 
 def test_the_share_in_order_counts_sets_that_order_two_models_as_their_headlines_do() -> None:
     first, second = [0.9, 0.8, 0.7, 0.6], [0.5, 0.8, 0.9, 0.1]
-    assert share_in_order(first, second, difference=0.1) == 0.5
-    assert share_in_order(first, second, difference=-0.1) == 0.25
-    assert share_in_order(first, first, difference=0.0) == 1.0
+    draws = {"a": {"own": first}, "b": {"own": second}}
+    for headlines, share in (((0.6, 0.5), 0.5), ((0.5, 0.6), 0.25)):
+        shares = order_shares(dict(zip("ab", headlines, strict=True)), draws)
+        assert shares == {"a": {"b": share}, "b": {"a": share}}
+    assert order_shares({"a": 0.5, "b": 0.5}, {"a": {"own": first}, "b": {"own": first}})["a"] == {"b": 1.0}
 
 
 def test_with_several_pools_the_least_share_counts() -> None:

@@ -24,7 +24,7 @@ from his2lip.evaluation.results import (
     metric_fields,
     read_results,
     to_csv,
-    to_table,
+    to_tables,
 )
 from his2lip.report.pages import write_pages
 
@@ -51,7 +51,7 @@ records = st.builds(
 
 
 def write_parquet(path: Path, cells: list[CellResult]) -> None:
-    pq.write_table(to_table(cells), path)
+    pq.write_table(to_tables(cells)[1], path)
 
 
 @settings(max_examples=15, deadline=None)
@@ -70,7 +70,7 @@ def test_records_are_equal_after_a_round_trip(
 @pytest.mark.parametrize("change", ["unknown", "missing"])
 def test_an_unknown_or_missing_column_is_refused_by_its_name(tmp_path: Path, kind: str, change: str) -> None:
     path = tmp_path / f"leaderboard.{kind}"
-    table = to_table([cell_result()])
+    table = to_tables([cell_result()])[1]
     table = table.drop_columns("ties") if change == "missing" else table.append_column("tyes", table["ties"])
     if kind == "parquet":
         pq.write_table(table, path)
