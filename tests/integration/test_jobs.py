@@ -119,11 +119,17 @@ class Cluster:
         self, *argv: str, working_dir: Path | str = "", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Submits from a new process, because Ray reads its token only once per process."""
-        command = [sys.executable, "-c", SUBMIT, self.address, str(working_dir), *argv]
-        env = self.env if env is None else env
-        return subprocess.run(
-            command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120, check=False
-        )
+        return ended(self.start(*argv, working_dir=working_dir, env=env))
+
+    def start(
+        self, *argv: str, working_dir: Path | str = "", env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Starts the process of `submit`."""
+        return subprocess.Popen(
+            [sys.executable, "-c", SUBMIT, self.address, str(working_dir), *argv],
+            cwd=REPO, env=self.env if env is None else env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
 
     def run(self, program: str, *, folder: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
         """Runs a program in `folder` as a driver on this cluster."""
@@ -134,6 +140,15 @@ class Cluster:
         )
         assert done.returncode == 0, done.stderr
         return done
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Waits for the end of a process."""
+    try:
+        shown, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, shown, said)
 
 
 def free_port() -> int:
@@ -193,8 +208,18 @@ class GridJob:
     storage: Path
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """That benchmark as a job that may still run. Other jobs can be submitted meanwhile."""
+
+    client: subprocess.Popen[str]
+    storage: Path
+
+
 @pytest.fixture(scope="module")
-def grid_job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, real_ihc: np.ndarray) -> GridJob:
+def grid_submitted(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, real_ihc: np.ndarray
+) -> Iterator[Submitted]:
     folder = tmp_path_factory.mktemp("grid")
     for name in PROTOCOLS:
         write_dataset(folder / "shards", name, real_ihc)
@@ -212,9 +237,17 @@ def grid_job(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, real_ih
     program = "import his2lip as h; print(h.__version__, h.__file__); from his2lip.cli import main; main()"
     store = f"MLFLOW_TRACKING_URI={new_store(folder)}"
     command = ["env", store, sys.executable, "-c", program, "benchmark", str(folder / "benchmark.yaml")]
-    return GridJob(cluster.submit(*command), folder / "runs")
+    with cluster.start(*command) as client:
+        yield Submitted(client, folder / "runs")
+        client.kill()
 
 
+@pytest.fixture(scope="module")
+def grid_job(grid_submitted: Submitted) -> GridJob:
+    return GridJob(ended(grid_submitted.client), grid_submitted.storage)
+
+
+@pytest.mark.usefixtures("grid_submitted")
 def test_a_command_that_is_killed_has_no_exit_code_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
     killed = cluster.submit(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)", working_dir=tmp_path)
     assert killed.returncode not in (0, 2)
