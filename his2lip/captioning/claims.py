@@ -37,8 +37,9 @@ _TUMOUR = (
 )
 _PARTS = {
     "nuclear": r"nucle(?:us|i|ar)|intranuclear",
-    "membranous": r"membran\w+|circumferential\w*|cell surfaces?|surfaces? of (?:\w+ )?cells",
-    "cytoplasmic": r"cytoplasm\w*|intracytoplasmic|cytosol\w*",
+    "membranous": r"membran\w+|circumferential\w*|cell surfaces?|surfaces? of (?:\w+ )?cells|"
+    r"(?:cell|cellular|their) (?:borders?|edges?|outlines?|peripher\w+)",
+    "cytoplasmic": r"cytoplasm\w*|intracytoplasmic|cytosol\w*|(?:peri|para|juxta)nuclear",
 }
 _PLACES = {
     "Tumor": _TUMOUR,
@@ -80,7 +81,21 @@ _UNSTAINED = re.compile(
 _DENIES = re.compile(
     r"\b(?:without|lack(?:s|ing|ed)?|absent|absence|devoid|void of|free (?:of|from)|"
     r"fail(?:s|ed|ing)?|missing|un(?:detect|express|affect)\w*|non ?express\w*|invisible|"
-    r"exclud\w+|rather than|instead of|hardly|cannot|zero|clean|nothing)\b"
+    r"exclud\w+|rather than|instead of|hardly|scarcely|seldom|cannot|zero|clean|nothing|"
+    r"avoid(?:s|ed|ing)?|escap(?:e|es|ed|ing)|resist(?:s|ed|ing)?|bypass(?:es|ed|ing)?|evad(?:e|es|ed|ing))\b"
+)
+# A denial of a denial, such as `no cell lacks staining`: what it asserts, a rewording can say without it.
+_TWICE = re.compile(
+    r"\b(?:no|not|none|never|nowhere|cannot|hardly|scarcely)\b"
+    r"(?: (?!(?:but|and|or|nor|with|while)\b)[\w']+){0,6}? "
+    r"(?:lack(?:s|ing|ed)?|without|absent|missing|devoid|free (?:of|from)|negative|unstained|unreactive|"
+    r"fail(?:s|ed)?|spared|escap(?:e|es|ed))\b(?! or\b)"
+    r"|\b(?:lack(?:s|ing)?|without|absence|absent|devoid|free (?:of|from)|negative|unstained)\b"
+    r"(?: (?!(?:but|and|or|nor|while)\b)[\w']+){0,8}? (?:ruled out|(?:is|are|was|were) (?:not|never) "
+    r"(?:seen|found|present|observed|detected|identified|evident))\b"
+    r"|\b(?:not|cannot|can't) be (?:denied|doubted|ruled out|excluded)\b"
+    r"|\bnot (?:a few|un(?:common|usual)\w*|infrequent\w*|rare\w*|unstained|negative)\b"
+    r"|\b(?:absent|missing|lacking) only\b|\bnever (?:absent|missing|negative)\b"
 )
 _RESULT = r"(?:MARKER|(?:immuno)?stain\w*|express\w*|positiv\w+|signal|(?:immuno)?reactiv\w+)"
 _LOST = re.compile(
@@ -206,6 +221,10 @@ _GROUND = re.compile(
     r"(?:\b(?!(?:on|over|against|with|within|and|of|in)\b)[\w'’]+ ){0,4}\bbackground\b(?: of the \w+| that)?"
     r"(?:,? (?:is|remain(?:s|ing)?|stays?|appears?|has|shows?|staining|being)\b(?: \w+){0,3})?"
 )
+_EXCEPT = re.compile(
+    r",? ?\b(?:except(?:ing)?(?: (?:for|in|of))?|apart from|aside from|save for|"
+    r"(?:everything|anything|all) but)\b"
+)
 _AND = re.compile(
     r"\b(?:and|with|sparing|confirm\w*|indicat\w+|suggest\w*|signif(?:y|ies|ying)|point(?:s|ing)? to)\b"
 )
@@ -232,9 +251,26 @@ _MANY_ENOUGH = re.compile(
     r"diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
     r"high\w* (?:\w+ )?(?:levels?|concentration|density))\b"
 )
+# Words by which what is stained would be no staining for the biomarker, no tumour, or not for certain.
+_DOUBTS = {
+    "artefact": r"arti?efacts?\w*|artifacts?\w*|artefactual|artifactual",
+    "nonspecific": r"(?:non|un) ?specific (?:\w+ )?(?:stain\w*|signal|reacti\w+)",
+    "pigment": r"pigments?|melanin|ha?emosiderin|anthracosis",
+    "expected only": r"would be (?:expected|anticipated)|mistaken for",
+    "normal": r"normal|benign|healthy|non ?(?:neoplastic|malignant|tumou?r\w*)",
+    "equivocal": r"equivocal\w*|borderline|indeterminate|inconclusive|questionable|doubtful\w*",
+}
+_DOUBTFUL = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _DOUBTS.items()}
+# `many cells around the tumour`: of what lies beside the tissue type.
+_ASIDE = re.compile(
+    r"\b(?:cells?|nuclei|nucleus|membranes?|staining|signal) (?:\w+ )?"
+    r"(?:around|outside|beyond|next to|adjacent to|far from|away from) (?:the |a |an )?(?:\w+ )?"
+    rf"(?:{_TUMOUR})(?! (?:\w+ )?(?:cells?|nests?|nucle\w+|islands?))"
+)
 _SHARES = {
     "few": r"few|rare|rarely|single|isolated|occasional\w*|sparse\w*|minority|a little|traces? of|"
     r"sporadic\w*",
+    "a fraction": r"(?:one )?half|halves|(?:one|a|two) thirds?|(?:one|a|three) quarters?",
     "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
     "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
     r"high (?:percentage|density|proportion|concentration|number)",
@@ -276,6 +312,8 @@ class Claims:
     grades       the intensities and shares that it names
     allowed      grades that it does not name, but that its words allow a rewording to name
     numbers      scores, percentages and other numbers
+    doubts       what it says of staining or tumour instead: an artefact, pigment, normal, equivocal
+    aside        whether it is about what lies beside a tumour
     """
 
     markers: frozenset[str]
@@ -292,6 +330,8 @@ class Claims:
     grades: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
+    doubts: frozenset[str] = frozenset()
+    aside: bool = False
 
 
 @dataclass
@@ -362,6 +402,8 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         grades=levels,
         allowed=frozenset(allowed),
         numbers=frozenset(match[0].strip() for match in (*_SCORES.finditer(plain), *_NUMBER.finditer(plain))),
+        doubts=frozenset(name for name, pattern in _DOUBTFUL.items() if pattern.search(plain)),
+        aside=bool(_ASIDE.search(plain)),
     )
 
 
@@ -427,6 +469,10 @@ def _clauses(text: str, *, glass: bool) -> Iterator[_Clause]:
     """The clauses with their signs; a clause on the rest of what is stained (`others are blue`) has none."""
     breaks = _BREAKS_ON_GLASS if glass else _BREAKS
     text = re.sub(r",? ?\bunlike\b", " but not", text)  # `nuclei are stained, unlike membranes`
+    if (match := _EXCEPT.search(text)) and not (
+        _UNSTAINED.search(before := text[: match.start()]) or _NOT.search(before)
+    ):
+        text = f"{before} but not {text[match.end() :]}"  # `tumour cells are stained except for their nuclei`
     found = [clause for piece in breaks.split(text) for clause in _split_at_and(piece)]
     _continue_denials(found)
     for clause, after in zip(found, [*found[1:], None], strict=True):
@@ -510,6 +556,8 @@ def _ground(text: str) -> Sign | None:
 def _clause(text: str) -> _Clause:
     found = {name for name, pattern in _PATTERNS.items() if pattern.search(text)}
     told = _NO_DENIAL.sub(" ", text)
+    if _TWICE.search(told):
+        return _Clause(text, found, None)
     sure = bool(_STAINED.search(told))
     about = sure or "MARKER" in told or bool(_SHOWN.search(told))
     if _UNSTAINED.search(told) or _LOST.search(told) or (about and _DENIES.search(told)):

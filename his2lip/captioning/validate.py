@@ -119,6 +119,7 @@ def _meaning(seed: Claims, new: Claims, tissue: str | None, biomarker: str | Non
         _markers(seed, new, biomarker)
         or _tissue(seed, new, tissue, biomarker)
         or _polarity(seed, new)
+        or _doubts(seed, new, tissue)
         or _compartment(seed, new)
         or _grading(seed, new)
     )
@@ -137,6 +138,8 @@ def _tissue(seed: Claims, new: Claims, tissue: str | None, biomarker: str | None
     said = new.named - (set(_BY_CELLS) - set(new.parts))
     if other := [name for name in PLACES if name in said and name not in known]:
         return Refusal("tissue type", f"names {other[0]}, of which the seed says nothing")
+    if new.aside and not seed.aside and tissue == "Tumor":
+        return Refusal("tissue type", "is about what lies beside the tumour")
     if tissue in seed.named and tissue not in new.named:
         return Refusal("tissue type", f"does not name {tissue}")
     return None
@@ -161,9 +164,19 @@ def _polarity(seed: Claims, new: Claims) -> Refusal | None:
     return None
 
 
+def _doubts(seed: Claims, new: Claims, tissue: str | None) -> Refusal | None:
+    allowed = seed.doubts if tissue == "Tumor" else seed.doubts | {"normal"}
+    if doubt := sorted(new.doubts - allowed):
+        return Refusal("polarity", f"calls what is seen {doubt[0]}, which the seed does not say")
+    return None
+
+
 def _compartment(seed: Claims, new: Claims) -> Refusal | None:
     if other := [part for part in PARTS if part in new.parts and part not in seed.named]:
         return Refusal("compartment", f"{other[0]}, of which the seed says nothing")
+    stained = [part for part in PARTS if "stained" in new.parts.get(part, ())]
+    if set(PARTS) & set(seed.parts) and (other := [part for part in stained if part not in seed.parts]):
+        return Refusal("compartment", f"{other[0]}, of which the seed claims nothing")
     cells = [name for name in CELLS if name in seed.parts]
     if cells and (other := [name for name in CELLS if name in new.parts and name not in seed.named]):
         return Refusal("cells", f"{other[0]}, of which the seed says nothing")

@@ -61,6 +61,17 @@ def test_flips_that_were_written_freely_are_caught(file: str) -> None:
     assert share(f"{file}: rewordings refused", sum(r is not None for r in refused), len(refused)) <= 0.05
 
 
+def test_flips_that_were_written_to_pass_are_mostly_caught() -> None:
+    """56 flips by a reader of the word lists: double denials, rare verbs, artefacts, what lies beside."""
+    caught, refused = [], []
+    for pair in json.loads(Path(__file__).with_name("sly_pairs.json").read_bytes()):
+        about = (pair["seed"], pair["tissue"], pair["biomarker"], NoLimit())
+        caught += [Validator(*about).refusal(text) for _, text in pair["flips"]]
+        refused += [Validator(*about).refusal(text) for text in pair["true"]]
+    assert share("sly_pairs.json: flips caught", sum(r is not None for r in caught), len(caught)) >= 0.9
+    assert refused == [None] * 7
+
+
 def generated() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
     """(tissue type, biomarker, seed, sentence): true rewordings and flips made of the caption templates.
 
