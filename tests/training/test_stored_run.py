@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,14 +120,13 @@ def test_a_copy_has_the_name_of_its_content_while_the_run_stores_the_next_checkp
 def test_two_commands_that_copy_one_checkpoint_at_once_both_have_it(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch, others = registered.fetch_stored, []
+    rename = os.rename
 
-    def while_another_copies(uri: str, folder: Path) -> bool:
-        found = fetch(uri, folder)
-        monkeypatch.setattr(registered, "fetch_stored", fetch)
-        others.append(fetch_checkpoint(uri, tmp_path / "copies"))
-        return found
+    def after_another(source: Path, place: Path) -> None:
+        shutil.copytree(source, place)
+        rename(source, place)
 
-    monkeypatch.setattr(registered, "fetch_stored", while_another_copies)
-    assert fetch_checkpoint(run.address("best"), tmp_path / "copies") == others[0]
-    assert [path.name for path in (tmp_path / "copies").iterdir()] == [others[0].name]
+    monkeypatch.setattr(registered.os, "rename", after_another)
+    place = fetch_checkpoint(run.address("best"), tmp_path / "copies")
+    assert read_meta(place)["step"] == 1
+    assert list((tmp_path / "copies").iterdir()) == [place]
