@@ -12,15 +12,17 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
+T = TypeVar("T")
 _ANSWER_S = 5.0  # to wait for a server to answer at all
 _COPY_BYTES = 8 << 20  # that are copied at a time
 _AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
@@ -245,30 +247,52 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
     the disk is full.
     """
     whole = path if system.type_name in _OBJECT_STORES else f"{path}.{uuid.uuid4().hex}.tmp"
-    for tried, wait in enumerate((*_AGAIN_S, None)):
+
+    def store() -> None:
+        system.create_dir(path.rpartition("/")[0], recursive=True)
+        fs.copy_files(
+            str(file), whole, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system,
+            chunk_size=_COPY_BYTES,
+        )  # fmt: skip
+        if whole != path:
+            system.move(whole, path)
+
+    _patiently(store, f"{file.name} cannot be stored", path)
+
+
+def read_object(system: fs.FileSystem, path: str) -> bytes | None:
+    """The content of a small object; None where there is none. It waits for the store, as `store_file`."""
+
+    def read() -> bytes | None:
+        with suppress(FileNotFoundError), system.open_input_stream(path) as source:
+            return bytes(source.read())
+        return None
+
+    return _patiently(read, f"{path.rpartition('/')[2]} cannot be read", path)
+
+
+def _patiently(attempt: Callable[[], T], failed: str, path: str) -> T:
+    """What `attempt` returns; it is tried again, and an error is raised, as `store_file` describes."""
+    waits = (*_AGAIN_S, None)
+    tried = 0
+    while True:
         try:
-            system.create_dir(path.rpartition("/")[0], recursive=True)
-            fs.copy_files(
-                str(file), whole, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system,
-                chunk_size=_COPY_BYTES,
-            )  # fmt: skip
-            if whole != path:
-                system.move(whole, path)
+            return attempt()
         except OSError as error:
-            if (full := disk_full(error, what=file.name, where=path)) is not None:
+            if (full := disk_full(error, what=path.rpartition("/")[2], where=path)) is not None:
                 raise full from None
+            wait = waits[tried]
             if wait is None or isinstance(error, _REFUSALS) or _REFUSED.search(str(error)):
-                what = f"{file.name} cannot be stored: {first_line(error)}"
                 fix = "check the store, its network and your rights, and run the same command again"
+                what = f"{failed}: {first_line(error)}"
                 raise StorageError(what, where=path, key="store", fix=fix) from None
             if not tried:
                 _log.warning(
-                    "%s cannot be stored now and is tried again, at most for %.0f s: %s (%s)",
-                    file.name, sum(_AGAIN_S), first_line(error), path,
+                    "%s now and is tried again, at most for %.0f s: %s (%s)",
+                    failed, sum(_AGAIN_S), first_line(error), path,
                 )  # fmt: skip
+            tried += 1
             time.sleep(wait)
-        else:
-            return
 
 
 def remove_folder(place: str, *, whole: bool = False) -> None:

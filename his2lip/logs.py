@@ -6,9 +6,11 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import TypeVar
 
 from his2lip.errors import ConfigError, did_you_mean, redact
 
@@ -23,6 +25,7 @@ _TERMINAL_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE_FORMAT = f"%(asctime)s %(levelname)s {socket.gethostname()}:%(process)d %(name)s: %(message)s"
 
 _logger = logging.getLogger("his2lip")
+H = TypeVar("H", bound=logging.Handler)
 
 
 class _Redacting(logging.Formatter):
@@ -39,6 +42,20 @@ class _Terminal(logging.Handler):
         try:
             print(self.format(record), file=sys.stderr)
         except Exception:  # a closed pipe must not end the work
+            self.handleError(record)
+
+
+class _Sending(logging.Handler):
+    """Passes lines, as a log file has them, to a function."""
+
+    def __init__(self, send: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(self.format(record))
+        except Exception:  # a log that is away must not end the work
             self.handleError(record)
 
 
@@ -71,23 +88,43 @@ def setup(level: str | None = None) -> None:
     _logger.propagate = False  # libraries add handlers to the root logger, and lines would appear twice
 
 
-def log_to(folder: str | Path) -> None:
+def log_to(folder: str | Path | None) -> None:
     """From now on this process also appends its lines, from info on, to `folder`/his2lip.log.
 
-    Several processes and hosts may append to one file. The file of an earlier call is closed. A folder in an
-    object store has no log file, since lines cannot be appended there. Workers call this before they log, so
-    it also does what `setup` does.
+    Several processes and hosts may append to one file. The file of an earlier call is closed; None only does
+    that. A folder in an object store has no log file, since lines cannot be appended there. Workers call this
+    before they log, so it also does what `setup` does.
     """
     setup()
     for handler in _handlers(WatchedFileHandler):
         _logger.removeHandler(handler)
         handler.close()
-    if "://" in str(folder):
+    if folder is None or "://" in str(folder):
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     file = WatchedFileHandler(Path(folder, LOG_FILE), encoding="utf-8", delay=True)
     file.setFormatter(_Redacting(_FILE_FORMAT))
     _logger.addHandler(file)
+
+
+def log_through(send: Callable[[str], object]) -> None:
+    """From now on this process also passes its lines, from info on, to `send`, as a log file has them."""
+    setup()
+    for handler in _handlers(_Sending):
+        _logger.removeHandler(handler)
+    sending = _Sending(send)
+    sending.setFormatter(_Redacting(_FILE_FORMAT))
+    _logger.addHandler(sending)
+
+
+@contextmanager
+def logged_elsewhere() -> Iterator[None]:
+    """A block that calls `log_to`; after it this process appends to the file of before again."""
+    before = _handlers(WatchedFileHandler)
+    try:
+        yield
+    finally:
+        log_to(Path(before[0].baseFilename).parent if before else None)
 
 
 def log_failure(error: BaseException) -> None:
@@ -99,5 +136,5 @@ def log_failure(error: BaseException) -> None:
         handler.handle(record)
 
 
-def _handlers(kind: type[logging.Handler]) -> list[logging.Handler]:
+def _handlers(kind: type[H]) -> list[H]:
     return [handler for handler in _logger.handlers if isinstance(handler, kind)]

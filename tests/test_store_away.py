@@ -23,7 +23,7 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import open_run
 from his2lip.tuning import sweep_directory
 from his2lip.tuning.config import SweepConfig
-from his2lip.tuning.sweep_directory import open_sweep, study_at
+from his2lip.tuning.sweep_directory import StoredSweep, open_sweep, study_at
 
 STORAGE = "broken://bucket/runs"
 PLACE = "bucket/runs"
@@ -63,9 +63,9 @@ def folder_is_fetched() -> None:
         study_is_read,
         run_is_opened,
         folder_is_fetched,
-        lambda: open_sweep(STORAGE, "mine").fetch_hang(3),
-        lambda: open_sweep(STORAGE, "mine").best(3),
-        lambda: open_sweep(STORAGE, "mine").remove_trials({3}),
+        lambda: open_sweep(STORAGE, "mine").fetch_hang("3"),
+        lambda: open_sweep(STORAGE, "mine").best("3"),
+        lambda: open_sweep(STORAGE, "mine").remove_trials({"3"}),
         lambda: open_sweep(STORAGE, "mine").clear(),
         lambda: open_run(STORAGE, "mine").read(),
         lambda: open_run(STORAGE, "mine").clear(),
@@ -104,6 +104,8 @@ def test_a_sweep_does_not_start_again_over_checkpoints_that_cannot_be_removed(
     for name in ("trials/0/best.tar", "plots/sweep.html"):
         write_file(system, f"{root}/{name}", b"earlier")
     sweep = open_sweep(STORAGE, "mine")
+    assert isinstance(sweep, StoredSweep)
+    sweep._take_over()
     store.fault, store.spared = fault, 2  # the study, which is looked for and is not there
     with pytest.raises(StorageError) as refused:
         sweep.clear()

@@ -178,6 +178,8 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
     say(f"plots: {result.sweep.shared}/plots/sweep.html")
     if result.best_checkpoint is not None:
         say(f"best checkpoint: {result.best_address}")
+    elif result.best is not None:
+        say(f"the checkpoint of the best trial, {result.best.number}, is not in {result.sweep.shared}")
 
 
 def _show_arms(config: SweepConfig, result: SweepResult) -> None:

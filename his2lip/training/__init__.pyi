@@ -8,6 +8,7 @@ from .ray_train import TrainResult as TrainResult
 from .ray_train import gpus_of_run as gpus_of_run
 from .ray_train import train as train
 from .run_directory import RunDir as RunDir
+from .run_directory import open_run as open_run
 from .run_inputs import caption_notes as caption_notes
 from .run_inputs import check_contents as check_contents
 from .run_inputs import contents as contents

@@ -299,7 +299,7 @@ class _Run:
         self, kind: Literal["step", "epoch"], state: TrainState, metrics: dict[str, float]
     ) -> StepReport:
         epoch = (state.step - 1) // self.epoch_steps + 1
-        return StepReport(kind, state.step, self.steps, epoch, metrics)
+        return StepReport(kind, state.step, self.steps, epoch, metrics, best=state.best_step == state.step)
 
 
 def computed_as(model: DualEncoder, device: torch.device) -> str:

@@ -21,6 +21,7 @@ class StepReport:
     steps: int  # steps of the whole run
     epoch: int  # the current epoch, from 1
     metrics: dict[str, float]
+    best: bool = False  # whether the checkpoint `best` is of this step
 
 
 @dataclass(frozen=True)

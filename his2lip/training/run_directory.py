@@ -16,7 +16,7 @@ from typing import Any
 from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
 from his2lip.files import fetch_file, filesystem, locked, remove_file, store_file, writing
-from his2lip.models import fetch_stored, store_checkpoint
+from his2lip.models import copy_checkpoint, fetch_stored, store_checkpoint
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -49,6 +49,10 @@ class RunDir:
 
     def fetch(self) -> None:
         """Brings the run's checkpoints to this process; here, it sees them."""
+
+    def copy_best(self, to: Path) -> None:
+        """Copies the present checkpoint `best` to `to`, which does not exist."""
+        copy_checkpoint(self.best, to)
 
     @contextmanager
     def in_worker(self) -> Iterator[RunDir]:
@@ -139,6 +143,9 @@ class StoredRun(RunDir):
     def fetch(self) -> None:
         for folder in (self.best, self.last):
             self._fetch(folder)
+
+    def copy_best(self, to: Path) -> None:
+        fetch_stored(self.address(self.best.name), to)
 
     def _fetch(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -114,7 +114,7 @@ class SweepConfig(Config):
     removed. 0: each trial decodes for itself."""
     storage: str = STORAGE
     """Folder of sweeps: on a cluster, one that all nodes share, or the URI of an object store. That has no
-    locks: two commands that run one sweep there at the same time are not refused, and spoil it."""
+    locks: a second command that runs the sweep elsewhere is not refused, and the first one then ends."""
     study: str | None = None
     """SQLAlchemy URL of the study's database; null: a SQLite file in the sweep's folder."""
 

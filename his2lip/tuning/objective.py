@@ -12,7 +12,7 @@ from his2lip.config import set_values, validate
 from his2lip.data.shards import open_shards, resolve_split
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.files import remove_folder
-from his2lip.logs import log_to
+from his2lip.logs import logged_elsewhere
 from his2lip.resources import code_version
 from his2lip.runtime import check_code, usable_cpus
 from his2lip.training import SharedFolder, TrainConfig
@@ -106,25 +106,35 @@ class TrainingObjective:
             shutil.rmtree(RunDir(report.folder).last, ignore_errors=True)
 
     def _on_workers(self, config: TrainConfig, report: TrialReporter) -> None:
-        """Trains on Ray Train's workers, which take 15 to 20 s per trial to start."""
-        from his2lip.training import check_contents, open_data, train, with_numbers
+        """Trains on Ray Train's workers, which take 15 to 20 s per trial to start.
+
+        The best checkpoint is in the trial's folder before the report of its epoch: a trial that the report
+        stops may be ended at once.
+        """
+        from his2lip.training import check_contents, open_data, open_run, train, with_numbers
 
         check_contents(self.contents, *open_data(config))
+        storage = self.sweep.trial_storage(report.folder.name)
+        best = report.folder / BEST
+        # A repeat starts over: its reports are counted, and a resumed run would not repeat the first ones.
+        remove_folder(f"{storage}/train")
+        run_dir = open_run(storage, "run")
 
         def on_report(progress: StepReport) -> bool:
-            return progress.kind == "epoch" and report(progress.metrics)
+            if progress.kind == "step":
+                return False
+            if progress.best:
+                shutil.rmtree(best, ignore_errors=True)
+                run_dir.copy_best(best)
+            return report(progress.metrics)
 
         threads = max(1, self._cores() // config.workers.num)
         run = with_numbers(config, threads=threads, decode_threads=threads)
-        storage = self.sweep.trial_storage(report.number)
         run = run.model_copy(update={"name": "run", "storage": storage})
-        # A repeat starts over: its reports are counted, and a resumed run would not repeat the first ones.
-        remove_folder(f"{storage}/train")
-        done = train(run, validator=self.validator, on_report=on_report)
-        log_to(self.sweep.path)  # training logs into a folder that is removed here
-        report.folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(report.folder / BEST, ignore_errors=True)  # of a process that died
-        shutil.move(done.best, report.folder / BEST)
+        with logged_elsewhere():
+            done = train(run, validator=self.validator, on_report=on_report)
+        if not best.is_dir():  # a worker died between the best checkpoint and its report
+            run_dir.copy_best(best)
         shutil.rmtree(done.run_dir, ignore_errors=True)
         remove_folder(f"{storage}/train")
 

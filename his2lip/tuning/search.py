@@ -18,7 +18,19 @@ from his2lip.errors import His2lipError, redact
 from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Dimension, from_study, suggest
-from his2lip.tuning.study import RECORD, STOPPED, TrialRow, origin, record_digest, to_row
+from his2lip.tuning.study import (
+    DRAWN,
+    NAME,
+    RECORD,
+    REPORTS,
+    STOPPED,
+    TrialRow,
+    damaged,
+    origin,
+    record_digest,
+    reports_digest,
+    to_row,
+)
 from his2lip.tuning.sweep_directory import SweepDir
 from his2lip.tuning.trial import VALUE
 
@@ -36,11 +48,14 @@ class PlacedTPE(BaseSampler):
     place of a trial is its number among the trials that are not repeats of others. A repeat has the place of
     the trial that it repeats, so a trial that was lost does not change what the others are.
 
-    worst  what a trial that failed or hung counts as, so that TPE avoids its parameters
+    worst    what a trial that failed or hung counts as, so that TPE avoids its parameters
+    ignored  numbers of trials that TPE must not learn from: those whose records are damaged
     """
 
-    def __init__(self, *, seed: int, startup: int, worst: float) -> None:
-        self._seed, self._startup, self._worst = seed, startup, worst
+    def __init__(
+        self, *, seed: int, startup: int, worst: float, ignored: Container[int] = frozenset()
+    ) -> None:
+        self._seed, self._startup, self._worst, self._ignored = seed, startup, worst, ignored
         self._tpe = TPESampler(seed=seed, n_startup_trials=startup)
         self._seen: Any = None
 
@@ -51,8 +66,9 @@ class PlacedTPE(BaseSampler):
         place = sum(number < first and of is None for number, of in before.items())
         seed = int(digest([self._seed, place])[:8], 16)
         self._tpe = TPESampler(seed=seed, n_startup_trials=self._startup)
-        bad = any(map(_is_bad, trials))
-        self._seen = _SeenByTPE(study, trials, self._worst) if bad else study
+        sound = [t for t in trials if t.number not in self._ignored]
+        bad = len(sound) < len(trials) or any(map(_is_bad, sound))
+        self._seen = _SeenByTPE(study, sound, self._worst) if bad else study
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._tpe.infer_relative_search_space(study, trial)
@@ -69,7 +85,7 @@ class PlacedTPE(BaseSampler):
 
 
 class _SeenByTPE:
-    """A study in which trials that failed or hung are complete, with the worst value."""
+    """A study of these trials, in which those that failed or hung are complete, with the worst value."""
 
     def __init__(self, study: Study, trials: list[FrozenTrial], worst: float) -> None:
         self._study = study
@@ -101,10 +117,18 @@ class StudySearch(Searcher):
     records  Tune's own trials of this call
     """
 
-    def __init__(self, study: Study, config: SweepConfig, *, on_trial: Callable[[TrialRow], None]) -> None:
+    def __init__(
+        self, study: Study, config: SweepConfig, sweep: SweepDir, *, on_trial: Callable[[TrialRow], None]
+    ) -> None:
         super().__init__(metric=VALUE, mode=config.mode)
-        study.sampler = PlacedTPE(seed=config.seed, startup=config.sampler.startup, worst=config.worst_value)
+        study.sampler = PlacedTPE(
+            seed=config.seed,
+            startup=config.sampler.startup,
+            worst=config.worst_value,
+            ignored=damaged(study),
+        )
         self._study, self._space, self._on_trial = study, config.dimensions, on_trial
+        self._sweep = sweep
         self._crossed = bool(config.cross)
         self._trials: dict[str, optuna.Trial] = {}
         self._draws_curves = len(config.metrics) == 1  # Optuna has no curves of several metrics
@@ -116,9 +140,12 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         trial = self._study.ask()
         params = suggest(self._drawn(trial), trial)
-        trial.set_user_attr("code_version", code_version())
+        name = self._sweep.new_trial(trial.number)
+        if name != str(trial.number):
+            trial.set_user_attr(NAME, name)
+        trial.set_user_attr(DRAWN, code_version())
         self._trials[trial_id] = trial
-        return {"number": trial.number, "params": params}
+        return {"number": trial.number, "name": name, "params": params}
 
     def _drawn(self, trial: optuna.Trial) -> dict[str, Dimension]:
         """The dimensions that a trial has: all, but with `cross` only those that its point sets."""
@@ -165,14 +192,14 @@ class StudySearch(Searcher):
         attrs["seconds"] = round(result["time_total_s"], 3)
         if stopped:
             attrs[STOPPED] = values
+        if curve := trial.storage.get_trial(trial._trial_id).intermediate_values:
+            attrs[REPORTS] = reports_digest(curve)
         for key, value in attrs.items():
             trial.set_user_attr(key, value)
+        trial.set_user_attr(RECORD, record_digest(trial.params, values, trial.user_attrs))
         if not values:
             self._study.tell(trial, state=TrialState.FAIL)
-            return
-        recorded = values[0] if len(values) == 1 else values
-        trial.set_user_attr(RECORD, record_digest(trial.params, recorded, trial.user_attrs))
-        if stopped:
+        elif stopped:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, values)
@@ -213,6 +240,6 @@ class TrialRecords(Callback):
         """A process died, and the next one, perhaps on another machine, has to know whether it hung."""
         if self._timeout is not None:
             try:
-                self._sweep.collect_hang(trial.config["number"])
+                self._sweep.collect_hang(trial.config["name"])
             except His2lipError as problem:
                 self._search.error = problem

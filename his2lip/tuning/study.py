@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-RECORD = "sha256"  # attribute of a trial with a value: the digest of its record
+RECORD = "sha256"  # attribute of a trial that has ended: the digest of its record
+REPORTS = "reports_sha256"  # attribute of a trial that made reports: the digest of its curve
+DRAWN = "code_version"  # attribute of a trial whose parameters are complete: of the code that runs it
+NAME = "name"  # attribute of a trial whose name in its sweep's directory is not its number
 STOPPED = "best"  # attribute of a trial that ASHA stopped: its value, which Optuna's own pruned trials lack
 _DAMAGED = "its record in the study is damaged"
 State = Literal["finished", "stopped", "failed", "hung", "error", "interrupted", "running", "waiting"]
@@ -37,6 +40,7 @@ class TrialRow:
     """
 
     number: int
+    name: str  # in the directory of its sweep
     state: State
     params: dict[str, Any]
     value: float | None = None
@@ -95,7 +99,8 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
 
     RUNNING trials become FAIL. Each trial that was interrupted, raised an error or has a damaged record is
     enqueued again with the same parameters, and so is each point that was not enqueued yet, those of `warm`
-    after the config's own.
+    after the config's own. Where not all parameters had been drawn, the trial that repeats it draws all, as
+    the sampler would have: those that are given would shift its draws.
     """
     from optuna.trial import TrialState
 
@@ -108,13 +113,13 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
         return 0
     retried = {t.user_attrs.get("retry_of") for t in trials}
     for trial in trials:
-        own = trial.params
+        if trial.number in retried or to_row(trial).state not in ("error", "interrupted"):
+            continue
+        own = trial.params if DRAWN in trial.user_attrs else {}
         if _is_damaged(trial):  # its parameters may be what is damaged
             own = to_study(config.dimensions, _within(config.dimensions, from_study(own)))
         params = {**own, **trial.system_attrs.get("fixed_params", {})}
-        again = to_row(trial).state in ("error", "interrupted")
-        if again and trial.number not in retried and params:
-            _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
+        _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
     known = {t.user_attrs.get("point") for t in trials}
     for point in (*config.all_points, *warm):
         if digest(point) not in known:
@@ -191,6 +196,7 @@ def to_row(trial: FrozenTrial) -> TrialRow:
     state: State = "error" if damaged else _state(trial)
     return TrialRow(
         number=trial.number,
+        name=attrs.get(NAME, str(trial.number)),
         state=state,
         params=from_study(trial.params),
         value=_value(trial) if state in ("finished", "stopped") else None,
@@ -199,22 +205,33 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         seconds=attrs.get("seconds"),
         note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("hung") or attrs.get("error"),
         retry_of=attrs.get("retry_of"),
-        code_version=attrs.get("code_version"),
+        code_version=attrs.get(DRAWN),
     )
 
 
-def record_digest(params: Mapping[str, Any], value: float | Sequence[float], attrs: Mapping[str, Any]) -> str:
-    """Digest of what the study has to keep of a trial with a value."""
+def record_digest(params: Mapping[str, Any], values: Sequence[float], attrs: Mapping[str, Any]) -> str:
+    """Digest of what the study has to keep of a trial that has ended; `values` are those of its metrics."""
+    value = values[0] if len(values) == 1 else [*values]
     return digest([dict(params), value, {key: v for key, v in attrs.items() if key != RECORD}])
 
 
+def reports_digest(curve: Mapping[int, float]) -> str:
+    """Digest of a trial's reports (step -> value), which TPE compares stopped trials by."""
+    return digest(sorted(curve.items()))
+
+
+def damaged(study: Study) -> frozenset[int]:
+    """The numbers of the trials whose records are not what was recorded."""
+    return frozenset(trial.number for trial in study.get_trials(deepcopy=False) if _is_damaged(trial))
+
+
 def _is_damaged(trial: FrozenTrial) -> bool:
-    """Whether a trial with a value is not what was recorded; earlier versions recorded no digest."""
-    known, values = trial.user_attrs.get(RECORD), stored_values(trial)
-    if known is None or not values:
+    """Whether a trial is not what was recorded when it ended; earlier versions recorded fewer digests."""
+    attrs = trial.user_attrs
+    if RECORD not in attrs:
         return False
-    value = values[0] if len(values) == 1 else values
-    return bool(known != record_digest(trial.params, value, trial.user_attrs))
+    as_told = attrs[RECORD] == record_digest(trial.params, stored_values(trial), attrs)
+    return not as_told or attrs.get(REPORTS) not in (None, reports_digest(trial.intermediate_values))
 
 
 def stored_values(trial: FrozenTrial) -> list[float]:

@@ -77,17 +77,17 @@ class SweepResult:
     @property
     def best_folder(self) -> Path | None:
         """The folder of the best trial."""
-        return self.sweep.trial(self.best.number) if self.best else None
+        return self.sweep.trial(self.best.name) if self.best else None
 
     @property
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the best trial on this machine; None where no trial wrote one."""
-        return self.sweep.best(self.best.number) if self.best else None
+        return self.sweep.best(self.best.name) if self.best else None
 
     @property
     def best_address(self) -> str | None:
-        """The name by which other commands load that checkpoint."""
-        return self.sweep.address(self.best.number) if self.best else None
+        """The name by which other commands load that checkpoint; None where there is none."""
+        return self.sweep.address(self.best.name) if self.best and self.best_checkpoint else None
 
     def study(self) -> Study:
         """The Optuna study itself, read from its database."""
@@ -137,6 +137,7 @@ def run_sweep(
         if remaining:
             check_nodes(read=places, write=[sweep.shared])
             sweep.store()
+            sweep.remove_unknown([row.name for row in rows(study)])
             _run(config, objective, study, remaining, sweep, on_trial or (lambda row: None))
         table = rows(study)
     best = best_rows(table, config.mode, 1)
@@ -187,10 +188,11 @@ def _run(
         keep_best(config, sweep, list(ended.values()))  # last: a stored study has the checkpoints of its best
         on_trial(row)
 
-    search = StudySearch(study, config, on_trial=end)
+    search = StudySearch(study, config, sweep, on_trial=end)
     sweep.remove_scratch()
     try:
-        _tuner(config, objective, search, count, sweep).fit()
+        with sweep.collected_log():
+            _tuner(config, objective, search, count, sweep).fit()
     finally:
         sweep.remove_scratch()
     if search.error is not None:
@@ -310,8 +312,8 @@ def _stopper(search: StudySearch) -> Any:
 
 def keep_best(config: SweepConfig, sweep: SweepDir, ended: list[TrialRow]) -> None:
     """Removes what ended trials have written, except of the `keep` best and of the Pareto front."""
-    kept = {row.number for row in (*best_rows(ended, config.mode, config.keep), *front_of(config, ended))}
-    sweep.remove_trials({row.number for row in ended} - kept)
+    kept = {row.name for row in (*best_rows(ended, config.mode, config.keep), *front_of(config, ended))}
+    sweep.remove_trials({row.name for row in ended} - kept)
 
 
 def _remove_earlier(config: SweepConfig, sweep: SweepDir, url: str) -> None:

@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import atexit
+import re
 import shutil
 import sqlite3
 import tempfile
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyarrow.fs import FileSelector
 
 from his2lip.config import digest
 from his2lip.errors import RunError
-from his2lip.files import answers, fetch_file, filesystem, locked, remove_file, remove_folder, store_file
-from his2lip.logs import LOG_FILE
+from his2lip.files import (
+    answers,
+    fetch_file,
+    filesystem,
+    locked,
+    read_object,
+    remove_file,
+    remove_folder,
+    store_file,
+    write_file,
+)
+from his2lip.logs import LOG_FILE, log_to
 from his2lip.models import fetch_stored, store_checkpoint
 from his2lip.runtime import is_local, on_nodes
 from his2lip.tuning.plots import PLOTS
 
+if TYPE_CHECKING:
+    from his2lip.tuning.log_lines import LogLines
+
 STUDY = "study.db"
 CONFIG = "sweep.yaml"
-TRIALS = "trials"  # folder of the trials, each in a folder named by its number
-HANGS = "hung"  # folder of what hung trials were doing, each in a file named by its number
+DRIVER = "driver"  # on an object store: the object that has the key of the driver that writes
+TRIALS = "trials"  # folder of the trials, each in a folder of its name
+HANGS = "hung"  # folder of what hung trials were doing, each in a file of the trial's name
 SCRATCH = "ray"  # folder of what is removed when the sweep ends: Tune's state, decoded batches
 BEST = "best"  # folder of the checkpoint of a trial
 
 T = TypeVar("T")
 _LOCK = "lock"
+_OF_DRIVER = re.compile(r"\d+-[0-9a-f]{8}")  # the name of a trial that a driver's key is part of
 _NODE_S = 60.0  # to wait for the answers of all nodes
 
 
 class SweepDir:
-    """storage/tune/NAME: study.db, sweep.yaml, the log, the plots, and the trials with their checkpoints."""
+    """storage/tune/NAME: study.db, sweep.yaml, the log, the plots, and the trials with their checkpoints.
+
+    A trial has a name here, which its study knows: its number, on an object store with its driver's key.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,25 +73,38 @@ class SweepDir:
     def scratch(self) -> Path:
         return self.path / SCRATCH
 
-    def trial(self, number: int) -> Path:
+    def new_trial(self, number: int) -> str:
+        """The name of a trial that this driver starts."""
+        return str(number)
+
+    def trial(self, name: str) -> Path:
         """The folder in which a trial works."""
-        return self.path / TRIALS / str(number)
+        return self.path / TRIALS / name
 
-    def trial_storage(self, number: int) -> str:
+    def trial_storage(self, name: str) -> str:
         """The folder or URI in which a trial with several workers trains, which all nodes see."""
-        return f"{self.shared}/{TRIALS}/{number}"
+        return f"{self.shared}/{TRIALS}/{name}"
 
-    def address(self, number: int) -> str:
+    def address(self, name: str) -> str:
         """The name by which other commands load the checkpoint of a trial."""
-        return str(self.trial(number) / BEST)
+        return str(self.trial(name) / BEST)
 
-    def hang(self, number: int) -> Path:
+    def hang(self, name: str) -> Path:
         """The file of what a hung trial was doing."""
-        return self.path / HANGS / f"{number}.txt"
+        return self.path / HANGS / f"{name}.txt"
 
-    def hang_address(self, number: int) -> str:
+    def hang_address(self, name: str) -> str:
         """Where the user finds the file `hang`."""
-        return f"{self.shared}/{HANGS}/{number}.txt"
+        return f"{self.shared}/{HANGS}/{name}.txt"
+
+    @contextmanager
+    def collected_log(self) -> Iterator[None]:
+        """The log has the lines of the trials that run in the block; here, they write into it."""
+        yield
+
+    def log_trials(self) -> None:
+        """From now on this process, which runs trials, writes into the sweep's log."""
+        log_to(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -86,31 +119,36 @@ class SweepDir:
     def store(self) -> None:
         """Stores what the driver has written where the sweep is; here, it is there."""
 
-    def keep(self, number: int) -> None:
+    def keep(self, name: str) -> None:
         """Stores the checkpoint that a trial of this process has written since the last call."""
 
-    def release(self, number: int) -> None:
+    def release(self, name: str) -> None:
         """Removes the folder of a trial of this process that has ended, where it is needed no more."""
 
-    def remove_trials(self, numbers: Collection[int]) -> None:
-        """Removes what the trials with these numbers have written."""
-        system, root = filesystem(self.shared)
-        removable = {str(number) for number in numbers}
-        with answers(self.shared):
-            trials = system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True))
-        for found in trials:
-            if found.base_name in removable:  # few are there; most were removed before
-                remove_folder(f"{self.shared}/{TRIALS}/{found.base_name}")
+    def remove_trials(self, names: Collection[str]) -> None:
+        """Removes what these trials have written."""
+        for name in self._trials().intersection(names):  # few are there; most were removed before
+            remove_folder(f"{self.shared}/{TRIALS}/{name}")
 
-    def best(self, number: int) -> Path | None:
+    def remove_unknown(self, known: Collection[str]) -> None:
+        """Removes what trials of earlier drivers have written that the study does not know; here, it does."""
+
+    def _trials(self) -> set[str]:
+        """The names of the trials that have written something which was not removed."""
+        system, root = filesystem(self.shared)
+        with answers(self.shared):
+            found = system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True))
+        return {info.base_name for info in found}
+
+    def best(self, name: str) -> Path | None:
         """The checkpoint of a trial on this machine; None where there is none."""
-        folder = self.trial(number) / BEST
+        folder = self.trial(name) / BEST
         return folder if folder.is_dir() else None
 
-    def collect_hang(self, number: int) -> None:
+    def collect_hang(self, name: str) -> None:
         """Brings the file `hang` of a process that has ended to where the next one finds it."""
 
-    def fetch_hang(self, number: int) -> None:
+    def fetch_hang(self, name: str) -> None:
         """Brings the file `hang` that was collected to this machine."""
 
     def remove_scratch(self) -> None:
@@ -127,17 +165,22 @@ class SweepDir:
 
 
 class StoredSweep(SweepDir):
-    """A sweep on an object store: below `place` the driver's files and trials/NUMBER/best.tar, whole objects.
+    """A sweep on an object store: below `place` the driver's files and trials/NAME/best.tar, whole objects.
 
     Only the driver writes the study. Each process works in a folder of its machine, which is in the folder of
     Ray's session. An object store has no locks: a second command is refused only on the same machine and Ray.
-    Elsewhere it takes over: a driver that finds that another one wrote the study stores and removes no more.
+    Elsewhere it takes over: it writes its key into the object `driver`. The earlier driver and its trials,
+    which find another key there, store and remove no more. What they are storing then is no other trial's,
+    because the key is part of the names of a driver's trials.
     """
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self._kept: dict[int, tuple[int, int]] = {}  # the folders of checkpoints that are stored
-        self._written: tuple[int | None, int | None] | None = None  # the study as this driver knows it
+        self._kept: dict[str, tuple[int, int]] = {}  # the folders of checkpoints that are stored
+        self._key = ""  # of this driver, which its trials have too
+        self._fetched: tuple[int | None, int | None] | None = None  # the study that this driver began with
+        self._writes = False  # whether this driver has written its key
+        self._lines: LogLines | None = None
 
     @property
     def path(self) -> Path:
@@ -147,8 +190,31 @@ class StoredSweep(SweepDir):
     def shared(self) -> str:
         return self._place
 
-    def address(self, number: int) -> str:
-        return f"{self.trial_storage(number)}/{BEST}.tar"
+    def new_trial(self, number: int) -> str:
+        return f"{number}-{self._key}"
+
+    def address(self, name: str) -> str:
+        return f"{self.trial_storage(name)}/{BEST}.tar"
+
+    @contextmanager
+    def collected_log(self) -> Iterator[None]:
+        """On a cluster, the trials send their lines to this driver, whichever machine they are on."""
+        if is_local():
+            yield
+            return
+        from his2lip.tuning.log_lines import LogLines
+
+        self._lines = LogLines()
+        try:
+            yield
+        finally:
+            self._lines.append_to(self.path / LOG_FILE)
+
+    def log_trials(self) -> None:
+        if self._lines is None:
+            super().log_trials()
+        else:
+            self._lines.send()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -159,7 +225,8 @@ class StoredSweep(SweepDir):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             atexit.register(_leave, self.path)
             system, root = filesystem(self._place)
-            self._written = self._stored_study()  # first: what is written from now on is another driver's
+            self._key, self._writes = uuid.uuid4().hex[:8], False
+            self._fetched = self._stored_study()  # first: what is written from now on is another driver's
             for name in (STUDY, LOG_FILE):
                 with suppress(FileNotFoundError):
                     fetch_file(system, f"{root}/{name}", self.path / name)
@@ -168,28 +235,50 @@ class StoredSweep(SweepDir):
     def store(self) -> None:
         """Stores log, configuration, plots and study. The study is a copy that SQLite makes, never torn.
 
-        Raises RunError where another driver has written the study.
+        The first call takes the sweep over. Raises RunError where another driver has done so since, or has
+        written the study since this one fetched it.
         """
+        if not self._writes:
+            if self._stored_study() != self._fetched:
+                raise self._taken_over()
+            self._take_over()
         self._check_alone()
         system, root = filesystem(self._place)
+        if self._lines is not None:
+            self._lines.append_to(self.path / LOG_FILE)
         for file in (self.path / LOG_FILE, self.path / CONFIG, *(self.path / PLOTS).glob("*")):
             if file.is_file():
                 store_file(system, file, f"{root}/{file.relative_to(self.path).as_posix()}")
         if (self.path / STUDY).is_file():  # else it is in another database
             with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
                 store_file(system, copy_database(self.path / STUDY, Path(made, STUDY)), f"{root}/{STUDY}")
-            self._written = self._stored_study()
 
-    def remove_trials(self, numbers: Collection[int]) -> None:
-        """As in a folder. Raises RunError where another driver has written the study: they are its trials."""
+    def remove_trials(self, names: Collection[str]) -> None:
+        """As in a folder. Raises RunError where another driver has taken over: its study may have them."""
         self._check_alone()
-        super().remove_trials(numbers)
+        super().remove_trials(names)
+
+    def remove_unknown(self, known: Collection[str]) -> None:
+        """As described. Those of this driver have not begun, and later drivers' are not there yet."""
+        self.remove_trials({name for name in self._trials() if _OF_DRIVER.fullmatch(name)}.difference(known))
+
+    def _take_over(self) -> None:
+        system, root = filesystem(self._place)
+        with answers(self._place):
+            write_file(system, f"{root}/{DRIVER}", self._key.encode())
+        self._writes = True
 
     def _check_alone(self) -> None:
-        if self._stored_study() != self._written:
-            what = "another command is running this sweep"
-            fix = "let it end; the same command then resumes the sweep"
-            raise RunError(what, where=self._place, key="storage", fix=fix)
+        """Raises RunError where another driver has taken over from this one, or from that of this trial."""
+        if self._writes:
+            system, root = filesystem(self._place)
+            if read_object(system, f"{root}/{DRIVER}") != self._key.encode():
+                raise self._taken_over()
+
+    def _taken_over(self) -> RunError:
+        what = "another command is running this sweep"
+        fix = "let it end; the same command then resumes the sweep"
+        return RunError(what, where=self._place, key="storage", fix=fix)
 
     def _stored_study(self) -> tuple[int | None, int | None] | None:
         """When the stored study was written, in ns, and its bytes; None where there is none."""
@@ -198,38 +287,40 @@ class StoredSweep(SweepDir):
             found = system.get_file_info(f"{root}/{STUDY}")
         return (found.mtime_ns, found.size) if found.is_file else None
 
-    def keep(self, number: int) -> None:
-        folder = self.trial(number) / BEST
+    def keep(self, name: str) -> None:
+        """As described. Raises RunError where another driver has taken over from the driver of the trial."""
+        folder = self.trial(name) / BEST
         if not folder.is_dir():
             return
         written = folder.stat()
         state = (written.st_ino, written.st_mtime_ns)  # a new checkpoint is a new folder
-        if self._kept.get(number) != state:
-            store_checkpoint(folder, self.address(number))
-            self._kept[number] = state
+        if self._kept.get(name) != state:
+            self._check_alone()
+            store_checkpoint(folder, self.address(name))
+            self._kept[name] = state
 
-    def release(self, number: int) -> None:
-        shutil.rmtree(self.trial(number), ignore_errors=True)
+    def release(self, name: str) -> None:
+        shutil.rmtree(self.trial(name), ignore_errors=True)
 
-    def best(self, number: int) -> Path | None:
-        folder = self.trial(number) / BEST
+    def best(self, name: str) -> Path | None:
+        folder = self.trial(name) / BEST
         if not folder.is_dir():
-            fetch_stored(self.address(number), folder)
-        return super().best(number)
+            fetch_stored(self.address(name), folder)
+        return super().best(name)
 
-    def collect_hang(self, number: int) -> None:
-        texts = [_hang_text(self, number)] if is_local() else _answers(_hang_text, self, number)
+    def collect_hang(self, name: str) -> None:
+        texts = [_hang_text(self, name)] if is_local() else _answers(_hang_text, self, name)
         if text := next(filter(None, texts), ""):
-            file = self.hang(number)
+            file = self.hang(name)
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             system, root = filesystem(self._place)
             store_file(system, file, f"{root}/{HANGS}/{file.name}")
 
-    def fetch_hang(self, number: int) -> None:
+    def fetch_hang(self, name: str) -> None:
         system, root = filesystem(self._place)
         with suppress(FileNotFoundError):
-            fetch_file(system, f"{root}/{HANGS}/{number}.txt", self.hang(number))
+            fetch_file(system, f"{root}/{HANGS}/{name}.txt", self.hang(name))
 
     def remove_scratch(self) -> None:
         if is_local():
@@ -238,9 +329,10 @@ class StoredSweep(SweepDir):
             _answers(_remove_here, self)
 
     def clear(self) -> None:
+        if not self._writes:
+            self._take_over()
         system, root = filesystem(self._place)
         remove_file(system, f"{root}/{STUDY}")  # first: a study has the checkpoints that it names
-        self._written = None
         super().clear()
 
 
@@ -294,9 +386,9 @@ def _answers(work: Callable[..., T], *arguments: object) -> list[T]:
     return found
 
 
-def _hang_text(sweep: StoredSweep, number: int) -> str:
+def _hang_text(sweep: StoredSweep, name: str) -> str:
     """What a hung trial on this machine was doing; empty for none."""
-    file = sweep.hang(number)
+    file = sweep.hang(name)
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from ray.tune import Trainable
 
 from his2lip.errors import ConfigError, His2lipError, did_you_mean, redact
-from his2lip.logs import log_to
 from his2lip.tuning.sweep_directory import SweepDir
 
 _log = logging.getLogger(__name__)
@@ -128,17 +127,18 @@ class TrialActor(Trainable):
         self._objective, self._metrics, self._worst = objective, metrics, worst
         self._sweep, self._timeout = sweep, timeout
         self._better = max if mode == "max" else min
-        log_to(sweep.path)
+        sweep.log_trials()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
         self.cleanup()
-        self._number, self._params = new_config["number"], dict(new_config["params"])
+        self._number, self._name = new_config["number"], new_config["name"]
+        self._params = dict(new_config["params"])
         _log.info("trial %d starts with %s", self._number, self._params)
         self._thread, self._repeated = self._new_thread(), False
         if self._timeout is not None:
-            self._sweep.fetch_hang(self._number)
-        self._hang = Hang(self._sweep.hang(self._number), self._timeout)
+            self._sweep.fetch_hang(self._name)
+        self._hang = Hang(self._sweep.hang(self._name), self._timeout)
         self._result: dict[str, Any] = {
             VALUE: self._worst, "best": [], "metrics": "{}", "reports": 0, "ended": False
         }  # fmt: skip
@@ -147,7 +147,7 @@ class TrialActor(Trainable):
     def step(self) -> dict[str, Any]:
         if self._hang.happened():
             # This process was started again after the trial's first one had ended itself.
-            address = self._sweep.hang_address(self._number)
+            address = self._sweep.hang_address(self._name)
             self._result |= {"ended": True, "hung": redact(self._hang.note(address))}
             _log.info("trial %d hung: %s", self._number, self._result["hung"])
             return {**self._result, "done": True}
@@ -156,24 +156,23 @@ class TrialActor(Trainable):
             self._end(answer)
         else:
             self._record(answer.metrics)
-        self._keep()
+        try:
+            self._sweep.keep(self._name)  # before the driver hears of the report that it belongs to
+        except His2lipError as error:
+            self._end(Ended(error, traceback.format_exc()))
         return {**self._result, "done": self._result["ended"]}
 
     def cleanup(self) -> None:
         if hasattr(self, "_thread"):
             self._thread.stop()
-            self._keep()
-            self._sweep.release(self._number)
-
-    def _keep(self) -> None:
-        """Stores a new checkpoint, before the driver hears of the report that it belongs to."""
-        try:
-            self._sweep.keep(self._number)
-        except His2lipError as error:
-            self._end(Ended(error, traceback.format_exc()))
+            try:
+                self._sweep.keep(self._name)
+            except His2lipError as error:  # the driver has recorded the trial
+                _log.warning("the last checkpoint of trial %d is not stored: %s", self._number, error)
+            self._sweep.release(self._name)
 
     def _new_thread(self) -> ObjectiveThread:
-        folder = self._sweep.trial(self._number)
+        folder = self._sweep.trial(self._name)
         return ObjectiveThread(self._objective, dict(self._params), number=self._number, folder=folder)
 
     def _next(self) -> Reported | Ended:
@@ -214,7 +213,7 @@ class TrialActor(Trainable):
                 result["failed"] = f"{name} was {value} at report {result['reports']}"
                 return
         first, best = values[0], result["best"]
-        if not best or self._better(first, best[0]) != best[0]:
+        if not best or self._better(first, best[0]) == first:  # of equal ones the last, as its checkpoint
             finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
             result |= {"best": values, "metrics": json.dumps(finite)}  # text: Tune flattens nested mappings
         result[VALUE] = first

@@ -193,8 +193,8 @@ def test_a_trial_that_hangs_is_ended_told_as_failed_and_not_run_again(faulty: Fa
 
 def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
-        for _ in range(9):
-            if report({"value": params["x"]}):
+        for step in range(9):
+            if report({"value": params["x"], "step": step}):
                 return
 
     points = [{"x": x} for x in (2.0, 1.5, 1.0, 0.5, 0.25, 0.0)]
@@ -202,6 +202,7 @@ def test_asha_stops_poor_trials_early_and_lets_good_trials_finish(sweep: Sweep) 
     result = sweep(objective, points=points, trials=6, scheduler=asha)
     assert result.trials[0].state == "finished"
     assert result.trials[0].reports == 9
+    assert result.trials[0].metrics["step"] == 8, "of equal reports the last, whose checkpoint is kept"
     stopped = [row for row in result.trials if row.state == "stopped"]
     assert {row.reports for row in stopped} == {1}
     assert len(stopped) >= 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,17 @@ from training_data import write_small_shards
 
 from his2lip.cli.tune import run_tune
 from his2lip.config import dump_yaml, validate
+from his2lip.errors import RunError
 from his2lip.files import filesystem
 from his2lip.models import load_model, read_meta
 from his2lip.models.registered import meta_of
 from his2lip.tracking import Tracker
+from his2lip.tuning import sweep_directory
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import TrialRow, origin, rows
 from his2lip.tuning.sweep import SweepResult, run_sweep
 from his2lip.tuning.sweep_directory import study_at
-from his2lip.tuning.trial import TrialReporter
+from his2lip.tuning.trial import Objective, TrialReporter
 
 pytestmark = pytest.mark.usefixtures("by_value")
 
@@ -35,20 +39,23 @@ PATIENCE_S = 300.0
 def objective(params: dict[str, Any], report: TrialReporter) -> None:
     """Two reports, each with a new checkpoint; the largest x is the best."""
     for step in (1, 2):
-        folder = report.folder / "best"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            file.unlink()
-        (folder / f"{step}").write_text(str(params["x"]), encoding="utf-8")
+        write_best(report, f"{step}", str(params["x"]))
         if report({"value": params["x"] + step}):
             return
 
 
-def swept(storage: str, *, trials: int) -> SweepResult:
+def write_best(report: TrialReporter, name: str, text: str) -> None:
+    """A checkpoint with one file, in place of that of before."""
+    shutil.rmtree(report.folder / "best", ignore_errors=True)
+    (report.folder / "best").mkdir(parents=True)
+    (report.folder / "best" / name).write_text(text, encoding="utf-8")
+
+
+def swept(storage: str, *, trials: int, objective: Objective = objective, **changes: Any) -> SweepResult:
     tree = {
         "name": "s", "train": {}, "metric": "value", "storage": storage, "trials": trials,
         "space": {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}, "points": [{"x": 0.25}],
-        "max_concurrent": 1, "scheduler": {"kind": "none"}, "sampler": {"startup": 3},
+        "max_concurrent": 1, "scheduler": {"kind": "none"}, "sampler": {"startup": 3}, **changes,
     }  # fmt: skip
     return run_sweep(validate(SweepConfig, tree), objective)
 
@@ -72,15 +79,66 @@ def test_a_sweep_in_a_bucket_is_resumed_from_it_and_ends_as_one_in_a_folder(tmp_
     assert ends[0] == ends[1]
     best = halves.best
     assert best is not None
-    named = {"study.db", "sweep.yaml", "his2lip.log", f"trials/{best.number}/best.tar"}
+    named = {"study.db", "driver", "sweep.yaml", "his2lip.log", f"trials/{best.name}/best.tar"}
     assert files(f"{bucket}/tune/s") == named
-    assert halves.best_address == f"{bucket}/tune/s/trials/{best.number}/best.tar"
+    assert halves.best_address == f"{bucket}/tune/s/trials/{best.name}/best.tar"
     assert halves.best_checkpoint is not None
     assert {p.name: p.read_text() for p in halves.best_checkpoint.iterdir()} == {"2": str(best.params["x"])}
     assert not (halves.directory / "ray").exists()
     again = swept(bucket, trials=6)
     assert again.finished_before
     assert again.trials == halves.trials
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_sweep_that_another_command_takes_over_ends_at_the_next_checkpoint_which_is_not_stored(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "bucket/tune/s"
+
+    def taken_over(params: dict[str, Any], report: TrialReporter) -> None:
+        for step in (1, 2):
+            if (report.number, step) == (1, 2):
+                (place / "driver").write_text("another", encoding="utf-8")
+            write_best(report, f"{step}", str(params["x"]))
+            report({"value": params["x"] + step})
+
+    with pytest.raises(RunError) as refused:
+        swept((tmp_path / "bucket").as_uri(), trials=4, objective=taken_over)
+    assert (refused.value.where, refused.value.key) == (place.as_uri(), "storage")
+    assert [row.number for row in ended(place.as_uri())] == [0]
+    stored = {name.split("-")[0]: name for name in files(place.as_uri()) if name.endswith("best.tar")}
+    assert set(stored) == {"trials/0", "trials/1"}
+    with tarfile.open(place / stored["trials/1"]) as archive:
+        assert "./1" in archive.getnames(), "the checkpoint of the first report"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_on_a_cluster_the_log_in_the_bucket_has_what_trials_say_also_after_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials' processes write into no file. The store refuses what a stopped one writes after its end."""
+    monkeypatch.setattr(sweep_directory, "is_local", lambda: False)
+    place = tmp_path / "bucket/tune/s"
+
+    def writes_late(params: dict[str, Any], report: TrialReporter) -> None:
+        write_best(report, "1", str(params["x"]))
+        if report({"value": -report.number}):
+            (stored,) = place.glob(f"trials/{report.number}-*/best.tar")
+            stored.unlink()
+            stored.mkdir()
+            write_best(report, "late", str(params["x"]))
+
+    asha = {"scheduler": {"kind": "asha"}, "keep": 2}
+    result = swept((tmp_path / "bucket").as_uri(), trials=2, objective=writes_late, **asha)
+    result.sweep.store()  # as the command does at its end
+    assert [row.state for row in result.trials] == ["finished", "stopped"]
+    lines = (place / "his2lip.log").read_text(encoding="utf-8").splitlines()
+    for said in ("trial 0 starts with", "trial 1 starts with", "2 trials to run"):
+        assert len([line for line in lines if said in line]) == 1
+    (late,) = (line for line in lines if "trial 1" in line and "is not stored" in line)
+    assert "WARNING" in late
+    assert f":{os.getpid()} " not in late, "of another process"
 
 
 SWEEP = {

@@ -14,10 +14,12 @@ from his2lip.config import validate
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models.load import load_model
+from his2lip.models.registered import meta_of
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_inputs import open_data
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.objective import TrainingObjective, training_objective
+from his2lip.tuning.study import TrialRow
 from his2lip.tuning.sweep import run_sweep
 from his2lip.tuning.trial import ObjectiveThread
 
@@ -92,13 +94,24 @@ def test_trials_with_several_workers_use_ray_train_and_can_be_stopped_early(tree
     tree["points"] = [{"optim.lr": 1e-3}, {"optim.lr": 1e-9}]
     tree["trials"] = 2
     tree["scheduler"] = {"kind": "asha", "grace": 1, "reduction": 2}
-    made = objective(tree)
-    result = run_sweep(validate(SweepConfig, tree), made, inputs=made.inputs)
+    tree |= {"keep": 2, "storage": Path(tree["storage"], "bucket").as_uri()}
+    made, place = objective(tree), Path(tree["storage"].removeprefix("file://"), "tune/small")
+    first: dict[int, dict[str, Any]] = {}
+
+    def on_trial(row: TrialRow) -> None:
+        """What the checkpoint in the bucket says when the driver hears that the trial has ended."""
+        first[row.number] = meta_of(f"{place.as_uri()}/trials/{row.name}/best.tar")
+
+    result = run_sweep(validate(SweepConfig, tree), made, inputs=made.inputs, on_trial=on_trial)
     assert [row.state for row in result.trials] == ["finished", "stopped"]
     assert [row.reports for row in result.trials] == [3, 1]
-    assert result.best_folder is not None
-    assert [p.name for p in result.best_folder.iterdir()] == ["best"]
-    load_model(str(result.best_folder / "best"))
+    for row in result.trials:
+        assert first[row.number]["metrics"]["select/macro_f1"] == row.value
+        assert first[row.number]["metrics"]["train/loss"] == row.metrics["train/loss"]
+    assert {p.name for p in place.glob("trials/*/*")} == {"best.tar"}
+    assert result.best_address is not None
+    load_model(result.best_address)
+    assert (place / "his2lip.log").read_text(encoding="utf-8").count("raised an error") == 0
 
 
 def test_the_identity_of_a_sweep_depends_on_the_inputs_of_its_trials(tree: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from his2lip.config import validate
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.search import StudySearch
 from his2lip.tuning.study import RECORD, open_study, prepare_resume, record_digest, rows
+from his2lip.tuning.sweep_directory import SweepDir
 
 TREE: dict[str, Any] = {
     "name": "s",
@@ -43,7 +44,7 @@ def suggested(study: optuna.Study) -> list[dict[str, Any]]:
     """The parameters of the trials that remain, as the searcher gives them."""
     config = validate(SweepConfig, TREE)
     remaining = prepare_resume(study, config)
-    search = StudySearch(study, config, on_trial=lambda row: None)
+    search = StudySearch(study, config, SweepDir(Path()), on_trial=lambda row: None)
     return [search.suggest(f"trial-{number}")["params"] for number in range(remaining)]
 
 
@@ -58,7 +59,7 @@ def test_trials_with_a_damaged_record_are_run_again_with_the_parameters_of_their
 ) -> None:
     suggested(study)
     for trial in study.trials:
-        digest = record_digest(trial.params, trial.number / 8, trial.user_attrs)
+        digest = record_digest(trial.params, [trial.number / 8], trial.user_attrs)
         study._storage.set_trial_user_attr(trial._trial_id, RECORD, digest)
         study.tell(trial.number, trial.number / 8)
     damage = (

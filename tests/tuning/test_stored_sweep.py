@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -60,10 +61,10 @@ def objects(sweep: SweepDir) -> set[str]:
     return {info.path.removeprefix(f"{root}/") for info in found if info.is_file}
 
 
-def train(sweep: SweepDir, number: int, *, step: int) -> None:
+def train(sweep: SweepDir, name: str, *, step: int) -> None:
     """What a trial does at a report that is its best so far."""
-    save_checkpoint(sweep.trial(number) / "best", load_model("tiny", seed=step), meta={"step": step})
-    sweep.keep(number)
+    save_checkpoint(sweep.trial(name) / "best", load_model("tiny", seed=step), meta={"step": step})
+    sweep.keep(name)
 
 
 def config(storage: str, **changes: Any) -> SweepConfig:
@@ -89,14 +90,14 @@ def test_checkpoints_and_study_go_from_machine_to_machine_over_s3(machine: Machi
         (sweep.path / "his2lip.log").write_text("a line\n", encoding="utf-8")
         sweep.store()
         machine("node")
-        train(sweep, 0, step=1)
-        train(sweep, 1, step=2)
+        train(sweep, "0", step=1)
+        train(sweep, "1", step=2)
         first = objects(sweep)
-        assert first == {"study.db", "his2lip.log", "trials/0/best.tar", "trials/1/best.tar"}
-        sweep.release(0)
-        assert not sweep.trial(0).exists()
+        assert first == {"study.db", "driver", "his2lip.log", "trials/0/best.tar", "trials/1/best.tar"}
+        sweep.release("0")
+        assert not sweep.trial("0").exists()
         machine("head")
-        sweep.remove_trials({0, 5})
+        sweep.remove_trials({"0", "5"})
         assert objects(sweep) == first - {"trials/0/best.tar"}
     machine("another head")
     anew = StoredSweep(sweep.shared)
@@ -104,27 +105,27 @@ def test_checkpoints_and_study_go_from_machine_to_machine_over_s3(machine: Machi
         study = optuna.load_study(study_name="mine", storage=f"sqlite:///{anew.path}/study.db")
         assert len(study.trials) == 1
         assert (anew.path / "his2lip.log").read_text(encoding="utf-8") == "a line\n"
-        best = anew.best(1)
+        best = anew.best("1")
         assert best is not None
         assert read_meta(best)["step"] == 2
-        assert load_model(anew.address(1)).config_digest() == load_model(best).config_digest()
-        assert anew.best(0) is None
+        assert load_model(anew.address("1")).config_digest() == load_model(best).config_digest()
+        assert anew.best("0") is None
         anew.clear()
-    assert objects(sweep) == {"his2lip.log"}
+    assert objects(sweep) == {"driver", "his2lip.log"}
     with StoredSweep(f"{sweep.shared}-other").locked():
         assert not (StoredSweep(f"{sweep.shared}-other").path / "study.db").exists()
 
 
 def test_a_checkpoint_is_stored_when_it_is_new_and_only_then(sweep: SweepDir, tmp_path: Path) -> None:
-    train(sweep, 3, step=1)
+    train(sweep, "3", step=1)
     file = tmp_path / "bucket/tune/mine/trials/3/best.tar"
     first = file.stat().st_ino
-    sweep.keep(3)
+    sweep.keep("3")
     assert file.stat().st_ino == first
-    train(sweep, 3, step=2)
-    assert meta_of(sweep.address(3))["step"] == 2
-    sweep.keep(4)  # a trial that wrote nothing
-    assert sweep.best(4) is None
+    train(sweep, "3", step=2)
+    assert meta_of(sweep.address("3"))["step"] == 2
+    sweep.keep("4")  # a trial that wrote nothing
+    assert sweep.best("4") is None
 
 
 def test_the_stored_study_is_whole_while_another_connection_writes(sweep: SweepDir) -> None:
@@ -143,7 +144,7 @@ def test_the_stored_study_is_whole_while_another_connection_writes(sweep: SweepD
     assert not Path(copy).exists()
 
 
-def test_a_driver_whose_sweep_another_one_took_over_stores_and_removes_no_more(
+def test_a_driver_whose_sweep_another_one_took_over_stores_and_removes_no_more_nor_do_its_trials(
     sweep: SweepDir, machine: Machine
 ) -> None:
     other = StoredSweep(sweep.shared)
@@ -151,20 +152,30 @@ def test_a_driver_whose_sweep_another_one_took_over_stores_and_removes_no_more(
         with_study(sweep, 0.25)
         sweep.store()
         sweep.store()  # its own writing is no other's
+        mine = sweep.new_trial(1)
+        trial = pickle.loads(pickle.dumps(sweep))  # as Ray sends it to the process of a trial
+        train(trial, mine, step=1)
         machine("elsewhere")
         with other.locked():
             with_study(other, 0.5, 0.75)
             other.store()
-            train(other, 1, step=1)
+            its = other.new_trial(1)
+            assert its != mine, "a trial of the same number has another name"
+            train(other, its, step=2)
             machine("head")
-            for act in (sweep.store, lambda: sweep.remove_trials({0, 1})):
+            for act in (
+                sweep.store,
+                lambda: sweep.remove_trials({mine, its}),
+                lambda: train(trial, mine, step=3),
+            ):
                 with pytest.raises(RunError) as refused:
                     act()
                 assert (refused.value.where, refused.value.key) == (sweep.shared, "storage")
+            assert [meta_of(sweep.address(name))["step"] for name in (mine, its)] == [1, 2]
             machine("elsewhere")
             other.store()
-            other.remove_trials({0})
-        assert "trials/1/best.tar" in objects(sweep)
+            other.remove_trials({mine})
+        assert f"trials/{its}/best.tar" in objects(sweep)
         with opened_study(sweep.shared) as url:
             assert len(optuna.load_study(study_name="mine", storage=url).trials) == 3
     machine("head")
@@ -172,16 +183,61 @@ def test_a_driver_whose_sweep_another_one_took_over_stores_and_removes_no_more(
         sweep.store()
 
 
+def test_a_driver_does_not_begin_with_a_study_that_another_one_has_written_since(
+    sweep: SweepDir, machine: Machine
+) -> None:
+    other = StoredSweep(sweep.shared)
+    with sweep.locked():
+        with_study(sweep, 0.25)
+        sweep.store()
+        machine("elsewhere")
+        with other.locked():
+            machine("head")
+            sweep.store()
+            machine("elsewhere")
+            with pytest.raises(RunError) as refused:
+                other.store()
+            assert (refused.value.where, refused.value.key) == (sweep.shared, "storage")
+        machine("head")
+        sweep.store()  # it was not taken over
+
+
+def test_trials_that_a_killed_driver_began_and_its_study_does_not_know_are_no_others_and_are_removed(
+    sweep: SweepDir, machine: Machine
+) -> None:
+    """The driver dies after it asked for trial 3 and before the study with it is stored."""
+    with sweep.locked():
+        with_study(sweep, 0.25)
+        sweep.store()
+        lost, known = sweep.new_trial(3), sweep.new_trial(0)
+        for name in (lost, known, "2"):  # 2: of a version that named trials by their numbers only
+            train(sweep, name, step=1)
+        sweep.hang(lost).parent.mkdir()
+        sweep.hang(lost).write_text("in objective", encoding="utf-8")
+        sweep.collect_hang(lost)
+    machine("another head")
+    second = StoredSweep(sweep.shared)
+    with second.locked():
+        again = second.new_trial(3)
+        second.fetch_hang(again)
+        assert not second.hang(again).exists(), "another trial of that number did not hang"
+        assert second.best(again) is None
+        second.store()
+        second.remove_unknown([known])
+    left = {name for name in objects(sweep) if name.startswith("trials/")}
+    assert left == {f"trials/{known}/best.tar", "trials/2/best.tar"}
+
+
 def test_what_an_earlier_command_left_here_is_not_used(sweep: SweepDir) -> None:
     with sweep.locked():
         with_study(sweep, 0.25)
         sweep.store()
         with_study(sweep, 0.5)
-        (sweep.trial(7) / "best").mkdir(parents=True)
+        (sweep.trial("7") / "best").mkdir(parents=True)
     with sweep.locked():
         study = optuna.load_study(study_name="mine", storage=f"sqlite:///{sweep.path}/study.db")
         assert len(study.trials) == 1
-        assert not sweep.trial(7).exists()
+        assert not sweep.trial("7").exists()
         with pytest.raises(RunError) as refused, StoredSweep(sweep.shared).locked():
             pass
     assert refused.value.where == sweep.shared
@@ -189,16 +245,16 @@ def test_what_an_earlier_command_left_here_is_not_used(sweep: SweepDir) -> None:
 
 def test_what_a_hung_trial_was_doing_is_found_on_another_machine(sweep: SweepDir, machine: Machine) -> None:
     with sweep.locked():
-        sweep.hang(2).parent.mkdir()
-        sweep.hang(2).write_text("in objective", encoding="utf-8")
-        sweep.collect_hang(2)
-        sweep.collect_hang(3)  # one whose process was killed
+        sweep.hang("2").parent.mkdir()
+        sweep.hang("2").write_text("in objective", encoding="utf-8")
+        sweep.collect_hang("2")
+        sweep.collect_hang("3")  # one whose process was killed
     assert objects(sweep) == {"hung/2.txt"}
     machine("node")
-    for number in (2, 3):
-        sweep.fetch_hang(number)
-    assert sweep.hang(2).read_text(encoding="utf-8") == "in objective"
-    assert not sweep.hang(3).exists()
+    for name in ("2", "3"):
+        sweep.fetch_hang(name)
+    assert sweep.hang("2").read_text(encoding="utf-8") == "in objective"
+    assert not sweep.hang("3").exists()
 
 
 def test_an_earlier_sweep_and_its_page_are_found_by_name_and_by_uri(sweep: SweepDir, tmp_path: Path) -> None:
@@ -233,4 +289,5 @@ def test_a_folder_is_a_sweep_as_before(tmp_path: Path) -> None:
     sweep = open_sweep(str(tmp_path), "mine")
     assert not isinstance(sweep, StoredSweep)
     assert sweep.path == tmp_path / "tune/mine"
-    assert (sweep.shared, sweep.address(3)) == (str(sweep.path), str(sweep.path / "trials/3/best"))
+    assert (sweep.shared, sweep.new_trial(3)) == (str(sweep.path), "3")
+    assert sweep.address("3") == str(sweep.path / "trials/3/best")

@@ -13,14 +13,20 @@ import pytest
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.search import PlacedTPE
 from his2lip.tuning.study import (
+    DRAWN,
     RECORD,
+    REPORTS,
+    STOPPED,
     State,
     TrialRow,
     best_rows,
+    damaged,
     open_study,
     prepare_resume,
     record_digest,
+    reports_digest,
     rows,
 )
 from his2lip.tuning.sweep import keep_best
@@ -42,7 +48,9 @@ def sweep(**changes: Any) -> SweepConfig:
 
 
 def ask(study: optuna.Study) -> optuna.Trial:
-    return study.ask({"x": optuna.distributions.FloatDistribution(0.0, 2.0)})
+    trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 2.0)})
+    trial.set_user_attr(DRAWN, "1.0")
+    return trial
 
 
 def test_points_are_enqueued_once_however_often_the_study_is_opened(url: str) -> None:
@@ -133,7 +141,7 @@ def test_the_best_trials_are_those_with_the_best_values_that_did_not_fail(url: s
 def test_the_best_trials_the_front_and_those_that_have_not_ended_keep_their_folders(tmp_path: Path) -> None:
     def row(number: int, state: State, value: float | None = None, recall: float = 0.0) -> TrialRow:
         metrics = {} if value is None else {"f1": value, "recall": recall}
-        return TrialRow(number=number, state=state, params={}, value=value, metrics=metrics)
+        return TrialRow(number=number, name=str(number), state=state, params={}, value=value, metrics=metrics)
 
     ended = [row(0, "finished", 0.1), row(1, "finished", 0.9), row(2, "failed"), row(5, "finished", 0.3)]
     ended.append(row(4, "stopped", 0.5, recall=1.0))
@@ -158,7 +166,7 @@ def test_a_trial_whose_stored_value_was_changed_counts_as_an_error_and_is_replac
     study = open_study(sweep(trials=2, points=[]), url, inputs={})
     for value in (0.25, 0.5):
         trial = ask(study)
-        trial.set_user_attr(RECORD, record_digest(trial.params, value, trial.user_attrs))
+        trial.set_user_attr(RECORD, record_digest(trial.params, [value], trial.user_attrs))
         study.tell(trial, value)
     assert [(row.state, row.value) for row in rows(study)] == [("finished", 0.25), ("finished", 0.5)]
     with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
@@ -169,3 +177,70 @@ def test_a_trial_whose_stored_value_was_changed_counts_as_an_error_and_is_replac
     assert prepare_resume(again, sweep(trials=2, points=[])) == 1
     assert rows(again)[-1].retry_of == 0
     assert ask(again).params == study.trials[0].params
+
+
+def test_a_trial_whose_parameters_were_not_all_drawn_is_repeated_with_those_that_the_sampler_would_draw(
+    url: str,
+) -> None:
+    def drawn(trial: optuna.Trial) -> list[float]:
+        return [trial.suggest_float(key, 0.0, 2.0) for key in "xyz"]
+
+    def opened() -> optuna.Study:
+        study = open_study(config, url, inputs={})
+        study.sampler = PlacedTPE(seed=0, startup=5, worst=-9.0)
+        return study
+
+    whole = optuna.create_study(sampler=PlacedTPE(seed=0, startup=5, worst=-9.0))
+    undisturbed = [drawn(whole.ask()) for _ in range(4)]
+    space = {key: {"kind": "uniform", "low": 0.0, "high": 2.0} for key in "xyz"}
+    config = sweep(points=[], space=space)
+    opened().ask()  # killed before the first parameter is stored
+    opened().ask().suggest_float("x", 0.0, 2.0)  # and before the second one
+    complete = opened().ask()
+    assert drawn(complete) == undisturbed[2]
+    complete.set_user_attr(DRAWN, "1.0")
+    study = opened()
+    assert prepare_resume(study, config) == 4
+    for expected, retry_of in zip(undisturbed, (0, 1, 2, None), strict=True):
+        trial = study.ask()
+        assert trial.user_attrs.get("retry_of") == retry_of
+        assert drawn(trial) == expected
+
+
+def test_tpe_learns_nothing_from_trials_whose_value_or_reports_were_changed(url: str, tmp_path: Path) -> None:
+    """One trial has got the best value, and one that was stopped the best report."""
+
+    def told() -> None:
+        """A study whose odd trials were stopped."""
+        study = open_study(sweep(points=[]), url, inputs={})
+        for number, x in enumerate([0.0, 0.1, 1.0, 1.1, 0.2, 0.3]):
+            study.enqueue_trial({"x": x})
+            trial, stopped = ask(study), number % 2 == 1
+            trial.report(x, step=1)
+            trial.set_user_attr(REPORTS, reports_digest({1: x}))
+            if stopped:
+                trial.set_user_attr(STOPPED, [x])
+            trial.set_user_attr(RECORD, record_digest(trial.params, [x], trial.user_attrs))
+            if stopped:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, x)
+
+    def learns_from(study: optuna.Study, *, ignored: frozenset[int]) -> list[int]:
+        """The numbers of the ended trials that TPE sees when it draws for the next one."""
+        study.sampler = sampler = PlacedTPE(seed=0, startup=1, worst=-9.0, ignored=ignored)
+        ask(study)
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        return [trial.number for trial in sampler._seen._get_trials(states=states)]
+
+    told()
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE trial_values SET value = 9.0 WHERE value = 0.0")
+        database.execute(
+            "UPDATE trial_intermediate_values SET intermediate_value = 9.0 WHERE intermediate_value = 0.1"
+        )
+    changed = open_study(sweep(points=[]), url, inputs={})
+    assert damaged(changed) == {0, 1}
+    assert [row.state for row in rows(changed)][:3] == ["error", "error", "finished"]
+    assert learns_from(changed, ignored=damaged(changed)) == [2, 3, 4, 5]
+    assert learns_from(changed, ignored=frozenset()) == [0, 1, 2, 3, 4, 5]

@@ -43,7 +43,7 @@ def test_each_repeated_report_has_its_own_time_limit(tmp_path: Path) -> None:
 
     actor = object.__new__(TrialActor)  # without Ray's part, which keeps logs and checkpoints
     actor.setup(
-        {"number": 0, "params": {}},
+        {"number": 0, "name": "0", "params": {}},
         objective=objective,
         metrics=("value",),
         mode="max",
