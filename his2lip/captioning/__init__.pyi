@@ -32,6 +32,7 @@ from .records import Acceptance as Acceptance
 from .records import Act as Act
 from .records import Decision as Decision
 from .records import Fields as Fields
+from .records import Judgement as Judgement
 from .records import Key as Key
 from .records import Picture as Picture
 from .records import Status as Status

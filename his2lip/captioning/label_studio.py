@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 from xml.sax.saxutils import quoteattr
 
-from his2lip.captioning.records import Acceptance, Act, Decision
+from his2lip.captioning.records import Acceptance, Act, Decision, Judgement
 from his2lip.captioning.state import Item
 from his2lip.captioning.store import PICTURES, Project
 from his2lip.errors import DatasetError
@@ -104,9 +104,8 @@ def read_annotations(
             project.submit(
                 reviewer,
                 name,
-                act,
+                Judgement(act, text=text),
                 version=item.version,
-                text=text,
                 acceptance=acceptance,
                 settles=False,
             )

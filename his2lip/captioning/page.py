@@ -13,7 +13,7 @@ from his2lip.captioning.agreement import with_oneself
 from his2lip.captioning.fields import COMPARTMENTS, INTENSITIES, PATTERNS, sentence
 from his2lip.captioning.gate import App, Gate
 from his2lip.captioning.queue import FILTERS, Session, progress, shown
-from his2lip.captioning.records import ACTS, Acceptance, Act, Fields
+from his2lip.captioning.records import ACTS, Acceptance, Act, Fields, Judgement
 from his2lip.captioning.shortcuts import BUTTONS, Shortcuts
 from his2lip.captioning.state import Item, State
 from his2lip.captioning.store import PICTURES, Project, StaleError, check_reviewer
@@ -168,12 +168,14 @@ class _Tab:
         decision = self._project.submit(
             session.reviewer,
             item.id,
-            act,
+            Judgement(
+                act,
+                text=text,
+                fields=self._fields_of(item, told, text) if act == "revise" and item.is_seed else None,
+                note=_words(told.get("note")),
+            ),
             version=int(told.get("version") or 0),
-            text=text,
-            fields=self._fields_of(item, told, text) if act == "revise" and item.is_seed else None,
             blind=session.is_blind,
-            note=_words(told.get("note")),
             acceptance=self._review.acceptance,
         )
         session.advance(self._project.refresh())
@@ -206,7 +208,9 @@ class _Tab:
         if last is None:
             raise _Ignored("there is no decision of yours to undo")
         version = 1 if last.blind else state.items[last.item].version
-        self._project.submit(self._session.reviewer, last.item, "undo", version=version, blind=last.blind)
+        self._project.submit(
+            self._session.reviewer, last.item, Judgement("undo"), version=version, blind=last.blind
+        )
         self._session.show(last.item, is_blind=last.blind)
         return f"Undone: {last.act}, {state.items[last.item].key.title}."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -107,6 +108,21 @@ class Acceptance(Config):
 
     def __str__(self) -> str:
         return f"error rate {self.error_rate:g}, confidence {self.confidence:g}, {self.allowed} allowed"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reviewer says about an item.
+
+    text    the new text of `revise`
+    fields  of the text of a revised seed; None where it is free
+    note    for `wrong label`: what the reviewer takes it for
+    """
+
+    act: Act
+    text: str | None = None
+    fields: Fields | None = None
+    note: str = ""
 
 
 class Decision(Config):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from his2lip.captioning.lines import LineFile
-from his2lip.captioning.records import Acceptance, Act, Decision, Fields, Key, Variant
+from his2lip.captioning.records import Acceptance, Decision, Judgement, Key, Variant
 from his2lip.captioning.state import Item, State, fold
 from his2lip.config import sealed, unsealed
 from his2lip.errors import DatasetError, RunError
@@ -158,22 +158,18 @@ class Project:
         self,
         reviewer: str,
         item: str,
-        act: Act,
+        judgement: Judgement,
         *,
         version: int,
-        text: str | None = None,
-        fields: Fields | None = None,
         blind: bool = False,
-        note: str = "",
         acceptance: Acceptance | None = None,
         settles: bool = True,
     ) -> Decision:
         """Appends a decision; it is on the disk when this returns.
 
-        version  of the item as the reviewer saw it; of a blind repeat, how often it was repeated: 0 or 1
-        text     the new text of `revise`
+        version     of the item as the reviewer saw it; of a blind repeat, how often it was repeated: 0 or 1
         acceptance  of a rewording, when its batch passes; stored where the batch has no plan yet
-        settles  whether a decision about a disputed item settles it; False for one of an import
+        settles     whether a decision about a disputed item settles it; False for one of an import
 
         Raises StaleError where the item has another version by now, and RunError for an unknown item, a
         revision without a text, or nothing to undo.
@@ -188,10 +184,10 @@ class Project:
             repeated = item in state.verdicts(reviewer, blind=True)
             if version != (repeated if blind else known.version):
                 raise StaleError(known)
-            shown = known.original if blind else known.shown
+            act, shown = judgement.act, known.original if blind else known.shown
             if act == "undo" and item not in state.verdicts(reviewer, blind=blind):
                 raise RunError("there is no decision of yours to undo here", where=self.folder, key=item)
-            after = _after(act, shown, text, known)
+            after = _after(judgement, shown, known)
             settles = settles and not blind and known.status == "disputed"
             decision = Decision(
                 sequence=1 + state.last,
@@ -201,12 +197,12 @@ class Project:
                 act=act,
                 before=shown,
                 after=after,
-                fields=fields if act == "revise" else None,
+                fields=judgement.fields if act == "revise" else None,
                 blind=blind,
                 settles=settles,
                 over=tuple(sorted(known.standing)) if settles else (),
                 acceptance=None if blind or known.batch in (None, *state.plans) else acceptance,
-                note=note if act == "wrong label" else "",
+                note=judgement.note if act == "wrong label" else "",
             )
             log = self._logs.setdefault(
                 reviewer, LineFile(self.folder / DECISIONS / f"{reviewer}.jsonl", Decision)
@@ -341,12 +337,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _after(act: Act, shown: str, text: str | None, item: Item) -> str | None:
-    """The text that stands after an act."""
-    if act == "accept":
+def _after(judgement: Judgement, shown: str, item: Item) -> str | None:
+    """The text that stands after a judgement."""
+    if judgement.act == "accept":
         return shown
-    if act == "revise":
-        revised = " ".join(printable(text or "").split())
+    if judgement.act == "revise":
+        revised = " ".join(printable(judgement.text or "").split())
         if not revised:
             fix = "write a sentence, or reject the item"
             raise RunError("a revision without a text", key=item.id, fix=fix)

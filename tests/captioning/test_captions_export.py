@@ -13,7 +13,16 @@ import pytest
 from projects import keys, project, variants
 from typer.testing import CliRunner
 
-from his2lip.captioning import Acceptance, Item, Project, batches, key_id, read_annotations, seed_id
+from his2lip.captioning import (
+    Acceptance,
+    Item,
+    Judgement,
+    Project,
+    batches,
+    key_id,
+    read_annotations,
+    seed_id,
+)
 from his2lip.cli import app
 from his2lip.data.captions import CaptionBank
 from his2lip.errors import ConfigError, DatasetError, RunError
@@ -33,16 +42,16 @@ def reviewed(tmp_path: Path) -> Project:
     of[2] = of[2].model_copy(update={"id": strong, "staining": "strong"})
     made = project(tmp_path / "a", of)
     passing, failing = variants(of[0], 40), variants(of[1], 40, seed="A revised seed.")
-    made.submit("ann", of[0].id, "accept", version=0)
-    made.submit("ann", of[1].id, "revise", text="A revised seed.", version=0)
-    made.submit("bob", strong, "accept", version=0)
+    made.submit("ann", of[0].id, Judgement("accept"), version=0)
+    made.submit("ann", of[1].id, Judgement("revise", text="A revised seed."), version=0)
+    made.submit("bob", strong, Judgement("accept"), version=0)
     made.add_variants("good", passing)
     made.add_variants("bad", failing)
     bad, good = batches(made.refresh(), made.seed, Acceptance(error_rate=0.2))
     for id in good.sample:
-        made.submit("ann", id, "accept", version=0)
-    made.submit("ann", bad.sample[0], "reject", version=0)
-    made.submit("ann", bad.sample[1], "revise", text="A better wording.", version=0)
+        made.submit("ann", id, Judgement("accept"), version=0)
+    made.submit("ann", bad.sample[0], Judgement("reject"), version=0)
+    made.submit("ann", bad.sample[1], Judgement("revise", text="A better wording."), version=0)
     return made
 
 
@@ -81,8 +90,10 @@ def test_the_first_decision_about_a_batch_fixes_its_plan(reviewed: Project, tmp_
     item, out = reviewed.refresh().variants[-1], tmp_path / "bank.json"
     assert item.batch is not None
     plan = Acceptance(error_rate=0.2)
-    reviewed.submit("ann", item.id, "accept", version=item.version, acceptance=plan)
-    reviewed.submit("ann", item.id, "reject", version=item.version + 1, acceptance=Acceptance(allowed=9))
+    reviewed.submit("ann", item.id, Judgement("accept"), version=item.version, acceptance=plan)
+    reviewed.submit(
+        "ann", item.id, Judgement("reject"), version=item.version + 1, acceptance=Acceptance(allowed=9)
+    )
     state = reviewed.refresh()
     assert state.plans == {item.batch: plan}
     of = next(b for b in batches(state, 0, Acceptance(error_rate=0.4, allowed=9)) if b.name == item.batch)
@@ -94,7 +105,7 @@ def test_the_first_decision_about_a_batch_fixes_its_plan(reviewed: Project, tmp_
     assert isinstance(done.exception, ConfigError)
     assert done.exception.key == "--allowed"
     other = next(v for v in state.variants if v.batch != item.batch)
-    reviewed.submit("ann", other.id, "accept", version=other.version, acceptance=plan)
+    reviewed.submit("ann", other.id, Judgement("accept"), version=other.version, acceptance=plan)
     shutil.copytree(reviewed.folder, tmp_path / "copy")
     done = CliRunner().invoke(app, ["captions", "review", str(tmp_path / "copy"), "--confidence", "0.5"])
     assert isinstance(done.exception, ConfigError)
@@ -103,12 +114,12 @@ def test_the_first_decision_about_a_batch_fixes_its_plan(reviewed: Project, tmp_
 
 def test_copies_that_read_one_batch_under_two_plans_do_not_merge(tmp_path: Path) -> None:
     one = project(tmp_path / "a", 1)
-    one.submit("ann", one.keys[0].id, "accept", version=0)
+    one.submit("ann", one.keys[0].id, Judgement("accept"), version=0)
     one.add_variants("m-1", variants(one.keys[0], 3))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other, id = Project.open(tmp_path / "b"), one.refresh().variants[0].id
-    one.submit("ann", id, "reject", version=0, acceptance=Acceptance())
-    other.submit("bob", id, "accept", version=0, acceptance=Acceptance(allowed=2))
+    one.submit("ann", id, Judgement("reject"), version=0, acceptance=Acceptance())
+    other.submit("bob", id, Judgement("accept"), version=0, acceptance=Acceptance(allowed=2))
     with pytest.raises(RunError) as refused:
         one.absorb(other)
     assert refused.value.key == "m-1"
@@ -180,8 +191,8 @@ def test_two_reviewers_copies_merge_and_their_disagreement_is_reported_and_not_e
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other = Project.open(tmp_path / "b")
     for n, item in enumerate(one.refresh().seeds):
-        one.submit("ann", item.id, "accept" if n % 3 else "reject", version=0)
-        other.submit("bob", item.id, "accept" if n % 4 else "reject", version=0)
+        one.submit("ann", item.id, Judgement("accept" if n % 3 else "reject"), version=0)
+        other.submit("bob", item.id, Judgement("accept" if n % 4 else "reject"), version=0)
     told = command("merge", tmp_path / "a", tmp_path / "b")
     assert "12 decisions and 0 rewordings added" in told
     assert "7 of 12 items" in told
@@ -191,11 +202,11 @@ def test_two_reviewers_copies_merge_and_their_disagreement_is_reported_and_not_e
     assert len(disputed) == 5
     assert all(item.id in told for item in disputed)
     assert "0 decisions" in command("merge", tmp_path / "a", tmp_path / "b"), "again changes nothing"
-    one.submit("ann", disputed[1].id, "wrong label", version=disputed[1].version)
+    one.submit("ann", disputed[1].id, Judgement("wrong label"), version=disputed[1].version)
     told = command("export", tmp_path / "a", "--out", tmp_path / "bank.json")
     assert f"{disputed[1].key.patches} patches of {disputed[1].key.title}" in told
     assert len(CaptionBank.load(tmp_path / "bank.json").captions) == 6
-    one.submit("ann", disputed[0].id, "accept", version=disputed[0].version)
+    one.submit("ann", disputed[0].id, Judgement("accept"), version=disputed[0].version)
     command("merge", tmp_path / "b", tmp_path / "a")
     assert other.refresh().items[disputed[0].id].status == "accepted"
 
@@ -208,19 +219,19 @@ def test_a_third_copy_with_another_verdict_opens_what_was_settled_without_it(
     one = project(tmp_path / "a", 4)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     item, *others = one.refresh().seeds
-    one.submit("ann", item.id, "accept", version=0)
-    one.submit("bob", item.id, "reject", version=1)
-    one.submit("ann", item.id, "accept", version=2)
+    one.submit("ann", item.id, Judgement("accept"), version=0)
+    one.submit("bob", item.id, Judgement("reject"), version=1)
+    one.submit("ann", item.id, Judgement("accept"), version=2)
     assert one.refresh().items[item.id].status == "accepted"
     third = Project.open(tmp_path / "b")
     for other in others[:earlier]:
-        third.submit("cat", other.id, "accept", version=0)
-    third.submit("cat", item.id, "reject", version=0)
+        third.submit("cat", other.id, Judgement("accept"), version=0)
+    third.submit("cat", item.id, Judgement("reject"), version=0)
     one.absorb(third)
     disputed = one.refresh().items[item.id]
     assert disputed.status == "disputed"
     assert sorted(disputed.standing) == ["ann", "cat"]
-    one.submit("bob", item.id, "reject", version=disputed.version)
+    one.submit("bob", item.id, Judgement("reject"), version=disputed.version)
     assert one.refresh().items[item.id].status == "rejected"
 
 
@@ -230,8 +241,8 @@ def test_copies_in_which_one_reviewer_went_on_differently_and_other_projects_do_
     one = project(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other, item = Project.open(tmp_path / "b"), one.refresh().seeds[0].id
-    one.submit("ann", item, "accept", version=0)
-    other.submit("ann", item, "reject", version=0)
+    one.submit("ann", item, Judgement("accept"), version=0)
+    other.submit("ann", item, Judgement("reject"), version=0)
     with pytest.raises(RunError) as refused:
         one.absorb(other)
     assert refused.value.key == "ann"
@@ -337,11 +348,11 @@ def test_an_import_settles_no_dispute_and_does_not_open_a_settled_one(tmp_path: 
     made, path = project(tmp_path / "a", 1), tmp_path / "done.json"
     (item,) = made.refresh().seeds
     path.write_text(json.dumps([_task(item, "accept", "", 1)]))
-    made.submit("anna", item.id, "reject", version=0)
-    made.submit("ben", item.id, "cannot tell", version=1)
+    made.submit("anna", item.id, Judgement("reject"), version=0)
+    made.submit("ben", item.id, Judgement("cannot tell"), version=1)
     assert read_annotations(made, path, "carl") == {"imported": 1}
     assert made.refresh().items[item.id].status == "disputed"
-    made.submit("ben", item.id, "reject", version=3)
+    made.submit("ben", item.id, Judgement("reject"), version=3)
     assert read_annotations(made, path, "carl") == {"known already": 1}
     assert made.refresh().items[item.id].status == "rejected"
 
@@ -353,7 +364,7 @@ def test_a_seed_that_changed_takes_its_rewordings_out_of_the_export(
     state = reviewed.refresh()
     assert state.variants[0].variant is not None
     assert any(v.variant and v.variant.seed == seed_id(key.id, key.text) for v in state.variants)
-    reviewed.submit("ann", key.id, "revise", text="All new.", version=state.items[key.id].version)
+    reviewed.submit("ann", key.id, Judgement("revise", text="All new."), version=state.items[key.id].version)
     told = command("export", reviewed.folder, "--out", tmp_path / "bank.json", "--error-rate", "0.2")
     assert CaptionBank.load(tmp_path / "bank.json").captions[key.tissue, key.biomarker] == ("All new.",)
     assert "40 rewordings of a seed that does not stand" in told

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from projects import project, variants
 
-from his2lip.captioning import Project, StaleError, store
+from his2lip.captioning import Judgement, Project, StaleError, store
 from his2lip.errors import DatasetError, RunError
 
 
@@ -32,11 +32,11 @@ def test_a_project_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_decisions_stand_are_replaced_and_undone(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     one, two, three, four = (item.id for item in made.refresh().seeds)
-    made.submit("ann", one, "accept", version=0)
-    made.submit("ann", two, "revise", text=" A  better one. ", version=0)
-    made.submit("ann", three, "wrong label", note="stroma", version=0)
-    made.submit("ann", four, "cannot tell", version=0)
-    made.submit("ann", four, "reject", version=1)
+    made.submit("ann", one, Judgement("accept"), version=0)
+    made.submit("ann", two, Judgement("revise", text=" A  better one. "), version=0)
+    made.submit("ann", three, Judgement("wrong label", note="stroma"), version=0)
+    made.submit("ann", four, Judgement("cannot tell"), version=0)
+    made.submit("ann", four, Judgement("reject"), version=1)
     items = Project.open(tmp_path / "a").refresh().items
     assert [items[i].status for i in (one, two, three, four)] == [
         "accepted",
@@ -47,12 +47,12 @@ def test_decisions_stand_are_replaced_and_undone(tmp_path: Path) -> None:
     assert items[two].text == "A better one."
     assert items[three].text is None
     assert items[three].standing["ann"].note == "stroma"
-    made.submit("ann", four, "undo", version=2)
+    made.submit("ann", four, Judgement("undo"), version=2)
     assert made.refresh().items[four].status == "cannot tell"
-    made.submit("ann", four, "undo", version=3)
+    made.submit("ann", four, Judgement("undo"), version=3)
     assert made.refresh().items[four].status == "open"
     with pytest.raises(RunError):
-        made.submit("ann", four, "undo", version=4)
+        made.submit("ann", four, Judgement("undo"), version=4)
     assert [d.sequence for d in made.refresh().decisions] == list(range(1, 8))
 
 
@@ -60,11 +60,11 @@ def test_a_decision_about_an_older_version_is_refused_with_the_newer_state(tmp_p
     one, other = project(tmp_path / "a"), Project.open(tmp_path / "a")
     item = one.refresh().seeds[0].id
     other.refresh()
-    one.submit("ann", item, "revise", text="Newer.", version=0)
+    one.submit("ann", item, Judgement("revise", text="Newer."), version=0)
     with pytest.raises(StaleError) as stale:
-        other.submit("ann", item, "reject", version=0)
+        other.submit("ann", item, Judgement("reject"), version=0)
     assert stale.value.item.text == "Newer."
-    other.submit("ann", item, "reject", version=stale.value.item.version)
+    other.submit("ann", item, Judgement("reject"), version=stale.value.item.version)
     assert one.refresh().items[item].status == "rejected"
 
 
@@ -74,7 +74,9 @@ def _decide(folder: Path, reviewer: str, count: int) -> None:
         while True:
             item = made.refresh().seeds[n % 2]
             try:
-                made.submit(reviewer, item.id, "revise", text=f"{reviewer} {n}", version=item.version)
+                made.submit(
+                    reviewer, item.id, Judgement("revise", text=f"{reviewer} {n}"), version=item.version
+                )
                 break
             except StaleError:
                 continue
@@ -100,9 +102,9 @@ def test_a_torn_last_line_is_dropped_with_a_notice_at_any_byte(tmp_path: Path) -
     made = project(tmp_path / "a")
     ids = [item.id for item in made.refresh().seeds]
     log = tmp_path / "a/decisions/ann.jsonl"
-    made.submit("ann", ids[0], "accept", version=0)
+    made.submit("ann", ids[0], Judgement("accept"), version=0)
     whole = log.read_bytes()
-    made.submit("ann", ids[1], "accept", version=0)
+    made.submit("ann", ids[1], Judgement("accept"), version=0)
     both = log.read_bytes()
     for cut in (len(whole) + 1, len(both) - 40, len(both) - 1):
         log.write_bytes(both[:cut])
@@ -113,7 +115,7 @@ def test_a_torn_last_line_is_dropped_with_a_notice_at_any_byte(tmp_path: Path) -
         assert log.read_bytes() == whole
     log.write_bytes(both[: len(whole)] + b"\0" * 30 + b"\n")  # blocks that never reached the disk
     again = Project.open(tmp_path / "a")
-    again.submit("ann", ids[1], "reject", version=0)
+    again.submit("ann", ids[1], Judgement("reject"), version=0)
     assert len(again.notices) == 1
     assert Project.open(tmp_path / "a").refresh().items[ids[1]].status == "rejected"
 
@@ -123,13 +125,13 @@ def _run_out_of_room(folder: Path, item: str) -> None:
     size = (folder / "decisions/ann.jsonl").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, size + 100))
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        Project.open(folder).submit("ann", item, "accept", version=0)
+        Project.open(folder).submit("ann", item, Judgement("accept"), version=0)
 
 
 def test_what_a_full_disk_cut_off_is_no_decision_and_the_next_one_is_kept(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     one, two = (item.id for item in made.refresh().seeds[:2])
-    made.submit("ann", one, "accept", version=0)
+    made.submit("ann", one, Judgement("accept"), version=0)
     log = tmp_path / "a/decisions/ann.jsonl"
     size = log.stat().st_size
     process = multiprocessing.get_context("fork").Process(target=_run_out_of_room, args=(tmp_path / "a", two))
@@ -138,14 +140,14 @@ def test_what_a_full_disk_cut_off_is_no_decision_and_the_next_one_is_kept(tmp_pa
     assert process.exitcode == 0
     assert log.stat().st_size == size + 100
     assert made.refresh().items[two].status == "open"
-    made.submit("ann", two, "reject", version=0)
+    made.submit("ann", two, Judgement("reject"), version=0)
     assert [d.act for d in Project.open(tmp_path / "a").refresh().decisions] == ["accept", "reject"]
 
 
 def test_a_damaged_line_that_others_follow_is_refused(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     for item in made.refresh().seeds:
-        made.submit("ann", item.id, "accept", version=0)
+        made.submit("ann", item.id, Judgement("accept"), version=0)
     log = tmp_path / "a/decisions/ann.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"accept"', b'"reject"', 1))
     with pytest.raises(DatasetError) as refused:
@@ -157,11 +159,11 @@ def test_a_damaged_line_that_others_follow_is_refused(tmp_path: Path) -> None:
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = project(tmp_path / "a")
     item = made.refresh().seeds[0].id
-    made.submit("ann", item, "accept", version=0)
+    made.submit("ann", item, Judgement("accept"), version=0)
     monkeypatch.setattr(store, "now", lambda: "1999-12-31T00:00:00.000+00:00")
-    made.submit("bob", item, "accept", version=1)
-    made.submit("ann", item, "reject", version=2)
-    made.submit("bob", item, "reject", version=3)
+    made.submit("bob", item, Judgement("accept"), version=1)
+    made.submit("ann", item, Judgement("reject"), version=2)
+    made.submit("bob", item, Judgement("reject"), version=3)
     found = Project.open(tmp_path / "a").refresh()
     assert found.items[item].status == "rejected"
     assert [d.reviewer for d in found.decisions] == ["ann", "bob", "ann", "bob"]
@@ -197,16 +199,16 @@ def test_keys_that_were_edited_and_pictures_outside_are_refused(tmp_path: Path) 
 def test_a_reviewer_whose_name_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
     made = project(tmp_path / "a", 1)
     with pytest.raises(RunError) as refused:
-        made.submit(name, made.refresh().seeds[0].id, "accept", version=0)
+        made.submit(name, made.refresh().seeds[0].id, Judgement("accept"), version=0)
     assert refused.value.key == "--reviewer"
 
 
 def test_two_spellings_of_one_name_are_refused_since_their_logs_may_be_one_file(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     one, two, *_ = made.refresh().seeds
-    made.submit("Ann", one.id, "accept", version=0)
+    made.submit("Ann", one.id, Judgement("accept"), version=0)
     with pytest.raises(RunError) as refused:
-        Project.open(tmp_path / "a").submit("ann", two.id, "accept", version=0)
+        Project.open(tmp_path / "a").submit("ann", two.id, Judgement("accept"), version=0)
     assert refused.value.key == "--reviewer"
     assert Project.open(tmp_path / "a").refresh().last == 1
 
@@ -214,13 +216,13 @@ def test_two_spellings_of_one_name_are_refused_since_their_logs_may_be_one_file(
 def test_rewordings_are_items_unless_validation_refused_them_or_the_seed_changed(tmp_path: Path) -> None:
     made = project(tmp_path / "a")
     seed = made.refresh().seeds[0]
-    made.submit("ann", seed.id, "accept", version=0)
+    made.submit("ann", seed.id, Judgement("accept"), version=0)
     good, bad = variants(seed.key, 2)
     made.add_variants("first", [good, bad.model_copy(update={"refused": "a flip of polarity"})])
     state = Project.open(tmp_path / "a").refresh()
     assert [item.id for item in state.variants] == [good.id]
     assert state.is_current(state.variants[0])
-    made.submit("ann", seed.id, "revise", text="Another one.", version=1)
+    made.submit("ann", seed.id, Judgement("revise", text="Another one."), version=1)
     state = made.refresh()
     assert not state.is_current(state.variants[0])
     with pytest.raises(RunError) as refused:
@@ -236,6 +238,6 @@ def test_a_decision_takes_no_reviewers_time_beside_7000_rewordings(tmp_path: Pat
     took = []
     for item in made.refresh().seeds:
         start = time.perf_counter()
-        made.submit("ann", item.id, "accept", version=0)
+        made.submit("ann", item.id, Judgement("accept"), version=0)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.25

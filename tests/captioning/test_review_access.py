@@ -12,7 +12,7 @@ import pytest
 from projects import project
 from review_server import free_port, review_server
 
-from his2lip.captioning import Acceptance, Shortcuts, page, read_shortcuts
+from his2lip.captioning import Acceptance, Judgement, Shortcuts, page, read_shortcuts
 from his2lip.captioning.gate import Gate, Message, Receive, Scope, Send
 from his2lip.errors import ConfigError
 
@@ -122,7 +122,7 @@ def test_what_was_typed_stays_where_another_tab_decided_about_the_item(
     drawn: list[dict[str, Any]] = []
     monkeypatch.setattr(tab, "_draw", lambda state, message, **how: drawn.append(how))
     key = made.keys[0]
-    made.submit("ann", key.id, "cannot tell", version=0)
+    made.submit("ann", key.id, Judgement("cannot tell"), version=0)
     tab._handle({"item": key.id, "version": 0, "text": "Typed.", "changed": True, "act": act})
     assert tab._session.item == key.id
     assert drawn[0]["typed"].text == "Typed."

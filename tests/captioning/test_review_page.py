@@ -14,7 +14,7 @@ from page_colours import AA, COLOURS, channels, contrast
 from projects import keys, project, variants
 from review_server import Server, free_port, review_server
 
-from his2lip.captioning import Decision, Project
+from his2lip.captioning import Decision, Judgement, Project
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
     found = keys(16, pictures=2)
     found[1] = found[1].model_copy(update={"text": EVIL})
     made = project(folder, found)
-    made.submit("zoe", found[1].id, "accept", version=0)
+    made.submit("zoe", found[1].id, Judgement("accept"), version=0)
     made.add_variants("first", [v.model_copy(update={"text": EVIL}) for v in variants(found[1], 30)])
     return made
 

@@ -16,6 +16,7 @@ from his2lip.captioning import (
     Endpoint,
     EndpointError,
     Fields,
+    Judgement,
     Key,
     Price,
     Project,
@@ -56,7 +57,7 @@ def project(folder: Path, count: int = 1) -> Project:
     ]  # fmt: skip
     made = Project.create(folder, keys, datasets={"shards": "0" * 64})
     for key in keys:
-        made.submit("reviewer", key.id, "accept", version=0)
+        made.submit("reviewer", key.id, Judgement("accept"), version=0)
     return made
 
 
@@ -352,7 +353,7 @@ def test_a_batch_under_review_gets_no_more_lines(tmp_path: Path) -> None:
     again, _ = run(made, good, count=4)
     assert again.batch == first.batch
     item = made.refresh().variants[0]
-    made.submit("reviewer", item.id, "accept", version=item.version)
+    made.submit("reviewer", item.id, Judgement("accept"), version=item.version)
     later, _ = run(made, good, count=5)
     assert later.batch != first.batch
 
@@ -365,7 +366,7 @@ def test_a_batch_that_is_reviewed_while_rewordings_come_gets_no_more_lines(tmp_p
         if request.number == 1:  # after the first answer was stored
             (item, *_) = (reader := Project.open(made.folder)).refresh().variants
             reviewed.append(item.batch or "")
-            reader.submit("reviewer", item.id, "accept", version=0)
+            reader.submit("reviewer", item.id, Judgement("accept"), version=0)
         return good(request)
 
     report, _ = run(made, reply, concurrency=1)

@@ -11,7 +11,7 @@ import pytest
 from projects import keys, project, variants
 from sklearn.metrics import cohen_kappa_score
 
-from his2lip.captioning import Acceptance, Act, Decision, Project
+from his2lip.captioning import Acceptance, Act, Decision, Judgement, Project
 from his2lip.captioning.agreement import between, due_repeat, with_oneself
 from his2lip.captioning.queue import Session, progress, to_do
 from his2lip.captioning.sampling import batches, plan, upper_limit
@@ -60,7 +60,7 @@ def reworded(tmp_path: Path) -> Project:
     """Two approved seeds with 40 and 30 rewordings, in one batch each."""
     made = project(tmp_path / "a", 3)
     for seed, count in zip(made.refresh().seeds[:2], (40, 30), strict=True):
-        made.submit("ann", seed.id, "accept", version=0)
+        made.submit("ann", seed.id, Judgement("accept"), version=0)
         made.add_variants(f"batch-{count}", variants(seed.key, count))
     return made
 
@@ -68,7 +68,7 @@ def reworded(tmp_path: Path) -> Project:
 def _read(made: Project, ids: tuple[str, ...], act: str) -> None:
     for id in ids:
         item = made.refresh().items[id]
-        made.submit("ann", id, act, text="Better.", version=item.version)
+        made.submit("ann", id, Judgement(act, text="Better."), version=item.version)
 
 
 def test_a_batch_passes_when_its_sample_is_right_and_fails_at_the_first_error_too_many(
@@ -98,7 +98,7 @@ def test_the_sample_depends_on_the_seed_only_and_leaves_out_what_is_not_current(
     ]
     assert [b.sample for b in batches(state, 1, Acceptance())] != [b.sample for b in first]
     seed = state.seeds[0]
-    reworded.submit("ann", seed.id, "revise", text="Another seed.", version=seed.version)
+    reworded.submit("ann", seed.id, Judgement("revise", text="Another seed."), version=seed.version)
     assert [b.name for b in batches(reworded.refresh(), 0, Acceptance())] == ["batch-30"]
 
 
@@ -149,7 +149,7 @@ def test_a_tenth_comes_back_blind_and_its_kappa_has_a_base(tmp_path: Path) -> No
         (again if blind else first)[item] = act
         order.append((item, blind))
         version = 0 if blind else made.refresh().items[item].version
-        made.submit("ann", item, act, version=version, blind=blind)
+        made.submit("ann", item, Judgement(act), version=version, blind=blind)
         session.advance(made.refresh())
     assert len(first) == 60
     assert len(again) == 6
@@ -168,9 +168,9 @@ def test_a_tenth_comes_back_blind_and_its_kappa_has_a_base(tmp_path: Path) -> No
 def test_a_verdict_that_is_changed_after_its_blind_repeat_is_compared_as_it_was(tmp_path: Path) -> None:
     made = project(tmp_path / "a", 1)
     (item,) = made.refresh().seeds
-    made.submit("ann", item.id, "accept", version=0)
-    made.submit("ann", item.id, "reject", version=0, blind=True)
-    made.submit("ann", item.id, "reject", version=1)
+    made.submit("ann", item.id, Judgement("accept"), version=0)
+    made.submit("ann", item.id, Judgement("reject"), version=0, blind=True)
+    made.submit("ann", item.id, Judgement("reject"), version=1)
     found = with_oneself(made.refresh(), "ann")
     assert (found.n, found.agreeing) == (1, 0)
     assert found.disagreeing == ((item.id, "accepted", "reject"),)
@@ -184,7 +184,7 @@ def test_agreement_of_two_reviewers_against_scikit_learn_with_its_interval(tmp_p
     other = np.where(generator.random(40) < 0.7, one, generator.integers(0, 3, 40))
     for name, chosen in (("ann", one), ("bob", other)):
         for item, number in zip(made.refresh().seeds, chosen.tolist(), strict=True):
-            made.submit(name, item.id, acts[number], version=item.version)
+            made.submit(name, item.id, Judgement(acts[number]), version=item.version)
     found = between(made.refresh(), "ann", "bob")
     assert found.kappa == pytest.approx(cohen_kappa_score(one, other))
     assert found.n == 40
@@ -196,7 +196,7 @@ def test_agreement_of_two_reviewers_against_scikit_learn_with_its_interval(tmp_p
     disputed = [item for item in made.refresh().seeds if item.status == "disputed"]
     assert len(disputed) == len(found.disagreeing)
     item = disputed[0]
-    made.submit("bob", item.id, "accept", version=item.version)
+    made.submit("bob", item.id, Judgement("accept"), version=item.version)
     assert made.refresh().items[item.id].status == "accepted", "a decision about a dispute settles it"
     again = between(made.refresh(), "ann", "bob")
     assert (again.kappa, again.disagreeing) == (found.kappa, found.disagreeing), "nor makes it agreement"
@@ -207,7 +207,7 @@ def test_kappa_is_not_defined_where_all_verdicts_are_the_same(tmp_path: Path) ->
     made = project(tmp_path / "a", 6)
     for name in ("ann", "bob"):
         for item in made.refresh().seeds:
-            made.submit(name, item.id, "accept", version=item.version)
+            made.submit(name, item.id, Judgement("accept"), version=item.version)
     found = between(made.refresh(), "ann", "bob")
     assert (found.n, found.agreeing, found.kappa, found.lo) == (6, 6, None, None)
 
@@ -218,8 +218,8 @@ def test_progress_counts_patches_and_minutes(tmp_path: Path) -> None:
     before = progress(made.refresh(), [], "ann")
     assert (before.seeds, before.decided, before.patches, before.covered) == (4, 0, 100, 0)
     assert before.minutes == pytest.approx(4 * 86 / 60)
-    made.submit("ann", items[0].id, "accept", version=0)
-    made.submit("ann", items[1].id, "reject", version=0)
+    made.submit("ann", items[0].id, Judgement("accept"), version=0)
+    made.submit("ann", items[1].id, Judgement("reject"), version=0)
     after = progress(made.refresh(), [], "ann")
     assert (after.decided, after.covered, after.to_do) == (2, 40, 2)
 
@@ -227,7 +227,7 @@ def test_progress_counts_patches_and_minutes(tmp_path: Path) -> None:
 def test_next_and_previous_pass_over_what_the_filter_hides(tmp_path: Path) -> None:
     made = project(tmp_path / "a", 4)
     ids = [item.id for item in made.refresh().seeds]
-    made.submit("ann", ids[1], "reject", version=0)
+    made.submit("ann", ids[1], Judgement("reject"), version=0)
     session = Session("ann", made.seed, Acceptance())
     session.advance(made.refresh())
     seen = []
