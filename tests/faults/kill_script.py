@@ -138,6 +138,7 @@ class Nodes:
         """Ends a node as kill -9 does; another one joins at once."""
         lost = self.nodes.pop(place)
         self.cluster.remove_node(lost, allow_graceful=False)
+        self.cluster._shutdown_at_exit = False  # it sets signal handlers, which only the main thread may do
         self.nodes.append(self.cluster.add_node(num_cpus=1, **SMALL))  # as an autoscaler does
 
     def close(self) -> None:

@@ -48,7 +48,8 @@ def ends(folder: Path, what: str, argument: Path, count: int) -> list[dict[str, 
             check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + (folder / "said").read_text()[-4000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    (folder / "ends").write_text(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # Ray prints, too
     assert len(found) == count
     assert not [end for end in found if end["differs"]]
     assert any(end["hit"] for end in found), found
