@@ -201,7 +201,8 @@ def test_the_ui_on_a_port_in_use_is_refused_and_announces_nothing(tmp_path: Path
 def test_a_server_of_the_ui_ends_with_it_also_where_its_terminal_is_closed(how: signal.Signals) -> None:
     server = "print('up', flush=True); import subprocess; subprocess.run(['sleep', '60'])"
     script = (
-        "import sys; from his2lip.cli import ui\n"
+        "import signal, sys; from his2lip.cli import ui\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # where the tests run under nohup, it is ignored
         f"with ui._running([sys.executable, '-c', {server!r}]) as process:\n"
         "    print(process.pid, flush=True)\n"
         "    process.wait()"
