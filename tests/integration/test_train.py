@@ -36,15 +36,8 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.estimate import estimate_run
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
-from his2lip.training.ray_train import (
-    FailureCallback,
-    Job,
-    ReportQueue,
-    TrainResult,
-    _user_error,
-    _with_threads,
-    train,
-)
+from his2lip.training.ray_train import FailureCallback, TrainResult, _user_error, _with_threads, train
+from his2lip.training.ray_worker import Job, ReportQueue
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import open_data
 
