@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +187,7 @@ def _figures(content: CardContent) -> str:
         "In percent, with the 95 % interval (jackknife over cases, else slides, else files; Student's t).",
         "Chance-corrected balanced accuracy is 0 at chance and 100 if perfect.",
         "",
-        "| dataset | " + " | ".join(_TITLES.values()) + " | base | split |",
-        "| --- |" + " ---: |" * len(_TITLES) + " --- | --- |",
+        *_head(["dataset"], _TITLES.values()),
     ]
     for cell in content.figures.cells:
         shown = [_shown(getattr(cell, name), cell.interval(name)) for name in _TITLES]
@@ -212,6 +211,14 @@ def _figures(content: CardContent) -> str:
     return "\n".join([*lines, "", *notes, *means, *chosen, *unread]).rstrip()
 
 
+def _head(names: Sequence[str], figures: Collection[str]) -> list[str]:
+    """The head of a table: text, figures, and what they rest on."""
+    return [
+        f"| {' | '.join([*names, *figures, 'base', 'split'])} |",
+        "|" + " --- |" * len(names) + " ---: |" * len(figures) + " --- | --- |",
+    ]
+
+
 def _retrieval(content: CardContent) -> str:
     """The figures of every direction beside those of a random order; empty without any."""
     tasks = [task for task in content.figures.tasks if task.task == "retrieval"]
@@ -221,8 +228,7 @@ def _retrieval(content: CardContent) -> str:
         "Images and held-out captions search each other: recall and mAP in percent, with the 95 % interval,",
         "and what a random order gives (chance). Figures compare only for galleries of the same size.",
         "",
-        "| dataset | search, relevant if the same | " + " | ".join(_RANKED.values()) + " | base | split |",
-        "| --- | --- |" + " ---: |" * len(_RANKED) + " --- | --- |",
+        *_head(["dataset", "search, relevant if the same"], _RANKED.values()),
     ]
     for task in tasks:
         place = f"{task.split} ({task.role}{', in-domain' if task.in_domain else ''})"

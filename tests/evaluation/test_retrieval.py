@@ -97,9 +97,8 @@ def test_a_search_finds_the_items_in_the_order_in_which_a_benchmark_ranks_them(
             assert rank(one, gallery)[0].first.tolist() == [relevant[0] + 1]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_device_computes_the_figures_of_their_definitions(device: str) -> None:
-    """Ties, copies of queries, unknown classes and clusters, in several blocks. CUDA where there is one."""
+def searched() -> tuple[Items, Items]:
+    """Queries and gallery with ties, copies of queries, unknown classes and clusters."""
     rng = np.random.default_rng(3)
     queries, gallery = (
         Items(
@@ -108,6 +107,13 @@ def test_a_device_computes_the_figures_of_their_definitions(device: str) -> None
         )
         for n in (40, 90)
     )  # fmt: skip
+    return queries, gallery
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_computes_the_figures_of_their_definitions(device: str) -> None:
+    """In several blocks; CUDA where there is one."""
+    queries, gallery = searched()
     ranks, without = rank(queries, gallery, device=device, groups=5, block=7 * 90)
     assert {k: float(v) for k, v in ranks.figures().items()} == pytest.approx(plain_ranks(queries, gallery))
     for cluster in range(5):

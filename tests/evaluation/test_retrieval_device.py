@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_retrieval import searched
 from torch.overrides import TorchFunctionMode
 
-from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, rank
+from his2lip.evaluation.retrieval import rank
 
 _GPU = torch.device("cuda:0")
 _MOVES = ("cpu", "to", "cuda")
@@ -74,18 +75,6 @@ def tensors_in(values: Sequence[Any]) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors_in(value)
-
-
-def searched() -> tuple[Items, Items]:
-    rng = np.random.default_rng(3)
-    queries, gallery = (
-        Items(
-            rng.normal(size=(n, 16))[rng.integers(0, n, n)].astype(np.float32),
-            rng.integers(NO_CLASS, 3, n), rng.integers(0, 40, n), rng.integers(NEVER, 5, n),
-        )
-        for n in (40, 90)
-    )  # fmt: skip
-    return queries, gallery
 
 
 def test_a_ranking_on_a_gpu_mixes_no_devices_and_is_that_of_the_cpu() -> None:
