@@ -19,7 +19,8 @@ from his2lip.resources import STORAGE
 
 R = TypeVar("R", Decision, Variant)
 
-FORMAT = 1  # version of the files of a project
+FORMAT = 2  # version of the files of a project
+_EARLIER = 1  # its decisions have no `over`, and his2lip versions of its time take a line with it for torn
 PROJECTS = f"{STORAGE}/captions"  # default folder of projects
 PROJECT, KEYS, PICTURES, VARIANTS, DECISIONS = "project.json", "keys.json", "images", "variants", "decisions"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -101,7 +102,7 @@ class Project:
             raise DatasetError(what, where=folder, key=PROJECT, fix=fix)
         about = _read(folder / PROJECT)
         found = about.get("format")
-        if found != FORMAT:
+        if found not in (_EARLIER, FORMAT):
             what = f"this caption project has format {found!r}, and this version of his2lip reads {FORMAT}"
             fix = "use the version that wrote it, or export its captions there"
             raise DatasetError(what, where=folder / PROJECT, key="format", fix=fix)
@@ -207,6 +208,7 @@ class Project:
             log = self._logs.setdefault(
                 reviewer, LineFile(self.folder / DECISIONS / f"{reviewer}.jsonl", Decision)
             )
+            self._migrate()
             torn = log.append([decision])
             if torn:
                 self.notices.append(_torn_notice(log.path, torn))
@@ -221,6 +223,12 @@ class Project:
             what = f"there is a log of '{other}', whose file has the same name on some file systems"
             fix = f"use --reviewer {other}, or another name"
             raise RunError(what, where=self.folder, key="--reviewer", fix=fix)
+
+    def _migrate(self) -> None:
+        """Gives a project of the earlier format the present one, before decisions are added to its logs."""
+        if self.about["format"] != FORMAT:
+            self.about = {**self.about, "format": FORMAT}
+            _write(self.folder / PROJECT, sealed(self.about))
 
     def repair(self) -> list[str]:
         """Removes what a crash left of a last line from each log; a sentence for each such log."""
@@ -289,6 +297,7 @@ class Project:
                 fix = "review both copies with the same --error-rate, --confidence and --allowed"
                 what = f"the copies read batch {twice} under two plans: {own[twice]}, and {theirs[twice]}"
                 raise RunError(what, where=other.folder, key=twice, fix=fix)
+            self._migrate()
             decisions = _continued(self._logs, other._logs, self.folder / DECISIONS, Decision)
             variants = _continued(self._variants, other._variants, self.folder / VARIANTS, Variant)
             self._state = None

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from projects import project, variants
 
 from his2lip.captioning import Judgement, Project, StaleError, store
+from his2lip.config import sealed
 from his2lip.errors import DatasetError, RunError
 
 
@@ -169,7 +171,7 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: py
     assert [d.reviewer for d in found.decisions] == ["ann", "bob", "ann", "bob"]
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_a_project_of_another_format_is_refused(tmp_path: Path, version: object) -> None:
     project(tmp_path / "a")
     path = tmp_path / "a/project.json"
@@ -179,6 +181,24 @@ def test_a_project_of_another_format_is_refused(tmp_path: Path, version: object)
         Project.open(tmp_path / "a")
     assert refused.value.where == path
     assert refused.value.key == "format"
+
+
+def test_a_project_of_format_1_is_read_and_has_format_2_once_a_decision_is_added(tmp_path: Path) -> None:
+    """His2lip versions of format 1 would take a line of format 2 for torn, and remove it."""
+    project(tmp_path / "a", 2)
+    path = tmp_path / "a/project.json"
+    about = {k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}
+    path.write_text(json.dumps(sealed(about | {"format": 1})))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    made, other = Project.open(tmp_path / "a"), Project.open(tmp_path / "b")
+    one = made.refresh().seeds[0]
+    assert json.loads(path.read_text())["format"] == 1, "reading changes nothing"
+    made.submit("ann", one.id, Judgement("accept"), version=0)
+    assert json.loads(path.read_text()) == sealed(about | {"format": 2})
+    assert [item.status for item in Project.open(tmp_path / "a").refresh().seeds] == ["accepted", "open"]
+    other.absorb(made)
+    assert json.loads((tmp_path / "b/project.json").read_text())["format"] == 2
+    assert Project.open(tmp_path / "b").refresh().items[one.id].status == "accepted"
 
 
 def test_keys_that_were_edited_and_pictures_outside_are_refused(tmp_path: Path) -> None:
