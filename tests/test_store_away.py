@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from broken_store import AWAY, BrokenStore, broken_store
@@ -120,11 +119,13 @@ def test_a_sweep_does_not_start_again_over_checkpoints_that_cannot_be_removed(
 
 
 def test_the_page_of_a_study_on_a_store_that_is_away_ends_with_2_and_one_sentence(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
-    line = ["his2lip", "ui", "--study", "s3://b/runs/tune/x"]
-    with mock.patch.dict("os.environ", keys), mock.patch("sys.argv", line), pytest.raises(SystemExit) as end:
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["his2lip", "ui", "--study", "s3://b/runs/tune/x"])
+    with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
     assert end.value.code == 2
