@@ -159,7 +159,7 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
     read   absolute paths that workers read; those that are not here are left to the code that reads them
     write  folders that workers write to, created here; URIs are left out of both
     Does nothing for a local Ray. Nodes that join the cluster later are not asked: what runs on them calls
-    `check_code` and compares the contents of what it reads.
+    `check_code` and compares the contents of what it reads. A node that is lost meanwhile does no harm.
     """
     if is_local():
         return
@@ -175,15 +175,21 @@ def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:
 
 
 def on_nodes(work: Callable[..., Any], *arguments: object) -> dict[str, Any]:
-    """Starts `work(*arguments)` on each node of the cluster: Ray's reference to each answer, by address."""
+    """Starts `work(*arguments)` on each node of the cluster: Ray's reference to each answer, by node ID.
+
+    Ray may repeat it, so that the answer of a node that is lost is an error once Ray knows of the loss.
+    """
     import ray
 
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(work)
-    return {
-        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    task: Any = ray.remote(num_cpus=0, max_retries=3)(work)
+    return {node: task.options(scheduling_strategy=_on(node)).remote(*arguments) for node in _nodes()}
+
+
+def _nodes() -> dict[str, str]:
+    """The addresses of the nodes that are alive, by node ID."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def _look(paths: list[str]) -> tuple[str, list[str]]:
@@ -200,6 +206,7 @@ def _on(node: str) -> Any:
 
 
 def _check_node(node: str, answer: Any, shown: dict[str, str]) -> None:
+    """Raises ClusterError for the answer of `_look` on a node, by its ID, unless the node is lost."""
     import ray
 
     from his2lip.errors import ClusterError, first_line
@@ -208,14 +215,18 @@ def _check_node(node: str, answer: Any, shown: dict[str, str]) -> None:
     try:
         version, missing = ray.get(answer, timeout=_LOOK_S)
     except ray.exceptions.RayError as error:
+        if (where := _nodes().get(node)) is None:
+            _log.info("the node %s of the Ray cluster is lost", node)
+            return
         what = f"a node of the Ray cluster cannot run this code: {first_line(getattr(error, 'cause', error))}"
-        raise ClusterError(what, where=node, key="code", fix=_same_code()) from None
+        raise ClusterError(what, where=where, key="code", fix=_same_code()) from None
+    where = _nodes().get(node, node)
     if version != code_version():
         what = f"a node of the Ray cluster has other code ({version}) than this command ({code_version()})"
-        raise ClusterError(what, where=node, key="code", fix=_same_code())
+        raise ClusterError(what, where=where, key="code", fix=_same_code())
     if missing:
         folder = shown[missing[0]]
-        what = f"the node {node} of the Ray cluster does not see this path"
+        what = f"the node {where} of the Ray cluster does not see this path"
         fix = "use a folder that all nodes share or a URI, or unset RAY_ADDRESS"
         raise ClusterError(what, where=folder, key="path", fix=fix)
 

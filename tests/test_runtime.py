@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from his2lip.resources import code_version
 from his2lip.runtime import (
     _check_node,
     _look,
+    _nodes,
+    _on,
     _temporary_folder,
     check_code,
     check_nodes,
@@ -302,3 +305,17 @@ def test_a_node_that_does_not_see_a_path_is_refused_by_it(ray_local: None, tmp_p
     with pytest.raises(ClusterError) as refused:
         _check_node("10.0.0.1", ray.put((version, missing)), {missing[0]: str(tmp_path / "elsewhere")})
     assert (refused.value.key, refused.value.where) == ("path", str(tmp_path / "elsewhere"))
+
+
+def test_a_node_that_is_lost_while_it_is_asked_is_passed_over_and_one_that_fails_is_refused(
+    ray_local: None,
+) -> None:
+    import ray
+
+    (here,) = _nodes()
+    lost = here[::-1]  # no node has this ID
+    look: Any = ray.remote(num_cpus=0)(_look)
+    _check_node(lost, look.options(scheduling_strategy=_on(lost)).remote([]), {})
+    with pytest.raises(ClusterError) as refused:
+        _check_node(here, look.options(scheduling_strategy=_on(here)).remote(None), {})
+    assert (refused.value.key, refused.value.where) == ("code", _nodes()[here])
