@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import tempfile
@@ -269,37 +270,58 @@ def _check_role(config: BenchmarkConfig) -> None:
         raise ConfigError(what, where=config.folder, key="role", fix="give this one another name (name=…)")
 
 
+@dataclass
+class _Stream:
+    """A group of models whose outcomes arrive; `left` are those to come."""
+
+    group: list[ModelEntry]
+    left: dict[CellKey, tuple[ModelEntry, Plan]]
+    repeated: bool = False
+
+
 def _on_ray(groups: Sequence[Sequence[ModelEntry]], work: Work) -> Iterator[Outcome | ImageProgress]:
-    """One streaming task per group of models; what they yield in the order in which it arrives."""
+    """One streaming task per group of models; what they yield in the order in which it arrives.
+
+    A task whose process or node dies is sent once more from here, and what it has yielded before is passed
+    over. Ray's own retries would pass over as many items as have arrived. A repetition yields fewer, since
+    the images that are cached by then are not embedded, so outcomes would be passed over unread.
+    """
     import ray
 
-    plans, config = work.plans, work.config
     shared = ray.put(work)
-    task = ray.remote(stream_outcomes)
-    waiting: dict[Any, dict[CellKey, tuple[ModelEntry, Plan]]] = {}  # stream -> outcomes to come
-    for group in filter(None, groups):
-        resources = task_resources(group, config)
-        stream = task.options(**resources, max_retries=1).remote(list(group), resources, shared)
-        waiting[stream] = {
-            (e.name, p.dataset, p.protocol_name): (e, p) for e in group for p in plans_of(e, plans)
-        }
+    task = ray.remote(max_retries=0)(stream_outcomes)
+    waiting: dict[Any, _Stream] = {}
+
+    def send(stream: _Stream) -> None:
+        resources = task_resources(stream.group, work.config)
+        waiting[task.options(**resources).remote(stream.group, resources, shared)] = stream
+
+    for group in map(list, filter(None, groups)):
+        pairs = [(entry, plan) for entry in group for plan in plans_of(entry, work.plans)]
+        send(_Stream(group, {(e.name, p.dataset, p.protocol_name): (e, p) for e, p in pairs}))
     while waiting:
         ready: list[Any] = ray.wait(list(waiting), num_returns=1)[0]
-        stream = ready[0]
+        stream = waiting[ready[0]]
         try:
-            event: Outcome | ImageProgress = ray.get(next(stream))
+            event: Outcome | ImageProgress = ray.get(next(ready[0]))
         except StopIteration:
-            del waiting[stream]
-        except ray.exceptions.RayError as error:  # the process of the task died twice
+            del waiting[ready[0]]
+            assert not stream.left, f"no outcome of {[*stream.left]}"
+        except ray.exceptions.RayError as error:
             if isinstance(cause := getattr(error, "cause", None), StorageError):
                 for other in waiting:
                     ray.cancel(other)
                 raise cause from None
-            dead = RunError(
-                f"the process of this model died twice ({type(error).__name__})", fix=_MORE_MEMORY
-            )
-            yield from (Outcome(failed_cell(e, p, dead)) for e, p in waiting.pop(stream).values())
+            del waiting[ready[0]]
+            what = type(error).__name__
+            if not stream.repeated:
+                _log.warning(
+                    "the process of this model died (%s) and is repeated: %s", what, stream.group[0].name
+                )
+                send(dataclasses.replace(stream, repeated=True))
+                continue
+            dead = RunError(f"the process of this model died twice ({what})", fix=_MORE_MEMORY)
+            yield from (Outcome(failed_cell(entry, plan, dead)) for entry, plan in stream.left.values())
         else:
-            if isinstance(event, Outcome):
-                del waiting[stream][event.key]
-            yield event
+            if isinstance(event, ImageProgress) or stream.left.pop(event.key, None) is not None:
+                yield event

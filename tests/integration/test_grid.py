@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from his2lip.evaluation.grid import GridResult, _estimate, run_grid
 from his2lip.evaluation.grid_estimate import GridEstimate, Rate, Rates, estimate_grid, jobs_of, kind_of
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.grid_scorers import baseline_rows
-from his2lip.evaluation.grid_task import Work, score_models
+from his2lip.evaluation.grid_task import ImageProgress, Outcome, Work, score_models, stream_outcomes
 from his2lip.evaluation.leaderboard import write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellFailure, CellResult, fields
@@ -463,6 +463,37 @@ def test_a_worker_that_keeps_dying_only_loses_its_own_grid_cells(
     assert [(c.model, c.dataset) for c in result.cells] == [("tiny", name) for name in PROTOCOLS]
     assert [(f.model, f.dataset) for f in result.failed] == [("fatal", name) for name in PROTOCOLS]
     assert all("died" in f.reason for f in result.failed)
+
+
+def dies_after_it_has_told_more_than_its_repetition_tells(
+    entries: list[ModelEntry], resources: dict[str, float], work: Work
+) -> Iterator[Outcome | ImageProgress]:
+    died = Path(work.config.storage, "died")
+    if died.exists():
+        yield from stream_outcomes(entries, resources, work)
+        return
+    yield next(e for e in stream_outcomes(entries, resources, work) if isinstance(e, Outcome))
+    for done in range(1, 9):
+        yield ImageProgress("tiny", "alpha", done, 9)
+    died.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("by_value")
+def test_a_task_that_dies_after_it_has_told_more_than_its_repetition_tells_loses_no_row(
+    ray_local: None, make: Callable[..., BenchmarkConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a node is lost: the images that are cached by then are embedded no more, and not told of."""
+    dies = dies_after_it_has_told_more_than_its_repetition_tells
+    monkeypatch.setattr("his2lip.evaluation.grid.stream_outcomes", dies)
+    config = make(models=["tiny"])
+    Path(config.storage).mkdir(parents=True, exist_ok=True)
+    received: list[str] = []
+    result = run_grid(config, on_cell=lambda cell, done, total: received.append(cell.dataset))
+    assert Path(config.storage, "died").exists()
+    assert [(c.model, c.dataset) for c in result.cells] == [("tiny", name) for name in PROTOCOLS]
+    assert sorted(received) == sorted(PROTOCOLS)
+    assert not result.failed
 
 
 def test_baselines_are_on_the_leaderboard_where_they_apply(
