@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 Part = list[int]  # ascending rows of a split
 
 _PART_BATCHES = 8  # most batches of a part, which is what the loss of a helper repeats
-_PARTS_EACH = 4  # parts for each process that could work, so that the last ones end at nearly the same time
+_SHARES = 2  # a part is at most this share (1/2) of what is left for each process that could work
 _WORTH_S = 6.0  # seconds of work left from which a helper pays; starting one takes 2 to 4 seconds of a core
 _LOOK_S = 1.0  # seconds between two looks at the free resources
 _MOST_LOST = 3  # helpers lost in a row, without a part done, after which no more are started
@@ -110,23 +110,31 @@ class Helpers:
         options: dict[str, Any] = {"batch_size": batch_size, "threads": threads}
         begun, done = time.monotonic(), 0
         job: _Job | None = None
+
+        def exchange(*, wait: bool) -> Iterator[tuple[int, np.ndarray]]:
+            """Starts helpers that pay, gives parts to those that are free, and takes what is done."""
+            nonlocal job, done
+            seconds = (time.monotonic() - begun) / done * sum(map(len, parts)) if done else 0.0
+            self._hire(len(parts), seconds)
+            if job is None and parts and self._hired:
+                job = _Job(encoder, shards, split, options)
+            if job is not None:
+                self._give(job, parts)
+                for found in self._collect(lost, wait=wait):
+                    done += len(found)
+                    yield from found
+
         try:
             while parts or lost or any(helper.parts for helper in self._hired):
-                seconds = (time.monotonic() - begun) / done * sum(map(len, parts)) if done else 0.0
-                self._hire(len(parts), seconds)
-                if parts and self._hired and job is None:
-                    job = _Job(encoder, shards, split, options)
-                if job is not None:
-                    self._give(job, parts)
-                    wait = not parts and not lost
-                    for found in self._collect(lost, wait=wait):
-                        done += len(found)
-                        yield from found
+                yield from exchange(wait=not parts and not lost)
                 own = lost or parts
-                if own:
-                    part = own.popleft()
-                    yield from encode_rows(encoder, shards, split, part, **options)
-                    done += len(part)
+                if not own:
+                    continue
+                for number, item in enumerate(encode_rows(encoder, shards, split, own.popleft(), **options)):
+                    if number and number % batch_size == 0:  # a helper must not wait for the whole part
+                        yield from exchange(wait=False)
+                    done += 1
+                    yield item
         finally:
             for helper in self._hired:
                 if helper.parts:  # the caller stopped, or a part failed: what is queued is not wanted
@@ -158,8 +166,9 @@ class Helpers:
             room = min(room, _fitting(ray.available_resources(), self._resources) - starting)
         else:
             room = min(room, self._most - len(self._hired))
-        if room > 0:
-            _log.info("%d helpers are started, for %.0f s of work", room, seconds)
+        if room < 1:
+            return
+        _log.info("%d helpers are started, for %.0f s of work", room, seconds)
         actor = ray.remote(_Helper)
         for _ in range(room):
             one: Any = actor.options(**self._resources, max_restarts=0).remote(self._load, code_version())
@@ -273,11 +282,16 @@ class _Helper:
 def split_rows(rows: Sequence[int], batch_size: int, slots: int) -> list[Part]:
     """Contiguous parts of whole batches, so that the batches are those of a single process.
 
-    There are several parts for each of `slots` processes where there are enough batches.
+    Each part is a share of the rows that are left, down to one batch, so that `slots` processes end at nearly
+    the same time (guided self-scheduling; Polychronopoulos and Kuck, IEEE Transactions on Computers 1987).
     """
-    batches = math.ceil(len(rows) / batch_size)
-    size = batch_size * min(_PART_BATCHES, max(1, batches // (_PARTS_EACH * slots)))
-    return [list(rows[a : a + size]) for a in range(0, len(rows), size)]
+    parts, begin = [], 0
+    while begin < len(rows):
+        batches = math.ceil((len(rows) - begin) / batch_size)
+        size = batch_size * min(_PART_BATCHES, max(1, batches // (_SHARES * slots)))
+        parts.append(list(rows[begin : begin + size]))
+        begin += size
+    return parts
 
 
 def _fitting(have: Mapping[str, float], each: Mapping[str, float]) -> int:

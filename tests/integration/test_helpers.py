@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,14 +49,18 @@ def shards(real_ihc: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Sh
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Callable[..., Any]:
-    """recorder(dies=…) -> an encoder that writes which process embedded which image."""
+    """recorder(dies=…, waits=…) -> an encoder that writes which process embedded which image.
+
+    With `waits`, the process of the test waits before each batch until the other has nothing left to do.
+    """
 
     class Recorder:
         width = 3
         key = "recorder"
 
-        def __init__(self, log: str, dies: str | None) -> None:
+        def __init__(self, log: str, dies: str | None, waits: bool) -> None:
             self.log, self.dies, self.home = log, dies, os.getpid()
+            self.waits = waits
 
         def crop_key(self, mpp: float | None) -> str:
             return ""
@@ -66,11 +71,15 @@ def recorder(tmp_path: Path) -> Callable[..., Any]:
         def encode(self, crops: np.ndarray) -> np.ndarray:
             if os.getpid() != self.home and self.dies is not None:
                 os.kill(os.getpid(), getattr(signal, self.dies))
+            if os.getpid() == self.home and self.waits:
+                size = -1
+                while size < (size := os.path.getsize(self.log) if os.path.exists(self.log) else 0):
+                    time.sleep(0.2)
             with open(self.log, "a", encoding="utf-8") as log:
                 log.writelines(f"{os.getpid()} {crop.tolist()}\n" for crop in crops)
             return crops.astype(np.float32)
 
-    return lambda dies=None: Recorder(str(tmp_path / "log"), dies)
+    return lambda dies=None, waits=False: Recorder(str(tmp_path / "log"), dies, waits)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +89,10 @@ def helpers(ray_local: None) -> Iterator[Helpers]:
         yield found
 
 
-def read_log(folder: Path) -> tuple[Counter[str], set[int]]:
-    """How often each image was embedded, and by which processes."""
+def read_log(folder: Path) -> tuple[Counter[str], Counter[int]]:
+    """How often each image was embedded, and how many by each process."""
     lines = (folder / "log").read_text(encoding="utf-8").splitlines()
-    return Counter(line.partition(" ")[2] for line in lines), {int(line.split()[0]) for line in lines}
+    return Counter(line.partition(" ")[2] for line in lines), Counter(int(line.split()[0]) for line in lines)
 
 
 def test_a_helper_and_the_task_embed_each_image_once(
@@ -99,6 +108,17 @@ def test_a_helper_and_the_task_embed_each_image_once(
     assert os.getpid() in processes
     alone = EmbeddingCache(str(tmp_path / "alone")).embed(recorder(), shards, "test", batch_size=2)
     np.testing.assert_array_equal(found.features, alone.features)
+
+
+def test_a_helper_gets_more_work_while_the_task_embeds_a_part(
+    shards: ShardSet, helpers: Helpers, recorder: Callable[..., Any], tmp_path: Path
+) -> None:
+    helpers.start()
+    rows = [row for row, _ in helpers.encode(recorder(waits=True), shards, "test", range(48), batch_size=2)]
+    images, processes = read_log(tmp_path)
+    assert sorted(rows) == list(range(48))
+    assert set(images.values()) == {1}
+    assert processes[os.getpid()] <= 18, "24 where a helper waits until the task has embedded a whole part"
 
 
 def test_the_features_of_a_models_helper_are_those_of_one_process_to_the_bit(
@@ -148,7 +168,7 @@ def test_the_part_of_a_helper_that_dies_is_embedded_again_and_nothing_else(
     images, processes = read_log(tmp_path)
     assert set(images.values()) == {1}
     assert cache.counts.images == len(found.features) == 48
-    assert processes == {os.getpid()}
+    assert set(processes) == {os.getpid()}
 
 
 @given(st.integers(0, 400), st.integers(1, 40), st.integers(1, 20))
@@ -157,6 +177,9 @@ def test_parts_have_every_row_once_in_the_batches_of_one_process(count: int, bat
     parts = split_rows(rows, batch, slots)
     assert [row for part in parts for row in part] == rows
     assert all(len(part) % batch == 0 for part in parts[:-1])
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert not sizes or sizes[-1] <= batch, "the last part delays the end by at most one batch"
 
 
 def test_few_images_start_no_helper(
@@ -165,4 +188,4 @@ def test_few_images_start_no_helper(
     with Helpers(None, ONE) as helpers:
         rows = [row for row, _ in helpers.encode(recorder(), shards, "test", range(48), batch_size=2)]
     assert rows == list(range(48)), "in order, as one process embeds them"
-    assert read_log(tmp_path)[1] == {os.getpid()}
+    assert set(read_log(tmp_path)[1]) == {os.getpid()}
