@@ -127,8 +127,16 @@ class _Run:
         return TrainState.from_json(resume.extra["run"])
 
     def go(self, state: TrainState, report: OnReport) -> Outcome:
-        """Trains from `state` on. Reports every `log_every` steps and at the end of each epoch."""
+        """Trains from `state` on. Reports every `log_every` steps and at the end of each epoch.
+
+        A step is reported before its checkpoint is saved, and an epoch afterwards. A run that is resumed at
+        the end of an epoch reports that epoch again, because its process may have died in between.
+        """
         metrics: dict[str, float] = dict(state.history[-1]) if state.history else {}
+        if metrics and metrics["step"] == state.step:
+            again = {name: value for name, value in metrics.items() if name != "step"}
+            if report(self.step_report("epoch", state, again)) and state.step < self.steps:
+                return Outcome(state, metrics, stopped=True)
         for batch in self.clock.timed(self.source.train(state.step, self.steps)):
             output = self.train_step(batch)
             state = TrainState(batch.step + 1, state.best_step, state.best_score, state.history)
@@ -140,14 +148,15 @@ class _Run:
                     return Outcome(state, metrics, stopped=True)
                 self.clock.reset()
                 continue
-            every = self.config.checkpoint.every_steps or self.steps
-            if state.step % every == 0 or (self.due is not None and self.due()):
-                self.write(state, self.measure(output, state.step), best=False)
+            measured = None
             if state.step % self.config.log_every == 0:
                 measured = self.measure(output, state.step)
                 self.clock.reset()
                 if report(self.step_report("step", state, measured)):
                     return Outcome(state, measured, stopped=True)
+            every = self.config.checkpoint.every_steps or self.steps
+            if state.step % every == 0 or (self.due is not None and self.due()):
+                self.write(state, measured or self.measure(output, state.step), best=False)
         return Outcome(state, metrics, stopped=False)
 
     def train_step(self, batch: Batch) -> LossOutput:

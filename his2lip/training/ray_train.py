@@ -295,6 +295,7 @@ class _Mailbox:
     ) -> None:
         self._queue, self._on_report, self._say = queue, on_report, say
         self._saved = 0  # checkpoints that were asked for and written
+        self._epochs: set[int] = set()  # last steps of the epochs that were passed on
         self.stopped = False
 
     def deliver(self, *, wait_s: float) -> None:
@@ -305,10 +306,12 @@ class _Mailbox:
             elif isinstance(item, Saved):
                 self._saved += 1
                 self._say(f"a checkpoint of step {item.step} is saved")
-            else:
-                stop = bool(self._on_report(item)) and item.kind == "epoch"
-                if item.kind == "epoch":
-                    self._queue.answer.remote(item.step, stop)
+            elif item.kind == "step":
+                self._on_report(item)
+            elif item.step not in self._epochs:  # else workers that were started again repeat it
+                self._epochs.add(item.step)
+                stop = bool(self._on_report(item))
+                self._queue.answer.remote(item.step, stop)
                 self.stopped |= stop
 
     def save_and_leave(self, thread: threading.Thread) -> NoReturn:

@@ -66,6 +66,8 @@ class ReportQueue:
 
     def __init__(self) -> None:
         self._items: list[Item] = []
+        self._taken = 0  # items that the driver has taken
+        self._recorded = 0  # of these, items that it has passed on
         self._stops: dict[int, bool] = {}  # the driver's answer for the epoch that ended with a step
         self._saves = 0  # checkpoints that the driver has asked for
         self._changed = asyncio.Condition()
@@ -77,12 +79,24 @@ class ReportQueue:
             self._changed.notify_all()
 
     async def take(self, wait_s: float) -> list[Item]:
-        """All items since the last call; waits up to `wait_s` seconds for the first one."""
+        """All items since the last call; waits up to `wait_s` seconds for the first one.
+
+        By this call the driver says, too, that it has recorded the items of the last one.
+        """
         async with self._changed:
+            self._recorded = self._taken
+            self._changed.notify_all()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._items), wait_s)
             items, self._items = self._items, []
+            self._taken += len(items)
             return items
+
+    async def recorded(self) -> None:
+        """Returns once the driver has recorded all items that are in the queue now."""
+        async with self._changed:
+            until = self._taken + len(self._items)
+            await self._changed.wait_for(lambda: self._recorded >= until)
 
     async def ask_to_save(self) -> None:
         """Asks for a checkpoint of the next step."""
@@ -154,7 +168,7 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
             queue.put.remote(progress)
         if progress.kind == "step":
             return False
-        stop = _answer(queue.stops.remote(progress.step))
+        stop = bool(_ask(queue.stops.remote(progress.step)))
         # A barrier, and what Ray itself records.
         ray.train.report(progress.metrics | {"step": progress.step, "epoch": progress.epoch})
         return stop
@@ -187,6 +201,7 @@ def _saving(queue: Any, config: TrainConfig, write: Save) -> tuple[Save, Callabl
 
     def save(model: DualEncoder, state: ResumeState, metrics: dict[str, float], best: bool) -> None:
         nonlocal asked
+        _ask(queue.recorded.remote())  # a run that is resumed here does not report these steps again
         write(model, state, metrics, best)
         clock.reset()
         if asked:
@@ -196,9 +211,10 @@ def _saving(queue: Any, config: TrainConfig, write: Save) -> tuple[Save, Callabl
     return save, due
 
 
-def _answer(stop: ray.ObjectRef) -> bool:
+def _ask(answer: ray.ObjectRef) -> Any:
+    """What the queue answers. Raises RunError where the driver, and the queue with it, is gone."""
     try:
-        return bool(ray.get(stop))
+        return ray.get(answer)
     except ray.exceptions.RayActorError:
         raise RunError(
             "the command that started this run is gone", fix="the same command resumes it"

@@ -133,8 +133,6 @@ class TrainingObjective:
         run = run.model_copy(update={"name": "run", "storage": storage})
         with logged_elsewhere():
             done = train(run, validator=self.validator, on_report=on_report)
-        if not best.is_dir():  # a worker died between the best checkpoint and its report
-            run_dir.copy_best(best)
         shutil.rmtree(done.run_dir, ignore_errors=True)
         remove_folder(f"{storage}/train")
 

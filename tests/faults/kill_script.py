@@ -1,7 +1,7 @@
 """Works on a Ray cluster, kills processes or nodes of it at seeded moments, and tells how the work ended.
 
-Usage: python kill_script.py worker|controller|driver|node|grid CONFIG COUNT, or with sweep STORAGE COUNT.
-It prints a line of JSON per moment.
+Usage: python kill_script.py train|grid CONFIG COUNT, or sweep STORAGE COUNT.
+It prints a line of JSON for each disturbed piece of work. A run of `train` has four faults in turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ from his2lip.tracking import Tracker
 from his2lip.training import TrainConfig
 from his2lip.tuning import SweepConfig, run_sweep
 
+KILLED = ["worker", "controller", "driver", "node"]
 SMALL = {"object_store_memory": 100 << 20}
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
+    "prestart_worker_first_driver": False,
 }
 SWEEP_DRIVER = """
 import sys, ray
@@ -89,28 +91,33 @@ def parent(pid: int) -> int:
 
 
 class Moment:
-    """When to inject: at a step of the run, or while it writes a checkpoint."""
+    """When to inject: at a step of the run, or while it writes the next checkpoint from there."""
 
-    def __init__(self, run: Path, number: int, part: float, steps: int) -> None:
-        self.run, self.number, self.part = run, number, part
-        self.in_checkpoint = number % 2 == 1
-        self.step = 1 + int(part * (steps - 2))
-        self.nth = random.Random(f"{run.name}").randint(1, steps // 2)
+    def __init__(self, run: Path, *, step: int, in_checkpoint: bool, later: float) -> None:
+        self.run, self.step, self.in_checkpoint, self.later = run, step, in_checkpoint, later
 
-    def wait(self, over: threading.Event) -> bool:
-        """Returns at the moment; False where the run ended before."""
-        seen = set[str]()
+    @property
+    def kind(self) -> str:
+        return "checkpoint" if self.in_checkpoint else "epoch"
+
+    def wait(self, over: threading.Event, since: int) -> bool:
+        """Returns at the moment; False where the run ended before. Log lines before `since` do not count."""
+        reached, left = False, set[str]()
         while not over.is_set():
-            if self.in_checkpoint and self.run.is_dir():
-                seen.update(name for name in os.listdir(self.run) if name.endswith(".tmp") and name[0] == ".")
-                if len(seen) >= self.nth:
-                    time.sleep(self.part * 0.05)
-                    return True
-            elif not self.in_checkpoint and f"worker 0: step {self.step}," in log_of(self.run):
-                time.sleep(self.part * 0.05)
+            if not reached:
+                left = unfinished(self.run)
+                reached = f"worker 0: step {self.step}," in log_of(self.run)[since:]
+            if reached and (not self.in_checkpoint or unfinished(self.run) - left):
+                time.sleep(self.later)
                 return True
             time.sleep(0.002)
         return False
+
+
+def unfinished(run: Path) -> set[str]:
+    """The folders of checkpoints that are being written, or were when a process was killed."""
+    names = os.listdir(run) if run.is_dir() else []
+    return {name for name in names if name.endswith(".tmp") and name[0] == "."}
 
 
 class Nodes:
@@ -179,47 +186,47 @@ def end_of(config: TrainConfig) -> list[Any]:
 
 
 def disturbed(
-    nodes: Nodes, what: str, config_file: str, config: TrainConfig, moment: Moment
+    nodes: Nodes, faults: Sequence[tuple[str, Moment]], config_file: str, config: TrainConfig
 ) -> dict[str, Any]:
-    """Runs the command with the fault at its moment, and the same command until it ends."""
-    over, hit, saved = threading.Event(), threading.Event(), 0
-    began, place = time.monotonic(), 0
+    """Runs the command with the faults, each at its moment, and the same command until it ends."""
+    run, over, began = Path(config.storage) / "train" / config.name, threading.Event(), time.monotonic()
+    hits: list[
+        tuple[int, int]
+    ] = []  # for each fault: the length of the log, and the step of the last checkpoint
 
     def inject() -> None:
-        nonlocal saved, place
-        if not moment.wait(over):
-            return
-        hit.set()
-        place = len(log_of(moment.run))
-        if what == "node":
-            nodes.lose(moment.run, busy=moment.number % 4 < 2)
-        elif what == "driver":
-            driver.kill()
-        else:
-            pids = [logged_pid(moment.run)] if what == "worker" else own_processes("ray::TrainContr")
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-        saved = read_meta(moment.run / "last")["step"] if is_checkpoint(moment.run / "last") else 0
+        for number, (what, moment) in enumerate(faults):
+            if not moment.wait(over, hits[-1][0] if hits else 0):
+                return
+            place = len(log_of(run))
+            if what == "node":
+                nodes.lose(run, busy=(number + len(config.name)) % 2 == 0)
+            elif what == "driver":
+                driver.kill()
+            else:
+                pids = [logged_pid(run)] if what == "worker" else own_processes("ray::TrainContr")
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+            hits.append((place, read_meta(run / "last")["step"] if is_checkpoint(run / "last") else 0))
 
     thread = threading.Thread(target=inject)
-    if what == "driver":
+    thread.start()
+    if any(what == "driver" for what, _ in faults):
         command = [sys.executable, "-c", DRIVER, config_file, config.name]
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        thread.start()
         driver.wait()
-        over.set()
-        thread.join()
-        calls, said = run_until_it_ends(config)
-    else:
-        thread.start()
-        calls, said = run_until_it_ends(config)
-        over.set()
-        thread.join()
-    starts = [int(step) for step in re.findall(r"from step (\d+)", log_of(moment.run)[place:])]
+    calls, said = run_until_it_ends(config)
+    over.set()
+    thread.join()
+    log, ends = log_of(run), [place for place, _ in hits[1:]] + [None]
     return {
-        "moment": "checkpoint" if moment.in_checkpoint else "epoch",
-        "hit": hit.is_set(),
-        "resumed": all(start >= saved for start in starts),
+        "faults": [[what, moment.kind] for what, moment in faults[: len(hits)]],
+        "hit": len(hits) == len(faults),
+        "resumed": all(
+            int(step) >= saved
+            for (place, saved), end in zip(hits, ends, strict=False)
+            for step in re.findall(r"from step (\d+)", log[place:end])
+        ),
         "calls": calls,
         "said": said,
         "seconds": round(time.monotonic() - began, 1),
@@ -234,9 +241,27 @@ def training(nodes: Nodes, what: str, config_file: str, count: int) -> Iterator[
     wanted = end_of(whole)
     for number, part in enumerate(moments(what, count)):
         own = config.model_copy(update={"name": f"{what}{number}"})
-        moment = Moment(Path(config.storage) / "train" / own.name, number, part, steps)
-        line = disturbed(nodes, what, config_file, own, moment)
+        faults = in_turn(Path(config.storage) / "train" / own.name, number, part, steps)
+        line = disturbed(nodes, faults, config_file, own)
         yield line | {"differs": differences(end_of(own), wanted)}
+
+
+def in_turn(run: Path, number: int, part: float, steps: int) -> list[tuple[str, Moment]]:
+    """All four faults in one run, one in each quarter of it; in the next run each is of the other kind."""
+    order = random.Random(run.name).sample(KILLED, len(KILLED))
+    quarter = steps // len(order)
+    return [
+        (
+            what,
+            Moment(
+                run,
+                step=1 + place * quarter + int(part * (quarter - 2)),
+                in_checkpoint=(KILLED.index(what) + number) % 2 == 1,
+                later=part * 0.05,
+            ),
+        )
+        for place, what in enumerate(order)
+    ]
 
 
 def grid(nodes: Nodes, what: str, config_file: str, count: int) -> Iterator[dict[str, Any]]:
@@ -314,12 +339,12 @@ def differences(found: list[Any], wanted: list[Any]) -> list[str]:
     return [f"{a} is not {b}" for a, b in zip(found, wanted, strict=True) if a != b]
 
 
-WORK = {"grid": grid, "sweep": sweep}
+WORK = {"train": training, "grid": grid, "sweep": sweep}
 
 
 def main(what: str, config_file: str, count: int) -> None:
     nodes = Nodes()
-    for line in WORK.get(what, training)(nodes, what, config_file, count):
+    for line in WORK[what](nodes, what, config_file, count):
         print(json.dumps(line), flush=True)
     nodes.close()
 

@@ -36,7 +36,14 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.estimate import estimate_run
 from his2lip.training.local import run_in_process
 from his2lip.training.progress import StepReport
-from his2lip.training.ray_train import FailureCallback, TrainResult, _user_error, _with_threads, train
+from his2lip.training.ray_train import (
+    FailureCallback,
+    TrainResult,
+    _Mailbox,
+    _user_error,
+    _with_threads,
+    train,
+)
 from his2lip.training.ray_worker import Job, ReportQueue
 from his2lip.training.run_directory import RunDir
 from his2lip.training.run_inputs import open_data
@@ -457,6 +464,30 @@ def test_an_error_of_the_user_in_a_worker_is_raised_and_any_other_is_a_note(
     assert isinstance(ended, RunError)
     assert ended.key == "workers.max_failures"
     assert _user_error(WorkerGroupError("bug", {0: died, 1: ValueError()}), job) is None
+
+
+def test_a_worker_knows_when_the_driver_has_recorded_its_reports_and_an_epoch_is_passed_on_once(
+    ray_local: None,
+) -> None:
+    queue = ReportQueue.remote()  # type: ignore[attr-defined]
+    told: list[StepReport] = []
+    mailbox = _Mailbox(queue, lambda progress: told.append(progress) or True, print)
+    ray.get(queue.recorded.remote(), timeout=20)  # nothing has been reported
+    step, epoch = (StepReport(kind, 5, 9, 1, {}) for kind in ("step", "epoch"))
+    ray.get([queue.put.remote(progress) for progress in (step, epoch)])
+    recorded = queue.recorded.remote()
+    mailbox.deliver(wait_s=9.0)
+    assert told == [step, epoch]
+    assert not ray.wait([recorded], timeout=0.5)[0], (
+        "the driver has taken them, and may die before it is done"
+    )
+    mailbox.deliver(wait_s=0.0)
+    ray.get(recorded, timeout=20)
+    ray.get([queue.put.remote(progress) for progress in (step, epoch)])  # by workers that were started again
+    mailbox.deliver(wait_s=9.0)
+    assert told == [step, epoch, step]
+    assert ray.get(queue.stops.remote(5), timeout=20) is True
+    ray.kill(queue)
 
 
 @pytest.mark.slow

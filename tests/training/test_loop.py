@@ -93,10 +93,48 @@ def test_a_run_resumed_at_any_checkpoint_ends_with_the_uninterrupted_weights(
     wanted = model.tensor_digest()
     assert [p.name for p in kept] == ["at-5", "at-7", "at-10", "at-14"]
     for saved in kept:  # after the last one, no step is left
-        outcome, again = run(config, model=load_model(str(saved)), resume=load_resume(saved))
+        told: list[StepReport] = []
+        resume = load_resume(saved)
+        outcome, again = run(config, model=load_model(str(saved)), resume=resume, report=told.append)
+        assert resume is not None
+        ends = [7, 14] if resume.step <= 7 else [14]
+        assert [p.step for p in told if p.kind == "epoch"] == ends, "also that of the checkpoint itself"
         assert again.tensor_digest() == wanted, saved.name
         assert outcome.state.best_score == whole.state.best_score
         assert outcome.metrics["select/loss"] == whole.metrics["select/loss"]
+
+
+def test_a_run_that_is_resumed_at_the_end_of_an_epoch_reports_it_as_it_was(
+    shards: str, tmp_path: Path
+) -> None:
+    """The process may have died after the checkpoint and before the report."""
+    config = make(shards, optim={"epochs": 1}, log_every=3, checkpoint={"every_steps": 3})
+    _, opened, bank = open_data(config)
+    write = checkpoint_writer(RunDir(tmp_path / "run"), config, opened, bank)
+    events: list[StepReport | int] = []
+
+    def save(model: DualEncoder, resume: ResumeState, *rest: Any) -> None:
+        write(model, resume, *rest)
+        events.append(resume.step)
+
+    run(config, save=save, report=events.append)
+    told = [event if isinstance(event, int) else f"{event.kind} {event.step}" for event in events]
+    assert told == ["step 3", 3, "step 6", 6, 7, "epoch 7"], "a step before its checkpoint"
+    again: list[StepReport] = []
+    last = tmp_path / "run" / "last"
+    run(config, model=load_model(str(last)), resume=load_resume(last), report=again.append)
+    assert again == [events[-1]]
+
+
+def test_a_report_of_a_resumed_epoch_that_returns_true_ends_the_run(shards: str, tmp_path: Path) -> None:
+    config = make(shards)
+    _, opened, bank = open_data(config)
+    write, last = checkpoint_writer(RunDir(tmp_path), config, opened, bank), tmp_path / "last"
+    run(config, save=write, report=lambda progress: progress.kind == "epoch")
+    outcome, _ = run(
+        config, model=load_model(str(last)), resume=load_resume(last), report=lambda progress: True
+    )
+    assert (outcome.stopped, outcome.state.step) == (True, 7)
 
 
 def test_a_checkpoint_is_saved_when_one_is_due_and_the_weights_are_the_same(shards: str) -> None:
