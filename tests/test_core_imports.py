@@ -53,3 +53,10 @@ print(*(name for name in ("torch", "open_clip", "transformers") if name in sys.m
 def test_listing_models_and_reading_provenance_import_neither_torch_nor_open_clip() -> None:
     done = subprocess.run([sys.executable, "-c", _LIGHT], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_process_that_controls_a_training_does_not_import_open_clip() -> None:
+    """Ray's controller unpickles names of this module; the import would delay the start of the workers."""
+    program = "import sys, his2lip.training.ray_train; print('open_clip' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -16,7 +16,7 @@ from typing import Any
 from his2lip.config import sealed, unsealed
 from his2lip.errors import RunError
 from his2lip.files import fetch_file, filesystem, locked, remove_file, store_file, writing
-from his2lip.models import copy_checkpoint, fetch_stored, store_checkpoint
+from his2lip.models import fetch_stored, store_checkpoint
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -52,6 +52,8 @@ class RunDir:
 
     def copy_best(self, to: Path) -> None:
         """Copies the present checkpoint `best` to `to`, which does not exist."""
+        from his2lip.models import copy_checkpoint  # imports open_clip, which Ray's controller does not need
+
         copy_checkpoint(self.best, to)
 
     @contextmanager
