@@ -207,7 +207,7 @@ def test_a_published_layout_is_read_by_its_registered_reader(copy: Copy) -> None
     card, prepared, checked = copy.said("A published layout")
     assert "no problem found" in card
     assert "17 found, 16 read, 1 quarantined" in prepared
-    info = json.loads((copy.folders["A published layout"] / "shards/lungcores/dataset.json").read_text())
+    info = json.loads((copy.folders["A published layout"] / "runs/shards/lungcores/dataset.json").read_text())
     assert info["counts"] == {"test": {"ER": 4, "Ki67": 4}, "train": {"ER": 4, "Ki67": 4}}
     assert info["quarantined"] == [["train/ER/unnamed.png", "the name is not PATIENT-CORE"]]
     assert "no problem found" in checked
@@ -277,7 +277,7 @@ write_report(Path(config.folder))
 
 def figure(work: Path, real_ihc: np.ndarray) -> Programs:
     """The grid cell is scored in one process, as a task of the grid does it, on the dataset of one's own."""
-    shards = work.with_name(slug("A dataset of your own")) / "shards/biopsies"
+    shards = work.with_name(slug("A dataset of your own")) / "runs/shards/biopsies"
     tree = {
         "name": "extended",
         "models": [],
@@ -332,7 +332,7 @@ def test_a_section_is_on_the_page_in_the_contents_and_in_markdown(copy: Copy) ->
 
 
 def new_command(work: Path, real_ihc: np.ndarray) -> Programs:
-    write_small_shards(work / "shards/lungcores", train=8, select=4)
+    write_small_shards(work / "runs/shards/lungcores", train=8, select=4)
     return words("his2lip data --help", *commands("A command"))
 
 

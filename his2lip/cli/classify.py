@@ -101,7 +101,8 @@ def classify(
     answer about staining has the measured DAB area beside it.
 
     The answer is "not answered", with the reason, for glass, for an H&E image where a biomarker is asked
-    for, for a scale more than twice that of training, and for an image far from the training patches.
+    for or the model was trained on other stains only, for more than twice or less than half the scale of
+    training, and for an image far from the training patches.
 
     A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
     GeoJSON file for QuPath are written.

@@ -78,7 +78,7 @@ class SweepConfig(Config):
     """What is varied: dotted keys of the training options, each with a range or a choice."""
     points: tuple[dict[str, Scalar], ...] = ()
     """Points of the space that run first, in this order; keys that a point leaves out are sampled."""
-    cross: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
+    cross: dict[str, tuple[Scalar, ...]] = {}
     """Further keys, each with its values: every point runs with every combination of them, and no trial is
     sampled. With {seed: [0, 1, 2, 3, 4]}, points are compared over five seeds."""
     warm_start: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ def mihic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     his2lip(
         folder, "data", "synthesize", "--layout", "--datasets", "mihic", "--scale", "2", "--out", "layouts"
     )
-    his2lip(folder, "data", "prepare", "mihic", "--root", "layouts/mihic", "--out", "shards/mihic")
+    his2lip(folder, "data", "prepare", "mihic", "--root", "layouts/mihic", "--out", "runs/shards/mihic")
     his2lip(folder, "data", "prepare", "captions", "--root", "AugmentedCaptions", "--out", "captions.json")
     return folder
 
