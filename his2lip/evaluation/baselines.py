@@ -16,7 +16,7 @@ from his2lip.evaluation.encoders import ImageEncoder, decoder_version
 from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.probes import fit_classifier, fitted_scores
-from his2lip.evaluation.protocols import APART, Selection, select
+from his2lip.evaluation.protocols import APART, Selection, select, shared_units
 from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.zero_shot import Scores, mean_by_group
@@ -31,7 +31,7 @@ SELF_CONFIRMATION = (
     "for each case, by which this baseline measures stain"
 )
 _VERSION = 1
-_VERSIONS = {"mean-colour": 2}  # of baselines that predict otherwise than their first version
+_VERSIONS = {"majority": 2, "mean-colour": 3, "stained-area": 2, "dab-threshold": 2}  # they predict otherwise
 
 
 class ColourEncoder:
@@ -172,8 +172,8 @@ def mean_colour(plan: CellPlan, cache: EmbeddingCache) -> Scores:
             raise DatasetError(what, where=plan.uri, key="train")
         units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
         return Scores.of(fitted_scores("knn", plan.selection, units))
-    fitted = select(shards, plan.protocol, split=split)
-    colours, known = _colours(cache, shards, split, fitted)[:, :3], fitted.scored
+    fitted, known = _to_fit_on(plan, shards, split)
+    colours = _colours(cache, shards, split, fitted)[:, :3]
     nearest = fit_classifier("knn", colours[known], fitted.labels[known])
     units = _colours(cache, shards, plan.protocol.split, plan.selection)[:, :3]
     scores = np.zeros((len(units), len(plan.selection.classes)), dtype=np.float32)
@@ -196,8 +196,7 @@ def stained_area(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     if split is None:
         threshold = _otsu(units)
     else:
-        fitted = select(shards, plan.protocol, split=split)
-        known = fitted.scored
+        fitted, known = _to_fit_on(plan, shards, split)
         share = _colours(cache, shards, split, fitted)[known, 3]
         threshold = best_threshold(share, fitted.labels[known] == positive)
     return _by_margin(units - threshold, positive)
@@ -217,10 +216,10 @@ def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     shards = open_shards(plan.uri)
 
     def labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(features (U, F), whether positive, bool (U,)) of the labelled units of a split."""
-        fitted = select(shards, plan.protocol, split=name)
+        """(features (U, F), whether positive, bool (U,)) of the units of a split that are fitted on."""
+        fitted, known = _to_fit_on(plan, shards, name)
         features = _features(cache, DabEncoder(), shards, name, fitted)
-        return features[fitted.scored], fitted.labels[fitted.scored] == positive
+        return features[known], fitted.labels[known] == positive
 
     selects = splits_with_role(plan.roles, "select", besides=plan.protocol.split)
     rule = fit_rule(*labelled(split), select=labelled(selects[0]) if selects else None)
@@ -258,8 +257,23 @@ def _features(
 def _fitting_labels(plan: CellPlan) -> np.ndarray:
     """int64 (U,): the scored labels of the train split, or of the scored split where there is none."""
     split = train_split(plan)
-    chosen = plan.selection if split is None else select(open_shards(plan.uri), plan.protocol, split=split)
-    return chosen.labels[chosen.labels != APART]
+    if split is None:
+        return plan.selection.labels[plan.selection.labels != APART]
+    fitted, known = _to_fit_on(plan, open_shards(plan.uri), split)
+    return fitted.labels[known]
+
+
+def _to_fit_on(plan: CellPlan, shards: ShardSet, split: str) -> tuple[Selection, np.ndarray]:
+    """The units of a split, and bool (U,): those that are fitted on.
+
+    They are labelled, and of other cases and images than the scored ones. Raises DatasetError without any.
+    """
+    fitted = select(shards, plan.protocol, split=split)
+    known = fitted.scored & ~shared_units(fitted, plan.selection)
+    if not known.any():
+        what = f"the split '{split}' has no labelled unit of other cases to fit a baseline on"
+        raise DatasetError(what, where=plan.uri, key=split)
+    return fitted, known
 
 
 def _positive_class(classes: tuple[str, ...]) -> int | None:

@@ -111,8 +111,10 @@ class SelectValidator:
         figures = {"macro_f1": float(macro_f1(found.counts)), "accuracy": float(accuracy(found.counts))}
         if self.captions:
             pairs = self._pairs(shards, selection)
+            # Their order decides between equal similarities; that of the rows is often that of the classes.
+            order = drawn([selection.unit_ids[unit] for unit in units], len(units), 0)
             figures["retrieval"] = self._retrieval(
-                model, np.concatenate(images), [pairs[row] for row in shown]
+                model, np.concatenate(images)[order], [pairs[shown[place]] for place in order]
             )
         return figures
 
@@ -122,7 +124,8 @@ class SelectValidator:
         """Mean average precision, mean of both directions: images search captions, and the reverse.
 
         images  float (N, D) of patches or tiles, with labels (tissue type, biomarker); an image and a caption
-                of the same tissue type and biomarker are relevant to each other
+                of the same tissue type and biomarker are relevant to each other; in an order that is not
+                related to these, as `rank` needs
         At most `_MOST` captions are used, of pairs that occur among the images.
         """
         present = {pair: i for i, pair in enumerate(sorted({pair for pair in labels if None not in pair}))}

@@ -42,6 +42,17 @@ def test_majority_predicts_the_most_frequent_class_of_the_train_split(
     assert set(predicted.tolist()) == {("Stroma", "Tumor").index(commonest)}
 
 
+@pytest.mark.parametrize("kind", ["majority", "mean-colour", "stained-area", "dab-threshold"])
+def test_a_baseline_is_not_fitted_on_cases_or_images_that_are_scored(
+    write_shards: Write, cache: EmbeddingCache, kind: str
+) -> None:
+    """Here each of them is of the one case that is scored, so that nothing is left."""
+    plan = plan_of(write_shards(case_id="one"))
+    with pytest.raises(DatasetError, match="no labelled unit of other cases") as refused:
+        BaselineScorer(f"baseline:{kind}", cache).score(plan)
+    assert (refused.value.where, refused.value.key) == (plan.uri, "train")
+
+
 def test_chance_is_uniform_and_reproducible(write_shards: Write, cache: EmbeddingCache) -> None:
     images = [np.full((16, 16, 3), [i % 250, 9, i // 250], dtype=np.uint8) for i in range(900)]
     plan = plan_of(write_shards(images=images))
@@ -84,6 +95,7 @@ def test_stained_area_separates_stained_and_unstained_images(
     for i in range(36):
         image = np.broadcast_to(plain, (40, 40, 3)).copy()
         image[: 20 + i % 12 if i // 3 % 2 else i % 5] = stained
+        image[-1, -1, 0] = i  # no two images are equal
         images.append(image.astype(np.uint8))
     plan = plan_of(write_shards(images=images))
     if not fitted:
@@ -100,6 +112,7 @@ def test_dab_threshold_separates_stained_and_unstained_images_and_needs_a_train_
     for i in range(36):
         image = np.broadcast_to(plain, (40, 40, 3)).copy()
         image[: 8 + i % 12 if i // 3 % 2 else i % 5] = stained
+        image[-1, -1, 0] = i  # no two images are equal
         images.append(image.astype(np.uint8))
     plan = plan_of(write_shards(images=images))
     scores = BaselineScorer("baseline:dab-threshold", cache).score(plan).scores

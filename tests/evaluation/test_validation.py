@@ -67,6 +67,30 @@ def test_it_scores_the_current_weights_and_restores_training_mode(write_shards: 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_retrieval_of_a_collapsed_model_does_not_depend_on_the_order_of_the_patches(
+    real_ihc: np.ndarray, tmp_path: Path
+) -> None:
+    """All similarities are equal, so the order decides; rows of a split are often sorted by class."""
+    splits = {"select": {"role": "select"}}
+    card = Card.model_validate({"name": "toy", "reader": "none", "splits": splits})
+    patches = [
+        Patch(patch_id=f"toy/{i}.png", image=encode_png(tile), dataset="toy", split="select", biomarker="CD3",
+              tissue="Tumor" if i < 8 else "Stroma", width=64, height=64, mpp=0.5)
+        for i, tile in enumerate(tiles(real_ihc)[:24])
+    ]  # fmt: skip
+    model, found = load_model("tiny"), []
+    with torch.no_grad():
+        for parameter in model.clip.parameters():
+            parameter.zero_()
+    captions = (("T cells in the tumor.", "Tumor", "CD3"), ("T cells in the stroma.", "Stroma", "CD3"))
+    for name, order in (("by-class", patches), ("mixed", patches[::2] + patches[1::2])):
+        with ShardWriter(tmp_path / name, card=card) as writer:
+            for patch in order:
+                writer.add(patch)
+        found.append(SelectValidator(str(tmp_path / name), captions=captions)(model)["retrieval"])
+    assert found[0] == found[1]
+
+
 def test_captions_none_of_which_is_of_a_shown_pair_are_refused_before_training(write_shards: Write) -> None:
     shards = write_shards(biomarker="CD3")
     captions = (("T cells in the tumor.", "Tumor", "CD3"), ("T cells in the stroma.", "Stroma", "CD3"))
