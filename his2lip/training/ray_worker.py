@@ -92,8 +92,12 @@ class ReportQueue:
             self._taken += len(items)
             return items
 
-    async def recorded(self) -> None:
-        """Returns once the driver has recorded all items that are in the queue now."""
+    async def recorded(self, *_: None) -> None:
+        """Returns once the driver has recorded all items that are in the queue now.
+
+        Give it the references of the `put`s that it has to come after: Ray may run calls of an actor with
+        coroutines in another order than they were sent.
+        """
         async with self._changed:
             until = self._taken + len(self._items)
             await self._changed.wait_for(lambda: self._recorded >= until)
@@ -160,12 +164,13 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     if rank == 0 and saved and (note := resumed_otherwise(saved, model, device)) is not None:
         queue.put.remote(note)
     _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
-    save, due = _saving(queue, config, build.checkpoint_writer(run, config, shards, bank))
+    reported: list[ray.ObjectRef] = []  # since the last checkpoint
+    save, due = _saving(queue, config, build.checkpoint_writer(run, config, shards, bank), reported)
 
     def report(progress: StepReport) -> bool:
         _log.info("worker %d: step %d, epoch %d, %s", rank, progress.step, progress.epoch, progress.metrics)
         if rank == 0:
-            queue.put.remote(progress)
+            reported.append(queue.put.remote(progress))
         if progress.kind == "step":
             return False
         stop = bool(_ask(queue.stops.remote(progress.step)))
@@ -189,7 +194,9 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     )
 
 
-def _saving(queue: Any, config: TrainConfig, write: Save) -> tuple[Save, Callable[[], bool]]:
+def _saving(
+    queue: Any, config: TrainConfig, write: Save, reported: list[ray.ObjectRef]
+) -> tuple[Save, Callable[[], bool]]:
     """(`write` with what a checkpoint means for the clock and the driver, whether one is due)."""
     clock, wanted = SaveClock(config.checkpoint.every_minutes), _Wanted(queue)
     asked = False
@@ -201,7 +208,8 @@ def _saving(queue: Any, config: TrainConfig, write: Save) -> tuple[Save, Callabl
 
     def save(model: DualEncoder, state: ResumeState, metrics: dict[str, float], best: bool) -> None:
         nonlocal asked
-        _ask(queue.recorded.remote())  # a run that is resumed here does not report these steps again
+        _ask(queue.recorded.remote(*reported))  # a run that is resumed here does not report these steps again
+        reported.clear()
         write(model, state, metrics, best)
         clock.reset()
         if asked:

@@ -454,8 +454,9 @@ def test_a_worker_knows_when_the_driver_has_recorded_its_reports_and_an_epoch_is
     mailbox = _Mailbox(queue, lambda progress: told.append(progress) or True, print)
     ray.get(queue.recorded.remote(), timeout=20)  # nothing has been reported
     step, epoch = (StepReport(kind, 5, 9, 1, {}) for kind in ("step", "epoch"))
-    ray.get([queue.put.remote(progress) for progress in (step, epoch)])
-    recorded = queue.recorded.remote()
+    puts = [queue.put.remote(progress) for progress in (step, epoch)]
+    recorded = queue.recorded.remote(*puts)
+    ray.get(puts)
     mailbox.deliver(wait_s=9.0)
     assert told == [step, epoch]
     assert not ray.wait([recorded], timeout=0.5)[0], (
