@@ -78,7 +78,9 @@ class BaselineScorer:
         self._cache = cache
 
     def identity(self, plan: Plan) -> str:
-        return digest({"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest})
+        known = {"baseline": self.weights, "colour": ColourEncoder.key, "data": plan.data_digest}
+        # The digest of the data does not tell the roles of its splits.
+        return digest(known | {"splits": reads(self.name, plan)[1] if isinstance(plan, CellPlan) else []})
 
     def trained_on(self, plan: Plan) -> bool:
         return False  # only models are marked as in-domain

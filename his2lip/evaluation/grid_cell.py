@@ -205,8 +205,8 @@ class CellRun:
 def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """Reads a finished result back from `folder`/cells; scores the grid cell and stores it otherwise.
 
-    The identity of a grid cell is the digest of everything that decides its predictions, so a changed input
-    is another grid cell.
+    The identity of a grid cell is the digest of everything that decides its predictions and figures, so a
+    changed input is another grid cell.
     """
     identity = _identity(scorer, plan)
     place = cell_folder(folder, identity)
@@ -230,12 +230,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         finished = read_finished(place, shown)
     except DamagedCellError as error:
         finished, damaged = None, f"{place}: {error}"
-    fit = plan.fit.digest if isinstance(plan.fit, FitPlan) else plan.fit
-    if (
-        finished is not None
-        and finished.result.groups_sha256 == plan.selection.groups_sha256
-        and finished.evidence.fit == fit
-    ):
+    if finished is not None:
         return CellRun(finished.result, reused=True, prompt_f1=finished.prompt_f1)
     scored = scorer.score(plan)
     scores = scored.scores
@@ -246,7 +241,7 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
         drawn=None if scored.tables is None else scored.tables.drawn,
         device=scored.device,
         code_version=code_version(),
-        fit=fit,
+        fit=_fit_of(plan),
     )
     result = results.CellResult(
         **shown,
@@ -282,6 +277,8 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             "prompts": plan.prompts.digest if scorer.uses_prompts else None,
             "split": plan.selection.split_sha256,
             "images": plan.selection.images_sha256,
+            "groups": plan.selection.groups_sha256,
+            "fit": _fit_of(plan),
         }
         | (
             {"pools": {n: p.digest for n, p in plan.pools.items()}}
@@ -289,6 +286,11 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             else {}
         )
     )
+
+
+def _fit_of(plan: CellPlan) -> str | None:
+    """What a temperature is fitted to, by its digest, or why to nothing; None where it is not asked for."""
+    return plan.fit.digest if isinstance(plan.fit, FitPlan) else plan.fit
 
 
 def _units_of(plan: CellPlan, scores: Scores) -> Units:

@@ -196,7 +196,7 @@ class CellResult(Figures):
     squashed: Annotated[int, Field("images of which one crop spans over 4 training fields", "images")]
     seen_note: Annotated[str, Field("what limits the tissue that was seen, or its scale; empty: nothing")]
     protocol_version: Annotated[int, Field("version of the protocol on the dataset's card")]
-    cell: Annotated[str, Field("identity: the digest of all that decides the predictions", _SHA256)]
+    cell: Annotated[str, Field("identity: the digest of all that decides predictions and figures", _SHA256)]
     blend: Annotated[str | None, Field("the sweep of alpha that the model is a point of")] = None
     alpha: Annotated[float | None, Field("the model's weight in that blend", _FRACTION)] = None
     classes: Annotated[list[str], Field("the protocol's classes, in their order", _JSON)]

@@ -114,11 +114,18 @@ def test_a_cell_says_why_it_has_no_calibration_and_is_measured_once_it_is_asked_
     bare = run(scorer, replace(plan, fit=None), tmp_path)
     assert (bare.calibration, bare.no_calibration) == (None, None)
     without = run(scorer, replace(plan, fit="the dataset has no split with the role select"), tmp_path)
-    assert (without.calibration, without.cell) == (None, bare.cell)
+    assert without.calibration is None
     assert without.no_calibration == "the dataset has no split with the role select"
     asked = run(scorer, plan, tmp_path)
-    assert (asked.cell, asked.calibration is not None) == (bare.cell, True)
+    assert asked.calibration is not None
+    assert len({bare.cell, without.cell, asked.cell}) == 3, "datasets may differ only in their fit"
+    assert isinstance(plan.fit, FitPlan)
+    used = plan.fit.used.copy()
+    used[0] = False
+    fewer = run(scorer, replace(plan, fit=replace(plan.fit, used=used)), tmp_path)
     assert run_cell(scorer, plan, str(tmp_path / "board")).reused
+    assert fewer.calibration is not None
+    assert (fewer.calibration.fitted_n, asked.calibration.fitted_n) == (20, 21)
 
 
 def test_calibration_is_verified_and_stands_on_the_page_and_in_tables(

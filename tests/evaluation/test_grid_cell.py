@@ -17,8 +17,9 @@ from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.embeddings import Counts, EmbeddingCache
 from his2lip.evaluation.grid_cell import CellRun, run_cell
 from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.protocols import groups_digest
 from his2lip.evaluation.statistics import Clusters
-from his2lip.evaluation.stored_cell import check_stored, read_predictions
+from his2lip.evaluation.stored_cell import check_stored, read_predictions, stored_predictions
 from his2lip.evaluation.verify import verify_board
 
 Write = Callable[..., ShardSet]
@@ -104,16 +105,36 @@ def test_a_result_of_an_earlier_version_is_scored_again_without_a_report(
     assert run() == CellRun(result)
 
 
-def test_a_result_is_scored_again_where_units_have_other_cases(write_shards: Write, tmp_path: Path) -> None:
+def test_datasets_that_differ_only_in_their_cases_have_grid_cells_of_their_own(
+    write_shards: Write, tmp_path: Path
+) -> None:
     """The predictions are the same, but the intervals are not."""
+    folder = str(tmp_path / "grid")
     scorer = BaselineScorer("baseline:majority", EmbeddingCache(str(tmp_path)))
     plan = plan_of(write_shards())
-    first = run_cell(scorer, plan, str(tmp_path / "grid")).result
     ids = [f"case {i % 2}" for i in range(len(plan.selection.labels))]
-    other = replace(plan.selection, clusters=Clusters(ids, "case"), groups_sha256="of other cases")
-    again = run_cell(scorer, replace(plan, selection=other), str(tmp_path / "grid"))
-    assert (again.reused, again.result.cell) == (False, first.cell)
-    assert (again.result.clusters, again.result.no_interval is None) == (2, False)
+    clusters = Clusters(ids, "case")
+    groups = groups_digest(plan.selection.unit_ids, clusters, plan.selection.breakdown)
+    selection = replace(plan.selection, clusters=clusters, groups_sha256=groups)
+    other = replace(plan, dataset="other cases", selection=selection)
+    cells = [run_cell(scorer, one, folder).result for one in (plan, other)]
+    assert cells[0].cell != cells[1].cell
+    assert [run_cell(scorer, one, folder) for one in (plan, other)] == [
+        CellRun(cell, reused=True) for cell in cells
+    ]
+    assert [set(stored_predictions(folder, cell)[1].tolist()) for cell in cells][1] == {0, 1}
+    write_leaderboard(folder, cells, [])
+    assert verify_board(folder).mismatches == []
+
+
+def test_a_baseline_that_is_fitted_on_another_split_is_another_grid_cell(
+    write_shards: Write, tmp_path: Path, grid: str
+) -> None:
+    plan, cache = plan_of(write_shards()), EmbeddingCache(str(tmp_path))
+    roles = {"train": "select", "select": "train", "test": "report"}
+    scorer = BaselineScorer("baseline:mean-colour", cache)
+    runs = [run_cell(scorer, one, grid) for one in (plan, replace(plan, roles=roles), plan)]
+    assert [run.reused for run in runs] == [False, False, True]
 
 
 def test_a_finished_result_has_the_role_that_its_split_has_now(write_shards: Write, tmp_path: Path) -> None:
