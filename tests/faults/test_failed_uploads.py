@@ -47,7 +47,7 @@ def test_an_upload_that_fails_half_way_leaves_the_checkpoint_before(
     bucket = boto3.client("s3")
     for i, part in enumerate(moments("upload", count)):
         config, for_good = small_run(shards, f"s3://ihc/{i}"), i % 2 == 1
-        step = 2 + int(part * (STEPS - 3))
+        step = 3 + int(part * (STEPS - 3))  # a checkpoint is before it
         # Arrow itself repeats a request for six seconds.
         store.refused = 0
         monkeypatch.setattr(files, "_AGAIN_S", () if for_good else (0.05, 0.05))

@@ -27,7 +27,8 @@ from his2lip.models.provenance import is_checkpoint, read_meta
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import RunDir
 
-STEPS, EVERY, WRITES = 8, 2, 6  # steps of a run; steps between two checkpoints; checkpoints that it writes
+STEPS, EPOCH, EVERY = 8, 4, 2  # steps of a run and of an epoch; steps between two checkpoints
+WRITES = 6  # checkpoints that it writes
 _EQUAL = "the same command resumes it: weights, optimizer and history of the undisturbed run"
 
 
@@ -55,6 +56,11 @@ def resume(config: TrainConfig, whole: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys(steps))
 
 
+def steps_after(saved: int) -> list[int]:
+    """The steps that are reported after a checkpoint: an epoch that it ends is reported again."""
+    return list(range(saved if saved and saved % EPOCH == 0 else saved + 1, STEPS + 1))
+
+
 def folder_of(config: TrainConfig) -> RunDir:
     return RunDir(Path(config.storage) / "train" / config.name)
 
@@ -71,7 +77,7 @@ def test_a_run_that_is_killed_in_mid_epoch_repeats_no_step_before_its_last_check
             process.kill()
         last = folder_of(config).last
         saved = read_meta(last)["step"] if is_checkpoint(last) else 0
-        assert resume(config, whole) == list(range(saved + 1, STEPS + 1))
+        assert resume(config, whole) == steps_after(saved)
     record("kill -9 of a training process in mid-epoch", "at seeded steps, without Ray", count, _EQUAL)
 
 
@@ -154,7 +160,8 @@ def test_a_checkpoint_that_fails_half_way_ends_the_run_and_leaves_the_one_before
         assert where in (str(folder_of(config).last), str(folder_of(config).best))
         last = folder_of(config).last
         saved = read_meta(last)["step"] if is_checkpoint(last) else 0
-        assert saved == step // EVERY * EVERY
-        assert resume(config, whole) == list(range(saved + 1, STEPS + 1))
+        # A step is reported before its checkpoint, and the end of an epoch afterwards.
+        assert saved == (step if step % EPOCH == 0 else (step - 1) // EVERY * EVERY)
+        assert resume(config, whole) == steps_after(saved)
     how = "files may not grow beyond a seeded size (RLIMIT_FSIZE) from a seeded step on"
     record("a checkpoint whose writing fails half-way", how, count, f"refused in one sentence; {_EQUAL}")
