@@ -7,14 +7,15 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
-from his2lip.config import recorded
+from his2lip.config import Config, recorded
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.comparison import Differences, compare
 from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
@@ -53,25 +54,37 @@ GIVEN = (  # fields of a row that do not follow from its grid cell
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """What a board is made of: with the stored grid cells, all files of the leaderboard follow from it.
+_TYPES: dict[str, Any] = {  # those of an earlier version may lack fields that do not name a row
+    name: (CellResult.model_fields[name].annotation, ... if name in (*_NAMES, "cell") else None)
+    for name in GIVEN
+}
+_Row: type[Config] = pydantic.create_model("_Row", __base__=Config, **_TYPES)
+_Rows: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(list[_Row])  # type: ignore[valid-type]
 
-    rows         the fields `GIVEN` of each row, in order
-    failed       grid cells that could not be scored
-    reference    the model that differences are from; margin: of non-inferiority
-    config       the resolved benchmark, null for boards that were merged
-    resolved     what `auto` stood for in it on the cluster that ran it, by option
-    merged_from  the folders of the boards that were merged
-    """
 
-    rows: Sequence[Mapping[str, Any]]
-    failed: Sequence[Mapping[str, Any]]
+class Frame(Config):
+    """What a board is made of: with the stored grid cells, all files of the leaderboard follow from it."""
+
+    rows: list[dict[str, Any]]
+    """The fields `GIVEN` of each row, in order."""
+    failed: list[CellFailure]
+    """Grid cells that could not be scored."""
     reference: str | None = None
+    """The model that differences are from."""
     margin: float | None = None
-    config: Mapping[str, Any] | None = None
-    merged_from: Sequence[str] = ()
-    resolved: Mapping[str, float] | None = None
+    """Of non-inferiority, a fraction."""
+    config: dict[str, Any] | None = None
+    """The resolved benchmark, null for boards that were merged."""
+    merged_from: list[str] = []
+    """The folders of the boards that were merged."""
+    resolved: dict[str, int | float] | None = None
+    """What `auto` stood for in the benchmark on the cluster that ran it, by option."""
+
+    @pydantic.field_validator("rows")
+    @classmethod
+    def _check_rows(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        _Rows.validate_python(rows, strict=True)
+        return rows
 
     @classmethod
     def of(
@@ -83,19 +96,24 @@ class Frame:
     ) -> Frame:
         return cls(
             rows=[{name: getattr(cell, name) for name in GIVEN} for cell in cells],
-            failed=[recorded(failure) for failure in failed],
+            failed=[CellFailure.model_validate(recorded(failure)) for failure in failed],
             reference=next((cell.reference for cell in cells), None),
             margin=next((cell.margin for cell in cells), None),
             config=None if config is None else recorded(config),
-            resolved=resolved,
+            resolved=None if resolved is None else dict(resolved),
         )
 
     @classmethod
     def read(cls, folder: str) -> Frame:
-        """The frame of a board. Raises ConfigError where there is none, and StorageError as `answers`."""
+        """The frame of a board. Raises ConfigError where there is none, or one of another shape.
+
+        Raises StorageError, as `answers`.
+        """
         system, path = filesystem(folder)
         try:
-            return cls(**json.loads(read_file(system, f"{path}/{FRAME}")))
+            tree = json.loads(read_file(system, f"{path}/{FRAME}"))
+            json.dumps(tree, ensure_ascii=False).encode()  # names with half a character cannot be written
+            return cls.model_validate(tree)
         except FileNotFoundError:
             with answers(folder):
                 known = system.get_file_info(f"{path}/leaderboard.csv").is_file
@@ -105,9 +123,17 @@ class Frame:
                 else ("there is no benchmark here", "give the folder of one, STORAGE/benchmark/NAME")
             )
             raise ConfigError(what, where=folder, key=FRAME, fix=fix) from None
-        except (ValueError, TypeError) as error:
-            what = f"{FRAME} cannot be read: {first_line(error)}"
+        except (ValueError, RecursionError) as error:
+            what = f"{FRAME} cannot be read: {_fault(error)}"
             raise ConfigError(what, where=folder, key=FRAME, fix="run his2lip benchmark again") from None
+
+
+def _fault(error: Exception) -> str:
+    """The first fault of a frame in one line."""
+    if not isinstance(error, pydantic.ValidationError):
+        return first_line(error)
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first_line(ValueError(first["msg"])))))
 
 
 def write_leaderboard(
@@ -144,7 +170,7 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
         "leaderboard.csv": text.encode(),
         "leaderboard.parquet": _parquet(table),
         "predictions.parquet": _all_predictions(folder, cells),
-        "failures.json": (json.dumps(frame.failed, indent=1) + "\n").encode(),
+        "failures.json": (json.dumps([recorded(f) for f in frame.failed], indent=1) + "\n").encode(),
         FRAME: (json.dumps(_written(frame), indent=1, ensure_ascii=False) + "\n").encode(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -153,7 +179,7 @@ def leaderboard_files(folder: str, cells: Sequence[CellResult], frame: Frame) ->
 
 def _written(frame: Frame) -> dict[str, Any]:
     """The content of board.json, without what is not known: boards of earlier versions have no `resolved`."""
-    tree = asdict(frame)
+    tree = frame.model_dump(mode="json")
     return tree if frame.resolved is not None else {k: v for k, v in tree.items() if k != "resolved"}
 
 
@@ -284,7 +310,8 @@ def over_seeds(folder: str, cells: Sequence[CellResult]) -> list[CellResult]:
     filled = list(cells)
     for i, cell in enumerate(cells):
         if cell.seeds_of is not None:
-            groups.setdefault((cell.seeds_of, cell.dataset, cell.protocol), []).append(i)
+            units = cell.split_sha256, cell.groups_sha256
+            groups.setdefault((cell.seeds_of, cell.dataset, cell.protocol, *units), []).append(i)
     for places in groups.values():
         found = _over_seeds(folder, [cells[i] for i in places]) if len(places) > 1 else {}
         for i in places:

@@ -12,6 +12,7 @@ from pyarrow.fs import FileSelector
 from his2lip.errors import ConfigError
 from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
+from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import check_task
@@ -54,7 +55,7 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
     """
     _check_out(folders, out)
     frames = {folder: Frame.read(folder) for folder in folders}
-    given: dict[Key, Mapping[str, Any]] = {}
+    given: dict[Key, dict[str, Any]] = {}
     kept: dict[Key, tuple[str, StoredCell]] = {}
     refused: list[tuple[str, str]] = []  # (field, sentence)
     notes: list[str] = []
@@ -136,8 +137,8 @@ def _check_out(folders: Sequence[str], out: str) -> None:
         raise ConfigError(what, where=out, key="--out", fix="name another folder with --out")
 
 
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["model"], row["dataset"], row["protocol"]
+def _key(failure: CellFailure) -> Key:
+    return failure.model, failure.dataset, failure.protocol
 
 
 def _stored(folder: str, row: Mapping[str, Any]) -> StoredCell:

@@ -9,10 +9,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
 from his2lip.config import resolved
 from his2lip.errors import ConfigError, first_line
@@ -26,6 +27,7 @@ from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_ta
 from his2lip.evaluation.tasks import check_task, read_evidence
 from his2lip.files import filesystem, read_file
 
+_Digests = pydantic.TypeAdapter(dict[Annotated[str, pydantic.Field(pattern=r"^[\w-]+\.\w+$")], str])
 _ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
 _SHOWN = 60  # characters of a value that a mismatch shows
 
@@ -157,10 +159,11 @@ def alike(a: Any, b: Any, *, within: float) -> bool:
 def _digests(folder: str) -> dict[str, str]:
     """File -> its digest. Raises ConfigError where they cannot be read."""
     try:
-        return dict(json.loads(_read(folder, DIGESTS) or b""))
-    except (ValueError, TypeError) as error:
+        found: dict[str, str] = _Digests.validate_python(json.loads(_read(folder, DIGESTS) or b""))
+    except (ValueError, RecursionError) as error:
         what = f"{DIGESTS} cannot be read: {first_line(error)}"
         raise ConfigError(what, where=folder, key=DIGESTS, fix="run his2lip benchmark again") from None
+    return found
 
 
 def _read(folder: str, name: str) -> bytes | None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cell_results import plan_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from real_tiles import tiles
 from typer.testing import CliRunner
 
-from his2lip.cli.app import app
+from his2lip.cli.app import app, main
 from his2lip.config import digest
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
@@ -239,3 +243,64 @@ def test_a_folder_without_a_board_cannot_be_verified(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         verify_board(str(tmp_path))
     assert caught.value.key == "board.json"
+
+
+PARTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.sampled_from(["", "toy", "default", "../x", "\0", "\ud800", "m"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["model", "dataset", "cell", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def test_a_board_of_another_shape_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fields that name a row are missing, its rows are none, or it is no mapping."""
+    (tmp_path / "leaderboard.csv").touch()
+    (tmp_path / "sha256.json").write_text("{}")
+    for text in (
+        '{"rows": [{"cell": "a"}], "failed": []}',
+        '{"rows": null, "failed": []}',
+        '{"rows": [], "failed": [{}]}',
+        "[]",
+    ):
+        (tmp_path / "board.json").write_text(text)
+        for use in ([str(tmp_path), "--verify"], [str(tmp_path)] * 2 + ["--out", str(tmp_path / "out")]):
+            with mock.patch("sys.argv", ["his2lip", "report", *use]), pytest.raises(SystemExit) as end:
+                main()
+            said = capsys.readouterr().err
+            assert (end.value.code, len(said.strip().splitlines())) == (2, 1), (text, said)
+            assert "board.json cannot be read" in said
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_change_of_board_json_is_named_or_refused(
+    board: tuple[str, list[CellResult]], data: st.DataObject
+) -> None:
+    """Verification and merging compute from it, or raise ConfigError; they never end by another error."""
+    path = Path(board[0], "board.json")
+    whole = path.read_text(encoding="utf-8")
+    tree = json.loads(whole)
+    inner = data.draw(st.sampled_from([tree, tree, *tree["rows"]]))
+    key = data.draw(st.sampled_from([*inner, "other"]))
+    how = data.draw(st.sampled_from(["value", "gone", "of another row"]))
+    if how == "gone":
+        inner.pop(key, None)
+    else:
+        values = st.sampled_from(tree["rows"]).map(lambda row: row.get(key)) if how != "value" else PARTS
+        inner[key] = data.draw(values)
+    try:
+        path.write_text(json.dumps(tree, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+        for use in (verify_board, lambda folder: merge_boards([folder], f"{folder} merged")):
+            with suppress(ConfigError):
+                use(board[0])
+    finally:
+        path.write_text(whole, encoding="utf-8")
