@@ -40,6 +40,7 @@ from his2lip.evaluation.grid_task import (
     stream_outcomes,
 )
 from his2lip.evaluation.leaderboard import (
+    FRAME,
     Frame,
     with_blends,
     with_differences,
@@ -51,7 +52,7 @@ from his2lip.evaluation.leaderboard import (
 from his2lip.evaluation.results import DIGESTS, CellFailure, CellResult, read_results
 from his2lip.evaluation.stored_cell import check_stored
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
-from his2lip.files import absolute, fetch_file, filesystem
+from his2lip.files import absolute, answers, fetch_file, filesystem
 from his2lip.logs import log_to
 from his2lip.runtime import check_nodes
 
@@ -103,14 +104,14 @@ def run_grid(
     `on_estimate` once, before the first of them, where the files that an estimate needs can be read. What a
     callback raises ends the call.
 
-    With `datasets`, only these are scored, and the leaderboard keeps its rows of the benchmark's other
-    datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or where
-    the benchmark's name is in use for splits of another role; RunError where nothing can be scored;
+    With `datasets`, only these are scored, and the leaderboard keeps its rows and failures of the benchmark's
+    other datasets. Raises ConfigError where `datasets` has an unknown name, where the rows cannot be kept, or
+    where the benchmark's name is in use for splits of another role; RunError where nothing can be scored;
     StorageError where the disk is full.
     """
     config = whole = _with_absolute_paths(config)
     _check_role(config)
-    kept, kept_tasks = ([], []) if datasets is None else _other_rows(config, datasets)
+    kept, kept_tasks, not_scored = ([], [], []) if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
     names = [name for entry in config.models for name in entry.loads]
@@ -181,7 +182,9 @@ def run_grid(
     return GridResult(
         cells=cells,
         failed=failures,
-        leaderboard=write_leaderboard(config.folder, board, failures, whole, resolved=numbers(config)),
+        leaderboard=write_leaderboard(
+            config.folder, board, [*failures, *not_scored], whole, resolved=numbers(config)
+        ),
         tasks=tasks,
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
@@ -226,15 +229,17 @@ def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
     return entry.model_copy(update={"path": absolute_name(entry.path), "blend": blend})
 
 
-def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[CellResult], list[TaskCell]]:
-    """What the present leaderboard has of the benchmark's other datasets: its rows, and its tasks."""
+def _other_rows(
+    config: BenchmarkConfig, datasets: Sequence[str]
+) -> tuple[list[CellResult], list[TaskCell], list[CellFailure]]:
+    """What the present leaderboard has of the benchmark's other datasets: its rows, tasks and failures."""
     known = config.uris()
     for name in datasets:
         if name not in known:
             what, fix = f"the benchmark has no dataset '{name}'", did_you_mean(name, known)
             raise ConfigError(what, key="--datasets", fix=fix)
-    rows = _board_rows(config.folder)
-    kept = [row for row in rows if row.dataset in known and row.dataset not in datasets]
+    others = known.keys() - set(datasets)
+    kept = [row for row in _board_rows(config.folder) if row.dataset in others]
     for row in kept:
         try:
             check_stored(config.folder, row)
@@ -242,8 +247,16 @@ def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> tuple[list[
             what = f"the row of {row.model} on {row.dataset} cannot be kept: {error}"
             fix = "run the whole benchmark again"
             raise ConfigError(what, where=config.folder, key=row.cell, fix=fix) from None
-    tasks = read_tasks(config.folder)
-    return kept, [cell for cell in tasks if cell.dataset in known and cell.dataset not in datasets]
+    tasks = [cell for cell in read_tasks(config.folder) if cell.dataset in others]
+    return kept, tasks, [failed for failed in _board_failures(config.folder) if failed.dataset in others]
+
+
+def _board_failures(folder: str) -> list[CellFailure]:
+    """The grid cells that the present board could not score; none without one."""
+    system, path = filesystem(folder)
+    with answers(folder):
+        known = system.get_file_info(f"{path}/{FRAME}").is_file
+    return list(Frame.read(folder).failed) if known else []
 
 
 def _board_rows(folder: str) -> list[CellResult]:

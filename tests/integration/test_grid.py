@@ -30,7 +30,7 @@ from his2lip.evaluation.grid_estimate import GridEstimate, Rate, Rates, estimate
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.grid_scorers import baseline_rows
 from his2lip.evaluation.grid_task import ImageProgress, Outcome, Work, score_models, stream_outcomes
-from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.leaderboard import Frame, write_leaderboard
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.results import CellFailure, CellResult, fields
 from his2lip.evaluation.stored_cell import read_predictions
@@ -537,6 +537,25 @@ def test_scoring_some_datasets_again_keeps_the_rows_of_the_others(
     with pytest.raises(ConfigError) as refused:
         run_grid(config, datasets=["betta"])
     assert refused.value.key == "--datasets"
+
+
+def test_scoring_some_datasets_again_keeps_the_failures_of_the_others(
+    ray_local: None, make: Callable[..., BenchmarkConfig], tmp_path: Path
+) -> None:
+    places = {name: str(tmp_path / "shards" / name) for name in ("alpha", "absent", "gone")}
+    config = make(models=["tiny"], datasets=places)
+    whole = run_grid(config)
+    assert [f.dataset for f in whole.failed] == ["absent", "gone"]
+    part = run_grid(config, datasets=["alpha"])
+    assert part.failed == [], "those of this call"
+    assert Frame.read(config.folder).failed == whole.failed
+    assert [f["dataset"] for f in json.loads(Path(config.folder, "failures.json").read_text())] == [
+        "absent",
+        "gone",
+    ]
+    fewer = config.model_copy(update={"datasets": {n: places[n] for n in ("alpha", "absent")}})
+    run_grid(fewer, datasets=["alpha"])
+    assert [f.dataset for f in Frame.read(config.folder).failed] == ["absent"]
 
 
 def test_relative_paths_are_relative_to_the_folder_of_the_driver(
