@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from his2lip.cli.app import app
 from his2lip.errors import ConfigError
 from his2lip.evaluation.cell_files import cell_folder, read_tree, write_cell
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.leaderboard import Frame, write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.metrics import METRICS, Predictions
 from his2lip.evaluation.perturbations import KINDS, LEVELS, Perturbation
+from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
 from his2lip.evaluation.verify import verify_board
@@ -151,8 +153,29 @@ def test_a_forged_figure_of_a_task_is_found_though_its_record_is_sealed_again(
     assert verify_board(config.folder).mismatches == []
 
 
+def test_figures_that_cannot_be_computed_again_are_named(ward: Ward, tmp_path: Path) -> None:
+    """Evidence of an earlier version does not name all classes."""
+    config = config_of(ward, {"storage": str(tmp_path)}, most_units=12)
+    cells = [cell_of(o) for o in ward.score(config)]
+    write_leaderboard(config.folder, [], [], config)
+    write_tasks(config.folder, cells)
+    place = cell_folder(config.folder, cells[0].cell)
+    tree, evidence = read_tree(place), read_evidence(config.folder, cells[0])
+    assert tree is not None
+    tree = {key: value for key, value in tree.items() if key != "sha256"}
+    earlier = evidence.replace_schema_metadata(None)
+    write_cell(place, tree, earlier, name="evidence.parquet", key="evidence")
+    found = verify_board(config.folder)
+    assert found.mismatches == []
+    (note,) = found.notes
+    assert note.startswith("not computed again: ")
+    assert "tiny on ward (robustness)" in note
+
+
 def test_boards_of_two_machines_have_the_curves_and_errors_of_both(ward: Ward, tmp_path: Path) -> None:
-    def board(machine: str, seed: int, **section: object) -> tuple[str, list[TaskCell]]:
+    def board(
+        machine: str, seed: int, failed: Sequence[CellFailure] = (), **section: object
+    ) -> tuple[str, list[TaskCell]]:
         places: dict[str, object] = {
             "cache": str(tmp_path / f"cache {seed}"),
             "storage": str(tmp_path / machine),
@@ -160,15 +183,19 @@ def test_boards_of_two_machines_have_the_curves_and_errors_of_both(ward: Ward, t
         models: dict[str, object] = {"models": [{"name": f"seed {seed}", "path": "tiny"}], "seed": seed}
         config = config_of(ward, places | models, most_units=12, **section)
         cells = [cell_of(o) for o in ward.score(config)]
-        write_leaderboard(config.folder, [], [], config)
+        write_leaderboard(config.folder, [], failed, config)
         write_tasks(config.folder, cells)
         return config.folder, cells
 
-    (a, of_a), (b, of_b) = board("a", 0), board("b", 1)
+    scored_in_a = CellFailure(model="seed 0", dataset="ward", protocol="robustness", reason="no memory")
+    in_both = scored_in_a.model_copy(update={"model": "seed 2", "trace": "a"})
+    failed = [scored_in_a, in_both.model_copy(update={"trace": "b"})]
+    (a, of_a), (b, of_b) = board("a", 0, [in_both]), board("b", 1, failed)
     out = tmp_path / "merged"
     run = CliRunner().invoke(app, ["report", a, b, "--out", str(out)])
     assert run.exit_code == 0, run.output
     assert read_tasks(out) == [*of_a, *of_b]
+    assert [f.model for f in Frame.read(str(out)).failed] == ["seed 2"]
     assert of_a[0].rows != of_b[0].rows
     assert verify_board(str(out)).mismatches == []
     page, gallery = ((out / "report" / name).read_text() for name in ("index.html", "errors.html"))
