@@ -12,7 +12,7 @@ from pyarrow.fs import FileSelector
 from his2lip.errors import ConfigError
 from his2lip.evaluation.cell_files import DamagedCellError, cell_folder
 from his2lip.evaluation.leaderboard import FRAME, Frame, row_name, rows_of, write_board
-from his2lip.evaluation.results import CellFailure
+from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import check_task
@@ -85,12 +85,18 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
     references = list(dict.fromkeys(f.reference for f in frames.values() if f.reference is not None))
     if len(references) > 1:
         notes.append(f"differences are from {references[0]}, and not from {', '.join(references[1:])}")
-    failed = [f for frame in frames.values() for f in frame.failed if _key(f) not in kept]
+    margins = list(dict.fromkeys(f.margin for f in frames.values() if f.margin is not None))
+    if len(margins) > 1:
+        others = ", ".join(f"{margin:g}" for margin in margins[1:])
+        notes.append(f"non-inferiority is by a margin of {margins[0]:g}, and not of {others}")
+    scored = {*kept, *((cell.model, cell.dataset, cell.task) for _, cell in tasks)}
+    failures = (f for frame in frames.values() for f in frame.failed if _key(f) not in scored)
+    failed = {(_key(f), f.reason): f for f in failures}  # traces of one failure may differ
     whole = Frame(
         rows=list(given.values()),
-        failed=failed,
+        failed=list(failed.values()),
         reference=references[0] if references else None,
-        margin=next((f.margin for f in frames.values() if f.margin is not None), None),
+        margin=margins[0] if margins else None,
         merged_from=list(folders),
     )
     for folder, stored in kept.values():
@@ -184,26 +190,24 @@ def _other_predictions(
 def _mixed_columns(kept: Mapping[Key, tuple[str, StoredCell]]) -> list[tuple[str, str]]:
     """(field, what is different) of models that would share a column without sharing its data and prompts."""
     found = []
-    first: dict[tuple[Any, ...], tuple[str, StoredCell]] = {}
+    first: dict[tuple[str, str, str], tuple[str, CellResult]] = {}  # dataset, protocol, field
     for folder, stored in kept.values():
         result = stored.result
-        names = dict(_OF_DATA)
-        # A control and a baseline have prompts of their own, or none.
-        kind = "" if result.is_baseline else "model"
-        if kind:
+        names = _OF_DATA | {"protocol version": "protocol_version"}
+        # Baselines and probes read no prompts, and a control has its own.
+        if result.prompts_sha256 is not None and not result.is_baseline:
             names["prompts"] = "prompts_sha256"
-        names["protocol version"] = "protocol_version"
-        place = (result.dataset, result.protocol, kind)
-        where, other = first.setdefault(place, (folder, stored))
-        found += [
-            (
-                name,
-                f"{result.dataset} ({result.protocol}): another digest of {what} ({name}) for {result.model} "
-                f"in {folder} than for {other.result.model} in {where}",
-            )
-            for what, name in names.items()
-            if getattr(result, name) != getattr(other.result, name) and folder != where
-        ]
+        for what, name in names.items():
+            where, other = first.setdefault((result.dataset, result.protocol, name), (folder, result))
+            if getattr(result, name) != getattr(other, name) and folder != where:
+                different = f"another digest of {what}" if name.endswith("sha256") else f"another {what}"
+                found.append(
+                    (
+                        name,
+                        f"{result.dataset} ({result.protocol}): {different} ({name}) for {result.model} in "
+                        f"{folder} than for {other.model} in {where}",
+                    )
+                )
     return found
 
 

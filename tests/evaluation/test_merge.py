@@ -17,10 +17,13 @@ from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.errors import ConfigError
 from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.cell_files import cell_folder
+from his2lip.evaluation.config import Probe
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.grid_cell import CellPlan, run_cell
-from his2lip.evaluation.leaderboard import write_leaderboard
+from his2lip.evaluation.leaderboard import with_differences, write_leaderboard
 from his2lip.evaluation.merge import merge_boards
+from his2lip.evaluation.probe_scorer import ProbeScorer
+from his2lip.evaluation.probes import labelled
 from his2lip.evaluation.prompts import PromptSet
 from his2lip.evaluation.protocols import select
 from his2lip.evaluation.results import CellResult, read_results
@@ -120,6 +123,53 @@ def test_other_labels_and_other_code_are_refused_by_name(
     with pytest.raises(ConfigError) as caught:
         merge_boards([first, other], str(tmp_path / "c"))
     assert caught.value.key == "code_version"
+
+
+@pytest.mark.parametrize("first", ["probe", "model"])
+def test_probes_and_models_of_two_boards_share_a_column(plan: CellPlan, tmp_path: Path, first: str) -> None:
+    """A probe reads no prompts, so it has no digest of prompts that could be another one."""
+    shards = open_shards(plan.uri)
+    plan = replace(plan, labelled=labelled(shards, plan.protocol, plan.selection, "train"))
+    cache = EmbeddingCache(str(tmp_path / "cache"))
+    models = [ModelScorer(f"m{seed}", load_model("tiny", seed=seed), cache) for seed in (1, 2)]
+    probes = [ProbeScorer(f"probe:knn of {model.name}", model, Probe(kind="knn")) for model in models]
+    folders = [str(tmp_path / name) for name in "ab"]
+    for folder, model, probe in zip(folders, models, probes, strict=True):
+        scorers = (probe, model) if first == "probe" else (model, probe)
+        write_leaderboard(folder, [run_cell(scorer, plan, folder).result for scorer in scorers], [])
+    rows = merged(folders, tmp_path / "c")
+    assert {r.model for r in rows} == {"m1", "m2", "probe:knn of m1", "probe:knn of m2"}
+    prompts = PromptSet.build("other", {"negative": ["pale"], "positive": ["brown"]})
+    other = replace(plan, prompts=prompts)
+    rows = [run_cell(scorer, other, str(tmp_path / "d")).result for scorer in (probes[1], models[1])]
+    write_leaderboard(str(tmp_path / "d"), rows, [])
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([folders[0], str(tmp_path / "d")], str(tmp_path / "e"))
+    assert caught.value.key == "prompts_sha256", "models of one column still have the same prompts"
+
+
+def test_a_baseline_of_other_images_is_not_put_beside_models(plan: CellPlan, tmp_path: Path) -> None:
+    cache, folders = EmbeddingCache(str(tmp_path / "cache")), [str(tmp_path / name) for name in "ab"]
+    other = replace(plan, selection=replace(plan.selection, images_sha256="of other images"))
+    model, chance = ModelScorer("m", load_model("tiny"), cache), BaselineScorer("baseline:chance", cache)
+    write_leaderboard(folders[0], [run_cell(model, plan, folders[0]).result], [])
+    write_leaderboard(folders[1], [run_cell(chance, other, folders[1]).result], [])
+    with pytest.raises(ConfigError) as caught:
+        merge_boards(folders, str(tmp_path / "c"))
+    assert caught.value.key == "images_sha256"
+
+
+def test_margins_that_differ_are_named_as_references_are(make: MakeBoard, tmp_path: Path) -> None:
+    folders = [make("a", {"m": 1}), make("b", {"n": 2})]
+    for folder, margin in zip(folders, (0.05, 0.2), strict=True):
+        rows = read_results(Path(folder, "leaderboard.csv"))
+        rows = with_differences(folder, rows, reference="baseline:majority", margin=margin)
+        write_leaderboard(folder, rows, [])
+    (note,) = merge_boards(folders, str(tmp_path / "c")).notes
+    assert "0.05" in note
+    assert "0.2" in note
+    assert {r.margin for r in read_results(tmp_path / "c/leaderboard.csv")} == {0.05}
+    assert merge_boards([folders[0], folders[0]], str(tmp_path / "d")).notes == []
 
 
 def test_several_boards_need_a_folder_of_their_own(make: MakeBoard) -> None:
