@@ -26,6 +26,7 @@ from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, Scorer
 from his2lip.evaluation.grid_scorers import entry_meta, facts_key_of, plan_of, plans_of, scorer_of
 from his2lip.evaluation.grid_task import Outcome, Work
 from his2lip.evaluation.known_model import read_facts
+from his2lip.evaluation.once import Once
 from his2lip.evaluation.protocols import select, view_of
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.robustness import RobustnessPlan
@@ -88,7 +89,7 @@ def jobs_of(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
     jobs: list[Job] = []
     for group in filter(None, groups):
         first = group[0]
-        loaded: dict[str, ModelScorer] = {}
+        loaded: dict[str, Once[ModelScorer]] = {}
         key = None if first.path.startswith(PREFIX) else facts_key_of(first, config, work.weights)
         known = key is not None and read_facts(cache.root, key) is not None
         cells: list[tuple[ModelEntry, Plan, Scorer | None]] = []
@@ -99,7 +100,11 @@ def jobs_of(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
                     scorer = scorer_of(entry, loaded, cache, config, work.weights)
             own = plans_of(entry, work.plans)
             cells += [(entry, plan_of(plan, scorer), scorer) for plan in own]
-        jobs.append(Job(first.name, kind_of(first, config), next(iter(loaded.values()), None), cells))
+        model: ModelScorer | None = None
+        for once in loaded.values():
+            with suppress(Exception):
+                model = once()
+        jobs.append(Job(first.name, kind_of(first, config), model, cells))
     return jobs
 
 

@@ -14,6 +14,7 @@ from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.grid_cell import CellPlan, Plan, Scorer
 from his2lip.evaluation.known_model import KnownModel, ModelFacts, facts_key, read_facts, write_facts
+from his2lip.evaluation.once import Once
 from his2lip.evaluation.probe_scorer import ProbeScorer
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.views import TrainingField
@@ -26,16 +27,16 @@ def scorers(
     config: BenchmarkConfig, plans: Sequence[Plan], cache: EmbeddingCache
 ) -> Iterator[tuple[ModelEntry, Plan, Scorer | Exception]]:
     """Each row of the grid with its plan and what scores it in this process, or why nothing can."""
-    loaded: dict[str, ModelScorer] = {}
+    loaded: dict[str, Once[ModelScorer]] = {}
     groups = [config.rows_of(model) for model in config.models]
     for entry in (entry for group in [*groups, baseline_rows(config)] for entry in group):
-        for plan in plans_of(entry, plans):
-            try:
-                scorer = scorer_of(entry, loaded, cache, config, {})
-            except Exception as error:
-                yield entry, plan, error
-            else:
-                yield entry, plan_of(plan, scorer), scorer
+        mine = plans_of(entry, plans)
+        try:
+            scorer = scorer_of(entry, loaded, cache, config, {})
+        except Exception as error:
+            yield from ((entry, plan, error) for plan in mine)
+            continue
+        yield from ((entry, plan_of(plan, scorer), scorer) for plan in mine)
 
 
 def plans_of(entry: ModelEntry, plans: Sequence[Plan]) -> list[Plan]:
@@ -52,12 +53,14 @@ def plan_of(plan: Plan, scorer: Scorer | None) -> Plan:
 
 def scorer_of(
     entry: ModelEntry,
-    loaded: dict[str, ModelScorer],
+    loaded: dict[str, Once[ModelScorer]],
     cache: EmbeddingCache,
     config: BenchmarkConfig,
     weights: Mapping[str, str],
 ) -> Scorer:
     """The scorer of a row. `loaded` holds the model that was used last, by its entry without name.
+
+    What loading it raises is raised for its controls and probes too, without a second attempt.
 
     weights  name of a model -> what identifies its weights; a model of which the cache knows the rest is
              loaded only where something is to be encoded
@@ -68,10 +71,11 @@ def scorer_of(
     same = entry.model_copy(update=own).model_dump_json()
     if same not in loaded or (entry.control is None and entry.probe is None):
         loaded.clear()
-        loaded[same] = _model_scorer(entry, cache, config, weights)
+        loaded[same] = Once(functools.partial(_model_scorer, entry, cache, config, weights))
+    model = loaded[same]()
     if entry.probe is not None:
-        return ProbeScorer(entry.name, loaded[same], entry.probe)
-    return loaded[same] if entry.control is None else ControlScorer(entry.name, loaded[same], entry.control)
+        return ProbeScorer(entry.name, model, entry.probe)
+    return model if entry.control is None else ControlScorer(entry.name, model, entry.control)
 
 
 def baseline_rows(config: BenchmarkConfig) -> list[ModelEntry]:

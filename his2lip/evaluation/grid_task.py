@@ -18,6 +18,7 @@ from his2lip.evaluation.grid_cell import Plan
 from his2lip.evaluation.grid_plans import failure
 from his2lip.evaluation.grid_scorers import check_weights, load_entry, plan_of, plans_of, scorer_of
 from his2lip.evaluation.helpers import Helpers
+from his2lip.evaluation.once import Once
 from his2lip.evaluation.results import CellFailure, CellResult
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.stored_cell import PromptF1
@@ -118,7 +119,7 @@ def score_models(
     """The outcomes of each model in turn. Runs in a Ray task. `encode` as in `EmbeddingCache`."""
     config = work.config
     cache = EmbeddingCache(config.cache, encode=encode)
-    loaded: dict[str, ModelScorer] = {}  # the last model, which its controls and probes use too
+    loaded: dict[str, Once[ModelScorer]] = {}  # the last model, which its controls and probes use too
     for entry in entries:
         mine = plans_of(entry, work.plans)
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import ModelError
+from his2lip.evaluation.once import Once
 from his2lip.files import filesystem, read_file, write_file
 from his2lip.resources import code_version
 
@@ -53,14 +53,18 @@ class ModelFacts:
 
 
 class KnownModel:
-    """A model that is loaded when it has to encode, and not before; `load` loads it."""
+    """A model that is loaded when it has to encode, and not before; `load` loads it, at most once."""
 
     def __init__(self, facts: ModelFacts, device: str, load: Callable[[], DualEncoder]) -> None:
         self.facts, self.device, self._load = facts, device, load
+        self._once = Once(self._checked)
 
-    @cached_property
+    @property
     def loaded(self) -> DualEncoder:
         """The model. Raises ModelError where it is another one than the facts are of."""
+        return self._once()
+
+    def _checked(self) -> DualEncoder:
         model = self._load()
         if model.tensor_digest() != self.facts.tensors:
             what = "the cache of embeddings knows other weights under the name of this model"
