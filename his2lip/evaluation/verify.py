@@ -17,8 +17,9 @@ import pydantic
 
 from his2lip.config import resolved
 from his2lip.errors import ConfigError, first_line
-from his2lip.evaluation.cell_files import DamagedCellError
-from his2lip.evaluation.leaderboard import GIVEN, Frame, leaderboard_files, row_name, rows_of
+from his2lip.evaluation.cell_files import DamagedCellError, cell_folder, read_tree
+from his2lip.evaluation.config import PREFIX, PROBE_PREFIX
+from his2lip.evaluation.leaderboard import FRAME, GIVEN, Frame, leaderboard_files, row_name, rows_of
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
 from his2lip.evaluation.retrieval_task import RetrievalPlan, retrieval_of
 from his2lip.evaluation.robustness import robustness_of
@@ -29,6 +30,12 @@ from his2lip.files import filesystem, read_file
 
 _Digests = pydantic.TypeAdapter(dict[Annotated[str, pydantic.Field(pattern=r"^[\w-]+\.\w+$")], str])
 _ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
+# Fields of a row that follow from its model's record and its dataset's card, as they are now. A grid cell has
+# them as they were when it was scored.
+OF_RECORDS = (
+    *("in_domain", "overlap_units", "overlap_images", "overlap_cases"),
+    *("generated", "role", "basis", "repeated", "cut_prompts"),
+)
 _SHOWN = 60  # characters of a value that a mismatch shows
 
 
@@ -89,6 +96,7 @@ def verify_board(folder: str) -> Verified:
     rows = rows_of(folder, frame, stored)
     for row in rows:
         found += _different_fields(row, stored[row.cell].result)
+        found += _other_kind(row, _scored(folder, row))
     expected = leaderboard_files(folder, rows, frame)
     notes = []
     for name, data in expected.items():
@@ -99,8 +107,9 @@ def verify_board(folder: str) -> Verified:
         found += own
         notes += [note] if note else []
     tasks, of_tasks, more = _verify_tasks(folder)
+    cells: list[CellResult | TaskCell] = [*rows, *tasks]
     found = list(dict.fromkeys([*found, *of_tasks]))
-    return Verified([*rows, *tasks], list(expected), found, [*notes, *more])
+    return Verified(cells, list(expected), found, [*notes, *more, *_not_checked(folder, cells)])
 
 
 def _verify_tasks(folder: str) -> tuple[list[TaskCell], list[Mismatch], list[str]]:
@@ -198,6 +207,48 @@ _OF_BOARD = (
     *("prompt_order", "prompt_order_least", "order_depends_on_prompts", "over_seeds"),
     *("reference", "margin", "compared"),
 )
+
+
+def _scored(folder: str, cell: CellResult | TaskCell) -> Mapping[str, Any]:
+    """The record of a grid cell as it was when it was scored; empty where it has none."""
+    tree = read_tree(cell_folder(folder, cell.cell)) or {}
+    record: Mapping[str, Any] = tree.get("record", tree)
+    return record
+
+
+def _other_kind(row: CellResult, scored: Mapping[str, Any]) -> Iterator[Mismatch]:
+    """A probe or baseline that the board has under the name of a model, or the other way round.
+
+    Other names are not compared: rows of the same weights share one grid cell.
+    """
+    kinds = [
+        [str(name).startswith(start) for start in (PREFIX, PROBE_PREFIX)]
+        for name in (row.model, scored.get("model", row.model))
+    ]
+    if kinds[0] != kinds[1]:
+        what = f"its grid cell is of {_short(scored['model'])}, which is no row of this kind"
+        yield Mismatch(FRAME, row_name(row), "model", what)
+
+
+def _not_checked(folder: str, cells: Sequence[CellResult | TaskCell]) -> list[str]:
+    """A note on the fields `OF_RECORDS` that are others than when their grid cells were scored.
+
+    They may have changed since, and rows that share a grid cell may differ in them.
+    """
+    names: dict[str, str] = {}  # field -> the first row where it is another one
+    rows = set()
+    for cell in cells:
+        ours, theirs = resolved(cell), _scored(folder, cell)
+        for name in OF_RECORDS:
+            if name in ours and name in theirs and ours[name] != theirs[name]:
+                names.setdefault(name, f"{_short(ours[name])}, and {_short(theirs[name])} when it was scored")
+                rows.add(row_name(cell))
+    if not names:
+        return []
+    first = next(row_name(c) for c in cells if row_name(c) in rows)
+    what = "; ".join(f"{name} ({values})" for name, values in names.items())
+    many = f"{first} and {len(rows) - 1} more" if len(rows) > 1 else first
+    return [f"not checked, since it is not as in the grid cells of {many}: {what}; --verify images does so"]
 
 
 def _different(name: str, on_disk: bytes | None, data: bytes) -> tuple[list[Mismatch], str | None]:

@@ -23,7 +23,7 @@ from his2lip.evaluation.leaderboard import FRAME, Frame, row_name
 from his2lip.evaluation.results import CellResult
 from his2lip.evaluation.stored_cell import StoredCell, figures_from, read_cell
 from his2lip.evaluation.task_results import TaskCell, read_tasks
-from his2lip.evaluation.verify import Mismatch, Verified, alike
+from his2lip.evaluation.verify import OF_RECORDS, Mismatch, Verified, alike
 
 SAMPLE = 32  # images of each split that are embedded again for each model, view and preprocessing
 SEED = 0  # of the sample
@@ -185,6 +185,7 @@ def _different(stored: StoredCell, plan: CellPlan, scorer: Scorer) -> Iterator[M
         return
     with tempfile.TemporaryDirectory() as place:
         again = read_cell(place, run_cell(scorer, plan, place).result.cell, {})
+    yield from _different_records(result, again.result, FRAME)
     if stored.evidence.device != again.evidence.device:
         what = (
             f"computed on {stored.evidence.device}, and here on {again.evidence.device}: compare on the same"
@@ -206,10 +207,22 @@ def _different(stored: StoredCell, plan: CellPlan, scorer: Scorer) -> Iterator[M
             yield Mismatch(f"cells/{result.cell}/cell.json", row, name, "another figure than from the images")
 
 
+def _different_records(
+    cell: CellResult | TaskCell, again: CellResult | TaskCell, file: str
+) -> Iterator[Mismatch]:
+    """What of a row does not follow from its model's record and its dataset's card any more."""
+    ours, theirs = resolved(again), resolved(cell)
+    for name in OF_RECORDS:
+        if name in theirs and ours[name] != theirs[name]:
+            what = f"{theirs[name]} on the board, {ours[name]} by its model and its dataset now"
+            yield Mismatch(file, row_name(cell), name, what)
+
+
 def _different_task(cell: TaskCell, plan: Plan, scorer: Scorer) -> Iterator[Mismatch]:
     """What of the figures of a task is not what its scorer gives now."""
     with tempfile.TemporaryDirectory() as place:
         again = plan.run(scorer, place).result
+    yield from _different_records(cell, again, "tasks.json")
     ours, theirs = resolved(again), resolved(cell)
     for name in ("weights_sha256", "split_sha256", "images_sha256", "settings_sha256", "encoder", "rows"):
         if not alike(ours[name], theirs[name], within=SCORE_TOLERANCE):

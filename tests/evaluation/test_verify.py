@@ -245,6 +245,37 @@ def test_a_folder_without_a_board_cannot_be_verified(tmp_path: Path) -> None:
     assert caught.value.key == "board.json"
 
 
+def edit(folder: str, **changes: object) -> None:
+    """Changes the first row of a board as a person would who writes its files and digests anew."""
+    rows = read_results(Path(folder, "leaderboard.csv"))
+    write_leaderboard(folder, [rows[0].model_copy(update=changes), *rows[1:]], [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("in_domain", True), ("overlap_units", 3), ("generated", True), ("role", "select")]
+)
+def test_what_decides_whether_a_row_is_zero_shot_is_named_where_it_is_not_as_it_was_scored(
+    board: tuple[str, list[CellResult]], field: str, value: object
+) -> None:
+    folder, _ = board
+    assert list(verify_board(folder).notes) == []
+    edit(folder, **{field: value})
+    found = verify_board(folder)
+    assert list(found.mismatches) == [], "it may have changed since"
+    (note,) = found.notes
+    assert note.startswith("not checked")
+    assert field in note
+    assert "m seed 1 on toy (default)" in note
+
+
+def test_a_probe_under_the_name_of_a_model_is_named(board: tuple[str, list[CellResult]]) -> None:
+    folder, _ = board
+    edit(folder, model="probe:knn of m")
+    assert ("board.json", "model") in {(m.file, m.column) for m in verify_board(folder).mismatches}
+    edit(folder, model="another")
+    assert "board.json" not in {m.file for m in verify_board(folder).mismatches}
+
+
 PARTS = st.recursive(
     st.none()
     | st.booleans()

@@ -206,15 +206,21 @@ def test_a_board_is_verified_from_its_images_and_what_is_changed_is_named(
     """The board is scored in this process, as a task of the grid does it."""
     path = str(tmp_path / "best")
     config = make(models=["tiny", {"name": "tuned", "path": path}], controls=["shuffled-labels"])
-    config = config.model_copy(update={"datasets": ["alpha"], "baselines": ["mean-colour"]})
+    config = config.model_copy(update={"datasets": ["alpha"], "baselines": ["chance"]})
     plans, _ = plan_cells(config)
-    colour = ModelEntry(name="baseline:mean-colour", path="baseline:mean-colour")
-    rows = [*(row for model in config.models for row in config.rows_of(model)), colour]
+    chance = ModelEntry(name="baseline:chance", path="baseline:chance")
+    rows = [*(row for model in config.models for row in config.rows_of(model)), chance]
     cells = [o.cell for o in score_models(rows, Work(plans, config)) if isinstance(o.cell, CellResult)]
     write_leaderboard(config.folder, cells, [], config)
     found = verify_images(config.folder, sample=5)
     assert (list(found.mismatches), {c.cell for c in found.cells}) == ([], {c.cell for c in cells})
     assert len(cells) == 5
+
+    changes = {"in_domain": True, "role": "select", "generated": True, "overlap_units": 1}
+    write_leaderboard(config.folder, [cells[0].model_copy(update=changes), *cells[1:]], [], config)
+    edited = verify_images(config.folder, sample=5).mismatches
+    assert {(m.row, m.column) for m in edited} == {("tiny on alpha (default)", name) for name in changes}
+    write_leaderboard(config.folder, cells, [], config)
 
     tiny = next(c for c in cells if c.model == "tiny")
     parts = list(Path(config.cache, "images", tiny.encoder).glob("*.parquet"))
