@@ -86,7 +86,8 @@ class FitPlan:
     @property
     def digest(self) -> str:
         known = (self.split, self.selection.split_sha256, self.selection.images_sha256)
-        return digest([*known, np.flatnonzero(self.used).tolist()])
+        used = [self.selection.unit_ids[u] for u in np.flatnonzero(self.used).tolist()]
+        return digest([*known, sorted(used)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,9 +177,8 @@ def _other_predictions(
     row: Mapping[str, Any], one: StoredCell, other: StoredCell, *, folder: str, first: str
 ) -> list[str]:
     """A note where the same inputs gave other predictions, as rounding on another machine can."""
-    pairs = zip(
-        one.predictions["predicted"].to_pylist(), other.predictions["predicted"].to_pylist(), strict=True
-    )
+    by_unit = (cell.predictions.sort_by("patch_id")["predicted"].to_pylist() for cell in (one, other))
+    pairs = zip(*by_unit, strict=True)
     changed = sum(a != b for a, b in pairs)
     if not changed:
         return []

@@ -156,15 +156,12 @@ def split_digest(unit_ids: Sequence[str], labels: np.ndarray) -> str:
 def groups_digest(
     unit_ids: Sequence[str], clusters: Clusters, breakdown: Mapping[str, Sequence[str | None]]
 ) -> str:
-    """Digest of the clusters of U units, and of the columns (U,) that figures are broken down by."""
-    return digest(
-        {
-            "unit": unit_ids,
-            "cluster": clusters.ids,
-            "labels_of": clusters.labels_of,
-            "breakdown": breakdown,
-        }
-    )
+    """Digest of the clusters of U units, and of the columns (U,) that figures are broken down by.
+
+    It does not depend on the order of the units.
+    """
+    units = sorted(zip(unit_ids, clusters.ids, *breakdown.values(), strict=True), key=lambda unit: unit[0])
+    return digest({"units": units, "columns": list(breakdown), "labels_of": clusters.labels_of})
 
 
 def drawn(names: Sequence[str], most: int, seed: int) -> list[int]:

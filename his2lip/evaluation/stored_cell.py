@@ -169,7 +169,8 @@ def read_predictions(folder: str, result: CellResult) -> pa.Table:
 
     patch_id, case_id, label, predicted  of the unit; `(apart)` for units that are not scored
     cluster       what intervals group the units by
-    rows          numbers of the unit's rows in the scored split, counted through its shards in their order
+    rows          numbers of the unit's rows in the split as it was scored, counted through its shards in
+                  their order, which another preparation may change
     score_CLASS   float32, a higher score is more similar
     by_COLUMN     the values that figures are broken down by
     prompt        of models: the closest sentence of the predicted class
@@ -188,7 +189,10 @@ def predictions_schema(folder: str, result: CellResult) -> pa.Schema:
 
 
 def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np.ndarray]:
-    """The scored units behind a result, and the number of each unit's cluster, int64 (N,)."""
+    """The scored units behind a result, and the number of each unit's cluster, int64 (N,).
+
+    Results on the same units may have them in another order; the numbers of clusters are the same.
+    """
     columns = ["label", "predicted", "cluster", *(f"score_{name}" for name in result.classes)]
     table = read_unchecked(cell_folder(folder, result.cell), _TABLE, columns=columns)
     labels, predicted = (_numbers(table, column, result.classes) for column in ("label", "predicted"))

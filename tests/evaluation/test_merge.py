@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cell_results import plan_of
+from real_tiles import tiles
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
@@ -25,9 +27,10 @@ from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.probe_scorer import ProbeScorer
 from his2lip.evaluation.probes import labelled
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import select
+from his2lip.evaluation.protocols import Selection, groups_digest, select
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.scorers import ModelScorer
+from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.verify import verify_board
 from his2lip.models.load import load_model
 
@@ -170,6 +173,50 @@ def test_margins_that_differ_are_named_as_references_are(make: MakeBoard, tmp_pa
     assert "0.2" in note
     assert {r.margin for r in read_results(tmp_path / "c/leaderboard.csv")} == {0.05}
     assert merge_boards([folders[0], folders[0]], str(tmp_path / "d")).notes == []
+
+
+def in_another_order(selection: Selection) -> Selection:
+    """The same units, last first."""
+    cases = selection.case_ids[::-1]
+    turned = replace(
+        selection,
+        unit=len(selection.unit_ids) - 1 - selection.unit,
+        unit_ids=selection.unit_ids[::-1],
+        case_ids=cases,
+        clusters=replace(selection.clusters, ids=list(selection.clusters.ids)[::-1]),
+        labels=selection.labels[::-1],
+        breakdown={name: values[::-1] for name, values in selection.breakdown.items()},
+    )
+    return replace(turned, groups_sha256=groups_digest(turned.unit_ids, turned.clusters, turned.breakdown))
+
+
+def test_a_split_that_was_prepared_in_another_order_is_the_same_split(
+    real_ihc: np.ndarray, write_shards: Write, tmp_path: Path
+) -> None:
+    """Its grid cells are read back, boards of both merge, and units are compared by their ids."""
+    plan = plan_of(write_shards("many", images=tiles(real_ihc)[:54]))
+    ids = [f"case {i % 6}" for i in range(len(plan.selection.labels))]
+    clusters = Clusters(ids, "case")
+    groups = groups_digest(plan.selection.unit_ids, clusters, plan.selection.breakdown)
+    plan = replace(plan, selection=replace(plan.selection, clusters=clusters, groups_sha256=groups))
+    turned = replace(plan, selection=in_another_order(plan.selection))
+    cache, folders = EmbeddingCache(str(tmp_path / "cache")), [str(tmp_path / name) for name in "abc"]
+    models = [ModelScorer(f"m{seed}", load_model("tiny", seed=seed), cache) for seed in (1, 2)]
+    for folder, scorers, one in (
+        (folders[0], models, plan),
+        (folders[1], models[:1], plan),
+        (folders[2], models, turned),
+    ):
+        write_leaderboard(folder, [run_cell(scorer, one, folder).result for scorer in scorers], [])
+    assert run_cell(models[0], turned, folders[0]).reused
+    mixed = merge_boards([folders[1], folders[2]], str(tmp_path / "d"))
+    assert mixed.notes == [], "every unit is predicted alike"
+    whole, rows = merged([folders[0]], tmp_path / "e"), read_results(Path(mixed.leaderboard))
+    assert whole[0].compared
+    for one, other in zip(whole, rows, strict=True):
+        for name, own in one.compared.items():
+            assert other.compared[name].detectable == pytest.approx(own.detectable), name
+    assert verify_board(str(tmp_path / "d")).mismatches == []
 
 
 def test_several_boards_need_a_folder_of_their_own(make: MakeBoard) -> None:

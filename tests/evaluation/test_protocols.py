@@ -18,7 +18,8 @@ from his2lip.evaluation.cell_figures import Units, figures
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.protocols import of_role, select, top_of, view_of
+from his2lip.evaluation.protocols import groups_digest, of_role, select, top_of, view_of
+from his2lip.evaluation.statistics import Clusters
 from his2lip.evaluation.views import TrainingField, View
 from his2lip.evaluation.zero_shot import Top
 
@@ -133,6 +134,20 @@ def test_the_split_digest_depends_on_units_and_labels_and_the_images_digest_on_t
     assert swapped.images_sha256 == found.images_sha256
     other_scale = select(write_shards("b", mpp=0.25), protocol())
     assert other_scale.images_sha256 != found.images_sha256
+
+
+def test_the_digest_of_groups_does_not_depend_on_the_order_of_units() -> None:
+    ids, cases, organs = ["a", "b", "c"], ["x", "y", "y"], ["lung", None, "breast"]
+    known = groups_digest(ids, Clusters(cases, "case"), {"organ": organs})
+    turned = groups_digest(ids[::-1], Clusters(cases[::-1], "case"), {"organ": organs[::-1]})
+    assert turned == known
+    others = [
+        groups_digest(ids, Clusters(cases[::-1], "case"), {"organ": organs}),
+        groups_digest(ids, Clusters(cases, "case"), {"organ": organs[::-1]}),
+        groups_digest(ids, Clusters(cases, "case"), {"stain": organs}),
+        groups_digest(ids, Clusters(cases, "case", "case"), {"organ": organs}),
+    ]
+    assert len({known, *others}) == 5
 
 
 def test_an_empty_selection_is_refused_with_the_labels_of_the_split(write_shards: Write) -> None:
