@@ -17,16 +17,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REPO = Path(__file__).parents[2]
 TINY = "cross={model.backbone: [tiny], seed: [0, 1]}"
 RECIPES = {
-    "loss_weights": ["train.model.backbone=tiny"],
+    "loss_weights": ["train.model.backbone=tiny", "trials=4"],  # its points
     "loss_and_optimizer": ["train.model.backbone=tiny"],
     "backbones": [TINY, "points=[{optim.lr: 2.0e-5}]"],
     "ablations": [TINY, "points=[{loss.terms: full}, {loss.terms: hard}]", "trials=4"],
 }
-TRIALS = {"ablations": 4}  # two points on two seeds
+TRIALS = {"loss_weights": 4, "ablations": 4}
 
 
 def test_every_sweep_of_the_folder_is_here() -> None:
-    assert {path.stem for path in (REPO / "tune").glob("*.yaml")} == set(RECIPES)
+    assert {path.stem for path in (REPO / "tune").glob("*.yaml")} == {*RECIPES, "demo_sweep"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
