@@ -514,6 +514,7 @@ def resume_curve(checkpoint: Path) -> Tree:
         source = StreamSource(config, bank, preprocess=model.preprocess)
         fit(config, model, WISELoss.from_config(config.loss), source, report=told.append, resume=resume)
         source.close()
+    told = [progress for progress in told if progress.step > resume.step]  # not the epoch that it ends
     return {
         "after": resume.step,
         "optimizer": sorted(resume.optimizer),

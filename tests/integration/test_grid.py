@@ -95,7 +95,7 @@ def write_dataset(
                     split="train" if i % 2 else "test",
                     tissue="Tumor" if brown[i] else "Stroma",
                     score=("2+" if i % 8 == 0 else "3+") if brown[i] else "0",
-                    case_id=f"case-{i % 3}",
+                    case_id=f"{'train' if i % 2 else 'case'}-{i % 3}",
                     slide_id=f"slide-{i % 4 if brown[i] else i % 4 + 4}",
                     width=64,
                     height=64,
