@@ -114,12 +114,13 @@ def ece(answers: Answers) -> Measured:
     model would read 11 % for 100 units. With one unit per cluster and one confidence per bin this is the
     debiased estimator of Kumar, Liang and Ma (2019, Verified Uncertainty Calibration, section 5); pairs
     within a cluster are left out here because units of one patient are right or wrong together. Bins have
-    equal numbers of units; a bin of one cluster has no pairs and is left out.
+    equal numbers of units, but equal confidences are in one bin, so that the order of units does not matter;
+    a bin of one cluster has no pairs and is left out.
     """
     gap = answers.right - answers.confidence
-    order = np.argsort(answers.confidence, kind="stable")
-    bins = np.empty(len(order), dtype=np.int64)
-    bins[order] = np.arange(len(order)) * BINS // len(order)
+    _, of_value, alike = np.unique(answers.confidence, return_inverse=True, return_counts=True)
+    middle = np.cumsum(alike) - (alike + 1) / 2  # mean rank, from 0, of the units with one confidence
+    bins = (middle * BINS // len(gap)).astype(np.int64)[of_value]
     place = bins * answers.groups + answers.clusters
     size = BINS * answers.groups
     sums = np.bincount(place, gap, minlength=size).reshape(BINS, -1)  # (BINS, G)

@@ -163,3 +163,15 @@ def test_the_temperature_has_the_least_loss() -> None:
     for factor in (0.9, 1.1):
         z = answers.logits / (t * factor)
         assert least <= (logsumexp(z, axis=1) - z[np.arange(500), answers.labels]).mean()
+
+
+def test_no_figure_depends_on_the_order_of_units_with_equal_confidence() -> None:
+    labels, logits = np.repeat([0, 1], 150), np.zeros((300, 2))
+    logits[:, 0] = 0.02
+    mixed = np.random.default_rng(0).permutation(300)
+    by_class, other = (
+        calibration_figures(Answers(logits[order], labels[order], np.arange(300)[order]))
+        for order in (np.arange(300), mixed)
+    )
+    for name in sorted(set(by_class) - {"slope"}):  # units that are all alike have none
+        assert by_class[name].value == pytest.approx(other[name].value, nan_ok=True), name

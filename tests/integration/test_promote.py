@@ -352,6 +352,7 @@ def test_the_champion_of_a_benchmark_on_select_splits_is_promoted(
         "baselines": ["majority"],
     }
     result = run_benchmark(validate(BenchmarkConfig, tree))
+    assert not result.failed
     assert {(cell.dataset, cell.split, cell.role) for cell in result.cells} == {("beta", "train", "select")}
     scores = {cell.model: cell.chance_corrected for cell in result.cells if not cell.is_baseline}
     best = max(scores, key=lambda name: scores[name])
