@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from scipy.special import stdtrit
+
 from his2lip.data.cards.card import Protocol
 from his2lip.data.shards.reader import ShardSet
 from his2lip.evaluation import results
@@ -39,7 +44,10 @@ def plan_of(
 
 
 def cell_result(**changes: object) -> CellResult:
-    """A complete record of ten units of two classes, with `changes`."""
+    """A complete record of ten units of two classes, with `changes`.
+
+    Limits of `chance_corrected` bring its standard error, unless they are those of the draws of chance.
+    """
     known = {
         "model": "CLIP",
         "dataset": "hnscc",
@@ -88,4 +96,14 @@ def cell_result(**changes: object) -> CellResult:
         "basis": "ours",
         "cell": "c",
     }
-    return results.CellResult(**(known | changes))
+    fields: dict[str, Any] = known | changes
+    low, high = fields.get("chance_corrected_lo"), fields.get("chance_corrected_hi")
+    if low is not None and high is not None and fields["model"] != "baseline:chance":
+        fields |= {"chance_corrected_df": max(fields["clusters"] - 1, 1)}
+        fields["chance_corrected_se"] = standard_error_of(fields["chance_corrected"], low, high, fields)
+    return results.CellResult(**fields)
+
+
+def standard_error_of(value: float, low: float, high: float, fields: Mapping[str, Any]) -> float:
+    """That of an interval of which at most one limit is cut to the range of the figure."""
+    return max(value - low, high - value) / float(stdtrit(fields["chance_corrected_df"], 0.975))

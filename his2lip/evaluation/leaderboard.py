@@ -329,7 +329,7 @@ def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds
         if None in figures:
             continue
         values, limits = np.array(figures, dtype=np.float64), None
-        if has_interval:
+        if has_interval and metric.has_interval(stored[0].predictions, stored[0].clusters):
             replicates = np.stack([own.found[name][1] for own in stored])
             effective = metric.effective(stored[0].predictions, stored[0].clusters)
             limits = crossed_interval(values, replicates, bounds=metric.bounds, effective=effective)
@@ -388,7 +388,9 @@ def _compare(
             found[i][name] = row
         if base is not None:
             units = stored[known[base]]
-            effective = metric.effective(units.predictions, units.clusters)
+            effective = None
+            if metric.has_interval(units.predictions, units.clusters):
+                effective = metric.effective(units.predictions, units.clusters)
             of_known = {i: replicates[i] for i in known}
             _compare_means(metric, cells, of_known, known[base], means, effective=effective)
     return found
@@ -424,14 +426,14 @@ def _compare_means(
     base: int,
     means: Sequence[dict[str, OverSeeds]],
     *,
-    effective: float,
+    effective: float | None,
 ) -> None:
     """Gives each mean over trainings its difference from the grid cell number `base`, paired by cluster.
 
     That cell is of one training, whose own seed variance is not in the limits.
 
     replicates  of the grid cells that have them, by number: the figure without one cluster each
-    effective   the effective number of clusters
+    effective   the effective number of clusters; None: too few for an interval
     """
     name, (low, high) = metric.name, metric.bounds
     trainings: dict[str, list[int]] = {}
@@ -444,8 +446,10 @@ def _compare_means(
         apart = np.array([getattr(cells[i], name) - getattr(cells[base], name) for i in own])
         without = np.stack([replicates[i] - replicates[base] for i in own])
         bounds = (low - high, high - low)
-        limits = crossed_interval(apart, without, bounds=bounds, effective=effective) or (None, None)
-        changes = dict(zip(("difference_lo", "difference_hi"), limits, strict=True))
+        limits = None
+        if effective is not None:
+            limits = crossed_interval(apart, without, bounds=bounds, effective=effective)
+        changes = dict(zip(("difference_lo", "difference_hi"), limits or (None, None), strict=True))
         for i in own:
             means[i][name] = means[i][name].model_copy(update={"difference": float(apart.mean()), **changes})
 

@@ -7,6 +7,7 @@ values without one case each (statistics.py). The tests compare them with scikit
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,12 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from his2lip.config import Config, OptionError
-from his2lip.evaluation.statistics import clusters_of_classes, even_clusters, leave_one_out_counts
+from his2lip.evaluation.statistics import (
+    LEAST_CLUSTERS,
+    clusters_of_classes,
+    even_clusters,
+    leave_one_out_counts,
+)
 
 Unit = Literal["fraction", "coefficient"]  # in [0, 1], shown in percent; or in [-1, 1], shown as it is
 Jackknife = tuple[float | None, np.ndarray]  # a figure, and the figure without one cluster each (G,)
@@ -137,6 +143,8 @@ class Metric:
     terms       what each class adds to the figure of one confusion matrix, (C,), up to a constant; None: not
                 known
     together    `compute` and `replicates` at once, where that saves work; else None
+    at_random   the expectation where scores and labels are independent, of a figure that does not follow from
+                confusion matrices; None: not known
     """
 
     name: str
@@ -150,6 +158,7 @@ class Metric:
     by_class: bool = False
     terms: Callable[[Counts], np.ndarray] | None = None
     together: Callable[[Predictions, np.ndarray], Jackknife] | None = None
+    at_random: float | None = None
 
     def sizes(self, predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
         """float64 (G, K): units in each cluster that count, in columns that count alike."""
@@ -160,6 +169,10 @@ class Metric:
             return sizes[:, sizes.sum(axis=0) > 0]
         positive = predictions.counts.positive
         return sizes[:, [positive if self.weighs == "positive" else 1 - positive]]
+
+    def has_interval(self, predictions: Predictions, clusters: np.ndarray) -> bool:
+        """Whether enough clusters have units that count: sensitivity rests on those with positive units."""
+        return int((self.sizes(predictions, clusters).sum(axis=1) > 0).sum()) >= LEAST_CLUSTERS
 
     def shares(self, predictions: Predictions, clusters: np.ndarray) -> np.ndarray:
         """float64 (G,): the share of each cluster in the figure; the sum is 1."""
@@ -437,8 +450,12 @@ METRICS["auroc"] = Metric(
     _auroc_replicates,
     weighs="classes",
     by_class=True,
+    at_random=0.5,
     together=_auroc_jackknife,
 )
+
+
+_POSITIVE = re.compile(r"(?<!non)(?<!not)(?<!un)(?<!non[-_ ])(?<!not[-_ ])positive")
 
 
 def positive_class(classes: Sequence[str]) -> int:
@@ -448,8 +465,8 @@ def positive_class(classes: Sequence[str]) -> int:
 
 
 def is_positive(name: str) -> bool:
-    """Whether a class is named as a positive one, such as `Ki67-positive` or HER2 `3+`."""
-    return "positive" in name.lower() or name.endswith("3+")
+    """Whether a class is named as a positive one: `Ki67-positive`, HER2 `3+`, and not `non-positive`."""
+    return name.endswith("3+") or _POSITIVE.search(name.lower()) is not None
 
 
 class Figures(Config):

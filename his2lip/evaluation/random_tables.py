@@ -57,14 +57,15 @@ class RandomTables:
     def figures(self, whole: Predictions) -> dict[str, float | None]:
         """The mean of each metric over the tables, and its limits as NAME_lo and NAME_hi.
 
-        whole  the units and one prediction of them, by which metrics are computed that follow from more than
-               the confusion matrix; these have no limits
+        whole  the units and one prediction of them. Metrics that follow from more than the confusion matrix
+               have no limits: with shuffled labels their expectation, else the figure of this prediction
         """
         counts = Counts(self.matrix, whole.counts.positive, whole.ordered)
         found: dict[str, float | None] = {}
         for name, metric in METRICS.items():
             if metric.of_counts is None:
-                found[name] = metric.compute(whole)
+                own = metric.compute(whole)
+                found[name] = metric.at_random if self.drawn == "shuffled" and own is not None else own
                 continue
             values = metric.of_counts(counts)
             values = values[~np.isnan(values)]
@@ -74,8 +75,13 @@ class RandomTables:
         return found
 
     def confusion(self) -> list[list[int]]:
-        """The mean table, in whole units."""
-        return np.rint(self.matrix.mean(axis=0)).astype(int).tolist()
+        """The mean table, in whole units, whose rows sum to the support (largest remainders)."""
+        mean = self.matrix.mean(axis=0)
+        whole = np.floor(mean)
+        for row, exact in zip(whole, mean, strict=True):
+            left = round(float(exact.sum() - row.sum()))
+            row[np.argsort(row - exact, kind="stable")[:left]] += 1
+        return whole.astype(int).tolist()
 
     def per_class(self, classes: tuple[str, ...]) -> dict[str, ClassFigures]:
         """Mean precision, recall and F1 of each class over the tables; 0 where a quotient is undefined."""

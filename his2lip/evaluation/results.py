@@ -25,7 +25,7 @@ from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions, jackknife
 from his2lip.evaluation.reliability import Calibrated
-from his2lip.evaluation.statistics import LEAST_CLUSTERS, Clusters, degrees_of, interval
+from his2lip.evaluation.statistics import Clusters, degrees_of, interval, standard_error
 from his2lip.files import answers
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
@@ -150,6 +150,9 @@ class CellResult(Figures):
     chance_corrected_hi: UpperCoefficient = None
     chance_corrected_df: Annotated[
         float | None, Field("degrees of freedom of this interval; null where there is none, and for chance")
+    ] = None
+    chance_corrected_se: Annotated[
+        float | None, Field("standard error of the figure; null where there is no interval, and for chance")
     ] = None
     kappa_lo: LowerCoefficient = None
     kappa_hi: UpperCoefficient = None
@@ -364,14 +367,15 @@ def intervals(predictions: Predictions, clusters: Clusters) -> dict[str, float]:
         value, replicates = known[name]
         if value is None or f"{name}_lo" not in CellResult.model_fields:
             continue
-        # Sensitivity rests on the clusters that have positive units.
-        if (metric.sizes(predictions, numbers).sum(axis=1) > 0).sum() < LEAST_CLUSTERS:
+        if not metric.has_interval(predictions, numbers):
             continue
         effective = metric.effective(predictions, numbers)
         limits = interval(value, replicates, bounds=metric.bounds, effective=effective)
         if limits is not None:
             found |= {f"{name}_lo": limits[0], f"{name}_hi": limits[1]}
-            found |= {f"{name}_df": degrees_of(effective)} if f"{name}_df" in CellResult.model_fields else {}
+            if f"{name}_df" in CellResult.model_fields:
+                found |= {f"{name}_df": degrees_of(effective)}
+                found |= {f"{name}_se": float(standard_error(replicates))}
     return found
 
 

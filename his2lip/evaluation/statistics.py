@@ -177,32 +177,34 @@ def crossed_interval(
 
 @dataclass(frozen=True)
 class Part:
-    """The term of one dataset in a mean: its figure, the limits of its interval, its degrees of freedom."""
+    """The term of one dataset in a mean: its figure, the standard error of that, its degrees of freedom.
+
+    The limits of its interval do not tell the error, since they are cut to the range of the figure.
+    """
 
     value: float
-    limits: tuple[float, float]
+    error: float
     degrees: float
 
 
-def mean_interval(parts: Sequence[Part], *, models: int = 1) -> tuple[float, float]:
+def mean_interval(
+    parts: Sequence[Part], *, models: int = 1, bounds: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, float]:
     """The limits of the 95 % interval of the mean of figures of several datasets.
 
-    Datasets are independent. Degrees of freedom are those of Satterthwaite (1946).
+    Datasets are independent. Degrees of freedom are those of Satterthwaite (1946). The limits are cut to
+    `bounds`, the range of the figure.
 
     models  number of models whose intervals hold together at 95 % (Bonferroni): the one with the highest mean
             is above the lower limit of its own interval at `models=1` too often
     """
-    errors = []
-    for part in parts:
-        # Of the two limits at most one is cut to the range of the figure.
-        reach = max(part.value - part.limits[0], part.limits[1] - part.value)
-        errors.append(reach / float(stdtrit(part.degrees, (1 + LEVEL) / 2)) / len(parts))
+    errors = [part.error / len(parts) for part in parts]
     variance = sum(error**2 for error in errors)
     pairs = zip(errors, parts, strict=True)
     degrees = variance**2 / sum(error**4 / part.degrees for error, part in pairs)
     mean = sum(part.value for part in parts) / len(parts)
     reach = float(stdtrit(degrees, 1 - (1 - LEVEL) / 2 / models)) * variance**0.5
-    return mean - reach, mean + reach
+    return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
 def degrees_of(effective: float) -> float:

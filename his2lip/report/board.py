@@ -24,7 +24,8 @@ from his2lip.evaluation import (
 )
 from his2lip.report.comparability import is_possible
 
-_OF_DRAWS = 1e6  # degrees of freedom of limits that are quantiles of draws, such as those of chance
+_OF_DRAWS = 2 * 1.96  # standard errors between limits that are quantiles of draws, such as those of chance
+_NORMAL = 1e6  # degrees of freedom of these
 ONE_NUMBER = "chance_corrected"  # the figure whose mean over datasets ranks the models
 
 
@@ -145,9 +146,12 @@ class Board:
             limits = None if cell is None else cell.interval(ONE_NUMBER)
             if cell is None or limits is None or cell.is_probe:
                 return None
-            known = _OF_DRAWS if cell.is_baseline else max(cell.clusters - 1, 1)
-            degrees = known if cell.chance_corrected_df is None else cell.chance_corrected_df
-            parts.append(Part(getattr(cell, ONE_NUMBER), limits, degrees))
+            error, degrees = cell.chance_corrected_se, cell.chance_corrected_df
+            if error is None or degrees is None:
+                if not cell.is_baseline:  # of an earlier version
+                    return None
+                error, degrees = (limits[1] - limits[0]) / _OF_DRAWS, _NORMAL
+            parts.append(Part(getattr(cell, ONE_NUMBER), error, degrees))
         return mean_interval(parts, models=models) if parts else None
 
     def borda(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
-from his2lip.evaluation.leaderboard import with_differences, with_seeds, write_leaderboard
+from his2lip.evaluation.leaderboard import over_seeds, with_differences, with_seeds, write_leaderboard
 from his2lip.evaluation.metrics import METRICS
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.sight import Sight
@@ -68,20 +68,24 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path / "runs/benchmark/grid")
 
 
+def plan_with(labels: np.ndarray, shards: ShardSet) -> CellPlan:
+    """A plan of `CASES` cases of `UNITS` units with these labels."""
+    plan, cases = plan_of(shards), [f"p{i // UNITS}" for i in range(CASES * UNITS)]
+    selection = replace(
+        plan.selection,
+        unit_ids=[f"u{i}" for i in range(CASES * UNITS)],
+        case_ids=cases,
+        clusters=Clusters(cases, "case"),
+        labels=labels,
+        breakdown={},
+    )
+    return replace(plan, selection=selection)
+
+
 @pytest.fixture
 def cells(write_shards: Callable[..., ShardSet], folder: str) -> list[CellResult]:
     """`good` is wrong on one unit of a case, its `copy` too, `other` on another one, `poor` on four."""
-    plan = plan_of(write_shards())
-    units = CASES * UNITS
-    selection = replace(
-        plan.selection,
-        unit_ids=[f"u{i}" for i in range(units)],
-        case_ids=[f"p{i // UNITS}" for i in range(units)],
-        clusters=Clusters([f"p{i // UNITS}" for i in range(units)], "case"),
-        labels=np.arange(units) % 2,
-        breakdown={},
-    )
-    plan = replace(plan, selection=selection)
+    plan = plan_with(np.arange(CASES * UNITS) % 2, write_shards())
     scorers = [
         FixedScorer("good", 0),
         FixedScorer("copy", 0),
@@ -198,6 +202,22 @@ def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_an
     page = write_pages(path, path.parent / "report")
     assert "mine (3 seeds): mean of 3 trainings" in page.read_text()
     assert [row.model for row in read_results(page.with_name("leaderboard.csv"))] == list(names)
+
+
+def test_a_mean_over_seeds_has_no_interval_where_its_rows_have_none(
+    write_shards: Callable[..., ShardSet], folder: str
+) -> None:
+    """Units of the positive class, on which sensitivity rests, are in three of eight cases."""
+    labels = np.where(np.arange(CASES * UNITS) < 3 * UNITS, np.arange(CASES * UNITS) % 2, 0)
+    plan = plan_with(labels, write_shards())
+    rows = [run_cell(FixedScorer(name, i), plan, folder).result for i, name in enumerate("abc")]
+    seeds = [row.model_copy(update={"seeds_of": "mine"}) for row in rows[:2]]
+    found = with_differences(folder, over_seeds(folder, [*seeds, rows[2]]), reference="c")
+    assert found[0].interval("sensitivity") is None
+    own = found[0].over_seeds["sensitivity"]
+    assert own.difference is not None
+    assert (own.lo, own.hi, own.difference_lo, own.difference_hi) == (None, None, None, None)
+    assert found[0].over_seeds["accuracy"].lo is not None
 
 
 def test_a_list_of_seeds_without_a_name_is_refused_by_its_key() -> None:

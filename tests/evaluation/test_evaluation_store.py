@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -117,16 +115,18 @@ def test_a_store_that_goes_away_between_two_requests_sets_no_part_aside(plan: Ce
 
 
 @pytest.mark.slow  # Arrow itself asks each time for six seconds
-def test_a_server_of_s3_that_has_gone_is_one_sentence(plan: CellPlan) -> None:
+def test_a_server_of_s3_that_has_gone_is_one_sentence(
+    plan: CellPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with s3_on_loopback("ihc") as bucket:
         board = scored(f"{bucket}/runs", plan)
         assert run_cell(board.scorer, plan, board.folder).reused
         assert read_predictions(board.folder, board.cell).num_rows == board.cell.n
-        with mock.patch.dict(os.environ, AWS_ENDPOINT_URL="http://127.0.0.1:1"):
-            for name in ("cached features", "a grid cell", "frame"):
-                with pytest.raises(StorageError) as refused:
-                    USES[name](board)
-                assert (refused.value.key, "ihc/runs" in str(refused.value.where)) == ("store", True), name
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        for name in ("cached features", "a grid cell", "frame"):
+            with pytest.raises(StorageError) as refused:
+                USES[name](board)
+            assert (refused.value.key, "ihc/runs" in str(refused.value.where)) == ("store", True), name
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives input/output errors")

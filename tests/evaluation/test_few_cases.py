@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from cell_results import plan_of
@@ -20,7 +19,10 @@ from his2lip.models.load import load_model
 
 
 def test_promote_names_the_dataset_whose_select_split_has_too_few_cases(
-    write_shards: Callable[..., ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_shards: Callable[..., ShardSet],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, plan = tmp_path / "runs/benchmark/choose", plan_of(write_shards(), split="select")
     scorer = ModelScorer("tiny", load_model("tiny"), EmbeddingCache(str(tmp_path / "cache")))
@@ -30,7 +32,8 @@ def test_promote_names_the_dataset_whose_select_split_has_too_few_cases(
     write_leaderboard(str(folder), with_differences(str(folder), [cell]), [])
 
     line = ["his2lip", "models", "promote", "--best", str(folder), "--alias", "champion"]
-    with mock.patch("sys.argv", line), pytest.raises(SystemExit) as end:
+    monkeypatch.setattr("sys.argv", line)
+    with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
     assert end.value.code == 2

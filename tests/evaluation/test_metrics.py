@@ -117,6 +117,9 @@ def test_the_positive_class_of_two_is_the_one_named_so_or_else_the_first() -> No
     assert positive_class(["negative", "positive"]) == 1
     assert positive_class(["0 or 1+", "3+"]) == 1
     assert positive_class(["tumour", "non-tumour"]) == 0
+    for other in ("non-positive", "Ki67-non-positive", "not positive", "unpositive"):
+        assert positive_class([other, "positive"]) == 1, other
+    assert positive_class(["Ki67-negative", "Ki67-positive"]) == 1
 
 
 def test_quadratic_kappa_is_only_defined_for_ordered_classes() -> None:

@@ -15,7 +15,7 @@ from his2lip.evaluation.baselines import BaselineScorer
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.grid_cell import run_cell
-from his2lip.evaluation.metrics import Predictions
+from his2lip.evaluation.metrics import METRICS, Predictions, auroc
 from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.scorers import ModelScorer
 from his2lip.models.load import load_model
@@ -55,6 +55,24 @@ def test_shuffled_labels_keep_the_numbers_of_labels_and_of_predictions() -> None
     rng = np.random.default_rng(2)
     f1 = [f1_score(rng.permutation(LABELS), predicted, average="macro", zero_division=0) for _ in range(200)]
     assert tables.figures(whole(predicted))["macro_f1"] == pytest.approx(np.mean(f1), abs=0.015)
+
+
+def test_scores_tell_nothing_about_shuffled_labels() -> None:
+    """The scores of a perfect model, whose own AUROC is 1."""
+    perfect = Predictions(LABELS, LABELS, ("a", "b", "c"), scores=np.eye(3, dtype=np.float32)[LABELS])
+    found = RandomTables.shuffled(LABELS, LABELS, 3, seed=1).figures(perfect)
+    assert METRICS["auroc"].compute(perfect) == 1.0
+    rng, drawn = np.random.default_rng(2), []
+    for _ in range(100):
+        labels = rng.permutation(LABELS)
+        drawn.append(auroc(Predictions(labels, LABELS, perfect.classes, scores=perfect.scores)))
+    assert found["auroc"] == 0.5 == pytest.approx(np.mean(drawn), abs=0.02)
+
+
+def test_the_mean_table_has_the_support_of_each_class_in_its_row() -> None:
+    labels = np.repeat([0, 1, 2], [1, 4, 7])
+    table = RandomTables.uniform(labels, 3, seed=0).confusion()
+    assert [sum(row) for row in table] == [1, 4, 7]
 
 
 def test_the_row_of_chance_is_an_expectation_with_its_range_and_the_same_every_time(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from test_comparison import UNEVEN, guesses
 
 from his2lip.evaluation.metrics import METRICS, Counts, Predictions, macro_f1
@@ -21,6 +22,7 @@ from his2lip.evaluation.statistics import (
     interval,
     leave_one_out_counts,
     mean_interval,
+    standard_error,
 )
 
 CORRELATION = 0.3  # of two patches of one case
@@ -58,6 +60,11 @@ def jackknife_limits(counts: np.ndarray) -> list[tuple[float, float] | None]:
     total = counts.sum(axis=1)
     values, replicates = macro_f1(Counts(total)), macro_f1(Counts(total[:, None] - counts))
     return [interval(v, r) for v, r in zip(values.tolist(), replicates, strict=True)]
+
+
+def jackknife_errors(counts: np.ndarray) -> list[float]:
+    total = counts.sum(axis=1)
+    return [float(standard_error(r)) for r in macro_f1(Counts(total[:, None] - counts))]
 
 
 def stratified_limits(rng: np.random.Generator, counts: np.ndarray) -> list[tuple[float, float] | None]:
@@ -210,15 +217,24 @@ def test_sensitivity_has_no_interval_where_few_cases_are_positive() -> None:
     assert "sensitivity_lo" not in found
 
 
+def test_the_interval_of_a_mean_does_not_leave_the_range_and_has_the_whole_error() -> None:
+    """With few degrees of freedom both limits of a dataset are cut to its range, and tell no error."""
+    reach = float(stdtrit(1.5, 0.975)) * 0.3
+    assert reach > 1.3
+    assert mean_interval([Part(0.3, 0.3, 1.5)]) == (-1.0, 1.0)
+    low, high = mean_interval([Part(0.3, 0.3, 1.5)], bounds=(-9.0, 9.0))
+    assert (low, high) == pytest.approx((0.3 - reach, 0.3 + reach))
+
+
 @pytest.mark.parametrize("cases", [5, 15])
 def test_the_mean_of_several_datasets_has_an_interval_that_holds_the_true_mean(cases: int) -> None:
     rng = np.random.default_rng(cases)
     counts = [simulate(rng, 2000, own) for own in (cases, 8, 30)]
     values = [macro_f1(Counts(c.sum(axis=1))).tolist() for c in counts]
-    limits = [jackknife_limits(c) for c in counts]
+    errors = [jackknife_errors(c) for c in counts]
     sizes = [c.shape[1] for c in counts]
     found = [
-        mean_interval([Part(values[d][run], limits[d][run], sizes[d] - 1) for d in range(3)])  # type: ignore[arg-type]
+        mean_interval([Part(values[d][run], errors[d][run], sizes[d] - 1) for d in range(3)])
         for run in range(2000)
     ]
     assert COVERED[0] <= coverage(list(found)) <= COVERED[1]

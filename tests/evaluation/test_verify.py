@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -291,7 +290,7 @@ PARTS = st.recursive(
 
 
 def test_a_board_of_another_shape_is_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fields that name a row are missing, its rows are none, or it is no mapping."""
     (tmp_path / "leaderboard.csv").touch()
@@ -304,7 +303,8 @@ def test_a_board_of_another_shape_is_refused_in_one_sentence(
     ):
         (tmp_path / "board.json").write_text(text)
         for use in ([str(tmp_path), "--verify"], [str(tmp_path)] * 2 + ["--out", str(tmp_path / "out")]):
-            with mock.patch("sys.argv", ["his2lip", "report", *use]), pytest.raises(SystemExit) as end:
+            monkeypatch.setattr("sys.argv", ["his2lip", "report", *use])
+            with pytest.raises(SystemExit) as end:
                 main()
             said = capsys.readouterr().err
             assert (end.value.code, len(said.strip().splitlines())) == (2, 1), (text, said)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cell_results import cell_result
+from scipy.special import stdtrit
 
 from his2lip.errors import ConfigError
 from his2lip.evaluation.metrics import METRICS, Predictions
@@ -110,6 +111,8 @@ def test_a_refusal_names_another_model_that_is_above_chance(tmp_path: Path) -> N
             update={
                 "chance_corrected_lo": max(row.chance_corrected - reach[row.model], -1.0),
                 "chance_corrected_hi": min(row.chance_corrected + reach[row.model], 1.0),
+                "chance_corrected_df": 4.0,
+                "chance_corrected_se": reach[row.model] / float(stdtrit(4, 0.975)),
             }
         )
         for row in rows
