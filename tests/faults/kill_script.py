@@ -190,9 +190,7 @@ def disturbed(
 ) -> dict[str, Any]:
     """Runs the command with the faults, each at its moment, and the same command until it ends."""
     run, over, began = Path(config.storage) / "train" / config.name, threading.Event(), time.monotonic()
-    hits: list[
-        tuple[int, int]
-    ] = []  # for each fault: the length of the log, and the step of the last checkpoint
+    hits: list[tuple[int, int]] = []  # of each fault: length of the log, step of the last checkpoint
 
     def inject() -> None:
         for number, (what, moment) in enumerate(faults):
