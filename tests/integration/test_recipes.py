@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow_stores import new_store
+from optuna.trial import TrialState
 from training_data import write_small_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,5 +43,8 @@ def test_a_sweep_of_the_folder_runs_to_its_end(name: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stdout + done.stderr
     (study,) = (tmp_path / "runs/tune").glob("*/study.db")
     trials = optuna.load_study(study_name=study.parent.name, storage=f"sqlite:///{study}").trials
-    states = [trial.state for trial in trials if trial.state != optuna.trial.TrialState.WAITING]
-    assert states == [optuna.trial.TrialState.COMPLETE] * TRIALS.get(name, 2)
+    states = [trial.state for trial in trials if trial.state != TrialState.WAITING]
+    assert len(states) == TRIALS.get(name, 2)
+    assert TrialState.COMPLETE in states
+    stopped = {TrialState.PRUNED} if name == "loss_weights" else set()  # the only one with ASHA
+    assert set(states) <= {TrialState.COMPLETE, *stopped}
