@@ -28,12 +28,14 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder
+    from his2lip.models.encoder import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = (
@@ -68,7 +70,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     python = environment(work)
     prepare(work, args.images)
-    programs = [Process(side, sys.executable if side == "his2lip" else python, work) for side in SIDES]
+    programs = [Process(side, sys.executable if side in OURS else python, work) for side in SIDES]
     taken: dict[str, list[Result]] = {side: [] for side in SIDES}
     for _ in range(args.rounds):
         for program in programs:
@@ -187,7 +189,7 @@ def fit_projection(model: DualEncoder, sentences: dict[str, str]) -> None:
     visual.proj = projection
 
 
-def his2lip(work: Path) -> Turn:
+def his2lip(work: Path, precision: Precision = "fp32") -> Turn:
     """The grid's own path: shards -> embedding cache (empty) -> scores; the pool's from the cache."""
     import torch
 
@@ -198,14 +200,15 @@ def his2lip(work: Path) -> Turn:
     from his2lip.models import load_model
 
     torch.set_num_threads(1)
-    model = load_model(str(work / "model"))
+    model = load_model(str(work / "model"), precision=precision).lowered()
     uri = open_shards(str(work / "shards")).uri
     config = BenchmarkConfig.model_validate({"models": ["tiny"], "datasets": {TWIN: uri}})
+    cache = work / f"cache-{precision}"
 
     def turn(prompts: str) -> Result:
         if prompts == "one":
-            shutil.rmtree(work / "cache", ignore_errors=True)
-        scorer = ModelScorer("m", model, EmbeddingCache(str(work / "cache")), batch_size=BATCH, threads=1)
+            shutil.rmtree(cache, ignore_errors=True)
+        scorer = ModelScorer("m", model, EmbeddingCache(str(cache)), batch_size=BATCH, threads=1)
         ((plan,), _) = plan_cells(config)
         pool = PromptSet.build(prompts, lines_of(work, prompts))
         scores = scorer.score(replace(plan, prompts=pool)).scores
@@ -273,10 +276,12 @@ def pathvlm_litebench(work: Path) -> Turn:
 
 SIDES: dict[str, Callable[[Path], Turn]] = {
     "his2lip": his2lip,
+    "his2lip_bf16": partial(his2lip, precision="bf16"),
     "clip_benchmark": clip_benchmark,
     "pathvlm_litebench": pathvlm_litebench,
 }
-POOLED = ("his2lip", "clip_benchmark")  # that take several sentences per class
+OURS = ("his2lip", "his2lip_bf16")
+POOLED = ("his2lip", "his2lip_bf16", "clip_benchmark")  # that take several sentences per class
 
 
 def lines_of(work: Path, prompts: str) -> dict[str, list[str]]:
@@ -303,7 +308,7 @@ class Process:
     def __init__(self, side: str, python: str, work: Path) -> None:
         command = [python, str(Path(__file__).resolve()), "--side", side, "--work", str(work)]
         variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if side == "his2lip":
+        if side in OURS:
             variables["PYTHONPATH"] = str(ROOT)
         self.side = side
         self._log = work / f"{side}.log"

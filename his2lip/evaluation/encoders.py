@@ -175,7 +175,7 @@ def _weights_key(model: DualEncoder | KnownModel, weights: str | None) -> dict[s
         facts = model.facts
         return {"tensors": facts.tensors, "config": facts.config, "precision": facts.precision}
     tensors = weights or model.tensor_digest()
-    return {"tensors": tensors, "config": model.config_digest(), "precision": model.precision}
+    return {"tensors": tensors, "config": model.config_digest(), "precision": model.arithmetic}
 
 
 def crop_key(view: View, mpp: float | None) -> str:

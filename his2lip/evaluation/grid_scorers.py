@@ -105,7 +105,7 @@ def check_weights(entry: ModelEntry, expected: Mapping[str, str]) -> None:
 
 
 def load_entry(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
-    """The entry's model, or the blend of two."""
+    """The entry's model, or the blend of two, for inference."""
     import torch
 
     from his2lip.models import blend, load_model
@@ -114,9 +114,9 @@ def load_entry(entry: ModelEntry, config: BenchmarkConfig) -> DualEncoder:
     device = _device(config)
     model = load_model(entry.path, device=device, precision=config.precision, seed=config.seed)
     if entry.blend is None:
-        return model
+        return model.lowered()
     base = load_model(entry.blend.base, device=device, precision=config.precision, seed=config.seed)
-    return blend(base, model, alpha=entry.blend.alpha)
+    return blend(base, model, alpha=entry.blend.alpha).lowered()
 
 
 def facts_key_of(entry: ModelEntry, config: BenchmarkConfig, weights: Mapping[str, str]) -> str | None:

@@ -46,7 +46,7 @@ class ModelFacts:
             tensors=tensors or model.tensor_digest(),
             config=model.config_digest(),
             dim=model.dim,
-            precision=model.precision,
+            precision=model.arithmetic,
             preprocess=model.preprocess,
             tokens=model.tokenize([PROBE]).tolist(),
         )

@@ -83,6 +83,7 @@ class SelectValidator:
 
         Raises DatasetError for a `report` split: it chooses no model.
         """
+        model = model.lowered()
         shards, protocol, selection = self._plan()
         split = resolve_split(shards, self.split, roles=LEARNING_ROLES, key="data.select")
         view = view_of(protocol, TrainingField.of({"patch": patch_scale(shards, split)}))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP
+from open_clip import CLIP, CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import text_global_pool
 from torch import nn
@@ -31,7 +31,7 @@ class DualEncoder(nn.Module):
     clip        the open_clip model; its state dict is what a checkpoint stores
     name        the name under which the user loaded it
     config      open_clip's `model_cfg`: the complete architecture, JSON-able
-    precision   bf16 runs the towers under autocast; weights and features stay float32
+    precision   bf16 runs the towers under autocast; weights and features stay float32. `lowered` is faster
     similarity  how features of this model are compared: cosine, or dot for released models
     """
 
@@ -54,6 +54,7 @@ class DualEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.precision: Precision = precision
         self.similarity: Similarity = similarity
+        self._lowered_from: str | None = None  # tensor digest of the weights before they were converted
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -86,7 +87,7 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
         """Preprocessed images, float (B, 3, H, W), to float32 (B, D); raw if not `normalize`."""
         with self._autocast():
-            features = self.clip.encode_image(images.to(self.device))  # type: ignore[operator]
+            features = self.clip.encode_image(images.to(self.device, self._inputs))  # type: ignore[operator]
         return _finish(features, normalize)
 
     def encode_text(self, text: Sequence[str] | torch.Tensor, *, normalize: bool = True) -> torch.Tensor:
@@ -104,15 +105,44 @@ class DualEncoder(nn.Module):
         return self.encode_image(images, normalize=False), self.encode_text(tokens, normalize=False)
 
     def tensor_digest(self) -> str:
-        """sha256 over the names, dtypes, shapes and bytes of all weights, in the order of their names."""
-        return tensor_digest(plain_state(self.clip))
+        """sha256 over the names, dtypes, shapes and bytes of all weights, in the order of their names.
+
+        That of a `lowered` model is the digest of the weights it was made from.
+        """
+        return self._lowered_from or tensor_digest(plain_state(self.clip))
 
     def config_digest(self) -> str:
         """sha256 of the architecture: the same tensors under quick and exact GELU are two models."""
         return digest(architecture(self.config))
 
+    def lowered(self) -> DualEncoder:
+        """This model for inference: in bf16 a copy with weights in bf16, which is not trained; else itself.
+
+        Autocast converts all weights again in every call. On a CPU they are then copied for each image,
+        because torch multiplies a batch by one product only where weights ask for gradients. Features stay
+        float32. Towers that are not open_clip's own may contain other dtypes; they keep autocast.
+        """
+        if self.precision == "fp32" or self._lowered_from or not isinstance(self.clip, CLIP | CustomTextCLIP):
+            return self
+        tensors = self.tensor_digest()
+        model = copy.copy(self)
+        with torch.inference_mode(False):
+            model._modules = {"clip": copy.deepcopy(self.clip).to(torch.bfloat16).requires_grad_()}
+        model._lowered_from = tensors
+        return model.eval()
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides features besides weights and architecture: fp32, bf16 (autocast), bf16 weights."""
+        return "bf16 weights" if self._lowered_from else self.precision
+
+    @property
+    def _inputs(self) -> torch.dtype | None:
+        """The dtype of images that the towers ask for; None where they take any."""
+        return torch.bfloat16 if self._lowered_from else None
+
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
+        if self.precision == "fp32" or self._lowered_from:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

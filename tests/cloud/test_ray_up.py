@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,7 @@ def test_one_command_shows_the_address_of_the_clusters_mlflow(up: Laptop, mlflow
         ui = subprocess.Popen(
             [sys.executable, "-m", "his2lip", "ui", "--no-browser", f"--cluster={up.file}", f"--port={port}"],
             cwd=REPO, env=up.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in a background job
         )  # fmt: skip
         try:
             lines = []
@@ -365,7 +367,7 @@ def test_one_command_shows_the_address_of_the_clusters_mlflow(up: Laptop, mlflow
                 assert answer.status == 200
         finally:
             ui.send_signal(signal.SIGINT)
-            assert ui.wait(timeout=30) == 0
+            assert ui.wait(timeout=100) == 0
     tunnels = [line for line in up.log("ssh") if line["forward"]]
     assert tunnels[-1]["forward"] == f"{port}:localhost:5000"
     assert not _listening(port)
