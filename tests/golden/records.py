@@ -19,7 +19,7 @@ import platform
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -89,9 +89,19 @@ def machine() -> Tree:
         "numpy": version("numpy"),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
+        "vendor": vendor(),
         "blas": blas,
         "threads": 1,  # of torch, in everything recorded
     }
+
+
+def vendor() -> str:
+    """Who made the processor, for whose products libraries differ even where the instructions are equal."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 @contextmanager
