@@ -191,8 +191,8 @@ class BenchmarkConfig(Config):
     """Also measure calibration: a temperature is fitted to each model on the dataset's `select` split, and
     its figures are measured on the scored units. Images of that split are embedded too."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which models embed. bf16: with weights in bf16, which is faster on a GPU and on a CPU that
-    has bf16 matrix products (`amx_bf16` in /proc/cpuinfo); features differ by about 1 % of their length."""
+    """Precision in which models embed. bf16: with weights in bf16, which is faster on a CPU that has bf16
+    matrix products (`amx_bf16` in /proc/cpuinfo); features differ by about 1 % of their length."""
     batch_size: Annotated[int, pydantic.Field(ge=1)] | Literal["auto"] = "auto"
     """Images per batch; auto: 64 on a CPU (where each thread encodes 8 at a time), 256 on a GPU."""
     cpus: Annotated[float, pydantic.Field(ge=0)] | Literal["auto"] = "auto"

@@ -367,7 +367,7 @@ def test_one_command_shows_the_address_of_the_clusters_mlflow(up: Laptop, mlflow
                 assert answer.status == 200
         finally:
             ui.send_signal(signal.SIGINT)
-            assert ui.wait(timeout=100) == 0
+            assert ui.wait(timeout=30) == 0
     tunnels = [line for line in up.log("ssh") if line["forward"]]
     assert tunnels[-1]["forward"] == f"{port}:localhost:5000"
     assert not _listening(port)
