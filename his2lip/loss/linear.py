@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from his2lip.loss.distributed import Ranks
 from his2lip.loss.targets import ClassTargets, SimilarityWeights
 
-# Default number of logits in a tile: 16 MiB of float32, which fits a CPU's cache. Two tiles are in memory.
-TILE_ELEMENTS = 1 << 22
+# Default number of logits in a tile, of which two are in memory. On a CPU: 16 MiB of float32, which fits its
+# cache. A GPU needs larger products to be busy (benchmarks/results/gpu_loss.json): 256 MiB.
+TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _TINY = 1e-12  # smallest norm that a row is divided by, as in torch.nn.functional.normalize
 
 
@@ -72,7 +73,8 @@ class LinearCrossEntropy:
     ) -> None:
         tissue = labels[0]
         self.ranks, self.dtype = ranks, dtype
-        self.tile = tile or max(1, TILE_ELEMENTS // max(1, len(tissue)))
+        logits = TILE_ELEMENTS.get(tissue.device.type, TILE_ELEMENTS["cpu"])
+        self.tile = tile or max(1, logits // max(1, len(tissue)))
         if weights is None:
             self.targets = ClassTargets.hard(tissue)
         else:

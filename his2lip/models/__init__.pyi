@@ -3,6 +3,7 @@ from .catalogue import cached_backbones as cached_backbones
 from .catalogue import cached_models as cached_models
 from .checkpoint import copy_checkpoint as copy_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .compiled import compile_blocks as compile_blocks
 from .encoder import DualEncoder as DualEncoder
 from .encoder import Precision as Precision
 from .encoder import Tower as Tower
@@ -47,3 +48,4 @@ from .trained_on import image_keys as image_keys
 from .training_data import TRAINING_DATA as TRAINING_DATA
 from .training_data import TrainingData as TrainingData
 from .training_data import training_data_of as training_data_of
+from .transfer import send as send

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from his2lip.config import digest
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.tokenizer import CaptionTokenizer
+from his2lip.models.transfer import send
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16"]
@@ -95,9 +96,9 @@ class DualEncoder(nn.Module):
         tokens = text if isinstance(text, torch.Tensor) else self.tokenize(text)
         rows, index = distinct(tokens)
         with self._autocast():
-            features = encode_tokens(self.clip, rows.to(self.device))
+            features = encode_tokens(self.clip, send(rows, self.device))
         if index is not None:
-            features = features[index.to(features.device)]
+            features = features[send(index, self.device)]
         return _finish(features, normalize)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,9 +143,23 @@ class DualEncoder(nn.Module):
         return torch.bfloat16 if self._lowered_from else None
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32" or self._lowered_from:
+        if self.precision == "fp32":
+            return float32_convolutions() if self.device.type == "cuda" else contextlib.nullcontext()
+        if self._lowered_from:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def float32_convolutions() -> contextlib.AbstractContextManager[Any]:
+    """cuDNN computes convolutions in float32, not in TF32 (10 bits of mantissa), which is torch's default."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        benchmark_limit=cudnn.benchmark_limit,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def plain_state(clip: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from his2lip.config import digest
+from his2lip.models.transfer import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +57,20 @@ class Preprocess:
         return config | {"size": self.size[0] if square else list(self.size), "mode": "RGB"}
 
     def resize(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """`image` (any size; an array is uint8 (H, W, 3) RGB) at the model's size, uint8 (h, w, 3)."""
+        """`image` (any size; an array is uint8 (H, W, 3) RGB) at the model's size, uint8 (h, w, 3).
+
+        An array that has that size is returned itself.
+        """
         if isinstance(image, np.ndarray):
+            if image.shape == (*self.size, 3):
+                return image
             image = Image.fromarray(image)
         return np.asarray(self._resize(image.convert("RGB")))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, h, w) at the model's size to float32 of the same shape on the same device."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
+        mean = send(torch.tensor(self.mean), images.device).view(3, 1, 1)
+        std = send(torch.tensor(self.std), images.device).view(3, 1, 1)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:

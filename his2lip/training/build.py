@@ -25,6 +25,7 @@ from his2lip.models import (
     TrainingData,
     TrainingRecord,
     case_keys,
+    compile_blocks,
     image_keys,
     load_model,
     meta_of,
@@ -45,8 +46,9 @@ from his2lip.training.run_inputs import terms_of_run
 
 
 def prepare_process(config: TrainConfig, device: torch.device) -> None:
-    """Sets the number of threads and, on the CPU, the deterministic algorithms."""
+    """Sets the number of threads, float32 convolutions and, on the CPU, the deterministic algorithms."""
     torch.set_num_threads(number(config.workers.threads, usable_cpus()))
+    torch.backends.cudnn.allow_tf32 = False  # by default a GPU would compute their gradients in TF32
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
 
@@ -65,6 +67,8 @@ def build_model(
     if config.model.image_size is not None:
         set_image_size(model, config.model.image_size)
     prepare_finetuning(model, _fine_tuning(config))
+    if config.model.compile:
+        compile_blocks(model)
     return model.to(device)
 
 

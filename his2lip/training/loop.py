@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -13,7 +13,7 @@ from torch import nn
 from his2lip.data.stream import Batch
 from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss import MAX_LOG_SCALE, TERMS
-from his2lip.models import ResumeState
+from his2lip.models import ResumeState, send
 from his2lip.training.config import TrainConfig
 from his2lip.training.frozen import frozen_features
 from his2lip.training.gradient import accumulate, average_gradients
@@ -189,17 +189,16 @@ class _Run:
         return outputs[-1]
 
     def inputs(self, batch: Batch, *, augmented: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images, float (B, 3, H, W), and tokens, int64 (B, L), on the device.
+        """Normalised images, float (B, 3, H, W), on the device, and tokens, int64 (B, L), on the CPU.
 
         Features, float32 (B, D), are in place of captions where the text tower is frozen, and of images where
         the image tower is and images are not `augmented`.
         """
 
         def images(pixels: torch.Tensor) -> torch.Tensor:
-            return self.model.preprocess.normalize(pixels.to(self.device, non_blocking=True))
+            return self.model.preprocess.normalize(send(pixels, self.device))
 
-        def tokens(captions: Sequence[str]) -> torch.Tensor:
-            return self.model.tokenize(captions).to(self.device, non_blocking=True)
+        tokens = self.model.tokenize
 
         by_id, by_caption = None if augmented else self.frozen_image, self.frozen_text
         return (
@@ -229,7 +228,7 @@ class _Run:
         self, image_features: torch.Tensor, text_features: torch.Tensor, batch: Batch
     ) -> LossOutput:
         tissue, biomarker, finding = (
-            ids.to(self.device) for ids in (batch.tissue, batch.biomarker, batch.finding)
+            send(ids, self.device) for ids in (batch.tissue, batch.biomarker, batch.finding)
         )
         return self.loss(
             image_features, text_features, tissue, biomarker, self.model.logit_scale, finding=finding

@@ -89,7 +89,8 @@ def test_options_of_place_and_speed_do_not_change_the_identity_of_a_run(override
     "override",
     ["seed=1", "optim.lr=1e-3", "loss.tau=0.5", "data.batch_size=128", "data.lanes=4", "data.augment=false",
      "model.backbone=clip", "checkpoint.select_by=macro_f1", "optim.micro_batch=8", "data.select=null",
-     "finetune.lora={}", "finetune.freeze=text", "finetune.layer_decay=0.9", "model.image_size=336"],
+     "finetune.lora={}", "finetune.freeze=text", "finetune.layer_decay=0.9", "model.image_size=336",
+     "model.compile=true"],
 )  # fmt: skip
 def test_options_that_change_the_weights_change_the_identity_of_a_run(override: str) -> None:
     base = validate(TrainConfig, DATA)
