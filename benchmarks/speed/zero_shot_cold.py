@@ -57,7 +57,8 @@ def programs(work: Path, model_name: str, images: int, threads: int) -> tuple[li
     found: dict[str, Any] = {}
 
     def plain(part: np.ndarray) -> torch.Tensor:
-        return model.encode_image(model.preprocess.normalize(torch.from_numpy(part)), normalize=False)
+        images = torch.from_numpy(part).permute(0, 3, 1, 2).contiguous()
+        return model.encode_image(model.preprocess.normalize(images), normalize=False)
 
     def bare() -> None:
         with torch.inference_mode():

@@ -6,8 +6,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +14,9 @@ import pyarrow as pa
 
 from his2lip.data.images import decode
 from his2lip.data.shards import ShardSet
-from his2lip.errors import DatasetError, ModelError
-from his2lip.evaluation.encoders import Crops, ImageEncoder, SentenceEncoder
+from his2lip.errors import ModelError
+from his2lip.evaluation.decoding import Inputs, chunks, decoded, read_images
+from his2lip.evaluation.encoders import Crops, ImageEncoder, SentenceEncoder, begin, is_ahead
 from his2lip.evaluation.feature_store import FeatureStore
 
 ProgressCallback = Callable[[int, int], None]  # images done, images to do
@@ -24,7 +24,6 @@ EncodeRows = Callable[..., Iterator[tuple[int, np.ndarray]]]  # with the paramet
 
 _BATCH = 64  # crops in one batch of a tower
 _PART_IMAGES = 2048  # images in one part of the cache, which is what an interruption can lose
-_FIX = "prepare the dataset again"
 
 
 @dataclass
@@ -144,7 +143,7 @@ class EmbeddingCache:
         known = self._read(store, keys)
         missing = {key: s for key, s in zip(keys, sentences, strict=True) if key not in known}
         new: dict[str, np.ndarray] = {}
-        for chunk in _chunks(list(missing.items()), _BATCH):
+        for chunk in chunks(list(missing.items()), _BATCH):
             features = encoder.encode([sentence for _, sentence in chunk])
             new |= {k: _finite(f[None], "sentence", s) for (k, s), f in zip(chunk, features, strict=True)}
             self.counts.sentences += len(chunk)
@@ -179,65 +178,25 @@ def encode_rows(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(row, features float32 (T, D)) of ascending rows of a split.
 
-    Threads decode the next images meanwhile. Only row groups with one of the rows are read, one at a time.
-    Nothing is cached.
+    Threads decode the next images meanwhile, and a GPU has its next batch before it is done with the last.
+    Only row groups with one of the rows are read, one at a time. Nothing is cached.
     """
-    for batch in _decoded(encoder, read_images(shards, split, rows), batch_size=batch_size, threads=threads):
-        crops = np.concatenate([c for _, _, c in batch])
-        encoded = np.concatenate([encoder.encode(part) for part in _slices(crops, batch_size)])
-        start = 0
-        for row, patch_id, own in batch:
-            yield row, _finite(encoded[start : start + len(own)], "image", patch_id)
-            start += len(own)
+    begun: deque[tuple[Inputs, list[Callable[[], np.ndarray]]]] = deque()
+    images = read_images(shards, split, rows)
+    for batch in decoded(encoder, images, batch_size=batch_size, threads=threads):
+        begun.append((batch, [begin(encoder, part) for part in _slices(batch.crops, batch_size)]))
+        if len(begun) > is_ahead(encoder):
+            yield from _features(*begun.popleft())
+    while begun:
+        yield from _features(*begun.popleft())
 
 
-def read_images(shards: ShardSet, split: str, rows: Sequence[int]) -> Iterator[tuple[int, dict]]:
-    """(row, its patch_id, mpp, sha256 and image) for ascending rows of a split."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    groups = shards.row_groups(split)
-    ends = np.cumsum([group.rows for group in groups])
-    for number in np.unique(np.searchsorted(ends, wanted, side="right")).tolist():
-        first = int(ends[number]) - groups[number].rows
-        begin, end = np.searchsorted(wanted, [first, int(ends[number])])
-        columns = ["patch_id", "mpp", "sha256", "image"]
-        table = shards.read(groups[number], columns).take(pa.array(wanted[begin:end] - first))
-        for row, place in enumerate(wanted[begin:end].tolist()):
-            yield place, {name: table[name][row].as_py() for name in columns}
-
-
-def _decoded(
-    encoder: ImageEncoder, images: Iterable[tuple[int, dict]], *, batch_size: int, threads: int
-) -> Iterator[list[tuple[int, str, np.ndarray]]]:
-    """Batches of (row, patch id, crops); the next batch is decoded while the caller uses one."""
-
-    def cut(item: tuple[int, dict]) -> tuple[int, str, np.ndarray]:
-        row, patch = item
-        return row, patch["patch_id"], _crops_of(encoder, patch)
-
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[list[Future]] = deque()
-        try:
-            for chunk in _chunks(images, batch_size):
-                ahead.append([pool.submit(cut, item) for item in chunk])
-                if len(ahead) > 1:
-                    yield [f.result() for f in ahead.popleft()]
-            while ahead:
-                yield [f.result() for f in ahead.popleft()]
-        finally:
-            for future in (f for batch in ahead for f in batch):
-                future.cancel()
-
-
-def _crops_of(encoder: ImageEncoder, patch: dict) -> np.ndarray:
-    """The crops of one row. Raises DatasetError where its bytes are not those of its sha256."""
-    if hashlib.sha256(patch["image"]).hexdigest() != patch["sha256"]:
-        what = "the bytes of this image are not those of its sha256"
-        raise DatasetError(what, where=patch["patch_id"], key="sha256", fix=_FIX)
-    try:
-        pixels = decode(patch["image"])
-    except DatasetError as error:
-        raise DatasetError(error.what, where=patch["patch_id"], key=error.key, fix=_FIX) from None
-    return encoder.crops(pixels, patch["mpp"])
+def _features(batch: Inputs, parts: list[Callable[[], np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, features) of a batch that was begun; waits for them."""
+    encoded, start = np.concatenate([finish() for finish in parts]), 0
+    for row, name, count in zip(batch.rows, batch.names, batch.counts, strict=True):
+        yield row, _finite(encoded[start : start + count], "image", name)
+        start += count
 
 
 def feature_keys(encoder: Crops, table: pa.Table) -> list[str]:
@@ -261,15 +220,3 @@ def _finite(features: np.ndarray, what: str, where: str) -> np.ndarray:
 
 def _slices(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (array[a : a + size] for a in range(0, len(array), size))
-
-
-def _chunks(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of at most `size` items."""
-    chunk: list = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from his2lip.config import digest
+from his2lip.data.stream import decode_into
 from his2lip.evaluation.known_model import PROBE, KnownModel, whole
 from his2lip.evaluation.views import View
 
@@ -100,16 +101,67 @@ class ModelEncoder:
         return crop_key(self.view, mpp)
 
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
-        """The crops of the view as uint8 (T, 3, h, w), resized to the model's input size."""
-        resized = [self._preprocess.resize(crop) for crop in self.view.crops(pixels, mpp)]
-        return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
+        """The crops of the view as uint8 (T, h, w, 3), resized to the model's input size."""
+        return np.stack([self._preprocess.resize(crop) for crop in self.view.crops(pixels, mpp)])
 
-    def encode(self, crops: np.ndarray) -> np.ndarray:
+    def slots(self, count: int) -> np.ndarray | None:
+        """Memory, uint8 (count, h, w, 3), for the crops of as many images; None where `fill` cannot be used.
+
+        That is where an image may have several crops, or a part of it is one. For a GPU it is pinned.
+        """
+        height, width = self._preprocess.size
+        if self.view.kind != "squash" or height != width:
+            return None
         import torch
 
+        # A GPU's copy of it ends before the features are there, which the caller waits for.
+        return torch.empty((count, height, width, 3), dtype=torch.uint8, pin_memory=self.on_gpu).numpy()
+
+    def fill(self, data: bytes, place: np.ndarray) -> None:
+        """Decodes an image into one of `slots`: the pixels of `crops`. Raises ImageError as `decode` does."""
+        decode_into(memoryview(data), place, interpolation=self._preprocess.interpolation)
+
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        return self.begin(crops)()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model is on a GPU, so that `begin` returns before the features are computed."""
+        return whole(self.model).device.type == "cuda"
+
+    def begin(self, crops: np.ndarray) -> Callable[[], np.ndarray]:
+        """Starts to encode; the function that is returned waits, and returns what `encode` returns."""
+        import torch
+
+        from his2lip.models import send
+
         with inference(model := whole(self.model)):
-            images = self._preprocess.normalize(torch.from_numpy(crops).to(model.device))
-            return in_parts(lambda part: model.encode_image(part, normalize=False), images).cpu().numpy()
+            pixels = send(torch.from_numpy(crops), model.device).permute(0, 3, 1, 2).contiguous()
+            images = self._preprocess.normalize(pixels)
+            features = in_parts(lambda part: model.encode_image(part, normalize=False), images)
+            if not self.on_gpu:
+                return features.numpy
+            there, done = features.to("cpu", non_blocking=True), torch.cuda.Event()
+            done.record()
+
+        def finish() -> np.ndarray:
+            done.synchronize()
+            return there.numpy()
+
+        return finish
+
+
+def is_ahead(encoder: ImageEncoder) -> bool:
+    """Whether `begin` returns before the features are computed."""
+    return isinstance(encoder, ModelEncoder) and encoder.on_gpu
+
+
+def begin(encoder: ImageEncoder, crops: np.ndarray) -> Callable[[], np.ndarray]:
+    """`ModelEncoder.begin` on a GPU; elsewhere encodes at once."""
+    if isinstance(encoder, ModelEncoder) and encoder.on_gpu:
+        return encoder.begin(crops)
+    features = encoder.encode(crops)
+    return lambda: features
 
 
 class SeenEncoder:

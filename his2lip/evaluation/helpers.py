@@ -246,6 +246,7 @@ class _Helper:
         check_code(code)
         self._model = None if load is None else load()
         self._weights = None if self._model is None else self._model.tensor_digest()
+        self._shards: ShardSet | None = None  # of the last part; opening them reads the footers of all files
 
     def ready(self) -> None:
         """Returns once the model is loaded."""
@@ -264,7 +265,9 @@ class _Helper:
 
         Raises DatasetError and ModelError where this machine has other shards or another model than the task.
         """
-        shards = open_shards(uri)
+        shards = self._shards
+        if shards is None or (shards.uri, shards.digest) != (uri, digest):
+            shards = self._shards = open_shards(uri)
         if shards.digest != digest:
             what = "this machine has other shards here than the one that started the benchmark"
             raise DatasetError(what, where=uri, fix="use a folder or URI that both see")

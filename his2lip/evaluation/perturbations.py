@@ -107,6 +107,9 @@ class PerturbedEncoder(ModelEncoder):
         inner = super().key
         return digest({"encoder": inner, "perturbation": self.perturbation.key})
 
+    def slots(self, count: int) -> None:
+        """None: an image is perturbed after it was decoded."""
+
     def crops(self, pixels: np.ndarray, mpp: float | None) -> np.ndarray:
         return super().crops(self.perturbation(pixels), mpp)
 

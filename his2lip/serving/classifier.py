@@ -152,7 +152,7 @@ class Classifier:
         return self.classify_seen([self.see(pixels, scale) for pixels, scale in samples])
 
     def see(self, pixels: np.ndarray, scale: Scale) -> tuple[Examined, np.ndarray]:
-        """What an image, uint8 (H, W, 3), shows, and the model's inputs from it, uint8 (T, 3, h, w).
+        """What an image, uint8 (H, W, 3), shows, and the model's inputs from it, uint8 (T, h, w, 3).
 
         Several threads may call this at once.
         """
@@ -257,7 +257,7 @@ class Classifier:
         return self.encode(np.concatenate(own)) if own else np.zeros((0, self.model.dim), np.float32), image
 
     def crops(self, pixels: np.ndarray) -> np.ndarray:
-        """The model's inputs from one image, uint8 (T, 3, h, w). Several threads may call this at once."""
+        """The model's inputs from one image, uint8 (T, h, w, 3). Several threads may call this at once."""
         return self._encoder.crops(pixels, None)
 
     def encode(self, crops: np.ndarray) -> np.ndarray:

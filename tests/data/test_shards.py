@@ -230,3 +230,14 @@ def test_unknown_split_and_column_are_refused_with_the_nearest(tmp_path: Path) -
         shards.table("train", ["biomarkr"])
     assert refused.value.key == "biomarkr"
     assert "'biomarker'" in (refused.value.fix or "")
+
+
+def test_a_row_group_that_is_read_in_parts_is_read_from_its_file_once(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a", [patch(i) for i in range(20)], row_group_bytes=2000)
+    first, second, *_ = shards.row_groups("train")
+    table = shards.read_once(first, ["patch_id", "image"])
+    assert table.equals(shards.read(first, ["patch_id", "image"]))
+    assert shards.read_once(first, ["patch_id", "image"]) is table
+    assert shards.read_once(first, ["patch_id"]).column_names == ["patch_id"]
+    assert shards.read_once(second, ["patch_id"]).equals(shards.read(second, ["patch_id"]))
+    assert len(shards._kept) == 1, "one row group at a time is in memory"

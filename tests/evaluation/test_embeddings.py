@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_data import write_small_shards
 
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.errors import DatasetError, ModelError
+from his2lip.evaluation.decoding import read_images
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.feature_store import FeatureStore
@@ -204,6 +206,7 @@ _TWO_PROCESSES = """
 import sys
 import numpy as np
 from his2lip.data.shards import open_shards
+from his2lip.evaluation.decoding import read_images
 from his2lip.evaluation.embeddings import EmbeddingCache
 
 
@@ -337,3 +340,14 @@ def test_embedding_restores_the_training_mode_of_the_model(write_shards: Write, 
     model = load_model("tiny").train()
     EmbeddingCache(str(tmp_path / "cache")).embed(ModelEncoder(model), write_shards(), "test")
     assert model.training
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_each_row_is_read_with_its_own_image(tmp_path: Path, step: int) -> None:
+    """More rows than Python copies at a time, in several row groups."""
+    shards = open_shards(write_small_shards(tmp_path / "shards", train=200, select=8))
+    assert len(shards.row_groups("train")) > 1
+    ids, rows = shards.table("train", ["patch_id"])["patch_id"].to_pylist(), list(range(0, 200, step))
+    found = list(read_images(shards, "train", rows))
+    assert [row for row, _ in found] == rows
+    assert [patch["patch_id"] for _, patch in found] == [ids[row] for row in rows]

@@ -40,6 +40,9 @@ class RowGroup:
     bytes: int
 
 
+_Read = tuple[RowGroup, tuple[str, ...]]  # a row group and the columns that are read
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """A prepared dataset: its dataset.json, and its row groups, which are read on demand."""
@@ -49,6 +52,7 @@ class ShardSet:
     filesystem: fs.FileSystem
     root: str
     _groups: dict[str, list[RowGroup]] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[_Read, pa.Table] = field(default_factory=dict, repr=False, compare=False)  # at most one
 
     @property
     def splits(self) -> list[str]:
@@ -114,6 +118,19 @@ class ShardSet:
             return read_row_group(self.filesystem, group, columns)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(error, group.path) from None
+
+    def read_once(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        """`read`, and the table stays in memory until another one is read in this way.
+
+        For callers that take the rows of a row group in several calls.
+        """
+        wanted = (group, tuple(columns))
+        table = self._kept.get(wanted)
+        if table is None:
+            table = self.read(group, columns)
+            self._kept.clear()
+            self._kept[wanted] = table
+        return table
 
     def _paths(self, split: str) -> list[str]:
         if split not in self.info.counts:
