@@ -55,10 +55,12 @@ def write_images(
     *,
     side: int = 224,
     seed: int = 0,
+    noise: int = 0,
     classes: Sequence[str] = ("Stroma", "Tumor"),
 ) -> None:
     """A dataset of different random images of `side` px; equal bytes would be embedded once.
 
+    noise    largest value that is added to or taken from each pixel of their blocks of 8 x 8
     classes  tissue types, which the images have in turn
     """
     from his2lip.data.cards import Card
@@ -85,6 +87,9 @@ def write_images(
         for number in range(images):
             coarse = draws.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
             pixels = coarse.repeat(8, axis=0).repeat(8, axis=1)
+            if noise:
+                added = draws.integers(-noise, noise + 1, pixels.shape)
+                pixels = (pixels + added).clip(0, 255).astype(np.uint8)
             writer.add(
                 Patch(
                     patch_id=f"random/{number}.jpg",
