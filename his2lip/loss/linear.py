@@ -22,7 +22,7 @@ from his2lip.loss.distributed import Ranks
 from his2lip.loss.targets import ClassTargets, SimilarityWeights
 
 # Default number of logits in a tile, of which two are in memory. On a CPU: 16 MiB of float32, which fits its
-# cache. A GPU needs larger products to be busy (benchmarks/results/gpu_loss.json): 256 MiB.
+# cache. A GPU needs larger products to be busy (benchmarks/results/gpu_log.txt): 256 MiB.
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _TINY = 1e-12  # smallest norm that a row is divided by, as in torch.nn.functional.normalize
 

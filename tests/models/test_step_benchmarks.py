@@ -56,8 +56,10 @@ def test_the_quick_form_runs_and_writes_its_figures(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", ["frozen_step", "new_prompts", "many_cells", "all_cores", "growth", "zero_shot_cold"]
-)
+    "script",
+    ["frozen_step", "new_prompts", "many_cells", "all_cores", "growth", "zero_shot_cold", "gpu_embed",
+     "gpu_loss"],
+)  # fmt: skip
 def test_the_quick_form_of_the_other_scripts_runs(script: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     command = [sys.executable, str(SPEED / f"{script}.py"), "--quick", "--out", str(out)]
