@@ -91,7 +91,8 @@ def environment(work: Path) -> str:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
         own = place / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         (own / "his2lip-libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        command = [sys.executable, "-m", "uv", "pip", "install", "--python", str(python), "--no-deps", *PEERS]
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]  # uv may be installed elsewhere
+        command = [*pip, "install", "--quiet", "--no-deps", *PEERS]
         subprocess.run(command, check=True)
     return str(python)
 
