@@ -72,6 +72,17 @@ def arguments(name: str, description: str, *add: Callable[[argparse.ArgumentPars
     return args
 
 
+def gpu(args: Any) -> str:
+    """The device: cuda, or cpu where there is no GPU and --quick was given; else the script ends here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if not args.quick:
+        raise SystemExit("no GPU was found; use --quick to run a small check on the CPU")
+    return "cpu"
+
+
 def compare(baseline: Program, candidate: Program, *, repeats: int = 5, warmup: int = 1) -> dict[str, Any]:
     """Runs both programs in turn; returns every sample, medians, and the ratios of candidate to baseline.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _pairs import Program, arguments, in_turn, write
+from _pairs import Program, arguments, gpu, in_turn, write
 from grid_cores import write_images
 from torchvision.io import decode_jpeg
 
@@ -90,9 +90,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Measures each model, and decoding on the GPU where there is one."""
     args = arguments("gpu_embed", "embedding a split on a GPU against only encoding", _options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.quick:
-        raise SystemExit("no GPU was found; use --quick to run a small check on the CPU")
+    device = gpu(args)
     if args.quick:
         args.images, args.batch, args.repeats, args.models = 48, 16, 1, ["tiny"]
     torch.set_num_threads(args.threads)

@@ -17,7 +17,7 @@ from typing import Any
 
 import open_clip
 import torch
-from _pairs import Program, arguments, in_turn, write
+from _pairs import Program, arguments, gpu, in_turn, write
 from torch.nn import functional
 from wise_loss import draw, gradients, naive
 
@@ -146,9 +146,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Measures both losses at each size."""
     args = arguments("gpu_loss", "WISE and the CLIP loss on a GPU", _options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.quick:
-        raise SystemExit("no GPU was found; use --quick to run a small check on the CPU")
+    device = gpu(args)
     if args.quick:
         args.sizes, args.tiles, args.repeats = [512], [14, 16], 1
     torch.set_num_threads(args.threads)

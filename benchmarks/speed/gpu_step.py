@@ -27,7 +27,7 @@ from typing import Any
 
 import open_clip
 import torch
-from _pairs import Program, arguments, in_turn, write
+from _pairs import Program, arguments, gpu, in_turn, write
 from frozen_step import OneBatch, one_batch
 from open_clip_train.params import parse_args
 from open_clip_train.train import train_one_epoch
@@ -229,9 +229,7 @@ def main() -> None:
     """Measures each architecture on the GPU; with --quick, one small architecture."""
     args = arguments("gpu_step", "a bf16 training step against open_clip's own loop", _options)
     logging.getLogger().setLevel(logging.WARNING)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.quick:
-        raise SystemExit("no GPU was found; use --quick to run a small check on the CPU")
+    device = gpu(args)
     torch.set_num_threads(args.threads)
     args.device = device
     if args.quick:

@@ -5,9 +5,10 @@ from .config import BenchmarkConfig as BenchmarkConfig
 from .config import ModelEntry as ModelEntry
 from .dab import AREA_LEVEL as AREA_LEVEL
 from .dab import dab_area as dab_area
+from .decoding import chunks as chunks
+from .decoding import read_images as read_images
 from .definitions import definition as definition
 from .embeddings import EmbeddingCache as EmbeddingCache
-from .embeddings import read_images as read_images
 from .encoders import ModelEncoder as ModelEncoder
 from .encoders import SentenceEncoder as SentenceEncoder
 from .encoders import decoder_version as decoder_version

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.numpy import save
 from his2lip.data.images import decode
 from his2lip.data.shards import ShardSet
 from his2lip.errors import CheckpointError
-from his2lip.evaluation import ModelEncoder, read_images
+from his2lip.evaluation import ModelEncoder, chunks, read_images
 from his2lip.serving.appearance import APPEARANCE_VERSION, appearance
 
 if TYPE_CHECKING:
@@ -200,19 +199,8 @@ def _read(model: DualEncoder, shards: ShardSet, split: str, rows: list[int]) -> 
 
     patches = (patch for _, patch in read_images(shards, split, rows))
     with ThreadPoolExecutor(2) as pool:
-        for batch in _batches(patches):
+        for batch in chunks(patches, _BATCH):
             crops, looks = zip(*pool.map(examined, batch), strict=True)
             features.append(encoder.encode(np.concatenate(crops)))
             appearances += looks
     return np.concatenate(features), np.stack(appearances)
-
-
-def _batches(patches: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for patch in patches:
-        batch.append(patch)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
