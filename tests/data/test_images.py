@@ -12,7 +12,7 @@ from layouts import bad_images, encoded
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from his2lip.data.images.codec import decode, encode_png
+from his2lip.data.images.codec import decode, encode_png, jpeg_head
 from his2lip.errors import ImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
@@ -89,6 +89,25 @@ def test_only_exif_turns_an_image_not_xmp(kind: str) -> None:
         data = encoded(Image.fromarray(PIXELS), kind, pnginfo=info)
     assert b"tiff:Orientation" in data
     assert decode(data).shape == PIXELS.shape
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def test_the_head_of_a_jpeg_tells_its_size_and_whether_it_has_exif() -> None:
+    plain = encoded(Image.fromarray(PIXELS), "JPEG")
+    grey = encoded(Image.fromarray(PIXELS).convert("L"), "JPEG", progressive=True)
+    height, width = PIXELS.shape[:2]
+    assert jpeg_head(plain) == (height, width, 3, False)
+    assert jpeg_head(memoryview(grey)) == (height, width, 1, False)
+    assert jpeg_head(with_orientation(6, "JPEG")) == (height, width, 3, True)
+    comment = segment(0xFE, b"Exif\x00")  # the word in a comment turns nothing
+    assert jpeg_head(plain[:2] + comment + b"\xff\xff" + plain[3:]) == (height, width, 3, False)
+    behind = with_orientation(6, "JPEG")
+    assert jpeg_head(behind[:2] + segment(0xE2, b"x" * 60_000) + behind[2:]).exif
+    for unclear in (plain[:40], plain[:2] + b"\x00" + plain[2:], b"\xff\xd8\xff"):
+        assert jpeg_head(unclear) == (0, 0, 0, True)
 
 
 def test_values_are_returned_as_stored_whatever_the_icc_profile() -> None:

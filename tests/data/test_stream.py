@@ -13,10 +13,11 @@ from stream_data import stream, write_patches
 
 from his2lip.data.captions.bank import CaptionBank, Subject
 from his2lip.data.captions.staining import band
-from his2lip.data.images import decode, stained_share
+from his2lip.data.images import decode, stained_share, stained_shares
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.schema import WITHOUT_IMAGE
-from his2lip.data.stream.augment import draw_turn, turn
+from his2lip.data.stream import train_stream
+from his2lip.data.stream.augment import Augment, draw_turn, turn
 from his2lip.data.stream.batch import Batch
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.taxonomy import biomarker_id, tissue_id
@@ -34,6 +35,7 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
     assert torch.equal(ours.images, theirs.images)
     assert torch.equal(ours.tissue, theirs.tissue)
     assert torch.equal(ours.biomarker, theirs.biomarker)
+    assert torch.equal(ours.finding, theirs.finding)
 
 
 def test_a_batch_holds_the_plan_s_rows_with_their_pixels_captions_and_ids(shards: str) -> None:
@@ -69,6 +71,26 @@ def test_augmented_pixels_are_turns_keyed_by_seed_epoch_and_patch(shards: str) -
                 expected = np.empty((32, 32, 3), dtype=np.uint8)
                 turn(image.permute(1, 2, 0).numpy(), draw_turn(5, epoch, patch_id), expected)
                 np.testing.assert_array_equal(seen.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_a_patch_that_is_not_cropped_is_measured_once(
+    shards: str, crop: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def counted(images: np.ndarray) -> list[float | None]:
+        measured.append(len(images))
+        return stained_shares(images)
+
+    monkeypatch.setattr(train_stream, "stained_shares", counted)
+    with stream(shards, augment=Augment(crop=crop), stop_step=27) as source:
+        rows = [row for step in range(27) for row in source.plan.batch(step).tolist()]
+        found = [(batch.captions, batch.finding.tolist()) for batch in source]
+    assert sum(measured) == (len(set(rows)) if crop == 1 else len(rows))
+    for start in (9, 18):  # a stream that starts here has to measure
+        with stream(shards, augment=Augment(crop=crop), start_step=start, stop_step=27) as later:
+            assert [(batch.captions, batch.finding.tolist()) for batch in later] == found[start:]
 
 
 def test_any_start_resumes_exactly_the_uninterrupted_stream(shards: str) -> None:

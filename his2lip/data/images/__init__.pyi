@@ -1,7 +1,9 @@
 from .codec import MIN_SIDE as MIN_SIDE
 from .codec import decode as decode
+from .codec import decode_image as decode_image
 from .codec import encode_jpeg as encode_jpeg
 from .codec import encode_png as encode_png
+from .codec import jpeg_head as jpeg_head
 from .slides import PlainSlide as PlainSlide
 from .slides import Slide as Slide
 from .slides import around as around

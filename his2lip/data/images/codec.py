@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from his2lip.errors import ImageError
 
@@ -18,8 +20,10 @@ MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _pillow_lock = threading.Lock()  # Pillow's limit on pixels is global, while `max_pixels` is the caller's
-_EXIF_WINDOW = 128 << 10  # bytes; EXIF precedes the pixels and follows at most one colour profile
+_SOF = frozenset({0xC0, 0xC1, 0xC2})  # JPEG markers of a frame that libjpeg decodes (ITU-T T.81, B.1.1.3)
+_SOS, _APP1 = 0xDA, 0xE1  # the markers before the pixels, and of EXIF
 _SIXTEEN_BIT = "has 16 bits per channel, of which the used range is unknown"
 _REFUSED_MODES = {
     "CMYK": "is CMYK, whose stain colours depend on a printer's profile",
@@ -40,6 +44,20 @@ _SIGNED = 2  # a value of SampleFormat
 _ASPECT = 0.02  # relative difference of aspect ratios up to which a smaller TIFF page is the same picture
 
 
+class JpegHead(NamedTuple):
+    """What precedes the pixels of a JPEG.
+
+    height, width  in pixels; 0 where they cannot be told
+    colours        number of its channels; 0 likewise
+    exif           whether it may have EXIF, which may turn it
+    """
+
+    height: int
+    width: int
+    colours: int
+    exif: bool
+
+
 def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels of an encoded image: uint8 (H, W, 3) RGB, turned as its EXIF or TIFF orientation says.
 
@@ -52,7 +70,7 @@ def decode(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> np.ndar
     huge (`max_pixels`) images. Releases the GIL while it decodes JPEG.
     """
     if not _is_jpeg(data):
-        return _decode_with_pillow(data, max_pixels)
+        return np.array(decode_image(data, max_pixels=max_pixels))
     height, width = _jpeg_size(data)
     _check_size(width, height, max_pixels)
     try:
@@ -99,8 +117,25 @@ def _jpeg_size(data: bytes | memoryview) -> tuple[int, int]:
     return height, width
 
 
+def jpeg_head(data: bytes | memoryview) -> JpegHead:
+    """What the segments before the pixels of a JPEG say (ITU-T T.81, annex B), read without searching it."""
+    height = width = colours = 0
+    exif, at = False, 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _SOS:
+            return JpegHead(height, width, colours, exif)
+        if marker in _SOF:
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            colours = data[at + 9]
+        elif marker == _APP1:
+            exif = exif or data[at + 4 : at + 9] == b"Exif\x00"
+        at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])  # 0xFF fills
+    return JpegHead(0, 0, 0, True)
+
+
 def _jpeg_orientation(data: bytes | memoryview) -> int:
-    if b"Exif\x00" not in bytes(data[:_EXIF_WINDOW]):
+    if not jpeg_head(data).exif:
         return 1
     with _open(data) as image:
         return _orientation(image)
@@ -112,7 +147,10 @@ def _jpeg_error(error: ValueError) -> ImageError:
     return ImageError(f"the JPEG is {kind}: {text[:120]}", key="pixels", fix="fetch the file again")
 
 
-def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray:
+def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`decode`, as an RGB image of Pillow: without a copy where it is resized by Pillow next."""
+    if _is_jpeg(data):
+        return Image.fromarray(decode(data, max_pixels=max_pixels))
     with _open(data) as image:
         _check_mode(image, bytes(data[:32]))
         _check_size(*image.size, max_pixels)
@@ -123,12 +161,18 @@ def _decode_with_pillow(data: bytes | memoryview, max_pixels: int) -> np.ndarray
             reason = str(error) or type(error).__name__
             raise ImageError(f"the image is truncated or broken: {reason[:120]}", key="pixels") from None
         orientation = _orientation(image)  # after loading: a PNG may store its EXIF behind the pixels
-        return _turned(np.array(_on_white(image)), orientation)
+        image = _on_white(image)
+        return image if orientation == 1 else Image.fromarray(_turned(np.asarray(image), orientation))
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
     if len(data) == 0:
         raise ImageError("the image is empty (0 bytes)", key="bytes")
+    if bytes(data[:8]) == _PNG:  # Image.open would find this class and check the limit, under our lock
+        try:
+            return PngImageFile(io.BytesIO(data))
+        except Exception:
+            raise ImageError("this is a PNG file with a broken header", key="format") from None
     with _pillow_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:  # only the header is read here
@@ -230,4 +274,4 @@ def _on_white(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -8,11 +8,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from his2lip.data.images import decode
+from his2lip.data.images import decode, decode_image, jpeg_head
 from his2lip.data.stream.augment import AS_IS, Change, Pixels, turn
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_EXIF_WINDOW = 128 << 10  # bytes at the start of a file that are searched for EXIF, which may turn the image
 _local = threading.local()
 
 
@@ -32,21 +31,20 @@ def decode_into(
     plain = _is_plain_jpeg(data, size)
     if plain and change == AS_IS:
         return _decode_jpeg(data, out)
-    pixels = _decode_jpeg(data, _scratch(size)) if plain else decode(data)
-    pixels = _resized(pixels, size, change, interpolation)
+    if plain and change.box is None:
+        pixels = _decode_jpeg(data, _scratch(size))
+    else:
+        pixels = np.asarray(_resized(decode_image(data), size, change, interpolation))
     turn(pixels if change.jitter is None else change.jitter(pixels), change.turn, out)
     return pixels
 
 
 def _is_plain_jpeg(data: memoryview, size: int) -> bool:
     """Whether `data` is surely a size x size JPEG that only needs decoding."""
-    if data[:3] != b"\xff\xd8\xff" or b"Exif\x00" in bytes(data[:_EXIF_WINDOW]):
+    if data[:3] != b"\xff\xd8\xff":
         return False
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return False
-    return height == width == size and colours in ("YCbCr", "Gray", "RGB")
+    head = jpeg_head(data)
+    return head.height == head.width == size and head.colours in (1, 3) and not head.exif
 
 
 def _decode_jpeg(data: memoryview, out: Pixels) -> Pixels:
@@ -57,15 +55,14 @@ def _decode_jpeg(data: memoryview, out: Pixels) -> Pixels:
         return out
 
 
-def _resized(pixels: Pixels, size: int, change: Change, interpolation: str) -> Pixels:
+def _resized(image: Image.Image, size: int, change: Change, interpolation: str) -> Image.Image:
     """The crop of `change`, or the whole image, at size x size."""
-    if change.box is None and pixels.shape[:2] == (size, size):
-        return pixels
-    height, width = pixels.shape[:2]
+    if change.box is None and image.size == (size, size):
+        return image
+    width, height = image.size
     left, top, right, bottom = change.box or (0.0, 0.0, 1.0, 1.0)
     box = (left * width, top * height, right * width, bottom * height)
-    image = Image.fromarray(pixels).resize((size, size), _FILTERS[interpolation], box=box)
-    return np.asarray(image)
+    return image.resize((size, size), _FILTERS[interpolation], box=box)
 
 
 def _scratch(size: int) -> Pixels:

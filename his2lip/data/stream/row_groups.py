@@ -46,10 +46,15 @@ class Rows:
 
 
 class Pick(NamedTuple):
-    """One row of a batch. `copy` numbers the draws of a row that a balanced epoch repeats, from 0."""
+    """One row of a batch.
+
+    number  the row's number in the plan, through all row groups
+    copy    numbers the draws of a row that a balanced epoch repeats, from 0
+    """
 
     rows: Rows
     row: int
+    number: int
     copy: int
 
 
@@ -79,10 +84,10 @@ class RowBuffer:
         groups = self._plan.group_of(rows)
         within = rows - self._plan.starts[groups]
         picks = []
-        for lane, *columns in zip(self._lanes, groups, within, copies, strict=True):
+        for lane, *columns in zip(self._lanes, groups, within, rows, copies, strict=True):
             reading_lane = self._plan.reading_lane(lane, self._lanes)
-            for group, row, copy in zip(*(column.tolist() for column in columns), strict=True):
-                picks.append(Pick(self._take((epoch, reading_lane, group)), row, copy))
+            for group, *rest in zip(*(column.tolist() for column in columns), strict=True):
+                picks.append(Pick(self._take((epoch, reading_lane, group)), *rest))
         return picks
 
     def fill(self) -> None:

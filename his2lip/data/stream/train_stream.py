@@ -21,7 +21,9 @@ from his2lip.data.images import sampled, stained_shares
 from his2lip.data.shards import RowGroup, ShardSet, Staining, Statement, id_key, open_shards, statement
 from his2lip.data.stream.augment import PRESETS, Augment, CaptionDraw, Pixels, with_class_captions
 from his2lip.data.stream.batch import Batch
+from his2lip.data.stream.buffers import BatchMemory
 from his2lip.data.stream.decode import decode_into
+from his2lip.data.stream.findings import Finding, Findings
 from his2lip.data.stream.order import Bools, Ints, Plan, Reads
 from his2lip.data.stream.row_groups import Pick, ReadAhead, RowBuffer, Rows, read_here
 from his2lip.errors import ConfigError, DatasetError, ImageError
@@ -32,6 +34,8 @@ from his2lip.taxonomy import BIOMARKERS, TISSUES, biomarker_id, tissue_id
 # px per second.
 HEAD_BYTES = 384 << 20
 _MEASURED = frozenset(["DAB", None])  # the stains whose area is measured
+_LEAST, _MOST = 4, 64  # images that a thread decodes without asking for more
+_USED = 2  # batches that the caller may hold at once and still have their memory used again
 _AHEAD = 2  # row groups drawn before the row buffer takes them
 
 
@@ -118,8 +122,9 @@ class TrainStream:
             interpolation=options.interpolation,
             augment=augment,
             draw=with_class_captions(draw, options.caption_dropout),
-            follows=bank.follows_staining,
+            follows=functools.cache(bank.follows_staining),
             state=functools.cache(functools.partial(_statement, self._shards.info.card)),
+            findings=Findings(len(pairs)),
         )
         self._decoder: BatchDecoder | None = None
 
@@ -267,7 +272,10 @@ def _ids(table: pa.Table, column: str, names: tuple[str, ...]) -> Ints:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a row becomes an image and a caption."""
+    """How a row becomes an image and a caption.
+
+    findings  of the rows whose whole image was measured
+    """
 
     seed: int
     size: int
@@ -276,15 +284,16 @@ class _Recipe:
     draw: CaptionDraw
     follows: Callable[[str | None, str | None], bool]
     state: Callable[[str | None, str | None, str | None, str | None], Statement]
+    findings: Findings
 
     def measures(self, rows: Rows, row: int) -> bool:
         """Whether the caption of a row depends on how much of its image is stained."""
         return rows.stains[row] in _MEASURED and self.follows(rows.tissues[row], rows.biomarkers[row])
 
-    def staining(self, rows: Rows, row: int, share: float | None) -> tuple[Staining | None, str | None]:
-        """The staining band and the class in words of a row's caption; `share` is stained, None: unknown.
+    def finding(self, rows: Rows, row: int, share: float | None) -> Finding:
+        """What the caption of a row says of its staining; `share` of it is stained, None: unknown.
 
-        Both are None where the captions of its pair do not depend on them.
+        Both parts are None where the captions of its pair do not depend on them.
         """
         tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
         if not self.follows(tissue, biomarker):
@@ -302,6 +311,7 @@ def _statement(
     return statement(card, tissue=tissue, biomarker=biomarker, label=label, score=score)
 
 
+@functools.cache
 def _finding(staining: Staining | None, described: str | None) -> int:
     """A number below 2^63 for each staining band and class, the same on every rank; -1 for neither."""
     if staining is None and described is None:
@@ -319,8 +329,9 @@ class BatchDecoder:
         self, plan: Plan, buffer: RowBuffer, recipe: _Recipe, *, steps: range, threads: int, prefetch: int
     ) -> None:
         self._plan, self._buffer, self._recipe = plan, buffer, recipe
-        self._steps, self._threads = steps, threads
+        self._steps, self._threads, self._prefetch = steps, threads, prefetch
         self._free = threading.Semaphore(prefetch)
+        self._memory = BatchMemory(prefetch + _USED)
         self._ready: queue.SimpleQueue[_Pending | BaseException | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="his2lip-decode")
@@ -364,8 +375,9 @@ class BatchDecoder:
         if step % self._plan.steps_per_epoch == 0 and step + self._plan.steps_per_epoch < self._steps.stop:
             self._pool.submit(self._plan.epoch, epoch + 1)  # shuffled before it is needed
         size = self._recipe.size
-        images = np.empty((len(picks), size, size, 3), dtype=np.uint8)
-        length = max(4, -(-len(picks) // (2 * self._threads)))
+        images = self._memory.take((len(picks), size, size, 3))
+        # Two parts per thread of all batches that are decoded ahead: fewer calls where threads are many.
+        length = min(max(len(picks) * self._prefetch // (2 * self._threads), _LEAST), _MOST)
         parts = [
             self._pool.submit(_fill, picks[at : at + length], images[at : at + length], self._recipe, epoch)
             for at in range(0, len(picks), length)
@@ -394,9 +406,11 @@ class _Pending:
 
 def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _Labels:
     """Decodes some rows of a batch into their slots, and draws their captions."""
-    keys = [rows.patch_ids[row] + (f"\n{copy}" if copy else "") for rows, row, copy in picks]
+    keys = [rows.patch_ids[row] + (f"\n{copy}" if copy else "") for rows, row, _, copy in picks]
+    findings: list[Finding | None] = []
     looks: dict[int, Pixels] = {}  # place among the picks -> pixels whose staining is measured
-    for place, (rows, row, _) in enumerate(picks):
+    cropped: set[int] = set()
+    for place, (rows, row, number, _) in enumerate(picks):
         change = recipe.augment.draw(recipe.seed, epoch, keys[place])
         try:
             pixels = decode_into(
@@ -407,19 +421,26 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
             raise DatasetError(
                 error.what, where=where, key=error.key, fix="prepare the dataset again"
             ) from None
-        if recipe.measures(rows, row):
+        if change.box is not None:
+            cropped.add(place)
+        findings.append(None if place in cropped else recipe.findings[number])
+        if findings[place] is None and recipe.measures(rows, row):
             looks[place] = sampled(pixels).copy()
     shares = dict(zip(looks, stained_shares(np.stack([*looks.values()])), strict=True)) if looks else {}
     labels = _Labels([], [], [], [], [])
-    for place, (rows, row, _) in enumerate(picks):
+    for place, (rows, row, number, _) in enumerate(picks):
         tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
-        staining = recipe.staining(rows, row, shares.get(place))
-        subject = Subject(tissue, biomarker, *staining)
+        finding = findings[place]
+        if finding is None:
+            finding = recipe.finding(rows, row, shares.get(place))
+            if place not in cropped:
+                recipe.findings[number] = finding
+        subject = Subject(tissue, biomarker, *finding)
         labels.captions.append(recipe.draw(recipe.seed, epoch, keys[place], subject))
         labels.patch_ids.append(rows.patch_ids[row])
         labels.tissue.append(tissue_id(tissue))
         labels.biomarker.append(biomarker_id(biomarker))
-        labels.finding.append(_finding(*staining))
+        labels.finding.append(_finding(*finding))
     return labels
 
 
