@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from his2lip.config import digest
 from his2lip.errors import ConfigError, first_line
 from his2lip.files import answers, filesystem, read_file, write_file
+from his2lip.parquet import read_parquet
 
 _JSON = "cell.json"
 
@@ -90,7 +91,7 @@ def read_table(place: str, name: str, sha256: str) -> pa.Table:
         raise DamagedCellError(first_line(error)) from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedCellError(f"{name} is not what was written")
-    return pq.read_table(io.BytesIO(data))
+    return read_parquet(data)
 
 
 def read_unchecked(place: str, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -101,7 +102,7 @@ def read_unchecked(place: str, name: str, *, columns: Sequence[str] | None = Non
     system, path = filesystem(place)
     data = read_file(system, f"{path}/{name}")
     try:
-        return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+        return read_parquet(data, columns=columns)
     except (pa.ArrowException, OSError) as error:
         what, fix = f"this table is damaged: {first_line(error)}", "run his2lip benchmark again"
         raise ConfigError(what, where=f"{place}/{name}", key=name, fix=fix) from None

@@ -17,6 +17,7 @@ from pyarrow import fs as pafs
 
 from his2lip.errors import first_line
 from his2lip.files import answers, filesystem, read_file, write_file
+from his2lip.parquet import read_parquet
 
 _SUFFIX = ".parquet"
 _DAMAGED = ".damaged"  # added to the name of a part that must not be read again
@@ -95,7 +96,7 @@ def _to_table(features: Mapping[str, np.ndarray]) -> pa.Table:
 
 def _read_part(data: bytes, wanted: AbstractSet[str], *, width: int) -> dict[str, np.ndarray]:
     """The wanted keys of one part. Raises ValueError for content that is not what was written."""
-    table = pq.read_table(pa.BufferReader(data), columns=["key", "feature"], page_checksum_verification=True)
+    table = read_parquet(data, columns=["key", "feature"], checksums=True)
     keys, vectors = _checked(table, width)
     # A set, which all parts share: the time of `read` grows with the keys, not with keys x parts.
     is_wanted = np.fromiter((key in wanted for key in keys), dtype=bool, count=len(keys))
@@ -110,9 +111,7 @@ def _read_part(data: bytes, wanted: AbstractSet[str], *, width: int) -> dict[str
 def _keys(filesystem: pafs.FileSystem, path: str) -> list[str]:
     """The keys of a part; none where it cannot be read."""
     try:
-        return pq.read_table(path, filesystem=filesystem, columns=["key"], partitioning=None)[
-            "key"
-        ].to_pylist()
+        return read_parquet(path, filesystem=filesystem, columns=["key"])["key"].to_pylist()
     except (pa.ArrowException, OSError, KeyError):
         with contextlib.suppress(FileNotFoundError):
             read_file(filesystem, path)  # raises StorageError where not the part but its store is at fault

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pydantic
 
 from his2lip.config import Config
@@ -27,6 +26,7 @@ from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, P
 from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import Clusters, degrees_of, interval, standard_error
 from his2lip.files import answers
+from his2lip.parquet import read_parquet
 
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
 
@@ -499,7 +499,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:
         said = f"this is not a leaderboard: {first_line(error)}"
         raise ConfigError(said, where=path, fix=_FIX) from None

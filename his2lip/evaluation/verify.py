@@ -27,6 +27,7 @@ from his2lip.evaluation.stored_cell import StoredCell, read_cell
 from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_tasks, task_csv
 from his2lip.evaluation.tasks import check_task, read_evidence
 from his2lip.files import filesystem, read_file
+from his2lip.parquet import read_parquet
 
 _Digests = pydantic.TypeAdapter(dict[Annotated[str, pydantic.Field(pattern=r"^[\w-]+\.\w+$")], str])
 _ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
@@ -288,7 +289,7 @@ def _different_csv(name: str, on_disk: bytes, data: bytes) -> list[Mismatch]:
 
 
 def _different_parquet(name: str, on_disk: bytes, data: bytes) -> tuple[list[Mismatch], str | None]:
-    ours, theirs = (pq.read_table(io.BytesIO(raw)) for raw in (data, on_disk))
+    ours, theirs = (read_parquet(raw) for raw in (data, on_disk))
     if ours.column_names != theirs.column_names or len(ours) != len(theirs):
         return [Mismatch(name, "", "", "its columns or its number of rows are others")], None
     found = []
@@ -300,7 +301,7 @@ def _different_parquet(name: str, on_disk: bytes, data: bytes) -> tuple[list[Mis
                 key = {k: ours[k][i].as_py() for k in ("model", "dataset", "protocol")}
                 found.append(Mismatch(name, f"row {i + 1} ({row_name(key)})", column, what))
                 break  # a column of predictions has a value per patch; the first that differs names it
-    written = [pq.ParquetFile(io.BytesIO(raw)).metadata.created_by for raw in (on_disk, data)]
+    written = [pq.read_metadata(pa.BufferReader(raw)).created_by for raw in (on_disk, data)]
     if found or written[0] == written[1]:
         return found or [Mismatch(name, "", "", "its bytes differ, and its values do not")], None
     return [], f"{name}: the same values, written by {written[0]}, not {written[1]}"

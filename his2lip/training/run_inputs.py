@@ -151,7 +151,11 @@ def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> l
 def _blind_to_staining(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
     """For how many patches the captions cannot know the staining; and how many are labelled negative."""
     columns = ["tissue", "biomarker", "label", "score"]
-    table = shards.table(config.data.split, columns).group_by(columns).aggregate([([], "count_all")])
+    table = (
+        shards.table(config.data.split, columns)
+        .group_by(columns, use_threads=False)
+        .aggregate([([], "count_all")])
+    )
     blind = negative = 0
     for row in table.to_pylist():
         n = row.pop("count_all")

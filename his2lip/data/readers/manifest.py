@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from his2lip import taxonomy
 from his2lip.config import Config, validate
@@ -18,6 +17,7 @@ from his2lip.data.cards import MAX_MPP, MIN_MPP
 from his2lip.data.readers.base import Item, Reader, refuse_spellings
 from his2lip.data.readers.tables import Table, read_table
 from his2lip.errors import DatasetError, did_you_mean, first_line
+from his2lip.parquet import read_parquet
 
 _COLUMNS = (
     "path", "split", "case_id", "slide_id", "region_id", "twin_id", "tissue", "biomarker", "label", "stain",
@@ -156,7 +156,7 @@ def _row(header: list[str], fields: list[str]) -> ManifestRow:
 
 def _parquet(path: Path) -> Table:
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
         what = f"the manifest cannot be read: {first_line(error)}"
         raise DatasetError(what, where=path, key="options.manifest") from None

@@ -231,7 +231,7 @@ def _refuse_alike(shards: ShardSet, split: str, bank: CaptionBank, pairs: Ints) 
     tissue, biomarker = _names(int(pairs[0]))
     if bank.follows_staining(tissue, biomarker):
         card, table = shards.info.card, shards.table(split, ["label", "score", "stain"])
-        rows = table.group_by(["label", "score", "stain"]).aggregate([]).to_pylist()
+        rows = table.group_by(["label", "score", "stain"], use_threads=False).aggregate([]).to_pylist()
         measured = not _MEASURED.isdisjoint([row.pop("stain") for row in rows])
         stated = {statement(card, tissue=tissue, biomarker=biomarker, **row) for row in rows}
         if measured or len(stated) > 1:
