@@ -163,7 +163,7 @@ def start(place: Path, size: int, _: Any) -> Work:
         image_size=SIDE,
         lanes=8,
         window=2,
-        head_bytes=16 * GROUP_BYTES,  # as many row groups as by default
+        head_bytes=16 * GROUP_BYTES,  # the rest comes through Ray
     )
 
     def work() -> dict[str, float]:

@@ -85,8 +85,8 @@ def read_by_ray(
 ) -> Generator[Rows, None, None]:
     """Reads row groups in order by Ray Data; closing the iterator ends the tasks.
 
-    Ray's reading processes take a second or more to start. Meanwhile this process reads the first row groups
-    itself, so that the first batch does not wait.
+    Ray's reading processes take seconds to start. Meanwhile this process reads the first row groups itself,
+    so that the first batch does not wait; where these are all, Ray is not used.
 
     head_bytes  bytes that this process reads itself
     ranks       largest number of streams that share the node's object store

@@ -30,9 +30,9 @@ from his2lip.errors import ConfigError, DatasetError, ImageError
 from his2lip.runtime import usable_cpus
 from his2lip.taxonomy import BIOMARKERS, TISSUES, biomarker_id, tissue_id
 
-# Eight lanes take about this much when they start; it is two seconds of reading at 8,000 JPEG patches of 224
-# px per second.
-HEAD_BYTES = 384 << 20
+# Starting Ray Data takes 4 s of processor time: on two cores an epoch of 1 GB through it takes 1.4 times as
+# long as one that this process reads (docs/performance.md). So Ray reads what comes after the first 2 GB.
+HEAD_BYTES = 2 << 30
 _MEASURED = frozenset(["DAB", None])  # the stains whose area is measured
 _LEAST, _MOST = 4, 64  # images that a thread decodes without asking for more
 _USED = 2  # batches that the caller may hold at once and still have their memory used again
@@ -54,7 +54,7 @@ class StreamOptions:
     loader       "ray": Ray Data reads and this process decodes; "local": this process does both, without Ray
     decode_threads   default: one per usable core
     prefetch     batches that are decoded ahead
-    head_bytes   bytes of the first row groups that this process reads itself while Ray's processes start
+    head_bytes   bytes of the first row groups that this process reads itself, without Ray
     """
 
     seed: int
