@@ -148,7 +148,7 @@ def _jpeg_error(error: ValueError) -> ImageError:
 
 
 def decode_image(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """`decode`, as an RGB image of Pillow: without a copy where it is resized by Pillow next."""
+    """`decode`, as an RGB image of Pillow, which spares copies where Pillow resizes it next."""
     if _is_jpeg(data):
         return Image.fromarray(decode(data, max_pixels=max_pixels))
     with _open(data) as image:
@@ -171,7 +171,7 @@ def _open(data: bytes | memoryview) -> Image.Image:
     if bytes(data[:8]) == _PNG:  # Image.open would find this class and check the limit, under our lock
         try:
             return PngImageFile(io.BytesIO(data))
-        except Exception:
+        except Exception:  # whatever Pillow raises for a broken header
             raise ImageError("this is a PNG file with a broken header", key="format") from None
     with _pillow_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -14,8 +14,8 @@ _OWN = 3  # references to an array that only the pool holds: its list, the loop,
 class BatchMemory:
     """Gives arrays of pixels, those of earlier batches where these are gone.
 
-    New memory costs a page fault for every 4 KB, a quarter of the time that decoding a JPEG takes. An array
-    is in use as long as anything refers to it: a tensor, a view, a thread that fills it.
+    New memory costs a page fault for every 4 KB. An array is in use as long as anything refers to it: a
+    tensor, a view, a thread that fills it.
     """
 
     def __init__(self, keep: int) -> None:
