@@ -66,7 +66,7 @@ class KnownModel:
 
     def _checked(self) -> DualEncoder:
         model = self._load()
-        if model.tensor_digest() != self.facts.tensors:
+        if (model.read_digest or model.tensor_digest()) != self.facts.tensors:
             what = "the cache of embeddings knows other weights under the name of this model"
             raise ModelError(what, where=model.name, key=_FOLDER, fix=f"remove {_FOLDER} in the cache")
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import torch
 from open_clip.coca_model import CoCa
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from his2lip.errors import ModelError
 from his2lip.models.preprocess import Preprocess
@@ -42,6 +44,16 @@ _LARGEST = {
 
 _HARMLESS = 500_000_000  # parameters; smaller networks are built, and errors of their files are precise
 
+# Names of the functions that draw weights: those of tensors, and those of torch.nn.init, which transformers
+# replaces by its own while it builds a model.
+_DRAWS = frozenset(
+    f"{name}_"
+    for name in (
+        *("uniform", "normal", "trunc_normal", "erfinv"),
+        *("kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal"),
+    )
+)
+
 # The tiny backbone. Convolutions learn texture from a few thousand patches; a small ViT does not. Group norm
 # keeps the features of a patch independent of the rest of its batch, so that one worker and two agree. The
 # image network is timm's (an EfficientNet of 0.1 M parameters), so that open_clip can build it without this
@@ -68,10 +80,11 @@ def build_clip(
     seed: int | None = None,
     weights: Path | None = None,
 ) -> nn.Module:
-    """The open_clip model of `model_cfg` with random weights, which `load_weights` replaces.
+    """The open_clip model of `model_cfg`, with random weights by a seed or ready for those of a file.
 
     folder   a checkpoint's directory: a Hugging Face text tower's configuration is read from its `hf_text`
-    seed     seed of the weights; None draws them from torch's global generator
+    seed     seed of the weights; None: they are not drawn, and hold any values until the caller loads them
+             all. Drawing them would be half of the time of loading
     weights  the file that `load_weights` will read: an architecture that cannot fit into it is refused
 
     Raises ModelError where open_clip cannot build this configuration, a part of it is not on this machine, or
@@ -90,11 +103,11 @@ def build_clip(
     try:
         if "hf_model_name" in text:
             _check_text_config(text["hf_model_name"])
-        if weights is not None and weights.is_file():
-            _check_fits(lambda: kind(**copy.deepcopy(config)), weights)
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        with torch.random.fork_rng(devices=[]), _NoDraws() if seed is None else nullcontext():
             if seed is not None:
                 torch.manual_seed(seed)
+            if weights is not None and weights.is_file():
+                _check_fits(lambda: kind(**copy.deepcopy(config)), weights)
             return kind(**config)
     except OSError as error:
         name = text.get("hf_model_name")
@@ -106,6 +119,18 @@ def build_clip(
     except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         what = f"open_clip cannot build this configuration: {error}"
         raise ModelError(what, where=folder, key="model_cfg") from error
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves weights as they were allocated, in place of drawing them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", None) in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _towers(config: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -88,7 +88,8 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
     clip = build_clip(config, folder=folder, weights=folder / WEIGHTS)
     state = _read_tensors(folder / WEIGHTS)
     load_weights(clip, state, where=folder / WEIGHTS)
-    if tensor_digest(state) != meta.get("tensor_digest"):
+    found = tensor_digest(state)
+    if found != meta.get("tensor_digest"):
         what = f"the weights are not the ones that {META} describes"
         raise CheckpointError(what, where=folder / WEIGHTS, key="tensor_digest", fix=COPY)
     _check_vocabulary(folder, meta)
@@ -101,6 +102,7 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
         precision=precision,
         similarity=meta.get("similarity", "cosine"),
     )
+    model.read_digest = found
     _check_recorded(model, meta, folder / OPEN_CLIP)
     return model.eval()
 

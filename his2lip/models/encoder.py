@@ -56,6 +56,8 @@ class DualEncoder(nn.Module):
         self.precision: Precision = precision
         self.similarity: Similarity = similarity
         self._lowered_from: str | None = None  # tensor digest of the weights before they were converted
+        self.read_digest: str | None = None
+        """The tensor digest of the checkpoint that was read, which its weights had; they may change later."""
 
     @property
     def logit_scale(self) -> nn.Parameter:

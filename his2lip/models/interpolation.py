@@ -22,6 +22,7 @@ def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder
         what = f"'{base.name}' and '{tuned.name}' are not the same architecture"
         raise ModelError(what, key=base.name, fix="blend a model with the one that it was tuned from")
     result = copy.deepcopy(tuned)
+    result.read_digest = None
     result.name = f"{tuned.name}-blend-{alpha:g}"
     first, second = base.clip.state_dict(), tuned.clip.state_dict()
     result.clip.load_state_dict({name: _between(first[name], second[name], alpha) for name in second})

@@ -10,7 +10,9 @@ import pytest
 from his2lip.errors import ModelError
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
 from his2lip.evaluation.known_model import KnownModel, ModelFacts, facts_key, read_facts, write_facts
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
+from his2lip.models.interpolation import blend
 from his2lip.models.load import load_model
 
 
@@ -62,3 +64,18 @@ def test_damaged_facts_are_not_used_and_those_of_other_weights_are_refused(
     with pytest.raises(ModelError) as refused:
         SentenceEncoder(KnownModel(facts, "cpu", lambda: load_model("tiny", seed=6))).encode(["x"])
     assert refused.value.key == "models"
+
+
+def test_a_checkpoint_of_other_weights_is_refused_and_a_blend_counts_by_its_own(
+    model: DualEncoder, tmp_path: Path
+) -> None:
+    own, other = (
+        load_model(save_checkpoint(tmp_path / name, load_model("tiny", seed=seed), meta={}))
+        for name, seed in (("own", 5), ("other", 6))
+    )
+    facts = ModelFacts.of(model)
+    assert KnownModel(facts, "cpu", lambda: own).loaded is own
+    with pytest.raises(ModelError):
+        _ = KnownModel(facts, "cpu", lambda: other).loaded
+    with pytest.raises(ModelError):
+        _ = KnownModel(facts, "cpu", lambda: blend(other, own, alpha=0.5)).loaded

@@ -13,6 +13,7 @@ import pytest
 import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import build_clip
@@ -60,6 +61,42 @@ def test_a_loaded_checkpoint_is_exactly_the_saved_model(saved: Path) -> None:
     meta = read_meta(saved)
     assert meta["step"] == 7
     assert meta["tensor_digest"] == model.tensor_digest()
+
+
+class Draws(TorchDispatchMode):
+    """Lists the operations that fill a tensor with random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("uniform_", "normal_", "erfinv_"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tower", ["clip", "hugging face", "timm"])
+def test_loading_draws_no_weights_and_leaves_torchs_random_state(tower: str, tmp_path: Path) -> None:
+    if tower == "clip":
+        model = dual(native_config())
+    elif tower == "timm":
+        model = load_model("tiny", seed=3)
+    else:
+        wordpieces = wordpiece_folder(tmp_path / "original")
+        model = dual(hf_config(wordpieces), tokenizer=wordpieces)
+    saved = save_checkpoint(tmp_path / "best", model, meta={})
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    with Draws() as draws:
+        again = load_model(saved)
+    assert draws.names == []
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.tensor_digest() == again.read_digest == model.tensor_digest()
+    with Draws() as draws:
+        load_model("tiny", seed=3)  # random weights are drawn
+    assert draws.names
 
 
 def test_a_hugging_face_text_tower_loads_offline_without_its_original_folder(tmp_path: Path) -> None:
