@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from his2lip.errors import RunError
 from his2lip.logs import log_to
 from his2lip.runtime import check_nodes
 from his2lip.tuning.config import SweepConfig
+from his2lip.tuning.driver_lock import only_driver
 from his2lip.tuning.library_settings import silence_optuna, tune_settings
 from his2lip.tuning.study import (
     DONE,
@@ -125,7 +127,8 @@ def run_sweep(
     assert ray.is_initialized(), "the driver starts Ray"
     sweep = open_sweep(config.storage, config.name)
     url = config.study or f"sqlite:///{sweep.path / STUDY}"
-    with sweep.locked(), silence_optuna(), tune_settings():
+    alone = only_driver(url, config.name) if config.study else nullcontext()
+    with sweep.locked(), alone, silence_optuna(), tune_settings():
         if fresh:
             _remove_earlier(config, sweep, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
