@@ -21,6 +21,8 @@ CHECKPOINT = "model_path"  # parameter: what loads a model; a training config ha
 def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult, folder: Path) -> None:
     """Writes the models and the grid cells of a benchmark to its run, as child runs and logged models.
 
+    That is the whole board: also what a call that scored some of the datasets has kept of the others.
+
     folder  of the benchmark on this machine; the plots are drawn into it
     """
     from his2lip.config import digest
@@ -33,19 +35,23 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult, fold
         with_pooled_draws,
     )
 
+    board, board_tasks = [*result.cells, *result.kept], [*result.tasks, *result.kept_tasks]
+    order = list(dict.fromkeys(cell.model for cell in board))
+    datasets = [*config.uris(), *(cell.dataset for cell in board)]
+    board.sort(key=lambda cell: (order.index(cell.model), datasets.index(cell.dataset)))
     plots = folder / "report" / "plots"
-    of_tasks = (*draw_retrieval(result.tasks, plots), *draw_robustness(result.tasks, plots))
-    for image in (*draw_board(result.cells, plots), *of_tasks):
+    of_tasks = (*draw_retrieval(board_tasks, plots), *draw_robustness(board_tasks, plots))
+    for image in (*draw_board(board, plots), *of_tasks):
         run.artifact(image, "plots")
 
-    rows = summaries(result.cells)
+    rows = summaries(board)
     entries = {entry.name: entry for entry in config.models}
-    named = dict.fromkeys([*(row.model for row in rows), *(task.model for task in result.tasks)])
+    named = dict.fromkeys([*(row.model for row in rows), *(task.model for task in board_tasks)])
     facts = {model: _facts(entries[model]) if model in entries else {} for model in named}
     # A cell's record also has its order with the other models, which changes when one is added.
-    pooled = with_pooled_draws(result.cells)
+    pooled = with_pooled_draws(board)
     cells = {digest({"cell": c.cell, "model": c.model, "order": c.prompt_order}): c for c in pooled}
-    own = {row.model: [cell for cell in result.cells if cell.model == row.model] for row in rows}
+    own = {row.model: [cell for cell in board if cell.model == row.model] for row in rows}
     models = {
         digest(
             {
@@ -56,7 +62,7 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult, fold
         ): row
         for row in rows
     }
-    tasks = {digest({"cell": t.cell, "model": t.model}): t for t in result.tasks}
+    tasks = {digest({"cell": t.cell, "model": t.model}): t for t in board_tasks}
     run.keep_children([*cells, *models, *tasks])
     for child, cell in cells.items():
         _record_cell(run, child, cell, facts.get(cell.model, {}))
@@ -77,7 +83,7 @@ def record_benchmark(run: Run, config: BenchmarkConfig, result: GridResult, fold
         if not any(child.startswith(old.name) for child in models):
             shutil.rmtree(old)
     if rows:
-        run.table(_columns(rows, result.cells), sort=MEAN)
+        run.table(_columns(rows, board), sort=MEAN)
 
 
 def _record_cell(run: Run, child: str, cell: CellResult, facts: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ from his2lip.evaluation.stored_cell import check_stored
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.files import absolute, answers, fetch_file, filesystem
 from his2lip.logs import log_to
-from his2lip.runtime import check_nodes
+from his2lip.runtime import check_nodes, refuse_job_copy
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class GridResult:
     """All grid cells of one call, by model, dataset and protocol.
 
     tasks        the grid cells of the tasks beside the protocols
+    kept, kept_tasks   what the board keeps of the benchmark's other datasets, which this call did not score
     leaderboard  path of leaderboard.csv
     counts       what had to be computed
     reused       identities of the grid cells that were finished before
@@ -80,6 +81,8 @@ class GridResult:
     counts: Counts = field(default_factory=Counts)
     reused: frozenset[str] = frozenset()
     damaged: tuple[str, ...] = ()
+    kept: list[CellResult] = field(default_factory=list)
+    kept_tasks: list[TaskCell] = field(default_factory=list)
 
     @property
     def ran(self) -> int:
@@ -117,6 +120,7 @@ def run_grid(
     names = [name for entry in config.models for name in entry.loads]
     folders = [name.removeprefix("local-dir:") for name in names]
     check_nodes(read=[*config.uris().values(), *folders], write=[config.folder])
+    refuse_job_copy(config.cache, key="cache", fix="set cache to a folder that all nodes share, or a bucket")
     log_to(config.folder)
     plans, failed = plan_cells(config)
     if failed and not plans:
@@ -176,7 +180,7 @@ def run_grid(
     cells = with_seeds(config.folder, with_blends(cells, config.models), entries)
     cells = with_prompt_order(with_published(cells, cards), of_draws)
     board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
-    cells = board[: len(cells)]
+    cells, kept = board[: len(cells)], board[len(cells) :]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
     write_tasks(config.folder, [*tasks, *kept_tasks])
     return GridResult(
@@ -189,6 +193,8 @@ def run_grid(
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
+        kept=kept,
+        kept_tasks=kept_tasks,
     )
 
 

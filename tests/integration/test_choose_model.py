@@ -92,6 +92,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
 
 
+def test_scoring_one_dataset_again_leaves_the_runs_of_the_others_and_the_means_over_all(
+    tmp_path: Path,
+) -> None:
+    tracker = Tracker.open(new_store(tmp_path))
+    tree = {"name": "zoo", "models": [], "datasets": list(DATASETS), "storage": str(tmp_path)}
+    config = validate(BenchmarkConfig, tree)
+    every = cells({})
+    whole = GridResult(every, [], "")
+    scored = [cell for cell in every if cell.dataset == "bcdata"]
+    part = GridResult(scored, [], "", kept=[cell for cell in every if cell.dataset != "bcdata"])
+    found = []
+    for result in (whole, part):
+        with tracker.run(EXPERIMENT, "zoo", {}, tags={RUN_ID: "b"}, beside=tmp_path) as run:
+            record_benchmark(run, config, result, Path(config.folder))
+        runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        found.append({run.info.run_id: run.data.metrics for run in runs})
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the process's own default again
+    assert len(found[0]) > len(every)
+    assert found[0] == found[1]
+
+
 @dataclass
 class Table:
     """MLflow's table of runs in a browser, and how often its user has clicked."""

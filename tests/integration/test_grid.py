@@ -539,6 +539,7 @@ def test_scoring_some_datasets_again_keeps_the_rows_of_the_others(
     before = read_leaderboard(whole)
     part = run_grid(config, datasets=["beta"])
     assert [cell.dataset for cell in part.cells] == ["beta"]
+    assert {cell.cell for cell in [*part.cells, *part.kept]} == {cell.cell for cell in whole.cells}
     assert sorted(read_leaderboard(part), key=str) == sorted(before, key=str)
     with pytest.raises(ConfigError) as refused:
         run_grid(config, datasets=["betta"])
