@@ -143,6 +143,16 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def to_disk(*paths: Path) -> None:
+    """Waits until files and folders are on the disk, so that a loss of power does not undo their writing."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def free_bytes(place: str) -> int | None:
     """Bytes that are free on the disk of a folder, which need not exist yet; None for a URI."""
     if "://" in place:
@@ -257,7 +267,7 @@ def store_file(system: fs.FileSystem, file: Path, path: str) -> None:
         if whole != path:
             system.move(whole, path)
 
-    _patiently(store, f"{file.name} cannot be stored", path)
+    patiently(store, f"{file.name} cannot be stored", path)
 
 
 def read_object(system: fs.FileSystem, path: str) -> bytes | None:
@@ -268,11 +278,14 @@ def read_object(system: fs.FileSystem, path: str) -> bytes | None:
             return bytes(source.read())
         return None
 
-    return _patiently(read, f"{path.rpartition('/')[2]} cannot be read", path)
+    return patiently(read, f"{path.rpartition('/')[2]} cannot be read", path)
 
 
-def _patiently(attempt: Callable[[], T], failed: str, path: str) -> T:
-    """What `attempt` returns; it is tried again, and an error is raised, as `store_file` describes."""
+def patiently(attempt: Callable[[], T], failed: str, path: str) -> T:
+    """What `attempt` returns; it is tried again, and an error is raised, as `store_file` describes.
+
+    `failed` is what cannot be done, such as "this shard cannot be read", and `path` where.
+    """
     waits = (*_AGAIN_S, None)
     tried = 0
     while True:

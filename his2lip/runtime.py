@@ -125,9 +125,6 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
             "include_dashboard": False,
             "_temp_dir": _temporary_folder(),
         }
-        if terminal_level() > logging.DEBUG:
-            folder = Path(options["_temp_dir"] or ray._common.utils.get_default_ray_temp_dir())
-            atexit.register(_remove_sessions, folder, os.getpid())
     elif LEVEL in os.environ:  # workers of a local Ray inherit it
         options["runtime_env"] = {"env_vars": {LEVEL: os.environ[LEVEL]}}
     try:
@@ -136,21 +133,30 @@ def start_ray(*, num_cpus: int | None = None, object_store_memory: int | None = 
         raise _no_answer(address, error) from None
     except Exception as error:  # Ray raises a bare Exception where its processes do not start in time
         raise _not_started(error) from error
+    if local and terminal_level() > logging.DEBUG:
+        atexit.register(_remove_session, session_folder(), os.getpid())
 
 
-def _remove_sessions(folder: Path, process: int) -> None:
+def session_folder() -> Path:
+    """The folder of Ray's session on this machine, for what has to be gone when the session is."""
+    import ray
+
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_session_dir_path())
+
+
+def _remove_session(session: Path, process: int) -> None:
     """Stops the local Ray of this process and removes its folder, sockets and logs, which Ray leaves."""
     if os.getpid() != process:  # a copy of the process that started it
         return
     import ray
 
     ray.shutdown()
-    latest = folder / "session_latest"
-    for session in folder.glob(f"session_*_{process}"):
-        with suppress(OSError):
-            if latest.readlink().name == session.name:
-                latest.unlink()
-        shutil.rmtree(session, ignore_errors=True)
+    latest = session.with_name("session_latest")
+    with suppress(OSError):
+        if latest.readlink().name == session.name:
+            latest.unlink()
+    shutil.rmtree(session, ignore_errors=True)
 
 
 def check_nodes(*, read: Iterable[str] = (), write: Iterable[str] = ()) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from broken_store import AWAY, BrokenStore, broken_store
 from buckets import s3_on_loopback
+from training_data import write_small_shards
 
 from his2lip import files
 from his2lip.cli.app import main
 from his2lip.cli.train import run_train
 from his2lip.cli.tune import run_tune
 from his2lip.config import validate
+from his2lip.data.shards import open_shards, read_row_group
 from his2lip.errors import DatasetError, StorageError
 from his2lip.files import at_hand, fetch_file, filesystem, remove_folder, store_file, write_file
 from his2lip.logs import setup
@@ -30,7 +34,7 @@ PLACE = "bucket/runs"
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BrokenStore]]:
-    monkeypatch.setattr(sweep_directory, "_session", lambda: str(tmp_path))
+    monkeypatch.setattr(sweep_directory, "session_folder", lambda: tmp_path)
     with broken_store() as made:
         yield made
 
@@ -209,4 +213,33 @@ def test_a_bucket_that_does_not_exist_is_refused_at_once_and_before_a_run_or_a_s
         with pytest.raises(DatasetError) as not_swept:
             run_tune(validate(SweepConfig, {**sweep, "storage": "s3://none/runs"}))
     assert (not_run.value.where, not_swept.value.where) == ("s3://none/runs/train", "s3://none/runs/tune")
+    assert not waits
+
+
+def test_shards_are_read_again_from_a_store_that_comes_back_and_damage_is_refused_at_once(
+    store: type[BrokenStore], waits: list[float], tmp_path: Path
+) -> None:
+    local = open_shards(write_small_shards(tmp_path / "set", train=8, select=4))
+    system, root = filesystem(f"{STORAGE}/set")
+    for file in sorted(path for path in Path(local.root).rglob("*") if path.is_file()):
+        write_file(system, f"{root}/{file.relative_to(local.root)}", file.read_bytes())
+    here, there = local.row_groups("train"), open_shards(f"{STORAGE}/set")
+    groups = there.row_groups("train")
+    store.fault, store.patience = AWAY, 2
+    table = read_row_group(there.filesystem, groups[0], ["patch_id", "image"])
+    assert table.equals(read_row_group(local.filesystem, here[0], ["patch_id", "image"]))
+    assert waits == [1.0, 5.0]
+    store.patience = None
+    with pytest.raises(StorageError) as refused:
+        read_row_group(there.filesystem, groups[0])
+    assert (refused.value.key, refused.value.where) == ("store", groups[0].path)
+    waits.clear()
+    store.fault = None
+    with pytest.raises(FileNotFoundError):
+        read_row_group(there.filesystem, dataclasses.replace(groups[0], path=f"{root}/none"))
+    content = bytearray(Path(here[0].path).read_bytes())
+    content[len(content) // 2] ^= 1
+    write_file(there.filesystem, groups[0].path, bytes(content))
+    with pytest.raises((OSError, pa.ArrowException)):
+        _ = [read_row_group(there.filesystem, group, ["image"]) for group in groups]
     assert not waits

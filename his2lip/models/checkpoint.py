@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import his2lip
 from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
-from his2lip.files import file_digest, writing
+from his2lip.files import file_digest, to_disk, writing
 from his2lip.models.architecture import HF_TEXT_FOLDER, build_clip
 from his2lip.models.encoder import DualEncoder, Precision, architecture, plain_state, tensor_digest
 from his2lip.models.preprocess import Preprocess
@@ -203,17 +203,25 @@ def _own_storage(state: Mapping[str, torch.Tensor]) -> Tensors:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary directory beside `folder` that takes its place when the block ends without an error."""
+    """A temporary directory beside `folder` that takes its place when the block ends without an error.
+
+    The new files are on the disk before the old ones are removed: a loss of power leaves one of them whole.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    unique = uuid.uuid4().hex[:8]
+    new = folder.parent / f".{folder.name}.{unique}.tmp"
     new.mkdir()
     try:
         yield new
+        to_disk(*new.rglob("*"), new)
         old = previous_folder(folder)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+            if old.exists():  # NFS keeps a file that another process has open
+                os.rename(old, folder.parent / f".{folder.name}.{unique}.old.tmp")
             os.rename(folder, old)
         os.rename(new, folder)
+        to_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -85,7 +85,7 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
         return None
     try:
         optimizer: dict[str, Tensors] = {}
-        for key, tensor in load_file(folder / _OPTIMIZER).items():
+        for key, tensor in _read(folder / _OPTIMIZER).items():
             name, _, slot = key.rpartition("/")
             optimizer.setdefault(name, {})[slot] = tensor
         tree = unsealed(json.loads((folder / _STATE).read_text(encoding="utf-8")))
@@ -93,10 +93,18 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
             if file_digest(folder / name) != digest:
                 raise _unusable(f"{name} is not what was written", where=folder, key=name)
         return ResumeState(
-            step=tree["step"], extra=tree["extra"], optimizer=optimizer, model=load_file(folder / _MODEL)
+            step=tree["step"], extra=tree["extra"], optimizer=optimizer, model=_read(folder / _MODEL)
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unusable(str(error), where=folder) from None
+
+
+def _read(file: Path) -> Tensors:
+    """The tensors of a file, in memory of their own: safetensors maps the file as long as they are used.
+
+    On NFS a mapped file cannot be removed, so that the folder of a checkpoint could not be replaced.
+    """
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensors]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyarrow.fs import FileType
 
 from his2lip.errors import CheckpointError, first_line
-from his2lip.files import answers, fetch_file, filesystem, store_file
+from his2lip.files import answers, fetch_file, filesystem, store_file, writing
 from his2lip.models.provenance import current_folder
 
 SUFFIX = ".tar"
@@ -27,7 +27,7 @@ def store_checkpoint(folder: str | Path, uri: str) -> None:
     system, path = filesystem(uri)
     with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
         packed = Path(scratch, "checkpoint.tar")
-        with tarfile.open(packed, "w") as archive:
+        with writing("a packed checkpoint", packed), tarfile.open(packed, "w") as archive:
             archive.add(current_folder(Path(folder)), arcname=".")
         store_file(system, packed, path)
 
@@ -46,7 +46,7 @@ def fetch_stored(uri: str, folder: str | Path) -> bool:
         if _tail(packed) != bytes(_END):
             raise _damaged(uri, "it is cut short")
         try:
-            with tarfile.open(packed) as archive:
+            with writing("a checkpoint", folder), tarfile.open(packed) as archive:
                 archive.extractall(folder, filter="data")  # nothing outside of `folder`
         except tarfile.TarError as error:
             raise _damaged(uri, first_line(error)) from None

@@ -131,7 +131,7 @@ def run_worker(sent: Mapping[str, bytes]) -> None:
     """One worker of a run."""
     job: Job
     job, queue = ray.cloudpickle.loads(sent["job"])
-    with job.run.in_worker() as run:
+    with job.run.in_worker(ray.train.get_context().get_world_rank()) as run:
         _train_share(job, queue, run)
 
 

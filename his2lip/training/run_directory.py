@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from his2lip.config import sealed, unsealed
+from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import RunError
 from his2lip.files import fetch_file, filesystem, locked, remove_file, store_file, writing
 from his2lip.models import fetch_stored, store_checkpoint
+from his2lip.runtime import session_folder
 
 _STATE, _LOCK = "run.json", ".lock"
 
@@ -57,8 +59,8 @@ class RunDir:
         copy_checkpoint(self.best, to)
 
     @contextmanager
-    def in_worker(self) -> Iterator[RunDir]:
-        """The run as a worker on any node works on it."""
+    def in_worker(self, rank: int) -> Iterator[RunDir]:
+        """The run as the worker of a rank works on it, on any node."""
         yield self
 
     def read(self) -> dict[str, Any] | None:
@@ -154,12 +156,19 @@ class StoredRun(RunDir):
         fetch_stored(self.address(folder.name), folder)
 
     @contextmanager
-    def in_worker(self) -> Iterator[RunDir]:
-        with tempfile.TemporaryDirectory(prefix="his2lip-") as made:
-            run = StoredRun(Path(made, self.path.name), self.place)
-            run.path.mkdir()
+    def in_worker(self, rank: int) -> Iterator[RunDir]:
+        """Works in a folder of Ray's session. What a killed worker of the rank left there is removed."""
+        base = session_folder() / "his2lip" / digest(self.place)[:16]
+        for left in base.glob(f"{rank}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = base / f"{rank}-{uuid.uuid4().hex[:8]}"
+        try:
+            run = StoredRun(folder / self.path.name, self.place)
+            run.path.mkdir(parents=True)
             run._fetch(run.last)
             yield run
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def read(self) -> dict[str, Any] | None:
         system, root = filesystem(self.place)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyarrow.fs import FileSelector
 
@@ -30,7 +30,7 @@ from his2lip.files import (
 )
 from his2lip.logs import LOG_FILE, log_to
 from his2lip.models import fetch_stored, store_checkpoint
-from his2lip.runtime import is_local, on_nodes
+from his2lip.runtime import is_local, on_nodes, session_folder
 from his2lip.tuning.plots import PLOTS
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class StoredSweep(SweepDir):
 
     @property
     def path(self) -> Path:
-        return Path(_session(), "his2lip", digest(self._place)[:16])
+        return session_folder() / "his2lip" / digest(self._place)[:16]
 
     @property
     def shared(self) -> str:
@@ -364,14 +364,6 @@ def copy_database(file: Path, copy: Path) -> Path:
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     return copy
-
-
-def _session() -> str:
-    """The folder of Ray's session on this machine."""
-    import ray
-
-    node: Any = ray._private.worker._global_node
-    return str(node.get_session_dir_path())
 
 
 def _answers(work: Callable[..., T], *arguments: object) -> list[T]:

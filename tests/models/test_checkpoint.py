@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
+from small_disk import needs_mount, small_disk
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import build_clip
-from his2lip.models.checkpoint import save_checkpoint
+from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import current_folder, previous_folder, read_meta
+from his2lip.models.provenance import META, current_folder, previous_folder, read_meta
 from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
 from his2lip.models.tokenizer import build_tokenizer
 
@@ -229,6 +233,52 @@ def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> Non
     assert read_meta(saved)["step"] == 7
     assert load_model(saved).similarity == "dot"
     assert read_meta(current_folder(saved))["step"] == 7  # from where a run resumes
+
+
+@needs_mount
+def test_a_former_checkpoint_that_cannot_be_removed_does_not_stop_later_saves(saved: Path) -> None:
+    """A mounted disk in its folder, as busy as a file that another process has open on NFS."""
+    saved.rename(previous_folder(saved))
+    with small_disk(previous_folder(saved) / "busy"):
+        for step in (8, 9):
+            save_checkpoint(saved, dual(native_config(), seed=step), meta={"step": step})
+            assert read_meta(saved)["step"] == step
+        (left,) = saved.parent.glob(".best.*.old.tmp")
+        left.rename(previous_folder(saved))  # to where it is unmounted
+
+
+def test_a_new_checkpoint_is_on_the_disk_before_the_former_one_is_removed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def noted(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(target: Any, *more: Any, **options: Any) -> None:
+            where = os.readlink(f"/proc/self/fd/{target}") if name == "fsync" else str(target)
+            order.append(f"{name} {Path(where).name}")
+            real(target, *more, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted("fsync", os.fsync))
+    monkeypatch.setattr(os, "rename", noted("rename", os.rename))
+    monkeypatch.setattr(shutil, "rmtree", noted("remove", shutil.rmtree))
+    save_checkpoint(saved, dual(native_config(), seed=2), meta={"step": 8})
+    first = order.index(f"rename {saved.name}")
+    assert {f"fsync {name}" for name in ("model.safetensors", META, OPEN_CLIP)} <= set(order[:first])
+    removed = len(order) - 1 - order[::-1].index(f"remove {previous_folder(saved).name}")
+    assert order.index(f"fsync {saved.parent.name}") < removed
+
+
+def test_a_state_to_resume_from_is_not_a_map_of_its_file(tmp_path: Path) -> None:
+    state = ResumeState(
+        step=1, optimizer={"w": {"m": torch.ones(4096)}}, model={"b": torch.ones(3)}, extra={}
+    )
+    folder = save_checkpoint(tmp_path / "last", dual(native_config()), meta={}, resume=state)
+    again = load_resume(folder)
+    assert again is not None
+    assert torch.equal(again.optimizer["w"]["m"], torch.ones(4096))
+    assert "optimizer.safetensors" not in Path("/proc/self/maps").read_text()
 
 
 def test_a_restored_optimizer_continues_exactly_whatever_the_order_of_its_parameters(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+from small_disk import needs_mount, small_disk
 
 from his2lip.config import digest
-from his2lip.errors import CheckpointError, ModelError
+from his2lip.errors import CheckpointError, ModelError, StorageError
 from his2lip.models import load_model, registered, save_checkpoint, weights_identity
 from his2lip.models.provenance import read_meta
 from his2lip.models.registered import checkpoint_folder, fetch_checkpoint, local_name, meta_of
+from his2lip.models.stored import fetch_stored
+from his2lip.training import run_directory
 from his2lip.training.run_directory import RunDir, StoredRun, open_run, start_or_resume
 
 IDENTITY = {"id": "a" * 64, "made_of": {}, "code_version": "1"}
@@ -43,17 +47,43 @@ def test_a_run_is_three_objects(run: RunDir, tmp_path: Path) -> None:
     assert objects(tmp_path) == ["best.tar", "last.tar", "run.json"]
 
 
-def test_another_process_resumes_it_from_the_store(run: RunDir, storage: str) -> None:
+def test_another_process_resumes_it_from_the_store(
+    run: RunDir, storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = open_run(storage, "mine")
     assert other.path != run.path
     with other.locked():
         state = start_or_resume(other, identity=IDENTITY, fresh=False, say=pytest.fail)
         assert state["status"] == "running"
         assert (read_meta(other.best)["step"], read_meta(other.last)["step"]) == (1, 2)
-    with other.in_worker() as there:
+    monkeypatch.setattr(run_directory, "session_folder", lambda: tmp_path / "session")
+    with other.in_worker(0) as killed, other.in_worker(1) as there:
         assert read_meta(there.last)["step"] == 2
         folder = there.path
+        (tmp_path / "left").mkdir()
+        shutil.copytree(killed.path, tmp_path / "left/mine")  # what a killed worker leaves
+        left = killed.path.parent.with_name("0-dead")
+        shutil.move(tmp_path / "left", left)
+        with other.in_worker(0):
+            assert not left.exists()
+            assert folder.exists(), "another rank's"
     assert not folder.exists()
+
+
+@needs_mount
+def test_a_full_disk_while_a_checkpoint_is_packed_or_unpacked_is_one_sentence(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "small", 1 << 20) as disk:
+        with monkeypatch.context() as small:
+            small.setattr(tempfile, "tempdir", str(disk.path))
+            with pytest.raises(StorageError) as refused:
+                run.keep("last")
+            assert refused.value.key == "disk"
+        with pytest.raises(StorageError) as refused:
+            fetch_stored(run.address("best"), disk.path / "best")
+        assert refused.value.key == "disk"
+    run.keep("last")
 
 
 def test_its_checkpoint_is_loaded_by_its_address(run: RunDir, tmp_path: Path) -> None:

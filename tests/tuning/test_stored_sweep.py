@@ -35,7 +35,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """machine(name): from now on this process is on the machine `name`; at first it is on `head`."""
 
     def move(name: str) -> None:
-        monkeypatch.setattr(sweep_directory, "_session", lambda: str(tmp_path / name))
+        monkeypatch.setattr(sweep_directory, "session_folder", lambda: tmp_path / name)
 
     move("head")
     return move

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +20,13 @@ from his2lip.data.shards.info import DatasetInfo
 from his2lip.data.shards.schema import SCHEMA, VERSION_KEY, WITHOUT_IMAGE
 from his2lip.data.shards.writer import INFO
 from his2lip.errors import DatasetError, did_you_mean, first_line
-from his2lip.files import filesystem
+from his2lip.files import filesystem, patiently
 
+T = TypeVar("T")
 _THREADS = 8  # that read footers, since each takes tens of milliseconds on an object store
 _FIX = "prepare the dataset again"
+# What Arrow says of a file that is damaged; what stores say where they fail has none of these words.
+_DAMAGE = re.compile(r"(?i)page integrity|checksum|thrift|end of stream|corrupt|decompress|malformed|invalid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +180,42 @@ def open_shards(uri: str | Path) -> ShardSet:
 def read_row_group(system: fs.FileSystem, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
     """One row group with the given columns; by default all but the image.
 
-    Page checksums are verified; shards of older versions have none. Raises DatasetError for an unknown
-    column, and Arrow's own errors where the file cannot be read.
+    Page checksums are verified; shards of older versions have none. A store that fails is asked again for a
+    minute and a half. Raises DatasetError for an unknown column, StorageError where the store still fails,
+    and Arrow's own errors where the file is missing or damaged.
     """
-    with pq.ParquetFile(group.path, filesystem=system, page_checksum_verification=True) as file:
-        wanted = list(_schema(columns).names)
-        return file.read_row_group(group.index, columns=wanted, use_threads=False).select(wanted)
+    wanted = list(_schema(columns).names)
+
+    def read() -> pa.Table:
+        with pq.ParquetFile(group.path, filesystem=system, page_checksum_verification=True) as file:
+            return file.read_row_group(group.index, columns=wanted, use_threads=False).select(wanted)
+
+    return _from_store(read, system, group.path)
+
+
+def _from_store(read: Callable[[], T], system: fs.FileSystem, path: str) -> T:
+    """What `read` returns. Where a store fails for a time, `read` is called again.
+
+    What no other call would change is raised at once: a missing file, a damaged one, an error of a local
+    disk. Arrow raises OSError for damage too, and tells it by its words.
+    """
+    if isinstance(system, fs.LocalFileSystem):
+        return read()
+
+    def attempt() -> T | OSError:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            return error
+        except OSError as error:
+            if _DAMAGE.search(str(error)):
+                return error
+            raise
+
+    found = patiently(attempt, "this shard cannot be read", path)
+    if isinstance(found, OSError):
+        raise found
+    return found
 
 
 def _schema(columns: Iterable[str] | None) -> pa.Schema:
@@ -194,7 +229,7 @@ def _schema(columns: Iterable[str] | None) -> pa.Schema:
 
 def _footer(system: fs.FileSystem, path: str) -> list[RowGroup]:
     try:
-        metadata = pq.read_metadata(path, filesystem=system)
+        metadata = _from_store(lambda: pq.read_metadata(path, filesystem=system), system, path)
     except FileNotFoundError:
         raise DatasetError("this shard is missing", where=path, fix=_FIX) from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -16,7 +16,7 @@ from his2lip.data.shards import info as info_file
 from his2lip.data.shards.info import NO_LABEL, DatasetInfo, PartInfo
 from his2lip.data.shards.schema import DICTIONARIES, SCHEMA, WITHOUT_IMAGE, Patch
 from his2lip.errors import DatasetError, did_you_mean
-from his2lip.files import check_writable, filesystem, not_writable, write_file, writing
+from his2lip.files import check_writable, filesystem, not_writable, to_disk, write_file, writing
 
 ROW_GROUP_BYTES = 24 << 20  # of images; large enough for fast reads, small enough to shuffle in memory
 PART_BYTES = 256 << 20  # of images per file
@@ -76,6 +76,8 @@ class PartWriter:
         self._flush()
         with self._writing():
             self._file.close()
+            if isinstance(self._fs, fs.LocalFileSystem):  # before dataset.json says that it is whole
+                to_disk(Path(f"{self._path}.tmp"))
             self._fs.move(f"{self._path}.tmp", self._path)
         return PartInfo(
             split=self._split,
