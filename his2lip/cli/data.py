@@ -47,7 +47,12 @@ def prepare_dataset(
     out: Annotated[str, typer.Option(help="Where the shards go: a folder or an object-store URI.")],
     view: Annotated[
         str | None,
-        typer.Option(help="Derive patches, such as tiles(size=256) or tiles(mpp=0.5, size=224)."),
+        typer.Option(
+            help="Store derived patches: squash (the whole image, resized), centre (the largest square in the "
+            "middle) or tiles (squares on tissue), such as 'squash(size=224, codec=jpeg)' or "
+            "'tiles(size=224, mpp=0.5)'. Options: size, codec (png or jpeg); of tiles only: mpp, max_tiles, "
+            "tissue (least share of it)."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this number of images.")] = None,
     unpack_to: Annotated[
