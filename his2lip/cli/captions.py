@@ -66,7 +66,10 @@ def draft(
     ] = None,
     per_key: Annotated[int, typer.Option(min=4, help="Representative patches of a key.")] = 4,
     any_band: Annotated[bool, typer.Option("--any-band", help="One key for all staining bands.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of patches and of samples.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the choice of patches and of the rewordings that are read."),
+    ] = 0,
     cache: Cache = CACHE,
 ) -> None:
     """Choose what to caption: one seed for each tissue type, biomarker and staining band.
@@ -224,7 +227,8 @@ def review(
     host: Annotated[
         str,
         typer.Option(
-            help="The address that is bound. One of another machine's reach needs a token, which is printed."
+            help="The address to listen on. If other machines can reach it, the page needs a token, which is "
+            "printed."
         ),
     ] = "127.0.0.1",
     keys: Annotated[Path | None, typer.Option(help="A YAML file of other keys, such as `accept: j`.")] = None,

@@ -21,12 +21,15 @@ def gc(
     kinds: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated kinds: checkpoint, run, leftover, and on request features and copy. "
-            "Do not ask for features where another storage uses the same cache."
+            help="Comma-separated kinds. Default: checkpoint (the state to resume from, of finished runs), "
+            "run (unfinished runs), leftover (temporary and damaged files). On request: features (cached "
+            "embeddings that no board was scored with) and copy (local copies of registered models). Do not "
+            "ask for features where another storage uses the same cache."
         ),
     ] = None,
     days: Annotated[
-        float, typer.Option(min=0, help="Days for which a run, features or a copy were not touched.")
+        float,
+        typer.Option(min=0, help="Least days for which a run, features or a copy was not touched; 0: all."),
     ] = 7,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
 ) -> None:

@@ -32,7 +32,7 @@ def tune(
     options: Options = False,
     schema: Schema = False,
 ) -> None:
-    """Sweep the loss weights; the same command resumes a stopped sweep."""
+    """Sweep training options, such as the loss weights; the same command resumes a stopped sweep."""
     submit_if_asked(address)
     from his2lip.config import load
     from his2lip.tuning import SweepConfig

@@ -44,7 +44,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 5000,
     store: Annotated[
         str | None,
-        typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI."),
+        typer.Option(help="URI of an MLflow store. Default: MLFLOW_TRACKING_URI, else runs/mlflow.db."),
     ] = None,
     cluster: Annotated[
         Path | None,
