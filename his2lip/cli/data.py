@@ -48,8 +48,8 @@ def prepare_dataset(
     view: Annotated[
         str | None,
         typer.Option(
-            help="Store derived patches: squash (the whole image, resized), centre (the largest square in the "
-            "middle) or tiles (squares on tissue), such as 'squash(size=224, codec=jpeg)' or "
+            help="Store derived patches: squash (the whole image, resized), centre (the largest square in "
+            "the middle) or tiles (squares on tissue), such as 'squash(size=224, codec=jpeg)', 'centre' or "
             "'tiles(size=224, mpp=0.5)'. Options: size, codec (png or jpeg); of tiles only: mpp, max_tiles, "
             "tissue (least share of it)."
         ),
