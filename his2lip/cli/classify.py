@@ -132,6 +132,7 @@ def classify(
         force=force,
         abstain_below=abstain_below,
     )
+    plan = tile_plan(classifier, slides, model=model) if wholes else None  # before the patches are classified
     rows: list[dict[str, object]] = []
     unread: list[str] = []
     read = partial(_seen, classifier, image_mpp)
@@ -141,8 +142,8 @@ def classify(
         found = classifier.classify_seen([seen for _, seen in readable])
         for answers, (file, _) in zip(found, readable, strict=True):
             rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
-    if wholes:
-        for file, answers in read_slides(wholes, classifier, slides, model=model, unread=unread):
+    if plan is not None:
+        for file, answers in read_slides(wholes, classifier, slides, plan, unread=unread):
             rows += [_row(str(file), q.title, answers[q.name]) for q in questions]
     if rows:
         _show_answers(rows, similarity=classifier.model.similarity)
@@ -296,21 +297,41 @@ def split_slides(files: Sequence[Path], options: SlideOptions) -> tuple[list[Pat
     return [file for file in files if file not in whole], slides
 
 
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """How the slides of one call are tiled and drawn."""
+
+    size: int  # pixels per side of a tile
+    mpp: float  # microns per pixel of a tile
+    bounds: tuple[float, float] | None  # similarities of the heat map's colours; None: no map
+
+
+def tile_plan(classifier: Classifier, options: SlideOptions, *, model: str) -> TilePlan:
+    """The options, with what the model decides. Raises ConfigError for those that cannot be used with it."""
+    size, mpp = _tile_size(model, classifier, options)
+    similarity = classifier.model.similarity
+    bounds = None if options.heat is None else heat_bounds(options.heat_range, similarity)
+    return TilePlan(size=size, mpp=mpp, bounds=bounds)
+
+
 def read_slides(
-    slides: Sequence[Path], classifier: Classifier, options: SlideOptions, *, model: str, unread: list[str]
+    slides: Sequence[Path],
+    classifier: Classifier,
+    options: SlideOptions,
+    plan: TilePlan,
+    *,
+    unread: list[str],
 ) -> list[tuple[Path, dict[str, Answer]]]:
     """The answers of each slide; the reasons for slides that cannot be read are added to `unread`."""
-    size, mpp = _tile_size(model, classifier, options)
-    bounds = None if options.heat is None else heat_bounds(options.heat_range, classifier.model.similarity)
     rows = []
     for path in slides:
         try:
-            reading = _read(path, classifier, size, mpp, options.image_mpp)
+            reading = _read(path, classifier, plan, options.image_mpp)
         except ImageError as error:
             unread.append(f"{error} ({path})" if error.where is None else str(error))
             continue
-        say(f"{path}: {len(reading.places):,} tiles of {size} px at {mpp:g} µm per pixel")
-        _write(path.stem, reading, options, bounds)
+        say(f"{path}: {len(reading.places):,} tiles of {plan.size} px at {plan.mpp:g} µm per pixel")
+        _write(path.stem, reading, options, plan.bounds)
         rows.append((path, reading.whole))
     return rows
 
@@ -324,12 +345,14 @@ def question_with_class(questions: Sequence[Question], label: str) -> Question:
     return known[label]
 
 
-def _read(path: Path, classifier: Classifier, size: int, mpp: float, slide_mpp: float | None) -> SlideReading:
+def _read(path: Path, classifier: Classifier, plan: TilePlan, slide_mpp: float | None) -> SlideReading:
     from his2lip.serving import read_slide
 
     with ProgressBar(path.name) as bar:
         progress = bar.counter("tiles")
-        return read_slide(path, classifier, size=size, mpp=mpp, slide_mpp=slide_mpp, progress=progress)
+        return read_slide(
+            path, classifier, size=plan.size, mpp=plan.mpp, slide_mpp=slide_mpp, progress=progress
+        )
 
 
 def _tile_size(model: str, classifier: Classifier, options: SlideOptions) -> tuple[int, float]:

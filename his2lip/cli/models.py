@@ -174,7 +174,10 @@ def convert_model(
     ],
     backbone: Annotated[
         str | None,
-        typer.Option(help="released: clip or plip. open_clip's state dict: its architecture."),
+        typer.Option(
+            help="released: clip or plip. open_clip's state dict: its architecture with the pretrained tag "
+            "that training started from, such as ViT-B-32:openai."
+        ),
     ] = None,
     tokenizer: Annotated[
         Tokenizer,
@@ -213,7 +216,10 @@ def export_model(
     out: Out,
     format: Annotated[
         Literal["open_clip", "transformers"],
-        typer.Option(help="open_clip: any model, as local-dir:. transformers: a CLIPModel, ViT-B/32 only."),
+        typer.Option(
+            help="open_clip: any model, as local-dir:. transformers: a CLIPModel; only models with "
+            "open_clip's own ViT and CLIP's text tower, such as clip, plip and their fine-tuned forms."
+        ),
     ] = "open_clip",
 ) -> None:
     """Write a model for another tool, with its terms of use and the model card that it was promoted with."""

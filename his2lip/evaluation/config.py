@@ -9,6 +9,7 @@ import pydantic
 from his2lip.config import Config, OptionError
 from his2lip.errors import did_you_mean
 from his2lip.evaluation.perturbations import LEVELS, Kind, refusal
+from his2lip.evaluation.prompts import dataset_and_protocol
 from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
 from his2lip.runtime import usable_cpus
@@ -236,8 +237,12 @@ class BenchmarkConfig(Config):
             raise OptionError(what, key="models")
         if not self.protocols and not self.tasks():
             raise OptionError("there is no protocol, and no task in place of one", key="protocols")
+        known = list(self.uris())
+        for section_key, key in self.prompt_keys():
+            if (dataset := dataset_and_protocol(key, known)[0]) not in known:
+                what = f"the benchmark has no dataset '{dataset}'; {did_you_mean(dataset, known)}"
+                raise OptionError(what, key=f"{section_key}.{key}")
         for task, section in self.tasks().items():
-            known = list(self.uris())
             if unknown := [name for name in section.datasets or () if name not in known]:
                 what = f"the benchmark has no dataset '{unknown[0]}'; {did_you_mean(unknown[0], known)}"
                 raise OptionError(what, key=f"{task}.datasets")
@@ -260,6 +265,11 @@ class BenchmarkConfig(Config):
         """The tasks that the benchmark has beside its protocols, by name."""
         sections: dict[str, TaskConfig | None] = {name: getattr(self, name) for name in TASK_NAMES}
         return {name: section for name, section in sections.items() if section is not None}
+
+    def prompt_keys(self) -> list[tuple[str, str]]:
+        """Every DATASET or DATASET/PROTOCOL that is given a prompt set, with the key of its mapping."""
+        mappings = {"prompts": self.prompts} | {f"pools.{name}": pool for name, pool in self.pools.items()}
+        return [(name, key) for name, mapping in mappings.items() for key in mapping]
 
     @property
     def folder(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from his2lip.evaluation.baselines import scoring
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_cell import CellPlan, FitPlan, Plan, described
 from his2lip.evaluation.probes import labelled
-from his2lip.evaluation.prompts import PromptSet, of_protocol
+from his2lip.evaluation.prompts import PromptSet, dataset_and_protocol, of_protocol
 from his2lip.evaluation.protocols import of_role, select, shared_units
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.retrieval_task import plan_retrieval
@@ -60,11 +60,12 @@ def check_inputs(config: BenchmarkConfig, *, datasets: Sequence[str] | None = No
 def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
     """Every (dataset, protocol or task) that can be scored, and for every model those that cannot: why.
 
-    Raises ConfigError for a protocol, or a role of splits, that none of the datasets has.
+    Raises ConfigError for a protocol, or a role of splits, that none of the datasets has, and for prompts of
+    a protocol that their dataset does not have.
     """
     plans: list[Plan] = []
     failed: list[CellFailure] = []
-    offered: set[str] = set()
+    offered: dict[str, Collection[str]] = {}  # dataset -> the protocols of its card
     broken = False
     for dataset, uri in config.uris().items():
         try:
@@ -75,7 +76,7 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
             names = [*config.protocols, *_tasks_of(config, dataset)]
             failed += [failure(m.name, dataset, name, error) for m in config.models for name in names]
             continue
-        offered |= set(card.protocols)
+        offered[dataset] = card.protocols
         if config.role is not None and not splits_with_role(shards.info.roles, config.role):
             _log.warning("%s has no split with the role '%s' and is left out", dataset, config.role)
             continue
@@ -85,15 +86,27 @@ def plan_cells(config: BenchmarkConfig) -> tuple[list[Plan], list[CellFailure]]:
                 plans.append(planner(dataset, name, card, shards, config))
             except Exception as error:
                 failed += [failure(m.name, dataset, name, error) for m in config.models]
-    unknown = [p for p in config.protocols if p not in offered]
+    _check_prompt_keys(config, offered)
+    every = {name for protocols in offered.values() for name in protocols}
+    unknown = [p for p in config.protocols if p not in every]
     if unknown and not broken:
-        fix = did_you_mean(unknown[0], offered)
+        fix = did_you_mean(unknown[0], every)
         what = f"none of the datasets has a protocol '{unknown[0]}'"
         raise ConfigError(what, key="protocols", fix=fix)
     if config.role is not None and not plans and not failed:
         what = f"none of the datasets has a split with the role '{config.role}'"
         raise ConfigError(what, key="role", fix="prepare one with such a split (carve of its card)")
     return plans, failed
+
+
+def _check_prompt_keys(config: BenchmarkConfig, offered: Mapping[str, Collection[str]]) -> None:
+    """Raises ConfigError for prompts of a protocol that is not among those that their dataset offers."""
+    for section, key in config.prompt_keys():
+        dataset, protocol = dataset_and_protocol(key, list(config.uris()))
+        if protocol is not None and dataset in offered and protocol not in offered[dataset]:
+            what = f"{section} names the protocol '{protocol}', which the dataset '{dataset}' does not have"
+            fix = did_you_mean(protocol, offered[dataset])
+            raise ConfigError(what, key=f"{section}.{key}", fix=fix)
 
 
 def _tasks_of(config: BenchmarkConfig, dataset: str) -> dict[str, Planner]:

@@ -165,6 +165,18 @@ def of_protocol(prompts: Mapping[str, str], dataset: str, protocol: str) -> str 
     return prompts.get(f"{dataset}/{protocol}") or prompts.get(dataset)
 
 
+def dataset_and_protocol(key: str, datasets: Sequence[str]) -> tuple[str, str | None]:
+    """The dataset and the protocol that a key of such a mapping names; None: every protocol of the dataset.
+
+    `datasets` are the known ones, whose names may have slashes. A key of none of them ends its dataset at the
+    first slash.
+    """
+    if key in datasets:
+        return key, None
+    before = next((name for name in datasets if key.startswith(f"{name}/")), key.partition("/")[0])
+    return before, key.removeprefix(before).removeprefix("/") if "/" in key else None
+
+
 def american(sentence: str) -> str:
     """The sentence in American spelling: tumor for tumour, hematoxylin for haematoxylin, and the like."""
 

@@ -18,7 +18,9 @@ def released_dictionaries(path: Path) -> dict[str, dict[str, list[str]]]:
     ConfigError for a file that cannot be read as Python, or has no such dictionary.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(
+            path.read_bytes()
+        )  # as Python reads a file: by its byte order mark or its encoding line
     except (OSError, ValueError, SyntaxError) as error:
         what = f"this file cannot be read as Python: {type(error).__name__}"
         raise ConfigError(what, where=path, key=path.name, fix="give the released constants.py") from None
@@ -38,7 +40,8 @@ def import_released(path: Path, name: str, *, rename: Mapping[str, str]) -> Prom
     """The dictionary `name` of the file as a prompt set.
 
     rename  class in the file -> class of the protocol; other classes keep their names
-    Raises ConfigError for a dictionary or a class that the file does not have.
+    Raises ConfigError for a dictionary or a class that the file does not have, and where two classes get one
+    name.
     """
     known = released_dictionaries(path)
     if name not in known:
@@ -49,7 +52,12 @@ def import_released(path: Path, name: str, *, rename: Mapping[str, str]) -> Prom
         if label not in classes:
             what = f"the dictionary '{name}' has no class '{label}'"
             raise ConfigError(what, where=path, key=label, fix=did_you_mean(label, classes))
-    return PromptSet.build(name, {rename.get(label, label): lines for label, lines in classes.items()})
+    named = [(rename.get(label, label), lines) for label, lines in classes.items()]
+    names = [label for label, _ in named]
+    if twice := next((label for label in names if names.count(label) > 1), None):
+        what = f"two classes of the dictionary '{name}' would be called '{twice}'"
+        raise ConfigError(what, where=path, key=twice, fix="give each class a name of its own (--rename)")
+    return PromptSet.build(name, dict(named))
 
 
 def _classes(value: ast.expr) -> dict[str, list[str]]:

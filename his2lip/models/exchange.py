@@ -73,7 +73,9 @@ def convert(
     elif source == "open_clip" and not path.is_dir():
         if backbone is None:
             what = "a state dict does not record its architecture"
-            raise ConfigError(what, key="--backbone", fix="add --backbone, such as --backbone ViT-B-32")
+            raise ConfigError(
+                what, key="--backbone", fix="add --backbone, such as --backbone ViT-B-32:openai"
+            )
         model, meta = from_open_clip(path, architecture=backbone), {}
     else:
         if backbone is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from his2lip.models.weights import check_tensors, check_values, read_tensors
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PROCESSOR = "preprocessor_config.json"
+_WHOLE_PROCESSOR = "processor_config.json"  # of CLIPProcessor, with the image processor's settings inside
 _PIL_NUMBER = {"bilinear": 2, "bicubic": 3}
 _INTERPOLATION = {number: name for name, number in _PIL_NUMBER.items()}
 
@@ -43,10 +45,10 @@ _TEXT_SETTINGS = {
 
 
 def from_transformers(folder: str | Path, *, name: str, precision: Precision = "fp32") -> DualEncoder:
-    """A CLIPModel (config.json, weights, preprocessor_config.json) such as PLIP, in evaluation mode.
+    """A CLIPModel (config.json, weights, the image processor's settings) such as PLIP, in evaluation mode.
 
-    Raises ModelError for a model of another type, or with a setting that open_clip's CLIP cannot represent;
-    CheckpointError for files that are absent or damaged.
+    Raises ModelError for a model of another type, or with a setting that open_clip's CLIP or its
+    preprocessing cannot represent; CheckpointError for files that are absent or damaged.
     """
     folder = Path(folder)
     refuse_programs(folder)
@@ -139,15 +141,71 @@ def _require_clip_tokenizer(folder: Path) -> None:
 
 
 def _preprocess(folder: Path, size: int) -> Preprocess:
-    """The folder's image processor: shortest edge and centre crop, or a squash to a fixed size."""
-    path = folder / _PROCESSOR
-    if not path.is_file():
-        return Preprocess.from_open_clip({"size": size})
-    tree = read_json(path)
-    config = {"size": size, "interpolation": _INTERPOLATION.get(tree.get("resample", 3), "bicubic")}
-    if not tree.get("do_center_crop", True) and "height" in tree.get("size", {}):
-        config["resize_mode"] = "squash"
-    return Preprocess.from_open_clip(config | {"mean": tree.get("image_mean"), "std": tree.get("image_std")})
+    """The folder's image processor: shortest edge and centre crop, or a squash to a fixed size.
+
+    size  side of the model's images, in pixels
+    Settings that its file leaves out are CLIPImageProcessor's. Raises ModelError, whose key is the setting,
+    for one that `Preprocess` cannot represent.
+    """
+    path, tree = _image_processor(folder)
+    given = {key: value for key, value in tree.items() if value is not None}
+    crop, resample = given.get("do_center_crop", True), given.get("resample", _PIL_NUMBER["bicubic"])
+    edge, square = {"shortest_edge": size}, {"height": size, "width": size}
+    resized = _edges(given.get("size", size), square=given.get("default_to_square", False))
+    mean, std = _channels(given.get("image_mean")), _channels(given.get("image_std"))
+    represented = {
+        "do_resize": given.get("do_resize", True),
+        "size": resized in (edge, square),
+        "resample": resample in list(_INTERPOLATION),
+        "do_center_crop": crop or resized == square,  # else the images would not be square
+        "crop_size": not crop or _edges(given.get("crop_size", size), square=True) == square,
+        "do_rescale": given.get("do_rescale", True),
+        "rescale_factor": _is_number(factor := given.get("rescale_factor", 1 / 255))
+        and math.isclose(factor, 1 / 255, rel_tol=1e-6),
+        "do_normalize": given.get("do_normalize", True),
+        "image_mean": mean is None or len(mean) == 3,
+        "image_std": std is None or (len(std) == 3 and 0 not in std),
+        "do_pad": not given.get("do_pad", False),
+    }
+    for key, fits in represented.items():
+        if not fits:
+            what = f"open_clip's preprocessing cannot represent this image processor: {key} is {given[key]}"
+            fix = f"choose a model whose images are resized to its {size} px, scaled by 1/255 and normalised"
+            raise ModelError(what, where=path, key=key, fix=fix)
+    config = {"size": size, "interpolation": _INTERPOLATION[resample], "mean": mean, "std": std}
+    return Preprocess.from_open_clip(config | ({"resize_mode": "squash"} if resized == square else {}))
+
+
+def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """(file, settings) of the folder's image processor, in the order in which transformers looks."""
+    path = folder / _WHOLE_PROCESSOR
+    tree = read_json(path) if path.is_file() else {}
+    if "image_processor" not in tree:
+        path = folder / _PROCESSOR
+        return path, read_json(path) if path.is_file() else {}
+    if not isinstance(tree["image_processor"], dict):
+        raise CheckpointError("image_processor is not a mapping", where=path, key="image_processor")
+    return path, tree["image_processor"]
+
+
+def _edges(value: Any, *, square: bool) -> dict[str, Any]:
+    """A size as transformers reads it: a number is the shortest edge (`square`: both), a list (h, w)."""
+    if isinstance(value, Mapping):
+        return {key: edge for key, edge in value.items() if edge is not None}
+    if isinstance(value, list) and len(value) == 2:
+        return {"height": value[0], "width": value[1]}
+    return {"height": value, "width": value} if square else {"shortest_edge": value}
+
+
+def _channels(value: Any) -> tuple[float, ...] | None:
+    """A mean or standard deviation: one number for all channels, or a list; empty where it is neither."""
+    if value is None or _is_number(value):
+        return None if value is None else (value,) * 3
+    return tuple(value) if isinstance(value, list) and all(map(_is_number, value)) else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _readme(model: DualEncoder, terms: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from his2lip.data.cards import MAX_MPP, MIN_MPP
 from his2lip.data.images import Slide, Tiling, look_at, open_slide, tile_places, tissue_mask
-from his2lip.errors import ConfigError
+from his2lip.errors import ImageError
 from his2lip.evaluation import Scores, dab_area
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
@@ -109,16 +109,15 @@ def read_slide(
 
     size, mpp  those of the patches that the model was trained on
     slide_mpp  microns per pixel of level 0; None: what the file records
-    The pixels of at most three batches of tiles are in memory at a time. Raises ConfigError where the microns
-    per pixel of the slide are unknown, and ImageError for a file that cannot be read or shows no tissue.
+    The pixels of at most three batches of tiles are in memory at a time. Raises ImageError for a file that
+    cannot be read or shows no tissue, and where the microns per pixel of the slide are unknown.
     """
     tiling = Tiling(kind="tiles", size=size, mpp=mpp)
     with open_slide(path, mpp=slide_mpp) as slide:
         if not slide.mpp:
-            fix = "add --slide-mpp, such as 0.25 for a scan at 40x"
-            raise ConfigError(
-                "the slide does not record its microns per pixel", where=path, key="--slide-mpp", fix=fix
-            )
+            what = "the slide does not record its microns per pixel"
+            fix = "classify it apart with --slide-mpp, such as 0.25 for a scan at 40x"
+            raise ImageError(what, where=path, key="--slide-mpp", fix=fix)
         side = tiling.side(slide.mpp)
         places = np.array(tile_places(slide, tiling, seed=path.name), dtype=np.int64)
         tiles = _read_tiles(slide, places, classifier, side, size, progress)

@@ -90,3 +90,23 @@ def test_a_pyramid_is_not_shown_turned(tmp_path: Path, real_ihc: np.ndarray, ori
         pass
     assert refused.value.key == "orientation"
     assert str(orientation) in refused.value.what
+
+
+@pytest.mark.parametrize("longest", [5000, 1700, 700, 33])
+@pytest.mark.parametrize("smaller", [(), (2,), (3,)], ids=["one level", "halved", "a fraction"])
+def test_an_overview_that_is_read_in_strips_has_the_pixels_of_the_whole_level(
+    tmp_path: Path, real_ihc: np.ndarray, longest: int, smaller: tuple[int, ...]
+) -> None:
+    whole = np.tile(real_ihc, (10, 2, 1))[:5000, :1000]
+    levels = {step: np.ascontiguousarray(whole[::step, ::step]) for step in (1, *smaller)}
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as out:
+        for step, pixels in levels.items():
+            options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib"}
+            out.write(pixels, subfiletype=int(step > 1), **options)
+    with open_slide(tmp_path / "a.tiff") as slide:
+        found = slide.overview(longest)
+    shrinks = 5000 / longest
+    level = levels[max(step for step in levels if step == 1 or step <= shrinks)]
+    step = -(-max(level.shape) // longest)
+    assert found.flags.owndata, "a view would keep the whole level in memory"
+    assert np.array_equal(found, level[::step, ::step])

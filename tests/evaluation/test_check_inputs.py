@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import ray
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
-from his2lip.config import validate
+from his2lip.config import unsealed, validate
 from his2lip.data.shards.reader import ShardSet
-from his2lip.errors import CheckpointError, DatasetError, ModelError
+from his2lip.errors import CheckpointError, ConfigError, DatasetError, ModelError
 from his2lip.evaluation.config import BenchmarkConfig
-from his2lip.evaluation.grid_plans import check_inputs
+from his2lip.evaluation.grid_plans import check_inputs, plan_cells
 from his2lip.models.load import check_model_name
 
 Write = Callable[..., ShardSet]
@@ -76,3 +77,50 @@ def test_a_misspelt_backbone_is_refused_and_names_of_models_pass(write_shards: W
     with pytest.raises(ModelError) as refused:
         check_inputs(config_of(tmp_path, datasets=datasets, models=["clipp"]))
     assert refused.value.key == "clipp"
+
+
+@pytest.mark.parametrize("name", ["her2_ihc_40x", "her2_ihc_40x/default"])
+@pytest.mark.parametrize("pool", [None, "released"])
+def test_prompts_of_a_dataset_that_the_benchmark_does_not_have_are_refused_with_the_nearest_name(
+    tmp_path: Path, name: str, pool: str | None
+) -> None:
+    prompts = {name: "mine.yaml"}
+    given = {"prompts": prompts} if pool is None else {"pools": {pool: prompts}}
+    with pytest.raises(ConfigError) as refused:
+        config_of(tmp_path, datasets=["her2-ihc-40x", "bcdata"], **given)
+    assert refused.value.key == (f"prompts.{name}" if pool is None else f"pools.{pool}.{name}")
+    assert "'her2-ihc-40x'" in str(refused.value)
+
+
+@pytest.mark.parametrize("pool", [None, "released"])
+def test_prompts_of_a_protocol_that_the_dataset_does_not_have_are_refused_with_the_nearest_name(
+    write_shards: Write, tmp_path: Path, pool: str | None
+) -> None:
+    datasets = {"toy": _with_protocols(write_shards(), ["default", "paper"])}
+    (tmp_path / "mine.yaml").write_text("classes: {Stroma: [fibrous tissue], Tumor: [malignant glands]}")
+
+    def config(name: str) -> BenchmarkConfig:
+        prompts = {name: str(tmp_path / "mine.yaml")}
+        given = {"prompts": prompts} if pool is None else {"pools": {pool: prompts}}
+        return config_of(tmp_path, datasets=datasets, models=["tiny"], **given)
+
+    with pytest.raises(ConfigError) as refused:
+        plan_cells(config("toy/defualt"))
+    assert refused.value.key == ("prompts.toy/defualt" if pool is None else "pools.released.toy/defualt")
+    assert "'default'" in str(refused.value.fix)
+    for name, applies in (("toy/default", True), ("toy", True), ("toy/paper", False)):
+        (plan,), failed = plan_cells(config(name))
+        assert not failed
+        own = plan.prompts if pool is None else plan.pools.get(pool)
+        assert (own is not None and own.of("Stroma") == ("fibrous tissue",)) == applies
+
+
+def _with_protocols(shards: ShardSet, names: list[str]) -> str:
+    """The URI of the shards, whose card has a protocol of tissue types by each of the names."""
+    path = Path(shards.uri) / "dataset.json"
+    tree = unsealed(json.loads(path.read_text()))
+    classes = {"Stroma": ["Stroma"], "Tumor": ["Tumor"]}
+    protocol = {"split": "test", "label": "tissue", "classes": classes, "prompts": "tissue", "basis": "ours"}
+    tree["card"]["protocols"] = dict.fromkeys(names, protocol)
+    path.write_text(json.dumps(tree))
+    return shards.uri

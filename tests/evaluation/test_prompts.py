@@ -9,7 +9,7 @@ import pytest
 
 from his2lip import taxonomy
 from his2lip.errors import ConfigError
-from his2lip.evaluation.prompts import PromptSet, american, list_prompts
+from his2lip.evaluation.prompts import PromptSet, american, dataset_and_protocol, list_prompts
 
 # Words by which a sentence says what is not there; a text tower hardly reads them.
 NEGATION = re.compile(r"\b(no|not|non|none|nor|neither|never|without|absent|absence|lack\w*|free of)\b", re.I)
@@ -121,3 +121,21 @@ def test_an_unknown_name_is_refused_with_the_nearest_name() -> None:
         PromptSet.load("tisue")
     assert refused.value.key == "tisue"
     assert "'tissue'" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("bcdata", ("bcdata", None)),
+        ("bcdata/ki67", ("bcdata", "ki67")),
+        ("bcdata/", ("bcdata", "")),
+        ("own/ward", ("own/ward", None)),
+        ("own/ward/default", ("own/ward", "default")),
+        ("absent/default", ("absent", "default")),
+        ("absent", ("absent", None)),
+    ],
+)
+def test_a_key_of_prompts_names_a_dataset_and_perhaps_its_protocol(
+    key: str, expected: tuple[str, str | None]
+) -> None:
+    assert dataset_and_protocol(key, ["bcdata", "own/ward"]) == expected

@@ -71,3 +71,25 @@ def test_the_command_writes_a_prompt_file_that_scores_the_same_sentences(
     assert PromptSet.load(out).sentences == wanted.sentences
     listed = CliRunner().invoke(app, ["prompts", "import", str(released)])
     assert "binary" in listed.output
+
+
+@pytest.mark.parametrize(
+    "rename", [{"Immune Cells": "Tumor"}, {"Immune Cells": "One", "Tumor": "One"}], ids=["in use", "both"]
+)
+def test_two_classes_of_one_name_are_refused_so_that_no_sentence_is_dropped(
+    released: Path, rename: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        import_released(released, "tissue_prompts", rename=rename)
+    assert (refused.value.where, refused.value.key) == (released, rename["Immune Cells"])
+    swapped = {"Immune Cells": "Tumor", "Tumor": "Immune Cells"}
+    found = import_released(released, "tissue_prompts", rename=swapped)
+    assert found.of("Immune Cells") == ("one", "four.")
+
+
+def test_a_file_with_a_byte_order_mark_or_an_encoding_line_is_read_as_python_reads_it(tmp_path: Path) -> None:
+    text = "prompts = {'a': ['naïve tissue']}\n"
+    contents = [text.encode("utf-8-sig"), b"# coding: latin-1\n" + text.encode("latin-1")]
+    for content in contents:
+        (tmp_path / "constants.py").write_bytes(content)
+        assert released_dictionaries(tmp_path / "constants.py") == {"prompts": {"a": ["naïve tissue"]}}

@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,3 +328,117 @@ def test_a_conversion_checks_its_features_against_transformers(act: str, tmp_pat
         with pytest.raises(CheckpointError) as refused:
             check_features(wrong, folder)
         assert refused.value.key == tower
+
+
+def saved_processor(folder: Path, *, whole: bool, **settings: object) -> Path:
+    """A CLIPModel's folder with its image processor, or with the CLIPProcessor that contains it."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    hf_model(**SMALL_CLIP).save_pretrained(folder)
+    processor = CLIPImageProcessor(**({"size": {"shortest_edge": 64}, "crop_size": 64} | settings))
+    if whole:
+        CLIPProcessor(image_processor=processor, tokenizer=_clip_tokenizer()).save_pretrained(folder)
+    else:
+        processor.save_pretrained(folder)
+    return folder
+
+
+def _clip_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    ends = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    return CLIPTokenizer(vocab=ends | {"a</w>": 2}, merges=[])
+
+
+OTHER_STAIN = {"image_mean": [0.7, 0.6, 0.5], "image_std": [0.1, 0.2, 0.3], "resample": 2}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["CLIPProcessor", "CLIPImageProcessor"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OTHER_STAIN,
+        OTHER_STAIN | {"size": {"height": 64, "width": 64}, "do_center_crop": False},
+        OTHER_STAIN | {"size": {"height": 64, "width": 64}},
+        {"image_mean": 0.5, "image_std": 0.25},
+    ],
+    ids=["crop", "squash", "squash, then a crop of all", "one number"],
+)
+def test_a_saved_processors_pixels_are_transformers_own(
+    whole: bool, settings: dict, tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil
+
+    folder = saved_processor(tmp_path, whole=whole, **settings)
+    assert (folder / "processor_config.json").is_file() == whole
+    assert (folder / "preprocessor_config.json").is_file() != whole
+    ours = from_transformers(folder, name="x").preprocess(real_ihc[:300])
+    theirs = CLIPImageProcessorPil.from_pretrained(folder)(
+        Image.fromarray(real_ihc[:300]), return_tensors="pt"
+    )
+    torch.testing.assert_close(ours, theirs["pixel_values"][0], atol=1e-5, rtol=0)
+
+
+def test_the_processor_as_a_whole_comes_before_the_image_processor_as_in_transformers(tmp_path: Path) -> None:
+    saved_processor(tmp_path, whole=True, image_mean=[0.7, 0.6, 0.5])
+    saved_processor(tmp_path, whole=False, image_mean=[0.1, 0.2, 0.3])
+    assert from_transformers(tmp_path, name="x").preprocess.mean == (0.7, 0.6, 0.5)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert from_transformers(tmp_path, name="x").preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_size_that_is_one_number_is_the_shortest_edge_as_openai_published_it(tmp_path: Path) -> None:
+    folder = saved_processor(tmp_path, whole=False)
+    expected = from_transformers(folder, name="x").preprocess
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": 64, "crop_size": 64}))
+    assert from_transformers(folder, name="x").preprocess == expected
+    file.write_text(json.dumps({"size": 64, "do_center_crop": False}))
+    with pytest.raises(ModelError) as refused:
+        from_transformers(folder, name="x")
+    assert refused.value.key == "do_center_crop", "without a crop the images are not square"
+    file.unlink()
+    assert from_transformers(folder, name="x").preprocess == expected, "no file: the same defaults"
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["CLIPProcessor", "CLIPImageProcessor"])
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"resample": 1}, "resample"),
+        ({"do_normalize": False}, "do_normalize"),
+        ({"do_rescale": False}, "do_rescale"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({"do_resize": False}, "do_resize"),
+        ({"size": {"shortest_edge": 72}}, "size"),
+        ({"size": {"height": 64, "width": 96}}, "size"),
+        ({"size": 64, "do_center_crop": False}, "do_center_crop"),
+        ({"crop_size": 32}, "crop_size"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean"),
+    ],
+)
+def test_preprocessing_that_cannot_be_represented_is_refused_by_name(
+    whole: bool, settings: dict, key: str, tmp_path: Path
+) -> None:
+    folder = saved_processor(tmp_path, whole=whole, **settings)
+    file = folder / ("processor_config.json" if whole else "preprocessor_config.json")
+    with pytest.raises(ModelError) as refused:
+        from_transformers(folder, name="x")
+    assert (refused.value.key, refused.value.where) == (key, file)
+
+
+@pytest.mark.parametrize("damage", [{"size": "large"}, {"size": None, "crop_size": [64]}, {"image_std": "x"}])
+def test_a_damaged_setting_of_an_image_processor_is_refused_without_a_traceback(
+    damage: dict, tmp_path: Path
+) -> None:
+    folder = saved_processor(tmp_path, whole=False)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    with pytest.raises(ModelError) as refused:
+        from_transformers(folder, name="x")
+    assert refused.value.key in damage
+    (folder / "processor_config.json").write_text('{"image_processor": 3}')
+    with pytest.raises(CheckpointError) as refused:
+        from_transformers(folder, name="x")
+    assert refused.value.key == "image_processor"

@@ -146,6 +146,17 @@ def malicious(folder: Path) -> Path:
     return folder / "best.pt"
 
 
+def test_the_architecture_that_a_refusal_suggests_is_one_that_convert_takes(tmp_path: Path) -> None:
+    arguments = ("models", "convert", malicious(tmp_path), "--from", "open_clip", "--out", tmp_path / "out")
+    with pytest.raises(ConfigError) as refused:
+        his2lip(*arguments)
+    assert refused.value.key == "--backbone"
+    suggested = str(refused.value.fix).rpartition(" ")[2]
+    with pytest.raises(CheckpointError) as read:
+        his2lip(*arguments, "--backbone", suggested)
+    assert read.value.key == "pickle", "the file is read, so the architecture was taken"
+
+
 @pytest.mark.parametrize(
     ("file", "options", "key"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from slide_files import write_scn
 
@@ -291,7 +292,7 @@ def test_a_slide_without_microns_per_pixel_or_tissue_or_room_for_a_tile_is_refus
 ) -> None:
     plain = tmp_path / "plain.png"
     plain.write_bytes(encode_png(real_ihc))
-    with pytest.raises(ConfigError) as unknown:
+    with pytest.raises(ImageError) as unknown:
         read_slide(plain, Classifier(model), size=128, mpp=0.25)
     assert (unknown.value.key, unknown.value.where) == ("--slide-mpp", plain)
     assert len(read_slide(plain, Classifier(model), size=128, mpp=0.25, slide_mpp=0.25).places) > 12
@@ -363,3 +364,57 @@ def test_patches_with_unknown_microns_per_pixel_have_no_scale(
     real_tiles: Sequence[np.ndarray], write_patches: Callable[..., ShardSet]
 ) -> None:
     assert patch_scale(write_patches(real_tiles), "select") is None
+
+
+def test_a_slide_without_microns_per_pixel_is_named_and_the_others_are_answered(
+    slide: Path,
+    pixels: np.ndarray,
+    real_ihc: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, csv, out = tmp_path / "in", tmp_path / "rows.csv", tmp_path / "out"
+    folder.mkdir()
+    (folder / "section.tiff").write_bytes(slide.read_bytes())
+    (folder / "patch.png").write_bytes(encode_png(real_ihc))
+    unscaled = folder / "unscaled.tiff"
+    tifffile.imwrite(unscaled, pixels, photometric="rgb", tile=(256, 256), compression="zlib")
+    lines = _classify([folder], csv, mpp=0.25, tile=128, out=out)
+    assert {Path(line.split(",")[0]).name for line in lines[1:]} == {"section.tiff", "patch.png"}
+    _, named = capsys.readouterr().out.split("not read: ")
+    assert str(unscaled) in named.replace("\n", "")
+    assert "--slide-mpp" in named
+    (_, own) = _classify([unscaled], csv, mpp=0.25, tile=128, image_mpp=0.25, out=out)
+    (_, same) = _classify([slide], csv, mpp=0.25, tile=128, out=out)
+    assert own.split(",")[1:5] == same.split(",")[1:5], "the same pixels at the same scale"
+    with pytest.raises(ImageError):
+        _classify([unscaled], csv, mpp=0.25, tile=128, out=out)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({}, "--mpp"),
+        ({"mpp": 0.25, "heat": "Tumor", "heat_range": "0.4:0.1"}, "--heat-range"),
+    ],
+)
+def test_options_of_slides_are_refused_before_a_patch_is_read(
+    slide: Path,
+    real_ihc: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    key: str,
+) -> None:
+    (tmp_path / "patch.png").write_bytes(encode_png(real_ihc))
+    seen: list[object] = []
+    see = Classifier.see
+
+    def counted(self: Classifier, *arguments: Any) -> Any:
+        seen.append(arguments)
+        return see(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "see", counted)
+    with pytest.raises(ConfigError) as refused:
+        _classify([slide, tmp_path / "patch.png"], tmp_path / "rows.csv", out=tmp_path, **options)
+    assert (refused.value.key, seen) == (key, [])

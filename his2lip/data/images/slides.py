@@ -16,6 +16,7 @@ from his2lip.data.images.tiling import MAX_PIXELS, Tile, Tiling, check_grid, cho
 from his2lip.errors import ImageError
 
 _OVERVIEW = 2048  # pixels of the longer side of the overview in which tissue is searched
+_STRIP = 2048  # rows of a level that are read at a time for an overview
 
 
 class Slide(Protocol):
@@ -84,13 +85,20 @@ class PyramidSlide:
         return _resized(self._read(x, y, level, (size, size)), out)
 
     def overview(self, longest: int) -> np.ndarray:
+        """The largest of its strips is in memory at a time, and not the whole level."""
         level = self._slide.get_best_level_for_downsample(max(1, max(self.width, self.height) / longest))
         width, height = self._slide.level_dimensions[level]
         if width * height > MAX_PIXELS:
             raise ImageError("the slide has no level small enough for an overview")
-        pixels = self._read(0, 0, level, (width, height))
         step = -(-max(width, height) // longest)
-        return pixels[::step, ::step]
+        downsample = self._slide.level_downsamples[level]
+        # OpenSlide would interpolate the rows of a strip that begins between two rows of level 0.
+        rows = max(1, _STRIP // step) * step if downsample.is_integer() else height
+        found = np.empty((-(-height // step), -(-width // step), 3), dtype=np.uint8)
+        for top in range(0, height, rows):
+            strip = self._read(0, round(top * downsample), level, (width, min(rows, height - top)))
+            found[top // step : -(-(top + rows) // step)] = strip[::step, ::step]
+        return found
 
     def _read(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
         import openslide
@@ -151,7 +159,9 @@ def _scale(
         return value, None
     what = f"the file states {stated} µm per pixel, outside {MIN_MPP:g} to {MAX_MPP:g}"
     if fallback_mpp is None:
-        raise ImageError(what, key="mpp", fix="give its scale: mpp on the card, or --slide-mpp")
+        raise ImageError(
+            what, key="mpp", fix="give its scale: mpp on the card, or classify it apart with --slide-mpp"
+        )
     return fallback_mpp, f"{what}; {fallback_mpp:g} is used instead"
 
 
