@@ -96,6 +96,8 @@ def prepare_dataset(
         )
     if report.root != Path(os.path.abspath(root)):
         say(f"unpacked in {report.root}; it may be removed")
+    for note in report.notes:
+        say(f"note: {note}")
     show_counts(report.info)
     for rule in chosen.carve:
         if not {rule.source, rule.into} <= report.info.counts.keys():

@@ -176,6 +176,47 @@ def test_one_name_in_two_spellings_is_an_error(
     assert (refused.value.key, refused.value.where) == (column, tmp_path / "in/manifest.csv")
 
 
+@pytest.mark.parametrize("missing", ["NA", "N/A", "n/a", "None", "null", "NULL", "<NA>", "nan", ""])
+def test_a_missing_value_of_a_manifest_is_no_name_however_it_is_written(
+    tmp_path: Path, real_ihc: np.ndarray, missing: str
+) -> None:
+    text = f"path,case_id,tissue,label,mpp\na.png,{missing},{missing},{missing},{missing}\nb.png,C1,,x,\n"
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png")
+    card = Card.model_validate(OWN | {"reader": "manifest"})
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert report.quarantined == []
+    row = rows(tmp_path / "out")["mine/a.png"]
+    assert [row[name] for name in ("case_id", "tissue", "label", "mpp")] == [None] * 4
+    with pytest.raises(DatasetError) as refused:
+        prepare(Card.model_validate(BY_CASE | {"reader": "manifest"}), tmp_path / "in", tmp_path / "by-case")
+    assert refused.value.key == "case_id"
+
+
+def test_a_class_of_the_card_is_a_label_even_if_it_is_written_like_a_missing_value(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    text = "path,label,case_id\na.png,None,none\nb.png,NA,P1\n"
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png")
+    card = Card.model_validate(OWN | {"reader": "manifest", "classes": {"none": [], "some": []}})
+    prepare(card, tmp_path / "in", tmp_path / "out")
+    labels = {name: (row["label"], row["case_id"]) for name, row in rows(tmp_path / "out").items()}
+    assert labels == {"mine/a.png": ("none", None), "mine/b.png": (None, "P1")}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_manifest_with_a_column_twice_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    names = ["path", "Case_ID", "case_id"]
+    if kind == "csv":
+        (tmp_path / "m.csv").write_text(",".join(names) + "\na.png,P1,P2\n")
+    else:
+        pd.DataFrame([["a.png", "P1", "P2"]], columns=names).to_parquet(tmp_path / "m.parquet")
+    card = Card.model_validate(OWN | {"reader": "manifest", "options": {"manifest": f"m.{kind}"}})
+    with pytest.raises(DatasetError) as refused:
+        prepare(card, tmp_path, tmp_path / "out")
+    assert (refused.value.where, refused.value.key) == (tmp_path / f"m.{kind}", "case_id")
+    assert "twice" in refused.value.what
+
+
 def test_one_path_with_two_labels_is_quarantined_and_equal_rows_count_once(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:
@@ -233,6 +274,28 @@ def test_a_case_pattern_that_misses_paths_is_an_error_where_cases_are_kept_whole
     by_file = BY_CASE | {"carve": [BY_CASE["carve"][0] | {"by": "file"}], "options": options}
     report = prepare(Card.model_validate(by_file), tmp_path / "in", tmp_path / "out")
     assert [place for place, _ in report.left_out] == ["pos/p1_b.png", "pos/p2_b.png"]
+
+
+def test_one_case_in_two_spellings_in_the_names_of_images_is_an_error(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    for name in ("P01_1", "p01_2", "P02_1"):
+        Cutter(real_ihc).write(tmp_path / f"in/pos/{name}.png")
+    card = Card.model_validate(BY_CASE | {"options": {"case_pattern": "(?i)(p[0-9]+)_"}})
+    with pytest.raises(DatasetError) as refused:
+        prepare(card, tmp_path / "in", tmp_path / "out")
+    assert (refused.value.where, refused.value.key) == (tmp_path / "in", "case_id")
+    assert "'P01' and 'p01'" in refused.value.what
+
+
+def test_a_case_pattern_whose_group_is_empty_misses_the_path(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    for name in ("P1_a", "_b", "_c"):
+        Cutter(real_ihc).write(tmp_path / f"in/pos/{name}.png")
+    card = Card.model_validate(BY_CASE | {"options": {"case_pattern": "/(P?[0-9]*)_"}})
+    with pytest.raises(DatasetError) as refused:
+        prepare(card, tmp_path / "in", tmp_path / "out")
+    assert refused.value.key == "options.case_pattern"
+    assert "2 of 3" in refused.value.what
 
 
 @pytest.mark.parametrize("text", ["path,label\na.png,x\nb.png,x\n", "path,case_id\na.png,P1\nb.png,nan\n"])

@@ -24,7 +24,7 @@ from his2lip.data.prepare.listing import carve
 from his2lip.data.readers import base, get_reader
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.writer import ShardWriter
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.synthetic.layouts import write_layout
 
 MIHIC = load_card("mihic")
@@ -120,6 +120,31 @@ def test_limit_takes_a_share_of_every_class(tmp_path: Path, real_ihc: np.ndarray
     report = prepare(MIHIC, mihic_tree(tmp_path / "in", real_ihc), tmp_path / "out", limit=30)
     assert report.read == 30
     assert len(report.info.counts["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [("bcdata", "tiles(size=128)"), ("pantumor", "squash"), ("acrobat", "squash(size=224)")],
+)
+def test_a_view_that_the_reader_does_not_make_is_refused_before_anything_is_unpacked_or_written(
+    tmp_path: Path, real_ihc: np.ndarray, name: str, view: str
+) -> None:
+    root = tmp_path / "in"
+    write_layout(name, root, lambda side, *_: np.tile(real_ihc, (3, 3, 1))[:side, :side], each=1)
+    shutil.make_archive(str(tmp_path / "zips/x"), "zip", root)
+    with pytest.raises(ConfigError) as refused:
+        prepare(load_card(name), tmp_path / "zips", tmp_path / "out", view=view)
+    assert (refused.value.where, refused.value.key) == (f"card {name}", "--view")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "zips"]
+
+
+def test_a_view_of_tiles_is_made_of_slides(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    write_layout(
+        "acrobat", tmp_path / "in", lambda side, *_: np.tile(real_ihc, (3, 3, 1))[:side, :side], each=1
+    )
+    report = prepare(load_card("acrobat"), tmp_path / "in", tmp_path / "out", view="tiles(size=336)")
+    assert report.info.view == "tiles(size=336, tissue=0.25, codec=png)"
+    assert {(row["width"], row["x"] % 336) for row in rows(tmp_path / "out").values()} == {(336, 0)}
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -320,6 +322,15 @@ def test_anhir_reads_its_sets_at_the_largest_scale(read: Read) -> None:
     assert (row["case_id"], row["region_id"]) == ("29-041-Izd2-w35", "29-041-Izd2-w35-les1")
 
 
+def test_anhir_image_without_a_copy_at_the_largest_scale_is_read_at_its_own(read: Read) -> None:
+    name = "29-041-Izd2-w35-proSPC-4-les1.jpg"
+    report, rows = read("anhir-lung", change=lambda root: (root / "lung-lesion_1/scale-25pc" / name).unlink())
+    row = rows.loc[f"anhir-lung/lung-lesion_1/scale-5pc/{name}"]
+    assert (row["label"], row["mpp"]) == ("proSPC", pytest.approx(0.174 / 0.05))
+    assert sorted(rows["label"]) == sorted(["CD31", "Cc10", "Ki67", "proSPC"] * 2)
+    assert report.passed_over["the same image at a smaller scale"] == 9
+
+
 @pytest.mark.parametrize("spelling", ["Ki67", "KI-67", "ki_67", "MIB-1", "CKi67"])
 def test_anhir_case_is_the_same_however_the_stain_is_spelt(read: Read, spelling: str) -> None:
     def respell(root: Path) -> None:
@@ -420,8 +431,6 @@ def test_pantumor_faults_are_quarantined_or_left_out(read: Read) -> None:
 
 
 def test_cells_of_three_formats_are_the_same(tmp_path: Path, draw: Callable) -> None:
-    import sqlite3
-
     write_layout("pantumor", tmp_path, draw)
     coco = read_annotations(tmp_path / "annotations.json")
     cells = [(slide, cell) for slide, of_slide in coco.items() for cell in of_slide]
@@ -445,6 +454,83 @@ def test_cells_of_three_formats_are_the_same(tmp_path: Path, draw: Callable) -> 
                 base.execute("INSERT INTO Annotations_coordinates VALUES (?, ?, ?)", (c.x + at, c.y + at, i))
     assert read_annotations(tmp_path / "a.csv") == coco
     assert read_annotations(tmp_path / "a.sqlite") == coco
+
+
+def slide_database(path: Path, *, deleted: bool = True) -> Path:
+    """A SlideRunner database: three cells, the last one removed, and two annotations of the whole slide."""
+    with closing(sqlite3.connect(path)) as base, base:
+        base.execute("CREATE TABLE Slides (uid INTEGER, filename TEXT)")
+        base.execute("INSERT INTO Slides VALUES (1, 'HNSCC_0.tiff')")
+        base.execute("CREATE TABLE Classes (uid INTEGER, name TEXT)")
+        base.execute("INSERT INTO Classes VALUES (1, 'TUMOR CELL')")
+        base.execute("CREATE TABLE Annotations (uid INTEGER, slide INTEGER, agreedClass INTEGER)")
+        base.executemany("INSERT INTO Annotations VALUES (?, 1, 1)", [(uid,) for uid in range(5)])
+        if deleted:
+            base.execute("ALTER TABLE Annotations ADD COLUMN deleted INTEGER")
+            base.executemany("UPDATE Annotations SET deleted = ? WHERE uid = ?", [(0, 1), (1, 2)])
+        base.execute("CREATE TABLE Annotations_coordinates (coordinateX, coordinateY, annoId INTEGER)")
+        places = [(490, 10, 0), (510, 30, 0), (600, 20, 1), (700, 20, 2), (None, None, 3)]  # and none of 4
+        base.executemany("INSERT INTO Annotations_coordinates VALUES (?, ?, ?)", places)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("deleted", "kept"), [(True, ["cell-0", "cell-1"]), (False, ["cell-0", "cell-1", "cell-2"])]
+)
+def test_annotations_that_were_removed_from_a_slide_database_are_not_cut(
+    tmp_path: Path, deleted: bool, kept: list[str]
+) -> None:
+    cells = read_annotations(slide_database(tmp_path / "a.sqlite", deleted=deleted))["HNSCC_0.tiff"]
+    assert [cell.key for cell in cells if cell.fault is None] == kept
+    assert (cells[0].x, cells[0].y) == (500, 20)
+
+
+def test_annotations_of_a_whole_slide_are_left_out_and_the_cells_of_its_database_are_cut(
+    read: Read,
+) -> None:
+    report, rows = read("pantumor", change=lambda root: slide_database(root / "a.sqlite"))
+    assert len(rows) == 18 + 2
+    assert [place for place, _ in report.left_out] == ["HNSCC_0.tiff#cell-3", "HNSCC_0.tiff#cell-4"]
+    assert {reason for _, reason in report.left_out} == {
+        "an annotation of the whole slide, without coordinates"
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "centre"),
+    [
+        ("x0,y0,x1,y1", "100,200,120,240", (110, 220)),
+        ("x,y,x1,y1", "100,200,120,240", (110, 220)),
+        ("left,top,x1,y1", "100,200,120,240", (110, 220)),
+        ("x1,y1,x2,y2", "100,200,120,240", (110, 220)),
+        ("x1,y1,w,h", "100,200,20,40", (110, 220)),
+        ("x0,y0,w,h", "100,200,20,40", (110, 220)),
+        ("width,height,x0,y0,x1,y1", "900,900,100,200,120,240", (110, 220)),
+        ("width,height,xmin,ymin,xmax,ymax", "900,900,100,200,120,240", (110, 220)),
+        ("x,y,xmin,ymin,xmax,ymax", "1,1,100,200,120,240", (110, 220)),
+        ("X,Y", "100,200", (100, 200)),
+    ],
+)
+def test_boxes_are_read_by_the_edges_that_the_header_names(
+    tmp_path: Path, header: str, row: str, centre: tuple[float, float]
+) -> None:
+    (tmp_path / "a.csv").write_text(f"filename,label,{header}\ns.tiff,TUMOR CELL,{row}\n")
+    ((cell,),) = read_annotations(tmp_path / "a.csv").values()
+    assert (cell.x, cell.y) == centre
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["x,y,x1,y1,x2,y2", "x0,y0,x1,y1,x2,y2", "x,y,x1,y1,w,h", "x,y,x,y", "x0,y0,x1,y1,xmax,ymax"],
+)
+def test_a_header_of_boxes_that_fits_more_than_one_reading_is_refused(tmp_path: Path, header: str) -> None:
+    row = ",".join("9" for _ in header.split(","))
+    (tmp_path / "a.csv").write_text(f"filename,label,{header}\ns.tiff,TUMOR CELL,{row}\n")
+    with pytest.raises(DatasetError) as refused:
+        read_annotations(tmp_path / "a.csv")
+    assert (refused.value.where, refused.value.key) == (tmp_path / "a.csv", "annotations")
+    assert set(header.split(",")[::2]) <= set(refused.value.what.replace(",", "").split())
+    assert "xmin" in (refused.value.fix or "")
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.sqlite"])

@@ -117,6 +117,29 @@ def test_view_that_would_cut_no_or_endless_tiles_is_refused(text: str) -> None:
     assert text in str(refused.value.where)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("centre(mpp=0.5, max_tiles=3, tissue=0.9)", "mpp"),
+        ("centre(max_tiles=3)", "max_tiles"),
+        ("squash(size=224, tissue=0.9)", "tissue"),
+        ("tiles(size=256, size=512)", "size"),
+        ("squash(kind=tiles)", "kind"),
+    ],
+)
+def test_an_option_that_a_view_would_not_use_is_refused(text: str, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Tiling.parse(text)
+    assert refused.value.key == key
+    assert text in str(refused.value.where)
+
+
+@pytest.mark.parametrize("kind", ["squash", "centre", "tiles"])
+def test_a_view_of_each_kind_can_be_given_as_it_is_printed(kind: str) -> None:
+    tiling = Tiling.parse(f"{kind}(size=224, codec=jpeg)")
+    assert Tiling.parse(str(tiling)) == tiling
+
+
 def _tiles(pixels: np.ndarray, *, mpp: float, size: int, at: float) -> tuple[list, Tiling]:
     tiling = Tiling(kind="tiles", size=size, mpp=at)
     return list(tiles_of(encode_png(pixels), mpp, tiling, seed="a")), tiling

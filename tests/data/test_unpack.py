@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from layouts import Cutter
 
-from his2lip.data.cards.card import load_card
+from his2lip.data.cards.card import Card, Split, load_card
 from his2lip.data.prepare import archives
 from his2lip.data.prepare.dataset import prepare
 from his2lip.data.prepare.unpack import unpack
@@ -157,6 +157,45 @@ def test_archive_that_was_unpacked_by_hand_is_not_unpacked_again(tmp_path: Path)
     path = zipped(tmp_path / "in/x.zip", FILES)
     shutil.unpack_archive(path, tmp_path / "in/x")
     assert unpack(tmp_path / "in").root == tmp_path / "in"
+
+
+MANY = {f"{i:02}.txt": b"x" * (i + 1) for i in range(20)}
+
+
+def test_zip_that_was_unpacked_by_hand_only_in_part_is_unpacked(tmp_path: Path) -> None:
+    zipped(tmp_path / "in/x.zip", MANY)
+    zipped(tmp_path / "half.zip", dict(list(MANY.items())[:17]))
+    shutil.unpack_archive(tmp_path / "half.zip", tmp_path / "in/x")
+    found = unpack(tmp_path / "in")
+    assert tree(found.root) == {f"x/{path}": data for path, data in MANY.items()}
+    assert found.notes == ["x.zip is unpacked, although 17 of its 20 files lie in x/"]
+    assert {why for _, why in found.refused} == {"a file of an archive has its place"}
+    shutil.unpack_archive(tmp_path / "in/x.zip", tmp_path / "in/x")
+    assert unpack(tmp_path / "in").root == tmp_path / "in", "now it is whole"
+
+
+def test_zip_of_which_a_file_has_another_size_beside_it_is_unpacked(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "in/x.zip", MANY)
+    shutil.unpack_archive(path, tmp_path / "in/x")
+    (tmp_path / "in/x/19.txt").write_bytes(b"cut")
+    assert tree(unpack(tmp_path / "in").root)["x/19.txt"] == MANY["19.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "which"), [("x.zip", zipped, "20 files"), ("x.tar", tarred, "16 first files")]
+)
+def test_archive_that_is_taken_as_unpacked_is_reported_with_the_reason(
+    tmp_path: Path, real_ihc: np.ndarray, name: str, write: Callable, which: str
+) -> None:
+    cut = Cutter(real_ihc)
+    paths = [cut.write(tmp_path / f"in/x/{i:02}.png") for i in range(20)]
+    files = {path.name: path.read_bytes() for path in paths}
+    write(tmp_path / "in" / name, files | {"__MACOSX/._00.png": b"resources"} if name == "x.zip" else files)
+    card = Card(name="mine", reader="folder", splits={"test": Split(role="report")})
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert report.notes == [f"{name} is taken as unpacked, since its {which} lie in x/"]
+    assert (report.read, report.root) == (20, tmp_path / "in")
+    assert not (tmp_path / "in.unpacked").exists()
 
 
 def odd(kind: bytes) -> Callable[[Path], Path]:

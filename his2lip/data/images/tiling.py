@@ -32,6 +32,8 @@ class Tiling(Config):
     centre  the largest centred square, resized to `size` x `size`
     tiles   a grid of squares of `size` px at `mpp` microns per pixel, or at the image's own scale where
             either is unknown; tiles with at least the share `tissue` of tissue, `max_tiles` of them by a seed
+
+    Only tiles have `mpp`, `max_tiles` and `tissue`.
     """
 
     kind: Literal["squash", "centre", "tiles"]
@@ -41,9 +43,22 @@ class Tiling(Config):
     tissue: float = pydantic.Field(default=0.25, ge=0, le=1)
     codec: Literal["png", "jpeg"] = "png"
 
+    @pydantic.field_validator("mpp", "max_tiles", "tissue")
+    @classmethod
+    def _is_of_tiles(cls, value: float | None, field: pydantic.ValidationInfo) -> float | None:
+        """The default is accepted in every view, since a view that is printed has it."""
+        name, kind = str(field.field_name), field.data.get("kind", "tiles")
+        if kind != "tiles" and value != cls.model_fields[name].default:
+            raise ValueError(f"only tiles have {name}: leave it out of {kind}")
+        return value
+
     @classmethod
     def parse(cls, text: str) -> Tiling:
-        """`squash`, `centre`, `tiles` or `tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)`."""
+        """`squash`, `centre`, `tiles` or `tiles(size=256, mpp=0.5, max_tiles=64, codec=jpeg)`.
+
+        Raises ConfigError for another text, for an option that is given twice, and for one that the view does
+        not use.
+        """
         match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
         if match is None:
             raise ConfigError(
@@ -52,7 +67,12 @@ class Tiling(Config):
         options: dict[str, Any] = {"kind": match[1]}
         for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
             name, _, value = part.partition("=")
-            options[name.strip()] = value.strip()
+            name = name.strip()
+            if name in options:
+                raise ConfigError(
+                    f"{name} is given twice", where=f"view '{text}'", key=name, fix="give it once"
+                )
+            options[name] = value.strip()
         return validate(cls, options, where=f"view '{text}'")
 
     def __str__(self) -> str:

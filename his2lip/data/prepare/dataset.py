@@ -17,7 +17,7 @@ from his2lip.data.prepare.listing import Part, deal, list_files
 from his2lip.data.prepare.parts import FOLDER, FinishedParts, PartJob, PartResult
 from his2lip.data.prepare.privacy import NameMap
 from his2lip.data.prepare.unpack import Unpacked, unpack
-from his2lip.data.readers import get_reader
+from his2lip.data.readers import check_view, get_reader
 from his2lip.data.shards import INFO, PART_BYTES, ROW_GROUP_BYTES, DatasetInfo, claim, summarise, to_json
 from his2lip.errors import ClusterError, DatasetError
 from his2lip.files import locked, write_file
@@ -35,7 +35,7 @@ class PrepareReport:
     """The outcome for each file: `read + passed_over.total() + len(quarantined) == found`.
 
     `passed_over` counts, by reason, files that the layout does not use. `left_out` has the parts of
-    files that gave no patch.
+    files that gave no patch. `notes` has the archives that had been unpacked by hand.
     """
 
     found: int
@@ -45,6 +45,7 @@ class PrepareReport:
     left_out: list[tuple[str, str]]
     info: DatasetInfo
     root: Path  # the folder that was read: the one given, or the one that its archives were unpacked to
+    notes: list[str]
 
 
 def prepare(
@@ -74,8 +75,11 @@ def prepare(
     the same inputs. Memory use is one row group and the list of names.
 
     Raises DatasetError where nothing can be read or written, or where `out` has a finished dataset, an
-    unfinished prepare of another one, or one that is being written.
+    unfinished prepare of another one, or one that is being written. Raises ConfigError for a `view` that the
+    card's reader does not make, before anything is unpacked.
     """
+    tiling = Tiling.parse(view) if view else None
+    check_view(card, tiling)
     with _claimed(out) as (system, target):
         unpacked = unpack(root, unpack_to, tell=tell)
         folder = _folder_to_read(card, unpacked)
@@ -87,7 +91,7 @@ def prepare(
             refused = names.hide(refused)
         job = PartJob(
             reader=reader,
-            tiling=Tiling.parse(view) if view else None,
+            tiling=tiling,
             key=names.key if names else None,
             system=system,
             target=target,
@@ -107,6 +111,7 @@ def prepare(
             left_out=info.left_out,
             info=info,
             root=folder,
+            notes=unpacked.notes,
         )
 
 

@@ -24,11 +24,11 @@ from his2lip.data.prepare.archives import (
     stem,
 )
 from his2lip.errors import DatasetError, first_line
-from his2lip.files import locked, printable
+from his2lip.files import is_litter, locked, printable
 
 DEPTH = 4  # how deep archives may lie in archives
 RESERVE = 256 << 20  # bytes that stay free on the disk
-_SAMPLE = 16  # files of an archive that are looked for to find out whether it was unpacked by hand
+_SAMPLE = 16  # files of a tar that are looked for to find out whether it was unpacked by hand
 _SUFFIX = ".unpacked"  # of the folder that a root is unpacked to
 _BUILDING, _RECORD, _LOCK = ".building", ".unpacked.json", ".lock"
 
@@ -40,11 +40,13 @@ class Unpacked:
     """The folder to read, and the entries of archives that were refused: (ARCHIVE!PATH, reason).
 
     `only` is the folder of the archive where there is one archive and no other file.
+    `notes` has a line for each archive of which files were unpacked by hand.
     """
 
     root: Path
     refused: list[tuple[str, str]]
     only: Path | None = None
+    notes: list[str]
 
 
 def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambda text: None) -> Unpacked:
@@ -65,9 +67,9 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
             key="--unpack-to",
             fix="give another folder with --unpack-to",
         )
-    base, keys, plain = _listed(root, work)
+    base, keys, plain, notes = _listed(root, work)
     if not keys:
-        return Unpacked(root=root, refused=[])
+        return Unpacked(root=root, refused=[], notes=notes)
     with _claimed(work):
         job = _Job(work, tell)
         refused: list[tuple[str, str]] = []
@@ -81,11 +83,13 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
             (key, "a file of an archive has its place") for key in plain if not _link(base, work, key)
         ]
         only = job.folder(keys[0]) if len(keys) == 1 and not plain else None
-    return Unpacked(root=work, only=only, refused=[(printable(place), why) for place, why in refused])
+    refused = [(printable(place), why) for place, why in refused]
+    return Unpacked(root=work, only=only, refused=refused, notes=notes)
 
 
-def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
-    """(folder, archives under it that were not unpacked by hand, its other files), without hidden files.
+def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str], list[str]]:
+    """(folder, archives under it that were not unpacked by hand, its other files, notes), without hidden
+    files. The notes are those of `Unpacked`.
 
     A folder that an earlier command unpacked from an archive beside it is skipped: it would be read twice.
     """
@@ -94,7 +98,7 @@ def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
             raise DatasetError(
                 "this is neither a folder nor an archive", where=root, fix="give one of these as --root"
             )
-        return root.parent, [root.name], []
+        return root.parent, [root.name], [], []
     archives: list[Path] = []
     plain: list[Path] = []
     for folder, folders, files in os.walk(root):
@@ -105,8 +109,16 @@ def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str]]:
             path = Path(folder, name)
             if not name.startswith("."):
                 (archives if named_as_archive(name) else plain).append(path)
-    keys = [p.relative_to(root).as_posix() for p in archives if not (is_archive(p) and _unpacked_by_hand(p))]
-    return root, keys, [p.relative_to(root).as_posix() for p in plain]
+    keys: list[str] = []
+    notes: list[str] = []
+    for path in archives:
+        key = path.relative_to(root).as_posix()
+        by_hand, note = _unpacked_by_hand(path) if is_archive(path) else (False, None)
+        if not by_hand:
+            keys.append(key)
+        if note is not None:
+            notes.append(f"{printable(key)} is {note}")
+    return root, keys, [p.relative_to(root).as_posix() for p in plain], notes
 
 
 def _is_unpacked(folder: Path) -> bool:
@@ -115,12 +127,28 @@ def _is_unpacked(folder: Path) -> bool:
     return os.path.isfile(folder / _RECORD) and archive != folder and archive.is_file()  # False where closed
 
 
-def _unpacked_by_hand(path: Path) -> bool:
-    """Whether the first files of an archive lie beside it, or in the folder of its name."""
+def _unpacked_by_hand(path: Path) -> tuple[bool, str | None]:
+    """(whether all files of an archive lie beside it or in the folder of its name, a note where any do).
+
+    All files of a zip are compared by name and size. A tar has no table of contents, so only its first files
+    are. Files of file managers are not compared, since some programs do not unpack them.
+    """
     with open_archive(path) as archive:
-        files = list(islice((e for e in archive.entries() if not e.is_folder and not e.fault), _SAMPLE))
-    places = (path.parent, path.parent / stem(path.name))
-    return bool(files) and any(all(_is_there(place / f.path, f) for f in files) for place in places)
+        is_zip = archive.size is not None
+        entries = (e for e in archive.entries() if not e.is_folder and not e.fault)
+        compared = (e for e in entries if not any(map(is_litter, e.path.parts)))
+        files = list(compared if is_zip else islice(compared, _SAMPLE))
+    which, note = "files" if is_zip else "first files", None
+    for words, place in (
+        ("beside it", path.parent),
+        (f"in {stem(path.name)}/", path.parent / stem(path.name)),
+    ):
+        there = sum(_is_there(place / f.path, f) for f in files)
+        if files and there == len(files):
+            return True, f"taken as unpacked, since its {there:,} {which} lie {words}"
+        if there:
+            note = f"unpacked, although {there:,} of its {len(files):,} {which} lie {words}"
+    return False, note
 
 
 def _is_there(place: Path, entry: Entry) -> bool:

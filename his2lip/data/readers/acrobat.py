@@ -33,6 +33,7 @@ class AcrobatReader(Reader):
     """File name = case, stain, split. Tiles of tissue are cut from each slide except those of H&E."""
 
     suffixes = (".tif", ".tiff")
+    views = ("tiles",)
 
     def item(self, key: str) -> Item:
         file = self.parts(key, 1)[-1]

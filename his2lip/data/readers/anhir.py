@@ -34,9 +34,9 @@ class AnhirReader(Reader):
         options = validate(AnhirOptions, self.card.options, where=f"card {self.card.name}, options")
         if percent is not None and options.sets and not self._set_of(parts).startswith(tuple(options.sets)):
             raise PassedOver("of another set")
-        if percent is not None and percent < self._largest["/".join(parts[:-2])]:
+        stem = _stem(parts[-1])
+        if percent is not None and percent < self._largest["/".join(parts[:-2]), stem]:
             raise PassedOver("the same image at a smaller scale")
-        stem = parts[-1].rpartition(".")[0]
         if _HE.search(stem):
             raise PassedOver("an H&E twin")
         before, biomarker, _ = taxonomy.partition_biomarker(stem)
@@ -68,13 +68,16 @@ class AnhirReader(Reader):
         return parts[-3] if len(parts) > 2 else self.root.name
 
     @cached_property
-    def _largest(self) -> dict[str, int]:
-        """Folder of a set, relative to the root -> the largest scale in it, in percent."""
-        largest: dict[str, int] = {}
-        for folder in self.root.rglob("scale-*pc"):
-            relative = folder.parent.relative_to(self.root).as_posix()
-            of_set = "" if relative == "." else relative
-            largest[of_set] = max(largest.get(of_set, 0), _percent(folder.name) or 0)
+    def _largest(self) -> dict[tuple[str, str], int]:
+        """(folder of a set, name of an image without its suffix) -> its largest scale, in percent."""
+        largest: dict[tuple[str, str], int] = {}
+        for key, rule in self.walk():
+            folder, _, file = key.rpartition("/")
+            of_set, _, scale = folder.rpartition("/")
+            percent = _percent(scale)
+            if rule is None and percent is not None and key.lower().endswith(self.suffixes):
+                image = of_set, _stem(file)
+                largest[image] = max(largest.get(image, 0), percent)
         return largest
 
 
@@ -82,3 +85,7 @@ def _percent(folder: str) -> int | None:
     """The percentage in the name of a scale's folder, or None for another folder."""
     match = _SCALE.fullmatch(folder)
     return int(match[1]) if match else None
+
+
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0]

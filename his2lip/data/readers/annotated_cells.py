@@ -16,25 +16,32 @@ from his2lip.errors import DatasetError
 
 ANNOTATIONS = (".json", ".csv", ".sqlite", ".db")
 
-# Possible headers of each column of a CSV of boxes; the first one that is present is used.
+_FIX = "give COCO JSON, a CSV of boxes or a SlideRunner database"
+# Possible headers of each column of a CSV of boxes; the first one that is present is used. `_edges` adds
+# the headers whose meaning depends on the others: x, x0, x1, x2, and the same of y.
 _COLUMNS = {
     "slide": ("slide", "filename", "file_name", "image", "file"),
     "label": ("label", "class", "category", "name"),
-    "x0": ("xmin", "x_min", "x1", "x", "left"),
-    "y0": ("ymin", "y_min", "y1", "y", "top"),
-    "x1": ("xmax", "x_max", "x2", "right"),
-    "y1": ("ymax", "y_max", "y2", "bottom"),
+    "left": ("xmin", "x_min", "left"),
+    "top": ("ymin", "y_min", "top"),
+    "right": ("xmax", "x_max", "right"),
+    "bottom": ("ymax", "y_max", "bottom"),
     "w": ("w", "width"),
     "h": ("h", "height"),
 }
+_AXES = {"x": ("left", "right", "w"), "y": ("top", "bottom", "h")}  # the two edges of a box, and its size
 _SQL = """
 SELECT a.uid, s.filename, c.name, AVG(p.coordinateX), AVG(p.coordinateY)
 FROM Annotations a
 JOIN Slides s ON s.uid = a.slide
 JOIN Classes c ON c.uid = a.agreedClass
-JOIN Annotations_coordinates p ON p.annoId = a.uid
+LEFT JOIN Annotations_coordinates p ON p.annoId = a.uid
+{where}
 GROUP BY a.uid ORDER BY a.uid
 """
+# An annotation that an annotator removed stays in the database. Old databases have no such column.
+_NOT_REMOVED = "WHERE COALESCE(a.deleted, 0) = 0"
+_NO_PLACE = "an annotation of the whole slide, without coordinates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +69,12 @@ def read_annotations(path: Path) -> dict[str, list[AnnotatedCell]]:
     read = {".json": _coco, ".csv": _boxes}.get(path.suffix.lower(), _sliderunner)
     try:
         return read(path)
-    except (OSError, ValueError, KeyError, TypeError, DatasetError, sqlite3.Error) as error:
+    except DatasetError as error:
+        what = f"the annotations cannot be read: {error.what}"
+        raise DatasetError(what, where=path, key="annotations", fix=error.fix or _FIX) from None
+    except (OSError, ValueError, KeyError, TypeError, sqlite3.Error) as error:
         what = f"the annotations cannot be read ({type(error).__name__}: {error})"
-        fix = "give COCO JSON, a CSV of boxes or a SlideRunner database"
-        raise DatasetError(what, where=path, key="annotations", fix=fix) from None
+        raise DatasetError(what, where=path, key="annotations", fix=_FIX) from None
 
 
 def find_slide(name: str, annotations: str, slides: list[str]) -> str | None:
@@ -114,8 +123,11 @@ def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
     table = read_table(path)
     header, *rows = table.rows
-    place = {name.lower(): column for column, name in reversed(list(enumerate(header)))}
-    columns = {what: place[name] for what in _COLUMNS if (name := _first(what, place))}
+    names = [name.lower() for name in header]
+    place = {name: column for column, name in reversed(list(enumerate(names)))}
+    chosen = {what: name for what in _COLUMNS if (name := _first(what, names))}
+    chosen |= {what: name for axis in _AXES for what, name in _edges(axis, names).items()}
+    columns = {what: place[name] for what, name in chosen.items()}
     for i, row in enumerate(rows):
         given = {what: row[column] for what, column in columns.items() if column < len(row)}
         slide, label, key = _posix(given["slide"]), given.get("label", ""), f"cell-{i}"
@@ -125,23 +137,53 @@ def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
             fault = error.what if isinstance(error, DatasetError) else "its row has too few values"
             cells[slide].append(AnnotatedCell(math.nan, math.nan, label, key, fault))
             continue
-        x, y = numbers["x0"], numbers["y0"]
-        right = numbers["x1"] if "x1" in numbers else x + numbers.get("w", 0)
-        bottom = numbers["y1"] if "y1" in numbers else y + numbers.get("h", 0)
+        x, y = numbers["left"], numbers["top"]
+        right = numbers["right"] if "right" in numbers else x + numbers.get("w", 0)
+        bottom = numbers["bottom"] if "bottom" in numbers else y + numbers.get("h", 0)
         cells[slide].append(AnnotatedCell((x + right) / 2, (y + bottom) / 2, label, key))
     return dict(cells)
 
 
-def _first(what: str, known: dict[str, int]) -> str | None:
-    """The header in `known` of the column `what`, or None."""
-    return next((name for name in _COLUMNS[what] if name in known), None)
+def _edges(axis: str, names: list[str]) -> dict[str, str]:
+    """Edge of a box on an axis (`left` and `right`, or `top` and `bottom`) -> its header, where it is given.
+
+    names  the headers in lower case
+
+    Beside `x2`, or as the only first edge, `x1` is the first edge; beside `x0` or `x` it is the second.
+    Raises DatasetError for headers that fit more than one reading.
+    """
+    first, second, size = _AXES[axis]
+    low, high = _first(first, names), _first(second, names)
+    if low and high:
+        return {first: low, second: high}
+    zero, one, two = (f"{axis}{n}" for n in range(3))
+    plain = axis if low is None else None  # beside xmin, x is no edge
+    starts = {low, zero, plain}
+    is_start = two in names or not starts & set(names)
+    firsts = [name for name in names if name in starts or (name == one and is_start)]
+    seconds = [name for name in names if name in (high, two) or (name == one and not is_start)]
+    sizes = [name for name in names if name in _COLUMNS[size] and [*firsts, *seconds] == [plain, one]]
+    if len(firsts) > 1 or len(seconds) > 1 or sizes:
+        columns = ", ".join(name for name in names if name in {*firsts, *seconds, *sizes})
+        what = f"the columns {columns} fit more than one reading of a box"
+        raise DatasetError(what, key=axis, fix=f"name its edges {axis}min and {axis}max")
+    return {edge: found[0] for edge, found in ((first, firsts), (second, seconds)) if found}
+
+
+def _first(what: str, names: list[str]) -> str | None:
+    """The header of the column `what` in `names`, or None."""
+    return next((name for name in _COLUMNS[what] if name in names), None)
 
 
 def _sliderunner(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        for uid, slide, label, x, y in database.execute(_SQL):
-            cells[_posix(slide)].append(AnnotatedCell(float(x), float(y), str(label), f"cell-{uid}"))
+        columns = {name.lower() for _, name, *_ in database.execute("PRAGMA table_info(Annotations)")}
+        query = _SQL.format(where=_NOT_REMOVED if "deleted" in columns else "")
+        for uid, slide, label, x, y in database.execute(query):
+            fault = _NO_PLACE if x is None or y is None else None
+            place = (math.nan, math.nan) if fault else (float(x), float(y))
+            cells[_posix(slide)].append(AnnotatedCell(*place, str(label), f"cell-{uid}", fault))
     return dict(cells)
 
 

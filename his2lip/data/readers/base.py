@@ -82,9 +82,11 @@ class Reader(ABC):
 
     generated    whether `find` found a file that marks the images as generated
     passed_over  reason -> number of files that `find` found and did not yield
+    views        the kinds of `Tiling` that `patches` makes; a prepare with another one is refused
     """
 
     suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
+    views: ClassVar[tuple[str, ...]] = ("squash", "centre", "tiles")
 
     def __init__(self, root: Path, card: Card) -> None:
         if not root.is_dir():

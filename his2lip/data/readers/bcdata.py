@@ -41,6 +41,7 @@ class BcdataReader(Reader):
     """A patch around each nucleus (positive, negative), and patches of tissue without nuclei (none)."""
 
     suffixes = (".png",)
+    views = ()
 
     def find(self) -> Iterator[str]:
         """Images, and annotations without an image."""

@@ -57,9 +57,9 @@ class FolderReader(Reader):
     def find(self) -> Iterator[str]:
         """All files.
 
-        Raises DatasetError for folders that differ only in spelling. Also raises it where the card groups
-        splits by case and `case_pattern` does not match the path of an image: that image would be a case of
-        its own, so one patient could be in two splits.
+        Raises DatasetError for folders, and for cases, that differ only in spelling. Also raises it where the
+        card groups splits by case and `case_pattern` finds no case in the path of an image: that image would
+        be a case of its own, so one patient could be in two splits.
         """
         keys = list(self.files())
         images = [key for key in keys if key.lower().endswith(self.suffixes)]
@@ -69,10 +69,12 @@ class FolderReader(Reader):
         classes = (placed[1][0] for placed in map(self._placed, images) if len(placed[1]) > 1)
         refuse_spellings(classes, where=self.root, key="label")
         pattern = self._options.case_pattern
-        missed = [key for key in images if pattern and _case(pattern, key) is None]
+        cases = {key: _case(pattern, key) for key in images}
+        refuse_spellings((case for case in cases.values() if case), where=self.root, key="case_id")
+        missed = [key for key, case in cases.items() if pattern and case is None]
         if missed and self.groups_by_case:
             what = (
-                f"case_pattern does not match {len(missed):,} of {len(images):,} paths, such as {missed[0]}"
+                f"case_pattern finds no case in {len(missed):,} of {len(images):,} paths, such as {missed[0]}"
             )
             fix = "change the pattern, or group by 'file' on the card"
             raise DatasetError(what, where=f"card {self.card.name}", key="options.case_pattern", fix=fix)
@@ -116,5 +118,6 @@ class FolderReader(Reader):
 
 
 def _case(pattern: str | None, key: str) -> str | None:
+    """The case in a path; None where the pattern does not match, or its group is empty."""
     match = re.search(pattern, key) if pattern else None
-    return match[1] if match else None
+    return taxonomy.normalised(match[1] or "") or None if match else None

@@ -24,7 +24,8 @@ _COLUMNS = (
     "score", "mpp",
 )  # fmt: skip
 _NAMES = ("case_id", "slide_id", "region_id", "label")  # columns in which one name must have one spelling
-_MISSING = ("", "nan", "<na>")  # how programs write a missing value
+# How programs write a missing value, case-folded.
+_MISSING = ("", "nan", "<na>", "na", "n/a", "none", "null")
 _TOO_LONG = ""  # the column of values for which the header has no name
 
 ManifestRow = dict[str, str]  # column -> value, empty where it is missing
@@ -40,8 +41,9 @@ class ManifestOptions(Config):
 class ManifestReader(Reader):
     """Reads the files that the table lists, and passes over all others. `path` is relative to the root.
 
-    White space around values is removed, and `nan` is a missing value. Equal rows count once. A path with
-    rows that differ is quarantined.
+    White space around values is removed. `nan`, `NA`, `N/A`, `None`, `null` and `<NA>` in any case are
+    missing values, except where the card has a class of that name and it is a label. Equal rows count once.
+    A path with rows that differ is quarantined.
     """
 
     def find(self) -> Iterator[str]:
@@ -122,9 +124,13 @@ class ManifestReader(Reader):
             fix = did_you_mean(unknown[0], _COLUMNS)
             what = f"the manifest has the unknown column '{unknown[0]}'"
             raise DatasetError(what, where=path, key=unknown[0], fix=fix)
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            what = f"the manifest has the column '{twice[0]}' twice"
+            raise DatasetError(what, where=path, key=twice[0], fix="keep one of the two")
         if len(self._table.rows) < 2 or "path" not in header:
             raise DatasetError("the manifest has no rows, or no column 'path'", where=path, key="path")
-        rows = [_row(header, fields) for fields in self._table.rows[1:]]
+        rows = [self._row(header, fields) for fields in self._table.rows[1:]]
         for column in _NAMES:
             if column != "label" or not self.card.classes:
                 refuse_spellings((row.get(column, "") for row in rows), where=path, key=column)
@@ -136,6 +142,27 @@ class ManifestReader(Reader):
             raise DatasetError(what, where=path, key="case_id", fix=fix)
         return rows
 
+    def _row(self, header: list[str], fields: list[str]) -> ManifestRow:
+        values = list(map(taxonomy.normalised, fields))
+        row = {
+            name: "" if self._is_missing(name, value) else value
+            for name, value in zip(header, values, strict=False)
+        }
+        if any(value.casefold() not in _MISSING for value in values[len(header) :]):
+            row[_TOO_LONG] = "…"
+        path = row.get("path", "")
+        return row | {"path": PurePosixPath(path).as_posix() if path else ""}
+
+    def _is_missing(self, column: str, value: str) -> bool:
+        """Whether a value is a missing one: the name of a class of the card is a label."""
+        return value.casefold() in _MISSING and not (column == "label" and value.casefold() in self._classes)
+
+    @cached_property
+    def _classes(self) -> set[str]:
+        """The folded names of the card's classes, and their other spellings."""
+        names = (name for known, aliases in self.card.classes.items() for name in (known, *aliases))
+        return set(map(taxonomy.folded, names))
+
     @cached_property
     def _table(self) -> Table:
         path = self.root / self._manifest
@@ -143,15 +170,6 @@ class ManifestReader(Reader):
             fix = "set options.manifest on the card"
             raise DatasetError("the manifest does not exist", where=path, key="options.manifest", fix=fix)
         return _parquet(path) if path.suffix == ".parquet" else read_table(path)
-
-
-def _row(header: list[str], fields: list[str]) -> ManifestRow:
-    values = ["" if field.casefold() in _MISSING else taxonomy.normalised(field) for field in fields]
-    row = dict(zip(header, values, strict=False))
-    if any(values[len(header) :]):
-        row[_TOO_LONG] = "…"
-    path = row.get("path", "")
-    return row | {"path": PurePosixPath(path).as_posix() if path else ""}
 
 
 def _parquet(path: Path) -> Table:

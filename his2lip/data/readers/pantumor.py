@@ -35,6 +35,7 @@ class PantumorReader(Reader):
     """A patch centred on each annotated cell. `find_slide` finds the slide of an annotation."""
 
     suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
+    views = ()
 
     def find(self) -> Iterator[str]:
         """Slides, and names of slides in annotations for which no slide, or no single slide, was found."""
