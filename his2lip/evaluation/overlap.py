@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from his2lip.evaluation.protocols import Selection
+from his2lip.models import UNKNOWN_CASE
 
 if TYPE_CHECKING:
     from his2lip.models import TrainingRecord
@@ -18,12 +19,13 @@ class Overlap:
     """Numbers of scored units that a model was trained on.
 
     images  units with an image that is equal, byte by byte, to one of the training images
-    cases   units of a case that the model was trained on
+    cases   units of a case that the model was trained on; None where none is known to be, and the case of a
+            scored unit is unknown
     units   units that count in either number
     """
 
     images: int
-    cases: int
+    cases: int | None
     units: int
 
 
@@ -37,8 +39,11 @@ def overlap(record: TrainingRecord | None, selection: Selection) -> Overlap | No
         return None
     by_image = _units(np.isin(selection.image_keys, record.images), selection)
     by_case = _units(np.isin(selection.case_keys, record.cases), selection)
+    is_known = by_case.any() or not _units(selection.case_keys == UNKNOWN_CASE, selection).any()
     found = Overlap(
-        images=int(by_image.sum()), cases=int(by_case.sum()), units=int((by_image | by_case).sum())
+        images=int(by_image.sum()),
+        cases=int(by_case.sum()) if is_known else None,
+        units=int((by_image | by_case).sum()),
     )
     return found if record.complete or found.units else None
 

@@ -294,7 +294,8 @@ class CellResult(Figures):
         """Why the figures are not zero-shot, where units of the row were trained on; None elsewhere."""
         if not self.overlap_units:
             return None
-        parts = f"{self.overlap_images} by image, {self.overlap_cases} by case"
+        cases = "cases unknown" if self.overlap_cases is None else f"{self.overlap_cases} by case"
+        parts = f"{self.overlap_images} by image, {cases}"
         return f"not zero-shot: {self.overlap_units} of {self.n} units trained on ({parts})"
 
     @property

@@ -42,6 +42,7 @@ from .stored import fetch_stored as fetch_stored
 from .stored import is_stored as is_stored
 from .stored import store_checkpoint as store_checkpoint
 from .tokenizer import clip_tokenizer as clip_tokenizer
+from .trained_on import UNKNOWN_CASE as UNKNOWN_CASE
 from .trained_on import TrainingRecord as TrainingRecord
 from .trained_on import case_keys as case_keys
 from .trained_on import image_keys as image_keys

@@ -123,9 +123,15 @@ def image_keys(sha256: Iterable[str]) -> np.ndarray:
     return np.array([int(digest[:16], 16) for digest in sha256], dtype=np.uint64)
 
 
+UNKNOWN_CASE = 0  # key of a patch whose case is unknown
+
+
 def case_keys(dataset: str, case_ids: Iterable[str | None]) -> np.ndarray:
-    """uint64 (N,): 64 bits of the sha256 of dataset and case, so that no identifier is stored; 0: unknown."""
-    known: dict[str | None, int] = {None: 0}
+    """uint64 (N,): 64 bits of the sha256 of dataset and case, so that no identifier is stored.
+
+    UNKNOWN_CASE for a case that is unknown.
+    """
+    known: dict[str | None, int] = {None: UNKNOWN_CASE}
     keys = []
     for case in case_ids:
         if case not in known:

@@ -148,7 +148,7 @@ class Board:
                 return None
             error, degrees = cell.chance_corrected_se, cell.chance_corrected_df
             if error is None or degrees is None:
-                if not cell.is_baseline:  # of an earlier version
+                if not cell.is_baseline:  # of an earlier version, or a mean over trainings
                     return None
                 error, degrees = (limits[1] - limits[0]) / _OF_DRAWS, _NORMAL
             parts.append(Part(getattr(cell, ONE_NUMBER), error, degrees))

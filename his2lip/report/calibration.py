@@ -54,8 +54,10 @@ def _row(inputs: Inputs, cell: CellResult, found: Calibrated) -> list[Figure]:
         figures.append(Figure(figure.value, text, limits(interval, figure.unit), href=inputs.evidence(cell)))
     for share in _ABSTAIN:
         point = min(found.curve, key=lambda p: abs(p.coverage - share))
-        least = f"from {point.least:.2f}" if share < 1 else "all answered"
-        figures.append(Figure(point.risk, shown(point.risk, FRACTION), beside=(least,)))
+        beside = [f"from {point.least:.2f}" if share < 1 else "all answered"]
+        if f"{point.coverage:.0%}" != f"{share:.0%}":  # equal probabilities are answered together
+            beside.insert(0, f"{point.coverage:.0%} answered")
+        figures.append(Figure(point.risk, shown(point.risk, FRACTION), beside=tuple(beside)))
     return figures
 
 

@@ -65,8 +65,9 @@ def _difference_notes(board: Board) -> list[str]:
         return []
     notes = [
         "Bold figures cannot be told from the best of their column, with 95 % confidence for all pairs of "
-        "models together (sign flips over cases); expectations such as chance are left out. The head of a "
-        "column names the smallest difference of two models that its cases show with a probability of 80 %."
+        "models together (sign flips over cases); expectations such as chance and means over "
+        "trainings are left out. The head of a column names the smallest difference of two models that its "
+        "cases show with a probability of 80 %."
     ]
     margin = next((cell.margin for cell in board.cells if cell.margin is not None), None)
     if board.reference is not None and margin is not None:

@@ -16,6 +16,7 @@ _TITLES = {
     "mean_average_precision": "mAP, %",
     "median_rank": "median rank",
 }
+_OWN_CASE = "image-to-image: images of the query's own case are in the gallery; they are often the nearest"
 
 
 def fill(inputs: Inputs) -> Section | None:
@@ -29,8 +30,10 @@ def fill(inputs: Inputs) -> Section | None:
         for own in [[cell for cell in cells if cell.column == dataset]]
         for number in range(len(own[0].rows))
     ]
-    values = {"tables": tables, "remarks": list(_remarks(cells)), "csv": inputs.link(f"{_TASK}.csv")}
-    return Section(_TASK, "Retrieval", values, tables)
+    of_images = any(row.setting["direction"] == "image-to-image" for cell in cells for row in cell.rows)
+    own_case = [_OWN_CASE] if of_images else []
+    values = {"tables": tables, "remarks": [*own_case, *_remarks(cells)], "csv": inputs.link(f"{_TASK}.csv")}
+    return Section(_TASK, "Retrieval", values, tables, own_case)
 
 
 def _table(cells: Sequence[TaskCell], number: int) -> Table:

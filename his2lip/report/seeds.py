@@ -8,6 +8,7 @@ from typing import Any
 from his2lip.evaluation import CellResult, OverSeeds
 
 ASKED_FOR = 5  # trainings; with fewer, how much seeds vary is hardly known
+_NO_MEAN = "the mean over datasets has no interval, since all datasets share the seeds"
 
 
 def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -20,7 +21,7 @@ def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
             rows.append(cell)
         elif key not in seen:
             seen.add(key)
-            rows.append(_row(cell, [c for c in cells if c.seeds_of == cell.seeds_of]))
+            rows.append(_row(cell))
     return rows
 
 
@@ -43,13 +44,14 @@ def with_pooled_draws(cells: Sequence[CellResult]) -> list[CellResult]:
     return [*(cell for cell in cells if not cell.is_few_shot), *pooled(few_shot)]
 
 
-def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
+def _row(cell: CellResult) -> CellResult:
     """The record of all trainings: that of one of them, with the means in place of its own figures."""
-    own = [c for c in members if (c.dataset, c.protocol) == (cell.dataset, cell.protocol)]
     seeds = next(iter(cell.over_seeds.values())).seeds
     changes: dict[str, Any] = {name: found.mean for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_lo": found.lo for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_hi": found.hi for name, found in cell.over_seeds.items()}
+    # These are of one training. `mean_interval` adds datasets as independent, and seeds are shared by them.
+    changes |= {"chance_corrected_se": None, "chance_corrected_df": None}
     changes |= {"over_seeds": cell.over_seeds if cell.is_few_shot else {}}
     if cell.is_few_shot:
         kind = "draws"
@@ -57,12 +59,13 @@ def _row(cell: CellResult, members: Sequence[CellResult]) -> CellResult:
     else:
         kind = "seeds"
         caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds"
+        caveat += "" if cell.is_probe else f"; {_NO_MEAN}"
         caveat += f". At least {ASKED_FOR} are asked for" if seeds < ASKED_FOR else ""
         caveat = f"{cell.caveat}; {caveat}" if cell.is_probe else caveat
     compared = {
         name: found.model_copy(
             update={
-                "top": any(c.compared[name].top for c in own if name in c.compared),
+                "top": False,  # one that is top by any of its seeds is chosen for its best seed
                 "groups": "",
                 **_difference(cell.over_seeds.get(name)),
             }

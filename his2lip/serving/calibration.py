@@ -44,7 +44,8 @@ class Calibration:
     data_digest  digest of the dataset; dataset: its name, marked where it is generated; split: its split
     n            the number of patches
     nll, ece     negative log likelihood (nats) and debiased calibration error (fraction) on these patches,
-                 before (with the model's own scale) and after (with the temperature)
+                 before (with the model's own scale) and after (with the temperature); the error is None
+                 where it cannot be measured, as on patches of one case
     """
 
     temperature: float
@@ -56,8 +57,8 @@ class Calibration:
     n: int
     nll_before: float
     nll_after: float
-    ece_before: float
-    ece_after: float
+    ece_before: float | None
+    ece_after: float | None
     dataset: str = "a dataset whose name was not recorded"
     format: int = FORMAT
 
@@ -109,10 +110,12 @@ def calibrate(
     cases, slides, patches = (table[column].to_pylist() for column in columns)
     clusters = clusters_of(cases, slides, [patch.partition("#")[0] for patch in patches]).numbers
 
-    def figures(scale: float) -> tuple[float, float]:
+    def figures(scale: float) -> tuple[float, float | None]:
         """Negative log likelihood and calibration error."""
         found = calibration_figures(Answers(scores.astype(np.float64) / scale, labels, clusters))
-        return found["nll"].value or 0.0, found["ece"].value or 0.0
+        nll = found["nll"].value
+        assert nll is not None, "there are patches, and their logits are finite"
+        return nll, found["ece"].value
 
     before, after = figures(own_scale), figures(temperature)
     return Calibration(

@@ -264,29 +264,35 @@ def _failures(content: CardContent) -> str:
 
 
 def _drops(task: TaskCell) -> Iterator[str]:
-    """By perturbation, the largest drop of macro F1 that its interval tells from none."""
+    """By perturbation, the largest of the drops of macro F1 that their intervals tell from none."""
     clean, *perturbed = task.rows
     worst: dict[str, tuple[TaskRow, Estimate]] = {}
     for row in perturbed:
         drop, kind = row.figures["drop"], row.setting["perturbation"]
         known = worst.get(kind)
-        if drop.value is not None and (known is None or drop.value > (known[1].value or 0.0)):
+        if drop.value is None or (drop.lo if drop.lo is not None else drop.value) <= 0:
+            continue
+        if known is None or drop.value > (known[1].value or 0.0):
             worst[kind] = row, drop
     for kind, (row, drop) in worst.items():
-        if (drop.lo if drop.lo is not None else drop.value or 0.0) > 0:
-            change = f"{kind} at level {row.setting['level']}"
-            points = f"{drop} points" if drop.lo is not None else f"{drop} points (no interval)"
-            before = f"{clean.figures['macro_f1']} ({row.size})"
-            yield f"images changed by {change}: macro F1 falls by {points}, from {before}"
+        change = f"{kind} at level {row.setting['level']}"
+        points = f"{drop} points" if drop.lo is not None else f"{drop} points (no interval)"
+        before = f"{clean.figures['macro_f1']} ({row.size})"
+        yield f"images changed by {change}: macro F1 falls by {points}, from {before}"
     if task.caveat:
         yield f"changed images: {task.caveat}"
 
 
 def _at_chance(cell: CellResult) -> str | None:
-    """How a figure compares with chance, where it is not shown to be above it."""
+    """How a figure compares with chance, where its interval does not show that it is above it."""
     value, limits = cell.chance_corrected, cell.interval("chance_corrected")
     if value is None:
         return None
+    if limits is None and cell.no_interval is None and value >= 1:
+        # Every case agrees, so that the jackknife has no error to measure; nothing was tested against chance.
+        return (
+            f"all units are right, so that no case changes the figure, and it has no interval ({cell.size})"
+        )
     if limits is None:
         what = "is not shown to be better than chance"
     elif limits[0] > 0:

@@ -25,6 +25,8 @@ from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.statistics import Clusters, crossed_interval
 from his2lip.evaluation.stored_cell import stored_predictions
 from his2lip.evaluation.zero_shot import Scores
+from his2lip.report.board import Board
+from his2lip.report.notes import notes
 from his2lip.report.pages import write_pages
 from his2lip.report.seeds import pooled
 
@@ -202,6 +204,27 @@ def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_an
     page = write_pages(path, path.parent / "report")
     assert "mine (3 seeds): mean of 3 trainings" in page.read_text()
     assert [row.model for row in read_results(page.with_name("leaderboard.csv"))] == list(names)
+
+
+def test_a_mean_over_trainings_has_no_interval_over_datasets_and_is_never_bold(
+    cells: list[CellResult], folder: str
+) -> None:
+    """The standard error and the place in the top group that the row could take are of one training."""
+    rows = ("mine", "mine", "mine", None)
+    named = [c.model_copy(update={"seeds_of": of}) for c, of in zip(cells, rows, strict=True)]
+    found = over_seeds(folder, with_differences(folder, named))
+    assert found[0].compared["macro_f1"].top
+    assert Board(found).mean_interval("good") is not None, "a single training has one"
+    row, poor = pooled(found)
+    board = Board([row, poor])
+    assert row.interval("chance_corrected") is not None, "over cases and seeds, on this dataset"
+    assert board.mean(row.model) == pytest.approx(np.mean([c.chance_corrected for c in cells[:3]]))
+    assert board.mean_interval(row.model) is None
+    assert board.mean_interval("poor") is not None
+    assert not any(own.top for own in row.compared.values())
+    told = " ".join(notes(board))
+    assert "means over trainings are left out" in told
+    assert "the mean over datasets has no interval" in told
 
 
 def test_a_mean_over_seeds_has_no_interval_where_its_rows_have_none(

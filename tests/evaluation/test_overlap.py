@@ -20,6 +20,7 @@ from his2lip.data.prepare.dataset import prepare
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.embeddings import EmbeddingCache
+from his2lip.evaluation.grid_cell import run_cell
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.overlap import overlap
@@ -155,6 +156,44 @@ def test_an_incomplete_record_counts_what_it_knows_and_never_states_that_there_i
     assert overlap(TrainingRecord(("x",), complete=False), plan.selection) is None
     assert overlap(TrainingRecord(("x",)), plan.selection) is not None
     assert overlap(None, plan.selection) is None
+
+
+def test_overlap_by_case_is_unknown_and_not_zero_where_the_case_of_a_scored_unit_is(
+    write_shards: Callable[..., ShardSet],
+) -> None:
+    known, record = plan_of(write_shards()).selection, TrainingRecord(("x",))
+    of_known = overlap(record, known)
+    assert of_known is not None
+    assert (of_known.images, of_known.cases, of_known.units) == (0, 0, 0)
+    found = overlap(record, plan_of(write_shards("without", case_id=None)).selection)
+    assert found is not None
+    assert (found.images, found.cases, found.units) == (0, None, 0)
+    keys = known.case_keys.copy()
+    keys[0] = 0
+    some = overlap(record, dataclasses.replace(known, case_keys=keys))
+    assert some is not None
+    assert some.cases is None, "one unit without a case is enough"
+    matched = overlap(
+        dataclasses.replace(record, cases=keys[1:2]), dataclasses.replace(known, case_keys=keys)
+    )
+    assert matched is not None
+    assert matched.cases == (keys == keys[1]).sum()
+    row = cell_result(overlap_units=3, overlap_images=3, overlap_cases=None, in_domain=True)
+    assert row.overlap_note == "not zero-shot: 3 of 10 units trained on (3 by image, cases unknown)"
+
+
+def test_a_finished_grid_cell_of_unknown_cases_is_read_again_with_its_overlap_by_case_unknown(
+    write_shards: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    """Earlier versions stored 0. The overlap is no part of the identity and is computed for each run."""
+    plan = plan_of(write_shards(case_id=None))
+    model, cache = load_model("tiny"), EmbeddingCache(str(tmp_path / "cache"))
+    first = run_cell(ModelScorer("m", model, cache), plan, str(tmp_path))
+    trained = ModelScorer("m", model, cache, record=TrainingRecord(("x",)))
+    again = run_cell(trained, plan, str(tmp_path))
+    assert isinstance(again.result, CellResult)
+    assert (again.reused, again.result.cell) == (True, first.result.cell)
+    assert (again.result.overlap_units, again.result.overlap_cases) == (0, None)
 
 
 def _pages(board: Board) -> tuple[str, str]:

@@ -374,6 +374,8 @@ def test_the_page_has_a_table_per_direction_beside_chance_and_no_zero_shot_mean(
     assert f">{100 * shown.value:.2f}<" in html
     assert f"{100 * shown.lo:.1f} to {100 * shown.hi:.1f}" in text
     assert "retrieval.csv" in html
+    for written in (html, text, page.with_name("leaderboard.tex").read_text()):
+        assert written.count("own case are in the gallery; they are often the nearest") == 1
     assert "<b>" not in html.split('id="retrieval"')[1].split("</section>")[0].replace("<b></b>", "")
 
 

@@ -7,18 +7,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from boards import real_size
 from cell_results import cell_result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from his2lip.evaluation.reliability import Fitted, calibrated
 from his2lip.evaluation.results import to_csv
+from his2lip.report import calibration
 from his2lip.report.board import Board
 from his2lip.report.columns import WIDEST, Columns, abbreviations, anchors
 from his2lip.report.latex import escape
 from his2lip.report.notes import notes
 from his2lip.report.pages import write_pages
+from his2lip.report.section import Inputs
 from his2lip.report.table import Figure, Scale
 
 LONG = "biopsies-of-the-left-lung"
@@ -131,3 +135,19 @@ def test_latex_compiles_and_fits_on_the_page(tmp_path: Path, option: str) -> Non
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
     assert (out / "paper.pdf").stat().st_size > 10_000
+
+
+def test_a_risk_at_another_coverage_than_its_head_states_the_coverage() -> None:
+    """7 of 10 units have the same probability, and are answered together."""
+    sure = np.array([2.0] * 7 + [1.0, 0.8, 0.6])
+    labels = np.array([0, 1] * 5)
+    fit = Fitted(1.0, "select", 40)
+    found = calibrated(np.stack([sure, 0 * sure], axis=1), labels, np.arange(10), fit, has_interval=False)
+    assert min(point.coverage for point in found.curve) == 0.7
+    section = calibration.fill(Inputs(Board([cell_result(calibration=found)])))
+    assert section is not None
+    everything, most, half = section.tables[0].rows[0].figures[-3:]
+    assert everything.beside == ("all answered",)
+    assert most.beside == ("from 0.73",)
+    assert half.value == pytest.approx(3 / 7)
+    assert half.beside == ("70% answered", "from 0.88")

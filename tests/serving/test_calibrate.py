@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from his2lip.cli.app import app
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.reliability import Answers, fit_temperature, nll, softmax
@@ -124,6 +126,24 @@ def test_patches_of_one_slide_count_as_one_where_cases_are_unknown(
         errors.append((found.ece_before, found.ece_after))
         shutil.rmtree(tmp_path / "real")
     assert errors[0] == errors[1]
+
+
+def test_the_calibration_error_of_one_case_is_unknown_and_not_zero(
+    real_ihc: np.ndarray, write_patches: Write, tmp_path: Path
+) -> None:
+    tiles = [real_ihc[y : y + 64, x : x + 64] for y in range(0, 512, 64) for x in range(0, 512, 64)]
+    right = [row["tissue"].label for row in Classifier(load_model("tiny")).classify(tiles)]
+    tissue = ["Tumor" if i % 4 == 0 and t != "Tumor" else t for i, t in enumerate(right)]
+    shards = write_patches(tiles, tissue=tissue, biomarker="CD3", case_id="one")
+    out = tmp_path / "calibration.json"
+    command = ["calibrate", "tiny", "--shards", shards.uri, "--out", str(out), "--cache", str(tmp_path / "c")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    found = Calibration.load(out)
+    assert (found.n, found.ece_before, found.ece_after) == (64, None, None)
+    assert found.nll_after < found.nll_before
+    (line,) = [line for line in result.output.splitlines() if "calibration error" in line]
+    assert "0.00" not in line
+    assert line.count("–") == 2
 
 
 def test_a_temperature_is_never_fitted_on_a_report_split(

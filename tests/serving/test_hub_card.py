@@ -178,6 +178,37 @@ def test_drops_under_changed_images_are_failures_where_their_interval_is_above_n
     assert "level 70" not in failures
 
 
+def test_a_large_drop_that_is_not_told_from_none_does_not_hide_a_smaller_one_that_is(tmp_path: Path) -> None:
+    rows = [task_row({"perturbation": "none", "level": "0"}, macro_f1=Estimate(value=0.6, lo=0.5, hi=0.7))]
+    for level, drop, low, high in (("90", 0.02, 0.01, 0.03), ("70", 0.1, 0.05, 0.15), ("10", 0.2, -0.1, 0.5)):
+        found = Estimate(value=drop, lo=low, hi=high)
+        rows.append(task_row({"perturbation": "JPEG", "level": level}, drop=found))
+    failures = _failures(write(tmp_path, board({}), tasks=[task("robustness", rows)]).text)
+    assert "JPEG at level 70: macro F1 falls by 10.00 (5.00 to 15.00) points" in failures
+    assert "level 10:" not in failures
+    assert "level 90" not in failures
+
+
+def test_a_perfect_model_is_not_said_to_be_at_chance_where_enough_cases_agree(tmp_path: Path) -> None:
+    right = {"chance_corrected": 1.0, "clusters": 30, "n": 60}
+    reason = "an interval needs 5 cases, and there are only 3"
+    few = {"dataset": "few", "clusters": 3, "no_interval": reason, "chance_corrected": 1.0}
+    same = {"dataset": "same", "chance_corrected": 0.0, "clusters": 30}
+    lines = {
+        name: next(line for line in failures.splitlines() if line.startswith(f"- {name}:"))
+        for failures in [_failures(write(tmp_path, board({"dataset": "all", **right}, few, same)).text)]
+        for name in ("all", "few", "same")
+    }
+    assert "no case changes the figure, and it has no interval (n = 60, 30 cases)" in lines["all"]
+    assert "chance" not in lines["all"]
+    for name in ("few", "same"):
+        assert "is not shown to be better than chance" in lines[name]
+
+
+def _failures(text: str) -> str:
+    return text.split("## Known failures")[1].split("## ")[0]
+
+
 def test_calibration_on_scored_units_is_told_apart_from_the_stored_temperature(tmp_path: Path) -> None:
     measured = {"ece": Estimate(value=0.031, lo=0.0, hi=0.05), "slope": Estimate(value=None)}
     measured |= dict.fromkeys(("brier", "nll"), Estimate(value=0.5, unit="coefficient"))
