@@ -27,7 +27,6 @@ from .page import Review as Review
 from .page import serve as serve
 from .queue import SECONDS_PER_SEED as SECONDS_PER_SEED
 from .records import ACTS as ACTS
-from .records import STATUSES as STATUSES
 from .records import Acceptance as Acceptance
 from .records import Act as Act
 from .records import Decision as Decision

@@ -15,7 +15,6 @@ from his2lip.data.shards import Staining
 Act = Literal["accept", "revise", "reject", "cannot tell", "wrong label", "undo"]
 ACTS: tuple[Act, ...] = get_args(Act)
 Status = Literal["open", "accepted", "revised", "rejected", "cannot tell", "wrong label", "disputed"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class Fields(Config):

@@ -21,9 +21,10 @@ from his2lip.evaluation.random_tables import TABLES, RandomTables
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.zero_shot import Scores, mean_by_group
 
-# DAB optical density above which a pixel counts as stained. It is unmixed by skimage.color.rgb2hed, with the
-# vectors of Ruifrok and Johnston (2001), which gives about 0.03 where there is only counterstain.
-STAINED_OD = 0.05
+# Amount of DAB above which a pixel counts as stained, as skimage.color.rgb2hed has it: a sixth of the optical
+# density, unmixed with the vectors of Ruifrok and Johnston (2001). So it is a density of 0.30; where there is
+# only counterstain, rgb2hed gives about 0.03.
+STAINED_HED = 0.05
 STAIN_SIDE = 512  # px; the stained share of larger images is measured after subsampling without blurring
 CHANCE = f"expectation over {TABLES:,} random draws; the limits hold 95 % of them"
 SELF_CONFIRMATION = (
@@ -46,7 +47,7 @@ class ColourEncoder:
         {
             "encoder": "colour",
             "version": _VERSION,
-            "od": STAINED_OD,
+            "od": STAINED_HED,
             "side": STAIN_SIDE,
             "decoder": decoder_version(),
         }
@@ -59,7 +60,7 @@ class ColourEncoder:
         from skimage.color import rgb2hed
 
         step = -(-max(pixels.shape[:2]) // STAIN_SIDE)
-        stained = (rgb2hed(pixels[::step, ::step])[..., 2] > STAINED_OD).mean()
+        stained = (rgb2hed(pixels[::step, ::step])[..., 2] > STAINED_HED).mean()
         return np.array([[*(pixels.reshape(-1, 3).mean(axis=0) / 255), stained]], dtype=np.float32)
 
     def encode(self, crops: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def jobs_of(groups: Sequence[Sequence[ModelEntry]], work: Work) -> list[Job]:
             cells += [(entry, plan_of(plan, scorer), scorer) for plan in own]
         model: ModelScorer | None = None
         for once in loaded.values():
-            with suppress(Exception):
+            with suppress(Exception):  # its task reports it
                 model = once()
         jobs.append(Job(first.name, kind_of(first, config), model, cells))
     return jobs

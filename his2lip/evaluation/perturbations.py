@@ -117,8 +117,8 @@ class PerturbedEncoder(ModelEncoder):
 def restained(pixels: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """An image, uint8 (H, W, 3), whose haematoxylin, eosin and DAB have other vectors, float64 (3, 3).
 
-    The amounts of the stains are those of scikit-image's `rgb2hed`, with negative ones kept, so that the
-    published vectors give the image back.
+    The stains are unmixed as scikit-image's `rgb2hed` does it, as optical densities and with negative ones
+    kept, so that the published vectors give the image back.
     """
     density = _DENSITY[pixels] @ (_UNMIX @ vectors)
     return np.clip(np.rint(255 * 10**-density), 0, 255).astype(np.uint8)

@@ -15,7 +15,7 @@ from his2lip.data.shards import DatasetInfo, ShardSet
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import BLANK, SeenEncoder
 from his2lip.evaluation.protocols import Selection
-from his2lip.evaluation.views import LEAST_TISSUE, MIHIC_FIELD, SQUASHED_FROM, TrainingField, View
+from his2lip.evaluation.views import MIHIC_FIELD, NEARLY_BLANK, SQUASHED_FROM, TrainingField, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def _notes(
         yield f"{coverage:.0%} of the tissue is seen, less than {view.coverage:.0%}: {limit}"
     if blank:
         yield (
-            f"{blank:,} of {total:,} images are nearly blank (under {LEAST_TISSUE:.0%} tissue), "
+            f"{blank:,} of {total:,} images are nearly blank (under {NEARLY_BLANK:.0%} tissue), "
             "and are shown by evenly spread tiles"
         )
     large = times[times > SQUASHED_FROM]

@@ -13,7 +13,7 @@ from his2lip.config import Config
 from his2lip.data.images import tissue_mask
 
 SQUASHED_FROM = 4.0  # an image that spans more training fields than this is said to be squashed
-LEAST_TISSUE = 0.01  # share of tissue below which an image counts as nearly blank
+NEARLY_BLANK = 0.01  # share of tissue below which an image counts as nearly blank
 _FEWEST = 16  # tiles that are used where an image has them, even if fewer reach the coverage
 _ON_TISSUE = 0.25  # share of tissue from which a tile counts as tissue; sparser ones come after them
 _MASK_PX = 16  # pixels of the tissue mask per side of a tile
@@ -111,7 +111,7 @@ class View(Config):
             columns, rows = _starts(width, side), _starts(height, side)
         step = max(1, side // _MASK_PX)
         tissue = tissue_mask(pixels[::step, ::step])
-        blank = tissue.mean() < LEAST_TISSUE
+        blank = tissue.mean() < NEARLY_BLANK
         if blank:
             tissue = np.ones_like(tissue)
         numbers = np.array([(c, r) for r in range(len(rows)) for c in range(len(columns))])

@@ -15,7 +15,6 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import RunDir
 
 SECONDS = "seconds_per_step"  # key of a finished run's result in run.json
-_KEPT = 2  # checkpoints of a run: the best and the last
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
     """
     per_epoch = max(sum(shards.info.counts[config.data.split].values()) // config.data.batch_size, 1)
     steps = config.optim.steps or config.optim.epochs * per_epoch
-    like = _latest_like(config)
     if "://" in config.storage:
         return Estimate(steps, None, None, None, None, None)
+    like = _latest_like(config)
     own = RunDir(Path(config.storage, "train", config.name))
     left = max(steps - steps_done(own), 0)
     if like is None:
@@ -62,14 +61,14 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
 def _latest_like(config: TrainConfig) -> tuple[RunDir, dict[str, Any]] | None:
     """The latest finished run whose steps take as long as those of `config`, and its run.json."""
     wanted, found = _kind(resolved(config)), []
-    for folder in Path(config.storage, "train").glob("*/run.json"):
-        run = RunDir(folder.parent)
+    for file in Path(config.storage, "train").glob("*/run.json"):
+        run = RunDir(file.parent)
         try:
             state = run.read()
         except His2lipError:  # damaged: its own command tells
             continue
         if state and SECONDS in state.get("result", {}) and _kind(state.get("config", {})) == wanted:
-            found.append((folder.stat().st_mtime, run, state))
+            found.append((file.stat().st_mtime, run, state))
     return max(found, key=lambda one: one[0])[1:] if found else None
 
 
