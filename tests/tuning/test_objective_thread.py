@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from his2lip.tuning.trial import Ended, ObjectiveThread, Reported, TrialReporter
@@ -50,11 +51,13 @@ def test_an_error_is_returned_with_its_traceback() -> None:
 
 
 def test_an_objective_that_was_never_asked_or_has_ended_can_be_stopped() -> None:
+    before = {*threading.enumerate()}
     ObjectiveThread(lambda params, report: None, {}).stop()
     ended = ObjectiveThread(lambda params, report: None, {})
     ended.next()
-    ended.stop()
-    ended.stop()
+    for _ in range(2):
+        ended.stop()
+        assert {*threading.enumerate()} <= before
 
 
 def test_metrics_of_any_number_type_become_floats() -> None:
