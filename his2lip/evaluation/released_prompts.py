@@ -18,9 +18,7 @@ def released_dictionaries(path: Path) -> dict[str, dict[str, list[str]]]:
     ConfigError for a file that cannot be read as Python, or has no such dictionary.
     """
     try:
-        tree = ast.parse(
-            path.read_bytes()
-        )  # as Python reads a file: by its byte order mark or its encoding line
+        tree = ast.parse(path.read_bytes())  # bytes: they may have a byte order mark, or name an encoding
     except (OSError, ValueError, SyntaxError) as error:
         what = f"this file cannot be read as Python: {type(error).__name__}"
         raise ConfigError(what, where=path, key=path.name, fix="give the released constants.py") from None

@@ -85,7 +85,7 @@ class PyramidSlide:
         return _resized(self._read(x, y, level, (size, size)), out)
 
     def overview(self, longest: int) -> np.ndarray:
-        """The largest of its strips is in memory at a time, and not the whole level."""
+        """Read in strips, so that the whole level is never in memory."""
         level = self._slide.get_best_level_for_downsample(max(1, max(self.width, self.height) / longest))
         width, height = self._slide.level_dimensions[level]
         if width * height > MAX_PIXELS:

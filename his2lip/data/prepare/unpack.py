@@ -88,10 +88,10 @@ def unpack(root: str | Path, to: str | Path | None = None, *, tell: Tell = lambd
 
 
 def _listed(root: Path, work: Path) -> tuple[Path, list[str], list[str], list[str]]:
-    """(folder, archives under it that were not unpacked by hand, its other files, notes), without hidden
-    files. The notes are those of `Unpacked`.
+    """(folder, archives under it that were not unpacked by hand, its other files, notes of `Unpacked`).
 
-    A folder that an earlier command unpacked from an archive beside it is skipped: it would be read twice.
+    Hidden files are left out. A folder that an earlier command unpacked from an archive beside it is skipped:
+    it would be read twice.
     """
     if root.is_file():
         if not named_as_archive(root.name):
