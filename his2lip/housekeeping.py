@@ -15,6 +15,7 @@ from his2lip.config import read_yaml
 from his2lip.errors import ConfigError, His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
 from his2lip.files import locked
+from his2lip.models import folder_of
 from his2lip.training import RunDir
 
 Kind = Literal["features", "checkpoint", "run", "copy", "leftover"]
@@ -114,7 +115,7 @@ def _texts(tree: Any) -> set[str]:
 
 def _resolved(path: str) -> Path:
     try:
-        return Path(path.removeprefix("local-dir:")).resolve()
+        return Path(folder_of(path)).resolve()
     except (OSError, ValueError):  # a text that is no path
         return Path("/nowhere")
 

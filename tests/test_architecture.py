@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": set(),
     "jobs": set(),
     "cloud": set(),
-    "housekeeping": {"training", "evaluation"},
+    "housekeeping": {"models", "training", "evaluation"},
     "cli": {
         *("data", "synthetic", "models", "loss", "training", "tuning", "evaluation", "report", "serving"),
         *("captioning", "tracking", "jobs", "cloud", "housekeeping"),

@@ -54,6 +54,7 @@ from his2lip.evaluation.stored_cell import check_stored
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.files import absolute, answers, fetch_file, filesystem
 from his2lip.logs import log_to
+from his2lip.models import folder_of
 from his2lip.runtime import check_nodes, refuse_job_copy
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def run_grid(
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
     names = [name for entry in config.models for name in entry.loads]
-    folders = [name.removeprefix("local-dir:") for name in names]
+    folders = [folder_of(name) for name in names]
     check_nodes(read=[*config.uris().values(), *folders], write=[config.folder])
     refuse_job_copy(config.cache, key="cache", fix="set cache to a folder that all nodes share, or a bucket")
     log_to(config.folder)

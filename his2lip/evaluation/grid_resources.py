@@ -8,6 +8,7 @@ from pathlib import Path
 
 from his2lip.errors import RunError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
+from his2lip.models import folder_of
 from his2lip.runtime import is_local
 
 _log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _memory(entry: ModelEntry, config: BenchmarkConfig) -> float:
     """Bytes for the task of a model: its weights twice while they load, and 1 GiB for images and Python."""
     if config.memory_gb is not None:
         return config.memory_gb * 2**30
-    folder = Path(entry.path.removeprefix("local-dir:"))
+    folder = Path(folder_of(entry.path))
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else 0
     models = 1 if entry.blend is None else 3  # the two, and their blend
     return float(2 * models * weights + 2**30)

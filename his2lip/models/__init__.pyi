@@ -19,6 +19,7 @@ from .interpolation import blend as blend
 from .load import check_model_name as check_model_name
 from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
+from .naming import folder_of as folder_of
 from .naming import name_of as name_of
 from .preprocess import Preprocess as Preprocess
 from .provenance import blended_meta as blended_meta

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from his2lip.models.naming import LOCAL
+
 _HUB = "huggingface.co/"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of weight files
 _COPY = "load it once with a connection, or type local-dir:PATH for a copy"
@@ -117,7 +119,7 @@ def cached_models() -> list[CachedModel]:
         if (folder / "open_clip_config.json").is_file():
             found.append(CachedModel(name=f"hf-hub:{repository}", repository=repository))
         elif _is_clip_model(folder):
-            found.append(CachedModel(name=f"local-dir:{folder}", repository=repository))
+            found.append(CachedModel(name=f"{LOCAL}{folder}", repository=repository))
         else:
             unnamed.add(repository)
     return found + (_tags_of(unnamed) if unnamed else [])

@@ -17,6 +17,7 @@ from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.hf_clip import INDEX_BUFFERS, to_open_clip
 from his2lip.models.load import config_of_tag, load_model
+from his2lip.models.naming import LOCAL
 from his2lip.models.preprocess import RELEASED_PREPROCESS, Preprocess
 from his2lip.models.provenance import Meta, terms_of_use
 from his2lip.models.tokenizer import build_tokenizer
@@ -236,7 +237,7 @@ def _convert_folder(folder: Path, source: Source) -> tuple[DualEncoder, dict[str
         what = f"this folder has no {OPEN_CLIP}"
         fix = "--from transformers reads a CLIPModel's folder"
         raise CheckpointError(what, where=folder, key=OPEN_CLIP, fix=fix)
-    model = load_model(f"local-dir:{folder}")
+    model = load_model(f"{LOCAL}{folder}")
     model.name = folder.name
     return model, {}
 

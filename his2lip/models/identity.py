@@ -8,10 +8,10 @@ from pathlib import Path
 from his2lip.config import digest
 from his2lip.files import file_digest
 from his2lip.models.catalogue import BACKBONES
+from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.provenance import is_checkpoint, read_meta
 from his2lip.models.registered import is_registered
 
-_LOCAL = "local-dir:"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -23,7 +23,7 @@ def weights_identity(name: str) -> str:
     NAME@DIGEST; any other name by itself. Files of a hub that are not on this machine are fetched, as
     loading the model does. Raises ModelError where they cannot be.
     """
-    folder = Path(name.removeprefix(_LOCAL))
+    folder = Path(folder_of(name))
     if name not in BACKBONES and is_checkpoint(folder):
         meta = read_meta(folder)
         keys = ("tensor_digest", "config_digest", "preprocess_digest", "tokenizer", "similarity")
@@ -31,7 +31,7 @@ def weights_identity(name: str) -> str:
     if name not in BACKBONES and folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return digest({str(path.relative_to(folder)): _content(path) for path in files})
-    return name if is_registered(name) or name.startswith(_LOCAL) else _of_hub(name)
+    return name if is_registered(name) or name.startswith(LOCAL) else _of_hub(name)
 
 
 def _of_hub(name: str) -> str:

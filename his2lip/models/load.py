@@ -20,6 +20,7 @@ from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
+from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import is_checkpoint
 from his2lip.models.registered import fetch_checkpoint, is_elsewhere
@@ -28,7 +29,6 @@ from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tok
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import check_values
 
-_LOCAL = "local-dir:"
 _OF_CLIP = ("clip", "plip")  # backbones with CLIP's own tokenizer and context
 
 # Weight files of a hub repository: open_clip's own names, then others in use.
@@ -60,11 +60,11 @@ def load_model(
 
 def check_model_name(name: str) -> None:
     """Raises what `load_model` raises for an unknown name or a missing folder, without loading anything."""
-    folder = Path(name.removeprefix(_LOCAL))
+    folder = Path(folder_of(name))
     is_folder = folder.is_dir() or is_checkpoint(folder)
     if name in BACKBONES or is_elsewhere(name) or name.startswith("hf-hub:") or is_folder:
         return
-    if name.startswith(_LOCAL) or os.sep in name:  # no name of open_clip has one
+    if name.startswith(LOCAL) or os.sep in name:  # no name of open_clip has one
         fix = _nearest_folder(folder)
         if name.count(os.sep) == 1:
             fix = f"{fix.removesuffix('?')}, or is it hf-hub:{name}?"
@@ -120,7 +120,7 @@ def _resolve(name: str, precision: Precision, seed: int) -> DualEncoder:
     if name.startswith("hf-hub:"):
         return _fetched(name, precision)
     check_model_name(name)
-    folder = Path(name.removeprefix(_LOCAL))
+    folder = Path(folder_of(name))
     if folder.is_dir() or is_checkpoint(folder):
         return _from_folder(folder, precision)
     architecture, _, tag = name.partition(":")
@@ -155,7 +155,7 @@ def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
         if weights is None:
             what, fix = "this directory has no weights", f"add {_WEIGHTS[0]}"
             raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=fix)
-        name = f"local-dir:{folder}"
+        name = f"{LOCAL}{folder}"
         return _hub_layout(folder / OPEN_CLIP, weights, name=name, tokenizer=folder, precision=precision)
     if (folder / "config.json").is_file():
         return from_transformers(folder, name=str(folder), precision=precision)

@@ -1,12 +1,19 @@
-"""The name of a model that a user gave as a path: its run, never the number of a folder."""
+"""Names of models that are folders: the path in them, and the name of its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+LOCAL = "local-dir:"  # open_clip's mark of a name that is the path of a folder
+
 # Folders of a run or a sweep that say which of its checkpoints this is: storage/train/NAME/best,
 # storage/tune/NAME/trials/7/best. Numbers do too.
 _WITHIN = ("best", "last", "checkpoint", "trials")
+
+
+def folder_of(name: str) -> str:
+    """PATH of `local-dir:PATH`; any other name as it is."""
+    return name.removeprefix(LOCAL)
 
 
 def name_of(path: str) -> tuple[str, str | None]:
@@ -15,7 +22,7 @@ def name_of(path: str) -> tuple[str, str | None]:
     A folder that is no checkpoint of a run keeps its path, and other names of models stay as they are; there
     the second value is None.
     """
-    folder = path.removeprefix("local-dir:")
+    folder = folder_of(path)
     if ":" in folder:  # an open_clip tag, hf-hub:ORG/NAME, models:/NAME/VERSION
         return path, None
     parts = list(Path(folder).parts)

@@ -14,6 +14,7 @@ from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.files import absolute
 from his2lip.models.catalogue import BACKBONES
+from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
 from his2lip.models.stored import fetch_stored, is_stored
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
@@ -22,7 +23,6 @@ from his2lip.resources import STORAGE, relocate_store, sqlite_file, store_uri
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
 
 _SCHEME = "models:/"
-_LOCAL = "local-dir:"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@[^/@]+|/\d+)")
 _FIX = "his2lip models list shows what it has; MLFLOW_TRACKING_URI names another store"
 
@@ -73,8 +73,8 @@ def fetch_checkpoint(uri: str, folder: str | Path) -> Path:
 
 def absolute_name(name: str) -> str:
     """The name of the same model in other folders: a folder by its absolute path, other names as they are."""
-    folder = name.removeprefix(_LOCAL)
-    if name in BACKBONES or not (name.startswith(_LOCAL) or Path(folder).is_dir() or is_checkpoint(folder)):
+    folder = folder_of(name)
+    if name in BACKBONES or not (name.startswith(LOCAL) or Path(folder).is_dir() or is_checkpoint(folder)):
         return name
     return name.removesuffix(folder) + absolute(folder)
 
@@ -101,7 +101,7 @@ def checkpoint_folder(name: str) -> Iterator[Path | None]:
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             yield fetch_checkpoint(name, scratch)
         return
-    folder = Path(name.removeprefix(_LOCAL))
+    folder = Path(folder_of(name))
     yield current_folder(folder) if is_checkpoint(folder) else None
 
 
@@ -110,7 +110,7 @@ def meta_of(name: str) -> dict[str, Any]:
     if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
-    folder = name.removeprefix(_LOCAL)
+    folder = folder_of(name)
     return read_meta(folder) if is_checkpoint(folder) else {}
 
 
@@ -124,7 +124,7 @@ def training_record(name: str) -> TrainingRecord | None:
             meta = read_meta(_download(name, META, scratch).parent)
             data = _download(name, RECORD, scratch).read_bytes() if RECORDED in meta else None
             return TrainingRecord.of_checkpoint(meta, data, where=name)
-    folder = current_folder(Path(name.removeprefix("local-dir:")))
+    folder = current_folder(Path(folder_of(name)))
     file = folder / RECORD
     data = file.read_bytes() if file.is_file() else None
     if is_checkpoint(folder):

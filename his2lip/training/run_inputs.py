@@ -14,7 +14,7 @@ from his2lip.data.cards import Terms, strictest, terms_of
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, resolve_split, statement
 from his2lip.errors import ConfigError, RunError
 from his2lip.files import absolute
-from his2lip.models import BACKBONES, is_checkpoint, local_name, read_meta, weights_identity
+from his2lip.models import BACKBONES, folder_of, is_checkpoint, local_name, read_meta, weights_identity
 from his2lip.resources import code_version
 from his2lip.training.config import TEMPLATES, TrainConfig
 
@@ -128,7 +128,7 @@ def check_contents(
 
 def places(config: TrainConfig) -> list[str]:
     """What workers read: the folders, files or names of shards, captions and first weights."""
-    return [config.data.shards, config.data.captions, config.model.backbone.removeprefix("local-dir:")]
+    return [config.data.shards, config.data.captions, folder_of(config.model.backbone)]
 
 
 def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
