@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import secrets
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,8 @@ import typer
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.options import Cache, Model, refuse_unused, write_csv
 from his2lip.cli.registry import command
-from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
+from his2lip.cli.served_page import check_port, open_page
+from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
@@ -243,7 +243,6 @@ def review(
     continues.
     """
     from his2lip.captioning import LOOPBACK, Review, read_shortcuts, serve
-    from his2lip.cli.ui import open_page
 
     found = _open(project)
     page = Review(
@@ -255,7 +254,7 @@ def review(
     for notice in found.repair():
         say(notice)
     token = None if host in LOOPBACK else secrets.token_urlsafe(24)
-    _check_port(host, port)
+    check_port(port, host)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
 
@@ -442,15 +441,3 @@ def _reviewer(name: str | None) -> str:
     except (OSError, KeyError):
         what, fix = "this machine does not know your user name", "give --reviewer"
         raise ConfigError(what, key="--reviewer", fix=fix) from None
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            probe.bind((host, port))
-    except OSError as error:
-        what = f"this address cannot be used: {first_line(error)}"
-        fix = "choose another --port or --host"
-        raise ConfigError(what, where=f"{host}:{port}", key="--port", fix=fix) from None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from his2lip.cli.console import say
+from his2lip.cli.served_page import port_needed
 from his2lip.errors import RunError, first_line
 from his2lip.resources import STORAGE
 
@@ -17,7 +18,7 @@ def serve_study(study: str, port: int, *, opened: Callable[[str], None]) -> None
     """Serves the study on 127.0.0.1 until Ctrl-C; `opened` gets the address of its page.
 
     study  the name of a sweep, its folder or URI, or the URL of its database
-    Raises RunError where there is no study, or where its database or the port cannot be used.
+    Raises RunError where there is no study or its database cannot be used, ConfigError where the port cannot.
     """
     with opened_study(study) as url:
         _serve(url, study, port, opened)
@@ -34,11 +35,8 @@ def _serve(url: str, study: str, port: int, opened: Callable[[str], None]) -> No
         what = f"the study's database cannot be opened: {first_line(error)}"
         raise RunError(what, where=study, key="--study", fix="check --study") from None
     app = only_here(optuna_dashboard.wsgi(storage), port)
-    try:
+    with port_needed(port):
         server = _server(app, port)
-    except OSError as error:
-        what = f"port {port} on this machine cannot be used: {first_line(error)}"
-        raise RunError(what, where=f"127.0.0.1:{port}", key="--port", fix="choose another --port") from None
     page = f"http://127.0.0.1:{port}/dashboard/"
     if len(studies) == 1:
         page += f"studies/{studies[0]._study_id}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
-import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +23,8 @@ from his2lip.cli.benchmark import EXPERIMENT
 from his2lip.cli.console import say
 from his2lip.cli.options import refuse_unused
 from his2lip.cli.registry import command
-from his2lip.errors import ClusterError, TrackingError, first_line
+from his2lip.cli.served_page import check_port, open_page
+from his2lip.errors import ClusterError, TrackingError
 from his2lip.resources import find, sqlite_file, store_uri
 
 _START_S, _PAUSE_S = 120.0, 0.5  # how long a server may take to answer, and between two attempts
@@ -84,7 +83,7 @@ def ui(
     if file is not None and not file.is_file():
         fix = "his2lip train, tune or benchmark makes one; or name another with --store"
         raise TrackingError("there is no MLflow store here", where=uri, key="--store", fix=fix)
-    _check_port(port)
+    check_port(port)
     address = f"http://127.0.0.1:{port}"
     link = _show_tables(uri, address)
     say(f"MLflow on {address} (store {uri}); stop it with Ctrl-C")
@@ -93,24 +92,12 @@ def ui(
     raise typer.Exit(_serve(uri, port))
 
 
-def _check_port(port: int) -> None:
-    """Raises TrackingError where no server can listen on this port of 127.0.0.1."""
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            probe.bind(("127.0.0.1", port))
-    except OSError as error:
-        what = f"port {port} on this machine cannot be used: {first_line(error)}"
-        where, fix = f"127.0.0.1:{port}", "choose another --port"
-        raise TrackingError(what, where=where, key="--port", fix=fix) from None
-
-
 def _show_cluster(file: Path, port: int, *, browser: bool) -> None:
     """Forwards `port` to the MLflow server of a cluster's head until Ctrl-C, and prints its address.
 
     Raises ClusterError where the head cannot be found or reached, or MLflow does not answer there.
     """
-    _check_port(port)
+    check_port(port)
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", _TUNNEL, str(file), str(port), str(_CLUSTER_PORT)]
     say(f"looking for the head of {file}")
@@ -225,10 +212,3 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, http.client.HTTPException):
         return False
-
-
-def open_page(link: str) -> None:
-    """Opens a page in the user's browser, where this machine has a screen or BROWSER names one."""
-    has_screen = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    if has_screen or "BROWSER" in os.environ:
-        webbrowser.open(link)
