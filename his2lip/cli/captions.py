@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,6 @@ from his2lip.resources import CACHE
 if TYPE_CHECKING:
     from his2lip.captioning import Acceptance, Price, Project, Report, State
 
-_FORMATS = ("bank", "released", "label-studio")
 _SHOWN = 10  # unfinished seeds that are named
 ProjectName = Annotated[
     str, typer.Argument(metavar="PROJECT", help="Name of a project in runs/captions, or its folder.")
@@ -331,7 +330,7 @@ def export(
     project: ProjectName,
     out: Annotated[Path, typer.Option(help="The file to write (.json), or the folder of --format released.")],
     format: Annotated[
-        str,
+        Literal["bank", "released", "label-studio"],
         typer.Option(
             help="`bank`: what training reads; `released`: TISSUE/BIOMARKER.txt, without staining bands; "
             "`label-studio`: tasks to review there."
@@ -347,9 +346,6 @@ def export(
     """
     from his2lip.captioning import batches, captions, to_bank, write_folder, write_tasks
 
-    if format not in _FORMATS:
-        what = f"there is no format '{format}'"
-        raise ConfigError(what, key="--format", fix=did_you_mean(format, _FORMATS))
     found = _open(project)
     state = found.refresh()
     if format == "label-studio":

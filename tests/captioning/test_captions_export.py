@@ -146,6 +146,13 @@ def test_the_released_layout_is_imported_again_line_by_line(reviewed: Project, t
     assert done.exception.key == "--out"
 
 
+def test_a_format_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    done = CliRunner().invoke(app, ["captions", "export", "project", "--out", out, "--format", "bnk"])
+    assert done.exit_code == 2
+    assert all(name in done.output for name in ("--format", "'bank'", "'released'", "'label-studio'"))
+
+
 def test_data_prepare_captions_and_export_write_one_format(reviewed: Project, tmp_path: Path) -> None:
     command("export", reviewed.folder, "--out", tmp_path / "a.json", "--error-rate", "0.2")
     command(
