@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip.config import digest, resolved
-from his2lip.data.cards import Card, Protocol
+from his2lip.data.cards import PROTOCOL_REMARKS, Card, Protocol
 from his2lip.data.shards import ShardSet
 from his2lip.evaluation import results
 from his2lip.evaluation.cell_figures import Units, calibration, figures
@@ -42,8 +42,6 @@ from his2lip.evaluation.stored_cell import (
 from his2lip.evaluation.task_results import TaskCell
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.resources import code_version
-
-_REMARKS = ("note", "basis", "pool_reason", "changelog")  # fields of a protocol that decide no prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +272,7 @@ def _identity(scorer: Scorer, plan: CellPlan) -> str:
             "schema": CELL_SCHEMA,
             "scorer": scorer.identity(plan),
             "weights": scorer.weights,
-            "protocol": {k: v for k, v in resolved(plan.protocol).items() if k not in _REMARKS},
+            "protocol": {k: v for k, v in resolved(plan.protocol).items() if k not in PROTOCOL_REMARKS},
             "prompts": plan.prompts.digest if scorer.uses_prompts else None,
             "split": plan.selection.split_sha256,
             "images": plan.selection.images_sha256,

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from his2lip.data.cards import Card
+from his2lip.data.cards import PROTOCOL_REMARKS, Card
 from his2lip.data.images import decode, encode_jpeg
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.evaluation.config import BenchmarkConfig
@@ -45,7 +45,8 @@ class RobustnessPlan(TaskPlan):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "protocol": self.protocol.model_dump(mode="json", exclude={"note", "pool_reason", "changelog"}),
+            # `basis` decides no figure either; it stays, since the identity of stored grid cells has it.
+            "protocol": self.protocol.model_dump(mode="json", exclude=PROTOCOL_REMARKS - {"basis"}),
             "prompts": self.prompts.digest,
             "perturbations": [one.key for one in self.perturbations],
             "errors": self.errors,

@@ -9,7 +9,7 @@ import numpy as np
 
 from his2lip import taxonomy
 from his2lip.config import digest, resolved
-from his2lip.data.cards import Protocol
+from his2lip.data.cards import PROTOCOL_REMARKS, Protocol
 from his2lip.data.shards import LEARNING_ROLES, ShardSet, open_shards, patch_scale, resolve_split
 from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.evaluation.config import DEFAULT_PROTOCOL
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 # Fields of a protocol that do not decide the figures of the select split.
-_REMARKS = ("note", "basis", "pool_reason", "changelog", "version", "split", "breakdown")
+_UNUSED = PROTOCOL_REMARKS | {"version", "split", "breakdown"}
 _MOST = 1000  # captions that images search, and that search images
 # Columns that a dataset without protocols is scored by, the first with two classes or more, and their names.
 _COLUMNS = {"tissue": taxonomy.TISSUES, "biomarker": taxonomy.BIOMARKERS}
@@ -73,7 +73,7 @@ class SelectValidator:
         own = None if is_carried(protocol.prompts) else prompts.digest
         own_protocol = None
         if shards.project_card() is None:
-            decide = {key: value for key, value in resolved(protocol).items() if key not in _REMARKS}
+            decide = {key: value for key, value in resolved(protocol).items() if key not in _UNUSED}
             # A file of prompts counts by its content.
             own_protocol = digest(decide | {"prompts": protocol.prompts if own is None else None})
         return replace(self, prompts=prompts, own_prompts=own, own_protocol=own_protocol)

@@ -177,7 +177,7 @@ def test_a_new_version_of_a_protocol_is_scored_again_from_the_cache_and_a_remark
     first = run()
     assert cache.counts.images > 0
     cache.counts = Counts()
-    assert run(note="other words", changelog={}, pool_reason="because").reused
+    assert run(note="other words", basis="inferred", changelog={}, pool_reason="because").reused
     second = run(version=2, changelog={2: "what changed"})
     assert (second.reused, cache.counts.images) == (False, 0)
     assert second.result.cell != first.result.cell

@@ -3,6 +3,7 @@
 from his2lip.data.cards.card import (
     MAX_MPP,
     MIN_MPP,
+    PROTOCOL_REMARKS,
     Card,
     Carve,
     LabelsOf,
@@ -18,6 +19,7 @@ from his2lip.data.cards.terms import Terms, strictest, terms_of, terms_of_card
 __all__ = [
     "MAX_MPP",
     "MIN_MPP",
+    "PROTOCOL_REMARKS",
     "Card",
     "Carve",
     "LabelsOf",

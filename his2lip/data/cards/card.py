@@ -98,6 +98,10 @@ class Carve(Config):
     seed: int = 0
 
 
+# Fields of a protocol that explain it and decide no figure.
+PROTOCOL_REMARKS = {"note", "basis", "pool_reason", "changelog"}
+
+
 class Protocol(Config):
     """How a split is scored: which rows, which classes, which prompts, and how images and logits are treated.
 
