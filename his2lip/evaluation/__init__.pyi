@@ -21,6 +21,7 @@ from .leaderboard import Frame as Frame
 from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards
 from .metrics import Metric as Metric
+from .metrics import all_right_interval as all_right_interval
 from .perturbations import KINDS as KINDS
 from .perturbations import MEANINGS as MEANINGS
 from .perturbations import Kind as Kind
@@ -52,7 +53,9 @@ from .retrieval import nearest as nearest
 from .samples import write_samples as write_samples
 from .statistics import Part as Part
 from .statistics import clusters_of as clusters_of
+from .statistics import joined_interval as joined_interval
 from .statistics import mean_interval as mean_interval
+from .stored_cell import stored_predictions as stored_predictions
 from .task_results import Estimate as Estimate
 from .task_results import TaskCell as TaskCell
 from .task_results import TaskRow as TaskRow

@@ -18,6 +18,7 @@ import numpy as np
 from his2lip.config import Config, OptionError
 from his2lip.evaluation.statistics import (
     LEAST_CLUSTERS,
+    all_right_limit,
     clusters_of_classes,
     even_clusters,
     leave_one_out_counts,
@@ -342,6 +343,15 @@ def chance_corrected(counts: Counts) -> np.ndarray:
     """
     chance = _ratio(np.ones_like(counts.total), counts.present)
     return _ratio(balanced_accuracy(counts) - chance, 1 - chance)
+
+
+def all_right_interval(
+    predictions: Predictions, clusters: np.ndarray, *, models: int = 1
+) -> tuple[float, float]:
+    """The limits of chance-corrected balanced accuracy where all units are right (`all_right_limit`)."""
+    sizes = class_sizes(predictions, clusters)
+    chance = 1 / int(sizes.any(axis=0).sum())
+    return (all_right_limit(sizes, models=models) - chance) / (1 - chance), 1.0
 
 
 @metric("Cohen's kappa", unit="coefficient")

@@ -207,6 +207,29 @@ def mean_interval(
     return max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
 
 
+def all_right_limit(sizes: np.ndarray, *, models: int = 1) -> float:
+    """The lower limit of the 95 % interval of balanced accuracy where every unit is right; the upper is 1.
+
+    Where a case with units of class c has a wrong one with a probability above 1 - p, all n_c such cases are
+    right with a probability below p^n_c: the exact limit of Clopper and Pearson (1934). The one event "all
+    are right" gives the limits of all classes together. Cases of unequal sizes count as fewer (Kish 1965).
+
+    sizes   (G, C), units of each class in each cluster
+    models  as in `mean_interval`
+    """
+    level = (1 - LEVEL) / 2 / models
+    return float(np.mean([level ** (1 / even_clusters(own)) for own in sizes.T if own.any()]))
+
+
+def joined_interval(values: Sequence[float], limits: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The limits of the mean of independent figures from the limits of each (MOVER; Zou and Donner 2008)."""
+    mean = float(np.mean(values))
+    below, above = (
+        np.linalg.norm(np.subtract(end, values)) / len(values) for end in zip(*limits, strict=True)
+    )
+    return mean - float(below), mean + float(above)
+
+
 def degrees_of(effective: float) -> float:
     """Degrees of freedom of an interval from this number of clusters; at least 1."""
     return max(effective - 1, 1.0)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from his2lip.errors import ConfigError, did_you_mean
-from his2lip.evaluation import CellResult, Frame, read_tasks
+from his2lip.evaluation import (
+    CellResult,
+    Frame,
+    all_right_interval,
+    joined_interval,
+    read_tasks,
+    stored_predictions,
+)
 from his2lip.report.board import ONE_NUMBER, Board, heading, read_board
 from his2lip.report.notes import UNCHANGED
 
@@ -30,6 +37,7 @@ class Champion:
     unknown  why there are no `limits`; None where there are
     above    the best of the other models whose own `least` is above 0, which is chance; None without one
     seen     what of its columns the model was trained on, one sentence for each
+    perfect  the columns where every unit is right, with their n; their part of `limits` is exact
     """
 
     model: str
@@ -45,11 +53,14 @@ class Champion:
     unknown: str | None = None
     above: str | None = None
     seen: Sequence[str] = ()
+    perfect: Sequence[str] = ()
 
     def __str__(self) -> str:
         interval = "no interval" if self.limits is None else "{:.3f} to {:.3f}".format(*self.limits)
         base = self.columns[0] if len(self.columns) == 1 else f"{len(self.columns)} select splits"
         text = f"{self.model}, chance-corrected balanced accuracy {self.value:.3f} ({interval}) on {base}"
+        if self.perfect and self.limits is not None:
+            text += f"; every unit is right on {', '.join(self.perfect)}: the exact binomial limit over these"
         text += "" if self.next is None else f"; next {self.next[0]}, {self.next[1]:.3f}"
         text += f"; the Borda count prefers {', '.join(self.borda)}" if self.borda else ""
         return "; ".join([text, *self.seen])
@@ -114,10 +125,10 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         other = f"choose by one column, such as --by '{board.columns[0]}'" if board.columns else None
         raise ConfigError(what, where=folder, key="--by", fix=other)
     names = [name for _, name in ranked]
-    together = {name: board.mean_interval(name, columns=columns, models=len(names)) for name in names}
+    together = {name: _limits(folder, board, name, columns, models=len(names)) for name in names}
     above = (name for name in names[1:] if (own := together[name]) is not None and own[0] > 0)
     value, model = ranked[0]
-    limits = board.mean_interval(model) if by == BY_MEAN else _interval(board, model, by)
+    limits = _limits(folder, board, model, columns) if by == BY_MEAN else _interval(folder, board, model, by)
     all_limits = together[model]
     cell = board.cell(model, columns[0])
     assert cell is not None
@@ -132,15 +143,49 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
         columns=columns,
         next=None if len(ranked) < 2 else (ranked[1][1], ranked[1][0]),
         borda=[other for first, other in board.disagreements() if first == model] if by == BY_MEAN else (),
-        unknown=None if limits is not None else _unknown(board, model, columns),
+        unknown=None if limits is not None else _unknown(folder, board, model, columns),
         above=next(above, None),
         seen=[text for column in columns if (text := _seen(board.cell(model, column))) is not None],
+        perfect=[
+            f"{column} ({there.size})"
+            for column in columns
+            if (there := board.cell(model, column)) is not None and _is_perfect(there)
+        ],
     )
 
 
-def _interval(board: Board, model: str, column: str) -> tuple[float, float] | None:
+def _limits(
+    folder: Path, board: Board, model: str, columns: Sequence[str], *, models: int = 1
+) -> tuple[float, float] | None:
+    """`Board.mean_interval`, also where all units of a column are right."""
+    if not any(_is_perfect(board.cell(model, column)) for column in columns):
+        return board.mean_interval(model, columns=columns, models=models)
+    found = [_interval(folder, board, model, column, models=models) for column in columns]
+    known = [limits for limits in found if limits is not None]
+    values = [getattr(board.cell(model, column), ONE_NUMBER) for column in columns]
+    return joined_interval(values, known) if len(known) == len(columns) else None
+
+
+def _interval(
+    folder: Path, board: Board, model: str, column: str, *, models: int = 1
+) -> tuple[float, float] | None:
+    """The limits of one column; where all units are right, exact ones from the predictions in `folder`."""
     cell = board.cell(model, column)
-    return None if cell is None else cell.interval(ONE_NUMBER)
+    if cell is None or not _is_perfect(cell):
+        many = models > 1
+        own = None if cell is None else cell.interval(ONE_NUMBER)
+        return board.mean_interval(model, columns=[column], models=models) if many else own
+    try:
+        return all_right_interval(*stored_predictions(str(folder), cell), models=models)
+    except FileNotFoundError:
+        return None
+
+
+def _is_perfect(cell: CellResult | None) -> bool:
+    """Whether a model has no interval because no case changes the figure: all its units are right."""
+    if cell is None or cell.is_probe or cell.no_interval is not None:
+        return False
+    return cell.accuracy == 1 and cell.interval(ONE_NUMBER) is None
 
 
 def _seen(cell: CellResult | None) -> str | None:
@@ -150,12 +195,14 @@ def _seen(cell: CellResult | None) -> str | None:
     return f"{heading(cell)} is {cell.overlap_note or 'in-domain'}"
 
 
-def _unknown(board: Board, model: str, columns: Sequence[str]) -> str:
+def _unknown(folder: Path, board: Board, model: str, columns: Sequence[str]) -> str:
     """Which columns of a model have no interval, and why the first of them has none."""
-    without = [column for column in columns if _interval(board, model, column) is None]
+    without = [column for column in columns if _interval(folder, board, model, column) is None]
     first = board.cell(model, without[0])
-    reason = None if first is None else first.no_interval
-    return f"no interval on {', '.join(without)}: {reason or UNCHANGED}"
+    reason = UNCHANGED if first is None else first.no_interval or UNCHANGED
+    if _is_perfect(first):
+        reason = "every unit is right, and the predictions that tell its cases apart are not in this folder"
+    return f"no interval on {', '.join(without)}: {reason}"
 
 
 def _path(folder: Path, model: str) -> str | None:

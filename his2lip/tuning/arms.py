@@ -13,13 +13,15 @@ from his2lip.config import digest
 from his2lip.tuning.space import Params
 
 SEED = "seed"
+_SAME = 1e-12  # standard errors below it are rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """One point over its seeds. The difference is to the reference arm, over the seeds that both have.
 
-    low, high  the 95 % interval of the mean difference, by Student's t over seeds; None below two seeds. With
+    low, high  the 95 % interval of the mean difference, by Student's t over seeds; None below two seeds, and
+               where all differences are equal, since an interval of width 0 would claim certainty. With
                several arms it is widened by Bonferroni's rule, so that all intervals hold together.
     """
 
@@ -83,6 +85,9 @@ def _interval(differences: list[float], count: int) -> tuple[float | None, float
     n = len(differences)
     if n < 2:
         return None, None
-    half = float(t.ppf(1 - 0.025 / count, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    error = statistics.stdev(differences) / math.sqrt(n)
+    if error < _SAME:
+        return None, None
+    half = float(t.ppf(1 - 0.025 / count, n - 1)) * error
     mean = statistics.fmean(differences)
     return mean - half, mean + half

@@ -17,9 +17,11 @@ from his2lip.evaluation.statistics import (
     LEVEL,
     Clusters,
     Part,
+    all_right_limit,
     clusters_of,
     crossed_interval,
     interval,
+    joined_interval,
     leave_one_out_counts,
     mean_interval,
     standard_error,
@@ -261,3 +263,18 @@ def test_intervals_over_seeds_hold_the_true_mean_over_cases_and_seeds(
     assert COVERED[0] <= np.mean(held) <= 0.985
     if of_seeds and cases == 30:
         assert np.mean([low <= 0.5 <= high for low, high in narrow]) < 0.9, "cases alone are not enough"
+
+
+@pytest.mark.parametrize("wrong", [0.02, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("datasets", [1, 3])
+def test_the_limit_where_all_units_are_right_is_rarely_above_the_truth(wrong: float, datasets: int) -> None:
+    """Cases of two classes, of which some have both: each answers all of a class right, or all wrong."""
+    sizes = np.array([[3, 0]] * 6 + [[0, 2]] * 9 + [[1, 1]] * 5)
+    limit = all_right_limit(sizes)
+    low, high = joined_interval([1.0] * datasets, [(limit, 1.0)] * datasets)
+    assert high == 1.0
+    rng = np.random.default_rng(0)
+    cases = rng.random((4000, datasets, len(sizes))) >= wrong  # both classes of a case are right or wrong
+    all_right = cases.all(axis=(1, 2)).mean()
+    assert low <= 1 - wrong or all_right <= 0.025 + 0.005
+    assert all_right_limit(sizes, models=20) < limit

@@ -56,3 +56,10 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert other.difference == pytest.approx(0.6 - 0.58)
     assert other.low is None
     assert not math.isnan(other.mean)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_seeds_that_all_differ_by_the_same_give_no_interval_of_width_zero(shift: float) -> None:
+    _, other = compare_arms(runs(A, [value + shift for value in A]), {"x": 0})
+    assert other.difference == pytest.approx(shift)
+    assert (other.low, other.high) == (None, None)
