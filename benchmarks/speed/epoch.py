@@ -46,6 +46,7 @@ from his2lip.data.captions.bank import CaptionBank
 from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_jpeg, encode_png
 from his2lip.data.prepare import prepare
+from his2lip.data.shards import open_shards
 from his2lip.data.shards.writer import ROW_GROUP_BYTES
 from his2lip.data.stream.decode import decode_into
 from his2lip.data.stream.train_stream import HEAD_BYTES, StreamOptions, TrainStream
@@ -335,9 +336,11 @@ def _ray_share(args: Any) -> float:
     """The share of an epoch's row groups that Ray reads."""
     from his2lip.data.stream.ray_reader import head_reads
 
+    groups = open_shards(str(args.data / args.shards)).row_groups("train")
     with _stream(args) as stream:
-        groups = stream.reads(0, stream.steps_per_epoch)
-    return 1 - head_reads(groups, args.head_mb << 20) / len(groups)
+        plan = stream.plan
+    read = [groups[number] for number in plan.reads(0, plan.steps_per_epoch, range(plan.lanes)).group]
+    return 1 - head_reads(read, args.head_mb << 20) / len(read)
 
 
 def _stream(args: Any) -> TrainStream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from his2lip.data.cards.card import Card
 from his2lip.data.images.codec import encode_jpeg, encode_png
 from his2lip.data.shards.schema import Patch
 from his2lip.data.shards.writer import ShardWriter
+from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.train_stream import StreamOptions, TrainStream
 from his2lip.taxonomy import MIHIC_BIOMARKERS, TISSUES
 
@@ -73,11 +74,29 @@ OPTIONS: dict[str, Any] = {
     "decode_threads": 2,
 }
 
-PLACE = {"rank", "world", "start_step", "stop_step"}  # arguments of a stream beside its options
+
+class Steps(TrainStream):
+    """A stream as an iterable of the batches of steps [start_step, stop_step); None: of the first epoch."""
+
+    start_step: int = 0
+    stop_step: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches(self.start_step, self.stop_step or self.steps_per_epoch)
 
 
-def stream(uri: str, *, bank: CaptionBank | None = None, **options: Any) -> TrainStream:
+def stream(
+    uri: str,
+    *,
+    bank: CaptionBank | None = None,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    stop_step: int | None = None,
+    **options: Any,
+) -> Steps:
     """A small stream of global batches of 16 at 32 px, in-process unless `loader` says otherwise."""
-    place = {name: options.pop(name) for name in PLACE & options.keys()}
     stream_options = StreamOptions(**(OPTIONS | options))
-    return TrainStream(uri, "train", bank or CaptionBank.templates(), stream_options, **place)
+    made = Steps(uri, "train", bank or CaptionBank.templates(), stream_options, rank=rank, world=world)
+    made.start_step, made.stop_step = start_step, stop_step
+    return made

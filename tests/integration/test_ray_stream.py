@@ -63,15 +63,15 @@ def test_two_workers_of_ray_train_on_two_cpus_read_their_shares_of_one_order(
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
         bank = CaptionBank.templates()
-        place = {"rank": rank, "world": world, "stop_step": options.pop("stop_step")}
-        with TrainStream(shards, "train", bank, StreamOptions(**options), **place) as source:
-            batches = list(source)
+        stream_options = StreamOptions(**options)
+        with TrainStream(shards, "train", bank, stream_options, rank=rank, world=world) as source:
+            batches = list(source.batches(0, 25))
         kept = {"images": [b.images for b in batches], "ids": [b.patch_ids for b in batches]}
         torch.save(kept, tmp_path / f"{rank}.pt")
 
     TorchTrainer(
         work,
-        train_loop_config=OPTIONS | {"loader": "ray", "stop_step": 25, "head_bytes": 0},
+        train_loop_config=OPTIONS | {"loader": "ray", "head_bytes": 0},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="stream", storage_path=str(tmp_path / "runs")),
     ).fit()

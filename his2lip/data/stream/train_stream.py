@@ -24,7 +24,7 @@ from his2lip.data.stream.batch import Batch
 from his2lip.data.stream.buffers import BatchMemory
 from his2lip.data.stream.decode import decode_into
 from his2lip.data.stream.findings import Finding, Findings
-from his2lip.data.stream.order import Bools, Ints, Plan, Reads
+from his2lip.data.stream.order import Bools, Ints, Plan
 from his2lip.data.stream.row_groups import Pick, ReadAhead, RowBuffer, Rows, read_here
 from his2lip.errors import ConfigError, DatasetError, ImageError
 from his2lip.runtime import usable_cpus
@@ -75,11 +75,10 @@ class StreamOptions:
 
 
 class TrainStream:
-    """An iterable of `Batch`: this rank's share of the global batches start_step .. stop_step - 1.
+    """This rank's share of each global batch, as a stream of `Batch`.
 
-    split      any split whose role is not `report`, which training may not read
-    bank       draws captions by (seed, epoch, patch_id); patches without a caption in it are left out
-    stop_step  None stops at the end of the epoch of `start_step`
+    split  any split whose role is not `report`, which training may not read
+    bank   draws captions by (seed, epoch, patch_id); patches without a caption in it are left out
 
     Raises DatasetError for data that cannot be read, and ConfigError for options that do not fit together.
     """
@@ -93,14 +92,11 @@ class TrainStream:
         *,
         rank: int = 0,
         world: int = 1,
-        start_step: int = 0,
-        stop_step: int | None = None,
     ) -> None:
         if options.loader not in ("ray", "local"):
             what = f"unknown loader '{options.loader}'"
             raise ConfigError(what, key="loader", fix="set it to ray or local")
         self._options, self._world = options, world
-        self._start, self._stop = start_step, stop_step
         self._shards = open_shards(shards_uri)
         _refuse_report(self._shards, split)
         self._groups = self._shards.row_groups(split)
@@ -133,17 +129,12 @@ class TrainStream:
         """Whole global batches in one epoch. The remaining patches are left out, others in each epoch."""
         return self.plan.steps_per_epoch
 
-    def __iter__(self) -> Iterator[Batch]:
-        stop = self._stop
-        if stop is None:
-            stop = (self.plan.epoch_of(self._start) + 1) * self.steps_per_epoch
-        return self.batches(self._start, stop)
-
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps [start, stop) as one stream over their epochs. It ends an earlier stream."""
         self.close()
         reads = self.plan.reads(start, stop, self._lanes)
-        arriving = ReadAhead(self._rows(self._row_groups(reads)), _AHEAD)
+        groups = [self._groups[group] for group in reads.group.tolist()]
+        arriving = ReadAhead(self._rows(groups), _AHEAD)
         decoder = self._decoder = BatchDecoder(
             self.plan,
             RowBuffer(self.plan, self._lanes, reads, arriving),
@@ -171,15 +162,8 @@ class TrainStream:
     ) -> None:
         self.close()
 
-    def reads(self, start: int, stop: int) -> list[RowGroup]:
-        """The row groups that steps [start, stop) of this rank need, in the order in which they are read."""
-        return self._row_groups(self.plan.reads(start, stop, self._lanes))
-
     def _by_row(self, split: str, bank: CaptionBank) -> RowCaptions:
         return RowCaptions(bank, self._shards.table(split, ["patch_id", "tissue", "biomarker"]))
-
-    def _row_groups(self, reads: Reads) -> list[RowGroup]:
-        return [self._groups[group] for group in reads.group.tolist()]
 
     def _rows(self, groups: list[RowGroup]) -> Generator[Rows, None, None]:
         system, head_bytes = self._shards.filesystem, self._options.head_bytes
