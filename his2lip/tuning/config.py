@@ -46,7 +46,7 @@ class SamplerConfig(Config):
     """Optuna's TPE (Bergstra et al. 2011): it models where good and where bad trials are dense."""
 
     kind: Literal["tpe"] = "tpe"
-    """The only sampler so far."""
+    """The only sampler so far. A sweep does not resume with another one."""
     startup: int = Field(default=10, ge=1)
     """Random trials, including the points, before the sampler starts to model."""
 

@@ -77,11 +77,6 @@ class SweepResult:
         return self.sweep.path
 
     @property
-    def best_folder(self) -> Path | None:
-        """The folder of the best trial."""
-        return self.sweep.trial(self.best.name) if self.best else None
-
-    @property
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the best trial on this machine; None where no trial wrote one."""
         return self.sweep.best(self.best.name) if self.best else None

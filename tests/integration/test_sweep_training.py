@@ -74,11 +74,11 @@ def test_trials_train_with_their_own_parameters_and_the_best_checkpoint_is_kept(
     terms = [row.metrics["train/loss"] for row in result.trials]
     assert len(set(terms)) == 3
     assert result.best is not None
-    assert result.best_folder is not None
+    folder = result.sweep.trial(result.best.name)
     assert result.best.value == max(row.metrics["select/macro_f1"] for row in result.trials)
-    assert sorted(p.name for p in result.best_folder.iterdir() if not p.name.startswith(".")) == ["best"]
-    load_model(str(result.best_folder / "best"))
-    assert [p.name for p in result.best_folder.parent.iterdir()] == [str(result.best.number)]
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["best"]
+    load_model(str(folder / "best"))
+    assert [p.name for p in folder.parent.iterdir()] == [str(result.best.number)]
     again = run_sweep(config, made, inputs=made.inputs)
     assert again.finished_before
 
