@@ -19,7 +19,7 @@ from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Dimension, from_study, suggest
 from his2lip.tuning.study import (
-    DRAWN,
+    CODE_VERSION,
     NAME,
     RECORD,
     REPORTS,
@@ -143,7 +143,7 @@ class StudySearch(Searcher):
         name = self._sweep.new_trial(trial.number)
         if name != str(trial.number):
             trial.set_user_attr(NAME, name)
-        trial.set_user_attr(DRAWN, code_version())
+        trial.set_user_attr(CODE_VERSION, code_version())  # last: it marks that all parameters are drawn
         self._trials[trial_id] = trial
         return {"number": trial.number, "name": name, "params": params}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RECORD = "sha256"  # attribute of a trial that has ended: the digest of its record
 REPORTS = "reports_sha256"  # attribute of a trial that made reports: the digest of its curve
-DRAWN = "code_version"  # attribute of a trial whose parameters are complete: of the code that runs it
+CODE_VERSION = "code_version"  # attribute of a trial: the code that runs it; set after its parameters
 NAME = "name"  # attribute of a trial whose name in its sweep's directory is not its number
 STOPPED = "best"  # attribute of a trial that ASHA stopped: its value, which Optuna's own pruned trials lack
 _DAMAGED = "its record in the study is damaged"
@@ -115,7 +115,7 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
     for trial in trials:
         if trial.number in retried or to_row(trial).state not in ("error", "interrupted"):
             continue
-        own = trial.params if DRAWN in trial.user_attrs else {}
+        own = trial.params if _is_drawn(trial) else {}
         if _is_damaged(trial):  # its parameters may be what is damaged
             own = to_study(config.dimensions, _within(config.dimensions, from_study(own)))
         params = {**own, **trial.system_attrs.get("fixed_params", {})}
@@ -205,7 +205,7 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         seconds=attrs.get("seconds"),
         note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("hung") or attrs.get("error"),
         retry_of=attrs.get("retry_of"),
-        code_version=attrs.get(DRAWN),
+        code_version=attrs.get(CODE_VERSION),
     )
 
 
@@ -223,6 +223,11 @@ def reports_digest(curve: Mapping[int, float]) -> str:
 def damaged(study: Study) -> frozenset[int]:
     """The numbers of the trials whose records are not what was recorded."""
     return frozenset(trial.number for trial in study.get_trials(deepcopy=False) if _is_damaged(trial))
+
+
+def _is_drawn(trial: FrozenTrial) -> bool:
+    """Whether all parameters of a trial were drawn: the code version is recorded after the last of them."""
+    return CODE_VERSION in trial.user_attrs
 
 
 def _is_damaged(trial: FrozenTrial) -> bool:

@@ -209,6 +209,7 @@ class StoredSweep(SweepDir):
             yield
         finally:
             self._lines.append_to(self.path / LOG_FILE)
+            self._lines = None
 
     def log_trials(self) -> None:
         if self._lines is None:

@@ -15,7 +15,7 @@ from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.search import PlacedTPE
 from his2lip.tuning.study import (
-    DRAWN,
+    CODE_VERSION,
     RECORD,
     REPORTS,
     STOPPED,
@@ -49,7 +49,7 @@ def sweep(**changes: Any) -> SweepConfig:
 
 def ask(study: optuna.Study) -> optuna.Trial:
     trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 2.0)})
-    trial.set_user_attr(DRAWN, "1.0")
+    trial.set_user_attr(CODE_VERSION, "1.0")
     return trial
 
 
@@ -198,7 +198,7 @@ def test_a_trial_whose_parameters_were_not_all_drawn_is_repeated_with_those_that
     opened().ask().suggest_float("x", 0.0, 2.0)  # and before the second one
     complete = opened().ask()
     assert drawn(complete) == undisturbed[2]
-    complete.set_user_attr(DRAWN, "1.0")
+    complete.set_user_attr(CODE_VERSION, "1.0")
     study = opened()
     assert prepare_resume(study, config) == 4
     for expected, retry_of in zip(undisturbed, (0, 1, 2, None), strict=True):
