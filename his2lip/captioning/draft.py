@@ -28,7 +28,7 @@ from his2lip.data.shards import (
     statement,
 )
 from his2lip.errors import DatasetError
-from his2lip.evaluation import EmbeddingCache, ModelEncoder, decoder_version
+from his2lip.evaluation import EmbeddingCache, ModelEncoder, decoder_version, unit_rows
 from his2lip.files import filesystem, write_file
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def medoids(features: np.ndarray, cases: Sequence[str], *, count: int, seed: int
     """
     from sklearn.cluster import KMeans
 
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = unit_rows(features)
     count = min(count, len(unit))
     distinct = len(np.unique(unit, axis=0))
     fitted = KMeans(min(count, distinct), n_init=1, random_state=seed).fit(unit)

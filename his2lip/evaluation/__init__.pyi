@@ -72,3 +72,4 @@ from .views import TrainingField as TrainingField
 from .views import View as View
 from .zero_shot import Scores as Scores
 from .zero_shot import score as score
+from .zero_shot import unit_rows as unit_rows

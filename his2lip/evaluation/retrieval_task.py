@@ -25,6 +25,7 @@ from his2lip.evaluation.scorers import ModelScorer
 from his2lip.evaluation.statistics import Clusters, Kind, even_clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
 from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of, rows_under
+from his2lip.evaluation.zero_shot import unit_rows
 
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
 RELEVANCES = ("tissue", "tissue and biomarker")
@@ -103,10 +104,7 @@ class RetrievalPlan(TaskPlan):
     def _compared(self, features: np.ndarray) -> np.ndarray:
         """float64 (N, D) whose scalar products are the similarities of the protocol's scoring."""
         features = features.astype(np.float64)
-        if self.protocol.scoring == "dot":
-            return features
-        length = np.linalg.norm(features, axis=1, keepdims=True)
-        return features / np.where(length > 0, length, 1)
+        return features if self.protocol.scoring == "dot" else unit_rows(features)
 
     def _items(self, kind: str, relevance: str, features: np.ndarray, clusters: np.ndarray | None) -> Items:
         labels = self._image_labels if kind == "image" else [c.labels for c in self.captions]

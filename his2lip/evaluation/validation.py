@@ -20,7 +20,7 @@ from his2lip.evaluation.prompts import PromptSet, is_carried
 from his2lip.evaluation.protocols import Selection, drawn, select, top_of, view_of
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, rank
 from his2lip.evaluation.views import TrainingField
-from his2lip.evaluation.zero_shot import score
+from his2lip.evaluation.zero_shot import score, unit_rows
 from his2lip.runtime import usable_cpus
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ class SelectValidator:
         known = [known[i] for i in drawn([" ".join(caption) for caption in known], _MOST, 0)]
         texts = SentenceEncoder(model).encode([text for text, *_ in known])
         if model.similarity == "cosine":
-            images, texts = (
-                a / np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12) for a in (images, texts)
-            )
+            images, texts = unit_rows(images), unit_rows(texts)
         n, m = len(images), len(texts)
         classes = np.array([present.get(pair, NO_CLASS) for pair in labels], dtype=np.int64)
         never = np.full(n + m, NEVER)

@@ -152,7 +152,7 @@ def mean_by_group(values: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
-    """The rows, normalised to length 1. A row of zeros stays zero."""
+    """The rows of float (N, D), normalised to length 1, in their own dtype. A row of zeros stays zero."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1.0)
 

@@ -20,6 +20,7 @@ from his2lip.evaluation import (
     dab_area,
     score,
     softmax,
+    unit_rows,
 )
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
@@ -312,10 +313,7 @@ def _held_back(answer: Answer) -> Answer:
 
 def comparison_features(features: np.ndarray, model: DualEncoder) -> np.ndarray:
     """Features (N, D) whose scalar products are the model's similarities: normalised for cosine, else raw."""
-    if model.similarity == "dot":
-        return features
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(length > 0, length, 1)
+    return features if model.similarity == "dot" else unit_rows(features)
 
 
 def load_pixels(image: ImageInput) -> np.ndarray:

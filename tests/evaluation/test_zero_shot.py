@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from his2lip.config import OptionError
-from his2lip.evaluation.zero_shot import Top, score
+from his2lip.evaluation.zero_shot import Top, score, unit_rows
 
 
 def naive(images: np.ndarray, texts: list[np.ndarray], pooling: str, scoring: str) -> np.ndarray:
@@ -130,6 +130,13 @@ def test_an_image_whose_features_are_all_zero_has_equal_scores() -> None:
     found = score(np.zeros((1, 3)), [np.ones((1, 3)), -np.ones((1, 3))])
     assert found.scores.tolist() == [[0, 0]]
     assert found.ties == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_unit_rows_keep_their_dtype_and_zero_rows_stay_zero(dtype: type) -> None:
+    found = unit_rows(np.array([[3, 4], [0, 0]], dtype=dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
 def test_scoring_and_metrics_import_no_heavy_library() -> None:
