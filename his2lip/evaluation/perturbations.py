@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from his2lip.config import digest
-from his2lip.data.images import AEC, DAB, EOSIN, HAEMATOXYLIN
+from his2lip.data.images import AEC, DAB, HED, restained
 from his2lip.evaluation.encoders import ModelEncoder
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ _BOUNDS: dict[Kind, tuple[float, float]] = {
     "downscaling": (1.1, 64),
 }
 _VERSION = 1
-_HED = np.array([HAEMATOXYLIN, EOSIN, DAB])  # rows of scikit-image's `rgb_from_hed`
-_UNMIX = np.linalg.inv(_HED)
-_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # of each intensity; 0 counts as 1
 
 
 @dataclass(frozen=True)
@@ -114,32 +111,22 @@ class PerturbedEncoder(ModelEncoder):
         return super().crops(self.perturbation(pixels), mpp)
 
 
-def restained(pixels: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """An image, uint8 (H, W, 3), whose haematoxylin, eosin and DAB have other vectors, float64 (3, 3).
-
-    The stains are unmixed as scikit-image's `rgb2hed` does it, as optical densities and with negative ones
-    kept, so that the published vectors give the image back.
-    """
-    density = _DENSITY[pixels] @ (_UNMIX @ vectors)
-    return np.clip(np.rint(255 * 10**-density), 0, 255).astype(np.uint8)
-
-
 def _stain_intensity(pixels: np.ndarray, level: float, random: np.random.Generator) -> np.ndarray:
     up = random.random(2) < 0.5
     haematoxylin, dab = np.where(up, 1 + level, 1 / (1 + level))
-    return restained(pixels, np.diag([haematoxylin, 1.0, dab]) @ _HED)
+    return restained(pixels, np.diag([haematoxylin, 1.0, dab]) @ HED)
 
 
 def _stain_hue(pixels: np.ndarray, level: float, random: np.random.Generator) -> np.ndarray:
-    turned = _HED.copy()
+    turned = HED.copy()
     for stain in (0, 2):
-        turned[stain] = _turned(_HED[stain], np.radians(level), random.normal(size=3))
+        turned[stain] = _turned(HED[stain], np.radians(level), random.normal(size=3))
     return restained(pixels, turned)
 
 
 def _aec(pixels: np.ndarray, level: float, random: np.random.Generator) -> np.ndarray:
     red = np.array(AEC) * np.linalg.norm(DAB) / np.linalg.norm(AEC)
-    return restained(pixels, np.stack([_HED[0], _HED[1], red]))
+    return restained(pixels, np.stack([HED[0], HED[1], red]))
 
 
 def _jpeg(pixels: np.ndarray, level: float, random: np.random.Generator) -> np.ndarray:

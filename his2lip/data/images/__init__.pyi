@@ -22,6 +22,8 @@ from .stain_vectors import DAB as DAB
 from .stain_vectors import EOSIN as EOSIN
 from .stain_vectors import HAEMATOXYLIN as HAEMATOXYLIN
 from .stain_vectors import HAEMOGLOBIN as HAEMOGLOBIN
+from .stain_vectors import HED as HED
+from .stain_vectors import restained as restained
 from .stain_vectors import restaining as restaining
 from .stain_vectors import tilt as tilt
 from .stain_vectors import transmit as transmit

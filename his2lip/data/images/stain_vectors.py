@@ -18,15 +18,16 @@ HAEMOGLOBIN = (0.16, 0.42, 0.66)
 
 CHROMOGENS: dict[str, tuple[float, float, float]] = {"DAB": DAB, "AEC": AEC}
 
-_HED = np.array([HAEMATOXYLIN, EOSIN, DAB])
-_UNMIX = np.linalg.inv(_HED)  # the same as scikit-image's `hed_from_rgb`
+HED = np.array([HAEMATOXYLIN, EOSIN, DAB])  # rows of scikit-image's `rgb_from_hed`
+HED.setflags(write=False)
+_UNMIX = np.linalg.inv(HED)  # the same as scikit-image's `hed_from_rgb`
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each intensity; 0 counts as 1
 # complex64 (3, 256): what the intensity of each channel adds to haematoxylin (real) and to DAB (imaginary).
 # So both are looked up and added at once; the bits are those of two sums of float32.
 _HAEMATOXYLIN_AND_DAB = np.stack(
     [(_DENSITY * _UNMIX.T[stain, :, None]).astype(np.float32) for stain in (0, 2)], axis=-1
 ).view(np.complex64)[..., 0]
-_UNIT_HED = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
+_UNIT_HED = HED / np.linalg.norm(HED, axis=1, keepdims=True)
 _UNIT_UNMIX = np.linalg.inv(_UNIT_HED)
 
 
@@ -34,6 +35,15 @@ def unmix(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """uint8 (…, 3) RGB to optical densities (…, 3) of haematoxylin, eosin and DAB, some of them negative."""
     densities: NDArray[np.float64] = _DENSITY[pixels] @ _UNMIX
     return densities
+
+
+def restained(pixels: NDArray[np.uint8], vectors: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """An image, uint8 (H, W, 3), whose haematoxylin, eosin and DAB have other vectors (3, 3).
+
+    Negative optical densities are kept, so that the published vectors, `HED`, give the image back.
+    """
+    density = _DENSITY[pixels] @ (_UNMIX @ vectors)
+    return np.clip(np.rint(255 * 10**-density), 0, 255).astype(np.uint8)
 
 
 def haematoxylin_and_dab(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
