@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from his2lip.training import RunDir
 Kind = Literal["features", "checkpoint", "run", "copy", "leftover"]
 DEFAULT: tuple[Kind, ...] = ("checkpoint", "run", "leftover")
 KINDS: tuple[Kind, ...] = (*DEFAULT, "features", "copy")  # the last two cost work or a download to have again
-_OURS = ("train", "tune", "benchmark", "cache", "shards")  # folders of a storage
+_OURS = ("train", "tune", "benchmark", "shards")  # folders of a storage, beside its cache
 _LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")  # names that we write
 _BEING_WRITTEN_S = 3600.0  # younger temporary files may belong to a process at work
 
@@ -43,13 +44,21 @@ class Item:
 
 
 def superfluous(
-    storage: Path, *, days: float, needed: Collection[str] | None, now: float | None = None
+    storage: Path,
+    *,
+    days: float,
+    needed: Collection[str] | None,
+    cache: Path | None = None,
+    shared_with: Collection[Path] = (),
+    now: float | None = None,
 ) -> list[Item]:
     """What no result of `storage` needs, the largest first.
 
     days    a run, features and a copy are listed where they were not touched for so long
     needed  the paths of models that MLflow refers to; None where the store cannot be asked, and only
             leftovers and features are listed then
+    cache   the folder of cached features; default: `cache` of the storage
+    shared_with  further storages whose boards use this cache
     now     seconds since 1970; default: the present time
 
     Kept are also the models that a board, a run or a sweep of the storage names, what a command has locked,
@@ -58,7 +67,8 @@ def superfluous(
     at = time.time() if now is None else now
     named = _named(storage)
     kept = None if needed is None or named is None else {_resolved(path) for path in (*needed, *named)}
-    found = [*_features(storage, at), *_leftovers(storage, at)]
+    cache = storage / "cache" if cache is None else cache
+    found = [*_features(cache, (storage, *shared_with), at), *_leftovers(storage, cache, at)]
     if kept is not None:
         found += [*_checkpoints(storage, kept, at), *_unfinished(storage, kept, at)]
         copies = (path for path in _folders(storage / "registered") if path.resolve() not in kept)
@@ -120,16 +130,25 @@ def _resolved(path: str) -> Path:
         return Path("/nowhere")
 
 
-def _features(storage: Path, now: float) -> Iterator[Item]:
+def caches_of(storage: Path) -> list[str]:
+    """The caches that the storage's boards name, without its own folder `cache`."""
+    named = set()
+    for file in storage.glob("benchmark/*/board.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError):
+            named.add(str((json.loads(file.read_text(encoding="utf-8"))["config"] or {})["cache"]))
+    return sorted(cache for cache in named if _resolved(cache) != (storage / "cache").resolve())
+
+
+def _features(cache: Path, storages: Sequence[Path], now: float) -> Iterator[Item]:
     """Cached features of encoders that scored no row of a leaderboard; none where one cannot be read."""
     used: set[str] = set()
-    for folder in _folders(storage / "benchmark"):
+    for folder in (folder for storage in storages for folder in _folders(storage / "benchmark")):
         try:
             used |= {row.encoder for row in read_results(folder / "leaderboard.csv")}
             used |= {key for task in read_tasks(folder) for key in (task.encoder, *task.further_encoders)}
         except (His2lipError, OSError):  # unfinished or damaged: it may need any of them
             return
-    for folder in _folders(storage / "cache/images"):
+    for folder in _folders(cache / "images"):
         if folder.name not in used:
             yield _item("features", folder, now, "no row of a board was scored with them")
 
@@ -150,9 +169,9 @@ def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator
             yield _item("run", run.path, now, "unfinished")
 
 
-def _leftovers(storage: Path, now: float) -> Iterator[Item]:
+def _leftovers(storage: Path, cache: Path, now: float) -> Iterator[Item]:
     """Temporary files of commands, and damaged parts that were set aside."""
-    for folder in (storage / name for name in _OURS):
+    for folder in (*(storage / name for name in _OURS), cache):
         for path in folder.rglob("*") if folder.is_dir() else ():
             if _LEFT.search(path.name) and path.is_file() and not path.is_symlink():
                 item = _item("leftover", path, now, "not whole, and never read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,28 @@ def test_a_run_that_a_command_has_locked_is_kept(storage: Path) -> None:
 def test_features_are_kept_where_a_leaderboard_cannot_be_read(storage: Path) -> None:
     (storage / "benchmark/b/leaderboard.csv").write_text("damaged", encoding="utf-8")
     assert "features" not in {kind for kind, _ in listed(storage)}
+
+
+def test_a_cache_elsewhere_is_cleaned_of_what_no_storage_that_shares_it_needs(
+    storage: Path, tmp_path: Path, gc: Callable[..., str], mlflow_store: str
+) -> None:
+    elsewhere, other = tmp_path / "shared cache", tmp_path / "other"
+    (storage / "cache").rename(elsewhere)
+    shutil.copytree(elsewhere / "images/unused", elsewhere / "images/others")
+    _age(elsewhere, 30)
+    (other / "benchmark/b").mkdir(parents=True)
+    cells = to_csv([cell_result(encoder="others")])
+    (other / "benchmark/b/leaderboard.csv").write_text(cells, encoding="utf-8")
+    board = json.dumps({"config": {"models": [], "cache": str(elsewhere)}})
+    (storage / "benchmark/b/board.json").write_text(board, encoding="utf-8")
+
+    assert f"--cache '{elsewhere}'" in gc("--kinds", "features").replace("\n", " ")
+    gc("--remove", "--kinds", "features,leftover", "--cache", str(elsewhere), "--shared-with", str(other))
+    assert {path.name for path in (elsewhere / "images").iterdir()} == {"used", "others"}
+    assert not list(elsewhere.rglob(LEFT))
+    with pytest.raises(ConfigError) as refused:
+        gc("--cache", str(elsewhere / "absent"))
+    assert refused.value.key == "--cache"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,15 @@ def gc(
         typer.Option(
             help="Comma-separated kinds. Default: checkpoint (the state to resume from, of finished runs), "
             "run (unfinished runs), leftover (temporary and damaged files). On request: features (cached "
-            "embeddings that no board was scored with) and copy (local copies of registered models). Do not "
-            "ask for features where another storage uses the same cache."
+            "embeddings that no board was scored with) and copy (local copies of registered models)."
         ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="The folder of cached embeddings. Default: `cache` of the storage.")
+    ] = None,
+    shared_with: Annotated[
+        list[str] | None,
+        typer.Option(help="A further storage whose benchmarks use the same cache. May be repeated."),
     ] = None,
     days: Annotated[
         float,
@@ -38,25 +45,27 @@ def gc(
     Never listed are finished results, prepared datasets, the best checkpoint of every finished run, and
     checkpoints that a model in MLflow refers to. Removed features are computed again when they are needed.
     """
-    from his2lip.housekeeping import DEFAULT, KINDS, superfluous
+    from his2lip.housekeeping import DEFAULT, KINDS, caches_of, superfluous
     from his2lip.housekeeping import remove as remove_item
 
-    if "://" in storage:
-        what, fix = (
-            "gc works on folders, not on an object store",
-            "remove objects with the tools of the store",
-        )
-        raise ConfigError(what, where=storage, key="--storage", fix=fix)
-    place = Path(storage)
-    if not place.is_dir():
-        what, fix = "there is no storage here", "give the `storage` of the runs"
-        raise ConfigError(what, where=storage, key="--storage", fix=fix)
+    place = _folder(storage, "--storage", "storage", fix="give the `storage` of the runs")
+    others = [
+        _folder(other, "--shared-with", "storage", fix="give the `storage` of other benchmarks")
+        for other in shared_with or ()
+    ]
+    features = (
+        None if cache is None else _folder(cache, "--cache", "cache", fix="give the `cache` of benchmarks")
+    )
     chosen = split_names(kinds) or list(DEFAULT)
     for name in chosen:
         if name not in KINDS:
             what = f"there is no kind '{name}'"
             raise ConfigError(what, key="--kinds", fix=did_you_mean(name, KINDS))
-    found = [item for item in superfluous(place, days=days, needed=_in_mlflow()) if item.kind in chosen]
+    listed = superfluous(place, days=days, needed=_in_mlflow(), cache=features, shared_with=others)
+    found = [item for item in listed if item.kind in chosen]
+    if "features" in chosen and cache is None:
+        for other in caches_of(place):
+            say(f"benchmarks here used another cache: --cache {shlex.quote(other)} lists its features")
     if not found:
         say("nothing to remove")
         return
@@ -74,6 +83,18 @@ def gc(
             kept += 1
             say(f"kept: {item.path}: {error}")
     say(f"{len(found) - kept} of {len(found)} items removed, up to {total}")
+
+
+def _folder(path: str, key: str, kind: str, *, fix: str) -> Path:
+    if "://" in path:
+        what, fix = (
+            "gc works on folders, not on an object store",
+            "remove objects with the tools of the store",
+        )
+        raise ConfigError(what, where=path, key=key, fix=fix)
+    if not Path(path).is_dir():
+        raise ConfigError(f"there is no {kind} here", where=path, key=key, fix=fix)
+    return Path(path)
 
 
 def _in_mlflow() -> set[str] | None:
