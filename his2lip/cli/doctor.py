@@ -13,7 +13,7 @@ import typer
 
 from his2lip.cli.console import say, table
 from his2lip.cli.registry import command
-from his2lip.resources import sqlite_file, store_uri
+from his2lip.mlflow_store import sqlite_file, store_uri
 from his2lip.runtime import protect_token, token_path, usable_cpus
 
 _PACKAGES = ("ray", "torch", "torchvision", "open_clip_torch", "mlflow", "optuna", "pyarrow", "scikit-learn")

@@ -17,7 +17,8 @@ from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
 from his2lip.cli.options import MODEL_HELP, refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingError
-from his2lip.resources import STORAGE, sqlite_file, store_uri
+from his2lip.mlflow_store import sqlite_file, store_uri
+from his2lip.resources import STORAGE
 
 if TYPE_CHECKING:
     from his2lip.models import DualEncoder, TrainingRecord

@@ -25,7 +25,8 @@ from his2lip.cli.options import refuse_unused
 from his2lip.cli.registry import command
 from his2lip.cli.served_page import check_port, open_page
 from his2lip.errors import ClusterError, TrackingError
-from his2lip.resources import find, sqlite_file, store_uri
+from his2lip.mlflow_store import sqlite_file, store_uri
+from his2lip.resources import find
 
 _START_S, _PAUSE_S = 120.0, 0.5  # how long a server may take to answer, and between two attempts
 _END_S = 10.0  # for a server to end in order

@@ -13,12 +13,13 @@ from typing import Any
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.files import absolute
+from his2lip.mlflow_store import relocate_store, sqlite_file, store_uri
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
 from his2lip.models.stored import fetch_stored, is_stored
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
-from his2lip.resources import STORAGE, relocate_store, sqlite_file, store_uri
+from his2lip.resources import STORAGE
 
 CHECKPOINT_ARTIFACT = "checkpoint"  # the name of a checkpoint's folder among an MLflow model's artifacts
 

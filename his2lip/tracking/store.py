@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from his2lip.config import redacted
 from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
-from his2lip.resources import ARTIFACTS, relocate_store, sqlite_file, store_uri
+from his2lip.mlflow_store import ARTIFACTS, relocate_store, sqlite_file, store_uri
 from his2lip.runtime import refuse_job_copy
 from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import Run, now
