@@ -14,8 +14,9 @@ TEST := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: lint
 	$(PY) -m pytest $(TEST)
 
+# The result of each test is written into docs/slow_tests.md.
 test-slow: install
-	$(PY) -m pytest -m slow
+	HIS2LIP_SLOW_PAGE=docs/slow_tests.md $(PY) -m pytest -m slow
 
 # Seeded faults: mutated configs, odd addresses, damaged files. The results are written into docs/reliability.md.
 faults: install

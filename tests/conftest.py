@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import numpy as np
 import pytest
+import slow_page
 from mlflow_stores import new_store
 
 # The first example of a property imports what it uses, which takes longer than hypothesis allows an example.
@@ -65,6 +66,10 @@ def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(request.module)
     yield
     cloudpickle.unregister_pickle_by_value(request.module)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    slow_page.record(report)
 
 
 def pytest_collection_finish() -> None:
