@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import logging
@@ -24,6 +25,7 @@ from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 T = TypeVar("T")
 _ANSWER_S = 5.0  # to wait for a server to answer at all
+_OWNER = ".owner"  # the file in a temporary folder that its process has locked
 _COPY_BYTES = 8 << 20  # that are copied at a time
 _AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
@@ -77,6 +79,30 @@ def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
         yield
+
+
+def own_folder() -> Path:
+    """A new temporary folder, which is removed when this process ends.
+
+    What processes of this user and machine left that were killed is removed first. A process has the lock of
+    its folder until it ends, however it ends. On a file system without locks nothing is found or removed.
+    """
+    import fcntl
+
+    prefix = f"his2lip-of-{re.sub('[^a-z0-9]', '-', socket.gethostname().lower())}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError), (left / _OWNER).open("rb+") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with suppress(OSError):
+        # The file has its name only once it is locked, so that no other process takes it for a left one.
+        new = folder / f"{_OWNER}.new"
+        descriptor = os.open(new, os.O_CREAT | os.O_RDWR)  # open until the process ends
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        new.rename(folder / _OWNER)
+    return folder
 
 
 def absolute(place: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +14,7 @@ from typing import Any
 
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import RunError
-from his2lip.files import fetch_file, filesystem, locked, remove_file, store_file, writing
+from his2lip.files import fetch_file, filesystem, locked, own_folder, remove_file, store_file, writing
 from his2lip.models import fetch_stored, store_checkpoint
 from his2lip.runtime import session_folder
 
@@ -128,9 +126,7 @@ class StoredRun(RunDir):
     @classmethod
     def open(cls, place: str) -> StoredRun:
         """The run at a URI, with a folder of this process."""
-        folder = Path(tempfile.mkdtemp(prefix="his2lip-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        path = folder / place.rpartition("/")[2]
+        path = own_folder() / place.rpartition("/")[2]
         path.mkdir()
         return cls(path, place)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,6 +73,35 @@ def test_another_process_resumes_it_from_the_store(
 
 
 @needs_mount
+def test_the_copy_of_a_killed_driver_is_removed_at_the_next_start_and_that_of_a_living_one_is_kept(
+    run: RunDir, storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import sys\nfrom his2lip.training.run_directory import open_run\n"
+    code += "run = open_run(sys.argv[1], 'mine')\n"
+    code += "with run.locked(): print(run.path, flush=True); sys.stdin.read()"
+    line, to = [sys.executable, "-c", code, storage], {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def driver() -> tuple[subprocess.Popen[str], Path]:
+        there = subprocess.Popen(line, env=to, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert there.stdout is not None
+        return there, Path(there.stdout.readline().strip())
+
+    (killed, left), (living, kept) = driver(), driver()
+    with killed, living:
+        killed.kill()
+        killed.wait()
+        assert read_meta(left / "best")["step"] == 1, "a copy of the checkpoint is left"
+        other = tmp_path / f"{left.parent.name}-of-a-user"
+        other.mkdir()
+        open_run(storage, "mine")
+        assert not left.parent.exists()
+        assert read_meta(kept / "best")["step"] == 1
+        assert other.is_dir(), "a folder that no process of ours has made"
+        living.communicate(timeout=60)
+    assert not kept.parent.exists()
+
+
 def test_a_full_disk_while_a_checkpoint_is_packed_or_unpacked_is_one_sentence(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
