@@ -72,6 +72,20 @@ class Plan(abc.ABC):
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         """Reads the finished result back from `folder`/cells; otherwise scores and stores it."""
 
+    def shown(self, scorer: Scorer) -> dict[str, Any]:
+        """Fields of the record that decide no figure; a finished result that is read back gets them anew."""
+        found = scorer.overlap(self)
+        return {
+            "model": scorer.name,
+            "dataset": self.dataset,
+            "generated": self.generated,
+            "in_domain": scorer.trained_on(self) or (found is not None and found.units > 0),
+            "overlap_units": found and found.units,
+            "overlap_images": found and found.images,
+            "overlap_cases": found and found.cases,
+            "role": self.roles[self.protocol.split],
+        }
+
 
 @dataclass(frozen=True)
 class FitPlan:
@@ -209,20 +223,11 @@ def run_cell(scorer: Scorer, plan: CellPlan, folder: str) -> CellRun:
     """
     identity = _identity(scorer, plan)
     place = cell_folder(folder, identity)
-    found = scorer.overlap(plan)
-    shown: dict[str, Any] = {
-        "model": scorer.name,
-        "dataset": plan.dataset,
+    shown = plan.shown(scorer) | {
         "protocol": plan.protocol_name,
-        "in_domain": scorer.trained_on(plan) or (found is not None and found.units > 0),
-        "overlap_units": found and found.units,
-        "overlap_images": found and found.images,
-        "overlap_cases": found and found.cases,
         "repeated": plan.selection.repeated,
         "cut_prompts": scorer.cut_prompts(plan),
-        "generated": plan.generated,
         "basis": plan.protocol.basis,
-        "role": plan.roles[plan.protocol.split],
     }
     damaged = None
     try:

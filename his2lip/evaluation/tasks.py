@@ -102,19 +102,7 @@ class TaskPlan(Plan):
 
     def run(self, scorer: Scorer, folder: str) -> CellRun:
         known, identity = self._known(scorer), self.identity(scorer)
-        found = scorer.overlap(self)
-        shown: dict[str, Any] = {
-            "task": self.task,
-            "model": scorer.name,
-            "dataset": self.dataset,
-            "generated": self.generated,
-            "in_domain": scorer.trained_on(self) or (found is not None and found.units > 0),
-            "overlap_units": found and found.units,
-            "overlap_images": found and found.images,
-            "overlap_cases": found and found.cases,
-            "split": self.protocol.split,
-            "role": self.roles[self.protocol.split],
-        }
+        shown = self.shown(scorer) | {"task": self.task, "split": self.protocol.split}
         place, damaged = cell_folder(folder, identity), None
         try:
             finished = _read(place, shown)
