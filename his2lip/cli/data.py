@@ -174,11 +174,10 @@ def show_counts(info: DatasetInfo) -> None:
         (split, info.roles.get(split, ""), *(counts.get(label, 0) for label in labels), sum(counts.values()))
         for split, counts in info.counts.items()
     ]
-    title = f"{info.name}{' (generated)' if info.generated else ''}"
     if len(labels) <= 8:
-        table((title, "role", *labels, "all"), rows)
+        table((info.title, "role", *labels, "all"), rows)
     else:
-        table((title, "role", "all"), [(row[0], row[1], row[-1]) for row in rows])
+        table((info.title, "role", "all"), [(row[0], row[1], row[-1]) for row in rows])
 
 
 def _show_left_out(report: PrepareReport, out: str) -> None:

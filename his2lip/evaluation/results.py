@@ -20,6 +20,7 @@ import pyarrow as pa
 import pydantic
 
 from his2lip.config import Config
+from his2lip.data.shards import origin_of
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions, jackknife
@@ -264,7 +265,7 @@ class CellResult(Figures):
         A generated twin is called NAME-generated, so that its scores are not mistaken for those of the real
         dataset, and a split for selection NAME-select.
         """
-        named = f"{self.dataset}-generated" if self.generated else self.dataset
+        named = origin_of(self.dataset, generated=self.generated)
         named += "-select" if self.role == "select" else ""
         return named if self.protocol == DEFAULT_PROTOCOL else f"{named}.{self.protocol}"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pyarrow.fs import FileType
 
 from his2lip.config import Config, recorded, sealed, unsealed
+from his2lip.data.shards import origin_of, title_of
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.config import PREFIX, TASK_NAMES
 from his2lip.files import answers, filesystem, read_file, write_file
@@ -113,12 +114,12 @@ class TaskCell(Config):
     @property
     def column(self) -> str:
         """The dataset as boards name it, such as `mihic (generated)`."""
-        return f"{self.dataset} (generated)" if self.generated else self.dataset
+        return title_of(self.dataset, generated=self.generated)
 
     @property
     def scored_as(self) -> str:
         """Dataset and task in one name, such as `mihic-generated.retrieval`."""
-        return f"{self.dataset}-generated.{self.task}" if self.generated else f"{self.dataset}.{self.task}"
+        return f"{origin_of(self.dataset, generated=self.generated)}.{self.task}"
 
     def row(self, **setting: str) -> TaskRow | None:
         """The row of a setting; None where there is none."""

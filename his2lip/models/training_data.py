@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from his2lip.config import Config, validate
-from his2lip.data.shards import ShardSet
+from his2lip.data.shards import ShardSet, title_of
 
 TRAINING_DATA = "training_data"  # key in his2lip.json
 
@@ -51,7 +51,7 @@ class TrainingData(Config):
     @property
     def title(self) -> str:
         """The dataset's name, marked where it is generated."""
-        return f"{self.dataset} (generated)" if self.generated else self.dataset
+        return title_of(self.dataset, generated=self.generated)
 
 
 def training_data_of(*metas: Mapping[str, Any]) -> list[TrainingData]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from his2lip.data.images import LEAST_TISSUE
+from his2lip.data.shards import origin_of
 from his2lip.evaluation import CellResult, Estimate, TaskCell, TaskRow
 from his2lip.models import BACKBONES, origins, terms_of_use
 from his2lip.serving.calibration import Calibration
@@ -246,7 +247,7 @@ def _retrieval(content: CardContent) -> str:
 
 
 def _named(task: TaskCell) -> str:
-    return _plain(f"{task.dataset}-generated" if task.generated else task.dataset)
+    return _plain(origin_of(task.dataset, generated=task.generated))
 
 
 def _failures(content: CardContent) -> str:

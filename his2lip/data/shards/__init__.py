@@ -6,8 +6,10 @@ from his2lip.data.shards.info import (
     PartInfo,
     content_digest,
     id_key,
+    origin_of,
     row_digest,
     summarise,
+    title_of,
     to_json,
 )
 from his2lip.data.shards.labels import (
@@ -51,6 +53,7 @@ __all__ = [
     "label_values",
     "labelled_rows",
     "open_shards",
+    "origin_of",
     "patch_scale",
     "read_row_group",
     "resolve_split",
@@ -58,5 +61,6 @@ __all__ = [
     "splits_with_role",
     "statement",
     "summarise",
+    "title_of",
     "to_json",
 ]

@@ -19,6 +19,16 @@ SCHEMA_VERSION = 1
 NO_LABEL = "(none)"  # the key in `counts` of rows without a label
 
 
+def title_of(dataset: str, *, generated: bool) -> str:
+    """A dataset's name on pages, marked where its images are generated: `bci (generated)`."""
+    return f"{dataset} (generated)" if generated else dataset
+
+
+def origin_of(dataset: str, *, generated: bool) -> str:
+    """A dataset's name in provenance and in names of figures, where a generated twin has its own."""
+    return f"{dataset}-generated" if generated else dataset
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartInfo:
     """One finished Parquet file of a split.
@@ -76,12 +86,12 @@ class DatasetInfo:
     @property
     def title(self) -> str:
         """The name, marked where the images are generated."""
-        return f"{self.name} (generated)" if self.generated else self.name
+        return title_of(self.name, generated=self.generated)
 
     @property
     def origin(self) -> str:
         """The dataset's name in the provenance of models, where a generated twin has a name of its own."""
-        return f"{self.name}-generated" if self.generated else self.name
+        return origin_of(self.name, generated=self.generated)
 
     @property
     def rows(self) -> int:
