@@ -13,11 +13,11 @@ from his2lip.cli.estimates import duration, show_estimate, show_grid_estimate
 from his2lip.cloud import budget_left, usd_per_hour
 from his2lip.cloud.budget_guard import Machine, Record
 from his2lip.evaluation import GridEstimate
-from his2lip.training import Estimate, TrainConfig, gpus_of_run
+from his2lip.training import RunEstimate, TrainConfig, gpus_of_run
 from his2lip.tuning import SweepConfig, gpus_of_sweep
 
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster.yaml"
-KNOWN = Estimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, best=10**9, free=10**10)
+KNOWN = RunEstimate(steps=3600, seconds=7200.0, based_on="before", bytes=3 * 10**9, best=10**9, free=10**10)
 
 
 @pytest.fixture
@@ -138,9 +138,9 @@ def test_on_a_laptop_there_is_no_price_and_too_little_disk_is_told(
 def test_without_an_earlier_run_it_says_so_and_a_finished_run_has_no_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_estimate(Estimate(10, None, None, None, None, 10**9), gpus=0)
+    show_estimate(RunEstimate(10, None, None, None, None, 10**9), gpus=0)
     assert "not known" in capsys.readouterr().out
-    show_estimate(Estimate(0, 0.0, "before", 0, 0, 10**9), gpus=0)
+    show_estimate(RunEstimate(0, 0.0, "before", 0, 0, 10**9), gpus=0)
     assert capsys.readouterr().out == ""
 
 

@@ -8,11 +8,11 @@ from his2lip.cli.console import say
 
 if TYPE_CHECKING:
     from his2lip.evaluation import GridEstimate
-    from his2lip.training import Estimate
+    from his2lip.training import RunEstimate
 
 
 def show_estimate(
-    found: Estimate, *, gpus: int, trials: int | None = None, at_once: int = 1, kept: int = 1
+    found: RunEstimate, *, gpus: int, trials: int | None = None, at_once: int = 1, kept: int = 1
 ) -> None:
     """Prints what is known of a run before it starts; nothing for a run that is finished.
 

@@ -1,5 +1,5 @@
 from .config import TrainConfig as TrainConfig
-from .estimate import Estimate as Estimate
+from .estimate import RunEstimate as RunEstimate
 from .estimate import estimate_run as estimate_run
 from .local import run_in_process as run_in_process
 from .placement import with_numbers as with_numbers

@@ -18,7 +18,7 @@ SECONDS = "seconds_per_step"  # key of a finished run's result in run.json
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What is left of a run. What is not known is None.
 
     seconds   that its steps take
@@ -36,7 +36,7 @@ class Estimate:
     free: int | None
 
 
-def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
+def estimate_run(config: TrainConfig, shards: ShardSet) -> RunEstimate:
     """What is left of a run, from the latest finished run of the same storage with steps of the same kind.
 
     These are runs with the same model, fine-tuning, batch and workers. The time of their steps includes the
@@ -45,17 +45,17 @@ def estimate_run(config: TrainConfig, shards: ShardSet) -> Estimate:
     per_epoch = max(sum(shards.info.counts[config.data.split].values()) // config.data.batch_size, 1)
     steps = config.optim.steps or config.optim.epochs * per_epoch
     if "://" in config.storage:
-        return Estimate(steps, None, None, None, None, None)
+        return RunEstimate(steps, None, None, None, None, None)
     like = _latest_like(config)
     own = RunDir(Path(config.storage, "train", config.name))
     left = max(steps - steps_done(own), 0)
     if like is None:
-        return Estimate(left, None, None, None, None, free_bytes(config.storage))
+        return RunEstimate(left, None, None, None, None, free_bytes(config.storage))
     run, state = like
     size = sum(_size(path) for path in (run.best, run.last) if path.is_dir())
     missing = max(size - sum(_size(path) for path in (own.best, own.last)), 0)
     seconds = left * float(state["result"][SECONDS])
-    return Estimate(left, seconds, run.path.name, missing, _size(run.best), free_bytes(config.storage))
+    return RunEstimate(left, seconds, run.path.name, missing, _size(run.best), free_bytes(config.storage))
 
 
 def _latest_like(config: TrainConfig) -> tuple[RunDir, dict[str, Any]] | None:
