@@ -73,7 +73,7 @@ class Plan(abc.ABC):
         """Reads the finished result back from `folder`/cells; otherwise scores and stores it."""
 
     def shown(self, scorer: Scorer) -> dict[str, Any]:
-        """Fields of the record that decide no figure; a finished result that is read back gets them anew."""
+        """Fields of the record that decide no figure; a result that is read back gets the current ones."""
         found = scorer.overlap(self)
         return {
             "model": scorer.name,
