@@ -6,6 +6,7 @@ import ast
 import importlib
 import pkgutil
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 # Packages without public names of their own: their packages, or the command line.
 WITHOUT_FACADE = {"his2lip", "his2lip.data", "his2lip.cli"}
+
+# Public names that no other package and no benchmark imports, but people do: the arguments of WISELoss.
+FOR_PEOPLE = {"his2lip.loss": {"LossWeights", "SimilarityWeights"}}
 
 MODULES = {
     ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
@@ -131,3 +135,23 @@ def test_public_names_exist_and_are_not_those_of_modules(name: str) -> None:
     for public in package.__all__:
         assert getattr(package, public) is not None
     assert not modules & set(package.__all__), "a module of the same name would hide it"
+
+
+@lru_cache(maxsize=1)
+def _importers() -> dict[tuple[str, str], set[str]]:
+    """(package or module, name) -> the folders of his2lip that import it, and `benchmarks`."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    paths = [(path, _folder(name)) for name, path in MODULES.items()]
+    paths += [(path, "benchmarks") for path in PACKAGE.parent.glob("benchmarks/**/*.py")]
+    for path, folder in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    found[node.module, alias.name].add(folder)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGES - WITHOUT_FACADE))
+def test_public_names_are_those_that_others_import(name: str) -> None:
+    public = set(importlib.import_module(name).__all__) - FOR_PEOPLE.get(name, set())
+    assert not {one for one in public if not _importers()[name, one] - {name}}

@@ -34,7 +34,6 @@ from .published_table import comparison_name as comparison_name
 from .published_table import published_figures as published_figures
 from .released_prompts import import_released as import_released
 from .released_prompts import released_dictionaries as released_dictionaries
-from .reliability import FIGURES as FIGURES
 from .reliability import Answers as Answers
 from .reliability import Calibrated as Calibrated
 from .reliability import calibration_figures as calibration_figures

@@ -1,7 +1,5 @@
 from .basis import BASIS_FIELDS as BASIS_FIELDS
-from .basis import Basis as Basis
 from .basis import Scale as Scale
-from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .calibration import calibrated as calibrated
 from .calibration import store_calibrations as store_calibrations

@@ -8,10 +8,7 @@ from .registry import scored_models as scored_models
 from .run import Run as Run
 from .store import Tracker as Tracker
 from .store import sync as sync
-from .store_run import PATH as PATH
 from .store_run import RUN_ID as RUN_ID
-from .store_run import WEIGHTS as WEIGHTS
 from .store_run import model_name as model_name
 from .table import Column as Column
-from .table import Table as Table
 from .table import tables as tables

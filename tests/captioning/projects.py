@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from his2lip import taxonomy
-from his2lip.captioning import Fields, Key, Picture, Project, Variant, key_id, seed_id, variant_id
+from his2lip.captioning import Project
+from his2lip.captioning.records import Fields, Key, Picture, Variant, key_id, seed_id, variant_id
 
 
 def keys(count: int, *, pictures: int = 0) -> list[Key]:

@@ -13,16 +13,9 @@ import pytest
 from projects import keys, project, variants
 from typer.testing import CliRunner
 
-from his2lip.captioning import (
-    Acceptance,
-    Item,
-    Judgement,
-    Project,
-    batches,
-    key_id,
-    read_annotations,
-    seed_id,
-)
+from his2lip.captioning import Acceptance, Project, batches, read_annotations
+from his2lip.captioning.records import Judgement, key_id, seed_id
+from his2lip.captioning.state import Item
 from his2lip.cli import app
 from his2lip.data.captions import CaptionBank
 from his2lip.errors import ConfigError, DatasetError, RunError

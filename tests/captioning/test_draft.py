@@ -10,9 +10,10 @@ import pytest
 from attempts import attempt
 from PIL import Image
 
-from his2lip.captioning import Drafted, Project, Source, draft_project, medoids, sentence
+from his2lip.captioning import Project, Source, draft_project
 from his2lip.captioning.context import CONTEXT_UM, Surroundings, View, _font, draw
-from his2lip.captioning.draft import ShareEncoder, _Member
+from his2lip.captioning.draft import Drafted, ShareEncoder, _Member, medoids
+from his2lip.captioning.fields import sentence
 from his2lip.data.cards.card import load_card
 from his2lip.data.images import encode_png
 from his2lip.data.shards import Patch, ShardWriter, open_shards

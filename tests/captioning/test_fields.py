@@ -2,7 +2,8 @@
 
 import pytest
 
-from his2lip.captioning import Fields, prefilled, sentence
+from his2lip.captioning.fields import prefilled, sentence
+from his2lip.captioning.records import Fields
 from his2lip.data.captions import STAINS
 from his2lip.data.shards import STAININGS
 from his2lip.taxonomy import BIOMARKERS, TISSUES

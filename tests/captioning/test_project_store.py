@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from projects import project, variants
 
-from his2lip.captioning import Judgement, Project, StaleError, store
+from his2lip.captioning import Project, store
+from his2lip.captioning.records import Judgement
+from his2lip.captioning.store import StaleError
 from his2lip.config import sealed
 from his2lip.errors import DatasetError, RunError
 

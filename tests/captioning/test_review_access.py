@@ -12,8 +12,10 @@ import pytest
 from projects import project
 from review_server import free_port, review_server
 
-from his2lip.captioning import Acceptance, Judgement, Shortcuts, page, read_shortcuts
+from his2lip.captioning import Acceptance, page, read_shortcuts
 from his2lip.captioning.gate import Gate, Message, Receive, Scope, Send
+from his2lip.captioning.records import Judgement
+from his2lip.captioning.shortcuts import Shortcuts
 from his2lip.errors import ConfigError
 
 TOKEN = "a-secret"

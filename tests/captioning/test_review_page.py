@@ -14,7 +14,8 @@ from page_colours import AA, COLOURS, channels, contrast
 from projects import keys, project, variants
 from review_server import Server, free_port, review_server
 
-from his2lip.captioning import Decision, Judgement, Project
+from his2lip.captioning import Project
+from his2lip.captioning.records import Decision, Judgement
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

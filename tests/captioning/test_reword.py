@@ -14,21 +14,17 @@ from chat_server import Reply, Request, chat_server, completion, failure
 
 from his2lip.captioning import (
     Endpoint,
-    EndpointError,
-    Fields,
-    Judgement,
-    Key,
     Price,
     Project,
     Report,
     Spending,
-    Variant,
     endpoint_from,
-    key_id,
     plan_rewordings,
     reword_seeds,
-    sentence,
 )
+from his2lip.captioning.chat import EndpointError
+from his2lip.captioning.fields import sentence
+from his2lip.captioning.records import Fields, Judgement, Key, Variant, key_id
 from his2lip.captioning.reword import INSTRUCTION
 from his2lip.errors import RunError
 from his2lip.models import clip_tokenizer

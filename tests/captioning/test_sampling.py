@@ -11,9 +11,10 @@ import pytest
 from projects import keys, project, variants
 from sklearn.metrics import cohen_kappa_score
 
-from his2lip.captioning import Acceptance, Act, Decision, Judgement, Project
+from his2lip.captioning import Acceptance, Project
 from his2lip.captioning.agreement import between, due_repeat, with_oneself
 from his2lip.captioning.queue import Session, progress, to_do
+from his2lip.captioning.records import Act, Decision, Judgement
 from his2lip.captioning.sampling import batches, plan, upper_limit
 from his2lip.captioning.state import fold
 

@@ -16,8 +16,9 @@ from scipy.stats import binomtest
 from scipy.stats import t as t_distribution
 
 from his2lip import taxonomy
-from his2lip.captioning import Validator, prefilled, sentence
 from his2lip.captioning.claims import claims
+from his2lip.captioning.fields import prefilled, sentence
+from his2lip.captioning.validate import Validator
 from his2lip.data.captions import PLACES, STAINS
 from his2lip.data.captions import templates as t
 from his2lip.data.captions.corpus import _families

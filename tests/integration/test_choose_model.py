@@ -26,8 +26,8 @@ from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.load import load_model
 from his2lip.models.provenance import read_meta
 from his2lip.report import MEAN
-from his2lip.tracking import RUN_ID, WEIGHTS, Tracker
-from his2lip.tracking.store_run import BENCHMARK_RUN, NOTE, TRAINING_RUN
+from his2lip.tracking import RUN_ID, Tracker
+from his2lip.tracking.store_run import BENCHMARK_RUN, NOTE, TRAINING_RUN, WEIGHTS
 from his2lip.tracking.table import KIND
 
 if TYPE_CHECKING:
