@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -315,7 +315,7 @@ def _card(name: str) -> Card:
 
 
 def _check_card(name: str) -> tuple[Sequence[str], Sequence[str]]:
-    """(problems, notes) of a card, after printing its protocols."""
+    """(problems, notes) of a card, after printing where its images are from, and its protocols."""
     from his2lip.data.check import check_card
     from his2lip.evaluation import PromptSet
 
@@ -327,11 +327,30 @@ def _check_card(name: str) -> tuple[Sequence[str], Sequence[str]]:
             PromptSet.load(rule.prompts).narrow(rule.classes)
         except ConfigError as error:
             problems.append(f"protocols.{protocol}.prompts: {error}")
+    for fact, text in _origin(card):
+        say(f"{fact}: {text}")
     rows = [(n, p.split, p.label, len(p.classes), p.basis) for n, p in card.protocols.items()]
     if rows:
         table((f"{card.name}: protocol", "split", "label", "classes", "basis"), rows)
-    known = [f"differs: {line}" for line in card.differences] + [f"unknown: {line}" for line in card.unknown]
+    known = [
+        f"protocols.{name}: tiles are pooled by {rule.tile_pool}: {rule.pool_reason}"
+        for name, rule in card.protocols.items()
+        if rule.pool_reason
+    ]
+    known += [f"differs: {line}" for line in card.differences] + [f"unknown: {line}" for line in card.unknown]
     return problems, [*map(str, report.warnings), *known]
+
+
+def _origin(card: Card) -> Iterator[tuple[str, str]]:
+    """Where the images of a card are from, by which licence, and how they were taken."""
+    licence, source = card.licence, card.source
+    yield "source", ", ".join(filter(None, (source.record, source.url, f"access: {source.access}")))
+    yield "licence", f"{licence.name} (SPDX {licence.spdx})" if licence.spdx else licence.name
+    taken = [card.scanner] if card.scanner else []
+    taken += [f"{card.magnification:g}x"] if card.magnification else []
+    taken += [f"{card.mpp:g} microns per pixel ({card.mpp_basis})"] if card.mpp else []
+    if taken:
+        yield "images", ", ".join(taken)
 
 
 def _show_images(images: ImageStats) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from his2lip.cli import app
 from his2lip.data.cards.card import Card, list_cards, load_card
 from his2lip.data.check.card import CardFinding, check_card
 
@@ -89,6 +93,29 @@ def test_card_that_cannot_be_prepared_as_meant_is_a_problem(
     (found,) = problems(**more)
     assert found.key == key
     assert [name for name in names if name not in found.what] == []
+
+
+def test_backbones_that_may_have_seen_the_images_are_warnings_and_others_are_none() -> None:
+    known = {"clip": "unknown", "plip": "no", "musk": "yes", "biomedclip": "unknown"}
+    found = check_card(Card.model_validate(CARD | {"pretraining": known})).warnings
+    seen, unknown = (warning.what for warning in found if warning.key == "pretraining")
+    assert ("musk" in seen, "clip, biomedclip" in unknown, "plip" in seen + unknown) == (True, True, False)
+
+
+def test_the_command_shows_licence_scale_with_its_basis_and_why_tiles_are_pooled(
+    tmp_path: Path,
+) -> None:
+    card = CARD | {
+        "licence": {"name": "the licence", "spdx": "CC-BY-4.0"},
+        "magnification": 40,
+        "mpp": 0.25,
+        "mpp_basis": "inferred",
+        "protocols": {"default": PROTOCOL | {"basis": "ours", "pool_reason": "few tiles show it"}},
+    }
+    (tmp_path / "toy.yaml").write_text(json.dumps(card))
+    shown = " ".join(CliRunner().invoke(app, ["data", "check", str(tmp_path / "toy.yaml")]).output.split())
+    facts = ("the licence (SPDX CC-BY-4.0)", "40x, 0.25 microns per pixel (inferred)", "few tiles show it")
+    assert [fact for fact in facts if fact not in shown] == []
 
 
 def test_facts_that_a_card_lacks_are_warnings() -> None:

@@ -212,9 +212,11 @@ class Card(Config):
     """Column of the shards -> value -> organ: tells the organ of a patch of a dataset with several organs."""
     scanner: str | None = None
     magnification: pydantic.PositiveFloat | None = None
+    """Of the scanner's objective, such as 40; nothing is computed from it."""
     mpp: Mpp | None = None
     """Microns per pixel; null: unknown."""
     mpp_basis: Literal["published", "inferred", "unknown"] = "unknown"
+    """Where `mpp` comes from."""
     stain: str | None = None
     """Stain of the images for which the reader gives none."""
     published: Published = Published()

@@ -150,6 +150,10 @@ def _warnings(card: Card) -> Iterator[CardFinding]:
     if card.mpp is None:
         what = "microns per pixel are unknown, so tiles are cut by pixels even where a view gives a scale"
         yield CardFinding("mpp", what)
+    for answer in ("yes", "possible", "unknown"):
+        if backbones := [name for name, known in card.pretraining.items() if known == answer]:
+            what = f"whether these images were in the pretraining data: {answer} ({', '.join(backbones)})"
+            yield CardFinding("pretraining", what)
     if not card.protocols:
         yield CardFinding("protocols", "there is none, so the dataset cannot be benchmarked")
     total = sum(sum(labels.values()) for labels in card.published.counts.values())
