@@ -12,7 +12,16 @@ import typer
 
 from his2lip.cli.basis import show_basis
 from his2lip.cli.console import ProgressBar, percent, say, table
-from his2lip.cli.options import MODEL_HELP, SIMILARITIES, Cache, CsvFile, Model, refuse_unused, write_csv
+from his2lip.cli.options import (
+    MODEL_HELP,
+    SIMILARITIES,
+    Cache,
+    CsvFile,
+    Model,
+    Precision,
+    refuse_unused,
+    write_csv,
+)
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, ImageError, did_you_mean
 from his2lip.resources import CACHE, STORAGE
@@ -93,6 +102,7 @@ def classify(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the heat maps and GeoJSON files of slides.")] = SLIDES,
+    precision: Precision = "fp32",
 ) -> None:
     """Classify images or slides by tissue type, and by staining of a biomarker that you name.
 
@@ -122,7 +132,7 @@ def classify(
         fix = "add --slide, which tiles every image; --image-mpp is the scale of an image"
         unused = {"--heat": heat, "--mpp": mpp, "--tile": tile}
         refuse_unused(unused, "is for slides, and none of these files is one", fix=fix)
-    loaded = load_for_inference(model)
+    loaded = load_for_inference(model, precision=precision)
     questions = calibrated(asked, loaded.model, calibration or [], carried=loaded.calibrations)
     classifier = Classifier(
         loaded.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +25,10 @@ Fresh = Annotated[
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 CsvFile = Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")]
 Cache = Annotated[str, typer.Option(help="Folder or URI of cached embeddings.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the features; bf16 is faster where the processor has it, auto is bf16 on a GPU."),
+]
 SIMILARITIES = {"cosine": "cosine", "dot": "dot product"}  # titles of the column, by how a model compares
 
 

@@ -10,7 +10,7 @@ import typer
 
 from his2lip.cli.basis import show_basis
 from his2lip.cli.console import say, table
-from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, refuse_unused, write_csv
+from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, Precision, refuse_unused, write_csv
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 from his2lip.resources import CACHE
@@ -39,6 +39,7 @@ def retrieve(
     csv: CsvFile = None,
     page: Annotated[Path | None, typer.Option(help="Write a page of thumbnails, one HTML file.")] = None,
     cache: Cache = CACHE,
+    precision: Precision = "fp32",
 ) -> None:
     """Find the patches that are most similar to an image or a sentence.
 
@@ -65,7 +66,7 @@ def retrieve(
     if not names_image(query):
         unused = {"--keep-query": keep_query, "--image-mpp": image_mpp}
         refuse_unused(unused, "is about a query image, and the query is a sentence")
-    loaded = load_for_inference(model)
+    loaded = load_for_inference(model, precision=precision)
     opened = build_index(index, loaded.model, cache=cache, splits=split or None, history=loaded.history)
     file_mpp = stated_mpp(Path(query)) if names_image(query) else None
     check = opened.check(query, scale=Scale.of(file=file_mpp, option=image_mpp), biomarker=biomarker)

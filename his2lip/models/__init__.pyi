@@ -7,6 +7,7 @@ from .compiled import compile_blocks as compile_blocks
 from .encoder import DualEncoder as DualEncoder
 from .encoder import Precision as Precision
 from .encoder import Tower as Tower
+from .encoder import resolve_precision as resolve_precision
 from .encoder import tower_of as tower_of
 from .exchange import convert as convert
 from .exchange import export as export

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from his2lip.config import digest
+from his2lip.errors import ConfigError
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.tokenizer import CaptionTokenizer
 from his2lip.models.transfer import send
@@ -150,6 +151,20 @@ class DualEncoder(nn.Module):
         if self._lowered_from:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device, *, key: str) -> Precision:
+    """The precision that a user asked for; auto: bf16 on a GPU that supports it, else fp32.
+
+    Raises ConfigError, with the option as `key`, for bf16 on a GPU that has none.
+    """
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if asked == "bf16" and device.type == "cuda" and not has_bf16:
+        fix = "set it to auto or fp32"
+        raise ConfigError("this GPU does not support bf16", where=key, key=key, fix=fix)
+    return asked
 
 
 def float32_convolutions() -> contextlib.AbstractContextManager[Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from his2lip.models import DualEncoder
 
 RESEARCH_USE = "research use only, not for diagnosis"
 
@@ -22,6 +25,7 @@ class Basis:
     scale          microns per pixel and their source, and how far the image was shrunk
     familiarity    distance from the training patches, and the limit
     coverage       share of the tissue that was seen
+    precision      of the features, and how others differ from fp32
     """
 
     trained_on: str
@@ -32,6 +36,7 @@ class Basis:
     scale: str
     familiarity: str
     coverage: str
+    precision: str = "fp32"
 
     def by_title(self) -> dict[str, str]:
         """The fields for people: title -> sentence."""
@@ -39,6 +44,13 @@ class Basis:
 
 
 BASIS_FIELDS = tuple(field.name for field in fields(Basis))
+
+
+def stated_precision(model: DualEncoder) -> str:
+    """The value of `Basis.precision`."""
+    if model.precision == "fp32":
+        return "fp32"
+    return f"{model.arithmetic}: features differ by about 1 % of their length from fp32, which limits are for"
 
 
 @dataclass(frozen=True)

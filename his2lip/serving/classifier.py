@@ -24,7 +24,7 @@ from his2lip.evaluation import (
 )
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
-from his2lip.serving.basis import Basis, Scale
+from his2lip.serving.basis import Basis, Scale, stated_precision
 from his2lip.serving.gates import NOT_ANSWERED, Refusal
 from his2lip.serving.history import TrainingHistory
 from his2lip.serving.questions import GUESS, Question, ask
@@ -236,6 +236,7 @@ class Classifier:
             scale=scale,
             familiarity=familiarity,
             coverage=coverage,
+            precision=stated_precision(self.model),
         )
 
     def score(self, features: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Scores]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from his2lip.serving.calibration import Calibration, stored_calibrations
 from his2lip.serving.familiarity import Familiarity
@@ -22,17 +23,25 @@ class LoadedModel:
     calibrations: tuple[Calibration, ...] = ()
 
 
-def load_for_inference(name: str) -> LoadedModel:
-    """Loads a model by its name, on the GPU of this machine if it has one."""
+def load_for_inference(name: str, *, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> LoadedModel:
+    """Loads a model by its name, on the GPU of this machine if it has one.
+
+    precision  as that of a benchmark; auto: bf16 on a GPU that supports it, else fp32
+    """
     import torch
 
-    from his2lip.models import checkpoint_folder, load_model, read_meta
+    from his2lip.models import checkpoint_folder, load_model, read_meta, resolve_precision
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = resolve_precision(precision, torch.device(device), key="--precision")
+
+    def load(source: str | Path) -> DualEncoder:
+        return load_model(source, device=device, precision=chosen).lowered()
+
     with checkpoint_folder(name) as folder:
         if folder is None:
-            return LoadedModel(load_model(name, device=device), TrainingHistory.of(name, {}))
-        meta, model = read_meta(folder), load_model(folder, device=device)
+            return LoadedModel(load(name), TrainingHistory.of(name, {}))
+        meta, model = read_meta(folder), load(folder)
         familiarity = Familiarity.load(folder, weights=meta["tensor_digest"])
         return LoadedModel(
             model,

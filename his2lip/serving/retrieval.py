@@ -18,7 +18,7 @@ from his2lip.errors import DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, nearest, read_images
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
-from his2lip.serving.basis import Basis, Scale
+from his2lip.serving.basis import Basis, Scale, stated_precision
 from his2lip.serving.classifier import IMAGE_FILES, Check, comparison_features, load_pixels, read_image
 from his2lip.serving.history import TrainingHistory
 
@@ -101,6 +101,7 @@ class Index:
             scale=shown,
             familiarity=familiarity,
             coverage=f"{len(self.table):,} patches of {self.shards.info.title}",
+            precision=stated_precision(self.model),
         )
         return Check(basis, refusal)
 

@@ -15,12 +15,10 @@ from his2lip.config import recorded
 from his2lip.data.captions import CaptionBank
 from his2lip.data.shards import ShardSet, patch_scale
 from his2lip.data.stream import rows_with_captions
-from his2lip.errors import ConfigError
 from his2lip.models import (
     TRAINING_DATA,
     DualEncoder,
     FineTuning,
-    Precision,
     ResumeState,
     TrainingData,
     TrainingRecord,
@@ -31,6 +29,7 @@ from his2lip.models import (
     meta_of,
     origins,
     prepare_finetuning,
+    resolve_precision,
     save_checkpoint,
     set_image_size,
     training_data_of,
@@ -60,7 +59,7 @@ def build_model(
 
     Preprocessing, image size, frozen towers, adapters and heads are as configured.
     """
-    precision = _precision(config.model.precision, device)
+    precision = resolve_precision(config.model.precision, device, key="model.precision")
     model = load_model(str(source or config.model.backbone), precision=precision, seed=config.seed)
     if config.model.preprocessing == "released":
         model.preprocess = model.preprocess.as_released()
@@ -83,20 +82,6 @@ def _fine_tuning(config: TrainConfig) -> FineTuning:
         recompute=chosen.gradient_checkpointing,
         seed=config.seed,
     )
-
-
-def _precision(asked: str, device: torch.device) -> Precision:
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if asked == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError(
-            "this GPU does not support bf16",
-            where="model.precision",
-            key="model.precision",
-            fix="set it to auto or fp32",
-        )
-    return "bf16" if asked == "bf16" else "fp32"
 
 
 def best_writer(run: RunDir, config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> Save:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from his2lip.cli.classify import classify as classify_command
 from his2lip.cli.retrieve import retrieve as retrieve_command
@@ -81,6 +82,34 @@ def _served(checkpoint: str, *images: np.ndarray, **params: Any) -> list[dict[st
     served.load_context(context)
     rows = pd.DataFrame({"image": [base64.b64encode(encode_png(i)).decode() for i in images]})
     return json.loads(json.dumps(served.predict(context, rows, params)))
+
+
+def test_a_precision_changes_features_and_is_stated_and_fp32_is_the_default_to_the_bit(
+    real_ihc: np.ndarray, trained: str, write_patches: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    patch = tmp_path / "patch.png"
+    patch.write_bytes(encode_png(real_ihc[:128, :128]))
+    shards = write_patches([real_ihc[:128, :128], real_ihc[128:256, :128]])
+    cache, found = str(tmp_path / "cache"), tmp_path / "found.csv"
+
+    def rows(precision: str | None) -> list[list[dict[str, str]]]:
+        given: dict[str, Any] = {"model": trained, "force": True}
+        given |= {} if precision is None else {"precision": precision}
+        retrieve_command(str(patch), index=shards.uri, csv=found, cache=cache, **given)
+        with found.open(newline="", encoding="utf-8") as file:
+            retrieved = list(csv.DictReader(file))
+        return [_classify([patch], tmp_path, slide=False, **given), retrieved]
+
+    own, fp32, bf16 = map(rows, (None, "fp32", "bf16"))
+    assert own == fp32
+    assert {row["precision"] for table in fp32 for row in table} == {"fp32"}
+    for full, lowered in zip(fp32, bf16, strict=True):
+        assert {row["precision"].partition(":")[0] for row in lowered} == {"bf16 weights"}
+        pairs = [(float(a["similarity"]), float(b["similarity"])) for a, b in zip(full, lowered, strict=True)]
+        assert any(a != b for a, b in pairs)
+        assert all(a == pytest.approx(b, abs=0.03) for a, b in pairs)
+    if not torch.cuda.is_available():
+        assert rows("auto") == fp32
 
 
 def test_every_output_states_every_field_of_the_basis(
