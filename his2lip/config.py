@@ -129,7 +129,9 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
         fix = did_you_mean(str(path), siblings) if siblings else "check the path"
         raise ConfigError("this configuration file does not exist", where=path, fix=fix) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"this configuration file cannot be read: {error}", where=path) from None
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or error
+        fix = "name a YAML file in UTF-8 that you can read"
+        raise ConfigError(f"this configuration file cannot be read: {reason}", where=path, fix=fix) from None
     try:
         tree = _parse_yaml(text)
     except _YamlError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class PromptSet:
         """Combines templates and synonyms. Raises ConfigError for an empty class or a template without {}."""
         templates = list(templates) or ["{}"]
         if not classes:
-            raise ConfigError("this prompt set has no class", where=where, key="classes")
+            fix = "write `classes:` with the sentences of each class below it"
+            raise ConfigError("this prompt set has no class", where=where, key="classes", fix=fix)
         _check_synonyms(classes, where)
         _check_templates(templates, ["{}"], where)
         return cls(
@@ -220,8 +222,9 @@ def _find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return resources.find(name)
     path = resources.root() / PROMPTS_FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"no prompt set is called '{name}'", key=name, fix=did_you_mean(name, list_prompts())
-        )
-    return path
+    if path.is_file():
+        return path
+    if os.sep in name or Path(name).suffix or Path(name).is_file():  # a file, and not the name of a set
+        what, fix = "the name of a prompt file ends in .yaml or .yml", "give it such a name; JSON is YAML too"
+        raise ConfigError(what, where=name, key=name, fix=fix)
+    raise ConfigError(f"no prompt set is called '{name}'", key=name, fix=did_you_mean(name, list_prompts()))

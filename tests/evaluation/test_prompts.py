@@ -139,3 +139,31 @@ def test_a_key_of_prompts_names_a_dataset_and_perhaps_its_protocol(
     key: str, expected: tuple[str, str | None]
 ) -> None:
     assert dataset_and_protocol(key, ["bcdata", "own/ward"]) == expected
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.txt", "mine.YAML", "mine", "absent.json"])
+def test_a_prompt_file_of_another_suffix_is_told_from_the_name_of_a_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = '{"classes": {"a": ["x"], "b": ["y"]}}'
+    if not name.startswith("absent"):
+        Path(name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        PromptSet.load(name)
+    assert (refused.value.where, refused.value.key) == (name, name)
+    assert ".yaml" in str(refused.value.what)
+    assert refused.value.fix is not None
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    assert PromptSet.load("mine.yaml").classes == ("a", "b")
+
+
+def test_prompt_files_that_cannot_be_read_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty.yaml").touch()
+    for place in sorted(tmp_path.iterdir()):
+        with pytest.raises(ConfigError) as refused:
+            PromptSet.load(place)
+        assert (refused.value.where, refused.value.fix is not None) == (place, True)
+        assert "Errno" not in str(refused.value)
