@@ -5,7 +5,6 @@ from .checkpoint import copy_checkpoint as copy_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .compiled import compile_blocks as compile_blocks
 from .encoder import DualEncoder as DualEncoder
-from .encoder import Precision as Precision
 from .encoder import Tower as Tower
 from .encoder import resolve_precision as resolve_precision
 from .encoder import tower_of as tower_of
