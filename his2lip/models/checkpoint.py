@@ -18,7 +18,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import his2lip
 from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.files import file_digest, to_disk, writing
@@ -40,6 +39,7 @@ from his2lip.models.resume import ResumeState, save_resume
 from his2lip.models.tokenizer import build_tokenizer, clip_vocabulary
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.models.weights import Tensors, load_weights
+from his2lip.resources import code_version
 
 WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
 
@@ -160,7 +160,7 @@ def _provenance(model: DualEncoder, state: Mapping[str, torch.Tensor]) -> dict[s
         "config_digest": model.config_digest(),
         "preprocess_digest": model.preprocess.digest,
         "tokenizer": {"kind": "clip", "sha256": _vocabulary_digest()} if simple else {"kind": "huggingface"},
-        "code_version": his2lip.__version__,
+        "code_version": code_version(),
     }
 
 

@@ -35,7 +35,6 @@ from his2lip.models import (
     training_data_of,
     training_record,
 )
-from his2lip.resources import code_version
 from his2lip.runtime import usable_cpus
 from his2lip.training.config import TrainConfig
 from his2lip.training.loop import Save
@@ -144,7 +143,6 @@ def _metadata(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[
         "terms": terms_of_run(config, shards).to_json(),
         "began_as": origins(start, before),
         TRAINING_DATA: [data.model_dump() for data in seen],
-        "code_version": code_version(),
     }
 
 

@@ -28,6 +28,7 @@ from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import META, current_folder, previous_folder, read_meta
 from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
 from his2lip.models.tokenizer import build_tokenizer
+from his2lip.resources import code_version
 
 
 def dual(config: dict, *, size: int = 32, tokenizer: Path | None = None, seed: int = 1) -> DualEncoder:
@@ -64,6 +65,7 @@ def test_a_loaded_checkpoint_is_exactly_the_saved_model(saved: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(features(model), features(again), strict=True))
     meta = read_meta(saved)
     assert meta["step"] == 7
+    assert meta["code_version"] == code_version()
     assert meta["tensor_digest"] == model.tensor_digest()
 
 
