@@ -385,8 +385,8 @@ def _show_differences(result: GridResult) -> None:
             f"{cell.dataset} ({cell.protocol})",
             f"{100 * found.difference:+.2f}",
             ""
-            if found.difference_lo is None or found.difference_hi is None
-            else f"{100 * found.difference_lo:+.1f} to {100 * found.difference_hi:+.1f}",
+            if (own := found.difference_interval) is None
+            else "{:+.1f} to {:+.1f}".format(*(100 * x for x in own)),
             "" if cell.margin is None else "yes" if found.non_inferior else "not shown",
         )
         for cell in result.cells

@@ -109,6 +109,11 @@ class Compared(Config):
     non_inferior: bool | None = None
     """Whether the lower limit is above minus the margin."""
 
+    @property
+    def difference_interval(self) -> tuple[float, float] | None:
+        low, high = self.difference_lo, self.difference_hi
+        return None if low is None or high is None else (low, high)
+
 
 class OverSeeds(Config):
     """A figure over trainings of one model that differ only in their seed."""
@@ -129,6 +134,10 @@ class OverSeeds(Config):
 
     The reference is one training, whose own seed variance is not in them.
     """
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.lo is None or self.hi is None else (self.lo, self.hi)
 
 
 class CellResult(Figures):
@@ -387,8 +396,7 @@ def figures(cell: CellResult) -> dict[str, float]:
     found = {name: float(value) for name, value in values if value is not None}
     if cell.calibration is not None:
         for name, figure in cell.calibration.figures.items():
-            limits = {"": figure.value, "_lo": figure.lo, "_hi": figure.hi}
-            found |= {f"{name}{end}": value for end, value in limits.items() if value is not None}
+            found |= {column: value for column, value in figure.columns(name).items() if value is not None}
     return found
 
 

@@ -37,9 +37,17 @@ class Estimate(Config):
         if self.value is None:
             return "–"
         shown = self.shown(self.value)
-        if self.lo is None or self.hi is None:
+        if self.interval is None:
             return shown
-        return f"{shown} ({self.shown(self.lo)} to {self.shown(self.hi)})"
+        return "{} ({} to {})".format(shown, *map(self.shown, self.interval))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.lo is None or self.hi is None else (self.lo, self.hi)
+
+    def columns(self, name: str) -> dict[str, float | None]:
+        """The value and the limits by the names that tables give them: NAME, NAME_lo and NAME_hi."""
+        return {name: self.value, f"{name}_lo": self.lo, f"{name}_hi": self.hi}
 
     def shown(self, value: float) -> str:
         """A value in the unit of this figure."""
@@ -139,8 +147,8 @@ class TaskCell(Config):
         for row in self.rows:
             place = "/".join((self.task, *row.setting.values()))
             for name, figure in row.figures.items():
-                values = {"": figure.value, "_lo": figure.lo, "_hi": figure.hi}
-                found |= {f"{place}/{name}{end}": v for end, v in values.items() if v is not None}
+                columns = figure.columns(f"{place}/{name}")
+                found |= {column: value for column, value in columns.items() if value is not None}
         return found
 
 
@@ -159,11 +167,9 @@ def _lines(cell: TaskCell) -> Iterator[dict[str, Any]]:
     about = cell.model_dump(mode="json", exclude={"rows", "task", "further_encoders"})
     first = {key: about.pop(key) for key in ("model", "dataset")}
     for row in cell.rows:
-        figures = {
-            f"{name}{end}": value
-            for name, figure in row.figures.items()
-            for end, value in (("", figure.value), ("_lo", figure.lo), ("_hi", figure.hi))
-        }
+        figures: dict[str, float | None] = {}
+        for name, figure in row.figures.items():
+            figures |= figure.columns(name)
         kept = {"clusters": row.clusters, "cluster_kind": row.cluster_kind, "no_interval": row.no_interval}
         yield {**first, **row.setting, **row.sizes, **figures, **kept, **about}
 

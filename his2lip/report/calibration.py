@@ -49,9 +49,9 @@ def _row(inputs: Inputs, cell: CellResult, found: Calibrated) -> list[Figure]:
     figures = []
     for name in _TITLES:
         figure = found.figures[name]
-        interval = None if figure.lo is None or figure.hi is None else (figure.lo, figure.hi)
         text = shown(figure.value, figure.unit) if figure.value is not None else ""
-        figures.append(Figure(figure.value, text, limits(interval, figure.unit), href=inputs.evidence(cell)))
+        interval = limits(figure.interval, figure.unit)
+        figures.append(Figure(figure.value, text, interval, href=inputs.evidence(cell)))
     for share in _ABSTAIN:
         point = min(found.curve, key=lambda p: abs(p.coverage - share))
         beside = [f"from {point.least:.2f}" if share < 1 else "all answered"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from his2lip.evaluation import CellResult, metric_fields
+from his2lip.evaluation import CellResult, TaskCell, metric_fields
 from his2lip.report.board import Board, heading
 from his2lip.report.table import FRACTION, Head, Scale
 
@@ -81,6 +81,12 @@ class Columns:
         if metric_fields()[figure].unit != FRACTION:
             return [f"shows {found:.2f}"]
         return ["shows no difference"] if found >= 1 else [f"shows {100 * found:.1f} points"]
+
+
+def by_column(tasks: Sequence[TaskCell], task: str) -> dict[str, list[TaskCell]]:
+    """The grid cells of a task by dataset."""
+    cells = [cell for cell in tasks if cell.task == task]
+    return {name: [c for c in cells if c.column == name] for name in dict.fromkeys(c.column for c in cells)}
 
 
 def abbreviations(names: Iterable[str]) -> dict[str, str]:

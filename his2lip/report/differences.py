@@ -60,9 +60,7 @@ def _figure(inputs: Inputs, cell: CellResult | None, metric: Metric) -> Figure:
     found = compared(cell, metric.name)
     if found is None or found.difference is None:
         return Figure(None)
-    interval = None
-    if found.difference_lo is not None and found.difference_hi is not None:
-        interval = (found.difference_lo, found.difference_hi)
+    interval = found.difference_interval
     return Figure(
         found.difference,
         difference(found.difference, metric.unit),

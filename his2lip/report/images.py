@@ -11,7 +11,8 @@ import numpy as np
 
 from his2lip.evaluation import CellResult, TaskCell
 from his2lip.report.board import Board, heading
-from his2lip.report.robustness import TASK, by_column, drops, kinds_of, reach
+from his2lip.report.columns import by_column
+from his2lip.report.robustness import TASK, drops, kinds_of, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def draw_robustness(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
     for old in folder.glob("robustness_*.png"):
         old.unlink()
     written = []
-    for column, cells in by_column(tasks).items():
+    for column, cells in by_column(tasks, TASK).items():
         path = folder / f"robustness_{cells[0].scored_as.removesuffix(f'.{TASK}')}.png"
         written.append(save_figure(_curves(column, cells), path))
     return written
@@ -161,10 +162,7 @@ def _difference(cell: CellResult) -> tuple[float, float, float] | None:
     found = cell.compared.get("macro_f1")
     if found is None or found.difference is None:
         return None
-    low, high = found.difference_lo, found.difference_hi
-    if low is None or high is None:
-        low = high = found.difference
-    return found.difference, low, high
+    return found.difference, *(found.difference_interval or (found.difference, found.difference))
 
 
 def _prompt_bands(board: Board) -> Figure | None:

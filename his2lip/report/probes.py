@@ -38,6 +38,5 @@ def _figure(inputs: Inputs, cell: CellResult | None) -> Figure:
     found = None if cell is None else cell.over_seeds.get("macro_f1")
     if found is None:
         return Figure(None)
-    interval = None if found.lo is None or found.hi is None else (found.lo, found.hi)
-    text = f"{100 * found.mean:.1f} ± {100 * found.deviation:.1f}"
+    text, interval = f"{100 * found.mean:.1f} ± {100 * found.deviation:.1f}", found.interval
     return Figure(found.mean, text, limits(interval, FRACTION), interval, href=inputs.evidence(cell))

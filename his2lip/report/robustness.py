@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from his2lip.evaluation import KINDS, MEANINGS, Estimate, Kind, TaskCell, TaskRow
+from his2lip.report.columns import by_column
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Head, Row, Scale, Table
 
@@ -23,7 +24,7 @@ def fill(inputs: Inputs) -> Section | None:
     cells = [cell for cell in inputs.tasks if cell.task == TASK]
     if not cells:
         return None
-    columns = by_column(cells)
+    columns = by_column(cells, TASK)
     tables = [_table(name, own, kind) for name, own in columns.items() for kind in kinds_of(own)]
     values = {
         "tables": tables,
@@ -35,15 +36,9 @@ def fill(inputs: Inputs) -> Section | None:
     return Section(TASK, "Robustness", values, tables)
 
 
-def by_column(tasks: Sequence[TaskCell]) -> dict[str, list[TaskCell]]:
-    """The grid cells of robustness by dataset."""
-    cells = [cell for cell in tasks if cell.task == TASK]
-    return {name: [c for c in cells if c.column == name] for name in dict.fromkeys(c.column for c in cells)}
-
-
 def plots(tasks: Sequence[TaskCell]) -> list[tuple[str, Plot]]:
     """The curves of each dataset, with a title."""
-    return [(_title(name, own), curves(own)) for name, own in by_column(tasks).items()]
+    return [(_title(name, own), curves(own)) for name, own in by_column(tasks, TASK).items()]
 
 
 def drops(cell: TaskCell, kind: str) -> list[tuple[str, Estimate]]:
@@ -120,13 +115,7 @@ def _table(column: str, cells: Sequence[TaskCell], kind: str) -> Table:
 
 
 def _figure(row: TaskRow | None, name: str) -> Figure:
-    found = None if row is None else row.figures.get(name)
-    if found is None or found.value is None:
-        return Figure(None)
-    if found.lo is None or found.hi is None:
-        return Figure(found.value, found.shown(found.value))
-    limits = f"{100 * found.lo:.1f} to {100 * found.hi:.1f}"
-    return Figure(found.value, found.shown(found.value), limits, (found.lo, found.hi))
+    return Figure.of(None if row is None else row.figures.get(name))
 
 
 def _remarks(cells: Sequence[TaskCell]) -> Iterator[str]:

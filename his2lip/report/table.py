@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from his2lip.evaluation import Estimate
 from his2lip.templates import percent
 
 FRACTION = "fraction"
@@ -35,6 +36,13 @@ class Figure:
     groups: str = ""
     beside: tuple[str, ...] = ()
     href: str = ""
+
+    @classmethod
+    def of(cls, found: Estimate | None) -> Figure:
+        """A figure of a task with its interval; an empty place for None."""
+        if found is None or found.value is None:
+            return cls(None)
+        return cls(found.value, found.shown(found.value), limits(found.interval, found.unit), found.interval)
 
     @property
     def text(self) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 
 from his2lip.evaluation import CellResult, Estimate, TaskCell, TaskRow, reliability_points
 from his2lip.report.board import heading
+from his2lip.report.columns import by_column
 from his2lip.report.images import new_figure, save_figure
+from his2lip.report.retrieval import TASK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TASK = "retrieval"
 _RECALLS = {"recall_at_1": "#9ecae1", "recall_at_5": "#4292c6", "recall_at_10": "#084594"}
 _SHIFT = 0.2  # of a recall beside the line of its model
 _ACROSS = 3
@@ -26,12 +27,10 @@ _PANEL_INCHES = 3.2
 def draw_retrieval(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
     """Draws recall at 1, 5 and 10 of every model, one image per dataset and one panel per setting."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{_TASK}_*.png"):
+    for old in folder.glob(f"{TASK}_*.png"):
         old.unlink()
-    found = [cell for cell in tasks if cell.task == _TASK]
     written = []
-    for column in dict.fromkeys(cell.column for cell in found):
-        own = [cell for cell in found if cell.column == column]
+    for column, own in by_column(tasks, TASK).items():
         down = math.ceil(len(own[0].rows) / _ACROSS)
         title = (
             f"Retrieval on {column}: recall at 1, 5 and 10 (light to dark) in percent; dotted: chance at 5"
@@ -43,8 +42,8 @@ def draw_retrieval(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
                 _recalls(axes, own[0].rows[number], [(cell.model, cell.rows[number]) for cell in own])
             else:
                 axes.set_axis_off()
-        name = own[0].scored_as.removesuffix(f".{_TASK}")
-        written.append(save_figure(figure, folder / f"{_TASK}_{name}.png"))
+        name = own[0].scored_as.removesuffix(f".{TASK}")
+        written.append(save_figure(figure, folder / f"{TASK}_{name}.png"))
     return written
 
 
@@ -67,8 +66,8 @@ def _recalls(axes: Axes, first: TaskRow, rows: Sequence[tuple[str, TaskRow]]) ->
 def _point(axes: Axes, found: Estimate, y: float, colour: str) -> None:
     if found.value is None:
         return
-    if found.lo is not None and found.hi is not None:
-        axes.plot([100 * found.lo, 100 * found.hi], [y, y], color=colour, linewidth=2)
+    if found.interval is not None:
+        axes.plot([100 * limit for limit in found.interval], [y, y], color=colour, linewidth=2)
     axes.plot(100 * found.value, y, "o", color=colour, markersize=4)
 
 
