@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from his2lip.report.board import Board
+from his2lip.report.csv_text import csv_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -39,11 +38,17 @@ def curve_points(board: Board) -> list[Point]:
 
 def curve_csv(points: Sequence[Point]) -> str:
     """The points as CSV; figures are 0 at chance and 1 if perfect."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("sweep", "alpha", "in_domain_chance_corrected", "out_of_domain_chance_corrected"))
-    writer.writerows((p.sweep, p.alpha, p.in_domain, p.out_of_domain) for p in points)
-    return out.getvalue()
+    return csv_text(
+        [
+            {
+                "sweep": point.sweep,
+                "alpha": point.alpha,
+                "in_domain_chance_corrected": point.in_domain,
+                "out_of_domain_chance_corrected": point.out_of_domain,
+            }
+            for point in points
+        ]
+    )
 
 
 def curve_plot(points: Sequence[Point]) -> Figure:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 from his2lip.report.board import Board
+from his2lip.report.csv_text import csv_text
 
 _OF_CELL = ("model", "dataset", "protocol", "generated")
 _OF_PART = ("n", "clusters", "accuracy", "macro_f1", "balanced_accuracy")
@@ -16,14 +14,10 @@ def breakdown_csv(board: Board) -> str:
 
     A figure that needs classes which the units of a value do not have is empty.
     """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, (*_OF_CELL, "column", "value", *_OF_PART), lineterminator="\n")
-    writer.writeheader()
     rows = [
         {name: getattr(cell, name) for name in _OF_CELL} | {"column": column, "value": value} | part
         for cell in board.cells
         for column, parts in cell.breakdown.items()
         for value, part in parts.items()
     ]
-    writer.writerows(rows)
-    return out.getvalue() if rows else ""
+    return csv_text(rows, (*_OF_CELL, "column", "value", *_OF_PART))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 from his2lip.evaluation import Calibrated, CellResult
 from his2lip.report.board import Board
+from his2lip.report.csv_text import csv_text
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import FRACTION, Figure, Head, Row, Table, limits, shown
 
@@ -66,20 +64,16 @@ def calibration_csv(board: Board) -> str:
     rows = [
         {name: getattr(cell, name) for name in _OF_CELL}
         | {"temperature": found.temperature, "fitted_on": found.fitted_on, "fitted_n": found.fitted_n}
-        | {
-            f"{name}{end}": value
-            for name, figure in found.figures.items()
-            for end, value in (("", figure.value), ("_lo", figure.lo), ("_hi", figure.hi))
-        }
+        | {column: value for name, f in found.figures.items() for column, value in f.columns(name).items()}
         for cell in board.cells
         if (found := cell.calibration) is not None
     ]
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def risk_coverage_csv(board: Board) -> str:
     """One line per point of each risk-coverage curve: coverage, risk, and the least probability."""
-    return _csv(
+    return csv_text(
         [
             {name: getattr(cell, name) for name in _OF_CELL} | point.model_dump()
             for cell in board.cells
@@ -87,12 +81,3 @@ def risk_coverage_csv(board: Board) -> str:
             for point in cell.calibration.curve
         ]
     )
-
-
-def _csv(rows: list[dict[str, object]]) -> str:
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()

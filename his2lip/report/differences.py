@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 
 from his2lip.evaluation import CellResult, Compared, Metric, metric_fields
 from his2lip.report.board import Board
+from his2lip.report.csv_text import csv_text
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import FRACTION, Figure, Row, Scale, Table, difference, limits
 
 SHOWN = ("chance_corrected", "macro_f1")  # figures whose differences from the reference are on the page
-_OF_CELL = ("model", "dataset", "protocol", "generated", "reference", "margin")
+_OF_CELL = ("model", "dataset", "protocol", "generated")
 _COLUMNS = (
-    *("model", "dataset", "protocol", "generated", "figure", "value", "top", "groups", "detectable"),
+    *(*_OF_CELL, "figure", "value", "top", "groups", "detectable"),
     *("reference", "difference", "difference_lo", "difference_hi", "margin", "non_inferior"),
 )
 
@@ -90,11 +89,8 @@ def groups(cell: CellResult, figure: str) -> str:
 
 def differences_csv(board: Board) -> str:
     """Every figure that was compared with those of other models, as CSV; empty without any."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
     rows = [
-        {name: getattr(cell, name) for name in ("model", "dataset", "protocol", "generated")}
+        {name: getattr(cell, name) for name in _OF_CELL}
         | {
             "figure": figure,
             "value": getattr(cell, figure),
@@ -105,5 +101,4 @@ def differences_csv(board: Board) -> str:
         for cell in board.cells
         for figure, found in cell.compared.items()
     ]
-    writer.writerows(rows)
-    return out.getvalue() if rows else ""
+    return csv_text(rows, _COLUMNS)

@@ -37,14 +37,17 @@ def write_pages(leaderboard: Path, out: Path, *, reference: str | None = None) -
     if reference is not None:
         board = _compared_with(board, leaderboard.parent, reference)
     out.mkdir(parents=True, exist_ok=True)
-    points, compared = curve_points(board), pairs(board)
-    _write_or_remove(out / "alpha.csv", curve_csv(points) if points else None)
-    _write_or_remove(out / "prompt_order.csv", pairs_csv(compared) if compared else None)
-    _write_or_remove(out / "differences.csv", differences_csv(board) or None)
-    _write_or_remove(out / "breakdown.csv", breakdown_csv(board) or None)
-    _write_or_remove(out / "against_paper.csv", against_paper_csv(Board(pooled(board.cells))) or None)
-    _write_or_remove(out / "calibration.csv", calibration_csv(board) or None)
-    _write_or_remove(out / "risk_coverage.csv", risk_coverage_csv(board) or None)
+    tables = {
+        "alpha.csv": curve_csv(curve_points(board)),
+        "prompt_order.csv": pairs_csv(pairs(board)),
+        "differences.csv": differences_csv(board),
+        "breakdown.csv": breakdown_csv(board),
+        "against_paper.csv": against_paper_csv(Board(pooled(board.cells))),
+        "calibration.csv": calibration_csv(board),
+        "risk_coverage.csv": risk_coverage_csv(board),
+    }
+    for name, text in tables.items():
+        _write_or_remove(out / name, text)
     (out / "leaderboard.csv").write_text(to_csv(board.cells), encoding="utf-8", newline="")
     # The page is last, because it links to the files beside it that are there.
     tasks = read_tasks(leaderboard.parent)
@@ -72,8 +75,8 @@ def _compared_with(board: Board, folder: Path, reference: str) -> Board:
 
 
 def _write_or_remove(path: Path, text: str | None) -> None:
-    """Writes a table; without one, removes that of an earlier call."""
-    if text is None:
-        path.unlink(missing_ok=True)
-    else:
+    """Writes a table or page; without one, removes that of an earlier call."""
+    if text:
         path.write_text(text, encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)

@@ -6,8 +6,6 @@ that of our figure. A published pair that no classifier can reach with these cla
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ from his2lip.data.cards import Card, list_cards, load_card
 from his2lip.evaluation import CellResult, PromptSet, comparison_name
 from his2lip.report.board import Board, PublishedRow, published_rows
 from his2lip.report.comparability import IMPOSSIBLE, NOT_COMPARABLE
+from his2lip.report.csv_text import csv_text
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import FRACTION, Figure, Head, Row, Scale, Table, difference, limits
 from his2lip.templates import percent
@@ -93,13 +92,9 @@ def fill(inputs: Inputs) -> Section | None:
 def against_paper_csv(board: Board) -> str:
     """Each published figure with ours, the difference and what differs; empty if no model was scored."""
     known = pairs(board)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for pair in known:
-        for figure in _FIGURES:
-            writer.writerow(_line(pair, figure, known))
-    return out.getvalue() if any(pair.cell is not None for pair in known) else ""
+    if all(pair.cell is None for pair in known):
+        return ""
+    return csv_text([_line(pair, figure, known) for pair in known for figure in _FIGURES], _COLUMNS)
 
 
 def differences_of(dataset: str, known: Sequence[Pair]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from his2lip.evaluation import DRAWS, SENTENCES, STABLE, CellResult
 from his2lip.report.board import Board, heading
+from his2lip.report.csv_text import csv_text
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Row, Scale, Table
 from his2lip.templates import percent
@@ -107,13 +106,19 @@ def pairs(board: Board) -> list[Pair]:
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
     """The pairs as CSV; figures are fractions in [0, 1]."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("column", "first", "second", "difference", "share_in_order", "order_depends_on_prompts"))
-    writer.writerows(
-        (p.column, p.first, p.second, p.difference, p.share, str(p.depends_on_prompts)) for p in pairs
+    return csv_text(
+        [
+            {
+                "column": pair.column,
+                "first": pair.first,
+                "second": pair.second,
+                "difference": pair.difference,
+                "share_in_order": pair.share,
+                "order_depends_on_prompts": pair.depends_on_prompts,
+            }
+            for pair in pairs
+        ]
     )
-    return out.getvalue()
 
 
 def is_marked(cell: CellResult | None, name: str) -> bool:
