@@ -1,4 +1,5 @@
 from .config import DEFAULT_PROTOCOL as DEFAULT_PROTOCOL
+from .config import PAPER_PROTOCOL as PAPER_PROTOCOL
 from .config import PREFIX as PREFIX
 from .config import PROBE_PREFIX as PROBE_PREFIX
 from .config import BenchmarkConfig as BenchmarkConfig

@@ -15,6 +15,7 @@ from his2lip.resources import CACHE, STORAGE
 from his2lip.runtime import usable_cpus
 
 PREFIX = "baseline:"  # start of the names of baselines, which need no model
+PAPER_PROTOCOL = "paper"  # the only protocol that is compared with published figures
 DEFAULT_PROTOCOL = "default"  # the protocol that is scored where none is named, and that counts in means
 PROBE_PREFIX = "probe:"  # start of the names of probes, which are fitted on labels
 OWN_POOL = "own"  # the pool of a protocol's own prompts; the benchmark names further ones

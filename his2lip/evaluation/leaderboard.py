@@ -18,7 +18,7 @@ import pydantic
 from his2lip.config import Config, recorded
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.comparison import Differences, compare
-from his2lip.evaluation.config import BenchmarkConfig, ModelEntry
+from his2lip.evaluation.config import PAPER_PROTOCOL, BenchmarkConfig, ModelEntry
 from his2lip.evaluation.metrics import Jackknife, Metric, Predictions, jackknife
 from his2lip.evaluation.prompt_bands import STABLE, order_shares
 from his2lip.evaluation.published_table import comparison_name, published_figures
@@ -43,7 +43,6 @@ from his2lip.evaluation.stored_cell import (
 from his2lip.evaluation.task_results import TaskCell
 from his2lip.files import answers, filesystem, read_file, write_file
 
-PAPER = "paper"  # the only protocol that is compared with published figures
 FRAME = "board.json"  # the rows of a board and what they are given beside their grid cells
 _NAMES = ("model", "dataset", "protocol")
 _ROW_GROUP = 1 << 17  # rows from which a row group of predictions.parquet is written
@@ -126,6 +125,12 @@ class Frame(Config):
         except (ValueError, RecursionError) as error:
             what = f"{FRAME} cannot be read: {_fault(error)}"
             raise ConfigError(what, where=folder, key=FRAME, fix="run his2lip benchmark again") from None
+
+    def source_of(self, model: str) -> str | None:
+        """What loads the model of a row; None for a point between two models, and on a merged board."""
+        entries: list[dict[str, Any]] = (self.config or {}).get("models", [])
+        own = (entry for entry in entries if entry["name"] == model and entry.get("blend") is None)
+        return next((str(entry["path"]) for entry in own), None)
 
 
 def _fault(error: Exception) -> str:
@@ -213,7 +218,7 @@ def with_published(cells: Iterable[CellResult], cards: Mapping[str, str]) -> lis
     for cell in cells:
         card = cards.get(cell.dataset, "")
         row = known.get((comparison_name(cell.seeds_of or cell.model), comparison_name(card)))
-        if row and cell.protocol == PAPER and cell.role == "report" and not cell.generated:
+        if row and cell.protocol == PAPER_PROTOCOL and cell.role == "report" and not cell.generated:
             found = {"published_accuracy": row.accuracy, "published_f1": row.macro_f1}
             cell = cell.model_copy(update=found)
         filled.append(cell)
@@ -329,9 +334,8 @@ def _over_seeds(folder: str, cells: Sequence[CellResult]) -> dict[str, OverSeeds
         if None in figures:
             continue
         values, limits = np.array(figures, dtype=np.float64), None
-        if has_interval and metric.has_interval(stored[0].predictions, stored[0].clusters):
+        if has_interval and (effective := stored[0].effective(metric)) is not None:
             replicates = np.stack([own.found[name][1] for own in stored])
-            effective = metric.effective(stored[0].predictions, stored[0].clusters)
             limits = crossed_interval(values, replicates, bounds=metric.bounds, effective=effective)
         low, high = limits or (None, None)
         found[name] = OverSeeds(
@@ -387,11 +391,8 @@ def _compare(
                 row = row.model_copy(update=_difference(differences, place, base, margin))
             found[i][name] = row
         if base is not None:
-            units = stored[known[base]]
-            effective = None
-            if metric.has_interval(units.predictions, units.clusters):
-                effective = metric.effective(units.predictions, units.clusters)
             of_known = {i: replicates[i] for i in known}
+            effective = stored[known[base]].effective(metric)
             _compare_means(metric, cells, of_known, known[base], means, effective=effective)
     return found
 
@@ -403,6 +404,12 @@ class _Stored:
     predictions: Predictions
     clusters: np.ndarray
     found: Mapping[str, Jackknife]
+
+    def effective(self, metric: Metric) -> float | None:
+        """The effective number of clusters; None where they are too few for an interval."""
+        if not metric.has_interval(self.predictions, self.clusters):
+            return None
+        return metric.effective(self.predictions, self.clusters)
 
     def contributions(self, metric: Metric) -> np.ndarray:
         value, replicates = self.found[metric.name]

@@ -134,7 +134,7 @@ def choose_champion(folder: Path, *, by: str = BY_MEAN) -> Champion:
     assert cell is not None
     return Champion(
         model=model,
-        path=_path(folder, model),
+        path=Frame.read(str(folder)).source_of(model),
         weights=cell.weights_sha256,
         value=value,
         limits=limits,
@@ -203,10 +203,3 @@ def _unknown(folder: Path, board: Board, model: str, columns: Sequence[str]) -> 
     if _is_perfect(first):
         reason = "every unit is right, and the predictions that tell its cases apart are not in this folder"
     return f"no interval on {', '.join(without)}: {reason}"
-
-
-def _path(folder: Path, model: str) -> str | None:
-    """What loads the model of a row, as the benchmark was configured."""
-    entries = (Frame.read(str(folder)).config or {}).get("models", [])
-    found = next((entry for entry in entries if entry["name"] == model and entry.get("blend") is None), None)
-    return None if found is None else found["path"]
