@@ -13,6 +13,7 @@ from pathlib import Path
 from his2lip.data.cards import list_cards, load_card
 from his2lip.evaluation import (
     DEFAULT_PROTOCOL,
+    PAPER_PROTOCOL,
     PREFIX,
     PROBE_PREFIX,
     CellResult,
@@ -191,6 +192,11 @@ class Board:
         """The model that differences are from; None where there is none."""
         return next((cell.reference for cell in self.cells if cell.reference is not None), None)
 
+    @property
+    def margin(self) -> float | None:
+        """Of non-inferiority, a fraction; None where the benchmark has none."""
+        return next((cell.margin for cell in self.cells if cell.margin is not None), None)
+
     def detectable(self, column: str, figure: str) -> float | None:
         """The smallest difference that the units of a column show with a probability of 80 %."""
         found = (cell.compared.get(figure) for cell in self.cells if heading(cell) == column)
@@ -236,7 +242,11 @@ def published_rows() -> list[PublishedRow]:
     """The paper's Table 2. The number of classes of a dataset is that of the card's protocol `paper`."""
     protocols = {comparison_name(name): load_card(name).protocols for name in list_cards()}
     # A card that was added to the project has none: the paper does not have its dataset.
-    classes = {name: len(known["paper"].classes) for name, known in protocols.items() if "paper" in known}
+    classes = {
+        name: len(known[PAPER_PROTOCOL].classes)
+        for name, known in protocols.items()
+        if PAPER_PROTOCOL in known
+    }
     return [
         PublishedRow(
             model=row.model,

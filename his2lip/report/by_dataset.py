@@ -47,7 +47,6 @@ def _table(inputs: Inputs, name: str, title: str, unit: str, block: tuple[str, l
     rows = [
         Row(
             model,
-            model.startswith("baseline:"),
             [_figure(inputs, board.cell(model, column), name, unit) for column in columns],
         )
         for model in board.models

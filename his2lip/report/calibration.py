@@ -26,7 +26,7 @@ def fill(inputs: Inputs) -> Section | None:
         cell = inputs.columns.cells[column]
         known = [c for model in inputs.board.models if (c := inputs.board.cell(model, column)) is not None]
         fitted_cells = [(c, c.calibration) for c in known if c.calibration is not None]
-        rows = [Row(c.model, c.is_baseline, _row(inputs, c, found)) for c, found in fitted_cells]
+        rows = [Row(c.model, _row(inputs, c, found)) for c, found in fitted_cells]
         reasons += [f"{column}, {c.model}: {c.no_calibration}" for c in known if c.no_calibration]
         if rows:
             fitted = {(found.fitted_on, found.fitted_n) for _, found in fitted_cells}

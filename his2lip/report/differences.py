@@ -28,8 +28,7 @@ def fill(inputs: Inputs) -> Section | None:
         for name in SHOWN
         for block in inputs.columns.blocks()
     ]
-    margin = next((cell.margin for cell in inputs.board.cells if cell.margin is not None), None)
-    values = {"tables": tables, "reference": reference, "margin": margin}
+    values = {"tables": tables, "reference": reference, "margin": inputs.board.margin}
     return Section("differences", f"Differences from {reference}", values, tables)
 
 
@@ -38,7 +37,6 @@ def _table(inputs: Inputs, metric: Metric, reference: str, block: tuple[str, lis
     rows = [
         Row(
             model,
-            model.startswith("baseline:"),
             [_figure(inputs, inputs.board.cell(model, column), metric) for column in columns],
         )
         for model in inputs.board.models

@@ -47,13 +47,12 @@ def latex(inputs: Inputs, sections: Sequence[Section]) -> str:
 
 
 def _table(table: Table) -> str:
-    title = f"{table.title}, {table.block}" if table.block else table.title
     heads = [rf"{{{escape(head.title)}}}" for head in table.heads]
     notes = zip_longest(*(head.notes for head in table.heads), fillvalue="")
     lines = [
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape(title)}}}",
+        rf"\caption{{{escape(table.caption)}}}",
         r"\sbox0{%",
         rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
         r"\toprule",

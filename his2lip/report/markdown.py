@@ -17,8 +17,7 @@ def markdown(inputs: Inputs, sections: Sequence[Section]) -> str:
         parts += [f"> {GENERATED}", ""]
     for section in sections:
         for table in section.tables:
-            title = f"{table.title}, {table.block}" if table.block else table.title
-            parts += [f"## {plain(title)}", "", *_lines(table), ""]
+            parts += [f"## {plain(table.caption)}", "", *_lines(table), ""]
         parts += [f"{plain(remark)}\n" for remark in section.remarks]
     return "\n".join([*parts, *(f"{plain(note)}\n" for note in notes(inputs.board))])
 

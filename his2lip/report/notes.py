@@ -69,11 +69,10 @@ def _difference_notes(board: Board) -> list[str]:
         "trainings are left out. The head of a column names the smallest difference of two models that its "
         "cases show with a probability of 80 %."
     ]
-    margin = next((cell.margin for cell in board.cells if cell.margin is not None), None)
-    if board.reference is not None and margin is not None:
+    if board.reference is not None and board.margin is not None:
         notes.append(
             f"No loss: the lower limit of the difference from {board.reference} is above "
-            f"{-100 * margin:g} points; a mean over trainings has no such mark."
+            f"{-100 * board.margin:g} points; a mean over trainings has no such mark."
         )
     return notes
 

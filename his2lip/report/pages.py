@@ -66,9 +66,8 @@ def _compared_with(board: Board, folder: Path, reference: str) -> Board:
     if reference not in models:
         what = f"no row is called '{reference}'"
         raise ConfigError(what, where=folder, key="--baseline", fix=did_you_mean(reference, models))
-    margin = next((cell.margin for cell in board.cells), None)
     try:
-        return Board(with_differences(str(folder), board.cells, reference=reference, margin=margin))
+        return Board(with_differences(str(folder), board.cells, reference=reference, margin=board.margin))
     except FileNotFoundError as error:
         what = f"the predictions behind the board are not here: {first_line(error)}"
         raise ConfigError(what, where=folder, fix="run his2lip benchmark again") from None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from his2lip.data.cards import Card, list_cards, load_card
-from his2lip.evaluation import CellResult, PromptSet, comparison_name
+from his2lip.evaluation import PAPER_PROTOCOL, CellResult, PromptSet, comparison_name
 from his2lip.report.board import Board, PublishedRow, published_rows
 from his2lip.report.comparability import IMPOSSIBLE, NOT_COMPARABLE
 from his2lip.report.csv_text import csv_text
@@ -19,7 +19,6 @@ from his2lip.report.table import FRACTION, Figure, Head, Row, Scale, Table, diff
 from his2lip.templates import percent
 
 TITLE = "Against the paper"
-PROTOCOL = "paper"
 _FIGURES = {"macro_f1": "Macro F1", "accuracy": "Accuracy"}
 _PLURAL = {"patch": "patches", "image": "images", "slide": "slides"}
 _COLUMNS = (
@@ -56,7 +55,7 @@ def pairs(board: Board) -> list[Pair]:
     ours = {
         (comparison_name(cell.seeds_of or cell.model), comparison_name(cell.dataset)): cell
         for cell in board.cells
-        if cell.protocol == PROTOCOL and cell.published("macro_f1") is not None
+        if cell.protocol == PAPER_PROTOCOL and cell.published("macro_f1") is not None
     }
     return [
         Pair(row, ours.get((comparison_name(row.model), comparison_name(row.dataset))))
@@ -104,7 +103,7 @@ def differences_of(dataset: str, known: Sequence[Pair]) -> list[str]:
 
 
 def _differences(card: Card, cells: Sequence[CellResult]) -> Iterator[str]:
-    protocol = card.protocols[PROTOCOL]
+    protocol = card.protocols[PAPER_PROTOCOL]
     own = PromptSet.load(protocol.prompts).narrow(protocol.classes).digest
     if any(cell.prompts_sha256 == own for cell in cells):
         yield f"prompts: ours ({protocol.prompts}), not the authors'"
@@ -124,7 +123,7 @@ def _differences(card: Card, cells: Sequence[CellResult]) -> Iterator[str]:
 
 def _size(card: Card) -> str:
     """How large the images are that the model sees, and how it sees them."""
-    protocol, options = card.protocols[PROTOCOL], card.options
+    protocol, options = card.protocols[PAPER_PROTOCOL], card.options
     if "field_px" in options:
         size = f"patches of {options['field_px']} px around annotated cells"
     elif "field_um" in options:
@@ -152,7 +151,7 @@ def _published(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Seq
         rows[pair.published.dataset].append(Figure(value, percent(value), marks=sign))
     heads = [Head(model) for model in dict.fromkeys(pair.published.model for pair in known)]
     title = f"{_FIGURES[figure]} in the paper, %"
-    table = [Row(dataset, False, figures) for dataset, figures in rows.items()]
+    table = [Row(dataset, figures) for dataset, figures in rows.items()]
     return Table(f"paper-{figure}", title, heads, table, corner="dataset")
 
 
@@ -161,7 +160,7 @@ def _compared(inputs: Inputs, figure: str, known: Sequence[Pair], datasets: Sequ
     models = dict.fromkeys(pair.published.model for pair in known)
     places = {(pair.published.model, pair.published.dataset): pair for pair in known}
     rows = [
-        Row(dataset, False, [_figure(inputs, places[model, dataset], figure) for model in models])
+        Row(dataset, [_figure(inputs, places[model, dataset], figure) for model in models])
         for dataset in datasets
     ]
     scale = Scale.around_zero((f for row in rows for f in row.figures), FRACTION)

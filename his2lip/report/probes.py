@@ -23,7 +23,7 @@ def fill(inputs: Inputs) -> Section | None:
     tables = []
     for part, columns in inputs.columns.blocks():
         heads = [inputs.columns.head(column, scale=Scale(0.0, 1.0)) for column in columns]
-        rows = [Row(m, False, [_figure(inputs, board.cell(m, column)) for column in columns]) for m in models]
+        rows = [Row(m, [_figure(inputs, board.cell(m, column)) for column in columns]) for m in models]
         tables.append(Table("few-shot", _TABLE, heads, rows, part))
     caveats = {cell.caveat: None for cell in board.cells if cell.is_few_shot}
     return Section("few-shot", TITLE, {"tables": tables, "caveats": list(caveats)}, tables)

@@ -47,7 +47,7 @@ def fill(inputs: Inputs) -> Section | None:
     tables = []
     for part, columns in inputs.columns.blocks():
         drawn = [column for column in columns if column in have]
-        rows = [Row(m, False, [_figure(inputs, board.cell(m, column)) for column in drawn]) for m in models]
+        rows = [Row(m, [_figure(inputs, board.cell(m, column)) for column in drawn]) for m in models]
         if drawn:
             heads = [inputs.columns.head(column, scale=Scale(0.0, 1.0)) for column in drawn]
             tables.append(Table("prompts", TITLE, heads, rows, part))

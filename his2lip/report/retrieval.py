@@ -37,8 +37,7 @@ def _table(cells: Sequence[TaskCell], number: int) -> Table:
     row = cells[0].rows[number]
     title = f"{cells[0].column}: {row.setting['direction']}, same {row.setting['relevance']}, {row.size}"
     rows = [
-        Row(cell.model, cell.is_baseline, [Figure.of(cell.rows[number].figures[name]) for name in _TITLES])
-        for cell in cells
+        Row(cell.model, [Figure.of(cell.rows[number].figures[name]) for name in _TITLES]) for cell in cells
     ]
     return Table(f"{TASK}-{number}", title, [_head(row, name) for name in _TITLES], rows)
 

@@ -109,7 +109,7 @@ def _table(column: str, cells: Sequence[TaskCell], kind: str) -> Table:
         figures = [_figure(cell.row(perturbation="none", level="0"), "macro_f1")]
         for row in (cell.row(perturbation=kind, level=level) for level in levels):
             figures += [_figure(row, "macro_f1"), _figure(row, "relative_drop")]
-        rows.append(Row(cell.model, cell.is_baseline, figures))
+        rows.append(Row(cell.model, figures))
     title = f"{column}, {kind}: macro F1 and its relative drop, %, {cells[0].rows[0].size}"
     return Table(f"{TASK}-{kind}", title, heads, rows)
 

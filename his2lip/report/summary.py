@@ -18,7 +18,7 @@ def fill(inputs: Inputs) -> Section:
     """The models with their means, and the definition of each baseline on the board."""
     board = inputs.board
     what = ("chance-corrected balanced accuracy, 0 at chance, 1 if perfect",)
-    rows = [Row(m, m.startswith("baseline:"), list(_figures(board, m))) for m in board.models]
+    rows = [Row(m, list(_figures(board, m))) for m in board.models]
     scale = Scale.of((row.figures[0] for row in rows), _UNIT)
     heads = [
         Head("mean", what, scale=scale, chance=board.mean(CHANCE)),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from his2lip.evaluation import Estimate
+from his2lip.evaluation import PREFIX, Estimate
 from his2lip.templates import percent
 
 FRACTION = "fraction"
@@ -95,8 +95,11 @@ class Row:
     """The figures of a model: one per column of the table."""
 
     model: str
-    is_baseline: bool
     figures: Sequence[Figure]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.model.startswith(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ class Table:
     rows: Sequence[Row]
     block: str = ""
     corner: str = "model"
+
+    @property
+    def caption(self) -> str:
+        """The title, with the block where there is one."""
+        return f"{self.title}, {self.block}" if self.block else self.title
 
     @property
     def range(self) -> str:
