@@ -24,6 +24,7 @@ from his2lip.data.shards import origin_of
 from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.config import DEFAULT_PROTOCOL, PREFIX, PROBE_PREFIX
 from his2lip.evaluation.metrics import METRICS, ClassFigures, Figures, Metric, Predictions, jackknife
+from his2lip.evaluation.prompt_bands import DRAWS, SENTENCES, STABLE
 from his2lip.evaluation.reliability import Calibrated
 from his2lip.evaluation.statistics import Clusters, degrees_of, interval, standard_error
 from his2lip.files import answers
@@ -59,7 +60,8 @@ def limit(which: str, unit: str = "fraction") -> Field:
 
 
 def _of_prompt_draws(which: str) -> Field:
-    what = f"{which} of macro F1 over 200 draws of 3 sentences per class; null where they do not differ"
+    draws = f"{DRAWS} draws of {SENTENCES} sentences per class"
+    what = f"{which} of macro F1 over {draws}; null where they do not differ"
     return Field(what, "fraction", figure=True)
 
 
@@ -236,7 +238,7 @@ class CellResult(Figures):
         float | None, Field("the smallest of these shares", _FRACTION, figure=True)
     ] = None
     order_depends_on_prompts: Annotated[
-        bool, Field("whether one of these shares is below 95 %: the order depends on prompts")
+        bool, Field(f"whether one of these shares is below {100 * STABLE:g} %: the order depends on prompts")
     ] = False
 
     calibration: Annotated[

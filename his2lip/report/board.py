@@ -31,7 +31,13 @@ ONE_NUMBER = "chance_corrected"  # the figure whose mean over datasets ranks the
 
 
 def heading(cell: CellResult) -> str:
-    """Name of a grid cell's column, such as `bci (paper, generated)`; the protocol `default` is left out.
+    """Name of a grid cell's column, such as `bci (paper, generated)`."""
+    marks = qualifiers(cell)
+    return f"{cell.dataset} ({marks})" if marks else cell.dataset
+
+
+def qualifiers(cell: CellResult) -> str:
+    """What the name of a grid cell's column has beside the dataset; the protocol `default` is left out.
 
     A version of the protocol that is older than the card's is a column of its own, and is marked.
     """
@@ -40,7 +46,7 @@ def heading(cell: CellResult) -> str:
     marks += ["generated"] if cell.generated else []
     newest = _version(cell.dataset, cell.protocol)
     marks += [f"version {cell.protocol_version} of {newest}"] if cell.protocol_version < newest else []
-    return f"{cell.dataset} ({', '.join(marks)})" if marks else cell.dataset
+    return ", ".join(marks)
 
 
 def outdated(cell: CellResult) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from his2lip.evaluation import CellResult, TaskCell, metric_fields
-from his2lip.report.board import Board, heading
+from his2lip.report.board import Board, heading, qualifiers
 from his2lip.report.table import FRACTION, Head, Scale
 
 WIDEST = 10  # columns of one table, which fit on 1,280 px beside the names of the models
@@ -57,7 +57,8 @@ class Columns:
     def head(self, column: str, figure: str | None = None, scale: Scale | None = None) -> Head:
         """The head of a column: its marks, its size, and the difference of `figure` that it can show."""
         cell = self.cells[column]
-        notes = [*_marks(column), *(["in-domain"] if column in self.board.in_domain() else [])]
+        notes = [qualifiers(cell)] if qualifiers(cell) else []
+        notes += ["in-domain"] if column in self.board.in_domain() else []
         for size in self.board.sizes(column):
             notes += size.split(", ", 1)
         if figure is not None:
@@ -104,12 +105,6 @@ def _shortened(name: str, number: str) -> str:
     if len(name) <= _LONGEST and not number:
         return name
     return f"{name[: _LONGEST - 1 - len(number)].rstrip(' -_.')}…{number}"
-
-
-def _marks(column: str) -> list[str]:
-    """What is in parentheses in the name of a column."""
-    _, _, marks = column.partition(" (")
-    return [marks.removesuffix(")")] if marks else []
 
 
 def anchors(names: Sequence[tuple[str, ...]], prefix: str) -> Mapping[tuple[str, ...], str]:

@@ -13,7 +13,7 @@ from his2lip.report.notes import UNCHANGED
 from his2lip.report.probes import few_shot
 from his2lip.report.prompt_order import unstable
 from his2lip.report.section import Inputs, Section
-from his2lip.report.table import limits, shown
+from his2lip.report.table import FRACTION, limits, shown
 from his2lip.templates import percent
 
 _FILES = {
@@ -102,7 +102,7 @@ def _figures(cell: CellResult) -> Iterator[tuple[str, str, str]]:
     for name, metric in metric_fields().items():
         value = getattr(cell, name)
         if value is not None:
-            unit = " %" if metric.unit == "fraction" else ""
+            unit = " %" if metric.unit == FRACTION else ""
             yield metric.title, shown(value, metric.unit) + unit, limits(cell.interval(name), metric.unit)
 
 

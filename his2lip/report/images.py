@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from his2lip.evaluation import CellResult, TaskCell
+from his2lip.evaluation import DRAWS, CellResult, TaskCell
 from his2lip.report.board import Board, heading
 from his2lip.report.columns import by_column
 from his2lip.report.robustness import TASK, drops, kinds_of, reach
@@ -167,7 +167,7 @@ def _difference(cell: CellResult) -> tuple[float, float, float] | None:
 
 def _prompt_bands(board: Board) -> Figure | None:
     """The median and the 5 to 95 % band of macro F1 over prompt draws, one panel per column."""
-    return _panels(board, "Macro F1 over 200 prompt draws, percent: median, and 5 to 95 %", _band)
+    return _panels(board, f"Macro F1 over {DRAWS} prompt draws, percent: median, and 5 to 95 %", _band)
 
 
 def _band(cell: CellResult) -> tuple[float, float, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from his2lip.evaluation import DRAWS, SENTENCES, CellResult
+from his2lip.evaluation import DRAWS, SENTENCES, STABLE, CellResult
 from his2lip.report.board import Board, heading, outdated
 from his2lip.report.by_dataset import OVERLAP
 from his2lip.report.probes import NOTE as PROBES
@@ -157,8 +157,8 @@ def _prompt_notes(board: Board) -> list[str]:
         notes.append(f"Models are compared under the protocol's own prompts and under: {', '.join(names)}.")
     if marked:
         notes.append(
-            f"{MARK} {MARKED}: with another model, fewer than 95 % of {DRAWS} seeded draws of {SENTENCES} "
-            f"sentences per class keep the order of macro F1 ({len(marked)} of {len(pairs(board))} pairs; "
-            "prompt_order.csv has all)."
+            f"{MARK} {MARKED}: with another model, fewer than {100 * STABLE:g} % of {DRAWS} seeded draws of "
+            f"{SENTENCES} sentences per class keep the order of macro F1 ({len(marked)} of "
+            f"{len(pairs(board))} pairs; prompt_order.csv has all)."
         )
     return notes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from his2lip.evaluation import TaskCell, TaskRow
 from his2lip.report.columns import by_column
 from his2lip.report.section import Inputs, Section
-from his2lip.report.table import Figure, Head, Row, Scale, Table
+from his2lip.report.table import FRACTION, Figure, Head, Row, Scale, Table
 
 TASK = "retrieval"
 _TITLES = {
@@ -44,7 +44,7 @@ def _table(cells: Sequence[TaskCell], number: int) -> Table:
 
 def _head(row: TaskRow, name: str) -> Head:
     chance = row.figures[f"{name}_chance"]
-    drawn = chance.unit == "fraction"
+    drawn = chance.unit == FRACTION
     return Head(
         _TITLES[name],
         (f"chance {chance}",),

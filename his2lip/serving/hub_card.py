@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from his2lip.data.images import LEAST_TISSUE
 from his2lip.data.shards import origin_of
-from his2lip.evaluation import CellResult, Estimate, TaskCell, TaskRow
+from his2lip.evaluation import DRAWS, CellResult, Estimate, TaskCell, TaskRow
 from his2lip.models import BACKBONES, origins, terms_of_use
 from his2lip.serving.calibration import Calibration
 from his2lip.serving.familiarity import Familiarity
@@ -319,7 +319,7 @@ def _marks(cell: CellResult) -> Iterator[str]:
         share = (
             ""
             if cell.prompt_order_least is None
-            else f" ({100 * cell.prompt_order_least:.0f} % of 200 draws keep it)"
+            else f" ({100 * cell.prompt_order_least:.0f} % of {DRAWS} draws keep it)"
         )
         yield f"its order with another model depends on the prompts{share}"
     if cell.empty_classes:
