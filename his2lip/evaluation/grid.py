@@ -115,7 +115,7 @@ def run_grid(
     """
     config = whole = _with_absolute_paths(config)
     _check_role(config)
-    kept, kept_tasks, not_scored = ([], [], []) if datasets is None else _other_rows(config, datasets)
+    others = _Others() if datasets is None else _other_rows(config, datasets)
     if datasets is not None:
         config = config.model_copy(update={"datasets": {name: config.uris()[name] for name in datasets}})
     names = [name for entry in config.models for name in entry.loads]
@@ -174,29 +174,39 @@ def run_grid(
     order = {e.name: i for i, e in enumerate(entries)}
     place = {(p.dataset, p.protocol_name): i for i, p in enumerate(plans)}
     outcomes.sort(key=lambda o: (order[o.cell.model], place.get(o.key[1:], -1)))
-    cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
-    tasks = [o.cell for o in outcomes if isinstance(o.cell, TaskCell)]
-    of_draws = {o.key: o.prompt_f1 for o in outcomes}
-    cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
-    cells = with_seeds(config.folder, with_blends(cells, config.models), entries)
-    cells = with_prompt_order(with_published(cells, cards), of_draws)
-    board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
-    cells, kept = board[: len(cells)], board[len(cells) :]
     failures = [o.cell for o in outcomes if isinstance(o.cell, CellFailure)]
-    write_tasks(config.folder, [*tasks, *kept_tasks])
+    tasks = [o.cell for o in outcomes if isinstance(o.cell, TaskCell)]
+    cells, kept = _rows(config, entries, plans, outcomes, others.rows)
+    write_tasks(config.folder, [*tasks, *others.tasks])
     return GridResult(
         cells=cells,
         failed=failures,
         leaderboard=write_leaderboard(
-            config.folder, board, [*failures, *not_scored], whole, resolved=numbers(config)
+            config.folder, [*cells, *kept], [*failures, *others.failed], whole, resolved=numbers(config)
         ),
         tasks=tasks,
         counts=counts,
         reused=frozenset(o.cell.cell for o in outcomes if not isinstance(o.cell, CellFailure) and o.reused),
         damaged=(*(o.damaged for o in outcomes if o.damaged is not None), *counts.damaged),
         kept=kept,
-        kept_tasks=kept_tasks,
+        kept_tasks=others.tasks,
     )
+
+
+def _rows(
+    config: BenchmarkConfig,
+    entries: Sequence[ModelEntry],
+    plans: Sequence[Plan],
+    outcomes: Sequence[Outcome],
+    kept: Sequence[CellResult],
+) -> tuple[list[CellResult], list[CellResult]]:
+    """The scored and the kept rows of the board, with what follows from other rows and from the paper."""
+    cells = [o.cell for o in outcomes if isinstance(o.cell, CellResult)]
+    cards = {plan.dataset: plan.project_card for plan in plans if plan.project_card is not None}
+    cells = with_seeds(config.folder, with_blends(cells, config.models), entries)
+    cells = with_prompt_order(with_published(cells, cards), {o.key: o.prompt_f1 for o in outcomes})
+    board = with_differences(config.folder, [*cells, *kept], reference=config.reference, margin=config.margin)
+    return board[: len(cells)], board[len(cells) :]
 
 
 def _estimate(
@@ -236,10 +246,17 @@ def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
     return entry.model_copy(update={"path": absolute_name(entry.path), "blend": blend})
 
 
-def _other_rows(
-    config: BenchmarkConfig, datasets: Sequence[str]
-) -> tuple[list[CellResult], list[TaskCell], list[CellFailure]]:
-    """What the present leaderboard has of the benchmark's other datasets: its rows, tasks and failures."""
+@dataclass(frozen=True)
+class _Others:
+    """What the present leaderboard has of the benchmark's datasets that a call does not score."""
+
+    rows: list[CellResult] = field(default_factory=list)
+    tasks: list[TaskCell] = field(default_factory=list)
+    failed: list[CellFailure] = field(default_factory=list)
+
+
+def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> _Others:
+    """Raises ConfigError for a name that the benchmark does not have, and for a row that cannot be kept."""
     known = config.uris()
     for name in datasets:
         if name not in known:
@@ -255,7 +272,8 @@ def _other_rows(
             fix = "run the whole benchmark again"
             raise ConfigError(what, where=config.folder, key=row.cell, fix=fix) from None
     tasks = [cell for cell in read_tasks(config.folder) if cell.dataset in others]
-    return kept, tasks, [failed for failed in _board_failures(config.folder) if failed.dataset in others]
+    failed = [failure for failure in _board_failures(config.folder) if failure.dataset in others]
+    return _Others(kept, tasks, failed)
 
 
 def _board_failures(folder: str) -> list[CellFailure]:
