@@ -40,7 +40,7 @@ CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
 APART_NAME = "(apart)"  # label and prediction of units that are not scored
 BY, UNDER = "by_", "predicted_"  # columns of predictions: values of a breakdown, predictions under a pool
 # Counts that do not decide the predictions: they are computed for finished grid cells too.
-_COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
+COUNTED = ("overlap_units", "overlap_images", "overlap_cases", "repeated", "cut_prompts")
 _TABLE, _SUM = "predictions.parquet", "predictions_sha256"  # the file, and the key of its sha256
 # Keys of cell.json beside the record's.
 _BESIDE = ("schema", _SUM, "sha256", "prompt_f1", "evidence")
@@ -115,7 +115,7 @@ def read_finished(place: str, shown: Mapping[str, Any]) -> StoredCell | None:
 
 def check_stored(folder: str, result: CellResult) -> None:
     """Raises DamagedCellError where the stored grid cell of a result is missing, damaged, or another one."""
-    stored = read_cell(folder, result.cell, {name: getattr(result, name) for name in _COUNTED}).result
+    stored = read_cell(folder, result.cell, {name: getattr(result, name) for name in COUNTED}).result
     if any(getattr(stored, name) != getattr(result, name) for name in results.metric_fields()):
         raise DamagedCellError("the leaderboard has other figures than its cell.json")
 

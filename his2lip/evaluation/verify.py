@@ -23,7 +23,7 @@ from his2lip.evaluation.leaderboard import FRAME, GIVEN, Frame, leaderboard_file
 from his2lip.evaluation.results import DIGESTS, CellResult, fields
 from his2lip.evaluation.retrieval_task import RetrievalPlan, retrieval_of
 from his2lip.evaluation.robustness import robustness_of
-from his2lip.evaluation.stored_cell import StoredCell, read_cell
+from his2lip.evaluation.stored_cell import COUNTED, StoredCell, read_cell
 from his2lip.evaluation.task_results import Estimate, TaskCell, TaskRow, read_tasks, task_csv
 from his2lip.evaluation.tasks import check_task, read_evidence
 from his2lip.files import filesystem, read_file
@@ -33,10 +33,7 @@ _Digests = pydantic.TypeAdapter(dict[Annotated[str, pydantic.Field(pattern=r"^[\
 _ROUNDING = 1e-9  # of figures of tasks, whose terms may be added in another order
 # Fields of a row that follow from its model's record and its dataset's card, as they are now. A grid cell has
 # them as they were when it was scored.
-OF_RECORDS = (
-    *("in_domain", "overlap_units", "overlap_images", "overlap_cases"),
-    *("generated", "role", "basis", "repeated", "cut_prompts"),
-)
+OF_RECORDS = ("in_domain", "generated", "role", "basis", *COUNTED)
 _SHOWN = 60  # characters of a value that a mismatch shows
 
 
