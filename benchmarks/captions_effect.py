@@ -24,6 +24,7 @@ from his2lip.data.captions import plain
 from his2lip.data.shards import INFO, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation.config import PREFIX, BenchmarkConfig, ModelEntry
+from his2lip.evaluation.grid_cell import CellPlan
 from his2lip.evaluation.grid_plans import plan_cells
 from his2lip.evaluation.grid_task import Work, score_models
 from his2lip.evaluation.results import CellResult
@@ -140,6 +141,7 @@ def grid(
     config = BenchmarkConfig.model_validate(tree)
     plans, failed = plan_cells(config)
     for plan in plans:
+        assert isinstance(plan, CellPlan)  # the protocols of `PROTOCOLS` have prompts
         shared = {line for line in plan.prompts.all_sentences() if plain(line) in unwanted}
         if shared:
             raise SystemExit(f"{plan.dataset}: prompts that are captions too: {sorted(shared)[:3]}")

@@ -17,7 +17,7 @@ from browser import browser_page
 from projects import variants
 from review_server import review_server
 
-from his2lip.captioning import Project
+from his2lip.captioning import Judgement, Project
 from his2lip.data.captions import CaptionBank
 
 WIDTH, HEIGHT = 1280, 860
@@ -32,7 +32,7 @@ def main(folder: Path, out: Path) -> None:
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("decisions", "variants"))
         project = Project.open(copy)
         for item in project.refresh().seeds[:DECIDED]:
-            project.submit("pathologist", item.id, "accept", version=0)
+            project.submit("pathologist", item.id, Judgement("accept"), version=0)
         key = project.refresh().seeds[0].key
         texts = CaptionBank.templates().lines(key.tissue, key.biomarker, key.staining)  # in place of answers
         rewordings = variants(key, len(texts))

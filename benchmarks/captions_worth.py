@@ -29,6 +29,7 @@ from captions_effect import BATCH, REAL, grid, train
 from his2lip.captioning import (
     Acceptance,
     Endpoint,
+    Judgement,
     Source,
     batches,
     captions,
@@ -119,13 +120,13 @@ def reworded(work: Path, shards: str, out: Path) -> dict[str, Any]:
         work / "project", [Source(shards=open_shards(shards))], model, cache=str(work / "cache")
     ).project
     for key in project.keys:
-        project.submit("scripted", key.id, "accept", version=0)
+        project.submit("scripted", key.id, Judgement("accept"), version=0)
     with scripted_endpoint() as url:
         endpoint = Endpoint(url=url, model="scripted", key="none", per_minute=1e6)
         report = reword_seeds(project, plan_rewordings(project, VARIANTS), endpoint, model.tokenizer)
     for batch in batches(project.refresh(), project.seed, Acceptance()):
         for item in batch.sample:
-            project.submit("scripted", item, "accept", version=0)
+            project.submit("scripted", item, Judgement("accept"), version=0)
     state = project.refresh()
     standing = captions(state, batches(state, project.seed, Acceptance()))
     to_bank(standing.lines).save(out)

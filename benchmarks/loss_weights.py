@@ -69,7 +69,7 @@ def make_data(work: Path) -> tuple[tuple[str, str, str], ...]:
     place = work / "captions.json"
     if not place.exists():
         bank, left_out = leave_out(CaptionBank.templates(), 0.2)
-        CaptionBank(bank.captions, "template", left_out, bank.stained).save(place)
+        CaptionBank(bank.captions, "template", dict(left_out.items()), bank.stained).save(place)
     held_out = CaptionBank.load(place).held_out
     return tuple((text, str(t), str(b)) for (t, b), lines in held_out.items() for text in lines)
 
@@ -224,10 +224,10 @@ def draw(result: dict[str, Any]) -> None:
     figure, places = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for place, (name, title) in zip(places, FIGURES.items(), strict=True):
         arms = result["arms"][name]
-        for at, arm in enumerate(arms):
+        for number, arm in enumerate(arms):
             own = [run["fresh"][name] for run in result["runs"] if run["params"] == arm["params"]]
-            place.scatter([at] * len(own), [100 * value for value in own], alpha=0.7)
-            place.hlines(100 * arm["mean"], at - 0.25, at + 0.25, color="black")
+            place.scatter([number] * len(own), [100 * value for value in own], alpha=0.7)
+            place.hlines(100 * arm["mean"], number - 0.25, number + 0.25, color="black")
         place.set_xticks(range(len(arms)), [name_of(arm["params"]).replace(", κ", "\nκ") for arm in arms])
         place.tick_params(axis="x", labelsize=7)
         place.set_title(f"{title}, %", fontsize=10)

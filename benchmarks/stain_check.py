@@ -59,7 +59,7 @@ def mixed(copies: int = 12) -> Iterator[tuple[str, np.ndarray]]:
     for name, second in (("DAB", DAB), ("AEC", AEC), ("H&E", EOSIN), ("haematoxylin", None)):
         for _ in range(copies):
             dyes = [tilt(v, rng.normal(0, LAB, 3)) for v in (HAEMATOXYLIN, second or DAB)]
-            strength = np.float32([rng.uniform(0.6, 1.4), rng.uniform(0.4, 1.4) if second else 0])
+            strength = np.array([rng.uniform(0.6, 1.4), rng.uniform(0.4, 1.4) if second else 0], np.float32)
             light = transmit((amounts * strength).astype(np.float32), np.stack(dyes))
             yield from ((f"{name}, mixed on real tissue", t) for t in tiles((255 * light).astype(np.uint8)))
 

@@ -134,12 +134,24 @@ def prepare(work: Path, images: int) -> None:
             if patch.split != "test" or patch.tissue not in classes:
                 continue
             key = f"{len(labels):06d}"
-            picture = Image.open(io.BytesIO(patch.image)).convert("RGB").resize((SIDE, SIDE), Image.BICUBIC)
+            picture = (
+                Image.open(io.BytesIO(patch.image))
+                .convert("RGB")
+                .resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            )
             data = io.BytesIO()
             picture.save(data, "PNG")
             content = data.getvalue()
-            changed = {"patch_id": f"{TWIN}/{key}.png", "image": content, "width": SIDE, "height": SIDE}
-            shards.add(replace(patch, **changed, sha256=hashlib.sha256(content).hexdigest()))
+            shards.add(
+                replace(
+                    patch,
+                    patch_id=f"{TWIN}/{key}.png",
+                    image=content,
+                    width=SIDE,
+                    height=SIDE,
+                    sha256=hashlib.sha256(content).hexdigest(),
+                )
+            )
             for name, part in (
                 (f"{key}.png", content),
                 (f"{key}.cls", str(classes.index(patch.tissue)).encode()),
@@ -167,14 +179,15 @@ def fit_projection(model: DualEncoder, sentences: dict[str, str]) -> None:
     from his2lip.data.images import decode
     from his2lip.synthetic.twins import twin_patches
 
-    pictures, labels = [], []
+    pictures: list[torch.Tensor] = []
+    labels: list[str] = []
     for patch in twin_patches(TWIN, scale=20, mapper=_drawer("train")):
         if len(pictures) == FITTED:
             break
         if patch.split == "train" and patch.tissue in sentences:
             pictures.append(model.preprocess(decode(patch.image)))
             labels.append(patch.tissue)
-    visual = model.clip.visual
+    visual: Any = model.clip.visual
     projection, visual.proj = visual.proj, None
     with torch.no_grad():
         features = torch.cat(
@@ -196,6 +209,7 @@ def his2lip(work: Path, precision: Precision = "fp32") -> Turn:
 
     from his2lip.data.shards import open_shards
     from his2lip.evaluation import BenchmarkConfig, EmbeddingCache, PromptSet
+    from his2lip.evaluation.grid_cell import CellPlan
     from his2lip.evaluation.grid_plans import plan_cells
     from his2lip.evaluation.scorers import ModelScorer
     from his2lip.models import load_model
@@ -211,6 +225,7 @@ def his2lip(work: Path, precision: Precision = "fp32") -> Turn:
             shutil.rmtree(cache, ignore_errors=True)
         scorer = ModelScorer("m", model, EmbeddingCache(str(cache)), batch_size=BATCH, threads=1)
         ((plan,), _) = plan_cells(config)
+        assert isinstance(plan, CellPlan)
         pool = PromptSet.build(prompts, lines_of(work, prompts))
         scores = scorer.score(replace(plan, prompts=pool)).scores
         keys = [unit.rpartition("/")[2].removesuffix(".png") for unit in plan.selection.unit_ids]

@@ -40,6 +40,11 @@ class Program:
     run: Callable[[], float | None]
 
 
+def whole(call: Callable[..., object], *arguments: Any) -> None:
+    """A call of which the whole time counts, whatever it returns."""
+    call(*arguments)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One measured call: wall time in seconds, and peak memory in bytes above the memory before the call."""

@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def of_epoch(args: Any) -> tuple[dict[str, Any], dict[str, bool]]:
     turns: dict[str, list[dict[str, Any]]] = {"loader": [], "ray": [], "local": []}
     sides = in_turn(
         [
-            Program(LOADER, lambda: _kept(turns["loader"], _turn(args, "loader"))),
-            Program(STREAM, lambda: _kept(turns["ray"], _turn(args, "stream"))),
-            Program(LOCAL, lambda: _kept(turns["local"], _turn(args, "stream", loader="local"))),
+            Program(LOADER, partial(_kept, turns["loader"], args, "loader")),
+            Program(STREAM, partial(_kept, turns["ray"], args, "stream")),
+            Program(LOCAL, partial(_kept, turns["local"], args, "stream", loader="local")),
         ],
         repeats=args.repeats,
         warmup=0,  # each turn has a process of its own, and the files were just written
@@ -162,7 +163,7 @@ def of_derived(args: Any) -> tuple[dict[str, Any], dict[str, bool]]:
     names = {"shards": "originals", "derived": "derived shards"}
     sides = in_turn(
         [
-            Program(name, lambda place=place: _kept(turns[place], _turn(args, "stream", shards=place)))
+            Program(name, partial(_kept, turns[place], args, "stream", shards=place))
             for place, name in names.items()
         ],
         repeats=args.repeats,
@@ -242,7 +243,7 @@ def _pool(kind: Kind, count: int) -> list[bytes]:
     crops = []
     for _ in range(count):
         y, x = rng.integers(0, 512 - side, 2)
-        crop = np.rot90(image[y : y + side, x : x + side], rng.integers(4))
+        crop = np.rot90(image[y : y + side, x : x + side], int(rng.integers(4)))
         crop = np.ascontiguousarray(crop[:, ::-1] if rng.integers(2) else crop)
         if side < kind.side:
             crop = np.asarray(Image.fromarray(crop).resize((kind.side, kind.side), Image.Resampling.BICUBIC))
@@ -258,9 +259,10 @@ def _turn(args: Any, side: str, *, shards: str = "shards", loader: str = "ray") 
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _kept(turns: list[dict[str, Any]], turn: dict[str, Any]) -> float:
-    turns.append(turn)
-    return float(turn["seconds"])
+def _kept(turns: list[dict[str, Any]], args: Any, side: str, **options: str) -> float:
+    """Runs a turn and adds it to `turns`; its seconds."""
+    turns.append(_turn(args, side, **options))
+    return float(turns[-1]["seconds"])
 
 
 class Files(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):

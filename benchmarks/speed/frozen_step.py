@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from _pairs import Program, arguments, compare, write
+from _pairs import Program, arguments, compare, whole, write
 from train_step import captions, flops
 
 from his2lip.config import validate
@@ -77,13 +78,8 @@ def measure(architecture: str, frozen: str, batch: int, tokens: int, repeats: in
     sides = {name: step(architecture, name, batch, tokens) for name in ("none", frozen)}
     # The same weights and batch: the losses of the first steps have to be equal.
     losses = {name: run.train_step(one).total.item() for name, (run, one) in sides.items()}
-    counted = {
-        name: flops(lambda run=run, one=one: run.train_step(one)) for name, (run, one) in sides.items()
-    }
-    programs = [
-        Program(name, lambda run=run, one=one: run.train_step(one) and None)
-        for name, (run, one) in sides.items()
-    ]
+    counted = {name: flops(partial(run.train_step, one)) for name, (run, one) in sides.items()}
+    programs = [Program(name, partial(whole, run.train_step, one)) for name, (run, one) in sides.items()]
     pair = compare(*programs, repeats=repeats)
     ceiling = counted["none"] / counted[frozen]
     return {

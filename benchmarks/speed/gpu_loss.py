@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import open_clip
 import torch
-from _pairs import Program, arguments, gpu, in_turn, write
+from _pairs import Program, arguments, gpu, in_turn, whole, write
 from torch.nn import functional
 from wise_loss import draw, gradients, naive
 
@@ -55,9 +56,7 @@ def wise(n: int, d: int, tiles: list[int], device: str, repeats: int) -> dict[st
         near = [_gap(a.cpu(), b) for a, b in zip(gradients(first, batch), plain, strict=True)]
         result["relative_difference"] = dict(zip(("value", "image", "text", "scale"), near, strict=True))
         forms = {"naive": naive, **forms}
-    programs = [
-        Program(name, lambda form=form: gradients(form, batch) and None) for name, form in forms.items()
-    ]
+    programs = [Program(name, partial(whole, gradients, form, batch)) for name, form in forms.items()]
     return result | {"programs": in_turn(programs, repeats=repeats)}
 
 
@@ -92,7 +91,7 @@ def clip(n: int, d: int, tile: int, device: str, repeats: int) -> dict[str, Any]
         able = {
             name: loss
             for name, loss in losses.items()
-            if fits(lambda loss=loss: _features_gradients(loss, image, text))
+            if fits(partial(_features_gradients, loss, image, text))
         }
         errors = {
             name: [_gap(a, b) for a, b in zip(_features_gradients(loss, image, text), exact, strict=True)]
@@ -100,7 +99,7 @@ def clip(n: int, d: int, tile: int, device: str, repeats: int) -> dict[str, Any]
         }
         sides = in_turn(
             [
-                Program(name, lambda loss=loss: _features_gradients(loss, image, text) and None)
+                Program(name, partial(whole, _features_gradients, loss, image, text))
                 for name, loss in able.items()
             ],
             repeats=repeats,

@@ -15,6 +15,7 @@ Limit: 0.9 of linear.
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ def nodes(shards: Path, count: int) -> dict[str, Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20})
     for _ in range(count - 1):
         cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-    ray.init(address=cluster.address, logging_level="WARNING")
+    ray.init(address=cluster.address, logging_level=logging.WARNING)
     ray.cloudpickle.register_pickle_by_value(__import__("__main__"))
     opened, seconds = open_shards(shards), {}
     try:

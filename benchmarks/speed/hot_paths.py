@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def frozen_step_flops(frozen: str) -> float:
     for name in (frozen, "none"):
         run, batch = step("ViT-S-32-alt", name, 2, 30)
         run.train_step(batch)  # a frozen tower encodes here
-        counted.append(flops(lambda run=run, batch=batch: run.train_step(batch)))
+        counted.append(flops(partial(run.train_step, batch)))
     return counted[0] / counted[1]
 
 

@@ -35,6 +35,7 @@ def programs(work: Path, model_name: str, images: int, threads: int) -> tuple[li
     from his2lip.data.shards import open_shards
     from his2lip.evaluation import BenchmarkConfig, EmbeddingCache, PromptSet
     from his2lip.evaluation.encoders import ModelEncoder
+    from his2lip.evaluation.grid_cell import CellPlan
     from his2lip.evaluation.grid_plans import plan_cells
     from his2lip.evaluation.scorers import ModelScorer
     from his2lip.models import load_model
@@ -45,6 +46,7 @@ def programs(work: Path, model_name: str, images: int, threads: int) -> tuple[li
     config = BenchmarkConfig.model_validate({"models": ["tiny"], "datasets": {"random": shards.uri}})
     ((plan,), _) = plan_cells(config)
     sentences = {name: [f"an image of {name.lower()}"] for name in plan.selection.classes}
+    assert isinstance(plan, CellPlan)
     plan = replace(plan, prompts=PromptSet.build("one", sentences))
     fresh = itertools.count()
     weights = model.tensor_digest()

@@ -14,6 +14,7 @@ from .page import Review as Review
 from .page import serve as serve
 from .queue import SECONDS_PER_SEED as SECONDS_PER_SEED
 from .records import Acceptance as Acceptance
+from .records import Judgement as Judgement
 from .reword import Price as Price
 from .reword import Report as Report
 from .reword import Spending as Spending

@@ -32,15 +32,15 @@ class Endpoint(Config):
     model: str
     key: str = Field(repr=False)
     """The API key; it is sent to the endpoint only, and stored nowhere."""
-    concurrency: int = Field(4, ge=1, le=256)
+    concurrency: int = Field(default=4, ge=1, le=256)
     """Requests at a time."""
-    per_minute: float = Field(60.0, gt=0)
+    per_minute: float = Field(default=60.0, gt=0)
     """Requests per minute, those that are tried again included."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Seconds to wait for an answer before it is tried again."""
-    retries: int = Field(6, ge=0, le=20)
+    retries: int = Field(default=6, ge=0, le=20)
     """Times that a request is tried again, after 0.5, 1, 2, … 8 s, or when the server's Retry-After says."""
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     """Null: the endpoint's own; some models accept no other."""
 
 
