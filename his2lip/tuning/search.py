@@ -21,8 +21,8 @@ from his2lip.tuning.space import Dimension, from_study, suggest
 from his2lip.tuning.study import (
     CODE_VERSION,
     NAME,
-    RECORD,
-    REPORTS,
+    RECORD_DIGEST,
+    REPORTS_DIGEST,
     STOPPED,
     TrialRow,
     damaged,
@@ -193,10 +193,10 @@ class StudySearch(Searcher):
         if stopped:
             attrs[STOPPED] = values
         if curve := trial.storage.get_trial(trial._trial_id).intermediate_values:
-            attrs[REPORTS] = reports_digest(curve)
+            attrs[REPORTS_DIGEST] = reports_digest(curve)
         for key, value in attrs.items():
             trial.set_user_attr(key, value)
-        trial.set_user_attr(RECORD, record_digest(trial.params, values, trial.user_attrs))
+        trial.set_user_attr(RECORD_DIGEST, record_digest(trial.params, values, trial.user_attrs))
         if not values:
             self._study.tell(trial, state=TrialState.FAIL)
         elif stopped:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-RECORD = "sha256"  # attribute of a trial that has ended: the digest of its record
-REPORTS = "reports_sha256"  # attribute of a trial that made reports: the digest of its curve
+RECORD_DIGEST = "sha256"  # attribute of a trial that has ended: the digest of its record
+REPORTS_DIGEST = "reports_sha256"  # attribute of a trial that made reports: the digest of its curve
 CODE_VERSION = "code_version"  # attribute of a trial: the code that runs it; set after its parameters
 NAME = "name"  # attribute of a trial whose name in its sweep's directory is not its number
 STOPPED = "best"  # attribute of a trial that ASHA stopped: its value, which Optuna's own pruned trials lack
@@ -212,7 +212,7 @@ def to_row(trial: FrozenTrial) -> TrialRow:
 def record_digest(params: Mapping[str, Any], values: Sequence[float], attrs: Mapping[str, Any]) -> str:
     """Digest of what the study has to keep of a trial that has ended; `values` are those of its metrics."""
     value = values[0] if len(values) == 1 else [*values]
-    return digest([dict(params), value, {key: v for key, v in attrs.items() if key != RECORD}])
+    return digest([dict(params), value, {key: v for key, v in attrs.items() if key != RECORD_DIGEST}])
 
 
 def reports_digest(curve: Mapping[int, float]) -> str:
@@ -233,10 +233,10 @@ def _is_drawn(trial: FrozenTrial) -> bool:
 def _is_damaged(trial: FrozenTrial) -> bool:
     """Whether a trial is not what was recorded when it ended; earlier versions recorded fewer digests."""
     attrs = trial.user_attrs
-    if RECORD not in attrs:
+    if RECORD_DIGEST not in attrs:
         return False
-    as_told = attrs[RECORD] == record_digest(trial.params, stored_values(trial), attrs)
-    return not as_told or attrs.get(REPORTS) not in (None, reports_digest(trial.intermediate_values))
+    as_told = attrs[RECORD_DIGEST] == record_digest(trial.params, stored_values(trial), attrs)
+    return not as_told or attrs.get(REPORTS_DIGEST) not in (None, reports_digest(trial.intermediate_values))
 
 
 def stored_values(trial: FrozenTrial) -> list[float]:

@@ -13,7 +13,7 @@ import pytest
 from his2lip.config import validate
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.search import StudySearch
-from his2lip.tuning.study import RECORD, open_study, prepare_resume, record_digest, rows
+from his2lip.tuning.study import RECORD_DIGEST, open_study, prepare_resume, record_digest, rows
 from his2lip.tuning.sweep_directory import SweepDir
 
 TREE: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_trials_with_a_damaged_record_are_run_again_with_the_parameters_of_their
     suggested(study)
     for trial in study.trials:
         digest = record_digest(trial.params, [trial.number / 8], trial.user_attrs)
-        study._storage.set_trial_user_attr(trial._trial_id, RECORD, digest)
+        study._storage.set_trial_user_attr(trial._trial_id, RECORD_DIGEST, digest)
         study.tell(trial.number, trial.number / 8)
     damage = (
         "UPDATE trial_params SET param_value = 1.5 WHERE trial_id = 1 AND param_name = 'loss.tau'",

@@ -16,8 +16,8 @@ from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.search import PlacedTPE
 from his2lip.tuning.study import (
     CODE_VERSION,
-    RECORD,
-    REPORTS,
+    RECORD_DIGEST,
+    REPORTS_DIGEST,
     STOPPED,
     State,
     TrialRow,
@@ -166,7 +166,7 @@ def test_a_trial_whose_stored_value_was_changed_counts_as_an_error_and_is_replac
     study = open_study(sweep(trials=2, points=[]), url, inputs={})
     for value in (0.25, 0.5):
         trial = ask(study)
-        trial.set_user_attr(RECORD, record_digest(trial.params, [value], trial.user_attrs))
+        trial.set_user_attr(RECORD_DIGEST, record_digest(trial.params, [value], trial.user_attrs))
         study.tell(trial, value)
     assert [(row.state, row.value) for row in rows(study)] == [("finished", 0.25), ("finished", 0.5)]
     with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
@@ -217,10 +217,10 @@ def test_tpe_learns_nothing_from_trials_whose_value_or_reports_were_changed(url:
             study.enqueue_trial({"x": x})
             trial, stopped = ask(study), number % 2 == 1
             trial.report(x, step=1)
-            trial.set_user_attr(REPORTS, reports_digest({1: x}))
+            trial.set_user_attr(REPORTS_DIGEST, reports_digest({1: x}))
             if stopped:
                 trial.set_user_attr(STOPPED, [x])
-            trial.set_user_attr(RECORD, record_digest(trial.params, [x], trial.user_attrs))
+            trial.set_user_attr(RECORD_DIGEST, record_digest(trial.params, [x], trial.user_attrs))
             if stopped:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
