@@ -23,9 +23,9 @@ from .leaderboard import with_differences as with_differences
 from .merge import merge_boards as merge_boards
 from .metrics import Metric as Metric
 from .metrics import all_right_interval as all_right_interval
-from .perturbations import KINDS as KINDS
 from .perturbations import MEANINGS as MEANINGS
-from .perturbations import Kind as Kind
+from .perturbations import PERTURBATIONS as PERTURBATIONS
+from .perturbations import PerturbationKind as PerturbationKind
 from .prompt_bands import DRAWS as DRAWS
 from .prompt_bands import SENTENCES as SENTENCES
 from .prompt_bands import STABLE as STABLE

@@ -17,7 +17,7 @@ from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored
 from his2lip.evaluation.metrics import is_positive
 from his2lip.evaluation.probes import fit_classifier, fitted_scores
 from his2lip.evaluation.protocols import APART, Selection, select, shared_units
-from his2lip.evaluation.random_tables import TABLES, RandomTables
+from his2lip.evaluation.random_tables import TABLES, RandomTables, seed_of
 from his2lip.evaluation.sight import Sight
 from his2lip.evaluation.zero_shot import Scores, mean_by_group
 
@@ -96,7 +96,8 @@ class BaselineScorer:
         scores = _KINDS[self._kind](plan, self._cache)
         if self._kind == "chance":
             labels = plan.selection.labels[plan.selection.scored]
-            tables = RandomTables.uniform(labels, len(plan.selection.classes), seed=_seed(plan))
+            seed = seed_of(plan.selection.split_sha256)
+            tables = RandomTables.uniform(labels, len(plan.selection.classes), seed=seed)
             return Scored(scores, caveat=CHANCE, tables=tables)
         if self._kind == "mean-colour" and train_split(plan) is None and plan.labelled is not None:
             clusters = plan.selection.clusters.kind
@@ -150,7 +151,7 @@ def chance(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     """Equal scores of all classes. The predictions are one draw, which the digest of the split seeds."""
     selection = plan.selection
     classes, units = len(selection.classes), len(selection.labels)
-    drawn = np.random.default_rng(_seed(plan)).integers(classes, size=units)
+    drawn = np.random.default_rng(seed_of(plan.selection.split_sha256)).integers(classes, size=units)
     scores = np.full((units, classes), 1 / classes, dtype=np.float32)
     return Scores(scores, drawn, np.zeros(units, dtype=np.int64), ties=units)
 
@@ -228,11 +229,6 @@ def dab_threshold(plan: CellPlan, cache: EmbeddingCache) -> Scores:
     rule = fit_rule(*labelled(split), select=labelled(selects[0]) if selects else None)
     units = _features(cache, DabEncoder(), shards, plan.protocol.split, plan.selection)
     return _by_margin(units[:, rule.feature] - rule.threshold, positive)
-
-
-def _seed(plan: CellPlan) -> int:
-    """The same for the same units."""
-    return int(plan.selection.split_sha256[:16], 16)
 
 
 _KINDS: dict[str, Callable[[CellPlan, EmbeddingCache], Scores]] = {

@@ -8,7 +8,7 @@ import pydantic
 
 from his2lip.config import Config, OptionError
 from his2lip.errors import did_you_mean
-from his2lip.evaluation.perturbations import LEVELS, Kind, refusal
+from his2lip.evaluation.perturbations import LEVELS, PerturbationKind, refusal
 from his2lip.evaluation.prompts import dataset_and_protocol
 from his2lip.models import name_of
 from his2lip.resources import CACHE, STORAGE
@@ -126,7 +126,9 @@ class RobustnessConfig(TaskConfig):
     most_units: int = pydantic.Field(default=500, ge=2)
     """Largest number of units of each dataset; `seed` draws them where there are more. Each unit is embedded
     once per level."""
-    perturbations: dict[Kind, list[float]] = {kind: list(levels) for kind, levels in LEVELS.items()}
+    perturbations: dict[PerturbationKind, list[float]] = {
+        kind: list(levels) for kind, levels in LEVELS.items()
+    }
     """Levels, from weak to strong: stain-intensity (factor 1 + level), stain-hue (degrees), AEC (1: its
     vector in place of DAB's), JPEG (quality), blur (pixels), downscaling (factor)."""
     errors: int = pydantic.Field(default=24, ge=0)
@@ -137,7 +139,7 @@ class RobustnessConfig(TaskConfig):
 
     @pydantic.field_validator("perturbations")
     @classmethod
-    def _check_levels(cls, given: dict[Kind, list[float]]) -> dict[Kind, list[float]]:
+    def _check_levels(cls, given: dict[PerturbationKind, list[float]]) -> dict[PerturbationKind, list[float]]:
         for kind, levels in given.items():
             for level in levels:
                 if (why := refusal(kind, level)) is not None:

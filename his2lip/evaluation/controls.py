@@ -8,7 +8,7 @@ from his2lip.config import digest
 from his2lip.evaluation.config import Control
 from his2lip.evaluation.grid_cell import CellPlan, Plan, Scored, Scorer
 from his2lip.evaluation.prompts import PromptSet
-from his2lip.evaluation.random_tables import TABLES, RandomTables
+from his2lip.evaluation.random_tables import TABLES, RandomTables, seed_of
 from his2lip.evaluation.sight import Sight
 
 _CAVEATS: dict[Control, str] = {
@@ -56,6 +56,6 @@ class ControlScorer:
             return Scored(scores, caveat=caveat, device=device)
         scored = plan.selection.scored
         labels, predicted = plan.selection.labels[scored], scores.predicted[scored]
-        seed = int(plan.selection.split_sha256[:16], 16)
+        seed = seed_of(plan.selection.split_sha256)
         tables = RandomTables.shuffled(labels, predicted, len(plan.selection.classes), seed=seed)
         return Scored(scores, caveat=caveat, tables=tables, device=device)

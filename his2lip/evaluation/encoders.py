@@ -13,7 +13,7 @@ import numpy as np
 
 from his2lip.config import digest
 from his2lip.data.stream import decode_into
-from his2lip.evaluation.known_model import PROBE, KnownModel, whole
+from his2lip.evaluation.known_model import TOKENIZED, KnownModel, whole
 from his2lip.evaluation.views import View
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class SentenceEncoder:
         if isinstance(model, KnownModel):
             tokens = model.facts.tokens
         else:
-            tokens = model.tokenize([PROBE]).tolist()
+            tokens = model.tokenize([TOKENIZED]).tolist()
         return digest({"schema": 1, **_weights_key(model, self._weights), "tokens": tokens})
 
     def too_long(self, sentences: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder, Preprocess
 
 # A sentence that is different tokens for different tokenizers.
-PROBE = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
+TOKENIZED = "Ki67-positive tumour nuclei, 3,3'-diaminobenzidine (DAB), x40: unbelievably dense!"
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "safetensors")
 _FOLDER = "models"  # of a cache
 
@@ -29,7 +29,7 @@ class ModelFacts:
 
     tensors, config  its tensor digest, and the digest of its architecture
     dim              D, the width of its features
-    tokens           the token ids of `PROBE`
+    tokens           the token ids of `TOKENIZED`
     """
 
     tensors: str
@@ -48,7 +48,7 @@ class ModelFacts:
             dim=model.dim,
             precision=model.arithmetic,
             preprocess=model.preprocess,
-            tokens=model.tokenize([PROBE]).tolist(),
+            tokens=model.tokenize([TOKENIZED]).tolist(),
         )
 
 

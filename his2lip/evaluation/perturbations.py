@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from his2lip.evaluation.views import View
     from his2lip.models import DualEncoder
 
-Kind = Literal["stain-intensity", "stain-hue", "AEC", "JPEG", "blur", "downscaling"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PerturbationKind = Literal["stain-intensity", "stain-hue", "AEC", "JPEG", "blur", "downscaling"]
+PERTURBATIONS: tuple[PerturbationKind, ...] = get_args(PerturbationKind)
 
 # The levels of each kind, from weak to strong, and what a level is.
-LEVELS: dict[Kind, tuple[float, ...]] = {
+LEVELS: dict[PerturbationKind, tuple[float, ...]] = {
     "stain-intensity": (0.25, 0.5, 1.0),
     "stain-hue": (5, 10, 20),
     "AEC": (1,),
@@ -34,7 +34,7 @@ LEVELS: dict[Kind, tuple[float, ...]] = {
     "blur": (1, 2, 4),
     "downscaling": (2, 4, 8),
 }
-MEANINGS: dict[Kind, str] = {
+MEANINGS: dict[PerturbationKind, str] = {
     "stain-intensity": "haematoxylin and DAB are multiplied or divided by 1 + level, each by chance",
     "stain-hue": "degrees by which the optical-density vectors of haematoxylin and DAB turn, by chance",
     "AEC": "the optical-density vector of AEC (red) in place of that of DAB (brown), at level 1",
@@ -42,7 +42,7 @@ MEANINGS: dict[Kind, str] = {
     "blur": "standard deviation of a Gaussian blur, in pixels of the image",
     "downscaling": "factor by which the image is made smaller, and then larger again",
 }
-_BOUNDS: dict[Kind, tuple[float, float]] = {
+_BOUNDS: dict[PerturbationKind, tuple[float, float]] = {
     "stain-intensity": (0.01, 4),
     "stain-hue": (0.1, 45),
     "AEC": (1, 1),
@@ -57,7 +57,7 @@ _VERSION = 1
 class Perturbation:
     """One kind at one level. `seed` decides, with the pixels, what is random about it."""
 
-    kind: Kind
+    kind: PerturbationKind
     level: float
     seed: int = 0
 
@@ -77,7 +77,7 @@ class Perturbation:
         return np.random.default_rng(int.from_bytes(content.digest()[:8], "big"))
 
 
-def refusal(kind: Kind, level: float) -> str | None:
+def refusal(kind: PerturbationKind, level: float) -> str | None:
     """Why a level is not one of a kind; None where it is."""
     low, high = _BOUNDS[kind]
     return None if low <= level <= high else f"{kind} has levels from {low:g} to {high:g}, not {level:g}"
@@ -153,7 +153,7 @@ def _turned(vector: np.ndarray, angle: float, towards: np.ndarray) -> np.ndarray
     return np.maximum(turned, 0)
 
 
-_KINDS: dict[Kind, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
+_KINDS: dict[PerturbationKind, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
     "stain-intensity": _stain_intensity,
     "stain-hue": _stain_hue,
     "AEC": _aec,

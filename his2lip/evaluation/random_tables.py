@@ -19,6 +19,11 @@ TABLES = 1000  # drawn confusion matrices
 _LIMITS = (0.025, 0.975)  # quantiles of the tables that are the limits of a figure
 
 
+def seed_of(split_sha256: str) -> int:
+    """The seed of what is drawn for the units of this digest, so that the same units have the same draws."""
+    return int(split_sha256[:16], 16)
+
+
 @dataclass(frozen=True)
 class RandomTables:
     """Drawn confusion matrices, float64 (TABLES, C, C): rows of true classes, columns of predicted ones.

@@ -22,7 +22,7 @@ from his2lip.evaluation.grid_cell import Plan, Scorer, described
 from his2lip.evaluation.protocols import drawn, select
 from his2lip.evaluation.retrieval import NEVER, NO_CLASS, Items, Ranks, chance, rank
 from his2lip.evaluation.scorers import ModelScorer
-from his2lip.evaluation.statistics import Clusters, Kind, even_clusters, interval
+from his2lip.evaluation.statistics import ClusterKind, Clusters, even_clusters, interval
 from his2lip.evaluation.task_results import Estimate, TaskRow, Unit
 from his2lip.evaluation.tasks import TaskPlan, TaskScored, protocol_of, rows_under
 from his2lip.evaluation.zero_shot import unit_rows
@@ -30,7 +30,7 @@ from his2lip.evaluation.zero_shot import unit_rows
 DIRECTIONS = ("image-to-text", "text-to-image", "image-to-image", "text-to-text")
 RELEVANCES = ("tissue", "tissue and biomarker")
 OTHER_BANK = "it was trained on captions of another bank, in which the searched ones may occur"
-_PAIR: Kind = "pair"  # kind of the clusters of captions: all of one tissue type and biomarker
+_PAIR: ClusterKind = "pair"  # kind of the clusters of captions: all of one tissue type and biomarker
 
 Labels = tuple[str | None, str | None]  # tissue type, biomarker
 

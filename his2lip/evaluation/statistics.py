@@ -17,13 +17,13 @@ from scipy.special import stdtrit
 if TYPE_CHECKING:
     from his2lip.data.cards import LabelsOf
 
-Kind = Literal["case", "slide", "file", "pair"]
+ClusterKind = Literal["case", "slide", "file", "pair"]
 
 LEVEL = 0.95  # coverage of an interval
 LEAST_CLUSTERS = 5  # an interval from fewer clusters is not computed
 _BLOCK = 2**22  # entries of the confusion matrices that are in memory at once
 
-_ORDER: tuple[Kind, ...] = ("file", "slide", "case")  # from the smallest to the largest
+_ORDER: tuple[ClusterKind, ...] = ("file", "slide", "case")  # from the smallest to the largest
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Clusters:
     """
 
     ids: Sequence[str]
-    kind: Kind
+    kind: ClusterKind
     labels_of: LabelsOf = "patch"
 
     @cached_property
@@ -84,7 +84,7 @@ def clusters_of(
     """The clusters of U units from their cases, slides and files, each (U,)."""
     ids, kinds = [], set()
     for case, slide, file in zip(cases, slides, files, strict=True):
-        kind: Kind = "case" if case is not None else "slide" if slide is not None else "file"
+        kind: ClusterKind = "case" if case is not None else "slide" if slide is not None else "file"
         kinds.add(kind)
         ids.append(f"{kind} {case if case is not None else slide if slide is not None else file}")
     return Clusters(ids, min(kinds, key=_ORDER.index, default="file"), labels_of)

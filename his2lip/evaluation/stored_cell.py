@@ -30,10 +30,10 @@ from his2lip.evaluation.config import OWN_POOL
 from his2lip.evaluation.metrics import Predictions, macro_f1
 from his2lip.evaluation.prompt_bands import band
 from his2lip.evaluation.protocols import APART, groups_digest, split_digest
-from his2lip.evaluation.random_tables import Drawn, RandomTables
+from his2lip.evaluation.random_tables import Drawn, RandomTables, seed_of
 from his2lip.evaluation.reliability import Fitted
 from his2lip.evaluation.results import CellResult
-from his2lip.evaluation.statistics import Clusters, Kind
+from his2lip.evaluation.statistics import ClusterKind, Clusters
 from his2lip.files import answers, filesystem
 
 CELL_SCHEMA = 1  # raised whenever the same inputs would give another result
@@ -140,7 +140,7 @@ def figures_from(stored: StoredCell) -> dict[str, Any]:
     units = _units_in(stored)
     tables = None
     if evidence.drawn is not None:
-        seed = int(result.split_sha256[:16], 16)
+        seed = seed_of(result.split_sha256)
         tables = RandomTables.draw(evidence.drawn, units.whole, seed=seed)
     found = figures(units, tables)
     if (known := result.calibration) is not None:
@@ -208,7 +208,7 @@ def stored_predictions(folder: str, result: CellResult) -> tuple[Predictions, np
 def _units_in(stored: StoredCell) -> Units:
     """The units of a stored grid cell."""
     table, classes = stored.predictions, stored.result.classes
-    kind = typing.cast("Kind", stored.result.cluster_kind)
+    kind = typing.cast("ClusterKind", stored.result.cluster_kind)
     return Units(
         classes=tuple(classes),
         ids=table["patch_id"].to_pylist(),

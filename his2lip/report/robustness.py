@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from his2lip.evaluation import KINDS, MEANINGS, Estimate, Kind, TaskCell, TaskRow
+from his2lip.evaluation import MEANINGS, PERTURBATIONS, Estimate, PerturbationKind, TaskCell, TaskRow
 from his2lip.report.columns import by_column
 from his2lip.report.section import Inputs, Section
 from his2lip.report.table import Figure, Head, Row, Scale, Table
@@ -88,10 +88,10 @@ def reach(found: Estimate, limit: float | None) -> float | None:
     return None if limit is None or found.value is None else 100 * abs(limit - found.value)
 
 
-def kinds_of(cells: Sequence[TaskCell]) -> list[Kind]:
+def kinds_of(cells: Sequence[TaskCell]) -> list[PerturbationKind]:
     """The perturbations of the cells, in order."""
     found = {row.setting["perturbation"] for cell in cells for row in cell.rows}
-    return [kind for kind in KINDS if kind in found]
+    return [kind for kind in PERTURBATIONS if kind in found]
 
 
 def _title(column: str, cells: Sequence[TaskCell]) -> str:

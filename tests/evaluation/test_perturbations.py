@@ -10,10 +10,10 @@ from skimage.color import rgb2hed
 from his2lip.data.images.stain_vectors import AEC, DAB, HAEMATOXYLIN, HED, restained
 from his2lip.evaluation.encoders import ModelEncoder
 from his2lip.evaluation.perturbations import (
-    KINDS,
     LEVELS,
-    Kind,
+    PERTURBATIONS,
     Perturbation,
+    PerturbationKind,
     PerturbedEncoder,
 )
 from his2lip.models.load import load_model
@@ -24,22 +24,22 @@ def image(real_ihc: np.ndarray) -> np.ndarray:
     return real_ihc[100:228, 100:260].copy()
 
 
-def change(image: np.ndarray, kind: Kind, level: float, seed: int = 0) -> float:
+def change(image: np.ndarray, kind: PerturbationKind, level: float, seed: int = 0) -> float:
     found = Perturbation(kind, level, seed)(image)
     assert (found.shape, found.dtype) == (image.shape, np.uint8)
     return float(np.abs(found.astype(float) - image).mean())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stronger_level_changes_a_real_image_more(image: np.ndarray, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_a_stronger_level_changes_a_real_image_more(image: np.ndarray, kind: PerturbationKind) -> None:
     changes = [change(image, kind, level) for level in LEVELS[kind]]
     assert changes == sorted(changes)
     assert changes[0] > 0.5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_equal_images_are_perturbed_alike_and_others_by_their_own_chance(
-    image: np.ndarray, kind: Kind
+    image: np.ndarray, kind: PerturbationKind
 ) -> None:
     one = Perturbation(kind, LEVELS[kind][0], seed=3)
     np.testing.assert_array_equal(one(image), one(image.copy(order="F")))
@@ -93,7 +93,7 @@ def test_a_perturbation_has_features_of_its_own_in_the_cache(real_ihc: np.ndarra
     plain = ModelEncoder(model)
     perturbed = [
         PerturbedEncoder(model, Perturbation(kind, level, seed))
-        for kind in KINDS
+        for kind in PERTURBATIONS
         for level in LEVELS[kind]
         for seed in (0, 1)
     ]

@@ -22,7 +22,7 @@ from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.leaderboard import Frame, write_leaderboard
 from his2lip.evaluation.merge import merge_boards
 from his2lip.evaluation.metrics import METRICS, Predictions
-from his2lip.evaluation.perturbations import KINDS, LEVELS, Perturbation
+from his2lip.evaluation.perturbations import LEVELS, PERTURBATIONS, Perturbation
 from his2lip.evaluation.results import CellFailure
 from his2lip.evaluation.task_results import TaskCell, read_tasks, write_tasks
 from his2lip.evaluation.tasks import read_evidence
@@ -239,6 +239,6 @@ def test_the_default_has_every_kind_and_a_name_for_each_level(ward: Ward) -> Non
     section = ward.config(retrieval=None, robustness={}).robustness
     assert section is not None
     assert {k: tuple(v) for k, v in section.perturbations.items()} == LEVELS
-    assert list(section.perturbations) == list(KINDS)
+    assert list(section.perturbations) == list(PERTURBATIONS)
     keys = [str(Perturbation(kind, level).key) for kind, levels in LEVELS.items() for level in levels]
     assert len(set(keys)) == len(keys)
