@@ -19,6 +19,7 @@ import yaml
 
 from his2lip.errors import ConfigError, did_you_mean, redact
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run, a sweep or a benchmark: it names a folder
 MAX_VALUES = 1_000_000  # values in one YAML file, aliases counted each time that they are used
 
 
@@ -368,8 +369,12 @@ def _count_values(value: Any, known: dict[int, float]) -> float:
 def _to_config_error(
     kind: type[Config], error: pydantic.ValidationError, where: str | Path | None
 ) -> ConfigError:
-    """The first problem of a validation."""
-    first = error.errors(include_url=False)[0]
+    """The first problem of a validation; a key that is not known comes before one that is missing."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "missing":  # which may be what an unknown key is a misspelling of
+        unknown = (e for e in errors if e["type"] == "extra_forbidden" and len(e["loc"]) == 1)
+        first = next(unknown, first)
     path, models = _locate(kind, first)
     key = ".".join(path)
     original = first.get("ctx", {}).get("error")
@@ -387,6 +392,8 @@ def _to_config_error(
         return ConfigError(what, where=place, key=key, fix=f"add {key}: …")
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if first.get("ctx", {}).get("pattern") == NAME:
+        message = "a name has only letters, digits, '.', '_' and '-', and begins with a letter or digit"
     if original is None:
         message += f", got {_short(first['input'])}"
     return ConfigError(message, where=place, key=key or None, fix=_quote_hint(first, key))

@@ -272,3 +272,39 @@ def _options_of(command: Any, path: tuple[str, ...]) -> set[str]:
     for name in path:
         command = command.commands[name]
     return {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+
+@pytest.mark.parametrize("place", ["folder", "file/rows.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    lines = (
+        ("classify", "file", "--model", "tiny", "--csv", place),
+        ("retrieve", "brown", "--model", "tiny", "--index", "nowhere", "--page", place),
+        ("calibrate", "tiny", "--shards", "nowhere", "--out", place),
+    )
+    for line in lines:
+        ended = his2lip(*line, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (2, ""), line[0]
+        assert f"({place})" in ended.stderr, "not the model or the index, which are read later"
+        assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_query_that_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    data = his2lip("data", "synthesize", "--out", "d", "--datasets", "hnscc", "--scale", "0.02", cwd=tmp_path)
+    assert data.returncode == 0, data.stderr
+    ended = his2lip("retrieve", "empty.png", "--model", "tiny", "--index", "d/hnscc", cwd=tmp_path)
+    assert (ended.returncode, "(empty.png)" in ended.stderr) == (2, True)
+
+
+def test_a_folder_that_does_not_exist_any_more_is_one_sentence(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    (tmp_path / "gone").mkdir()
+    line = [sys.executable, "-c", script, "-m", "his2lip", "doctor"]
+    to = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run(line, cwd=tmp_path / "gone", env=to, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1

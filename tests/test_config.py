@@ -26,6 +26,7 @@ from his2lip.config import (
     recorded,
     resolved,
     set_values,
+    validate,
 )
 from his2lip.errors import ConfigError, first_line, redact
 from his2lip.evaluation.config import BenchmarkConfig
@@ -314,3 +315,15 @@ def test_a_recorded_configuration_has_no_secrets_and_the_resolved_one_is_as_give
 def test_a_path_made_of_an_address_and_a_librarys_message_show_no_secrets() -> None:
     assert "abc" not in str(ConfigError("gone", where=Path("s3://k:abc@b/x")))
     assert first_line(OSError("cannot open s3://k:abc@b/x")) == "cannot open s3://k:***@b/x"
+
+
+def test_a_misspelled_key_is_named_before_the_key_that_is_then_missing() -> None:
+    from his2lip.training.config import TrainConfig
+
+    with pytest.raises(ConfigError) as refused:
+        validate(TrainConfig, {"dta": {"shards": "x"}})
+    assert (refused.value.key, "'data'" in str(refused.value.fix)) == ("dta", True)
+    with pytest.raises(ConfigError) as refused:
+        validate(TrainConfig, {"name": "a b", "data": {"shards": "x"}})
+    assert refused.value.key == "name"
+    assert "^[" not in refused.value.what

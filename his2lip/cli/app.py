@@ -111,6 +111,11 @@ def _end_at_once(number: int, frame: object) -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # libraries that are imported later would end the process without a sentence
+        typer.echo("his2lip: the present folder does not exist any more; change to another one.", err=True)
+        sys.exit(2)
     share_cores()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored (nohup)
         signal.signal(signal.SIGINT, _interrupt)

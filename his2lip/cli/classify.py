@@ -19,6 +19,7 @@ from his2lip.cli.options import (
     CsvFile,
     Model,
     Precision,
+    check_outputs,
     refuse_unused,
     write_csv,
 )
@@ -119,6 +120,7 @@ def classify(
     """
     from his2lip.serving import Classifier, ask, calibrated, load_for_inference, prefetched
 
+    check_outputs({"--csv": csv})
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     if heat is not None:
         question_with_class(asked, heat)  # an unknown class is an error before the model is loaded
@@ -188,6 +190,7 @@ def calibrate(
     """Fit the temperature that turns similarities into probabilities, on a split for model selection."""
     from his2lip.serving import ask, calibrate, load_for_inference
 
+    check_outputs({"--out": out})
     question = ask(prompts=prompts, biomarker=biomarker)[-1]
     column = label or ("tissue" if biomarker is None else "label")
     found = calibrate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -88,6 +89,19 @@ def split_names(names: str | None) -> list[str] | None:
     """Comma-separated names as a list; None where no name is given."""
     found = [name.strip() for name in (names or "").split(",") if name.strip()]
     return found or None
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """Raises ConfigError, before any work, for an output that cannot be written; --option -> its file."""
+    for key, file in files.items():
+        if file is None:
+            continue
+        if file.is_dir():
+            raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
+        nearest = next(place for place in (file.absolute(), *file.absolute().parents) if place.exists())
+        if not os.access(nearest, os.W_OK) or (nearest.is_file() and nearest != file.absolute()):
+            what, fix = "this file cannot be written", "name one in a folder that you can write to"
+            raise ConfigError(what, where=file, key=key, fix=fix)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

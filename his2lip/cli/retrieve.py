@@ -10,7 +10,16 @@ import typer
 
 from his2lip.cli.basis import show_basis
 from his2lip.cli.console import say, table
-from his2lip.cli.options import SIMILARITIES, Cache, CsvFile, Model, Precision, refuse_unused, write_csv
+from his2lip.cli.options import (
+    SIMILARITIES,
+    Cache,
+    CsvFile,
+    Model,
+    Precision,
+    check_outputs,
+    refuse_unused,
+    write_csv,
+)
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 from his2lip.resources import CACHE
@@ -57,6 +66,7 @@ def retrieve(
         write_page,
     )
 
+    check_outputs({"--csv": csv, "--page": page})
     if names_image(query) and not Path(query).is_file():
         fix = "check the path, or write a sentence"
         raise ConfigError("there is no such image file", where=query, key="QUERY", fix=fix)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from his2lip.config import Config, OptionError
+from his2lip.config import NAME, Config, OptionError
 from his2lip.errors import did_you_mean
 from his2lip.evaluation.perturbations import LEVELS, PerturbationKind, refusal
 from his2lip.evaluation.prompts import dataset_and_protocol
@@ -152,7 +152,7 @@ class RobustnessConfig(TaskConfig):
 class BenchmarkConfig(Config):
     """One benchmark: models x datasets x protocols."""
 
-    name: str = pydantic.Field(default="zero-shot", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = pydantic.Field(default="zero-shot", pattern=NAME)
     """Name of the benchmark, and of its folder under STORAGE/benchmark."""
     models: list[ModelEntry]
     """Models to score: names, mappings of name and path, or {blend: [BASE, TUNED], alphas: [0, 0.5, 1]}. A

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from his2lip import taxonomy
-from his2lip.data.images import decode, encode_png, look_at
+from his2lip.data.images import encode_png, look_at
 from his2lip.data.shards import ShardSet, open_shards
 from his2lip.errors import DatasetError
 from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, View, nearest, read_images
@@ -80,7 +80,7 @@ class Index:
         name = None if biomarker is None else taxonomy.biomarker(biomarker)
         refusal, shown, familiarity = None, _SENTENCE, _SENTENCE
         if not (isinstance(query, str) and not names_image(query)):
-            pixels = decode(query_image(query))
+            pixels = load_pixels(query)
             sides, look = (pixels.shape[0], pixels.shape[1]), look_at(pixels)
             features, _ = self._query(query)
             (distance,) = self.history.distances(features[None], [appearance(pixels)])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from his2lip.config import Config, OptionError, resolved
+from his2lip.config import NAME, Config, OptionError, resolved
 from his2lip.data.stream import Augment, Augmentation
 from his2lip.loss import LossConfig
 from his2lip.resources import STORAGE
@@ -165,7 +165,7 @@ class WorkersConfig(Config):
 class TrainConfig(Config):
     """One training run."""
 
-    name: str = Field(default="train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="train", pattern=NAME)
     """Name of the run, and of its folder under STORAGE/train."""
     seed: int = Field(default=0, ge=0)
     """Seed of random weights, data order, captions and augmentations."""

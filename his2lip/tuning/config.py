@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from his2lip import resources
-from his2lip.config import Config, OptionError, read_yaml, resolved
+from his2lip.config import NAME, Config, OptionError, read_yaml, resolved
 from his2lip.resources import STORAGE
 from his2lip.tuning.space import (
     Choice,
@@ -68,7 +68,7 @@ class SchedulerConfig(Config):
 class SweepConfig(Config):
     """One sweep."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     """Name of the sweep, of its folder under STORAGE/tune and of its Optuna study."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampler."""
