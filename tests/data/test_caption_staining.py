@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,23 @@ def test_patches_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DatasetError) as refused:
             stream(place, bank=bank)
         assert (refused.value.where, refused.value.key) == (place, "data.split")
+
+
+def test_labels_of_patches_without_captions_do_not_count_as_a_difference(tmp_path: Path) -> None:
+    tree = {"name": "own", "reader": "folder", "stain": "AEC", "splits": {"train": {"role": "train"}}}
+    with ShardWriter(tmp_path / "own", card=validate(Card, tree)) as writer:
+        for number in range(32):
+            biomarker, label = [("Ki67", "negative"), (None, "positive")][number % 2]
+            writer.add(Patch(
+                patch_id=f"own/{number:02d}", image=encode_png(np.full((32, 32, 3), number, np.uint8)),
+                dataset="own", split="train", width=32, height=32, tissue="Tumor", biomarker=biomarker,
+                label=label, stain="AEC",
+            ))  # fmt: skip
+    pair = ("Tumor", "Ki67")
+    bank = replace(TEMPLATES, missing="drop", captions={pair: TEMPLATES.captions[pair]})
+    with pytest.raises(DatasetError) as refused:
+        stream(str(tmp_path / "own"), bank=bank)
+    assert refused.value.key == "data.split"
 
 
 def test_imported_captions_are_drawn_as_they_are_and_only_other_pairs_are_measured(tmp_path: Path) -> None:

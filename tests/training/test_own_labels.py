@@ -23,7 +23,9 @@ from his2lip.training.run_inputs import caption_notes, open_data
 SWAPPED = {"positive": "negative", "negative": "positive", "polyp": "ulcer", "ulcer": "polyp"}
 
 
-def write_own(folder: Path, labels: tuple[str, str], *, swap: bool = False) -> str:
+def write_own(
+    folder: Path, labels: tuple[str, str], *, swap: bool = False, biomarker: str | None = "Ki67"
+) -> str:
     """Sixteen patches of one tissue type and biomarker; those of the second label have a corner of DAB."""
     tree = {"name": "own", "reader": "folder", "stain": "DAB", "splits": {"train": {"role": "train"}}}
     rng = np.random.default_rng(0)
@@ -35,7 +37,7 @@ def write_own(folder: Path, labels: tuple[str, str], *, swap: bool = False) -> s
             image -= rng.integers(0, 12, image.shape, dtype=np.uint8)
             patch = Patch(
                 patch_id=f"own/{number:02d}", image=encode_png(image), dataset="own", split="train", width=64,
-                height=64, tissue="Tumor", biomarker="Ki67", label=labels[number % 2], stain="DAB",
+                height=64, tissue="Tumor", biomarker=biomarker, label=labels[number % 2], stain="DAB",
             )  # fmt: skip
             writer.add(replace(patch, label=SWAPPED[labels[number % 2]]) if swap else patch)
     return str(folder)
@@ -75,6 +77,11 @@ def test_one_pair_whose_targets_are_all_equal_is_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError) as refused:  # as the second trial of a sweep of the terms
         run_in_process(config(shards), report=lambda metrics: None)
     assert refused.value.key == "loss.similarity.finding"
+
+
+def test_patches_without_a_biomarker_have_targets_of_their_own_and_are_trained_on(tmp_path: Path) -> None:
+    shards = write_own(tmp_path / "a", ("negative", "positive"), biomarker=None)
+    run_in_process(config(shards), report=lambda metrics: None)
 
 
 def test_captions_that_cannot_know_the_staining_are_counted_before_training(tmp_path: Path) -> None:

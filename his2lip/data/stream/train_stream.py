@@ -101,13 +101,11 @@ class TrainStream:
         _refuse_report(self._shards, split)
         self._groups = self._shards.row_groups(split)
         pairs, keep = _pairs(self._shards, split, bank)
-        drawn = pairs if keep is None else pairs[keep]
-        if not options.shrink:
-            _refuse_alike(self._shards, split, bank, drawn)
-        # Whether all patches have one known tissue type and one biomarker.
-        self.one_pair = (
-            bool(len(drawn)) and bool((drawn == drawn[0]).all()) and _names(drawn[0])[0] is not None
-        )
+        found = np.unique(pairs if keep is None else pairs[keep]).tolist()
+        if len(found) == 1 and not options.shrink:
+            _refuse_alike(self._shards, split, bank, found[0], keep)
+        # Whether all patches have one known tissue type and one known biomarker.
+        self.one_pair = len(found) == 1 and None not in _names(found[0])
         self.plan = _plan([group.rows for group in self._groups], pairs, keep, options)
         self._lanes = self.plan.rank_lanes(rank, world)
         draw = bank.draw if options.sampling == "epoch" else self._by_row(split, bank).draw
@@ -204,17 +202,17 @@ def _plan(sizes: list[int], pairs: Ints, keep: Bools | None, options: StreamOpti
     )
 
 
-def _refuse_alike(shards: ShardSet, split: str, bank: CaptionBank, pairs: Ints) -> None:
-    """Raises DatasetError where nothing tells the patches apart, so that nothing could be learnt.
+def _refuse_alike(shards: ShardSet, split: str, bank: CaptionBank, pair: int, keep: Bools | None) -> None:
+    """Raises DatasetError where captions do not tell the patches of one pair apart: nothing could be learnt.
 
-    Captions tell (tissue, biomarker) pairs apart. Those that follow staining also tell what labels state, and
-    what is measured.
+    Captions that follow staining tell apart what labels state, and what is measured.
     """
-    if not len(pairs) or (pairs != pairs[0]).any():
-        return
-    tissue, biomarker = _names(int(pairs[0]))
+    tissue, biomarker = _names(pair)
+    table = shards.table(split, ["label", "score", "stain"])
+    if keep is not None:
+        table = table.filter(pa.array(keep))
     if bank.follows_staining(tissue, biomarker):
-        card, table = shards.info.card, shards.table(split, ["label", "score", "stain"])
+        card = shards.info.card
         rows = table.group_by(["label", "score", "stain"], use_threads=False).aggregate([]).to_pylist()
         measured = not _MEASURED.isdisjoint([row.pop("stain") for row in rows])
         stated = {statement(card, tissue=tissue, biomarker=biomarker, **row) for row in rows}
@@ -225,7 +223,7 @@ def _refuse_alike(shards: ShardSet, split: str, bank: CaptionBank, pairs: Ints) 
         beside = "captions that ignore staining and labels"
     names = f"{tissue or 'unknown'} with {biomarker or 'unknown'}"
     what = (
-        f"all {len(pairs):,} patches of the split '{split}' have one pair of tissue type and biomarker "
+        f"all {len(table):,} patches of the split '{split}' have one pair of tissue type and biomarker "
         f"({names}), and {beside} do not tell them apart either"
     )
     fix = "train on patches of several tissue types, biomarkers or classes, with data.captions=templates"
