@@ -172,7 +172,7 @@ class FailureCallback(ray.train.UserCallback):
 def _result(run: RunDir, *, notes: list[str], finished: Mapping[str, Any] | None = None) -> TrainResult:
     """The result of a run; `finished` is its run.json where it was finished before.
 
-    Such a run needs its last checkpoint no more: `his2lip gc` may have removed it.
+    Such a run no longer needs its last checkpoint: `his2lip gc` may have removed it.
     """
     from his2lip.models import is_checkpoint, load_resume, read_meta
 
@@ -216,7 +216,7 @@ def _run_on_ray(
 ) -> bool:
     """Runs TorchTrainer in another thread, so that this one can call `on_report` and `say`.
 
-    Returns whether `on_report` ended the run.
+    Returns whether `on_report` ended the run before its last step.
     """
     # Ray Train reads these when it starts: its interval of polls, and that workers keep the driver's folder.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
@@ -288,7 +288,7 @@ def _catch(work: Callable[[], object], failure: list[BaseException]) -> None:
 
 
 class _Mailbox:
-    """The driver's end of the queue. `stopped`: whether `on_report` ended the run."""
+    """The driver's end of the queue. `stopped`: whether `on_report` ended the run before its last step."""
 
     def __init__(
         self, queue: Any, on_report: Callable[[StepReport], bool | None], say: Callable[[str], None]
@@ -312,7 +312,7 @@ class _Mailbox:
                 self._epochs.add(item.step)
                 stop = bool(self._on_report(item))
                 self._queue.answer.remote(item.step, stop)
-                self.stopped |= stop
+                self.stopped |= stop and item.step < item.steps  # after the last step it is finished
 
     def save_and_leave(self, thread: threading.Thread) -> NoReturn:
         """Has a checkpoint saved if that is possible in time, and raises KeyboardInterrupt."""
@@ -345,7 +345,7 @@ class _Drains:
 
 @contextmanager
 def _termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; in the main thread only, which alone can receive signals."""
+    """An event that SIGTERM sets; in the main thread only, since no other thread receives signals."""
     ended = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield ended

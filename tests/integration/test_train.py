@@ -468,6 +468,16 @@ def test_a_worker_knows_when_the_driver_has_recorded_its_reports_and_an_epoch_is
     mailbox.deliver(wait_s=9.0)
     assert told == [step, epoch, step]
     assert ray.get(queue.stops.remote(5), timeout=20) is True
+    assert mailbox.stopped
+    ray.kill(queue)
+
+
+def test_a_report_that_ends_a_run_at_its_last_step_leaves_it_finished(ray_local: None) -> None:
+    queue = ReportQueue.remote()  # type: ignore[attr-defined]
+    mailbox = _Mailbox(queue, lambda progress: True, print)
+    ray.get(queue.put.remote(StepReport("epoch", 9, 9, 1, {})))
+    mailbox.deliver(wait_s=9.0)
+    assert not mailbox.stopped
     ray.kill(queue)
 
 
