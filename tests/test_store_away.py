@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from broken_store import AWAY, BrokenStore, broken_store
 from buckets import s3_on_loopback
@@ -235,11 +234,11 @@ def test_shards_are_read_again_from_a_store_that_comes_back_and_damage_is_refuse
     assert (refused.value.key, refused.value.where) == ("store", groups[0].path)
     waits.clear()
     store.fault = None
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DatasetError):
         read_row_group(there.filesystem, dataclasses.replace(groups[0], path=f"{root}/none"))
     content = bytearray(Path(here[0].path).read_bytes())
     content[len(content) // 2] ^= 1
     write_file(there.filesystem, groups[0].path, bytes(content))
-    with pytest.raises((OSError, pa.ArrowException)):
+    with pytest.raises(DatasetError):
         _ = [read_row_group(there.filesystem, group, ["image"]) for group in groups]
     assert not waits

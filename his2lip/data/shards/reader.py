@@ -119,10 +119,7 @@ class ShardSet:
 
         Raises DatasetError where it cannot be read, and for an unknown column.
         """
-        try:
-            return read_row_group(self.filesystem, group, columns)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(error, group.path) from None
+        return read_row_group(self.filesystem, group, columns)
 
     def read_once(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
         """`read`, and the table stays in memory until another one is read in this way.
@@ -181,8 +178,8 @@ def read_row_group(system: fs.FileSystem, group: RowGroup, columns: Sequence[str
     """One row group with the given columns; by default all but the image.
 
     Page checksums are verified; shards of older versions have none. A store that fails is asked again for a
-    minute and a half. Raises DatasetError for an unknown column, StorageError where the store still fails,
-    and Arrow's own errors where the file is missing or damaged.
+    minute and a half. Raises DatasetError for an unknown column and for a file that is missing or damaged,
+    and StorageError where the store still fails.
     """
     wanted = list(_schema(columns).names)
 
@@ -190,7 +187,10 @@ def read_row_group(system: fs.FileSystem, group: RowGroup, columns: Sequence[str
         with pq.ParquetFile(group.path, filesystem=system, page_checksum_verification=True) as file:
             return file.read_row_group(group.index, columns=wanted, use_threads=False).select(wanted)
 
-    return _from_store(read, system, group.path)
+    try:
+        return _from_store(read, system, group.path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, group.path) from None
 
 
 def _from_store(read: Callable[[], T], system: fs.FileSystem, path: str) -> T:

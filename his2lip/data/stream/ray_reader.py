@@ -22,7 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayTaskError
 
 from his2lip.data.shards import RowGroup
-from his2lip.data.stream.row_groups import ReadAhead, Rows, place, read_here, read_tables, unpack
+from his2lip.data.stream.row_groups import ReadAhead, Rows, read_here, read_tables, unpack
 from his2lip.runtime import quiet_ray, start_ray
 
 _READS = 64  # row groups per task: a task costs milliseconds, and one that dies reads from its start again
@@ -166,4 +166,4 @@ def _regrouped(tables: Iterator[pa.Table], groups: Sequence[RowGroup]) -> Iterat
             parts.append(table.slice(0, missing))
             rest = table.slice(missing) if len(table) > missing else None
             missing -= len(parts[-1])
-        yield unpack(pa.concat_tables(parts), place(group), copy=True)
+        yield unpack(pa.concat_tables(parts), group.path, copy=True)

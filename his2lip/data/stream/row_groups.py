@@ -15,7 +15,6 @@ from pyarrow import fs
 
 from his2lip.data.shards import RowGroup, read_row_group
 from his2lip.data.stream.order import Plan, Reads
-from his2lip.errors import DatasetError, first_line
 
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ _SPARE = 4  # room for row groups beside those that the lanes use at once
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of one row group. `buffer` has the encoded images one after another; `where` is for errors."""
+    """The rows of one row group. `buffer` has the encoded images one after another; `where` is its shard."""
 
     buffer: memoryview
     ends: list[int]
@@ -148,7 +147,7 @@ class ReadAhead(Iterator[T]):
 def read_here(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Generator[Rows, None, None]:
     """Row groups in order, read by threads of this process; closing the generator stops them."""
     for group, table in zip(groups, read_tables(system, groups), strict=True):
-        yield unpack(table, place(group), copy=False)
+        yield unpack(table, group.path, copy=False)
 
 
 def read_tables(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
@@ -157,7 +156,7 @@ def read_tables(system: fs.FileSystem, groups: Sequence[RowGroup]) -> Iterator[p
     pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="his2lip-read")
     try:
         for group in groups:
-            waiting.append(pool.submit(_read, system, group))
+            waiting.append(pool.submit(read_row_group, system, group, COLUMNS))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -182,19 +181,6 @@ def unpack(table: pa.Table, where: str, *, copy: bool) -> Rows:
         stains=table.column("stain").to_pylist(),
         where=where,
     )
-
-
-def place(group: RowGroup) -> str:
-    """The name of a row group in errors."""
-    return f"{group.path}, row group {group.index}"
-
-
-def _read(system: fs.FileSystem, group: RowGroup) -> pa.Table:
-    try:
-        return read_row_group(system, group, COLUMNS)
-    except (OSError, pa.ArrowException) as error:
-        what = f"this shard can no longer be read: {first_line(error)}"
-        raise DatasetError(what, where=place(group), fix="prepare the dataset again") from None
 
 
 def _binary(chunk: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
