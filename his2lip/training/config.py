@@ -14,6 +14,7 @@ from his2lip.resources import STORAGE
 
 TEMPLATES = "templates"  # the value of `data.captions` for the captions that his2lip carries
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -114,7 +115,7 @@ class OptimConfig(Config):
     """Peak learning rate."""
     weight_decay: NotNegative = 0.01
     """Not applied to norms, biases and the logit scale."""
-    betas: tuple[Share, Share] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's decay rates of the two moments."""
     eps: Positive = 1e-6
     """AdamW's term in the denominator."""

@@ -40,6 +40,7 @@ def test_papers_hyper_parameters_are_the_defaults() -> None:
         ("finetune.lora={alpha: 0}", "finetune.lora.alpha"),
         ("finetune.layer_decay=1.5", "finetune.layer_decay"),
         ("model.image_size=0", "model.image_size"),
+        ("optim.betas=[0.9, 1]", "optim.betas.1"),
         ("loss={terms: text_only, weights: {image_text: 0, text_text: 0}}", "loss.weights"),
         ("data.augment={turn: true}", "data.augment.turn"),
         ("data={split: train}", "data.shards"),
