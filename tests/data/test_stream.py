@@ -19,7 +19,7 @@ from his2lip.data.shards.schema import WITHOUT_IMAGE
 from his2lip.data.stream import train_stream
 from his2lip.data.stream.augment import Augment, draw_turn, turn
 from his2lip.data.stream.batch import Batch
-from his2lip.errors import ConfigError, DatasetError
+from his2lip.errors import DatasetError
 from his2lip.taxonomy import biomarker_id, tissue_id
 
 
@@ -193,12 +193,6 @@ def test_a_broken_image_in_a_shard_is_named(tmp_path: Path) -> None:
         list(stream(uri))
     assert refused.value.key == "pixels"
     assert re.search(r"set/00007 in .*part-00000\.parquet", str(refused.value.where))
-
-
-def test_an_unknown_loader_is_refused(shards: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        stream(shards, loader="torch")
-    assert refused.value.key == "loader"
 
 
 def test_closing_in_mid_epoch_leaves_no_thread_behind(shards: str) -> None:

@@ -117,7 +117,6 @@ def summarise(
         for label, n in part.counts.items():
             of_split[label] = of_split.get(label, 0) + n
     seen = {label for labels in counts.values() for label in labels if label != NO_LABEL}
-    known = [label for label in card.classes if label in seen] + sorted(seen - set(card.classes))
     return DatasetInfo(
         name=card.name,
         card=card.model_dump(mode="json"),
@@ -127,7 +126,7 @@ def summarise(
         vocabularies={
             "tissue": list(taxonomy.TISSUES),
             "biomarker": list(taxonomy.BIOMARKERS),
-            "label": list(dict.fromkeys([*card.classes, *known])),
+            "label": [*card.classes, *sorted(seen - set(card.classes))],
         },
         digest=content_digest(card.name, sum(p.rows for p in parts), sum(p.content for p in parts)),
         parts={part.path: part.rows for part in parts},

@@ -26,7 +26,7 @@ from his2lip.data.stream.decode import decode_into
 from his2lip.data.stream.findings import Finding, Findings
 from his2lip.data.stream.order import Bools, Ints, Plan
 from his2lip.data.stream.row_groups import Pick, ReadAhead, RowBuffer, Rows, read_here
-from his2lip.errors import ConfigError, DatasetError, ImageError
+from his2lip.errors import DatasetError, ImageError
 from his2lip.runtime import usable_cpus
 from his2lip.taxonomy import BIOMARKERS, TISSUES, biomarker_id, tissue_id
 
@@ -93,9 +93,6 @@ class TrainStream:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if options.loader not in ("ray", "local"):
-            what = f"unknown loader '{options.loader}'"
-            raise ConfigError(what, key="loader", fix="set it to ray or local")
         self._options, self._world = options, world
         self._shards = open_shards(shards_uri)
         _refuse_report(self._shards, split)
@@ -273,7 +270,7 @@ class _Recipe:
         return rows.stains[row] in _MEASURED and self.follows(rows.tissues[row], rows.biomarkers[row])
 
     def finding(self, rows: Rows, row: int, share: float | None) -> Finding:
-        """What the caption of a row says of its staining; `share` of it is stained, None: unknown.
+        """What the caption of a row states of its staining; `share` of it is stained, None: unknown.
 
         Both parts are None where the captions of its pair do not depend on them.
         """
