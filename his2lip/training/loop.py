@@ -318,7 +318,7 @@ def computed_as(model: DualEncoder, device: torch.device) -> str:
 def resumed_otherwise(resume: ResumeState, model: DualEncoder, device: torch.device) -> str | None:
     """A sentence where `auto` means another precision or device than at the checkpoint; None where not."""
     before, now = resume.extra.get(_COMPUTED), computed_as(model, device)
-    if before in (None, now):  # checkpoints of earlier versions do not say
+    if before in (None, now):  # checkpoints of earlier versions do not record it
         return None
     return (
         f"this run was trained in {before} up to step {resume.step} and is resumed in {now}: "

@@ -81,7 +81,7 @@ class ReportQueue:
     async def take(self, wait_s: float) -> list[Item]:
         """All items since the last call; waits up to `wait_s` seconds for the first one.
 
-        By this call the driver says, too, that it has recorded the items of the last one.
+        The call also tells that the driver has recorded the items of the call before.
         """
         async with self._changed:
             self._recorded = self._taken
@@ -249,7 +249,7 @@ class _Wanted:
 
 
 class _ToDriver(logging.Handler):
-    """Sends warnings of the file layer, such as that a store is away, to the driver, which says them."""
+    """Sends warnings of the file layer, such as that a store is away, to the driver, which reports them."""
 
     def __init__(self, queue: Any) -> None:
         super().__init__(logging.WARNING)

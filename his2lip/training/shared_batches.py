@@ -21,7 +21,7 @@ from his2lip.data.stream import Batch
 
 _LOOK_S = 0.01  # between two looks for a batch that another process decodes
 _PATIENCE_S = 60.0  # without a new batch, after which a process decodes for itself
-_FULL = "full"  # the file that says that no more batches are stored
+_FULL = "full"  # a file that exists once no more batches are stored
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class SharedBatches:
         return Batch(images=images, step=step, **tensors, **texts)
 
     def _store(self, batch: Batch) -> None:
-        """Stores a batch, or that there is no more room."""
+        """Stores a batch, or stops sharing where there is no room for it."""
         if self._alone:
             return
         tensors = {
@@ -178,7 +178,7 @@ class SharedBatches:
             yield release
 
     def _stop_sharing(self) -> None:
-        """Says that no more batches are stored: to the others, and to itself where the disk is full."""
+        """Ends the storing of batches here and, where the disk takes the file, in the other processes."""
         self._alone = True
         with contextlib.suppress(OSError):
             (self._folder / _FULL).touch()

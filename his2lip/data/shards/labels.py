@@ -1,4 +1,4 @@
-"""Labels: the value of a column for each row, the class numbers of the rows, and what a label says."""
+"""Labels: the value of a column for each row, the class numbers of the rows, and what a label states."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from his2lip.errors import DatasetError, did_you_mean
 Staining = Literal["negative", "weak", "moderate", "strong"]
 STAININGS: tuple[Staining, ...] = get_args(Staining)
 
-# Scores and words of class names that state the staining of a patch. `positive` says that there is staining,
-# and not how much. HER2 scores: Wolff et al. 2018, J Clin Oncol 36:2105-2122.
+# Scores and words of class names that state the staining of a patch. `positive` states that there is
+# staining, and not how much. HER2 scores: Wolff et al. 2018, J Clin Oncol 36:2105-2122.
 _SCORES: dict[str, Staining] = {"0": "negative", "1+": "weak", "2+": "moderate", "3+": "strong"}
 _WORDS: dict[str, Staining | Literal["positive"]] = {
     **{name: name for name in STAININGS},
@@ -34,7 +34,7 @@ class Statement(NamedTuple):
     """What a patch's own score or label states beyond its tissue type and biomarker.
 
     staining   a staining band, or `positive` for staining of an unknown amount; None: not stated
-    described  a class that says something else than staining, in words; None: no such class
+    described  a class that states something else than staining, in words; None: no such class
     """
 
     staining: Staining | Literal["positive"] | None = None

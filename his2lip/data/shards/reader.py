@@ -25,7 +25,7 @@ from his2lip.files import filesystem, patiently
 T = TypeVar("T")
 _THREADS = 8  # that read footers, since each takes tens of milliseconds on an object store
 _FIX = "prepare the dataset again"
-# What Arrow says of a file that is damaged; what stores say where they fail has none of these words.
+# Words in Arrow's errors for a damaged file. Errors of a store that fails have none of them.
 _DAMAGE = re.compile(r"(?i)page integrity|checksum|thrift|end of stream|corrupt|decompress|malformed|invalid")
 
 
@@ -197,7 +197,7 @@ def _from_store(read: Callable[[], T], system: fs.FileSystem, path: str) -> T:
     """What `read` returns. Where a store fails for a time, `read` is called again.
 
     What no other call would change is raised at once: a missing file, a damaged one, an error of a local
-    disk. Arrow raises OSError for damage too, and tells it by its words.
+    disk. Arrow raises OSError for damage too; only the words of the error tell the two apart.
     """
     if isinstance(system, fs.LocalFileSystem):
         return read()
