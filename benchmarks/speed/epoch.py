@@ -58,6 +58,7 @@ SIDE, BATCH = 224, 256  # px of the model's input; patches of a batch
 # Limits: least rates against the DataLoader and of derived shards, most seconds to the first batch.
 RATE, DERIVED, FIRST_S = 0.9, 10.0, 2.0
 VIEW = f"squash(size={SIDE}, codec=jpeg)"
+EPOCHS, NEAR = 3, 4  # of the turn that measures waits; batches around the end of an epoch that belong to it
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def of_epoch(args: Any) -> tuple[dict[str, Any], dict[str, bool]]:
         warmup=0,  # each turn has a process of its own, and the files were just written
     )
     found: dict[str, Any] = {}
-    if args.kind == "jpeg" and not args.rates:
+    if _measures_waits(args):
         found |= _turn(args, "epochs")
         rate = _turn(args, "decode")
         args.head_mb, before = 0, args.head_mb
@@ -218,6 +219,8 @@ def make(args: Any) -> int:
     mean = sum(map(len, pool)) / len(pool)
     if args.images is None:
         args.images = 4096 if args.quick else int(1.02 * args.data_ratio * (args.store_mb << 20) / mean)
+    if args.images < (least := BATCH * (NEAR + 2 if _measures_waits(args) else 1)):
+        sys.exit(f"{args.images} patches are too few for these measurements: give --images {least} or more")
     for number in range(args.images):
         folder = args.data / "files" / MIHIC_BIOMARKERS[number % len(MIHIC_BIOMARKERS)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,6 +237,10 @@ def make(args: Any) -> int:
     args.derived_bytes = sum(path.stat().st_size for path in (args.data / "derived").rglob("*.parquet"))
     args.data_bytes = sum(len(pool[number % len(pool)]) for number in range(args.images))
     return int(args.data_bytes)
+
+
+def _measures_waits(args: Any) -> bool:
+    return args.kind == "jpeg" and not args.rates
 
 
 def _pool(kind: Kind, count: int) -> list[bytes]:
@@ -319,14 +326,12 @@ def stream_side(args: Any) -> dict[str, Any]:
 
 
 def epochs_side(args: Any) -> dict[str, float]:
-    """Waits between the batches of three epochs: within four batches of an epoch's end, and elsewhere."""
-    _, *times = _stream_times(args, epochs=3)
-    waits = np.diff(times)
-    ends = np.arange(1, 3) * (len(times) // 3)
-    near = np.min(np.abs(np.arange(len(waits))[:, None] + 1 - ends), axis=1) <= 4
-    warm = (
-        np.arange(len(waits)) >= len(times) // 6
-    )  # the first half epoch belongs to the start, not to the steady state
+    """Waits between the batches of EPOCHS epochs: within NEAR batches of an epoch's end, and elsewhere."""
+    _, *times = _stream_times(args, epochs=EPOCHS)
+    waits, steps = np.diff(times), len(times) // EPOCHS
+    ends = np.arange(1, EPOCHS) * steps
+    near = np.min(np.abs(np.arange(len(waits))[:, None] + 1 - ends), axis=1) <= NEAR
+    warm = np.arange(len(waits)) >= steps // 2  # before, the stream starts
     return {
         "median_wait_s": float(np.median(waits)),
         "longest_wait_at_epochs_s": float(waits[near].max()),
