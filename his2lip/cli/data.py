@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from his2lip.cli.console import ProgressBar, say, table
-from his2lip.cli.options import split_names
+from his2lip.cli.options import check_outputs, split_names
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError, DatasetError, first_line
 
@@ -54,7 +54,9 @@ def prepare_dataset(
             "tissue (least share of it)."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this number of images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read only this number of its files, spread over the dataset.")
+    ] = None,
     unpack_to: Annotated[
         Path | None, typer.Option(help="Where archives are unpacked. Default: ROOT.unpacked.")
     ] = None,
@@ -265,8 +267,12 @@ def _check_shards(uri: str, page: Path | None) -> tuple[Sequence[str], Sequence[
     """(problems, notes) of prepared shards, after printing their counts and image statistics."""
     from his2lip.data.cards import terms_of
     from his2lip.data.check import SAMPLES, check
+    from his2lip.data.shards import open_shards
 
-    file = None if page is None else _page_file(page, uri)
+    file = page
+    if page is not None and page.suffix != ".html":
+        file = page / f"{open_shards(uri).info.name}.html"
+    check_outputs({"--page": file})
     with ProgressBar("check") as bar:
         report = check(uri, samples=SAMPLES if page else 0, progress=bar.counter("images"))
     show_counts(report.info)
@@ -277,21 +283,6 @@ def _check_shards(uri: str, page: Path | None) -> tuple[Sequence[str], Sequence[
         write_page(report, file)
         say(f"page: {file}")
     return report.problems, [*report.warnings, *terms_of(report.info).notes()]
-
-
-def _page_file(page: Path, uri: str) -> Path:
-    """The file of the page. Raises DatasetError where it cannot be written, before the shards are read."""
-    from his2lip.data.shards import open_shards
-
-    file = page if page.suffix == ".html" else page / f"{open_shards(uri).info.name}.html"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.open("a").close()
-    except OSError as error:
-        what = f"the page cannot be written: {first_line(error)}"
-        fix = "give a file such as page.html, or a folder"
-        raise DatasetError(what, where=file, key="--page", fix=fix) from None
-    return file
 
 
 def _is_card(what: str) -> bool:

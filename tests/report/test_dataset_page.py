@@ -84,9 +84,15 @@ def test_page_that_cannot_be_written_is_refused_before_shards_are_read(
     (tmp_path / "folder.html").mkdir()
     for part in shards.rglob("*.parquet"):
         part.write_bytes(b"nothing is read")
-    with pytest.raises(DatasetError) as refused:
+    with pytest.raises(ConfigError) as refused:
         check_dataset(str(shards), page=tmp_path / page)
     assert refused.value.key == "--page"
+
+
+def test_a_check_that_fails_leaves_no_empty_page(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError):
+        check_dataset(str(tmp_path / "nowhere"), page=tmp_path / "pages" / "x.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_users_card_whose_prompts_lack_a_class_has_a_problem(
