@@ -290,6 +290,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str,
         assert len(ended.stderr.splitlines()) == 1
 
 
+def test_slides_are_not_read_before_the_folder_of_their_heat_maps_is_known_to_be_writable(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    ended = his2lip("classify", "file", "--slide", "--model", "nowhere", "--out", "file/maps", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, "(file/maps)" in ended.stderr) == (2, "", True), ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_calibrate_refuses_prompts_that_the_staining_of_a_biomarker_would_not_use(tmp_path: Path) -> None:
+    line = ("calibrate", "tiny", "--shards", "nowhere", "--prompts", "mine.yaml", "--biomarker", "Ki67")
+    ended = his2lip(*line, cwd=tmp_path)
+    assert (ended.returncode, "--prompts is for the tissue type" in ended.stderr) == (2, True), ended.stderr
+
+
 def test_a_query_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     data = his2lip("data", "synthesize", "--out", "d", "--datasets", "hnscc", "--scale", "0.02", cwd=tmp_path)

@@ -36,14 +36,13 @@ if TYPE_CHECKING:
 # Suffixes of whole-slide files that OpenSlide reads, besides those of images.
 _SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 SLIDES = Path(STORAGE, "slides")  # default of `--out`
-Prompts = Annotated[str, typer.Option(help="A prompt set's name or file.")]
 
 
 @command("classify")
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     model: Model,
-    prompts: Prompts = "tissue",
+    prompts: Annotated[str, typer.Option(help="A prompt set's name or file.")] = "tissue",
     biomarker: Annotated[
         str | None, typer.Option(help="The biomarker that was stained for; adds its staining.")
     ] = None,
@@ -118,6 +117,7 @@ def classify(
     A slide is tiled at the microns per pixel of the model's training patches; its heat map and a
     GeoJSON file for QuPath are written.
     """
+    from his2lip.files import check_writable
     from his2lip.serving import Classifier, ask, calibrated, load_for_inference, prefetched
 
     check_outputs({"--csv": csv})
@@ -130,7 +130,9 @@ def classify(
     if heat is None:
         refuse_unused({"--heat-range": heat_range}, "has the colours of --heat", fix="add --heat CLASS")
     patches, wholes = split_slides(_image_files(images), slides)
-    if not wholes:
+    if wholes:
+        check_writable(slides.out, fix="name another folder with --out")
+    else:
         fix = "add --slide, which tiles every image; --image-mpp is the scale of an image"
         unused = {"--heat": heat, "--mpp": mpp, "--tile": tile}
         refuse_unused(unused, "is for slides, and none of these files is one", fix=fix)
@@ -176,7 +178,7 @@ def calibrate(
         str | None,
         typer.Option(help="A split with the role select. Default: the dataset's only such split."),
     ] = None,
-    prompts: Prompts = "tissue",
+    prompts: Annotated[str | None, typer.Option(help="A prompt set's name or file. Default: tissue.")] = None,
     biomarker: Annotated[
         str | None, typer.Option(help="Calibrate the staining of this biomarker instead of the tissue type.")
     ] = None,
@@ -191,7 +193,9 @@ def calibrate(
     from his2lip.serving import ask, calibrate, load_for_inference
 
     check_outputs({"--out": out})
-    question = ask(prompts=prompts, biomarker=biomarker)[-1]
+    if biomarker is not None:
+        refuse_unused({"--prompts": prompts}, "is for the tissue type, and --biomarker calibrates a staining")
+    question = ask(prompts=prompts or "tissue", biomarker=biomarker)[-1]
     column = label or ("tissue" if biomarker is None else "label")
     found = calibrate(
         load_for_inference(model).model, shards, question, label=column, cache=cache, split=split
