@@ -93,7 +93,7 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
                 fresh=fresh,
             )
         record_sweep(run, config, result)
-    _show_result(config, result)
+    show_result(config, result)
     best, address = result.best_checkpoint, result.best_address
     if best is not None:
         show_limit(best, shards, split=base.data.split, select=base.data.select)
@@ -107,7 +107,7 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
     """Every ended trial as a run below the sweep's, the best checkpoint as a logged model, and the plots."""
     from his2lip.errors import RunError
     from his2lip.models import read_meta
-    from his2lip.tuning import DONE, importances, save_plots
+    from his2lip.tuning import BAD, DONE, importances, save_plots
 
     ended = {_trial_id(result.name, row): row for row in result.trials if row.state in DONE}
     run.keep_children(ended)  # without those of a sweep whose folder was removed
@@ -118,7 +118,7 @@ def record_sweep(run: Run, config: SweepConfig, result: SweepResult) -> None:
             params=row.params,
             metrics=row.metrics,
             code_version=row.code_version,
-            failed=row.state in ("failed", "hung"),
+            failed=row.state in BAD,
         )
     if result.best is not None and result.best.value is not None:
         run.metrics({f"best/{name}": result.best.metrics[name] for name in config.metrics})
@@ -143,8 +143,10 @@ def _trial_id(sweep: str, row: TrialRow) -> str:
     return f"{sweep}/{row.number}/{digest(row.to_json())[:16]}"
 
 
-def _show_result(config: SweepConfig, result: SweepResult) -> None:
+def show_result(config: SweepConfig, result: SweepResult) -> None:
     """The best trials, the trials that raised an error, and where plots and checkpoint are."""
+    from his2lip.tuning import BAD, best_rows
+
     if result.finished_before:
         say(f"{config.name} was finished before; nothing was run (add trials with trials=N)")
     versions = result.code_versions
@@ -152,10 +154,7 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
         counts = ", ".join(f"{count} with {version}" for version, count in versions.items())
         say(f"trials of different versions of the code are compared here: {counts} (--fresh starts again)")
     keys, front = list(config.dimensions), {row.number for row in result.front}
-    rows = sorted(
-        (row for row in result.trials if row.value is not None),
-        key=lambda row: (row.value or 0.0) * (-1 if config.mode == "max" else 1),
-    )
+    rows = best_rows(result.trials, config.mode, len(result.trials))
     table(
         ("trial", "state", *(key.rpartition(".")[2] for key in keys), *config.metrics),
         [
@@ -169,7 +168,7 @@ def _show_result(config: SweepConfig, result: SweepResult) -> None:
         numbers = ", ".join(str(row.number) for row in result.front)
         say(f"Pareto front of {' and '.join(config.metrics)}: trials {numbers}, the first {len(front)} rows")
     retries = {row.retry_of: row.number for row in result.trials}
-    for row in (r for r in result.trials if r.state in ("failed", "hung")):
+    for row in (r for r in result.trials if r.state in BAD):
         say(f"trial {row.number} {row.state}: {row.note}; it is not run again")
     for row in (r for r in result.trials if r.state == "error"):
         retry = retries.get(row.number)

@@ -4,8 +4,10 @@ from .config import SweepConfig as SweepConfig
 from .objective import training_objective as training_objective
 from .plots import importances as importances
 from .plots import save_plots as save_plots
+from .study import BAD as BAD
 from .study import DONE as DONE
 from .study import TrialRow as TrialRow
+from .study import best_rows as best_rows
 from .sweep import SweepResult as SweepResult
 from .sweep import gpus_of_sweep as gpus_of_sweep
 from .sweep import run_sweep as run_sweep

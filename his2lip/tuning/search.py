@@ -19,10 +19,12 @@ from his2lip.resources import code_version
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.space import Dimension, from_study, suggest
 from his2lip.tuning.study import (
+    BAD,
     CODE_VERSION,
     NAME,
     RECORD_DIGEST,
     REPORTS_DIGEST,
+    RETRY_OF,
     STOPPED,
     TrialRow,
     damaged,
@@ -61,7 +63,7 @@ class PlacedTPE(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         trials = study.get_trials(deepcopy=False)
-        before = {t.number: t.user_attrs.get("retry_of") for t in trials}
+        before = {t.number: t.user_attrs.get(RETRY_OF) for t in trials}
         first = origin(trial.number, before)
         place = sum(number < first and of is None for number, of in before.items())
         seed = int(digest([self._seed, place])[:8], 16)
@@ -107,7 +109,7 @@ class _SeenByTPE:
 
 def _is_bad(trial: FrozenTrial) -> bool:
     # The state of a trial needs the digest of its record: only of those that may be bad.
-    return not {"failed", "hung"}.isdisjoint(trial.user_attrs) and to_row(trial).state in ("failed", "hung")
+    return any(state in trial.user_attrs for state in BAD) and to_row(trial).state in BAD
 
 
 class StudySearch(Searcher):
@@ -182,7 +184,7 @@ class StudySearch(Searcher):
         self._study.tell(trial, state=TrialState.FAIL)
 
     def _tell(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        attrs = {key: result[key] for key in ("failed", "hung", "error") if result.get(key) is not None}
+        attrs: dict[str, Any] = {key: result[key] for key in (*BAD, "error") if result.get(key) is not None}
         self.raised += "error" in attrs
         if isinstance(result.get("mistake"), His2lipError):
             self.error = result["mistake"]

@@ -22,10 +22,14 @@ REPORTS_DIGEST = "reports_sha256"  # attribute of a trial that made reports: the
 CODE_VERSION = "code_version"  # attribute of a trial: the code that runs it; set after its parameters
 NAME = "name"  # attribute of a trial whose name in its sweep's directory is not its number
 STOPPED = "best"  # attribute of a trial that ASHA stopped: its value, which Optuna's own pruned trials lack
+RETRY_OF = "retry_of"  # attribute of a trial that repeats another: the number of that one
+_POINT = "point"  # attribute of a trial of a given point: the digest of the point
 _DAMAGED = "its record in the study is damaged"
 State = Literal["finished", "stopped", "failed", "hung", "error", "interrupted", "running", "waiting"]
+# States of trials that end without a value and are not run again; an attribute of this name has the reason.
+BAD: tuple[State, ...] = ("failed", "hung")
 # States of trials that are not run again.
-DONE: tuple[State, ...] = ("finished", "stopped", "failed", "hung")
+DONE: tuple[State, ...] = ("finished", "stopped", *BAD)
 # States of trials that have not ended.
 OPEN: tuple[State, ...] = ("running", "waiting")
 
@@ -111,7 +115,7 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
     remaining = config.trials - sum(to_row(t).state in DONE for t in trials)
     if remaining <= 0:
         return 0
-    retried = {t.user_attrs.get("retry_of") for t in trials}
+    retried = {t.user_attrs.get(RETRY_OF) for t in trials}
     for trial in trials:
         if trial.number in retried or to_row(trial).state not in ("error", "interrupted"):
             continue
@@ -119,12 +123,12 @@ def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] 
         if _is_damaged(trial):  # its parameters may be what is damaged
             own = to_study(config.dimensions, _within(config.dimensions, from_study(own)))
         params = {**own, **trial.system_attrs.get("fixed_params", {})}
-        _enqueue(study, params, retry_of=trial.number, point=trial.user_attrs.get("point"))
-    known = {t.user_attrs.get("point") for t in trials}
+        _enqueue(study, params, {RETRY_OF: trial.number, _POINT: trial.user_attrs.get(_POINT)})
+    known = {t.user_attrs.get(_POINT) for t in trials}
     for point in (*config.all_points, *warm):
         if digest(point) not in known:
             known.add(digest(point))
-            _enqueue(study, to_study(config.dimensions, point), point=digest(point))
+            _enqueue(study, to_study(config.dimensions, point), {_POINT: digest(point)})
     return remaining
 
 
@@ -203,8 +207,8 @@ def to_row(trial: FrozenTrial) -> TrialRow:
         metrics=json.loads(attrs.get("metrics", "{}")),
         reports=attrs.get("reports", 0),
         seconds=attrs.get("seconds"),
-        note=_DAMAGED if damaged else attrs.get("failed") or attrs.get("hung") or attrs.get("error"),
-        retry_of=attrs.get("retry_of"),
+        note=_DAMAGED if damaged else next((attrs[key] for key in (*BAD, "error") if key in attrs), None),
+        retry_of=attrs.get(RETRY_OF),
         code_version=attrs.get(CODE_VERSION),
     )
 
@@ -258,7 +262,7 @@ def _state(trial: FrozenTrial) -> State:
         case "PRUNED":
             return "stopped"
         case "FAIL":
-            known: tuple[State, ...] = ("failed", "hung", "interrupted")
+            known: tuple[State, ...] = (*BAD, "interrupted")
             return next((state for state in known if state in attrs), "error")
         case "WAITING":
             return "waiting"
@@ -266,7 +270,7 @@ def _state(trial: FrozenTrial) -> State:
             return "running"
 
 
-def _enqueue(study: Study, params: Mapping[str, Any], **attrs: Any) -> None:
+def _enqueue(study: Study, params: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
         # The values are checked against the space before.
         warnings.simplefilter("ignore", UserWarning)

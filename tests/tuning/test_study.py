@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
+from his2lip.cli.tune import show_result
 from his2lip.config import validate
 from his2lip.errors import RunError
 from his2lip.tuning.config import SweepConfig
@@ -29,7 +30,7 @@ from his2lip.tuning.study import (
     reports_digest,
     rows,
 )
-from his2lip.tuning.sweep import keep_best
+from his2lip.tuning.sweep import SweepResult, keep_best
 from his2lip.tuning.sweep_directory import TRIALS, SweepDir
 
 SPACE = {"x": {"kind": "uniform", "low": 0.0, "high": 2.0}}
@@ -150,6 +151,23 @@ def test_the_best_trials_the_front_and_those_that_have_not_ended_keep_their_fold
     config = sweep(metric=["f1", "recall"], keep=1, scheduler={"kind": "none"})
     keep_best(config, SweepDir(tmp_path), ended)
     assert {folder.name for folder in (tmp_path / TRIALS).iterdir()} == {"1", "3", "4", "notes"}
+
+
+def test_of_equal_trials_the_table_begins_with_the_one_that_is_reported_as_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(number: int, value: float | None, **more: Any) -> TrialRow:
+        metrics = {} if value is None else {"select/macro_f1": value}
+        state: State = "interrupted" if value is None else "finished"
+        return TrialRow(
+            number=number, name=str(number), state=state, params={}, value=value, metrics=metrics, **more
+        )
+
+    table = [row(0, None), row(1, 0.5), row(2, 0.5, retry_of=0)]
+    (best,) = best_rows(table, "max", 1)
+    show_result(sweep(), SweepResult("s", SweepDir(tmp_path), "sqlite://", table, best, False))
+    _, first, *_ = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == str(best.number) == "2"
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "nosuchdialect://host/study", "sqlite:////proc/no/study.db"])
