@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +59,39 @@ def test_what_a_killed_process_left_of_a_line_is_removed_without_writing_the_oth
     path.write_bytes(whole + b'{"what": "metr')
     assert _without_room(_read, path, 1) == 0
     assert path.read_bytes() == whole
+
+
+def test_the_store_of_the_latest_command_is_known_when_the_outbox_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    for store in ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///a.db"):
+        with Outbox.open(path) as outbox:
+            outbox.mark_sent(store, 0)
+    assert Outbox.read(path).store == "sqlite:///a.db"
+
+
+def test_a_record_is_in_the_file_before_the_mark_that_it_was_sent(tmp_path: Path) -> None:
+    path, ended = tmp_path / "run.jsonl", threading.Event()
+    before = sys.getswitchinterval()
+    with Outbox.open(path) as outbox:
+
+        def send() -> None:
+            while not ended.is_set():
+                outbox.mark_sent("store", len(outbox.records))
+
+        sender = threading.Thread(target=send)
+        sys.setswitchinterval(1e-6)
+        try:
+            sender.start()
+            for number in range(1000):
+                outbox.add(FIRST | {"path": f"/{number}"})
+        finally:
+            ended.set()
+            sender.join()
+            sys.setswitchinterval(before)
+    written = 0
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["what"] == "sent":
+            assert entry["count"] <= written, "a process that dies here would never send the next record"
+        else:
+            written += 1

@@ -79,7 +79,7 @@ class Outbox:
             entries = [json.loads(line) for line in whole.splitlines()]
             for entry in entries:
                 if entry["what"] == _SENT:
-                    outbox._sent[entry["store"]] = entry["count"]
+                    outbox._set_sent(entry["store"], entry["count"])
                 else:
                     outbox._remember(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -98,14 +98,19 @@ class Outbox:
 
     def add(self, record: Record) -> None:
         """Appends a record, unless the outbox has it."""
-        if (new := self._remember(record)) is not None:
-            self._append(new)
+        with self._writing:  # a mark that it was sent must come after it in the file
+            if (new := self._remember(record)) is not None:
+                self._append(new)
 
     def mark_sent(self, store: str, count: int) -> None:
         """Records that `store` has the first `count` records."""
+        with self._writing:
+            self._set_sent(store, count)
+            self._append({"what": _SENT, "store": store, "count": count})
+
+    def _set_sent(self, store: str, count: int) -> None:
         self._sent.pop(store, None)  # the latest store comes last
         self._sent[store] = count
-        self._append({"what": _SENT, "store": store, "count": count})
 
     def _remember(self, record: Record) -> Record | None:
         """Adds to `records` what is new of a record; None where nothing is."""
@@ -132,12 +137,12 @@ class Outbox:
         return record
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with self._writing:
-            if self._file is None:
-                return
-            try:
-                self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                self._file.flush()
-            except OSError as error:  # a full disk must not end the run; what is sent is not lost
-                _log.warning("%s cannot be written: %s", self.path, first_line(error))
-                self._file = None
+        """Writes an entry; the caller has the lock `_writing`."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk must not end the run; what is sent is not lost
+            _log.warning("%s cannot be written: %s", self.path, first_line(error))
+            self._file = None
