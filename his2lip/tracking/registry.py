@@ -7,7 +7,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from his2lip.errors import TrackingError, first_line
@@ -26,7 +26,7 @@ from his2lip.tracking.store_run import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Metric
 
 EXPERIMENT = "his2lip-models"  # where promoted models are logged
 CALIBRATION = "his2lip.calibration"  # tag: what the temperatures of a promoted model were fitted on
@@ -67,21 +67,21 @@ class Promoted:
 
 
 def scored_models(tracker: Tracker) -> list[Scored]:
-    """Every set of weights that his2lip logged, the latest first, with all of its scores."""
+    """Every set of weights that his2lip logged, the latest first, with its latest score on each dataset."""
     names = {e.experiment_id: e.name for e in tracker.client.search_experiments()}
-    found: dict[str, Scored] = {}
+    found: dict[str, list[LoggedModel]] = {}
     for model in _logged(tracker.client, list(names)):
-        weights = model.tags[WEIGHTS]
-        latest = found.get(weights) or Scored(
-            names=[], path=None, weights=weights, experiment=names[model.experiment_id], scores={}
+        found.setdefault(model.tags[WEIGHTS], []).append(model)
+    return [
+        Scored(
+            names=[model.name for model in same],
+            path=next((model.tags[PATH] for model in same if model.tags.get(PATH)), None),
+            weights=weights,
+            experiment=names[same[0].experiment_id],
+            scores=_macro_f1(same),
         )
-        found[weights] = replace(
-            latest,
-            names=[*latest.names, model.name],
-            path=latest.path or model.tags.get(PATH),
-            scores=_macro_f1(model) | dict(latest.scores),
-        )
-    return list(found.values())
+        for weights, same in found.items()
+    ]
 
 
 def model_paths(tracker: Tracker) -> set[str]:
@@ -203,7 +203,7 @@ def _logging(tracker: Tracker, name: str, source: str) -> Iterator[StoreRun]:
 
 
 def _carry_scores(run: StoreRun, model_id: str, weights: str) -> dict[str, str]:
-    """Copies to a logged model the scores on datasets that its weights have under other names.
+    """Copies to a logged model the latest scores on datasets that its weights have under other names.
 
     Returns tags with the latest run that has all figures of these weights, and the run that trained them.
     """
@@ -211,12 +211,7 @@ def _carry_scores(run: StoreRun, model_id: str, weights: str) -> dict[str, str]:
 
     experiments = [e.experiment_id for e in run.client.search_experiments()]
     same = [m for m in _logged(run.client, experiments) if m.tags[WEIGHTS] == weights]
-    scores = {
-        (m.key, m.dataset_name, m.dataset_digest): m
-        for model in same
-        for m in model.metrics or []
-        if m.dataset_name
-    }
+    scores = {(m.key, m.dataset_name, m.dataset_digest): m for m in _by_time(same) if m.dataset_name}
     # MLflow tells the metrics of a model apart by name, time and run, and not by dataset.
     times = {dataset: now() + i for i, dataset in enumerate(dict.fromkeys(key[1:] for key in scores))}
     copies = [
@@ -262,12 +257,18 @@ def _logged(client: MlflowClient, experiments: list[str], most: int | None = _MO
             return
 
 
-def _macro_f1(model: LoggedModel) -> dict[str, float]:
-    """Macro F1 by dataset; `select` is the split that the checkpoint was chosen on."""
+def _macro_f1(models: Sequence[LoggedModel]) -> dict[str, float]:
+    """The latest macro F1 by dataset; `select` is the split that the checkpoint was chosen on."""
     scores = {}
-    for metric in model.metrics or []:
+    for metric in _by_time(models):
         if metric.key == "macro_f1" and metric.dataset_name:
             scores[metric.dataset_name] = float(metric.value)
         elif metric.key == "select/macro_f1":
             scores["select"] = float(metric.value)
     return scores
+
+
+def _by_time(latest_first: Sequence[LoggedModel]) -> list[Metric]:
+    """The metrics of logged models, the latest last."""
+    metrics = (metric for model in reversed(latest_first) for metric in model.metrics or [])
+    return sorted(metrics, key=lambda metric: metric.timestamp)

@@ -37,7 +37,7 @@ from his2lip.serving.calibration import Calibration, similarity_digest
 from his2lip.serving.mlflow_model import ServedModel
 from his2lip.serving.questions import ask
 from his2lip.synthetic.twins import write_twin
-from his2lip.tracking.registry import promoted_models
+from his2lip.tracking.registry import promoted_models, scored_models
 from his2lip.tracking.store import Tracker
 from his2lip.tracking.store_run import RUN_ID
 from his2lip.training.config import TrainConfig
@@ -89,14 +89,14 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def score(checkpoint: Path, name: str, value: float, **others: float) -> None:
-    """Writes grid cells of this checkpoint on MIST and others to MLflow, as the benchmark does."""
+def score(checkpoint: Path, name: str, value: float, *, run: str = "", **others: float) -> None:
+    """Writes grid cells of this checkpoint on MIST and others to MLflow, as the benchmark `run` does."""
     digest = read_meta(checkpoint)["tensor_digest"]
-    tags = {RUN_ID: f"{name}-{digest}"}
-    with Tracker.open().run("his2lip-benchmark", "grid", {}, tags=tags, beside=checkpoint.parent) as run:
-        model = run.model(name, digest=digest, path=str(checkpoint))
+    tags = {RUN_ID: f"{run}{name}-{digest}"}
+    with Tracker.open().run("his2lip-benchmark", "grid", {}, tags=tags, beside=checkpoint.parent) as written:
+        model = written.model(name, digest=digest, path=str(checkpoint))
         for dataset, figure in (("mist", value), *others.items()):
-            run.cell(
+            written.cell(
                 f"{name}/{dataset}", model=model, scored_as=dataset, digest="e" * 64,
                 metrics={"macro_f1": figure}, params={"dataset": dataset},
             )  # fmt: skip
@@ -125,6 +125,25 @@ def test_a_promoted_checkpoint_is_loaded_by_its_alias_and_its_terms_are_printed(
     metrics = client.get_logged_model(version.source.rpartition("/")[2]).metrics
     scored = {(m.dataset_name, m.key): m.value for m in metrics if m.dataset_name}
     assert scored == {("mist", "macro_f1"): 0.4321, ("bci", "macro_f1"): 0.25}
+
+
+def test_of_several_scores_of_the_same_weights_the_latest_is_promoted_and_listed(
+    sqlite: None, checkpoint: Callable[..., Path]
+) -> None:
+    best = checkpoint("again", seed=5)
+    for name, figure in (("early", 0.2), ("late", 0.6)):
+        score(best, name, figure)
+    his2lip("models", "promote", best, "--alias", "champion", "--as", "again")
+    tracker = Tracker.open()
+    version = tracker.client.get_model_version_by_alias("again", "champion")
+    promoted = tracker.client.get_logged_model(version.source.rpartition("/")[2])
+    assert [m.value for m in promoted.metrics if m.dataset_name == "mist"] == [0.6]
+
+    score(best, "early", 0.4, run="third-")
+    weights = read_meta(best)["tensor_digest"]
+    (listed,) = (row for row in scored_models(tracker) if row.weights == weights)
+    assert listed.names == ["again", "late", "early"]
+    assert listed.scores == {"mist": 0.4}
 
 
 def test_promoting_again_moves_the_alias_and_keeps_one_version_of_the_same_weights(
