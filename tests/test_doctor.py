@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_factory import hf_cache
 
 from his2lip.cli.doctor import examine
 
@@ -41,3 +42,15 @@ def test_a_store_that_cannot_be_reached_is_missing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file")
     found = next(f for f in examine() if f.what == "MLflow store")
     assert found.state == "missing"
+
+
+def test_only_repositories_with_weights_in_the_cache_in_use_are_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, file in (("org/weights", "model.safetensors"), ("org/tokenizer", "tokenizer.json")):
+        source = tmp_path / name
+        source.mkdir(parents=True)
+        (source / file).write_text("{}")
+        hf_cache(tmp_path / "cache", name, source, monkeypatch)
+    found = next(f for f in examine() if f.what == "cached weights")
+    assert found.found == "org/weights"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -126,9 +125,9 @@ def _ray_token() -> Finding:
 
 
 def _weights() -> Finding:
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    cached = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*"))
-    if cached:
+    from his2lip.models import cached_repositories
+
+    if cached := cached_repositories():
         return Finding("cached weights", ", ".join(cached))
     return Finding(
         "cached weights", "none", "note", "pretrained backbones download at first use; `tiny` needs none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,10 +80,12 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     beside = Path(STORAGE if "://" in config.storage else config.storage, "tune")
     with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         with ProgressBar(config.name) as bar:
+            ended = itertools.count(1)  # a trial that is repeated counts again
 
             def on_trial(row: TrialRow) -> None:
                 scores = ", ".join(map(" ".join, zip(config.metrics, _scores(config, row), strict=True)))
-                bar.update(f"trial {row.number} of {config.trials} {row.state}, {scores}")
+                count = f"{next(ended)} ended, {config.trials} planned"
+                bar.update(f"trial {row.number} {row.state}, {scores}; {count}")
 
             result = run_sweep(
                 config,

@@ -1,6 +1,7 @@
 from .catalogue import BACKBONES as BACKBONES
 from .catalogue import cached_backbones as cached_backbones
 from .catalogue import cached_models as cached_models
+from .catalogue import cached_repositories as cached_repositories
 from .checkpoint import copy_checkpoint as copy_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .compiled import compile_blocks as compile_blocks

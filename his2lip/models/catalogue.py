@@ -127,8 +127,13 @@ def cached_models() -> list[CachedModel]:
 
 def cached_backbones() -> set[str]:
     """Names of the backbones whose weights are in the cache, or that need none."""
-    here = {repository for repository, folder in _snapshots().items() if _has_weights(folder)}
+    here = cached_repositories()
     return {b.name for b in BACKBONES.values() if b.repository is None or b.repository in here}
+
+
+def cached_repositories() -> list[str]:
+    """The repositories in the Hugging Face cache that have weights, sorted by name."""
+    return sorted(repository for repository, folder in _snapshots().items() if _has_weights(folder))
 
 
 def _snapshots() -> dict[str, Path]:
