@@ -233,6 +233,10 @@ def test_shards_are_read_again_from_a_store_that_comes_back_and_damage_is_refuse
         read_row_group(there.filesystem, groups[0])
     assert (refused.value.key, refused.value.where) == ("store", groups[0].path)
     waits.clear()
+    store.fault = "AWS Error INVALID_ACCESS_KEY_ID during GetObject operation: no such key"
+    with pytest.raises(StorageError):  # a damaged shard would be prepared again
+        read_row_group(there.filesystem, groups[0])
+    waits.clear()
     store.fault = None
     with pytest.raises(DatasetError):
         read_row_group(there.filesystem, dataclasses.replace(groups[0], path=f"{root}/none"))

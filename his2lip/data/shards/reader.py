@@ -25,8 +25,10 @@ from his2lip.files import filesystem, patiently
 T = TypeVar("T")
 _THREADS = 8  # that read footers, since each takes tens of milliseconds on an object store
 _FIX = "prepare the dataset again"
-# Words in Arrow's errors for a damaged file. Errors of a store that fails have none of them.
+# Words in Arrow's errors for a damaged file, and those by which it names a store. INVALID_ACCESS_KEY_ID is an
+# error of a store that has words of both.
 _DAMAGE = re.compile(r"(?i)page integrity|checksum|thrift|end of stream|corrupt|decompress|malformed|invalid")
+_STORES = re.compile(r"AWS Error|google::cloud|Azure Error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ def _from_store(read: Callable[[], T], system: fs.FileSystem, path: str) -> T:
         except FileNotFoundError as error:
             return error
         except OSError as error:
-            if _DAMAGE.search(str(error)):
+            if _DAMAGE.search(str(error)) and not _STORES.search(str(error)):
                 return error
             raise
 
