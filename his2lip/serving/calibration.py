@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from his2lip.evaluation import (
     clusters_of,
     fit_temperature,
 )
+from his2lip.files import filesystem, write_file
 from his2lip.models import read_meta
 from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import Question
@@ -66,9 +68,9 @@ class Calibration:
         return f"{self.dataset}, split {self.split}, {self.n:,} patches"
 
     def save(self, path: Path) -> None:
-        """Writes the calibration to a JSON file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(sealed(asdict(self)), indent=1) + "\n", encoding="utf-8")
+        """Writes the calibration to a JSON file, completely or not at all."""
+        data = (json.dumps(sealed(asdict(self)), indent=1) + "\n").encode()
+        write_file(*filesystem(path), data, what="the calibration")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -76,6 +78,7 @@ class Calibration:
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
             found = cls(**{key: value for key, value in tree.items() if key != "sha256"})
+            usable = found.format == FORMAT and math.isfinite(found.temperature) and found.temperature > 0
         except (OSError, ValueError, TypeError, AttributeError):
             raise ConfigError("this is not a calibration", where=path, key=path.name, fix=_REFIT) from None
         try:
@@ -83,7 +86,7 @@ class Calibration:
         except ValueError as error:
             what = f"this calibration is damaged: {error}"
             raise ConfigError(what, where=path, key="sha256", fix=_REFIT) from None
-        if found.format != FORMAT or not found.temperature > 0:
+        if not usable:
             raise ConfigError("this calibration cannot be used", where=path, key="temperature", fix=_REFIT)
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from his2lip.data.images import decode
 from his2lip.data.shards import ShardSet
 from his2lip.errors import CheckpointError
 from his2lip.evaluation import ModelEncoder, chunks, read_images
+from his2lip.files import filesystem, write_file
 from his2lip.serving.appearance import APPEARANCE_VERSION, appearance
 
 if TYPE_CHECKING:
@@ -114,9 +114,8 @@ class Familiarity:
         stored = [np.ascontiguousarray(part, dtype=np.float32) for part in parts]
         base = json.dumps(asdict(self.base))
         about = {"base": base, "sha256": _digest(base, stored)}
-        new = folder / f".{FAMILIARITY}.tmp"
-        new.write_bytes(save(dict(zip(_TENSORS, stored, strict=True)), metadata=about))
-        os.replace(new, folder / FAMILIARITY)
+        data = save(dict(zip(_TENSORS, stored, strict=True)), metadata=about)
+        write_file(*filesystem(folder / FAMILIARITY), data, what=FAMILIARITY)
         return folder / FAMILIARITY
 
     @classmethod
