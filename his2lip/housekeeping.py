@@ -22,8 +22,10 @@ from his2lip.training import RunDir
 Kind = Literal["features", "checkpoint", "run", "copy", "leftover"]
 DEFAULT: tuple[Kind, ...] = ("checkpoint", "run", "leftover")
 KINDS: tuple[Kind, ...] = (*DEFAULT, "features", "copy")  # the last two cost work or a download to have again
-_OURS = ("train", "tune", "benchmark", "shards")  # folders of a storage, beside its cache
-_LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")  # names that we write
+_OURS = ("train", "tune", "benchmark", "shards", "captions", "registered")  # of a storage, beside its cache
+# Names that we write: of files, and of the folders of checkpoints that were being written or fetched.
+_LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")
+_LEFT_FOLDER = re.compile(r"^\..+\.[0-9a-f]{8}(?:\.old)?\.tmp$|^\.fetch-")
 _BEING_WRITTEN_S = 3600.0  # younger temporary files may belong to a process at work
 
 
@@ -170,10 +172,11 @@ def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator
 
 
 def _leftovers(storage: Path, cache: Path, now: float) -> Iterator[Item]:
-    """Temporary files of commands, and damaged parts that were set aside."""
+    """What killed commands left of files and checkpoints, and damaged parts that were set aside."""
     for folder in (*(storage / name for name in _OURS), cache):
         for path in folder.rglob("*") if folder.is_dir() else ():
-            if _LEFT.search(path.name) and path.is_file() and not path.is_symlink():
+            left = _LEFT_FOLDER if path.is_dir() else _LEFT
+            if left.search(path.name) and not path.is_symlink():
                 item = _item("leftover", path, now, "not whole, and never read")
                 if item.age_s >= _BEING_WRITTEN_S:
                     yield item

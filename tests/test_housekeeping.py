@@ -75,6 +75,25 @@ def test_what_no_result_needs_is_listed_and_nothing_else(storage: Path) -> None:
     assert listed(storage, now=time.time() + 8 * DAY) - listed(storage) == {("run", "train/new")}
 
 
+def test_checkpoints_that_a_killed_command_was_writing_or_fetching_are_leftovers(storage: Path) -> None:
+    left = {
+        "train/done/.last.0123abcd.tmp",
+        "tune/s/trials/7/.best.0123abcd.old.tmp",
+        "registered/.fetch-a1b2c3",
+    }
+    for place in left:
+        (storage / place / "checkpoint").mkdir(parents=True)
+        (storage / place / "checkpoint/model.safetensors").write_bytes(bytes(1000))
+    before = listed(storage)
+    for place in left:
+        _age(storage / place, 1)
+    assert listed(storage) - before == {("leftover", place) for place in left}
+    for item in superfluous(storage, days=7, needed=()):
+        remove(item)
+    assert not any((storage / place).exists() for place in left)
+    assert (storage / "train/done/best").is_dir()
+
+
 def test_what_a_board_or_a_run_names_is_kept(storage: Path) -> None:
     board = {"config": {"models": [{"path": f"local-dir:{storage}/train/done/last"}]}}
     (storage / "benchmark/b/board.json").write_text(json.dumps(board), encoding="utf-8")
