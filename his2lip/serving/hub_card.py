@@ -341,7 +341,8 @@ def _gates(content: CardContent) -> str:
             '`his2lip classify` and the served model answer "not answered", with the reason, for',
             "",
             f"- images that show less than {100 * LEAST_TISSUE:.0f} % tissue",
-            "- images that look stained with haematoxylin and eosin, where a biomarker is asked for",
+            "- images that look stained with haematoxylin and eosin, where a biomarker is asked for, "
+            "or where the model was trained on other stains only",
             f"- images that are read at more than {MOST_SCALE:g} times, or at less than 1/{MOST_SCALE:g} of, "
             "the scale of the training patches",
             far,
