@@ -41,6 +41,10 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_price_ranges_over_the_node_types_with_so_many_gpus(
     head: Path, gpus: int, least: float, most: float
 ) -> None:
+    file = head / "ray_bootstrap_config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    del tree["available_node_types"][tree["head_node_type"]]["resources"]
+    file.write_text(yaml.safe_dump(tree))
     assert usd_per_hour(gpus) == (least, most)
 
 
@@ -48,11 +52,19 @@ def test_what_is_left_of_the_budget_follows_from_the_guards_record(head: Path) -
     assert budget_left() == pytest.approx(279.0)
 
 
-@pytest.mark.parametrize("damaged", ["budget.json", "ray_bootstrap_config.yaml"])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("budget.json", '{"cut off'),
+        ("ray_bootstrap_config.yaml", '{"cut off'),
+        ("ray_bootstrap_config.yaml", "metadata: {budget: {usd: [300], record: r, usd_per_hour: {}}}"),
+        ("ray_bootstrap_config.yaml", "metadata: {budget: {usd: 300, record: r, usd_per_hour: {a: 1}}}"),
+    ],
+)
 def test_a_budget_that_cannot_be_read_stops_no_run(
-    head: Path, damaged: str, capsys: pytest.CaptureFixture[str]
+    head: Path, file: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (head / damaged).write_text('{"cut off')
+    (head / file).write_text(text)
     assert budget_left() is None
     show_estimate(KNOWN, gpus=4)
     assert "3,600 steps" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -38,18 +39,20 @@ class Budget:
 
 
 def read_budget(config: Mapping[str, Any]) -> Budget:
-    """The budget in a cluster's file. Raises ValueError where it is missing, or lacks a machine's price."""
-    tree = (config.get("metadata") or {}).get("budget")
-    if not isinstance(tree, Mapping) or not tree.keys() >= {"usd", "record", "usd_per_hour"}:
-        raise ValueError("metadata.budget needs usd, record and usd_per_hour")
-    prices = {str(kind): float(price) for kind, price in tree["usd_per_hour"].items()}
-    types = config["available_node_types"].values()
-    lacking = {node["node_config"]["InstanceType"] for node in types} - prices.keys()
-    if lacking:
+    """The budget in a cluster's file. Raises ValueError where it is missing or wrong, or lacks a price."""
+    try:
+        tree = config["metadata"]["budget"]
+        prices = {str(kind): float(price) for kind, price in tree["usd_per_hour"].items()}
+        budget = Budget(float(tree["usd"]), Path(tree["record"]).expanduser(), prices)
+        types = {node["node_config"]["InstanceType"] for node in config["available_node_types"].values()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        what = "metadata.budget needs usd, record and usd_per_hour, and each node type an InstanceType"
+        raise ValueError(what) from None
+    if lacking := types - prices.keys():
         raise ValueError(f"metadata.budget.usd_per_hour lacks {', '.join(sorted(lacking))}")
-    if min(prices.values()) <= 0 or float(tree["usd"]) <= 0:
-        raise ValueError("metadata.budget: prices and usd must be greater than 0")
-    return Budget(float(tree["usd"]), Path(tree["record"]).expanduser(), prices)
+    if not all(0 < amount < math.inf for amount in (*prices.values(), budget.usd)):
+        raise ValueError("metadata.budget: prices and usd must be numbers greater than 0")
+    return budget
 
 
 @dataclass(frozen=True)

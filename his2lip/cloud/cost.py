@@ -26,9 +26,9 @@ def usd_per_hour(gpus: int, *, file: Path = CONFIG) -> tuple[float, float] | Non
     except ValueError:
         return None
     costs = [
-        prices[node["node_config"]["InstanceType"]] * math.ceil(gpus / node["resources"]["GPU"])
+        prices[node["node_config"]["InstanceType"]] * math.ceil(gpus / count)
         for node in tree["available_node_types"].values()
-        if node["resources"].get("GPU")
+        if (count := (node.get("resources") or {}).get("GPU"))  # Ray fills in what a node type leaves out
     ]
     return (min(costs), max(costs)) if costs else None
 

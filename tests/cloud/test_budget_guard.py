@@ -50,8 +50,14 @@ def test_a_damaged_record_is_not_taken_for_an_empty_one(tmp_path: Path, damage: 
         Record.read(tmp_path / "budget.json")
 
 
-@pytest.mark.parametrize("change", [{"usd": 0}, {"usd_per_hour": {"m7i.xlarge": 1}}, {"record": None}])
-def test_a_budget_that_is_incomplete_is_refused(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"usd": 0}, {"usd": float("nan")}, {"usd": "300 USD"}, {"usd": [300]}, {"record": 1}),
+        *({"usd_per_hour": {"m7i.xlarge": 1}}, {"usd_per_hour": ["m7i.xlarge"]}, {"record": None}),
+    ],
+)
+def test_a_budget_that_is_incomplete_or_wrong_is_refused(change: dict[str, Any]) -> None:
     tree = yaml.safe_load(CLUSTER.read_text())
     read_budget(tree)
     budget = tree["metadata"]["budget"] | change
