@@ -45,7 +45,7 @@ class Endpoint(Config):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What an endpoint answered.
 
     text    of the first choice; empty where there is none
@@ -107,7 +107,7 @@ class Chat:
     async def __aexit__(self, *error: object) -> None:
         await self._client.close()
 
-    async def ask(self, instruction: str, question: str) -> Answer:
+    async def ask(self, instruction: str, question: str) -> Completion:
         """Sends two texts and returns the answer.
 
         Raises EndpointError where no request can succeed, and RunError where this one did not, also after it
@@ -139,9 +139,9 @@ class Chat:
             told = printable(str(got.model or self.endpoint.model))
             text = printable(text)
         except (AttributeError, IndexError, TypeError):
-            return Answer("", "not a chat completion", self.endpoint.model, 0, 0, time.time())
+            return Completion("", "not a chat completion", self.endpoint.model, 0, 0, time.time())
         sent, received = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        return Answer(text, ended, told, sent, received, time.time())
+        return Completion(text, ended, told, sent, received, time.time())
 
     async def _wait_for_turn(self, request: object) -> None:
         """Spaces the requests evenly over the minute, those that the client tries again too."""

@@ -35,7 +35,7 @@ _EMPTY = 238  # grey of places of which the shards have no patch
 
 
 @dataclass(frozen=True)
-class View:
+class PatchInContext:
     """A patch with its surroundings.
 
     pixels      uint8 (H, W, 3)
@@ -64,7 +64,7 @@ class Surroundings:
 
     def views(
         self, split: str, patches: Mapping[int, Mapping[str, Any]], *, context_um: float
-    ) -> Iterator[View]:
+    ) -> Iterator[PatchInContext]:
         """The patches of some rows, given by the columns of their place, with up to `context_um` around them.
 
         Raises DatasetError for an image that cannot be decoded.
@@ -85,11 +85,11 @@ class Surroundings:
         row: int,
         images: Mapping[int, bytes],
         context_um: float,
-    ) -> View:
+    ) -> PatchInContext:
         pixels = decode(images[row])
         height, width = pixels.shape[:2]
         mpp = patch["mpp"]
-        alone = View(pixels, (0, 0, width, height), mpp, None)
+        alone = PatchInContext(pixels, (0, 0, width, height), mpp, None)
         if mpp is None or patch["x"] is None or patch["y"] is None:
             return alone
         margin = round(context_um / mpp)
@@ -107,7 +107,9 @@ class Surroundings:
         x, y = margin - left, margin - top
         return _around(shown, (x, y, x + width, y + height), mpp)
 
-    def _from_slide(self, patch: Mapping[str, Any], alone: View, margin: int, scale: float) -> View | None:
+    def _from_slide(
+        self, patch: Mapping[str, Any], alone: PatchInContext, margin: int, scale: float
+    ) -> PatchInContext | None:
         """The surroundings in the image that a patch was cut from; None where that is not at hand."""
         if self._root is None:
             return None
@@ -171,7 +173,7 @@ class Surroundings:
         return step / patch["width"] if step > patch["width"] else 1.0
 
 
-def draw(view: View) -> tuple[np.ndarray, float | None]:
+def draw(view: PatchInContext) -> tuple[np.ndarray, float | None]:
     """A picture, uint8 (H, W, 3), and the microns of its scale bar; None where the scale is unknown.
 
     Where the surroundings are shown, the patch is on the left and lies framed in them on the right, each with
@@ -215,11 +217,11 @@ def _panel(
     return np.asarray(image), float(bar)
 
 
-def _around(pixels: np.ndarray, box: tuple[int, int, int, int], mpp: float) -> View:
+def _around(pixels: np.ndarray, box: tuple[int, int, int, int], mpp: float) -> PatchInContext:
     height, width = pixels.shape[:2]
     left, top, right, bottom = box
     most = max(left, top, width - right, height - bottom)
-    return View(pixels, box, mpp, round(most * mpp, 1) if most > 0 else None)
+    return PatchInContext(pixels, box, mpp, round(most * mpp, 1) if most > 0 else None)
 
 
 def _paste(canvas: np.ndarray, covered: np.ndarray, pixels: np.ndarray, x: int, y: int) -> None:

@@ -42,7 +42,7 @@ _PLACED = ["patch_id", "case_id", "slide_id", "region_id", "x", "y", "width", "h
 _DAB = ("DAB", None)  # stains whose area is measured; most datasets that state none are DAB
 
 _Subject = tuple[str | None, str | None, Staining | None]
-Progress = Callable[[str, int, int], None]  # what is done, images done, images to do
+ProgressCallback = Callable[[str, int, int], None]  # what is done, images done, images to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def draft_project(
     bands: bool = True,
     per_key: int = PER_KEY,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressCallback = lambda what, done, total: None,
 ) -> Drafted:
     """Writes a new caption project into `folder`.
 
@@ -233,7 +233,7 @@ def _sort(
     left_out: dict[str, int],
     cache: str,
     bands: bool,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> int:
     """Adds the patches of a split to their keys; how many patches it has."""
     measuring = EmbeddingCache(cache, progress=lambda done, total: progress("stained areas", done, total))
@@ -282,7 +282,7 @@ def _features(
     groups: Iterable[Sequence[_Member]],
     model: DualEncoder,
     cache: str,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> dict[tuple[int, str, int], np.ndarray]:
     """The mean raw feature of each candidate, by dataset, split and row."""
     rows: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -301,7 +301,10 @@ def _features(
 
 
 def _pictures(
-    folder: Path, sources: Sequence[Source], chosen: Mapping[_Subject, Sequence[_Member]], progress: Progress
+    folder: Path,
+    sources: Sequence[Source],
+    chosen: Mapping[_Subject, Sequence[_Member]],
+    progress: ProgressCallback,
 ) -> dict[_Subject, list[Picture]]:
     """Draws and writes the pictures of the chosen patches; each row group is read a few times at most."""
     named: dict[tuple[int, str], dict[int, tuple[_Subject, int, _Member]]] = defaultdict(dict)

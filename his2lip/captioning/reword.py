@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from his2lip.captioning.chat import Answer, Chat, Endpoint, EndpointError
+from his2lip.captioning.chat import Chat, Completion, Endpoint, EndpointError
 from his2lip.captioning.records import Key, Variant, seed_id, variant_id
 from his2lip.captioning.store import VARIANTS, Project
 from his2lip.captioning.validate import Lengths, Validator
@@ -35,8 +35,8 @@ _MOST_PER_REQUEST = 20
 _LONGEST = 2000  # characters of an answer that are kept where it is of no use
 _CHARACTERS_PER_TOKEN = 4.0  # of English text, for estimates before the work
 
-Ask = Callable[["Task", str, int], Awaitable[Answer]]
-Progress = Callable[[int, int], None]  # rewordings that passed, rewordings asked for
+Ask = Callable[["Task", str, int], Awaitable[Completion]]
+ProgressCallback = Callable[[int, int], None]  # rewordings that passed, rewordings asked for
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RewordingPlan:
     """The work of `reword`: what each seed lacks, and about how many tokens that takes.
 
     tokens_in, tokens_out  sent and received where nothing is refused
@@ -111,7 +111,7 @@ class Report:
     unfinished: dict[str, str] = field(default_factory=dict)
 
 
-def plan_rewordings(project: Project, count: int) -> Plan:
+def plan_rewordings(project: Project, count: int) -> RewordingPlan:
     """What is missing for `count` rewordings of each approved seed.
 
     Raises RunError where no seed is approved.
@@ -136,17 +136,17 @@ def plan_rewordings(project: Project, count: int) -> Plan:
         tokens_out += _expected(task, task.missing)
         most_in += sum(sent) + (ROUNDS - 1) * requests * (first + _expected(task, task.missing))
         most_out += ROUNDS * requests * _expected(task, min(task.missing, _MOST_PER_REQUEST))
-    return Plan(tuple(tasks), count * len(approved), tokens_in, tokens_out, most_in, most_out)
+    return RewordingPlan(tuple(tasks), count * len(approved), tokens_in, tokens_out, most_in, most_out)
 
 
 def reword_seeds(
     project: Project,
-    todo: Plan,
+    todo: RewordingPlan,
     endpoint: Endpoint,
     lengths: Lengths,
     *,
     spending: Spending | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
     on_end: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Asks for the rewordings of a plan, and stores every answer as it comes, also those that are refused.
@@ -178,9 +178,9 @@ class _Asker:
 
 def _reword(
     project: Project,
-    todo: Plan,
+    todo: RewordingPlan,
     by: _Asker,
-    progress: Progress,
+    progress: ProgressCallback,
     on_end: Callable[[Report], None],
 ) -> Report:
     report = Report(batch=project.open_batch(_name(by.endpoint.model)))
@@ -190,7 +190,7 @@ def _reword(
         places = asyncio.Semaphore(by.endpoint.concurrency)
         async with Chat(by.endpoint) as chat:
 
-            async def ask(task: Task, question: str, asked: int) -> Answer:
+            async def ask(task: Task, question: str, asked: int) -> Completion:
                 async with places:  # costs are looked at when a request can start, not when it is queued
                     return await _within(by.spending, chat, task, question, asked)
 
@@ -212,7 +212,7 @@ def _reword(
     return report
 
 
-async def _within(spending: Spending, chat: Chat, task: Task, question: str, asked: int) -> Answer:
+async def _within(spending: Spending, chat: Chat, task: Task, question: str, asked: int) -> Completion:
     """Asks, where the limit on the cost allows it. Raises RunError where it does not."""
     sent, received = _tokens(INSTRUCTION + question), _expected(task, asked)
     expected = spending.price.of(sent, received) or 0.0
@@ -259,7 +259,7 @@ async def _seed(project: Project, task: Task, ask: Ask, by: _Asker, report: Repo
         report.unfinished[task.key.id] = why
 
 
-def _variants(task: Task, answer: Answer, prompt: str, asked: int, validator: Validator) -> list[Variant]:
+def _variants(task: Task, answer: Completion, prompt: str, asked: int, validator: Validator) -> list[Variant]:
     """The rewordings of an answer with the verdict on each; one refused entry where it is of no use.
 
     The tokens of the answer are those of its first entry.
@@ -288,7 +288,7 @@ def _variants(task: Task, answer: Answer, prompt: str, asked: int, validator: Va
     ]
 
 
-def _parse(answer: Answer) -> tuple[list[str], str | None]:
+def _parse(answer: Completion) -> tuple[list[str], str | None]:
     """The sentences of an answer, and why it is of no use, or None. A cut-off list is not used in part."""
     if answer.ended not in ("stop", "eos", "eos_token", "stop_sequence"):  # as servers call it
         return [], f"ended by {answer.ended}"

@@ -11,7 +11,7 @@ from his2lip.config import Config, OptionError
 
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Terms = Literal["full", "image_text", "image_only", "text_only", "hard"]
+KeptTerms = Literal["full", "image_text", "image_only", "text_only", "hard"]
 
 TERMS = ("image_text", "image_image", "text_text")  # in the order in which they are summed
 KEPT: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ class LossWeights(Config):
     text_text: Weight = 0.5
     """gamma, the weight of the text-text term."""
 
-    def keep(self, terms: Terms) -> LossWeights:
+    def keep(self, terms: KeptTerms) -> LossWeights:
         """The same weights for the terms that `terms` keeps, and 0 for the others.
 
         Raises OptionError for an unknown `terms`.
@@ -71,7 +71,7 @@ class LossConfig(Config):
 
     variant: Literal["wise", "released"] = "wise"
     """wise, or released: the arithmetic of the authors' code, to float32 rounding."""
-    terms: Terms = "full"
+    terms: KeptTerms = "full"
     """full: all three terms. image_text: only the image-text term. image_only: image-text and image-image.
     text_only: image-text and text-text. hard: only image-text, with one-hot targets."""
     weights: LossWeights = LossWeights()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from his2lip.config import OptionError
-from his2lip.loss.config import TERMS, LossConfig, LossWeights, SimilarityWeights, Terms
+from his2lip.loss.config import TERMS, KeptTerms, LossConfig, LossWeights, SimilarityWeights
 from his2lip.loss.distributed import Ranks
 from his2lip.loss.linear import LinearCrossEntropy, unit_rows
 from his2lip.loss.reference import ReferenceCrossEntropy
@@ -94,7 +94,7 @@ class WISELoss(nn.Module):
         self.own_scale = None if own_scale is None else nn.Parameter(torch.tensor(own_scale))
 
     @classmethod
-    def released(cls, *, weights: LossWeights | None = None, terms: Terms = "full") -> WISELoss:
+    def released(cls, *, weights: LossWeights | None = None, terms: KeptTerms = "full") -> WISELoss:
         """The released code's behaviour: raw features in the image-text logits, no clamp, kappa = tau = 1.
 
         terms  "full": all three terms

@@ -17,7 +17,7 @@ from his2lip.errors import CheckpointError
 Tensors = dict[str, torch.Tensor]
 
 # CLIP clamps the scale at 100, which is 4.6 as a logarithm. An exponentiated scale starts at 14.
-MAX_LOG_SCALE = 10.0
+_HIGHEST_LOG_SCALE = 10.0
 
 _LFS_POINTER = b"version https://git-lfs"
 _LISTED = 3  # tensor names that an error lists
@@ -66,7 +66,7 @@ def check_values(state: Mapping[str, torch.Tensor], *, where: str | Path) -> Non
             fix = "use a checkpoint from before its training diverged, or copy it again"
             raise CheckpointError(what, where=where, key=name, fix=fix)
     log_scale = state.get("logit_scale")
-    if log_scale is not None and float(log_scale.max()) > MAX_LOG_SCALE:
+    if log_scale is not None and float(log_scale.max()) > _HIGHEST_LOG_SCALE:
         what = f"logit_scale is {float(log_scale.max()):.4g}, which is not a logarithm"
         fix = "store the logarithm of the scale, as CLIP does (2.66 at the start of training)"
         raise CheckpointError(what, where=where, key="logit_scale", fix=fix)

@@ -29,7 +29,7 @@ class Biology:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staining:
+class SlideStaining:
     """The staining and illumination of one slide."""
 
     counterstain: float = 1.0  # factor of the absorbance of haematoxylin
@@ -46,7 +46,7 @@ class Staining:
 
 
 NOMINAL_BIOLOGY = Biology()
-NOMINAL_STAINING = Staining()
+NOMINAL_STAINING = SlideStaining()
 
 
 # Beta distribution of Ki67, the share of stained tumour nuclei of a case (parameters). Breast: mean 21 %,
@@ -94,14 +94,14 @@ def draw_biology(rng: np.random.Generator, organ: str = "lung") -> Biology:
 _HUE_OF_CASE = 0.05
 
 
-def draw_staining(rng: np.random.Generator, of_case: np.random.Generator | None = None) -> Staining:
+def draw_staining(rng: np.random.Generator, of_case: np.random.Generator | None = None) -> SlideStaining:
     """A random slide. Slides vary so widely that the colour of a patch does not reveal its tissue type.
 
     of_case  a generator in a state that all slides of a case share: their chromogen has one hue; None: the
              published hue
     """
     hue = np.zeros(3) if of_case is None else of_case.normal(0, _HUE_OF_CASE, 3)
-    return Staining(
+    return SlideStaining(
         counterstain=float(np.clip(rng.lognormal(0.0, 0.32), 0.5, 1.8)),
         chromogen=float(np.clip(rng.lognormal(0.0, 0.22), 0.55, 1.6)),
         eosin=float(np.clip(rng.lognormal(0.0, 0.2), 0.6, 1.5)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from his2lip import taxonomy
-from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
+from his2lip.synthetic.cases import Biology, SlideStaining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, render
 
 SEED = 1
@@ -64,7 +64,7 @@ def _patch(tissue: str, marker: str) -> Image.Image:
     return Image.fromarray(render(spec, keyed_rng(SEED, "sheet", tissue, marker)))
 
 
-def _case(marker: str) -> tuple[Biology, Staining]:
+def _case(marker: str) -> tuple[Biology, SlideStaining]:
     """The case of a column. At least 40 % of its tumour nuclei stain, to make nuclear patterns visible."""
     biology = draw_biology(keyed_rng(SEED, "sheet", marker))
     shown = {name: max(share, 0.4) for name, share in biology.positive.items()}

@@ -67,7 +67,7 @@ def _scanner(rng: np.random.Generator) -> Scanner:
 
 
 def _staining(plan: TwinPlan, split: str, case: str, rng: np.random.Generator) -> tuple[tuple[str, Any], ...]:
-    """The fields of Staining: amounts and backgrounds that vary more than between the slides of the twins."""
+    """The fields of SlideStaining: they vary more than between the slides of the twins."""
     hue = keyed_rng(plan.seed, plan.name, case, "hue of the chromogen")
     drawn = draw_staining(rng, hue)
     further = rng.normal(0, _OTHER_HUE, (3, 3)) if split != "train" else 0.0

@@ -23,7 +23,7 @@ from his2lip.data.images import (
 )
 from his2lip.errors import TaxonomyError
 from his2lip.synthetic.biomarkers import Reading, chromogen
-from his2lip.synthetic.cases import NOMINAL_BIOLOGY, NOMINAL_STAINING, Biology, Staining
+from his2lip.synthetic.cases import NOMINAL_BIOLOGY, NOMINAL_STAINING, Biology, SlideStaining
 from his2lip.synthetic.grid import Grid, Map
 from his2lip.synthetic.scanners import DEFAULT, Scanner, capture
 from his2lip.synthetic.scene import Scene
@@ -48,7 +48,7 @@ class Spec:
     size: int = 64
     mpp: float = 0.452  # at 64 px, the field of view of MIHIC: 29 microns
     biology: Biology = NOMINAL_BIOLOGY
-    staining: Staining = NOMINAL_STAINING
+    staining: SlideStaining = NOMINAL_STAINING
     scanner: Scanner = DEFAULT
     reading: Reading | None = None
     centre: str | None = None

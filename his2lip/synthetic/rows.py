@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from his2lip.data.cards import Card, load_card
 from his2lip.synthetic import patch
 from his2lip.synthetic.biomarkers import Reading
-from his2lip.synthetic.cases import Biology, Staining, draw_biology, draw_staining, keyed_rng
+from his2lip.synthetic.cases import Biology, SlideStaining, draw_biology, draw_staining, keyed_rng
 from his2lip.synthetic.patch import Spec, Stain, render
 from his2lip.synthetic.scanners import SCANNERS, Scanner
 from his2lip.synthetic.scene import Scene
@@ -47,7 +47,7 @@ class TwinRow:
     reading: Reading | None = None
     centre: str | None = None
     biology: tuple[tuple[str, Any], ...] = ()  # fields of Biology that are set, in place of the case's
-    staining: tuple[tuple[str, Any], ...] = ()  # fields of Staining that are set, in place of the slide's
+    staining: tuple[tuple[str, Any], ...] = ()  # fields of SlideStaining that are set
     scanner: Scanner | None = None  # None: that of the dataset
 
     def spec(self) -> Spec:
@@ -85,7 +85,7 @@ def card_of(dataset: str) -> Card:
 
 
 @lru_cache(maxsize=256)
-def _staining(seed: int, dataset: str, case: str, slide: str) -> Staining:
+def _staining(seed: int, dataset: str, case: str, slide: str) -> SlideStaining:
     of_case = keyed_rng(seed, dataset, case, "hue of the chromogen")
     return draw_staining(keyed_rng(seed, dataset, case, slide), of_case)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from his2lip.synthetic.cases import Staining
+from his2lip.synthetic.cases import SlideStaining
 from his2lip.synthetic.grid import Grid, blur, noise
 
 
@@ -42,7 +42,11 @@ SCANNERS: dict[str, Scanner] = {
 
 
 def capture(
-    light: NDArray[np.float32], grid: Grid, scanner: Scanner, staining: Staining, rng: np.random.Generator
+    light: NDArray[np.float32],
+    grid: Grid,
+    scanner: Scanner,
+    staining: SlideStaining,
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """What the scanner records of transmitted `light` (S, S, 3) in 0..1: uint8 (S, S, 3) RGB."""
     gain = (

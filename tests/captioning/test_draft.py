@@ -11,7 +11,7 @@ from attempts import attempt
 from PIL import Image
 
 from his2lip.captioning import Project, Source, draft_project
-from his2lip.captioning.context import CONTEXT_UM, Surroundings, View, _font, draw
+from his2lip.captioning.context import CONTEXT_UM, PatchInContext, Surroundings, _font, draw
 from his2lip.captioning.draft import Drafted, ShareEncoder, _Member, medoids
 from his2lip.captioning.fields import sentence
 from his2lip.data.cards.card import load_card
@@ -205,11 +205,11 @@ def test_a_patch_at_a_corner_shows_what_there_is(tiled: tuple[str, Path, np.ndar
 
 def test_without_a_scale_there_is_no_bar_and_the_picture_says_so() -> None:
     plain = np.full((64, 64, 3), 255, np.uint8)
-    unknown, bar = draw(View(plain, (0, 0, 64, 64), None, None))
+    unknown, bar = draw(PatchInContext(plain, (0, 0, 64, 64), None, None))
     assert bar is None
     assert (unknown[-40:] < 128).any()  # the words
     assert not (unknown[:-40] < 128).any()
-    known, bar = draw(View(plain, (0, 0, 64, 64), 0.5, None))
+    known, bar = draw(PatchInContext(plain, (0, 0, 64, 64), 0.5, None))
     assert bar == 10
     assert bytes(_font().getmask("µ")) != bytes(_font().getmask("\uffff"))  # the font has the letter
     black = (known[-16:-12] < 64).all(axis=2).any(axis=0).sum()
