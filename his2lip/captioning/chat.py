@@ -85,13 +85,15 @@ def endpoint_from(
 
 
 class Chat:
-    """Asks an endpoint, several questions at a time. To be used with `async with`, in one event loop."""
+    """Asks an endpoint, within its rate. To be used with `async with`, in one event loop.
+
+    The caller limits the requests at a time to `endpoint.concurrency`.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.requests = 0  # HTTP requests, those that were tried again included
         self._answered = False  # whether any request has succeeded: then address, model and options are right
-        self._places = asyncio.Semaphore(endpoint.concurrency)
         self._next = 0.0  # when the next request may leave, by the monotonic clock
 
     async def __aenter__(self) -> Chat:
@@ -118,18 +120,17 @@ class Chat:
         options: dict[str, Any] = {}
         if self.endpoint.temperature is not None:
             options["temperature"] = self.endpoint.temperature
-        async with self._places:
-            try:
-                got = await self._client.chat.completions.create(
-                    model=self.endpoint.model,
-                    messages=[
-                        {"role": "system", "content": instruction},
-                        {"role": "user", "content": question},
-                    ],
-                    **options,
-                )
-            except openai.APIError as error:
-                raise self._error(error) from None
+        try:
+            got = await self._client.chat.completions.create(
+                model=self.endpoint.model,
+                messages=[
+                    {"role": "system", "content": instruction},
+                    {"role": "user", "content": question},
+                ],
+                **options,
+            )
+        except openai.APIError as error:
+            raise self._error(error) from None
         self._answered = True
         try:
             choice, usage = got.choices[0], got.usage

@@ -15,7 +15,7 @@ import numpy as np
 from his2lip.captioning.context import CONTEXT_UM, Surroundings, draw
 from his2lip.captioning.fields import prefilled, sentence
 from his2lip.captioning.records import Key, Picture, key_id
-from his2lip.captioning.store import PICTURES, Project
+from his2lip.captioning.store import PICTURES, Project, refuse_existing
 from his2lip.config import digest
 from his2lip.data.captions import captioned
 from his2lip.data.images import STAINED_FROM, encode_png, stained_share
@@ -141,9 +141,7 @@ def draft_project(
     Patches without tissue type and biomarker, and those whose label and pixels disagree about staining, have
     no key. Raises DatasetError where a project is there already, or where no patch has a key.
     """
-    if (folder / "project.json").exists():
-        fix = "choose another name, or review this one with his2lip captions review"
-        raise DatasetError("a caption project is here already", where=folder, key="name", fix=fix)
+    refuse_existing(folder)  # before the work
     members: dict[_Subject, list[_Member]] = defaultdict(list)
     left_out: dict[str, int] = defaultdict(int)
     total = 0

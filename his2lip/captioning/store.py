@@ -75,9 +75,7 @@ class Project:
         outside the project.
         """
         folder, keys = Path(folder), tuple(keys)
-        if (folder / PROJECT).exists():
-            fix = "choose another name, or review this one with his2lip captions review"
-            raise DatasetError("a caption project is here already", where=folder, key="name", fix=fix)
+        refuse_existing(folder)
         _check_keys(keys, folder)
         tree = sealed({"keys": [key.model_dump(mode="json") for key in keys]})
         _write(folder / KEYS, tree)
@@ -321,6 +319,13 @@ def _continued(
         if records:
             own.setdefault(name, LineFile(folder / f"{name}.jsonl", kind)).append(records)
     return sum(map(len, more.values()))
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises DatasetError where a project is in this folder."""
+    if (folder / PROJECT).exists():
+        fix = "choose another name, or review this one with his2lip captions review"
+        raise DatasetError("a caption project is here already", where=folder, key="name", fix=fix)
 
 
 def project_folder(name: str) -> Path:

@@ -173,7 +173,8 @@ class ClassTargets:
     @property
     def _sums(self) -> tuple[float, ...]:
         """S / tau of rows that share nothing, the tissue type, the biomarker, both, and the finding too."""
-        w = self.weights or SimilarityWeights(tissue=0, pair=0)
+        w = self.weights
+        assert w is not None, "hard targets have no similarity"
         pair = w.full - w.finding
         return 0.0, w.tissue / self.tau, w.biomarker / self.tau, pair / self.tau, w.full / self.tau
 
