@@ -69,6 +69,14 @@ def test_the_store_of_the_latest_command_is_known_when_the_outbox_is_read(tmp_pa
     assert Outbox.read(path).store == "sqlite:///a.db"
 
 
+def test_a_metric_of_the_whole_run_that_returns_to_an_earlier_value_is_sent_again(tmp_path: Path) -> None:
+    path, values = tmp_path / "run.jsonl", (0.5, 0.5, 0.6, 0.6, 0.5, 0.5)
+    for time, value in enumerate(values):
+        with Outbox.open(path) as outbox:
+            outbox.add({"what": "metrics", "values": {"best": value}, "step": None, "time": time})
+    assert [record["values"]["best"] for record in Outbox.read(path).records] == [0.5, 0.6, 0.5]
+
+
 def test_a_record_is_in_the_file_before_the_mark_that_it_was_sent(tmp_path: Path) -> None:
     path, ended = tmp_path / "run.jsonl", threading.Event()
     before = sys.getswitchinterval()

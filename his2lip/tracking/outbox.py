@@ -36,6 +36,7 @@ class Outbox:
     records: list[Record] = field(default_factory=list)
     _known: set[str] = field(default_factory=set, repr=False)
     _children: dict[str, str] = field(default_factory=dict, repr=False)  # id -> what _known has of it
+    _of_run: dict[str, str] = field(default_factory=dict, repr=False)  # names of metrics -> the same
     _sent: dict[str, int] = field(default_factory=dict, repr=False)
     _keep: str = ""  # what _known has of the latest keep_children
     _file: TextIO | None = field(default=None, repr=False)
@@ -126,6 +127,10 @@ class Outbox:
             if key in self._known:
                 return None
             self._known.add(key)
+            if record["what"] == "metrics":  # of the whole run, which can return to earlier values
+                names = " ".join(sorted(record["values"]))
+                self._known.discard(self._of_run.get(names, ""))
+                self._of_run[names] = key
             if record["what"] in ("child", "model_run"):
                 self._children[record["id"]] = key
             if record["what"] == "keep_children":  # those that it deletes can come back later
