@@ -1,4 +1,4 @@
-"""From decisions to captions: which lines stand and why, as a caption bank or in the released layout."""
+"""From decisions to captions: which lines are exported, as a caption bank or in the released layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Captions:
-    """The lines of a project that stand, seeds before their rewordings, and what was left out.
+    """The lines of a project that are exported, seeds before their rewordings, and what was left out.
 
     left_out  reason -> number of seeds and rewordings
     """
@@ -76,7 +76,7 @@ def captions(state: State, batches: Iterable[Batch]) -> Captions:
 def _line(item: Item, state: State, batches: dict[str, Batch]) -> Line | str:
     """The line of an item, or why it has none."""
     if not state.is_current(item):
-        return "rewordings of a seed that does not stand"
+        return "rewordings of a text that is no longer the approved one of its seed"
     if item.text is not None:
         who = ", ".join(sorted(item.standing))
         what = "" if item.variant is None else f"; reworded by {item.variant.model}"

@@ -62,7 +62,7 @@ def read_annotations(
 
     Of a task with several annotations the last one that was not cancelled counts. A text that was edited is
     `revise`, also under `accept`; `revise` without a new text is passed over. So are a task whose caption is
-    no longer the one that stands, and one with the verdict that this reviewer has given it. A decision that
+    no longer the present one, and one with the verdict that this reviewer has given it. A decision that
     is imported settles no dispute.
 
     acceptance  when a batch passes whose first decision is among these
@@ -130,7 +130,7 @@ def _verdict(task: dict[str, Any]) -> tuple[Act, str] | None:
 
 
 def _is_known(own: Decision | None, act: Act, after: str | None) -> bool:
-    """Whether a reviewer's decision that stands is this act, or leaves this text."""
+    """Whether a reviewer's present decision is this act, or leaves this text."""
     if own is None:
         return False
     return own.after == after if after is not None else own.after is None and own.act == act

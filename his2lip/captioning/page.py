@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _GOOD, _BAD = ("accepted", "revised"), ("rejected", "wrong label", "disputed")
-_YOURS = "What you typed is kept: Ctrl+Enter saves it, Escape shows what stands now."
+_YOURS = "What you typed is kept: Ctrl+Enter saves it, Escape shows the present text."
 _LISTED = 200  # rewordings of a seed that the page lists
 
 
@@ -116,10 +116,10 @@ class _Tab:
                 typed = {**told, "text": self._generated(told)}
             is_warning = False
         except StaleError as error:
-            message = f"Not saved: {error.what}. This is what stands now."
+            message = f"Not saved: {error.what}. The present text is shown."
             if told.get("changed"):
                 typed = told
-                message = f"Not saved: {error.what}. Now this stands: {error.item.shown} {_YOURS}"
+                message = f"Not saved: {error.what}. The present text is: {error.item.shown} {_YOURS}"
         except (His2lipError, _Ignored) as error:
             message, typed = f"Not saved: {error}", told
         except OSError as error:  # such as a full disk
@@ -252,8 +252,8 @@ class _Tab:
             _text("h1", f"Captions: {self._project.about['name']}")
             _text(
                 "p",
-                f"{far.decided} of {far.seeds} seeds decided. Captions stand for {share:.1f} % of "
-                f"{far.patches:,} patches. {far.to_do} items to do, about {far.minutes:.0f} minutes left. "
+                f"{far.decided} of {far.seeds} seeds decided. {share:.1f} % of {far.patches:,} patches have "
+                f"an approved caption. {far.to_do} items to do, about {far.minutes:.0f} minutes left. "
                 f"Reviewer: {self._session.reviewer}.",
             )
             for batch in found:

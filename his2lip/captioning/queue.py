@@ -27,7 +27,7 @@ class Progress:
     """How far a review is.
 
     seeds, decided     keys, and those that have a verdict
-    patches, covered   patches of all keys, and those whose key has a caption that stands
+    patches, covered   patches of all keys, and those whose key has an approved caption
     to_do              seeds and sampled rewordings without a verdict
     minutes            that these may take, by the median time of this reviewer's decisions
     """

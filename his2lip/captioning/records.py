@@ -137,13 +137,13 @@ class Decision(Config):
     before: str
     """The text that the reviewer saw."""
     after: str | None = None
-    """The text that now stands; null for rejections, `cannot tell`, `wrong label` and undone decisions."""
+    """The text that it approves; null for rejections, `cannot tell`, `wrong label` and undone decisions."""
     fields: Fields | None = None
     """The fields of a revised seed; null where its text is free."""
     blind: bool = False
     """A repeat, for agreement with oneself: it decides nothing."""
     settles: bool = False
-    """Made while reviewers disagreed about this item; from then on it stands for all of `over`."""
+    """Made while reviewers disagreed about this item; it replaces the decisions of all of `over`."""
     over: tuple[str, ...] = ()
     """The reviewers who disagreed then; those of a copy that is merged later are not among them. Empty in a
     decision of an earlier version that settles: then all with a lower number."""

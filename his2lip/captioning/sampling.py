@@ -24,7 +24,7 @@ _GOOD: tuple[Status, ...] = ("accepted",)  # every other verdict of a reader is 
 class Batch:
     """A batch of rewordings under its plan.
 
-    size     N, rewordings that passed validation, of a seed that stands or decided before it changed
+    size     N, rewordings that passed validation, of an approved text or decided before that changed
     sample   ids of those to read, in a random order that depends on the project's seed only
     allowed  errors among them at which the batch passes
     read     how many of the sample have a verdict
@@ -62,7 +62,7 @@ class Batch:
 
 
 def batches(state: State, seed: int, acceptance: Acceptance) -> list[Batch]:
-    """All batches that have a line of a seed that stands or a line that was decided, by name.
+    """All batches that have a rewording of an approved text or a line that was decided, by name.
 
     A batch of which a line was decided keeps the plan that was stored then; the others have `acceptance`.
     A line that was decided counts also after its seed changed: a change must not remove an error.

@@ -1,4 +1,4 @@
-"""The state of a caption project: what stands for each item, a pure function of its files."""
+"""The state of a caption project: the verdict on each item, a pure function of its files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _STATUS: Mapping[Act, Status] = {
 
 @dataclass(frozen=True)
 class Item:
-    """A seed or a rewording, and what stands for it.
+    """A seed or a rewording, and the verdict on it.
 
     original  the text as it was drafted or reworded
-    text      the text that stands; None unless it is accepted or revised
-    standing  the decision of each reviewer that stands, without those that another one settled
+    text      the approved text; None unless the item is accepted or revised
+    standing  the present decision of each reviewer, without those that another one settled
     version   number of decisions about it, by which a stale one is recognised
     """
 
@@ -72,7 +72,7 @@ class State:
         return [item for item in self.seeds if item.text is not None]
 
     def is_current(self, item: Item) -> bool:
-        """Whether a rewording is one of the seed's text that stands; a seed is its own."""
+        """Whether a rewording is one of the seed's approved text; True for a seed."""
         return item.variant is None or item.variant.seed == self._standing_seeds.get(item.key.id)
 
     @cached_property
@@ -90,7 +90,7 @@ class State:
         return found
 
     def verdicts(self, reviewer: str, *, blind: bool = False) -> dict[str, Decision]:
-        """The decision of a reviewer that stands, by item; or his or her blind repeats."""
+        """The present decision of a reviewer, by item; or his or her blind repeats."""
         stacks = _stacks(self.decisions, blind=blind)
         return {item: stack[-1] for (name, item), stack in stacks.items() if name == reviewer and stack}
 
@@ -157,7 +157,7 @@ def _queue(keys: Sequence[Key]) -> list[Key]:
 
 
 def _stacks(decisions: Sequence[Decision], *, blind: bool = False) -> dict[tuple[str, str], list[Decision]]:
-    """The decisions of each reviewer about each item that were not undone, the one that stands last."""
+    """The decisions of each reviewer about each item that were not undone, the present one last."""
     stacks: dict[tuple[str, str], list[Decision]] = defaultdict(list)
     for decision in decisions:
         if decision.blind != blind:
@@ -171,9 +171,9 @@ def _stacks(decisions: Sequence[Decision], *, blind: bool = False) -> dict[tuple
 
 
 def _settled(decision: Decision, by: Decision) -> bool:
-    """Whether a decision that settled a dispute stands for this one too, whose reviewer was heard then.
+    """Whether a decision that settled a dispute replaces this one, whose reviewer was heard then.
 
-    Numbers of two copies of a project cannot be compared, so that a lower one alone does not tell.
+    Numbers of two copies of a project cannot be compared, so that a lower one is not enough.
     """
     is_earlier = decision.reviewer != by.reviewer and decision.sequence < by.sequence
     return is_earlier and (not by.over or decision.reviewer in by.over)

@@ -352,7 +352,7 @@ def now() -> str:
 
 
 def _after(judgement: Judgement, shown: str, item: Item) -> str | None:
-    """The text that stands after a judgement."""
+    """The text that a judgement approves; None where it approves none."""
     if judgement.act == "accept":
         return shown
     if judgement.act == "revise":

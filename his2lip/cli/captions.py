@@ -340,7 +340,7 @@ def export(
     confidence: Confidence = None,
     allowed: Allowed = None,
 ) -> None:
-    """Write the captions that stand, each with its status and where it comes from.
+    """Write the approved captions, each with its status and where it comes from.
 
     A rewording that nobody read is written only where its batch passed, and is called passed by sampling.
     """
@@ -361,7 +361,9 @@ def export(
     standing = captions(state, sampled)
     if not standing.lines:
         fix = f"review them first: his2lip captions review {project}"
-        raise DatasetError("no caption of this project stands", where=found.folder, key="captions", fix=fix)
+        raise DatasetError(
+            "no caption of this project is approved", where=found.folder, key="captions", fix=fix
+        )
     if format == "released":
         unplaced = write_folder(standing.lines, out)
         rows = [

@@ -1,4 +1,4 @@
-"""Export of what stands, with its origin; copies of a project that are merged; Label Studio's format."""
+"""Export of approved captions with their origin; merged copies of a project; Label Studio's format."""
 
 from __future__ import annotations
 
@@ -367,4 +367,4 @@ def test_a_seed_that_changed_takes_its_rewordings_out_of_the_export(
     reviewed.submit("ann", key.id, Judgement("revise", text="All new."), version=state.items[key.id].version)
     told = command("export", reviewed.folder, "--out", tmp_path / "bank.json", "--error-rate", "0.2")
     assert CaptionBank.load(tmp_path / "bank.json").captions[key.tissue, key.biomarker] == ("All new.",)
-    assert "40 rewordings of a seed that does not stand" in told
+    assert "40 rewordings of a text that is no longer the approved one of its seed" in told
