@@ -172,7 +172,10 @@ def test_paths_exist(page: Path) -> None:
         # A dataset's own folders may have the name of one of ours: only `train/*.yaml` is a recipe.
         if word.startswith(("train/", "tune/")) and Path(word).suffix not in (".yaml", ".md"):
             continue
-        assert any(list(folder.glob(word)) for folder in (ROOT, ROOT / "his2lip")), word
+        name, _, test = word.partition("::")  # pytest's names of tests
+        files = [file for folder in (ROOT, ROOT / "his2lip") for file in folder.glob(name)]
+        assert files, word
+        assert not test or f"def {test.partition('[')[0]}(" in files[0].read_text(encoding="utf-8"), word
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
