@@ -282,7 +282,7 @@ def _features(
     cache: str,
     progress: ProgressCallback,
 ) -> dict[tuple[int, str, int], np.ndarray]:
-    """The mean raw feature of each candidate, by dataset, split and row."""
+    """The mean raw feature, float32 (D,), of each candidate, by dataset, split and row."""
     rows: dict[tuple[int, str], list[int]] = defaultdict(list)
     for group in groups:
         for member in group:

@@ -65,7 +65,7 @@ class Ranks:
         return local if self.count == 1 else _Gather.apply(local, self)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of `values` over ranks, without gradient."""
+        """The sum over ranks of `values`, of one shape on all ranks, without gradient."""
         if self.count == 1:
             return values
         total = values.detach().clone()

@@ -89,7 +89,7 @@ class LinearCrossEntropy:
         return _CrossEntropy.apply(a, None, scale, self)
 
     def entropy(self) -> torch.Tensor:
-        """Share of sum_i H(P_i), the entropy of the targets."""
+        """Share of sum_i H(P_i), the entropy of the targets: a scalar, in nats."""
         return self.targets.entropy(self.ranks.own, self.dtype)
 
     def tiles(self) -> Iterator[slice]:

@@ -37,9 +37,10 @@ class ReferenceCrossEntropy:
         return self._direction(a, a, scale)
 
     def entropy(self) -> torch.Tensor:
-        """Share of sum_i H(P_i), the entropy of the targets."""
+        """Share of sum_i H(P_i), the entropy of the targets: a scalar, in nats."""
         return torch.special.entr(self.targets).sum()
 
     def _direction(self, rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Share of sum_i CE(P_i, scale · rows_i columns^T), for rows and columns (N, D)."""
         logits = scale * rows[self.own] @ columns.T
         return -(self.targets * logits.log_softmax(dim=1)).sum()

@@ -97,7 +97,10 @@ class ClassTargets:
 
     @classmethod
     def hard(cls, tissue: torch.Tensor) -> ClassTargets:
-        """One-hot targets, as in the CLIP loss: the only match of a row is its own pair."""
+        """One-hot targets of N rows, as in the CLIP loss: the only match of a row is its own pair.
+
+        tissue  int64 (N,), of which only N and the device are used
+        """
         rows = torch.arange(len(tissue), device=tissue.device)
         return cls(rows, rows, rows, rows, None, 1.0)
 
@@ -128,7 +131,7 @@ class ClassTargets:
         return by_rows + self._weighted_sums(sums / partition, coefficients)
 
     def entropy(self, own: slice, dtype: torch.dtype) -> torch.Tensor:
-        """The sum of H(P_i) over the rows `own`, where Z_i = sum_j exp(S_ij / tau) and
+        """The sum of H(P_i) over the rows `own`, a scalar in nats, where Z_i = sum_j exp(S_ij / tau) and
 
         H(P_i) = log Z_i - sum_j exp(S_ij / tau) S_ij / (tau Z_i).
         """

@@ -45,15 +45,19 @@ class LossOutput:
 
 
 class WISELoss(nn.Module):
-    """L = alpha CE(image-text) + beta CE(image-image) + gamma CE(text-text), towards soft targets.
+    """The loss of the paper (HIS2LIP, WACV 2026, section 3): a weighted sum of three cross-entropies.
 
-    CE(image-text) is the mean of both directions.
+    For N pairs with image features x and caption features c (N, D), unit rows X and C, logit scale s, the
+    similarity S (N, N) of their labels (`loss.targets`) and P = softmax_j(S / tau):
+
+        CE(L) = -(1/N) sum_ij P_ij log softmax_j(L_ij)
+        loss = alpha ½ [CE(s X C^T) + CE(s C X^T)] + beta CE(kappa X X^T) + gamma CE(kappa C C^T)
 
     weights     alpha, beta, gamma
     similarity  how much each shared label adds to the similarity of two pairs; None: one-hot targets
     tau         temperature of the targets, > 0
     kappa       factor of the intramodal logits, > 0, or "scale": the logit scale
-    normalize   whether image-text logits use L2-normalised features; intramodal logits always do
+    normalize   whether image-text logits use X and C, else x and c; intramodal logits always use X and C
     clamp       whether the logit scale is limited to at most 100
     method      "linear": memory linear in N; "reference": N x N matrices, for tests
     tile        rows of logits that "linear" computes at once; None: chosen by memory
@@ -181,6 +185,7 @@ class WISELoss(nn.Module):
         return self._output(means)
 
     def _scale(self, logit_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """s, a scalar of `dtype`, from its logarithm or from the loss's own."""
         log_scale = logit_scale if self.own_scale is None else self.own_scale
         if self.clamp:
             # Clamps before exp, in the dtype of the scale, so that a scale equal to the bound has a gradient.
@@ -214,6 +219,7 @@ class WISELoss(nn.Module):
         )
 
     def _output(self, means: torch.Tensor) -> LossOutput:
+        """From the means over the batch, (T + 1,): the terms as in TERMS, then the entropy."""
         *of_terms, entropy = means.unbind()
         terms: dict[str, torch.Tensor] = {}
         # A term of weight 0 is not added: 0 times an infinite term would be NaN.
