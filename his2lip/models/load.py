@@ -231,7 +231,9 @@ def _hub_layout(
     try:
         tree = json.loads(config_file.read_text(encoding="utf-8"))
         config = tree["model_cfg"]
-    except (ValueError, KeyError, TypeError) as error:
+        size = {"size": config.get("vision_cfg", {}).get("image_size", 224)}
+        preprocess = Preprocess.from_open_clip(tree.get("preprocess_cfg", {}) | size)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{OPEN_CLIP} cannot be used: {error!r}"
         raise CheckpointError(what, where=config_file, key=OPEN_CLIP) from None
     clip = build_clip(config, weights=weights)
@@ -241,12 +243,11 @@ def _hub_layout(
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the weights do not fit or cannot be read: {reason}", where=weights) from None
     check_values(clip.state_dict(), where=weights)
-    size = {"size": config["vision_cfg"].get("image_size", 224)}
     return DualEncoder(
         clip,
         name=name,
         config=config,
-        preprocess=Preprocess.from_open_clip(tree.get("preprocess_cfg", {}) | size),
+        preprocess=preprocess,
         tokenizer=build_tokenizer(config, tokenizer),
         precision=precision,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,7 +22,9 @@ class Preprocess:
     """Resize to `size`, scale to [0, 1], then subtract `mean` and divide by `std`, channel by channel.
 
     resize_mode    shortest (then a centre crop), longest (then padding with `fill_color`) or squash
-    interpolation  bicubic or bilinear, antialiased, on uint8 as PIL computes it
+    interpolation  bicubic or bilinear, antialiased, on uint8 as PIL computes it; random is bicubic
+
+    Raises ValueError, which names the setting, for a value that is not allowed.
     """
 
     size: tuple[int, int]
@@ -30,6 +33,18 @@ class Preprocess:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: int = 0
+
+    def __post_init__(self) -> None:
+        valid = {
+            "size": len(self.size) == 2 and all(isinstance(side, int) and side > 0 for side in self.size),
+            "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == 3 and all(0 < value < math.inf for value in self.std),
+            "interpolation": self.interpolation in ("bicubic", "bilinear", "random"),
+            "resize_mode": self.resize_mode in ("shortest", "longest", "squash"),
+        }
+        for name, fits in valid.items():
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)}")
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:

@@ -164,7 +164,7 @@ def _preprocess(folder: Path, size: int) -> Preprocess:
         and math.isclose(factor, 1 / 255, rel_tol=1e-6),
         "do_normalize": given.get("do_normalize", True),
         "image_mean": mean is None or len(mean) == 3,
-        "image_std": std is None or (len(std) == 3 and 0 not in std),
+        "image_std": std is None or (len(std) == 3 and min(std) > 0),
         "do_pad": not given.get("do_pad", False),
     }
     for key, fits in represented.items():

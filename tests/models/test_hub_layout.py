@@ -123,6 +123,24 @@ def test_a_layout_without_a_model_configuration_is_refused(tmp_path: Path) -> No
     assert refused.value.key == "open_clip_config.json"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(None, [], {"crop": 1}, {"mean": [0.5]}, {"mean": "x"}, {"std": [0, 0, 0]}, {"std": [1, 1, -1]}),
+        *({"interpolation": "nearest"}, {"resize_mode": "odd"}),
+    ],
+    ids=str,
+)
+def test_a_layout_whose_preprocessing_cannot_be_used_is_refused(tmp_path: Path, change: object) -> None:
+    file = published_open_clip(tmp_path / "hub", native_config()) / "open_clip_config.json"
+    tree = json.loads(file.read_text())
+    tree["preprocess_cfg"] = tree["preprocess_cfg"] | change if isinstance(change, dict) else change
+    file.write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError) as refused:
+        load_model(f"local-dir:{file.parent}")
+    assert (refused.value.where, refused.value.key) == (file, file.name)
+
+
 def test_a_tokenizer_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     folder = wordpiece_folder(tmp_path / "hub")
     mark = tmp_path / "ran"
