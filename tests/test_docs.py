@@ -18,6 +18,7 @@ from test_architecture import ALLOWED
 from his2lip.cli import app
 from his2lip.config import load
 from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.serving.basis import BASIS_FIELDS
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 
@@ -252,3 +253,9 @@ def test_house_words_are_absent() -> None:
         for match in HOUSE_WORDS.finditer(text)
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_readme_lists_the_fields_of_what_an_answer_rests_on() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| field \| what it states \|\n.*?\n\n", text, flags=re.DOTALL)
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(BASIS_FIELDS)
