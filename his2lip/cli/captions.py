@@ -178,6 +178,8 @@ def reword(
         return
     say(f"estimate: {_tokens(todo.tokens_in, todo.tokens_out, price)}, if nothing is refused")
     say(f"at most about: {_tokens(todo.most_in, todo.most_out, price)}, if most is refused")
+    if dry_run:
+        return
     endpoint = endpoint_from(
         url=base_url,
         model=model,
@@ -186,8 +188,6 @@ def reword(
         timeout_s=timeout,
         temperature=temperature,
     )
-    if dry_run:
-        return
     lengths = load_tokenizer(backbone)
 
     def show_use(report: Report) -> None:

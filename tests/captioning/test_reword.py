@@ -411,12 +411,13 @@ def test_the_command_shows_tokens_and_cost_before_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(tmp_path / "p")
+    command = ("captions", "reword", str(tmp_path / "p"), "--count", "3", "--per-minute", "6000")
+    for name in ("OPENAI_BASE_URL", "OPENAI_MODEL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    dry = attempt(*command, "--dry-run")  # needs no endpoint
     with chat_server(good) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_MODEL", "scripted")
-        command = ("captions", "reword", str(tmp_path / "p"), "--count", "3", "--per-minute", "6000")
-        dry = attempt(*command, "--dry-run")
-        assert not server.requests
         done = attempt(*command, "--price-in", "10", "--price-out", "30")
     assert dry.ended == done.ended == "done", done.said
     assert "price unknown" in dry.said
