@@ -248,7 +248,7 @@ def _with_absolute_path(entry: ModelEntry) -> ModelEntry:
 
 @dataclass(frozen=True)
 class _Others:
-    """What the present leaderboard has of the benchmark's datasets that a call does not score."""
+    """Rows, tasks and failures of a leaderboard that a call keeps."""
 
     rows: list[CellResult] = field(default_factory=list)
     tasks: list[TaskCell] = field(default_factory=list)
@@ -256,7 +256,10 @@ class _Others:
 
 
 def _other_rows(config: BenchmarkConfig, datasets: Sequence[str]) -> _Others:
-    """Raises ConfigError for a name that the benchmark does not have, and for a row that cannot be kept."""
+    """What the present leaderboard has of the benchmark's datasets that are not among `datasets`.
+
+    Raises ConfigError for a name that the benchmark does not have, and for a row that cannot be kept.
+    """
     known = config.uris()
     for name in datasets:
         if name not in known:

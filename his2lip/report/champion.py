@@ -171,10 +171,11 @@ def _interval(
 ) -> tuple[float, float] | None:
     """The limits of one column; where all units are right, exact ones from the predictions in `folder`."""
     cell = board.cell(model, column)
-    if cell is None or not _is_perfect(cell):
-        many = models > 1
-        own = None if cell is None else cell.interval(ONE_NUMBER)
-        return board.mean_interval(model, columns=[column], models=models) if many else own
+    if cell is None:
+        return None
+    if not _is_perfect(cell):
+        own = cell.interval(ONE_NUMBER)
+        return own if models == 1 else board.mean_interval(model, columns=[column], models=models)
     try:
         return all_right_interval(*stored_predictions(str(folder), cell), models=models)
     except FileNotFoundError:
