@@ -276,6 +276,14 @@ def test_a_case_pattern_that_misses_paths_is_an_error_where_cases_are_kept_whole
     assert [place for place, _ in report.left_out] == ["pos/p1_b.png", "pos/p2_b.png"]
 
 
+def test_a_folder_without_a_case_pattern_is_not_carved_by_case(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    for name in ("P1_a", "P1_b", "P2_a"):
+        Cutter(real_ihc).write(tmp_path / f"in/pos/{name}.png")
+    with pytest.raises(DatasetError) as refused:
+        prepare(Card.model_validate(BY_CASE), tmp_path / "in", tmp_path / "out")
+    assert refused.value.key == "options.case_pattern"
+
+
 def test_one_case_in_two_spellings_in_the_names_of_images_is_an_error(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import Cutter, bad_images, refusal
 
-from his2lip.data.cards.card import Card, Carve, Split, load_card
+from his2lip.data.cards.card import Card, Carve, Grouping, Split, load_card
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.prepare.dataset import PrepareReport, prepare
 from his2lip.data.prepare.listing import carve
-from his2lip.data.readers import base, get_reader
+from his2lip.data.readers import Item, base, get_reader
 from his2lip.data.shards.reader import open_shards
 from his2lip.data.shards.writer import ShardWriter
 from his2lip.errors import ConfigError, DatasetError
@@ -346,23 +346,64 @@ MINE = Card(name="mine", reader="folder", splits={"test": Split(role="report")})
 GROUPS = st.sets(st.text(min_size=1, max_size=6), min_size=2, max_size=30)
 
 
+def carved(case: str, *rules: Carve, split: str = "train") -> str:
+    """The split of a file of that case."""
+    return carve(split, lambda by: case, list(rules))
+
+
 @given(GROUPS, st.floats(0.05, 0.95), st.integers(0, 5))
 def test_carving_depends_on_the_group_and_the_rule_only(groups: set[str], fraction: float, seed: int) -> None:
     rule = Carve(source="train", into="select", fraction=fraction, by="case", seed=seed)
-    split_of = {group: carve("train", group, [rule]) for group in groups}
+    split_of = {group: carved(group, rule) for group in groups}
     assert set(split_of.values()) <= {"train", "select"}
-    assert {carve("test", group, [rule]) for group in groups} == {"test"}, "other splits are left as they are"
+    assert {carved(group, rule, split="test") for group in groups} == {"test"}, (
+        "other splits stay as they are"
+    )
     larger = rule.model_copy(update={"fraction": 0.99 * fraction + 0.01})
     for group, split in split_of.items():
-        assert split == "train" or carve("train", group, [larger]) == "select", "a larger share"
+        assert split == "train" or carved(group, larger) == "select", "a larger share"
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_carving_moves_its_share_of_many_groups_and_each_rule_its_own(fraction: float) -> None:
     rules = [Carve(source="train", into=into, fraction=fraction, by="case") for into in ("select", "test")]
-    splits = Counter(carve("train", f"P{i}", rules) for i in range(4000))
+    splits = Counter(carved(f"P{i}", *rules) for i in range(4000))
     assert splits["select"] / 4000 == pytest.approx(fraction, abs=0.025)
     assert splits["test"] / (4000 - splits["select"]) == pytest.approx(fraction, abs=0.035)
+
+
+def test_each_rule_moves_groups_of_its_own_kind() -> None:
+    """A later rule of the same source that moves files leaves the cases of the earlier one whole."""
+    case = Carve(source="train", into="test", fraction=0.4, by="case")
+    file = Carve(source="train", into="select", fraction=0.3, by="file")
+    items = [
+        Item(key=f"{i}", name=f"P{i % 30}_{i}.png", split="train", case_id=f"P{i % 30}") for i in range(300)
+    ]
+    splits = {item.name: carve("train", item.group, [case, file]) for item in items}
+    in_test = {item.case_id for item in items if splits[item.name] == "test"}
+    assert {splits[item.name] for item in items if item.case_id in in_test} == {"test"}
+    assert {splits[item.name] for item in items} == {"train", "select", "test"}
+
+
+@pytest.mark.parametrize("by", ["slide", "region"])
+def test_a_file_whose_group_is_unknown_is_not_carved_by_it(
+    tmp_path: Path, real_ihc: np.ndarray, by: Grouping
+) -> None:
+    """As a group of its own, it could bring one slide into two splits."""
+    card = Card(
+        name="mine",
+        reader="manifest",
+        splits={"train": Split(role="train"), "test": Split(role="report")},
+        carve=[Carve(source="train", into="test", fraction=0.5, by=by)],
+    )
+    for name in ("a", "b", "c"):
+        Cutter(real_ihc).write(tmp_path / f"in/{name}.png")
+    table = f"path,{by}_id,split\na.png,S1,train\nb.png,,train\nc.png,,test\n"
+    (tmp_path / "in/manifest.csv").write_text(table)
+    report = prepare(card, tmp_path / "in", tmp_path / "out")
+    assert report.quarantined == [
+        ("b.png", f"its {by} is unknown, and the card carves its split by {by}"),
+    ]
 
 
 def test_another_patient_moves_no_patient_to_another_split(tmp_path: Path, real_ihc: np.ndarray) -> None:

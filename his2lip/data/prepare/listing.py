@@ -6,11 +6,11 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from his2lip.data.cards import Carve
+from his2lip.data.cards import Carve, Grouping
 from his2lip.data.readers import Item, PassedOver, Reader
 from his2lip.data.shards import id_key
 from his2lip.errors import DatasetError, His2lipError
@@ -40,19 +40,20 @@ class Part:
     content: str
 
 
-def carve(split: str, group: str, rules: list[Carve]) -> str:
-    """The split of a group of files that `split` was given to: itself, or the one that a rule moves it into.
+def carve(split: str, group: Callable[[Grouping], str], rules: list[Carve]) -> str:
+    """The split of a file that `split` was given to: itself, or the one that a rule moves the file into.
+
+    group  the name of the file's group, by the kind of group that a rule moves
 
     Each rule moves a group by a hash of its name, keyed by the seed. So the split of a group does not depend
     on the other groups: more patients may be added later, and none changes its split. A rule moves its
     fraction of groups on average, not exactly.
     """
     for rule in rules:
-        if (
-            rule.source == split
-            and _uniform(f"{rule.seed}/{rule.source}/{rule.into}/{group}") < rule.fraction
-        ):
-            return rule.into
+        if rule.source == split:
+            key = f"{rule.seed}/{rule.source}/{rule.into}/{group(rule.by)}"
+            if _uniform(key) < rule.fraction:
+                return rule.into
     return split
 
 
@@ -66,13 +67,13 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
     """Finds all files, lets the reader interpret each, and assigns each to a split."""
     listing = Listing()
     names: set[int] = set()
-    by = {rule.source: rule.by for rule in reader.card.carve}
     for key in _limited(reader, limit):
         try:
             item = _item(reader, key)
             name = id_key(item.name)
             if name in names or key in listing.wanted:
                 raise DatasetError("another file has the same patch id")
+            split = carve(item.split, item.group, reader.card.carve)
         except PassedOver as over:
             listing.passed_over[over.what] += 1
             continue
@@ -81,9 +82,7 @@ def list_files(reader: Reader, limit: int | None) -> Listing:
             continue
         names.add(name)
         listing.stamps[key] = _stamp(reader, item)
-        listing.wanted[key] = item.split
-        if item.split in by:
-            listing.wanted[key] = carve(item.split, item.group(by[item.split]), reader.card.carve)
+        listing.wanted[key] = split
     listing.passed_over.update(reader.passed_over)  # what `find` counted and did not yield
     return listing
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from his2lip import taxonomy
-from his2lip.data.cards import Card
+from his2lip.data.cards import Card, Grouping
 from his2lip.data.images import Tile, Tiling, cut_note, decode, tiles_of
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
@@ -60,10 +60,16 @@ class Item:
             if isinstance(value, str) and field.name != "key":
                 object.__setattr__(self, field.name, taxonomy.normalised(value) or None)
 
-    def group(self, by: str) -> str:
-        """The name of the item's case, slide, region or file (`by`); the file's where it is unknown."""
+    def group(self, by: Grouping) -> str:
+        """The name of the item's case, slide, region or file (`by`).
+
+        Raises DatasetError where it is unknown: one patient's files could come into two splits.
+        """
         groups = {"case": self.case_id, "slide": self.slide_id, "region": self.region_id, "file": self.name}
-        return groups[by] or self.name
+        name = groups[by]
+        if name is None:
+            raise DatasetError(f"its {by} is unknown, and the card carves its split by {by}", key=f"{by}_id")
+        return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,8 @@ class FolderReader(Reader):
         """All files.
 
         Raises DatasetError for folders, and for cases, that differ only in spelling. Also raises it where the
-        card groups splits by case and `case_pattern` finds no case in the path of an image: that image would
-        be a case of its own, so one patient could be in two splits.
+        card groups splits by case and `case_pattern` finds no case in the path of an image, or where it
+        carves splits by case without a `case_pattern`: one patient could be in two splits.
         """
         keys = list(self.files())
         images = [key for key in keys if key.lower().endswith(self.suffixes)]
@@ -69,6 +69,12 @@ class FolderReader(Reader):
         classes = (placed[1][0] for placed in map(self._placed, images) if len(placed[1]) > 1)
         refuse_spellings(classes, where=self.root, key="label")
         pattern = self._options.case_pattern
+        if pattern is None and any(rule.by == "case" for rule in self.card.carve):
+            what, fix = (
+                "a split is carved by case, and no case_pattern is given",
+                "give it, or carve by 'file'",
+            )
+            raise DatasetError(what, where=f"card {self.card.name}", key="options.case_pattern", fix=fix)
         cases = {key: _case(pattern, key) for key in images}
         refuse_spellings((case for case in cases.values() if case), where=self.root, key="case_id")
         missed = [key for key, case in cases.items() if pattern and case is None]
