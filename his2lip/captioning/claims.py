@@ -22,12 +22,15 @@ _NAMES = {
     r"d2": "D2-40",
     r"tumou?r protein p53": "P53",
 }
+# Typographic characters, as language models write them: `isn’t`, `Ki‑67`.
+_TYPED = str.maketrans({"’": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-"})
 # Markers beyond the taxonomy. Any CD number is one.
 _OTHER_MARKERS = re.compile(
     r"(?<![a-z0-9])(?:cd\d+[a-z]?|pd-?l?1|egfr|alk|ros1|ttf-?1|napsin(?: a)?|p16|p21|p27|p40|p63|s-?100|"
     r"sox-?\d+|vimentin|desmin|gfap|synaptophysin|chromogranin|insm1|bcl-?[26]|mum1|msh[26]|mlh1|pms2|"
     r"ck ?\d+|e-?cadherin|gata-?3|psa|her3|caldesmon|calponin|melan-?a|hmb-?45|mdm2|ctla-?4|lag-?3|"
-    r"granzyme(?: b)?|cytokeratin ?\d+)(?![a-z0-9])"
+    r"granzyme(?: b)?|cytokeratin ?\d+|pcna|amacr|c-?myc|androgen receptor|"
+    r"thyroid transcription factor(?:[ -]?1)?)(?![a-z0-9])"
 )
 
 # What can be stained: parts of the cell, tissue types, and kinds of cells, which belong to tissue types.
@@ -45,7 +48,8 @@ _PLACES = {
     "Tumor": _TUMOUR,
     "Stroma": r"strom\w+|\w*fibroblast\w*|connective tissue|collagen\w*|desmoplas\w+",
     "Immune cells": r"immune|lympho\w+|inflammatory|leu[ck]ocyt\w+|[tb] (?:cells?|lymphocytes?)|"
-    r"plasma cells?|macrophag\w+|histiocyt\w+|monocyt\w+|regulatory t|ha?ematopoie\w+",
+    r"plasma cells?|macrophag\w+|histiocyt\w+|monocyt\w+|regulatory t|ha?ematopoie\w+|"
+    r"neutrophil\w*|eosinophils?|granulocyt\w+|(?:mast|nk|natural killer|dendritic) cells?",
     "Necrosis": r"necro\w+|debris|dead tissue",
     "Alveoli": r"\w*alveol\w*|pneumocytes?|septal?|septum|air ?spaces?|air sacs?",
     "Background": r"background|glass|mounting medium|outside the section",
@@ -82,17 +86,20 @@ _DENIES = re.compile(
     r"\b(?:without|lack(?:s|ing|ed)?|absent|absence|devoid|void of|free (?:of|from)|"
     r"fail(?:s|ed|ing)?|missing|un(?:detect|express|affect)\w*|non ?express\w*|invisible|"
     r"exclud\w+|rather than|instead of|hardly|scarcely|seldom|cannot|zero|clean|nothing|"
+    r"disappear\w*|vanish\w*|unseen|untrue|refut\w+|disprov\w+|ruled out|den(?:y|ies|ied)|"
     r"avoid(?:s|ed|ing)?|escap(?:e|es|ed|ing)|resist(?:s|ed|ing)?|bypass(?:es|ed|ing)?|evad(?:e|es|ed|ing))\b"
 )
 # A denial of a denial, such as `no cell lacks staining`: what it asserts, a rewording can say without it.
 _TWICE = re.compile(
     r"\b(?:no|not|none|never|nowhere|cannot|hardly|scarcely)\b"
     r"(?: (?!(?:but|and|or|nor|with|while)\b)[\w']+){0,6}? "
-    r"(?:lack(?:s|ing|ed)?|without|absent|missing|devoid|free (?:of|from)|negative|unstained|unreactive|"
-    r"fail(?:s|ed)?|spared|escap(?:e|es|ed))\b(?! or\b)"
+    r"(?:no|lack(?:s|ing|ed)?|without|absen(?:t|ce)|missing|devoid|free (?:of|from)|negative|unstained|"
+    r"unreactive|fail(?:s|ed)?|spared|escap(?:e|es|ed))\b(?! or\b)"
     r"|\b(?:lack(?:s|ing)?|without|absence|absent|devoid|free (?:of|from)|negative|unstained)\b"
     r"(?: (?!(?:but|and|or|nor|while)\b)[\w']+){0,8}? (?:ruled out|(?:is|are|was|were) (?:not|never) "
-    r"(?:seen|found|present|observed|detected|identified|evident))\b"
+    r"(?:seen|found|present|observed|detected|identified|evident)"
+    r"|(?:is|are|was|were) (?:absent|missing|lacking|rare|hard to find)"
+    r"|(?:do|does|did) not (?:occur|exist))\b"
     r"|\b(?:not|cannot|can't) be (?:denied|doubted|ruled out|excluded)\b"
     r"|\bnot (?:a few|un(?:common|usual)\w*|infrequent\w*|rare\w*|unstained|negative)\b"
     r"|\b(?:absent|missing|lacking) only\b|\bnever (?:absent|missing|negative)\b"
@@ -149,6 +156,14 @@ _NO_RESULT = "".join(
         "dark",
         "mild",
         "partial",
+        "diffuse",
+        "focal",
+        "uniform",
+        "distinct",
+        "clear",
+        "vivid",
+        "heavi",
+        "robust",
     )
 )
 _METHOD = re.compile(
@@ -208,6 +223,16 @@ _CONJUNCTIONS = (
 )
 _BREAKS_ON_GLASS = re.compile(_CONJUNCTIONS)
 _BREAKS = re.compile(rf"{_CONJUNCTIONS}|\b(?:with|within|in) (?:an? |the )?(?=(?:\w+ ){{0,2}}background)\b")
+# Commas between adjectives join what they qualify: `tumour cells show strong, diffuse nuclear staining`.
+_QUALITY = (
+    r"(?:weak|faint|mild|slight|pale|moderate|strong|intense|robust|dark|heavy|vivid|brown|distinct|"
+    r"diffuse|focal|patchy|scattered|granular|(?:in)?complete|uniform|(?:homo|hetero)geneous|linear|"
+    r"circumferential|widespread|punctate|fine|coarse|continuous|variable)"
+)
+_COMMA_OF_QUALITIES = re.compile(
+    rf"\b({_QUALITY}), (?:and )?"
+    rf"(?=(?:\w+ly )?(?:{_QUALITY}|nuclear|membranous|membrane|cytoplasmic|endothelial|staining|signal)\b)"
+)
 # A denial that ends in the first item of a list, or in an adjective of its last.
 _ITEM = re.compile(r"\b(?:no|without|lack(?:s|ing)?|(?:absence|lack|devoid|free) of)(?: \w+){1,2} ?$")
 _ALTERNATIVE = re.compile(
@@ -256,7 +281,7 @@ _DOUBTS = {
     "artefact": r"arti?efacts?\w*|artifacts?\w*|artefactual|artifactual",
     "nonspecific": r"(?:non|un) ?specific (?:\w+ )?(?:stain\w*|signal|reacti\w+)",
     "pigment": r"pigments?|melanin|ha?emosiderin|anthracosis",
-    "expected only": r"would be (?:expected|anticipated)|mistaken for",
+    "expected only": r"would (?:be (?:expected|anticipated)|show|stain)|mistaken for",
     "normal": r"normal|benign|healthy|non ?(?:neoplastic|malignant|tumou?r\w*)",
     "equivocal": r"equivocal\w*|borderline|indeterminate|inconclusive|questionable|doubtful\w*",
 }
@@ -268,12 +293,12 @@ _ASIDE = re.compile(
     rf"(?:{_TUMOUR})(?! (?:\w+ )?(?:cells?|nests?|nucle\w+|islands?))"
 )
 _SHARES = {
-    "few": r"few|rare|rarely|single|isolated|occasional\w*|sparse\w*|minority|a little|traces? of|"
+    "few": r"few|rare|rarely|(?<!not a )single|isolated|occasional\w*|sparse\w*|minority|a little|traces? of|"
     r"sporadic\w*",
     "a fraction": r"(?:one )?half|halves|(?:one|a|two) thirds?|(?:one|a|three) quarters?",
     "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
     "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
-    r"high (?:percentage|density|proportion|concentration|number)",
+    r"high (?:percentage|density|proportion|concentration|number)|(?:quite|more than) a few",
     "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every",
 }
 _FEW_ENOUGH = re.compile(
@@ -287,11 +312,52 @@ _ONE_CELL = re.compile(
 )
 _SOME_ENOUGH = re.compile(r"\bnot (?:all|every)\b")
 _ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "some": _SOME_ENOUGH, "few": _FEW_ENOUGH}
-_LEVELS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in {**_INTENSITIES, **_SHARES}.items()}
-_SCORES = re.compile(
-    r"\d+(?:\.\d+)? ?%|\b[0-3] ?\+(?!\w)|\b(?:h|allred|q)? ?scores?\b|\bgrades?\b|\bpercent\b"
+_ANOTHER = {
+    "another intensity": r"(?:far from|anything but|more than|less than|other than|not (?:so |very |that )?)"
+    rf" ?(?:{'|'.join(_INTENSITIES.values())})"
+}
+_LEVELS = {
+    name: re.compile(rf"\b(?:{pattern})\b")
+    for name, pattern in {**_INTENSITIES, **_SHARES, **_ANOTHER}.items()
+}
+# Patterns of staining that exclude each other.
+_EXTENTS = {
+    "diffuse": r"diffuse(?:ly)?|uniform(?:ly)?|homogeneous(?:ly)?",
+    "focal": r"focal(?:ly)?|patch(?:y|ily)|patches",
+    "complete": r"complete",
+    "incomplete": r"incomplete(?:ly)?",
+}
+OPPOSITE = {"diffuse": "focal", "focal": "diffuse", "complete": "incomplete", "incomplete": "complete"}
+_EXTENT = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _EXTENTS.items()}
+_SCORES = re.compile(r"\b[0-3] ?\+(?!\w)|\+{2,3}|\b(?:h|allred|q)? ?scores?\b|\bgrade[sd]?\b|‰")
+_WORDS = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "twelve": "12",
+    "fifteen": "15",
+    "twenty": "20",
+    "thirty": "30",
+    "forty": "40",
+    "fifty": "50",
+    "sixty": "60",
+    "seventy": "70",
+    "eighty": "80",
+    "ninety": "90",
+    "hundred": "100",
+}
+_NUMBER = re.compile(
+    r"(?:(?P<below>less than|fewer than|under|below|<|up to|at most) ?"
+    r"|(?P<above>more than|over|above|exceed\w*|>|at least) ?)?"
+    rf"(?<![\w.-])(?P<value>\d+(?:[.,]\d+)?|{'|'.join(_WORDS)}|tenths?|fifths?)\b"
+    r"(?! ?x\b)(?P<percent> ?(?:%|per ?cent\b))?"
 )
-_NUMBER = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?\b(?! ?x\b)")
 
 
 @dataclass(frozen=True)
@@ -311,7 +377,8 @@ class Claims:
     background   what it claims of the background of the stain
     grades       the intensities and shares that it names
     allowed      grades that it does not name, but that its words allow a rewording to name
-    numbers      scores, percentages and other numbers
+    numbers      scores, percentages and other numbers, each in one spelling, such as `<30%`
+    extents      patterns of staining that it names of those in `OPPOSITE`
     doubts       what it says of staining or tumour instead: an artefact, pigment, normal, equivocal
     aside        whether it is about what lies beside a tumour
     """
@@ -330,6 +397,7 @@ class Claims:
     grades: frozenset[str] = frozenset()
     allowed: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
+    extents: frozenset[str] = frozenset()
     doubts: frozenset[str] = frozenset()
     aside: bool = False
 
@@ -350,7 +418,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
 
     glass  the sentence is about the slide's empty background, not about tissue
     """
-    markers, plain = _without_markers(text.casefold().replace("backdrop", "background"))
+    markers, plain = _without_markers(text.translate(_TYPED).casefold().replace("backdrop", "background"))
     plain = _SUPPRESSOR.sub(" ", re.sub(r"\(\s*(?:MARKER|ihc)\s*\)", " ", plain))
     graded = (
         plain
@@ -401,10 +469,21 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         background=frozenset(background),
         grades=levels,
         allowed=frozenset(allowed),
-        numbers=frozenset(match[0].strip() for match in (*_SCORES.finditer(plain), *_NUMBER.finditer(plain))),
+        numbers=_numbers(plain),
+        extents=frozenset(name for name, pattern in _EXTENT.items() if pattern.search(plain)),
         doubts=frozenset(name for name, pattern in _DOUBTFUL.items() if pattern.search(plain)),
         aside=bool(_ASIDE.search(plain)),
     )
+
+
+def _numbers(text: str) -> frozenset[str]:
+    """The scores and numbers of a text; `below thirty per cent` and `less than 30 %` are both `<30%`."""
+    found = {match[0].replace(" ", "") for match in _SCORES.finditer(text)}
+    for match in _NUMBER.finditer(text):
+        bound = "<" if match["below"] else ">" if match["above"] else ""
+        value = _WORDS.get(match["value"], match["value"].replace(",", "."))
+        found.add(f"{bound}{value}{'%' if match['percent'] else ''}")
+    return frozenset(found)
 
 
 def _mixed(clauses: list[_Clause]) -> frozenset[str]:
@@ -446,7 +525,7 @@ def _without_markers(text: str) -> tuple[set[str], str]:
     text = _replaced(text, found)
     found |= {re.sub(r"[\s-]", "", match[0]) for match in _OTHER_MARKERS.finditer(text)}
     text = _OTHER_MARKERS.sub(" MARKER ", text)
-    return found, " ".join(re.sub(r"(?<=\S)\s*[-‐‑]\s*(?=\S)", " ", text).split())
+    return found, " ".join(re.sub(r"(?<=\S)\s*-\s*(?=\S)", " ", text).split())
 
 
 def _replaced(text: str, found: set[str]) -> str:
@@ -468,6 +547,7 @@ def _names() -> list[tuple[re.Pattern[str], str]]:
 def _clauses(text: str, *, glass: bool) -> Iterator[_Clause]:
     """The clauses with their signs; a clause on the rest of what is stained (`others are blue`) has none."""
     breaks = _BREAKS_ON_GLASS if glass else _BREAKS
+    text = _COMMA_OF_QUALITIES.sub(r"\1 ", text)
     text = re.sub(r",? ?\bunlike\b", " but not", text)  # `nuclei are stained, unlike membranes`
     if (match := _EXCEPT.search(text)) and not (
         _UNSTAINED.search(before := text[: match.start()]) or _NOT.search(before)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Literal, NamedTuple, Protocol
 
-from his2lip.captioning.claims import CELLS, PARTS, PLACES, Claims, Sign, claims
+from his2lip.captioning.claims import CELLS, OPPOSITE, PARTS, PLACES, Claims, Sign, claims
 from his2lip.data.captions import STAINS, plain
 
 Check = Literal[
@@ -186,6 +186,9 @@ def _compartment(seed: Claims, new: Claims) -> Refusal | None:
 def _grading(seed: Claims, new: Claims) -> Refusal | None:
     if other := sorted(new.numbers - seed.numbers) or sorted(new.grades - seed.grades - seed.allowed):
         return Refusal("grading", f"'{other[0]}', which the seed does not say")
+    for name in sorted(new.extents - seed.extents):
+        if OPPOSITE[name] in seed.extents:
+            return Refusal("grading", f"'{name}', and by the seed '{OPPOSITE[name]}'")
     return None
 
 

@@ -476,6 +476,77 @@ def test_a_rewording_is_refused_with_the_check_that_it_fails(check: str, text: s
     assert refusal.check == check
 
 
+KI67 = "Tumour tissue stained for Ki67: many tumour cells show strong, diffuse nuclear staining."
+HER2 = "Tumour tissue stained for HER2: no tumour cells show membranous staining."
+SHARE = "Tumour tissue stained for Ki67: about 30 % of tumour cells show moderate nuclear staining."
+CD3 = "Immune cells stained for CD3: a few T cells show weak membranous staining."
+COMPLETE = "Tumour tissue stained for HER2: many tumour cells show strong, complete membranous staining."
+SEEDS = {
+    KI67: ("Tumor", "Ki67"),
+    HER2: ("Tumor", "HER2"),
+    SHARE: ("Tumor", "Ki67"),
+    CD3: ("Immune cells", "CD3"),
+    COMPLETE: ("Tumor", "HER2"),
+}
+
+
+def test_a_comma_between_adjectives_leaves_the_cells_with_their_staining() -> None:
+    """The sentences of `fields.sentence` have it where a pattern is stated."""
+    found = claims(KI67).parts
+    assert {name for name, signs in found.items() if signs == {"stained"}} == {
+        "nuclear",
+        "Tumor",
+        "tumour cells",
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "seed", "text"),
+    [
+        ("tissue type", KI67, "Many fibroblasts in the Ki67-stained tumour show strong nuclear staining."),
+        ("tissue type", KI67, "Many neutrophils in the tumour show strong nuclear Ki67 staining."),
+        ("biomarker", KI67, "Many tumour cells show nuclear staining for Ki67 and c-MYC."),
+        ("polarity", KI67, "The tumour does not show strong, diffuse nuclear staining for Ki67."),
+        ("polarity", KI67, "Nuclear Ki67 staining isn’t seen in many tumour cells."),
+        ("polarity", KI67, "Nuclear Ki67 staining was ruled out in many tumour cells."),
+        ("polarity", KI67, "Nuclear Ki67 staining vanished from many tumour cells."),
+        ("polarity", HER2, "There is no absence of membranous HER2 staining in tumour cells."),
+        ("polarity", HER2, "Tumour cells without membranous HER2 staining are absent."),
+        ("polarity", HER2, "It is not true that no tumour cells show membranous HER2 staining."),
+        ("grading", KI67, "Strong, focal nuclear Ki67 staining is seen in many tumour cells."),
+        ("grading", KI67, "Strong nuclear Ki67 staining is seen in ten per cent of tumour cells."),
+        ("grading", KI67, "Strong nuclear Ki67 staining is seen in a tenth of tumour cells."),
+        ("grading", KI67, "Strong nuclear Ki67 staining (+++) is seen in many tumour cells."),
+        ("grading", KI67, "Far from strong, nuclear Ki67 staining is seen in many tumour cells."),
+        ("grading", COMPLETE, "Many tumour cells show strong, incomplete membranous HER2 staining."),
+        ("grading", SHARE, "Over 30 % of tumour cells show moderate nuclear Ki67 staining."),
+        ("grading", SHARE, "About 30 ‰ of tumour cells show moderate nuclear Ki67 staining."),
+        ("grading", SHARE, "About 30 of the tumour cells show moderate nuclear Ki67 staining."),
+        ("grading", CD3, "Among immune cells, quite a few T cells show weak membranous CD3 staining."),
+    ],
+)
+def test_what_the_seed_does_not_say_is_refused(check: str, seed: str, text: str) -> None:
+    refused = Validator(seed, *SEEDS[seed], NoLimit()).refusal(text)
+    assert refused is not None
+    assert refused.check == check
+
+
+@pytest.mark.parametrize(
+    ("seed", "text"),
+    [
+        (KI67, "Strong and diffuse nuclear staining for Ki‑67 is seen in many tumour cells."),
+        (KI67, "Many tumour cells have nuclei that are strongly and diffusely stained for Ki67."),
+        (HER2, "Tumour cells don’t show membranous HER2 staining."),
+        (CD3, "Faint membranous CD3 staining marks a few T cells among the immune cells."),
+        (HER2, "Not a single tumour cell shows membranous staining for HER2."),
+        (SHARE, "Moderate nuclear Ki67 staining is seen in about 30% of the tumour cells."),
+        (SHARE, "Ki67 moderately stains the nuclei of about thirty per cent of the tumour cells."),
+    ],
+)
+def test_another_spelling_passes(seed: str, text: str) -> None:
+    assert Validator(seed, *SEEDS[seed], NoLimit()).refusal(text) is None
+
+
 def test_a_rewording_that_repeats_an_earlier_one_is_a_duplicate() -> None:
     validator = Validator(SEED, "Tumor", "Ki67", TOKENIZER)
     text = "Nuclear Ki67 staining is found in many tumour cells of this piece of tissue."
