@@ -89,6 +89,10 @@ def _draw(board: Board, folder: Path, drawings: dict[str, Drawing]) -> list[Path
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a name with two dollar signs is no formula
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     return path
 

@@ -34,6 +34,15 @@ def test_a_board_is_drawn_with_what_it_has(tmp_path: Path) -> None:
     assert draw_board([], tmp_path) == []
 
 
+def test_dollar_signs_in_names_are_no_formula(tmp_path: Path) -> None:
+    names_of_models = ["$\\frac{$", "a$b$c"]
+    classes = ["$\\frac{$", "b"]
+    cells = [cell_result(model=name, classes=classes) for name in names_of_models]
+    assert names(draw_board(cells, tmp_path)) == ["models_by_datasets.png"]
+    assert names(draw_model(cells, cells[0].model, tmp_path)) == ["confusion.png"]
+    assert names(draw_retrieval([retrieval(name, 0.5) for name in names_of_models], tmp_path))
+
+
 def test_a_model_is_drawn_with_one_matrix_per_dataset(tmp_path: Path) -> None:
     cells = [cell_result(dataset=name) for name in ("hnscc", "bci", "mist", "acrobat")]
     other = cell_result(model="other")
