@@ -96,7 +96,9 @@ def retrieve(
     basis = asdict(check.basis)
     show_basis([{"image": query, "question": "retrieval", **basis}])
     if csv is not None:
-        columns = ("rank", "patch_id", "similarity", "split", "tissue", "biomarker", "reason", "forced")
+        # `biomarker` is the basis's: what is known of the biomarker that was asked for.
+        labels = ("patch_tissue", "patch_biomarker")
+        columns = ("rank", "patch_id", "similarity", "split", *labels, "reason", "forced")
         marks = (reason, "forced" if reason and force else None)
         written = [(None, NOT_ANSWERED, *[None] * 4)] if held_back else rows
         write_csv(csv, (*columns, *basis), [(*row, *marks, *basis.values()) for row in written])

@@ -158,10 +158,12 @@ class Index:
         ):
             if name:
                 values = self.table[column].to_pylist()
+                left = {value for value, kept in zip(values, wanted.tolist(), strict=True) if kept and value}
                 wanted &= np.array([value == name for value in values], dtype=bool)
                 if not wanted.any():
-                    here = ", ".join(sorted({v for v in values if v})) or "none are labelled"
-                    what = f"no patch here is labelled {name}"
+                    here = ", ".join(sorted(left)) or "none are labelled"
+                    of = "" if column == "tissue" or not tissue else f" of {taxonomy.tissue(tissue)}"
+                    what = f"no patch{of} here is labelled {name}"
                     fix = f"choose one of its {column}s: {here}"
                     raise DatasetError(what, where=self.shards.uri, key=name, fix=fix)
         return wanted
@@ -190,7 +192,7 @@ def build_index(
     """
     opened, kept = open_shards(shards), EmbeddingCache(cache)
     encoder = ModelEncoder(model)
-    chosen = opened.splits if splits is None else list(splits)
+    chosen = opened.splits if splits is None else list(dict.fromkeys(splits))
     parts = [kept.embed(encoder, opened, split) for split in chosen]
     if not sum(len(p.table) for p in parts):
         fix = "name another split or dataset"

@@ -127,6 +127,24 @@ def test_the_search_is_restricted_by_split_tissue_and_biomarker(
     assert "'train'" in str(no_split.value.fix)
 
 
+def test_labels_that_no_patch_has_together_are_refused_with_those_that_are_left(
+    real_tiles: Sequence[np.ndarray], model: DualEncoder, write_patches: Write, tmp_path: Path
+) -> None:
+    tissues, biomarkers = ["Tumor", "Tumor", "Stroma"], ["CD3", "CD8", "Ki67"]
+    shards = write_patches(real_tiles[:3], tissue=tissues, biomarker=biomarkers)
+    with pytest.raises(DatasetError) as absent:
+        build_index(shards.uri, model, cache=str(tmp_path)).find("nuclei", tissue="tumor", biomarker="Ki67")
+    assert "Tumor" in absent.value.what
+    assert absent.value.fix == "choose one of its biomarkers: CD3, CD8"
+
+
+def test_a_split_that_is_named_twice_is_searched_once(
+    labelled: ShardSet, model: DualEncoder, tmp_path: Path
+) -> None:
+    twice = build_index(labelled.uri, model, cache=str(tmp_path), splits=["select", "select"])
+    assert len(twice.find("nuclei", top=16)) == len(twice.table) == 4
+
+
 def test_the_images_of_matches_are_those_of_their_rows(
     labelled: ShardSet, model: DualEncoder, real_tiles: Sequence[np.ndarray], tmp_path: Path
 ) -> None:
@@ -172,6 +190,8 @@ def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
     retrieve_command("<script>alert(1)</script> & nuclei", **options)
     rows = list(csv_format.DictReader(csv.open()))
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert {row["patch_biomarker"] for row in rows} <= {"CD3", "Ki67"}
+    assert {row["biomarker"] for row in rows} == {"none was asked for"}, "the basis, as in every output"
     html = page.read_text()
     assert html.count("<img ") == 3
     assert not re.findall(r"(?:src|href)=\"(?!data:)", html)
