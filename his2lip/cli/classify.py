@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -395,7 +396,7 @@ def heat_bounds(given: str | None, similarity: str) -> tuple[float, float]:
         low, high = (float(part) for part in given.split(":"))
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise ConfigError(f"'{given}' is not LOW:HIGH", key="--heat-range", fix=fix)
     return low, high
 

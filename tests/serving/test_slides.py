@@ -238,7 +238,8 @@ def test_one_colour_means_one_similarity_on_every_slide(
 def test_the_range_of_a_heat_map_does_not_depend_on_the_slide() -> None:
     assert heat_bounds(None, "cosine") == (-1.0, 1.0)
     assert heat_bounds("0.1:0.4", "cosine") == heat_bounds("0.1:0.4", "dot") == (0.1, 0.4)
-    for given, similarity in ((None, "dot"), ("0.4:0.1", "cosine"), ("0.4", "cosine"), ("a:b", "cosine")):
+    unusable = ("0.4:0.1", "0.4", "a:b", "0:inf", "-inf:1", "nan:1")
+    for given, similarity in ((None, "dot"), *((text, "cosine") for text in unusable)):
         with pytest.raises(ConfigError) as refused:
             heat_bounds(given, similarity)
         assert refused.value.key == "--heat-range"
