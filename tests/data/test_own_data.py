@@ -230,6 +230,17 @@ def test_one_path_with_two_labels_is_quarantined_and_equal_rows_count_once(
     assert adds_up(report)
 
 
+def test_rows_that_name_no_file_or_a_folder_are_quarantined_by_what_they_are(
+    tmp_path: Path, real_ihc: np.ndarray
+) -> None:
+    manifest(tmp_path / "in", "path,label\na/1.png,x\n,x\na,x\n", real_ihc, "a/1.png")
+    report = prepare(Card.model_validate(OWN | {"reader": "manifest"}), tmp_path / "in", tmp_path / "out")
+    assert report.quarantined == [
+        ("a", "a folder, a link to one, or one that may not be listed: nothing in it is read"),
+        ("manifest.csv (row 3)", "the row names no file"),
+    ]
+
+
 def test_a_file_is_found_in_either_unicode_form_of_its_name(tmp_path: Path, real_ihc: np.ndarray) -> None:
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
     manifest(tmp_path / "in", f"path\n{composed}\n", real_ihc, decomposed)
@@ -367,7 +378,7 @@ def test_folder_that_is_a_link_is_quarantined(tmp_path: Path, real_ihc: np.ndarr
     report = prepare(Card.model_validate(OWN | {"reader": "folder"}), tmp_path / "in", tmp_path / "out")
     assert (report.found, report.read) == (2, 1)
     assert report.quarantined == [
-        ("b", "a folder that is a link, or may not be listed: nothing in it is read")
+        ("b", "a folder, a link to one, or one that may not be listed: nothing in it is read")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -270,13 +271,17 @@ def test_bcdata_faults_are_quarantined_or_left_out(read: Read, tmp_path: Path) -
     def change(root: Path) -> None:
         base = root / "BCData/annotations/test"
         with h5py.File(base / "positive/0.h5", "w") as file:
-            file["coordinates"] = np.array([(9999, 5), (100, 120), (100, 120), (-4, 3)], np.int64)
+            file["coordinates"] = np.array([(9999, 5), (100, 120), (100, 120), (-4, 3), (60, 61)], np.int64)
+        with h5py.File(base / "negative/0.h5", "w") as file:
+            file["coordinates"] = np.array([(60, 61), (200, 201)], np.int64)
         (base / "positive/77.h5").write_bytes(b"no image has this number")
         (base / "negative/1.h5").write_bytes(b"not h5")
         for kind in ("positive", "negative"):
             (root / f"BCData/annotations/train/{kind}/1.h5").unlink()
 
-    report, _ = read("bcdata", change=change)
+    report, rows = read("bcdata", change=change)
+    assert not rows.index.str.contains("-60_61").any()
+    assert rows.index.str.endswith("images/test/0.png#negative-200_201").any()
     reader = get_reader(load_card("bcdata"), tmp_path / "bcdata")
     errors = {path: refusal(reader, path) for path, _ in report.quarantined}
     assert {path: error.what for path, error in errors.items()} == dict(report.quarantined)
@@ -285,8 +290,12 @@ def test_bcdata_faults_are_quarantined_or_left_out(read: Read, tmp_path: Path) -
         "BCData/images/train/1.png": "annotations",
         "BCData/images/test/1.png": "1.h5",
     }
-    assert sorted(r for _, r in report.left_out) == ["the point lies outside the image"] * 2 + [
-        "two points have this position"
+    assert sorted(r for _, r in report.left_out) == [
+        "a positive and a negative point have this position",
+        "the point lies outside the image",
+        "the point lies outside the image",
+        "two points have this position",
+        "two points have this position",
     ]
 
 
@@ -579,6 +588,18 @@ def test_pantumor_cells_that_are_in_two_files_are_read_once(read: Read) -> None:
     assert [reason for _, reason in report.left_out] == ["two annotated cells have this position"] * 9
 
 
+def test_pantumor_cells_of_two_classes_at_one_position_are_left_out(read: Read) -> None:
+    def change(root: Path) -> None:
+        rows = ["500,20,TUMOR CELL", "500,20,TUMOR CELL", "500,20,NON TUMOR CELL", "530,20,TUMOR CELL"]
+        text = "\n".join(["filename,x,y,label", *(f"HNSCC_0.tiff,{row}" for row in rows)])
+        (root / "points.csv").write_text(text)
+
+    report, rows = read("pantumor", change=change)
+    assert len(rows) == 18 + 1
+    reason = "annotated cells of several classes have this position"
+    assert [why for _, why in report.left_out] == [reason] * 3
+
+
 def test_ihc4bc_table_that_is_not_utf8_is_refused_with_its_file(read: Read) -> None:
     with pytest.raises(DatasetError) as refused:
         read("ihc4bc", change=lambda root: (root / "Labels/PR_labels.csv").write_bytes(b"n\xe9,a,1,0.2\n"))
@@ -718,6 +739,75 @@ def test_pantumor_annotations_that_may_belong_to_two_slides_are_used_for_neither
     assert [place for place, _ in report.quarantined] == ["A/same.tiff", "B/same.tiff", "same.tiff"]
     assert all("same.tiff" in reason for _, reason in report.quarantined)
     assert not rows.index.str.contains("same").any()
+
+
+def test_pantumor_slides_are_ambiguous_by_whole_folders_and_names(read: Read) -> None:
+    """A slide whose name only ends in the same letters is read; one that a longer path ends with is not."""
+
+    def change(root: Path) -> None:
+        for place in ("A/1.tiff", "B/1.tiff", "11.tiff", "2.tiff", "B/2.tiff"):
+            write_pyramid(root / place, np.full((512, 512, 3), 90, np.uint8), mpp=0.25)
+        names = ("1.tiff", "11.tiff", "A/B/2.tiff", "2.tiff")
+        rows = [f"{name},100,100,120,120,TUMOR CELL" for name in names]
+        (root / "more.csv").write_text("\n".join(["filename,xmin,ymin,xmax,ymax,label", *rows]))
+
+    report, rows = read("pantumor", change=change)
+    kept = rows[~rows.index.str.contains("_")].index
+    assert list(kept) == ["pantumor/11.tiff#cell-1"]
+    assert dict(report.quarantined) == {
+        "1.tiff": "annotations of more.csv: '1.tiff' may be A/1.tiff or B/1.tiff",
+        "A/1.tiff": "annotations that may belong to it: more.csv names '1.tiff'",
+        "B/1.tiff": "annotations that may belong to it: more.csv names '1.tiff'",
+        "A/B/2.tiff": "annotations of more.csv: 'A/B/2.tiff' may be 2.tiff or B/2.tiff",
+        "2.tiff": "annotations that may belong to it: more.csv names 'A/B/2.tiff'",
+        "B/2.tiff": "annotations that may belong to it: more.csv names 'A/B/2.tiff'",
+    }
+
+
+def test_pantumor_annotations_without_a_slide_or_a_class_are_in_the_report(read: Read) -> None:
+    def change(root: Path) -> None:
+        slide_database(root / "a.sqlite")
+        with closing(sqlite3.connect(root / "a.sqlite")) as base, base:
+            base.execute("INSERT INTO Annotations VALUES (5, 1, NULL, 0), (6, 1, 0, 0), (7, 9, 1, 0)")
+            places = [(650, 20, 5), (660, 20, 6), (670, 20, 7)]
+            base.executemany("INSERT INTO Annotations_coordinates VALUES (?, ?, ?)", places)
+        (root / "b.csv").write_text(
+            "label,x,y,filename\nTUMOR CELL,9,9\n,9,9,HNSCC_0.tiff\nTUMOR CELL,9,9,s\n"
+        )
+
+    report, rows = read("pantumor", change=change)
+    assert len(rows) == 18 + 2
+    assert dict(report.quarantined) == {
+        "a.sqlite (no slide)": "1 of its annotations name no slide",
+        "b.csv (no slide)": "1 of its annotations name no slide",
+        "s": "annotations without their slide",
+    }
+    assert sorted(place for place, why in report.left_out if why == "it has no class") == [
+        f"HNSCC_0.tiff#cell-{key}" for key in ("1.2", "5", "6")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("xmin,ymin,label", "slide"), ("filename,ymin,label", "left edge"), ("filename,x,label", "top edge")],
+)
+def test_a_table_of_boxes_without_a_column_is_refused_by_what_it_lacks(
+    tmp_path: Path, header: str, column: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\n1,2,3\n")
+    with pytest.raises(DatasetError) as refused:
+        read_annotations(tmp_path / "a.csv")
+    assert column in refused.value.what
+    assert "xmin" in (refused.value.fix or "")
+
+
+def test_annotations_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    boxes = [{"id": 4, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]
+    images, classes = [{"id": 1, "file_name": "s.tiff"}], [{"id": 1, "name": "TUMOR CELL"}]
+    tree = {"images": images, "categories": classes, "annotations": boxes}
+    (tmp_path / "a.json").write_text(json.dumps(tree), encoding="utf-8-sig")
+    ((cell,),) = read_annotations(tmp_path / "a.json").values()
+    assert (cell.x, cell.y, cell.label) == (20, 20, "TUMOR CELL")
 
 
 def test_pantumor_box_with_a_value_that_is_no_number_is_left_out(read: Read) -> None:

@@ -122,7 +122,7 @@ def _special(path: Path) -> str | None:
     except OSError:
         return None
     if stat.S_ISDIR(mode):
-        return "a folder that is a link, or may not be listed: nothing in it is read"
+        return "a folder, a link to one, or one that may not be listed: nothing in it is read"
     regular = stat.S_ISREG(mode)
     return None if regular else "a pipe, socket or device, which cannot be read as a file"
 

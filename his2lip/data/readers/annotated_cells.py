@@ -33,8 +33,8 @@ _AXES = {"x": ("left", "right", "w"), "y": ("top", "bottom", "h")}  # the two ed
 _SQL = """
 SELECT a.uid, s.filename, c.name, AVG(p.coordinateX), AVG(p.coordinateY)
 FROM Annotations a
-JOIN Slides s ON s.uid = a.slide
-JOIN Classes c ON c.uid = a.agreedClass
+LEFT JOIN Slides s ON s.uid = a.slide
+LEFT JOIN Classes c ON c.uid = a.agreedClass
 LEFT JOIN Annotations_coordinates p ON p.annoId = a.uid
 {where}
 GROUP BY a.uid ORDER BY a.uid
@@ -42,6 +42,7 @@ GROUP BY a.uid ORDER BY a.uid
 # An annotation that an annotator removed stays in the database. Old databases have no such column.
 _NOT_REMOVED = "WHERE COALESCE(a.deleted, 0) = 0"
 _NO_PLACE = "an annotation of the whole slide, without coordinates"
+_NO_CLASS = "it has no class"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class AnnotatedCell:
 def read_annotations(path: Path) -> dict[str, list[AnnotatedCell]]:
     """Slide -> its annotated cells. A slide is named as in the file, as a path with `/`.
 
+    Cells of no named slide are under an empty name.
     Raises DatasetError for a file that is not in one of the formats.
     """
     read = {".json": _coco, ".csv": _boxes}.get(path.suffix.lower(), _sliderunner)
@@ -77,37 +79,31 @@ def read_annotations(path: Path) -> dict[str, list[AnnotatedCell]]:
         raise DatasetError(what, where=path, key="annotations", fix=_FIX) from None
 
 
-def find_slide(name: str, annotations: str, slides: list[str]) -> str | None:
-    """The path of the slide that an annotation file names, or None where there is none.
+def find_slides(name: str, annotations: str, slides: list[str]) -> list[str]:
+    """The path of the slide that an annotation file names; the paths of all that it may name.
 
     name         the slide as the annotation file names it
     annotations  path of the annotation file, relative to the root
     slides       paths of the slides, relative to the root
 
     The first match of these: `name` as a path from the root; `name` as a path from the annotation file's
-    folder; the only slide whose path ends with `name`, or is the end of `name`.
-
-    Raises DatasetError where several slides match in the last way.
+    folder; the slides whose path ends with `name`, or is the end of `name`.
     """
     wanted = PurePosixPath(taxonomy.normalised(name)).parts
     known = {PurePosixPath(taxonomy.normalised(slide)).parts: slide for slide in slides}
     beside = PurePosixPath(taxonomy.normalised(annotations)).parts[:-1] + wanted
     for exact in (wanted, beside):
         if exact in known:
-            return known[exact]
-    ending = [
+            return [known[exact]]
+    return sorted(
         slide
         for parts, slide in known.items()
         if parts[-len(wanted) :] == wanted or wanted[-len(parts) :] == parts
-    ]
-    if len(ending) > 1:
-        what = f"'{name}' may be {' or '.join(sorted(ending))}"
-        raise DatasetError(what, where=annotations, key="slide")
-    return ending[0] if ending else None
+    )
 
 
 def _coco(path: Path) -> dict[str, list[AnnotatedCell]]:
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = json.loads(path.read_text(encoding="utf-8-sig"))
     slides = {image["id"]: _posix(image["file_name"]) for image in tree["images"]}
     classes = {category["id"]: category["name"] for category in tree["categories"]}
     cells = defaultdict(list)
@@ -122,15 +118,21 @@ def _coco(path: Path) -> dict[str, list[AnnotatedCell]]:
 def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
     cells = defaultdict(list)
     table = read_table(path)
-    header, *rows = table.rows
+    header, *rows = table.rows or [[]]
     names = [name.lower() for name in header]
     place = {name: column for column, name in reversed(list(enumerate(names)))}
     chosen = {what: name for what in _COLUMNS if (name := _first(what, names))}
     chosen |= {what: name for axis in _AXES for what, name in _edges(axis, names).items()}
     columns = {what: place[name] for what, name in chosen.items()}
+    missing = [what for what in ("slide", "left", "top") if what not in columns]
+    if missing:
+        what = f"it has no column of the {missing[0]}{'' if missing[0] == 'slide' else ' edge'}"
+        raise DatasetError(
+            what, key=missing[0], fix="name its columns filename, label, xmin, ymin, xmax, ymax"
+        )
     for i, row in enumerate(rows):
         given = {what: row[column] for what, column in columns.items() if column < len(row)}
-        slide, label, key = _posix(given["slide"]), given.get("label", ""), f"cell-{i}"
+        slide, label, key = _posix(given.get("slide", "")), given.get("label", ""), f"cell-{i}"
         try:
             numbers = {what: table.number(given[what]) for what in columns if what not in ("slide", "label")}
         except (DatasetError, KeyError) as error:
@@ -140,7 +142,8 @@ def _boxes(path: Path) -> dict[str, list[AnnotatedCell]]:
         x, y = numbers["left"], numbers["top"]
         right = numbers["right"] if "right" in numbers else x + numbers.get("w", 0)
         bottom = numbers["bottom"] if "bottom" in numbers else y + numbers.get("h", 0)
-        cells[slide].append(AnnotatedCell((x + right) / 2, (y + bottom) / 2, label, key))
+        centre = (x + right) / 2, (y + bottom) / 2
+        cells[slide].append(AnnotatedCell(*centre, label, key, None if label else _NO_CLASS))
     return dict(cells)
 
 
@@ -181,13 +184,15 @@ def _sliderunner(path: Path) -> dict[str, list[AnnotatedCell]]:
         columns = {name.lower() for _, name, *_ in database.execute("PRAGMA table_info(Annotations)")}
         query = _SQL.format(where=_NOT_REMOVED if "deleted" in columns else "")
         for uid, slide, label, x, y in database.execute(query):
-            fault = _NO_PLACE if x is None or y is None else None
+            fault = _NO_PLACE if x is None or y is None else _NO_CLASS if label is None else None
             place = (math.nan, math.nan) if fault else (float(x), float(y))
-            cells[_posix(slide)].append(AnnotatedCell(*place, str(label), f"cell-{uid}", fault))
+            cells[_posix(slide or "")].append(AnnotatedCell(*place, str(label or ""), f"cell-{uid}", fault))
     return dict(cells)
 
 
 def _posix(name: str) -> str:
     """A path with `/`, whichever operating system wrote it. An absolute path is reduced to its file name."""
     path = PureWindowsPath(name)
+    if not path.name:
+        return ""
     return path.name if path.anchor else PurePosixPath(path.as_posix()).as_posix()

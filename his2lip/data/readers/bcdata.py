@@ -88,8 +88,14 @@ class BcdataReader(Reader):
             else:
                 seen.add(point[:2])
                 inside.append(point)
-        inside += _empty_places(slide, inside, side)
-        by_label = [[p for p in inside if p.label == label] for label in (*_KINDS, "none")]
+        empty = _empty_places(slide, inside, side)
+        both = {p[:2] for p in points if p.label == "positive"} & {
+            p[:2] for p in points if p.label == "negative"
+        }
+        for x, y in sorted(both & seen):
+            yield LeftOut(f"{item.name}#{x:g}_{y:g}", "a positive and a negative point have this position")
+        inside = [point for point in inside if point[:2] not in both]
+        by_label = [*([p for p in inside if p.label == kind] for kind in _KINDS), empty]
         chosen = [point for of_label in by_label for point in _choose(of_label, most, item.name)]
         for x, y, label in chosen:
             pixels, left, top = around(slide, x, y, side, side)

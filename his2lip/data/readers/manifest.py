@@ -56,13 +56,15 @@ class ManifestReader(Reader):
                 self.passed_over["a file that the manifest does not list"] += 1
 
     def item(self, key: str) -> Item:
+        row, *others = self._by_path[key]
+        if not row["path"]:
+            raise DatasetError("the row names no file", key="path")
         self.parts(key, 1)
         path = PurePosixPath(key)
         if path.is_absolute() or ".." in path.parts:
             raise DatasetError("the path leads out of the root", key="path")
         if not (self.root / self._on_disk(key)).is_file():
             raise DatasetError("the table lists it, but there is no such file", key="file")
-        row, *others = self._by_path[key]
         if any(other != row for other in others):
             raise DatasetError("two rows name it, and they differ", key="row")
         given = {name: value for name, value in row.items() if value and name != "path"}
@@ -108,10 +110,10 @@ class ManifestReader(Reader):
 
     @cached_property
     def _by_path(self) -> dict[str, list[ManifestRow]]:
-        """Path -> all of its rows."""
+        """Path, or a note where it is missing -> all of its rows."""
         rows = defaultdict(list)
-        for row in self._rows:
-            rows[row["path"]].append(row)
+        for n, row in enumerate(self._rows, start=2):  # row 1 is the header
+            rows[row["path"] or f"{self._manifest} (row {n})"].append(row)
         return rows
 
     @cached_property
@@ -169,7 +171,7 @@ class ManifestReader(Reader):
         if not path.is_file():
             fix = "set options.manifest on the card"
             raise DatasetError("the manifest does not exist", where=path, key="options.manifest", fix=fix)
-        return _parquet(path) if path.suffix == ".parquet" else read_table(path)
+        return _parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)
 
 
 def _parquet(path: Path) -> Table:

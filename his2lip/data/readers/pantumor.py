@@ -13,7 +13,7 @@ import pydantic
 
 from his2lip.config import Config, validate
 from his2lip.data.images import Tiling, around, encode_png, open_slide
-from his2lip.data.readers.annotated_cells import ANNOTATIONS, AnnotatedCell, find_slide, read_annotations
+from his2lip.data.readers.annotated_cells import ANNOTATIONS, AnnotatedCell, find_slides, read_annotations
 from his2lip.data.readers.base import Item, LeftOut, Reader
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
@@ -32,7 +32,7 @@ class PantumorOptions(Config):
 
 
 class PantumorReader(Reader):
-    """A patch centred on each annotated cell. `find_slide` finds the slide of an annotation."""
+    """A patch centred on each annotated cell. `find_slides` finds the slide of an annotation."""
 
     suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".tif", ".tiff", ".png", ".jpg", ".jpeg")
     views = ()
@@ -47,9 +47,9 @@ class PantumorReader(Reader):
         yield from sorted(self._without_slide)
 
     def item(self, key: str) -> Item:
-        self.parts(key, 1)
         if not (self.root / key).is_file():
             raise DatasetError(self._without_slide.get(key, "annotations without their slide"), key="slide")
+        self.parts(key, 1)
         if key in self._ambiguous:
             raise DatasetError(
                 f"annotations that may belong to it: {self._ambiguous[key]}", key="annotations"
@@ -78,9 +78,15 @@ class PantumorReader(Reader):
             side = round(options.field_um / slide.mpp) if slide.mpp else _UNKNOWN_SCALE_PX
             kept: dict[str, list[AnnotatedCell]] = {}
             seen: set[tuple[float, float]] = set()
-            for cell in self._cells[item.key]:
-                reason = self._reason(cell, slide.width, slide.height)
-                if reason is None and (cell.x, cell.y) in seen:
+            found = [(cell, self._reason(cell, slide.width, slide.height)) for cell in self._cells[item.key]]
+            labels: dict[tuple[float, float], set[str]] = {}
+            for cell, reason in found:
+                if reason is None:
+                    labels.setdefault((cell.x, cell.y), set()).add(self.card.label(cell.label))
+            for cell, reason in found:
+                if reason is None and len(labels[cell.x, cell.y]) > 1:
+                    reason = "annotated cells of several classes have this position"
+                elif reason is None and (cell.x, cell.y) in seen:
                     reason = "two annotated cells have this position"
                 if reason is None:
                     seen.add((cell.x, cell.y))
@@ -136,16 +142,20 @@ class PantumorReader(Reader):
         ambiguous: dict[str, str] = {}
         for source in (key for key in keys if key.lower().endswith(ANNOTATIONS)):
             for name, of_slide in read_annotations(self.root / source).items():
-                try:
-                    slide = find_slide(name, source, slides)
-                except DatasetError as error:
-                    without_slide[name] = f"annotations of {source}: {error.what}"
-                    ambiguous |= {s: f"{source} names '{name}'" for s in slides if s.endswith(name)}
+                if not name:
+                    n = len(of_slide)
+                    without_slide[f"{source} (no slide)"] = f"{n:,} of its annotations name no slide"
                     continue
-                if slide is None:
+                found = find_slides(name, source, slides)
+                if len(found) > 1:
+                    what = f"annotations of {source}: '{name}' may be {' or '.join(found)}"
+                    without_slide[name] = what
+                    ambiguous |= dict.fromkeys(found, f"{source} names '{name}'")
+                elif not found:
                     without_slide[name] = "annotations without their slide"
+                if len(found) != 1:
                     continue
-                known = cells.setdefault(slide, {})
+                known = cells.setdefault(found[0], {})
                 for cell in of_slide:
                     key, n = cell.key, 1
                     while key in known:  # numbers start at 0 in each file, and may repeat in one

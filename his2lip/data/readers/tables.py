@@ -65,7 +65,10 @@ def read_table(path: Path) -> Table:
         rows = [[field.strip() for field in row] for row in source if any(map(str.strip, row))]
     except FileNotFoundError:
         raise DatasetError("the table does not exist", where=path) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        what = f"the table is not UTF-8: {first_line(error)}"
+        raise DatasetError(what, where=path, fix="save it as CSV in UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise DatasetError(f"the table cannot be read: {first_line(error)}", where=path) from None
     return Table(rows, _decimal(rows))
 
