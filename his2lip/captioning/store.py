@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,7 +132,7 @@ class Project:
         for name, path in _line_files(self.folder / DECISIONS):
             log = self._logs.setdefault(name, LineFile(path, Decision))
             new = log.refresh()
-            _check_log(new, name, path)
+            _check_log(log.records, name, path)
             changed |= bool(new)
         for name, path in _line_files(self.folder / VARIANTS):
             changed |= bool(self._variants.setdefault(name, LineFile(path, Variant)).refresh())
@@ -375,10 +376,15 @@ def _check_keys(keys: Sequence[Key], folder: Path) -> None:
                 raise DatasetError("a picture outside the project", where=folder, key=picture.file, fix=_FIX)
 
 
-def _check_log(new: Sequence[Decision], name: str, path: Path) -> None:
-    if any(decision.reviewer != name for decision in new):
+def _check_log(decisions: Sequence[Decision], name: str, path: Path) -> None:
+    if any(decision.reviewer != name for decision in decisions):
         what = "this log has decisions of another reviewer than its name says"
         raise DatasetError(what, where=path, key="reviewer", fix="give the file back its name")
+    for line, (before, after) in enumerate(pairwise(decisions), start=2):
+        if after.sequence <= before.sequence:  # an undo would take back one of two equal decisions
+            what = f"line {line} of this log repeats an earlier decision, or is not in its place"
+            fix = "restore the file from a copy; his2lip captions merge adds the decisions of another one"
+            raise DatasetError(what, where=path, key="sequence", fix=fix)
 
 
 def _line_files(folder: Path) -> list[tuple[str, Path]]:

@@ -160,6 +160,20 @@ def test_a_damaged_line_that_others_follow_is_refused(tmp_path: Path) -> None:
     assert refused.value.key == "line"
 
 
+def test_a_log_that_has_a_decision_twice_is_refused(tmp_path: Path) -> None:
+    """As after `cat COPY/decisions/anna.jsonl >> …`: an undo would take back one of the two only."""
+    made = project(tmp_path / "p")
+    for key in made.keys[:2]:
+        made.submit("anna", key.id, Judgement("accept"), version=0)
+    log = tmp_path / "p/decisions/anna.jsonl"
+    log.write_bytes(log.read_bytes() * 2)
+    opened = Project.open(tmp_path / "p")
+    for _ in range(2):
+        with pytest.raises(DatasetError) as caught:
+            opened.refresh()
+        assert (caught.value.where, caught.value.key) == (log, "sequence")
+
+
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = project(tmp_path / "a")
     item = made.refresh().seeds[0].id
