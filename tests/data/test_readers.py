@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -638,6 +639,66 @@ def test_bcdata_image_with_all_points_outside_is_quarantined(read: Read) -> None
     report, _ = read("bcdata", change=change)
     assert report.quarantined == [("BCData/images/test/1.png", "the point lies outside the image")]
     assert len(report.left_out) == 4
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_ihc4bc_folder_of_ihc_is_known_in_any_case_and_as_the_root(
+    tmp_path: Path, draw: Callable, inside: bool
+) -> None:
+    write_layout("ihc4bc", tmp_path / "a", draw)
+    root = tmp_path / "a/Images/ihc"
+    (tmp_path / "a/Images/IHC").rename(root)
+    (root / "Ki67").rename(root / "Ki-67")
+    for path in (tmp_path / "a/Labels").iterdir():
+        path.rename(root / path.name)
+    report = prepare(load_card("ihc4bc"), root if inside else tmp_path / "a", tmp_path / "out")
+    assert report.quarantined == []
+    assert report.read == sum(sum(labels.values()) for labels in report.info.counts.values()) > 0
+    shards = open_shards(tmp_path / "out")
+    found = {
+        b for split in shards.splits for b in shards.table(split, ["biomarker"])["biomarker"].to_pylist()
+    }
+    assert found == {"ER", "PR", "Ki67"}
+
+
+def test_ihc4bc_row_whose_image_is_only_there_as_he_is_reported(read: Read) -> None:
+    def move(root: Path) -> None:
+        place = "ER/Patient_0_2000/Subregion_5/0_1000_11_1_2.jpg"
+        (root / "Images/HE" / place).parent.mkdir(parents=True)
+        (root / "Images/IHC" / place).rename(root / "Images/HE" / place)
+
+    report, _ = read("ihc4bc", change=move)
+    ((place, reason),) = report.quarantined
+    assert (place, "0_1000_11_1_2" in reason) == ("Labels/ER_labels.csv", True)
+
+
+def test_upper_case_suffixes_and_folders_give_the_same_labels(read: Read) -> None:
+    def rename(root: Path) -> None:
+        for path in sorted(root.rglob("*_train.tif*")):
+            path.rename(path.with_name(path.name.replace("_train.tif", "_TRAIN.TIF")))
+
+    _, rows = read("acrobat", change=rename)
+    assert rows["case_id"].str.startswith("train-").any()
+    assert not rows["case_id"].str.startswith("TRAIN-").any()
+
+    def capitalise(root: Path) -> None:
+        for path in sorted(root.rglob("scale-*")):
+            path.rename(path.with_name(path.name.capitalize()))
+
+    _, rows = read("anhir-lung", change=capitalise)
+    assert rows["mpp"].notna().all()
+
+
+def test_hnscc_case_is_the_same_in_upper_and_lower_case(tmp_path: Path) -> None:
+    reader = get_reader(load_card("hnscc"), tmp_path)
+    one, other = (reader.item(f"mIHC_Data/{case}_M1_0_0_CD8.png") for case in ("Case1", "case1"))
+    assert (one.case_id, one.region_id, one.name) == (other.case_id, other.region_id, other.name)
+
+
+def test_an_error_says_that_all_files_were_passed_over(read: Read) -> None:
+    with pytest.raises(DatasetError) as refused:
+        read("bci", change=lambda root: shutil.rmtree(root / "BCI_dataset/IHC"))
+    assert "an H&E twin" in refused.value.what
 
 
 def test_a_layout_is_read_from_within_its_folder(

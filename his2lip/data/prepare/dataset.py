@@ -100,7 +100,7 @@ def prepare(
         parts = deal(reader, listing, part_bytes)
         finished = FinishedParts(system, target, dataset=card.name, plan=job.plan(parts))
         results = _run(job, parts, finished, names, ray=ray, progress=progress)
-        info = _summary(job, results, refused, root)
+        info = _summary(job, results, refused, listing.passed_over, root)
         write_file(system, f"{target}/{INFO}", to_json(info), what="the description of the dataset")
         finished.remove()
         return PrepareReport(
@@ -142,7 +142,11 @@ def _claimed(out: str | Path) -> Iterator[tuple[fs.FileSystem, str]]:
 
 
 def _summary(
-    job: PartJob, results: list[PartResult], refused: list[tuple[str, str]], root: str | Path
+    job: PartJob,
+    results: list[PartResult],
+    refused: list[tuple[str, str]],
+    passed_over: Counter[str],
+    root: str | Path,
 ) -> DatasetInfo:
     """dataset.json of the parts that were written. Raises DatasetError where there are none."""
     quarantined = sorted(refused + [q for r in results for q in r.quarantined])
@@ -152,6 +156,9 @@ def _summary(
         if quarantined:  # the most common reason, since that of one stray file would mislead
             most, _ = Counter(why for _, why in quarantined).most_common(1)[0]
             what += f", such as {next(place for place, why in quarantined if why == most)}: {most}"
+        elif passed_over:
+            most, n = passed_over.most_common(1)[0]
+            what = f"no file could be read, and {n:,} were passed over: {most}"
         raise DatasetError(what, where=root, key="--root", fix="check --root")
     return summarise(
         written,

@@ -15,7 +15,7 @@ from his2lip.data.readers.base import Item, LeftOut, PassedOver, Reader
 from his2lip.data.shards import Patch
 from his2lip.errors import DatasetError
 
-_NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|validation|test)\.tiff?")
+_NAME = re.compile(r"(?P<case>\d+)_(?P<stain>[A-Za-z0-9]+)_(?P<split>train|val|validation|test)\.tiff?", re.I)
 
 
 class AcrobatOptions(Config):
@@ -47,7 +47,7 @@ class AcrobatReader(Reader):
             key=key,
             name=file,
             split=self.official_split(match["split"], {"val": "validation"}),
-            case_id=f"{match['split']}-{match['case']}",  # cases of two splits may have the same number
+            case_id=f"{match['split'].lower()}-{match['case']}",  # since cases of two splits share numbers
             slide_id=file.rpartition(".")[0],
             biomarker=biomarker,
             label=biomarker,

@@ -11,7 +11,7 @@ from his2lip.data.cards import Mpp
 from his2lip.data.readers.base import Item, PassedOver, Reader
 from his2lip.errors import DatasetError
 
-_SCALE = re.compile(r"scale-(\d+)pc")
+_SCALE = re.compile(r"scale-(\d+)pc", re.IGNORECASE)
 _HE = re.compile(r"(?<![a-z0-9])(he|h&e)(?![a-z0-9])", re.IGNORECASE)
 _REGION = re.compile(r"(les|lob)\w*$", re.IGNORECASE)
 

@@ -31,12 +31,13 @@ class HnsccReader(Reader):
         if match is None:
             raise DatasetError("the name is not CASE_REGION_N_N_STAIN", key="path")
         is_counterstain = match["stain"].lower() in _COUNTERSTAIN
-        field = f"{match['case']}_{match['field']}"
+        case = match["case"].capitalize()
+        field = f"{case}_{match['field']}"
         return Item(
             key=key,
             name=f"{field}_{match['stain']}.{key.rpartition('.')[2]}",
             split=self.base_split,
-            case_id=match["case"],
+            case_id=case,
             region_id=field,
             biomarker=None if is_counterstain else taxonomy.biomarker(match["stain"]),
             label=self.card.label(match["region"].upper()),

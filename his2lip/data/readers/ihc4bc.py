@@ -82,13 +82,9 @@ class Ihc4bcReader(Reader):
     def find(self) -> Iterator[str]:
         """Images, and label tables that have rows without an image."""
         tables = self._tables  # an unreadable table is an error, since its images would have no label
-        present: set[tuple[str, str]] = set()
-        for key in self.files():
-            if key not in tables:
-                present.add((key.split("/")[-4:][0].casefold(), Path(key).stem))
-                yield key
+        yield from (key for key in self.files() if key not in tables)
         for key, table in tables.items():
-            missing = [name for name in table.rows if (table.biomarker.casefold(), name) not in present]
+            missing = [name for name in table.rows if (table.biomarker, name) not in self._folders]
             if missing:
                 self._without_image[key] = missing
                 yield key
@@ -98,10 +94,10 @@ class Ihc4bcReader(Reader):
     def item(self, key: str) -> Item:
         if key in self._without_image:
             missing = self._without_image[key]
-            what = f"{len(missing):,} of its rows have no image here, such as {missing[0]}"
+            what = f"{len(missing):,} of its rows have no IHC image here, such as {missing[0]}"
             raise DatasetError(what, key="image")
         parts = self.parts(key, 4)
-        if "IHC" not in parts:
+        if not self._is_ihc(key):
             raise PassedOver("an H&E twin")
         folder, _, _, file = parts[-4:]
         name = _NAME.fullmatch(Path(file).stem)
@@ -132,6 +128,11 @@ class Ihc4bcReader(Reader):
             mpp=self.card.mpp,
         )
 
+    def _is_ihc(self, key: str) -> bool:
+        """Whether a folder above that of the biomarker, which may be the root itself, is that of IHC."""
+        above = key.split("/")[:-4] or [self.root.name]
+        return "ihc" in map(str.casefold, above)
+
     def _label(self, biomarker: str, nuclei: Nuclei) -> str:
         if nuclei.status == "0":
             return "negative"
@@ -158,7 +159,7 @@ class Ihc4bcReader(Reader):
         for key, rule in self.walk():
             parts = key.split("/")
             biomarker = taxonomy.find_biomarker(parts[-4], _MARKERS) if len(parts) > 3 else None
-            if rule is None and biomarker is not None and "IHC" in parts:
+            if rule is None and biomarker is not None and self._is_ihc(key):
                 folders[biomarker, Path(key).stem].add(tuple(parts[-3:-1]))
         return folders
 
