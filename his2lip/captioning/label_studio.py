@@ -73,6 +73,8 @@ def read_annotations(
         tasks = json.loads(path.read_bytes())
         found = [(str(t["data"]["item"]), str(t["data"]["caption"]), _verdict(t)) for t in tasks]
         people = {_annotator(annotation) for task in tasks for annotation in _given(task)}
+    except FileNotFoundError:
+        raise DatasetError("this file does not exist", where=path, fix="check the path") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         what = "this is not a file that Label Studio exported as JSON from tasks of his2lip"
         raise DatasetError(what, where=path, fix="export there as JSON, not JSON-MIN or CSV") from None

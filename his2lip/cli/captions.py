@@ -346,6 +346,12 @@ def export(
     """
     from his2lip.captioning import batches, captions, to_bank, write_folder, write_tasks
 
+    if format != "released" and out.is_dir():
+        fix = "give a path such as captions.json"
+        raise DatasetError("this format is one file, not a folder", where=out, key="--out", fix=fix)
+    if format == "label-studio" and out.suffix == ".xml":
+        what, fix = "the labelling configuration gets this name", "give the tasks' path, such as tasks.json"
+        raise DatasetError(what, where=out, key="--out", fix=fix)
     found = _open(project)
     state = found.refresh()
     if format == "label-studio":

@@ -146,6 +146,19 @@ def test_a_format_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -
     assert all(name in done.output for name in ("--format", "'bank'", "'released'", "'label-studio'"))
 
 
+@pytest.mark.parametrize(("format", "name"), [("bank", ""), ("label-studio", ""), ("label-studio", "t.xml")])
+def test_an_out_that_cannot_be_the_file_is_refused(
+    reviewed: Project, tmp_path: Path, format: str, name: str
+) -> None:
+    """The labelling configuration of `t.xml` would be `t.xml`, in place of the tasks."""
+    before = sorted(tmp_path.iterdir())
+    words = ["captions", "export", str(reviewed.folder), "--out", str(tmp_path / name), "--format", format]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, DatasetError)
+    assert done.exception.key == "--out"
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_data_prepare_captions_and_export_write_one_format(reviewed: Project, tmp_path: Path) -> None:
     command("export", reviewed.folder, "--out", tmp_path / "a.json", "--error-rate", "0.2")
     command(
@@ -342,6 +355,11 @@ def test_annotations_are_imported_under_the_name_of_who_made_them_only(tmp_path:
         assert isinstance(done.exception, ConfigError)
         assert done.exception.key == "--reviewer"
     assert made.refresh().decisions == []
+
+
+def test_a_missing_file_of_annotations_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_annotations(project(tmp_path / "p", 1), tmp_path / "none.json", "eve")
 
 
 def test_an_import_settles_no_dispute_and_does_not_open_a_settled_one(tmp_path: Path) -> None:
