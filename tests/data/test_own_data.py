@@ -147,7 +147,13 @@ def manifest(root: Path, text: str, pixels: np.ndarray, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["path;mpp\na.png;0,25\n", 'path,mpp\na.png,"0,25"\n', "path\tmpp\na.png\t0,25\n"]
+    "text",
+    [
+        "path;mpp\na.png;0,25\n",
+        'path,mpp\na.png,"0,25"\n',
+        "path\tmpp\na.png\t0,25\n",
+        "path;slide_id;mpp\na.png;1.5;0,25\n",
+    ],
 )
 def test_decimal_commas_of_a_manifest_are_read(tmp_path: Path, real_ihc: np.ndarray, text: str) -> None:
     manifest(tmp_path / "in", text, real_ihc, "a.png")

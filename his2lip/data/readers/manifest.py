@@ -15,7 +15,7 @@ from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.cards import MAX_MPP, MIN_MPP
 from his2lip.data.readers.base import Item, Reader, refuse_spellings
-from his2lip.data.readers.tables import Table, read_table
+from his2lip.data.readers.tables import Table, decimal_mark, read_table
 from his2lip.errors import DatasetError, did_you_mean, first_line
 from his2lip.parquet import read_parquet
 
@@ -90,7 +90,7 @@ class ManifestReader(Reader):
         if text is None:
             return self.card.mpp
         try:
-            mpp = self._table.number(text)
+            mpp = self._scales.number(text)
         except DatasetError:
             mpp = math.nan
         if not MIN_MPP <= mpp <= MAX_MPP:
@@ -158,6 +158,12 @@ class ManifestReader(Reader):
     def _is_missing(self, column: str, value: str) -> bool:
         """Whether a value is a missing one: the name of a class of the card is a label."""
         return value.casefold() in _MISSING and not (column == "label" and value.casefold() in self._classes)
+
+    @cached_property
+    def _scales(self) -> Table:
+        """The column `mpp` with its own decimal mark, which a name such as 1.5 in another column is not."""
+        rows = [[row.get("mpp", "")] for row in self._rows]
+        return Table(rows, decimal_mark(rows))
 
     @cached_property
     def _classes(self) -> set[str]:

@@ -70,7 +70,7 @@ def read_table(path: Path) -> Table:
         raise DatasetError(what, where=path, fix="save it as CSV in UTF-8") from None
     except (OSError, csv.Error) as error:
         raise DatasetError(f"the table cannot be read: {first_line(error)}", where=path) from None
-    return Table(rows, _decimal(rows))
+    return Table(rows, decimal_mark(rows))
 
 
 def _delimiter(text: str) -> str:
@@ -80,7 +80,7 @@ def _delimiter(text: str) -> str:
     return min(everywhere, key=lines[0].index) if everywhere else ","
 
 
-def _decimal(rows: list[list[str]]) -> Literal[".", ","]:
+def decimal_mark(rows: list[list[str]]) -> Literal[".", ","]:
     """The decimal mark: a comma if numbers are written with commas and none with a point."""
     tokens = {token.rstrip(",") for row in rows for field in row for token in _BETWEEN.split(field)}
     tokens = {token for token in tokens if _THOUSANDS.fullmatch(token) is None}
