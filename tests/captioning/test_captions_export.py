@@ -146,6 +146,17 @@ def test_a_format_that_is_none_is_refused_with_those_there_are(tmp_path: Path) -
     assert all(name in done.output for name in ("--format", "'bank'", "'released'", "'label-studio'"))
 
 
+@pytest.mark.parametrize("format", ["bank", "released", "label-studio"])
+def test_an_out_below_a_file_is_refused(reviewed: Project, tmp_path: Path, format: str) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file/out")
+    done = CliRunner().invoke(
+        app, ["captions", "export", str(reviewed.folder), "--out", out, "--format", format]
+    )
+    assert isinstance(done.exception, DatasetError)
+    assert done.exception.key == "--out"
+
+
 @pytest.mark.parametrize(("format", "name"), [("bank", ""), ("label-studio", ""), ("label-studio", "t.xml")])
 def test_an_out_that_cannot_be_the_file_is_refused(
     reviewed: Project, tmp_path: Path, format: str, name: str
