@@ -331,8 +331,11 @@ def promote_model(
         model_files,
         store_calibrations,
     )
-    from his2lip.tracking import Tracker, model_name, promote
+    from his2lip.tracking import Tracker, alias_name, model_name, promote
 
+    if alias != alias_name(alias):  # MLflow refuses it only when the version is registered
+        what = f"MLflow does not accept '{alias}' as an alias"
+        raise ConfigError(what, key="--alias", fix=f"--alias {alias_name(alias)}")
     if name is not None and name != model_name(name):
         what = f"MLflow does not accept '{name}' as the name of a registered model"
         raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")

@@ -9,6 +9,7 @@ from .run import Run as Run
 from .store import Tracker as Tracker
 from .store import sync as sync
 from .store_run import RUN_ID as RUN_ID
+from .store_run import alias_name as alias_name
 from .store_run import model_name as model_name
 from .table import Column as Column
 from .table import tables as tables

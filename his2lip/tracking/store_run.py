@@ -354,3 +354,9 @@ def _name(key: str) -> str:
 def model_name(name: str) -> str:
     """A model's name as MLflow allows it, without the signs of its URIs."""
     return re.sub(r"[^\w\- ]", "-", name)[:250]
+
+
+def alias_name(alias: str) -> str:
+    """An alias as MLflow allows it: it reserves `latest`, and `v` with a number."""
+    plain = re.sub(r"[^\w\-]", "-", alias)[:240]
+    return f"model-{plain}" if re.fullmatch(r"|latest|v\d+", plain, re.IGNORECASE) else plain

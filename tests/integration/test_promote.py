@@ -238,6 +238,11 @@ def test_an_unknown_model_or_a_name_that_mlflow_does_not_accept_is_refused(
     with pytest.raises(ConfigError) as refused:
         his2lip("models", "promote", "tiny", "--alias", "champion", "--as", "a/b")
     assert (refused.value.key, refused.value.fix) == ("--as", "--as a-b")
+    for alias, allowed in (("a b", "a-b"), ("latest", "model-latest"), ("V2", "model-V2")):
+        with pytest.raises(ConfigError) as refused:
+            his2lip("models", "promote", "tiny", "--alias", alias, "--as", "refused")
+        assert "refused" not in {p.name for p in promoted_models(Tracker.open())}, "nothing is registered"
+        assert (refused.value.key, refused.value.fix) == ("--alias", f"--alias {allowed}")
 
 
 def test_an_unknown_registered_model_is_refused_in_one_sentence(
