@@ -79,6 +79,9 @@ class Calibration:
             tree = json.loads(path.read_text(encoding="utf-8"))
             found = cls(**{key: value for key, value in tree.items() if key != "sha256"})
             usable = found.format == FORMAT and math.isfinite(found.temperature) and found.temperature > 0
+        except FileNotFoundError:
+            what, fix = "there is no such calibration", "check the path"
+            raise ConfigError(what, where=path, key=path.name, fix=fix) from None
         except (OSError, ValueError, TypeError, AttributeError):
             raise ConfigError("this is not a calibration", where=path, key=path.name, fix=_REFIT) from None
         try:

@@ -199,6 +199,9 @@ def test_a_calibration_of_another_model_or_other_prompts_or_a_damaged_file_is_re
     with pytest.raises(ConfigError) as refused:
         calibrated([ask(guess_biomarker=True)[1]], model, [file])
     assert (refused.value.key, refused.value.where) == ("prompts", file)
+    with pytest.raises(ConfigError) as absent:
+        calibrated([tissue], model, [tmp_path / "absent.json"])
+    assert (absent.value.where, absent.value.fix) == (tmp_path / "absent.json", "check the path")
     unsealed = {name: part for name, part in json.loads(file.read_text()).items() if name != "sha256"}
     odd = [json.dumps(unsealed | {"temperature": value}) for value in (-1, 0, "0.1", float("inf"))]
     for broken in ("{", "[]", json.dumps({"temperature": 1}), file.read_text().replace("0.1", "-1"), *odd):
