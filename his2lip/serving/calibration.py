@@ -102,7 +102,7 @@ def calibrate(
     shards  folder or URI of a prepared dataset
     cache   folder or URI of cached embeddings
     split   a split with the role `select`; default: the dataset's only one
-    Raises DatasetError for a split with another role, and where no temperature can be fitted.
+    Raises DatasetError for a split with another role or of one class, and where no temperature can be fitted.
     """
     opened = open_shards(shards)
     split = resolve_split(opened, split or "select", roles=("select",), key="--split")
@@ -241,4 +241,8 @@ def _labelled(shards: ShardSet, split: str, question: Question, label: str) -> t
         of = f" of {biomarker}" if biomarker else ""
         what = f"no patch{of} in '{split}' has one of {', '.join(classes)} in its column '{label}'"
         raise DatasetError(what, where=shards.uri, key="--label", fix="name another column with --label")
+    if len(found := set(labels.tolist())) == 1:  # the best temperature would be that of this class alone
+        what = f"all {len(rows):,} patches of '{split}' are {classes[found.pop()]}: one class fits nothing"
+        fix = "name a split of several classes with --split, or another column with --label"
+        raise DatasetError(what, where=shards.uri, key="--label", fix=fix)
     return rows, labels

@@ -156,6 +156,17 @@ def test_a_temperature_is_never_fitted_on_a_report_split(
         assert (refused.value.key, refused.value.where) == ("--split", labelled.uri)
 
 
+def test_a_split_of_one_class_fits_no_temperature(
+    real_tiles: Sequence[np.ndarray], model: DualEncoder, write_patches: Write, tmp_path: Path
+) -> None:
+    """Some patches are read as another class, so a temperature would be found, of this class alone."""
+    (question,) = ask()
+    shards = write_patches(real_tiles, tissue="Stroma", biomarker="CD3")
+    with pytest.raises(DatasetError, match="Stroma") as refused:
+        calibrate(model, shards.uri, question, label="tissue", cache=str(tmp_path / "c"))
+    assert (refused.value.key, refused.value.where) == ("--label", shards.uri)
+
+
 def test_a_staining_is_calibrated_on_patches_of_its_biomarker_only(
     real_ihc: np.ndarray, model: DualEncoder, write_patches: Write, tmp_path: Path
 ) -> None:
