@@ -113,8 +113,12 @@ def _drawn(benchmark: str, cells: Sequence[CellResult], folder: Path) -> list[Pa
     """The plots of the model of these grid cells, drawn once for the same figures."""
     from his2lip.report import draw_model, draw_reliability
 
-    known = sorted(folder.glob("*.png"))
-    return known or [*draw_model(cells, cells[0].model, folder), *draw_reliability(benchmark, cells, folder)]
+    if not folder.exists():
+        part = folder.with_suffix(".part")  # one that was killed is not taken for all the plots
+        draw_model(cells, cells[0].model, part)
+        draw_reliability(benchmark, cells, part)
+        part.replace(folder)
+    return sorted(folder.glob("*.png"))
 
 
 def _record_task(run: Run, child: str, task: TaskCell, facts: dict[str, Any]) -> None:

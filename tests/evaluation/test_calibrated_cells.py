@@ -13,6 +13,7 @@ from cell_results import plan_of
 from PIL import Image
 from real_tiles import tiles
 
+from his2lip.cli.benchmark_record import _drawn
 from his2lip.data.cards.card import Card
 from his2lip.data.shards.reader import ShardSet, open_shards
 from his2lip.evaluation.embeddings import EmbeddingCache
@@ -84,6 +85,20 @@ def test_the_temperature_is_fitted_on_select_and_its_figures_are_those_of_the_sc
     (image,) = draw_reliability(str(tmp_path / "board"), [cell], tmp_path / "plots")
     with Image.open(image) as opened:
         opened.verify()
+
+
+def test_the_plots_of_a_model_are_all_drawn_after_a_stop_between_two_of_them(
+    scorer: ModelScorer, plan: CellPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cell, board, plots = run(scorer, plan, tmp_path), str(tmp_path / "board"), tmp_path / "plots"
+    with monkeypatch.context() as stopped:
+        stopped.setattr("his2lip.report.draw_reliability", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _drawn(board, [cell], plots)
+    assert [path.name for path in _drawn(board, [cell], plots)] == ["confusion.png", "reliability.png"]
 
 
 def test_units_of_scored_cases_or_images_are_not_fitted_to(plan: CellPlan, real_ihc: np.ndarray) -> None:
