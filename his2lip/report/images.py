@@ -66,10 +66,11 @@ def _curves(column: str, cells: Sequence[TaskCell]) -> Figure:
             known = drops(cell, kind)
             values = [100 * (e.value or 0.0) for _, e in known]
             reaches = [[reach(e, e.lo) or 0 for _, e in known], [reach(e, e.hi) or 0 for _, e in known]]
-            place.errorbar([x for x, _ in known], values, reaches, marker="o", capsize=2, label=cell.model)
+            place.errorbar([x for x, _ in known], values, reaches, marker="o", capsize=2)
     for place in axes[len(kinds) :]:
         place.set_axis_off()
-    axes[0].legend(fontsize=7)
+    # Named here: matplotlib leaves a label that begins with "_" out unless it is given.
+    axes[0].legend(axes[0].containers, [cell.model for cell in cells], fontsize=7)
     return figure
 
 

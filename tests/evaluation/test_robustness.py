@@ -29,6 +29,7 @@ from his2lip.evaluation.tasks import read_evidence
 from his2lip.evaluation.verify import verify_board
 from his2lip.report import draw_robustness, write_pages
 from his2lip.report.errors import errors
+from his2lip.report.images import _curves
 
 __all__ = ["ward"]
 
@@ -115,6 +116,10 @@ def test_page_curves_errors_and_images_are_made_from_the_cells(ward: Ward) -> No
     gallery = page.with_name("errors.html").read_text()
     assert gallery.count("data:image/jpeg;base64,") == len(errors(Path(config.folder), cells[0])[0]) > 0
     images = draw_robustness(cells, ward.folder / "plots")
+    hidden = _curves("ward", [cell.model_copy(update={"model": f"_{cell.model}"}) for cell in cells])
+    legend = hidden.axes[0].get_legend()
+    assert legend
+    assert [text.get_text() for text in legend.get_texts()] == [f"_{c.model}" for c in cells]
     with Image.open(images[0]) as drawn:
         assert drawn.size[0] > 300
     assert [image.name for image in images] == ["robustness_ward.png"]
