@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from his2lip.report.notes import GENERATED, notes
@@ -22,14 +23,22 @@ def markdown(inputs: Inputs, sections: Sequence[Section]) -> str:
     return "\n".join([*parts, *(f"{plain(note)}\n" for note in notes(inputs.board))])
 
 
+_MARKS = re.compile(r"[\\`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])")  # what Markdown may read as a format
+
+
 def _lines(table: Table) -> list[str]:
     head = [table.corner, *(head.name for head in table.heads)]
-    rows = [[plain(row.model), *(plain(figure.text) for figure in row.figures)] for row in table.rows]
-    return [_line(map(plain, head)), _line(["---", *["---:"] * len(table.heads)]), *map(_line, rows)]
+    rows = [[_name(row.model), *(plain(figure.text) for figure in row.figures)] for row in table.rows]
+    return [_line(map(_name, head)), _line(["---", *["---:"] * len(table.heads)]), *map(_line, rows)]
 
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _name(text: str) -> str:
+    """A name as it is written: what would format it is escaped."""
+    return plain(_MARKS.sub(r"\\\g<0>", text))
 
 
 def plain(text: str) -> str:

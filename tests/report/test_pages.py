@@ -53,6 +53,14 @@ def test_the_name_of_a_model_is_escaped_on_the_pages(tmp_path: Path) -> None:
     assert "<script>alert(" not in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
+def test_the_name_of_a_model_is_not_a_format_of_the_markdown_page(tmp_path: Path) -> None:
+    path = _leaderboard(tmp_path)
+    path.write_text(path.read_text().replace("frozen", "**a_b** `[c]$ __d__"))
+    write_pages(path, tmp_path / "out")
+    page = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert r"| \*\*a_b\*\* \`\[c\]\$ \_\_d\_\_ |" in page
+
+
 def test_every_page_of_generated_twins_has_a_warning(tmp_path: Path) -> None:
     write_pages(_leaderboard(tmp_path, generated=True), tmp_path / "out")
     for name in ("index.html", "leaderboard.md"):
