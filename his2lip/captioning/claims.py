@@ -1,4 +1,4 @@
-"""What a sentence about staining claims: what is stained and what is not, how strongly, where."""
+"""What a sentence about staining claims: what is stained and what is not, and where."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from typing import Literal
 
 from his2lip import taxonomy
+from his2lip.captioning.gradings import allowed, extents, grades, numbers
 from his2lip.data.captions import STAINS
 
 Sign = Literal["stained", "unstained"]
@@ -259,23 +260,6 @@ _CONTRAST = re.compile(
     r"\b(?:and (?:no|not|absent from|absent in|without)|without|rather than|instead of|lacking)\b"
 )
 
-_INTENSITIES = {
-    "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|(?<!shedding )(?<!sheds )light(?:ly)?|pale|"
-    r"subtl\w+|barely|dim(?:ly)?|low intensity",
-    "moderate": r"moderate\w*|intermediate|medium(?! is)",
-    "strong": r"strong(?:er|ly)?(?! (?:indicat|suggest|evidence|support|associat))|"
-    r"intens(?:e|ely|ive|ively)|markedly|dark(?:ly)?|robust\w*|heav(?:y|ily)|vivid\w*|high intensity",
-}
-# Words of a seed from which a rewording may say `strong`.
-_STRONG_ENOUGH = re.compile(
-    r"\b(?:prominent\w*|pronounced|overexpress\w*|"
-    r"high (?:\w+ )?(?:express\w*|levels?|concentration|percentage|density))"
-)
-_MANY_ENOUGH = re.compile(
-    r"\b(?:(?:mainly|primarily|largely)(?! (?:located |found |seen |present )?(?:in|within|on|of|around)\b)|"
-    r"diffuse\w*|dense\w*|uniform\w*|broad\w*|clusters?|"
-    r"high\w* (?:\w+ )?(?:levels?|concentration|density))\b"
-)
 # Words by which what is stained would be no staining for the biomarker, no tumour, or not for certain.
 _DOUBTS = {
     "artefact": r"arti?efacts?\w*|artifacts?\w*|artefactual|artifactual",
@@ -291,72 +275,6 @@ _ASIDE = re.compile(
     r"\b(?:cells?|nuclei|nucleus|membranes?|staining|signal) (?:\w+ )?"
     r"(?:around|outside|beyond|next to|adjacent to|far from|away from) (?:the |a |an )?(?:\w+ )?"
     rf"(?:{_TUMOUR})(?! (?:\w+ )?(?:cells?|nests?|nucle\w+|islands?))"
-)
-_SHARES = {
-    "few": r"few|rare|rarely|(?<!not a )single|isolated|occasional\w*|sparse\w*|minority|a little|traces? of|"
-    r"sporadic\w*",
-    "a fraction": r"(?:one )?half|halves|(?:one|a|two) thirds?|(?:one|a|three) quarters?",
-    "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
-    "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
-    r"high (?:percentage|density|proportion|concentration|number)|(?:quite|more than) a few",
-    "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every",
-}
-_FEW_ENOUGH = re.compile(
-    r"\b(?:scattered|focal\w*|minimal\w*|limited|low (?:\w+ )?(?:abundance|number|density))\b"
-)
-# One cell: a rewording may call it single, where the seed names no share.
-_ONE_CELL = re.compile(
-    r"\b(?:an?|one) (?:\w+ ){0,4}?cell(?: nucleus)?"
-    r"(?= ?[.,;:]| ?$| (?:with|in|that|which|is|shows|stained|positive\w*)\b)"
-    r"|\bone (?:\w+ )?(?:area|region|spot)"
-)
-_SOME_ENOUGH = re.compile(r"\bnot (?:all|every)\b")
-_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "some": _SOME_ENOUGH, "few": _FEW_ENOUGH}
-_ANOTHER = {
-    "another intensity": r"(?:far from|anything but|more than|less than|other than|not (?:so |very |that )?)"
-    rf" ?(?:{'|'.join(_INTENSITIES.values())})"
-}
-_LEVELS = {
-    name: re.compile(rf"\b(?:{pattern})\b")
-    for name, pattern in {**_INTENSITIES, **_SHARES, **_ANOTHER}.items()
-}
-# Patterns of staining that exclude each other.
-_EXTENTS = {
-    "diffuse": r"diffuse(?:ly)?|uniform(?:ly)?|homogeneous(?:ly)?",
-    "focal": r"focal(?:ly)?|patch(?:y|ily)|patches",
-    "complete": r"complete",
-    "incomplete": r"incomplete(?:ly)?",
-}
-OPPOSITE = {"diffuse": "focal", "focal": "diffuse", "complete": "incomplete", "incomplete": "complete"}
-_EXTENT = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _EXTENTS.items()}
-_SCORES = re.compile(r"\b[0-3] ?\+(?!\w)|\+{2,3}|\b(?:h|allred|q)? ?scores?\b|\bgrade[sd]?\b|‰")
-_WORDS = {
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-    "twelve": "12",
-    "fifteen": "15",
-    "twenty": "20",
-    "thirty": "30",
-    "forty": "40",
-    "fifty": "50",
-    "sixty": "60",
-    "seventy": "70",
-    "eighty": "80",
-    "ninety": "90",
-    "hundred": "100",
-}
-_NUMBER = re.compile(
-    r"(?:(?P<below>less than|fewer than|under|below|<|up to|at most) ?"
-    r"|(?P<above>more than|over|above|exceed\w*|>|at least) ?)?"
-    rf"(?<![\w.-])(?P<value>\d+(?:[.,]\d+)?|{'|'.join(_WORDS)}|tenths?|fifths?)\b"
-    r"(?! ?x\b)(?P<percent> ?(?:%|per ?cent\b))?"
 )
 
 
@@ -451,10 +369,7 @@ def claims(text: str, *, glass: bool = False) -> Claims:
                 parts.setdefault(name, set()).add(clause.sign)
     stained = any(clause.sign == "stained" and clause.sure for clause in clauses)
     unstained = any(clause.sign == "unstained" for clause in clauses)
-    levels = frozenset(name for name, pattern in _LEVELS.items() if pattern.search(graded))
-    allowed = {name for name, pattern in _ALLOWED.items() if pattern.search(plain)}
-    if _ONE_CELL.search(plain) and not levels & set(_SHARES):
-        allowed.add("few")
+    levels = grades(graded)
     return Claims(
         markers=frozenset(markers),
         parts={name: frozenset(own) for name, own in parts.items()},
@@ -468,22 +383,12 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         restricted=frozenset() if levels & {"many", "all"} else _restricted(clauses, named & set(PLACES)),
         background=frozenset(background),
         grades=levels,
-        allowed=frozenset(allowed),
-        numbers=_numbers(plain),
-        extents=frozenset(name for name, pattern in _EXTENT.items() if pattern.search(plain)),
+        allowed=allowed(plain, levels),
+        numbers=numbers(plain),
+        extents=extents(plain),
         doubts=frozenset(name for name, pattern in _DOUBTFUL.items() if pattern.search(plain)),
         aside=bool(_ASIDE.search(plain)),
     )
-
-
-def _numbers(text: str) -> frozenset[str]:
-    """The scores and numbers of a text; `below thirty per cent` and `less than 30 %` are both `<30%`."""
-    found = {match[0].replace(" ", "") for match in _SCORES.finditer(text)}
-    for match in _NUMBER.finditer(text):
-        bound = "<" if match["below"] else ">" if match["above"] else ""
-        value = _WORDS.get(match["value"], match["value"].replace(",", "."))
-        found.add(f"{bound}{value}{'%' if match['percent'] else ''}")
-    return frozenset(found)
 
 
 def _mixed(clauses: list[_Clause]) -> frozenset[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Literal, NamedTuple, Protocol
 
-from his2lip.captioning.claims import CELLS, OPPOSITE, PARTS, PLACES, Claims, Sign, claims
+from his2lip.captioning.claims import CELLS, PARTS, PLACES, Claims, Sign, claims
+from his2lip.captioning.gradings import OPPOSITE
 from his2lip.data.captions import STAINS, plain
 
 Check = Literal[
