@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import getpass
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from his2lip.cli.console import ProgressBar, percent, say, table
-from his2lip.cli.options import Cache, Model, refuse_unused, write_csv
+from his2lip.cli.options import Cache, Model, check_outputs, refuse_unused, write_csv
 from his2lip.cli.registry import command
 from his2lip.cli.served_page import check_port, open_page
-from his2lip.errors import ConfigError, DatasetError, did_you_mean, first_line
+from his2lip.errors import ConfigError, DatasetError, did_you_mean
 from his2lip.resources import CACHE
 
 if TYPE_CHECKING:
@@ -348,20 +346,17 @@ def export(
     """
     from his2lip.captioning import batches, captions, to_bank, write_folder, write_tasks
 
-    if format != "released" and out.is_dir():
-        fix = "give a path such as captions.json"
-        raise DatasetError("this format is one file, not a folder", where=out, key="--out", fix=fix)
+    check_outputs({"--out": out}, folders=format == "released")
     if format == "label-studio" and out.suffix == ".xml":
         what, fix = "the labelling configuration gets this name", "give the tasks' path, such as tasks.json"
-        raise DatasetError(what, where=out, key="--out", fix=fix)
+        raise ConfigError(what, where=out, key="--out", fix=fix)
     found = _open(project)
     state = found.refresh()
     if format == "label-studio":
         plans = {"--error-rate": error_rate, "--confidence": confidence, "--allowed": allowed}
         refuse_unused(plans, "is the plan of a batch, and tasks are written whatever it is")
         items = [item for item in state.items.values() if state.is_current(item)]
-        with _writing(out):
-            beside = write_tasks(items, out)
+        beside = write_tasks(items, out)
         say(f"{len(items)} tasks: {out}; their labelling configuration: {beside}")
         return
     _check_plans(state, error_rate=error_rate, confidence=confidence, allowed=allowed)
@@ -374,8 +369,7 @@ def export(
             "no caption of this project is approved", where=found.folder, key="captions", fix=fix
         )
     if format == "released":
-        with _writing(out):
-            unplaced = write_folder(standing.lines, out)
+        unplaced = write_folder(standing.lines, out)
         rows = [
             (k.tissue, k.biomarker, k.staining, line.text, *line.origin)
             for line in standing.lines
@@ -387,8 +381,7 @@ def export(
             say(f"{len(unplaced)} captions without a tissue type or biomarker have no place in this layout")
     else:
         bank = to_bank(standing.lines)
-        with _writing(out):
-            bank.save(out)
+        bank.save(out)
         say(f"digest of the bank, which runs record: {bank.digest}")
     for batch in sampled:
         say(str(batch))
@@ -399,16 +392,6 @@ def export(
             say(f"{told}, may still be trained on with templates; correct or leave out their labels")
     say(str(standing))
     say(f"captions: {out}")
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Raises DatasetError where the block cannot write at `out`, such as below a file."""
-    try:
-        yield
-    except OSError as error:
-        what = f"nothing can be written here: {first_line(error)}"
-        raise DatasetError(what, where=out, key="--out", fix="choose another --out") from None
 
 
 def _say_repeats(project: Project) -> None:

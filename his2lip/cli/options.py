@@ -91,16 +91,22 @@ def split_names(names: str | None) -> list[str] | None:
     return found or None
 
 
-def check_outputs(files: Mapping[str, Path | None]) -> None:
-    """Raises ConfigError, before any work, for an output that cannot be written; --option -> its file."""
+def check_outputs(files: Mapping[str, Path | None], *, folders: bool = False) -> None:
+    """Raises ConfigError, before any work, for an output that cannot be written.
+
+    files    --option -> its file
+    folders  they are folders of files
+    """
     for key, file in files.items():
         if file is None:
             continue
-        if file.is_dir():
+        if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
         nearest = next(place for place in (file.absolute(), *file.absolute().parents) if place.exists())
-        if not os.access(nearest, os.W_OK) or (nearest.is_file() and nearest != file.absolute()):
-            what, fix = "this file cannot be written", "name one in a folder that you can write to"
+        taken = nearest.is_file() and (folders or nearest != file.absolute())
+        if taken or not os.access(nearest, os.W_OK):
+            what = f"this {'folder' if folders else 'file'} cannot be written"
+            fix = "name one in a folder that you can write to"
             raise ConfigError(what, where=file, key=key, fix=fix)
 
 
