@@ -190,7 +190,7 @@ def test_origins_that_were_edited_are_refused_and_banks_without_them_are_read(
     bank, tree = CaptionBank.load(path), json.loads(path.read_text())
     tree["origins"][0]["status"] = "imported"
     path.write_text(json.dumps(tree))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(DatasetError) as refused:
         CaptionBank.load(path)
     assert refused.value.where == path
     del tree["origins"]
@@ -203,7 +203,7 @@ def test_nothing_is_exported_of_a_project_that_nobody_reviewed(tmp_path: Path) -
     made = project(tmp_path / "a")
     words = ["captions", "export", str(made.folder), "--out", str(tmp_path / "bank.json")]
     done = CliRunner().invoke(app, words)
-    assert isinstance(done.exception, ConfigError)
+    assert isinstance(done.exception, DatasetError)
     assert done.exception.key == "captions"
     assert not (tmp_path / "bank.json").exists()
 
@@ -319,7 +319,7 @@ def test_label_studio_tasks_come_back_as_decisions(tmp_path: Path) -> None:
     assert len(made.refresh().decisions) == 5
     done.write_text('{"not": "tasks"}')
     refused = CliRunner().invoke(app, ["captions", "merge", str(made.folder), str(done), "--reviewer", "eve"])
-    assert isinstance(refused.exception, ConfigError)
+    assert isinstance(refused.exception, DatasetError)
     assert refused.exception.where == done
 
 
@@ -357,7 +357,7 @@ def test_annotations_are_imported_under_the_name_of_who_made_them_only(tmp_path:
         [_task(one, "accept", "", 1), _task(two, "accept", "", 2)],
     ):
         path.write_text(json.dumps(tasks))
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(DatasetError) as refused:
             read_annotations(made, path, "anna")
         assert (refused.value.where, refused.value.key) == (path, "completed_by")
     path.write_text(json.dumps([_task(one, "accept", "", 1)]))
