@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -100,6 +100,12 @@ class _Log:
                 self._write(fresh)
                 self.written = seen
 
+    def complete(self) -> None:
+        """Writes the rest of an ended job's log, since Ray ends a broken stream without an error."""
+        if rest := self._client.get_job_logs(self._job)[self.written :]:
+            self._write(rest)
+            self.written += len(rest)
+
 
 def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], object]) -> Any:
     """Writes the job's log, reconnecting where needed, and returns the job's details at its end."""
@@ -118,6 +124,8 @@ def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable
         else:
             lost = None
             if details.status.is_terminal():
+                with suppress(ClusterError), _as_cluster_errors(address):  # it is gone with the job's node
+                    log.complete()
                 return details
         time.sleep(_POLL_S)
 

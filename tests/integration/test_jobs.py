@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from early_end import ends_early
 from mlflow_stores import new_store
 from test_grid import PROTOCOLS, write_dataset
 from test_log_files import LINE
@@ -274,6 +275,16 @@ def test_the_job_gets_arguments_and_folder_without_secrets_and_ignored_files_and
     done = cluster.submit(sys.executable, "-c", program, argument, working_dir=tmp_path)
     assert done.stdout.splitlines()[-1] == f"['config.yaml'] {[argument]}"
     assert done.returncode == 2
+
+
+def test_a_log_whose_stream_ends_early_is_shown_whole_and_once(cluster: Cluster, tmp_path: Path) -> None:
+    with ends_early(cluster.address) as (address, ended_streams):
+        done = replace(cluster, address=address).submit(
+            sys.executable, "-c", "import sys; print('first', 'line'); sys.exit(3)", working_dir=tmp_path
+        )
+    assert ended_streams
+    assert done.stdout.splitlines().count("first line") == 1
+    assert done.returncode == 3
 
 
 def test_a_client_without_the_token_is_refused_in_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
