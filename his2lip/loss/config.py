@@ -90,6 +90,13 @@ class LossConfig(Config):
             raise OptionError(f"terms: {self.terms} leaves no term with a weight above zero", key="weights")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _targets_tell_pairs_apart(self) -> LossConfig:
+        if self.variant == "wise" and self.terms != "hard" and not self.similarity.full:
+            what = "similarity: with all weights at zero, every caption is equally right for every image"
+            raise OptionError(f"{what}; set one above zero, or terms: hard", key="similarity")
+        return self
+
     @property
     def scoring(self) -> Literal["cosine", "dot"]:
         """How to compare features of a model that was trained with this loss."""

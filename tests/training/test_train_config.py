@@ -32,6 +32,7 @@ def test_papers_hyper_parameters_are_the_defaults() -> None:
         ("workers.num=3", "workers.num"),
         ("loss.weights={image_text: 0, image_image: 0, text_text: 0}", "loss.weights"),
         ("loss.weights.text_text=.inf", "loss.weights.text_text"),
+        ("loss.similarity={tissue: 0, pair: 0}", "loss.similarity"),
         ("loss.kappa=-1", "loss.kappa"),
         ("name=a/b", "name"),
         ("optim.epochs=many", "optim.epochs"),
@@ -50,6 +51,10 @@ def test_an_option_that_cannot_be_used_is_refused_by_its_key(override: str, key:
     with pytest.raises(ConfigError) as refused:
         load(TrainConfig, None, ["data.shards=somewhere", override])
     assert refused.value.key == key
+
+
+def test_one_hot_targets_need_no_similarity() -> None:
+    load(TrainConfig, None, ["data.shards=s", "loss={terms: hard, similarity: {tissue: 0, pair: 0}}"])
 
 
 @pytest.mark.parametrize(("frozen", "term"), [("image", "image_image"), ("text", "text_text")])
