@@ -22,9 +22,10 @@ _NAMES = {
     r"cyclin(?:[ -]?d1?)?": "Cyclin-D1",
     r"d2": "D2-40",
     r"tumou?r protein p53": "P53",
+    r"cd3(?:e|[ -]epsilon)": "CD3",
 }
-# Typographic characters, as language models write them: `isn’t`, `Ki‑67`.
-_TYPED = str.maketrans({"’": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-"})
+# Typographic characters, as language models write them: `isn’t`, `Ki‑67`, `CD3ε`.
+_TYPED = str.maketrans({"’": "'", "‐": "-", "‑": "-", "‒": "-", "–": "-", "α": "a", "β": "b", "ε": "e"})
 # Markers beyond the taxonomy. Any CD number is one.
 _OTHER_MARKERS = re.compile(
     r"(?<![a-z0-9])(?:cd\d+[a-z]?|pd-?l?1|egfr|alk|ros1|ttf-?1|napsin(?: a)?|p16|p21|p27|p40|p63|s-?100|"
@@ -44,6 +45,10 @@ _PARTS = {
     "membranous": r"membran\w+|circumferential\w*|cell surfaces?|surfaces? of (?:\w+ )?cells|"
     r"(?:cell|cellular|their) (?:borders?|edges?|outlines?|peripher\w+)",
     "cytoplasmic": r"cytoplasm\w*|intracytoplasmic|cytosol\w*|(?:peri|para|juxta)nuclear",
+    "nucleolar": r"nucleol\w+",
+    "Golgi": r"golgi",
+    "of organelles": r"mitochondri\w+|lysosom\w+|endosom\w+|vacuol\w+|vesicles?|cilia",
+    "extracellular": r"extracellular (?=(?:\w+ )?(?:stain|positiv|signal|express|react|label))",
 }
 _PLACES = {
     "Tumor": _TUMOUR,
@@ -88,6 +93,7 @@ _DENIES = re.compile(
     r"fail(?:s|ed|ing)?|missing|un(?:detect|express|affect)\w*|non ?express\w*|invisible|"
     r"exclud\w+|rather than|instead of|hardly|scarcely|seldom|cannot|zero|clean|nothing|"
     r"disappear\w*|vanish\w*|unseen|untrue|refut\w+|disprov\w+|ruled out|den(?:y|ies|ied)|"
+    r"suppressed|inhibited|abolished|abrogated|silenced|quenched|"
     r"avoid(?:s|ed|ing)?|escap(?:e|es|ed|ing)|resist(?:s|ed|ing)?|bypass(?:es|ed|ing)?|evad(?:e|es|ed|ing))\b"
 )
 # A denial of a denial, such as `no cell lacks staining`: what it asserts, a rewording can say without it.
@@ -267,9 +273,34 @@ _DOUBTS = {
     "pigment": r"pigments?|melanin|ha?emosiderin|anthracosis",
     "expected only": r"would (?:be (?:expected|anticipated)|show|stain)|mistaken for",
     "normal": r"normal|benign|healthy|non ?(?:neoplastic|malignant|tumou?r\w*)",
-    "equivocal": r"equivocal\w*|borderline|indeterminate|inconclusive|questionable|doubtful\w*",
+    "equivocal": r"equivocal\w*|borderline|indeterminate|inconclusive|questionable|doubtful\w*|"
+    r"unconvincing\w*|(?:not|hardly|barely|less than) (?:\w+ )?(?:convincing|certain|definite)|uncertain\w*|"
+    r"ambiguous\w*",
 }
 _DOUBTFUL = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _DOUBTS.items()}
+# Organs of which tissue can be. The tissue types of the shards are of any.
+_ORGANS = {
+    "lung": r"lungs?|pulmonary|bronch\w+",
+    "breast": r"breasts?|mammary|(?:intra)?ductal carcinomas?|lobular carcinomas?",
+    "bowel": r"bowels?|intestin\w+|colon(?:ic|s)?|colorect\w+|rect(?:um|al)|duoden\w+|ile(?:um|al)",
+    "stomach": r"stomach|gastric",
+    "oesophagus": r"o?esophag\w+",
+    "liver": r"liver|hepat\w+",
+    "pancreas": r"pancrea\w+",
+    "kidney": r"kidneys?|renal|glomerul\w+",
+    "bladder": r"bladder|urothel\w+",
+    "prostate": r"prostat\w+",
+    "uterus": r"uter(?:us|ine)|endometri\w+|cervi(?:x|cal)",
+    "ovary": r"ovar(?:y|ies|ian)",
+    "testis": r"test(?:is|es|icular)|seminom\w+",
+    "skin": r"skin|cutaneous|epiderm\w+|derm(?:is|al)",
+    "brain": r"brain|cerebr\w+|cerebell\w+|gliom\w+|glioblastom\w+",
+    "thyroid": r"thyroid(?! transcription)",
+    "head and neck": r"head and neck|oral cavity|laryn\w+|pharyn\w+|tongue|salivary",
+    "lymph node": r"lymph nodes?|nodal|tonsil\w*|spleen|splenic|thym(?:us|ic|om\w+)",
+    "bone": r"bone",
+}
+_ORGAN = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _ORGANS.items()}
 # `many cells around the tumour`: of what lies beside the tissue type.
 _ASIDE = re.compile(
     r"\b(?:cells?|nuclei|nucleus|membranes?|staining|signal) (?:\w+ )?"
@@ -298,6 +329,7 @@ class Claims:
     numbers      scores, percentages and other numbers, each in one spelling, such as `<30%`
     extents      patterns of staining that it names of those in `OPPOSITE`
     doubts       what it says of staining or tumour instead: an artefact, pigment, normal, equivocal
+    organs       organs that it names
     aside        whether it is about what lies beside a tumour
     """
 
@@ -317,6 +349,7 @@ class Claims:
     numbers: frozenset[str] = frozenset()
     extents: frozenset[str] = frozenset()
     doubts: frozenset[str] = frozenset()
+    organs: frozenset[str] = frozenset()
     aside: bool = False
 
 
@@ -383,10 +416,11 @@ def claims(text: str, *, glass: bool = False) -> Claims:
         restricted=frozenset() if levels & {"many", "all"} else _restricted(clauses, named & set(PLACES)),
         background=frozenset(background),
         grades=levels,
-        allowed=allowed(plain, levels),
+        allowed=allowed(plain, levels, denied=unstained and not stained),
         numbers=numbers(plain),
         extents=extents(plain),
         doubts=frozenset(name for name, pattern in _DOUBTFUL.items() if pattern.search(plain)),
+        organs=frozenset(name for name, pattern in _ORGAN.items() if pattern.search(plain)),
         aside=bool(_ASIDE.search(plain)),
     )
 

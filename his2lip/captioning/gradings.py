@@ -41,13 +41,18 @@ _ONE_CELL = re.compile(
 )
 _SOME_ENOUGH = re.compile(r"\bnot (?:all|every)\b")
 _ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "some": _SOME_ENOUGH, "few": _FEW_ENOUGH}
+_LITTLE = {
+    "minimal": r"minimal\w*|negligibl\w+|reduced|diminished|decreased|attenuated|down ?regulated|lowered",
+}
+# Words of a seed from which a rewording may say `minimal`, beside weak intensities, small shares and denials.
+_LITTLE_ENOUGH = re.compile(r"\b(?:low(?:er)?|little|limited|scant\w*|scattered|focal\w*|partial\w*)\b")
 _ANOTHER = {
     "another intensity": r"(?:far from|anything but|more than|less than|other than|not (?:so |very |that )?)"
     rf" ?(?:{'|'.join(_INTENSITIES.values())})"
 }
 _LEVELS = {
     name: re.compile(rf"\b(?:{pattern})\b")
-    for name, pattern in {**_INTENSITIES, **_SHARES, **_ANOTHER}.items()
+    for name, pattern in {**_INTENSITIES, **_SHARES, **_LITTLE, **_ANOTHER}.items()
 }
 # Patterns of staining that exclude each other.
 _EXTENTS = {
@@ -94,10 +99,14 @@ def grades(text: str) -> frozenset[str]:
     return _found(_LEVELS, text)
 
 
-def allowed(text: str, named: frozenset[str]) -> frozenset[str]:
-    """The grades that a rewording of a text may name beside those that it names itself (`grades`)."""
+def allowed(text: str, named: frozenset[str], *, denied: bool) -> frozenset[str]:
+    """The grades that a rewording of a text may name beside those that it names itself (`grades`).
+
+    denied  whether the text denies staining, and asserts none
+    """
     few = {"few"} if _ONE_CELL.search(text) and not named & set(_SHARES) else set()
-    return _found(_ALLOWED, text) | few
+    little = {"minimal"} if denied or named & {"weak", "few"} or _LITTLE_ENOUGH.search(text) else set()
+    return _found(_ALLOWED, text) | few | little
 
 
 def extents(text: str) -> frozenset[str]:

@@ -110,7 +110,8 @@ def _form(text: str) -> Refusal | None:
         return Refusal("form", f"more than {_MOST_SENTENCES} sentences")
     if found := _NOT_A_CAPTION.search(text):
         return Refusal("form", f"not a caption: '{found[0]}'")
-    if any(not letter.isprintable() or (letter.isalpha() and ord(letter) > 0x24F) for letter in text):
+    latin = re.sub(r"(?<=\d)[αβε](?!\w)", "", text)  # `CD3ε` is a name
+    if any(not letter.isprintable() or (letter.isalpha() and ord(letter) > 0x24F) for letter in latin):
         return Refusal("form", "letters of another alphabet")
     return None
 
@@ -119,6 +120,7 @@ def _meaning(seed: Claims, new: Claims, tissue: str | None, biomarker: str | Non
     return (
         _markers(seed, new, biomarker)
         or _tissue(seed, new, tissue, biomarker)
+        or _organ(seed, new, tissue)
         or _polarity(seed, new)
         or _doubts(seed, new, tissue)
         or _compartment(seed, new)
@@ -143,6 +145,13 @@ def _tissue(seed: Claims, new: Claims, tissue: str | None, biomarker: str | None
         return Refusal("tissue type", "is about what lies beside the tumour")
     if tissue in seed.named and tissue not in new.named:
         return Refusal("tissue type", f"does not name {tissue}")
+    return None
+
+
+def _organ(seed: Claims, new: Claims, tissue: str | None) -> Refusal | None:
+    known = seed.organs | ({"lung"} if "Alveoli" in seed.named | {tissue} else set())
+    if other := sorted(new.organs - known):
+        return Refusal("tissue type", f"names {other[0]}, of which the seed says nothing")
     return None
 
 

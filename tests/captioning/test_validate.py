@@ -523,6 +523,18 @@ def test_a_comma_between_adjectives_leaves_the_cells_with_their_staining() -> No
         ("grading", SHARE, "About 30 ‰ of tumour cells show moderate nuclear Ki67 staining."),
         ("grading", SHARE, "About 30 of the tumour cells show moderate nuclear Ki67 staining."),
         ("grading", CD3, "Among immune cells, quite a few T cells show weak membranous CD3 staining."),
+        ("tissue type", KI67, "Ki67 in breast tumour: many tumour cells show strong nuclear staining."),
+        ("tissue type", KI67, "In this lung tumour, many tumour cells show strong nuclear Ki67 staining."),
+        ("tissue type", HER2, "In this gastric tumour, no tumour cells show membranous HER2 staining."),
+        ("compartment", KI67, "Many cells of this tumour show strong, diffuse nucleolar Ki67 staining."),
+        ("compartment", KI67, "Many cells of this tumour show strong Ki67 staining of the Golgi apparatus."),
+        ("compartment", KI67, "Strong, diffuse mitochondrial Ki67 staining marks many tumour cells."),
+        ("grading", KI67, "Many tumour cells show minimal, diffuse nuclear Ki67 staining."),
+        ("grading", KI67, "In many tumour cells, strong nuclear Ki67 staining is reduced."),
+        ("polarity", KI67, "Strong nuclear Ki67 staining is suppressed in many tumour cells."),
+        ("polarity", KI67, "Strong nuclear Ki67 staining of many tumour cells is unconvincing."),
+        ("polarity", HER2, "Membranous HER2 staining of the tumour cells is not convincing."),
+        ("form", KI67, "Many tumour cells show strong, diffuse nuclear staining for Κi67."),
     ],
 )
 def test_what_the_seed_does_not_say_is_refused(check: str, seed: str, text: str) -> None:
@@ -541,6 +553,10 @@ def test_what_the_seed_does_not_say_is_refused(check: str, seed: str, text: str)
         (HER2, "Not a single tumour cell shows membranous staining for HER2."),
         (SHARE, "Moderate nuclear Ki67 staining is seen in about 30% of the tumour cells."),
         (SHARE, "Ki67 moderately stains the nuclei of about thirty per cent of the tumour cells."),
+        (CD3, "A few T cells among these immune cells show weak membranous staining for CD3ε."),
+        (CD3, "Membranous CD3e staining is weak, in a few T cells among these immune cells."),
+        (CD3, "Minimal membranous CD3 staining marks a few T cells among these immune cells."),
+        (HER2, "No convincing membranous HER2 staining of tumour cells is seen in this tumour."),
     ],
 )
 def test_another_spelling_passes(seed: str, text: str) -> None:
