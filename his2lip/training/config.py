@@ -140,7 +140,8 @@ class CheckpointConfig(Config):
     """Minutes of training that a killed run loses at most; null: up to an epoch."""
     select_by: Literal["macro_f1", "retrieval", "loss"] = "loss"
     """What decides which checkpoint is the best on `data.select`. macro_f1: of zero-shot classification.
-    retrieval: of captions that `data.select_captions` leaves out."""
+    retrieval: of captions that `data.select_captions` leaves out. loss: of whole batches of
+    `data.batch_size`, as in training; patches that fill none are left out."""
 
 
 class WorkersConfig(Config):

@@ -95,7 +95,10 @@ def _open_source(
 ) -> StreamSource:
     if (note := model.tokenizer.cut_note(bank.distinct())) is not None:
         _log.warning(note)
-    return StreamSource(config, bank, preprocess=model.preprocess, cache_train=True, shared=shared)
+    source = StreamSource(config, bank, preprocess=model.preprocess, cache_train=True, shared=shared)
+    if (note := source.select_note) is not None:
+        _log.warning(note)
+    return source
 
 
 class _Latest(Generic[T]):

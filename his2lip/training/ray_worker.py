@@ -163,6 +163,9 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
         queue.put.remote(note)
     if rank == 0 and saved and (note := resumed_otherwise(saved, model, device)) is not None:
         queue.put.remote(note)
+    source = StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world)
+    if rank == 0 and (note := source.select_note) is not None:
+        queue.put.remote(note)
     _log.info("worker %d of %d on %s: from step %d", rank, world, device, saved.step if saved else 0)
     reported: list[ray.ObjectRef] = []  # since the last checkpoint
     save, due = _saving(queue, config, build.checkpoint_writer(run, config, shards, bank), reported)
@@ -182,7 +185,7 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
         config,
         model,
         WISELoss.from_config(config.loss),
-        StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world),
+        source,
         report=report,
         save=save,
         due=due if rank == 0 else None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Read = Callable[[int, int], Iterable[Batch]]  # the batches of steps start .. stop - 1
 
 _CACHE_BYTES = 256 << 20  # of decoded batches per split
+_MENTIONED_FROM = 0.05  # share of the select split that whole batches leave out
 
 
 class StreamSource:
@@ -76,6 +77,20 @@ class StreamSource:
         caches = [self._train_cache, *([] if self._select_cache is None else [self._select_cache])]
         shared = [cache for cache in caches if isinstance(cache, SharedBatches)]
         return sum(cache.decoded for cache in shared), sum(cache.read for cache in shared)
+
+    @property
+    def select_note(self) -> str | None:
+        """On how many pairs the loss of the select split is measured, where whole batches leave out many."""
+        if self._select is None:
+            return None
+        plan = self._select.plan
+        used, rows = plan.steps_per_epoch * plan.batch_size, plan.rows_per_epoch
+        if rows - used < _MENTIONED_FROM * rows:
+            return None
+        return (
+            f"the loss on the split '{self._config.data.select}' is measured on {used:,} of its {rows:,} "
+            f"patches with captions, in whole batches of {plan.batch_size} (data.batch_size)"
+        )
 
     def train(self, start: int, stop: int) -> Iterable[Batch]:
         return self._train_cache(start, stop)

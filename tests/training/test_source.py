@@ -57,8 +57,16 @@ def test_select_batches_do_not_change_from_epoch_to_epoch(shards: str) -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
 
 
+def test_a_note_says_on_how_many_patches_the_loss_of_the_select_split_is_measured(shards: str) -> None:
+    measured = "on 16 of its 30 patches with captions, in whole batches of 16"
+    assert measured in str(source(shards).select_note)
+    assert sum(len(batch) for batch in source(shards).select()) == 16
+    assert source(shards, batch_size=10, lanes=2).select_note is None  # all of them
+
+
 def test_no_select_split_gives_no_batches(shards: str) -> None:
     assert list(source(shards, select=None).select()) == []
+    assert source(shards, select=None).select_note is None
 
 
 def batch(step: int) -> Batch:
