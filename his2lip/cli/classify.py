@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from his2lip.serving import Answer, Classifier, Examined, Question, SlideReading
 
 
-# Suffixes of whole-slide files that OpenSlide reads, besides those of images.
-_SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 SLIDES = Path(STORAGE, "slides")  # default of `--out`
 
 
@@ -272,9 +270,9 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
 
     Hidden files and folders inside a given folder are left out.
     """
-    from his2lip.serving import IMAGE_FILES
+    from his2lip.serving import IMAGE_FILES, SLIDE_FILES
 
-    suffixes, files = {*IMAGE_FILES, *_SLIDE_FILES}, dict[Path, None]()
+    suffixes, files = {*IMAGE_FILES, *SLIDE_FILES}, dict[Path, None]()
     for path in paths:
         if path.is_dir():
             found = (p for p in path.rglob("*") if p.suffix.lower() in suffixes)

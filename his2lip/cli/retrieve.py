@@ -68,6 +68,9 @@ def retrieve(
 
     check_outputs({"--csv": csv, "--page": page})
     if names_image(query) and not Path(query).is_file():
+        if Path(query).is_dir():
+            fix = "name an image file in it, or write a sentence of more words"
+            raise ConfigError("this is a folder, not an image", where=query, key="QUERY", fix=fix)
         fix = "check the path, or write a sentence"
         raise ConfigError("there is no such image file", where=query, key="QUERY", fix=fix)
     if not query.strip():

@@ -5,6 +5,7 @@ from .calibration import calibrated as calibrated
 from .calibration import store_calibrations as store_calibrations
 from .classifier import DAB_UNIT as DAB_UNIT
 from .classifier import IMAGE_FILES as IMAGE_FILES
+from .classifier import SLIDE_FILES as SLIDE_FILES
 from .classifier import Answer as Answer
 from .classifier import Classifier as Classifier
 from .classifier import Examined as Examined

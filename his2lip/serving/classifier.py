@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from his2lip.models import DualEncoder
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+# Suffixes of whole-slide files that OpenSlide reads, besides those of images.
+SLIDE_FILES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 DAB_UNIT = f"share of the tissue's pixels with an optical density of DAB of {AREA_LEVEL} or more"
 
 UNKNOWN = Scale()
@@ -51,7 +53,7 @@ class Answer:
     probability   of the class; None without a temperature, which is fitted for one model and its prompts
     refusal       why the question cannot be answered; None: it can
     forced        whether the answer is shown in spite of the refusal
-    dab           measured DAB area as a fraction (`DAB_UNIT`), beside an answer about staining
+    dab           measured DAB area as a fraction (`DAB_UNIT`), beside an answer about staining of tissue
 
     Where there is a refusal and the answer is not forced, the label is NOT_ANSWERED, and similarity, margin,
     prompt, similarities and probability are None or empty.
@@ -84,7 +86,7 @@ class Examined:
 
     sides  height and width in pixels
     seen   share of the image's tissue that the model is shown; None for a nearly blank image
-    dab    measured DAB area; 0 where no question is about staining
+    dab    measured DAB area; None for a nearly blank image, and where no question is about staining
     appearances  of each crop; none where no limit of familiarity was fitted
     """
 
@@ -92,7 +94,7 @@ class Examined:
     sides: tuple[int, int]
     scale: Scale
     seen: float | None
-    dab: float
+    dab: float | None
     appearances: list[np.ndarray]
 
 
@@ -184,12 +186,13 @@ class Classifier:
         """What the pixels of an image, uint8 (H, W, 3), show. Several threads may call this at once."""
         asked = any(question.about_staining for question in self.questions)
         height, width = pixels.shape[:2]
+        look = look_at(pixels)
         return Examined(
-            look=look_at(pixels),
+            look=look,
             sides=(height, width),
             scale=scale,
-            seen=self.view.squares(pixels).seen,
-            dab=dab_area(pixels) if asked else 0.0,
+            seen=None if look.blank else self.view.squares(pixels).seen,
+            dab=dab_area(pixels) if asked and not look.blank else None,
             appearances=[appearance(crop) for crop in self.view.crops(pixels)]
             if self.history.familiarity
             else [],

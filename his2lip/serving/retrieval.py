@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from his2lip.evaluation import EmbeddingCache, ModelEncoder, SentenceEncoder, Vi
 from his2lip.serving import gates
 from his2lip.serving.appearance import appearance
 from his2lip.serving.basis import Basis, Scale, stated_precision
-from his2lip.serving.classifier import IMAGE_FILES, Check, comparison_features, load_pixels, read_image
+from his2lip.serving.classifier import (
+    IMAGE_FILES,
+    SLIDE_FILES,
+    Check,
+    comparison_features,
+    load_pixels,
+    read_image,
+)
 from his2lip.serving.history import TrainingHistory
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ Query = str | Path | bytes | np.ndarray  # a sentence, or an image: a file, enco
 # different batches differ by less, and different pixels by more.
 _SAME = 1e-4
 _SENTENCE = "the query is a sentence"
+# One word with a suffix that has a letter, such as `patch.gif`; not `CD3.` or `p.53`.
+_FILE_NAME = re.compile(r"\S+\.(?=\d*[a-z])[a-z0-9]{2,5}", re.IGNORECASE)
 _COLUMNS = ["patch_id", "split", "tissue", "biomarker"]
 
 
@@ -209,9 +219,11 @@ def build_index(
 
 
 def names_image(query: str) -> bool:
-    """Whether a query is an image file: a file that exists, or a name with the suffix of an image."""
+    """Whether a query names an image file: a file or folder that exists, or a name with a file's suffix."""
+    if query.lower().endswith((*IMAGE_FILES, *SLIDE_FILES)) or _FILE_NAME.fullmatch(query):
+        return True
     try:  # a sentence may be too long for a file name
-        return query.lower().endswith(IMAGE_FILES) or Path(query).is_file()
+        return bool(query.strip()) and Path(query).exists()
     except (OSError, ValueError):
         return False
 

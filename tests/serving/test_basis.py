@@ -203,6 +203,9 @@ def test_glass_an_h_and_e_image_and_another_scale_are_not_answered(
     for mpp in (0.12, 0.51):
         assert _gates(classifier, tissue, Scale(mpp, "option")) == dict.fromkeys(every, "scale")
     assert _gates(classifier, GLASS, Scale(0.25, "option")) == dict.fromkeys(every, "glass")
+    (of_glass,) = classifier.classify([GLASS])
+    assert {answer.basis.coverage for answer in of_glass.values()} == {"nearly no tissue"}
+    assert of_glass["staining"].dab is None, "there is no tissue of which DAB has a share"
     assert _gates(classifier, h_and_e, Scale()) == dict.fromkeys(every, "stain")
     untold = Classifier(model, questions)  # a model whose training is unknown may know H&E
     stained = {"tissue": None, "staining": "stain", "biomarker_guess": "stain"}

@@ -199,9 +199,13 @@ def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
     assert "&lt;script&gt;" in html
     assert all(row["patch_id"] in html for row in rows)
     assert "12 patches searched, 12 images embedded now" in capsys.readouterr().out
-    with pytest.raises(ConfigError) as refused:
-        retrieve_command("absent.png", **options)
-    assert (refused.value.where, refused.value.key) == ("absent.png", "QUERY")
+    (tmp_path / "Stroma").mkdir()
+    for name in ("absent.png", "absent.svs", "in a folder/absent.NDPI", "absent.gif", "a/b.jp2", "Stroma"):
+        with pytest.raises(ConfigError) as refused:
+            retrieve_command(name, **options)
+        assert (refused.value.where, refused.value.key) == (name, "QUERY")
+    for sentence in ("T cells stained for CD3.", "CD3.", "p.53", "stroma"):
+        retrieve_command(sentence, **options)
     for option, value in (("keep_query", True), ("image_mpp", 0.5)):
         with pytest.raises(ConfigError) as refused:
             retrieve_command("nuclei", **options, **{option: value})
