@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from his2lip import config, resources
 from his2lip.errors import ConfigError, did_you_mean
 
 PROMPTS_FOLDER = "benchmarks/prompts"
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 # British spellings in pathology -> the American ones. They are replaced inside words too: tumours, fibres.
 _AMERICAN = {
@@ -56,17 +57,21 @@ class PromptSet:
     sentences: tuple[tuple[str, tuple[str, ...]], ...]
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> PromptSet:
-        """The set of that name in benchmarks/prompts, or the one in the YAML file at that path."""
+    def load(cls, name_or_path: str | Path, *, placeholders: Collection[str] = ()) -> PromptSet:
+        """The set of that name in benchmarks/prompts, or the one in the YAML file at that path.
+
+        placeholders  those that the caller fills, such as {biomarker}; a sentence with another is refused
+        """
         path = _find(str(name_or_path))
         source = config.validate(PromptFile, config.read_yaml(path), where=path)
         if source.slots:
             if source.classes:
                 what = "a prompt file has either `classes` or `slots`"
-                raise ConfigError(what, where=path, key="slots")
+                raise ConfigError(what, where=path, key="slots", fix="remove one of them")
             found = cls.combine(path.stem, source.slots, templates=source.templates, where=path)
         else:
             found = cls.build(path.stem, source.classes, templates=source.templates, where=path)
+        _check_filled(found, placeholders, path)
         return found.in_both_spellings() if source.both_spellings else found
 
     @classmethod
@@ -104,24 +109,29 @@ class PromptSet:
     ) -> PromptSet:
         """One class for each combination of one name of each slot, with the sentences of all its synonyms.
 
-        Raises ConfigError for an empty slot or name, and for a template that has not every {SLOT} once.
+        Raises ConfigError for an empty slot or name, for a template that has not every {SLOT} once, and where
+        two combinations have one name.
         """
         templates = list(templates) or [""]
-        for names in slots.values():
+        for slot, names in slots.items():
+            if not names:
+                fix = "list its names, each with its synonyms"
+                raise ConfigError(f"the slot '{slot}' has no name", where=where, key=slot, fix=fix)
             _check_synonyms(names, where)
         holes = [f"{{{slot}}}" for slot in slots]
         _check_templates(templates, holes, where)
-        found = []
+        found: dict[str, tuple[str, ...]] = {}
         for chosen in itertools.product(*(names.items() for names in slots.values())):
-            lines = []
-            for template in templates:
-                for words in itertools.product(*(synonyms for _, synonyms in chosen)):
-                    line = template
-                    for hole, word in zip(holes, words, strict=True):
-                        line = line.replace(hole, word)
-                    lines.append(line)
-            found.append((" ".join(label for label, _ in chosen), tuple(lines)))
-        return cls(name, tuple(found))
+            label = " ".join(name for name, _ in chosen)
+            if label in found:
+                fix = "rename one of them, so that the names of its slots differ when joined by a space"
+                raise ConfigError(f"two classes are called '{label}'", where=where, key=label, fix=fix)
+            found[label] = tuple(
+                _fill(template, dict(zip(holes, words, strict=True)))
+                for template in templates
+                for words in itertools.product(*(synonyms for _, synonyms in chosen))
+            )
+        return cls(name, tuple(found.items()))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -205,7 +215,23 @@ def _check_synonyms(classes: Mapping[str, Sequence[str]], where: str | Path | No
     for label, words in classes.items():
         if not words or not all(w.strip() for w in words):
             what = f"the class '{label}' has no sentence, or an empty one"
-            raise ConfigError(what, where=where, key=label)
+            fix = "write at least one sentence or synonym for it"
+            raise ConfigError(what, where=where, key=label, fix=fix)
+
+
+def _fill(template: str, words: Mapping[str, str]) -> str:
+    """The template with every placeholder of `words` filled; placeholders in the words stay."""
+    return _PLACEHOLDER.sub(lambda found: words.get(found[0], found[0]), template)
+
+
+def _check_filled(prompts: PromptSet, placeholders: Collection[str], where: str | Path) -> None:
+    """A placeholder that nothing fills would be read by the model as it is written."""
+    for line in prompts.all_sentences():
+        for found in _PLACEHOLDER.findall(line):
+            if found not in placeholders:
+                what = f"nothing fills {found} in the sentence '{line}'"
+                fix = "correct its name, or write the words in its place"
+                raise ConfigError(what, where=where, key=found, fix=fix)
 
 
 def _check_templates(templates: Iterable[str], holes: Iterable[str], where: str | Path | None) -> None:
@@ -214,7 +240,8 @@ def _check_templates(templates: Iterable[str], holes: Iterable[str], where: str 
         for hole in holes:
             if template.count(hole) != 1:
                 what = f"a template must contain {hole} once, and this one does not: '{template}'"
-                raise ConfigError(what, where=where, key=template)
+                fix = "templates without `slots` have {}, and those with `slots` have each {SLOT}"
+                raise ConfigError(what, where=where, key=template, fix=fix)
 
 
 def _find(name: str) -> Path:

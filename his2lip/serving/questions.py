@@ -58,17 +58,22 @@ def ask(
     placeholder without `biomarker`; TaxonomyError for an unknown biomarker.
     """
     name = None if biomarker is None else taxonomy.biomarker(biomarker)
-    chosen = prompts if isinstance(prompts, PromptSet) else PromptSet.load(prompts)
+    chosen = prompts if isinstance(prompts, PromptSet) else _load(prompts)
     if len(chosen.classes) < 2:
         what = f"the prompt set '{chosen.name}' has fewer than two classes to choose from"
         raise ConfigError(what, where=str(prompts), key="--prompts", fix="add a class")
     questions = [Question(TISSUE, "tissue type", _filled(chosen, name))]
     if name is not None:
-        staining = _filled(PromptSet.load(_MEASURED.get(name, _GENERIC)), name)
+        staining = _filled(_load(_MEASURED.get(name, _GENERIC)), name)
         questions.append(Question(STAINING, f"{name} staining", staining, name))
     if guess_biomarker:
         questions.append(Question(GUESS, "biomarker (a guess)", PromptSet.load("biomarker")))
     return questions
+
+
+def _load(prompts: str | Path) -> PromptSet:
+    """A prompt set that may have the placeholder."""
+    return PromptSet.load(prompts, placeholders=[_PLACEHOLDER])
 
 
 def _filled(prompts: PromptSet, biomarker: str | None) -> PromptSet:

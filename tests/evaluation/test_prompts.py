@@ -15,6 +15,10 @@ from his2lip.evaluation.prompts import PromptSet, american, dataset_and_protocol
 NEGATION = re.compile(r"\b(no|not|non|none|nor|neither|never|without|absent|absence|lack\w*|free of)\b", re.I)
 
 
+def _loaded(name: str) -> PromptSet:
+    return PromptSet.load(name, placeholders=["{biomarker}"])
+
+
 def test_each_template_is_filled_with_each_synonym_in_order() -> None:
     found = PromptSet.build("t", {"a": ["x", "y"], "b": ["z"]}, templates=["an image of {}", "{} tissue"])
     assert found.of("a") == ("an image of x", "an image of y", "x tissue", "y tissue")
@@ -32,13 +36,13 @@ def test_order_and_duplicates_are_kept_and_count_in_the_digest() -> None:
 
 def test_every_prompt_set_of_the_project_loads_and_tissue_covers_the_taxonomy() -> None:
     for name in list_prompts():
-        assert len(PromptSet.load(name).classes) >= 2
+        assert len(_loaded(name).classes) >= 2
     assert PromptSet.load("tissue").classes == taxonomy.TISSUES
 
 
 @pytest.mark.parametrize("name", list_prompts())
 def test_every_pool_of_the_project_has_twelve_sentences_in_both_spellings_without_negation(name: str) -> None:
-    for label, lines in PromptSet.load(name).sentences:
+    for label, lines in _loaded(name).sentences:
         assert len(set(lines)) == len(lines) >= 12, label
         assert [line for line in lines if NEGATION.search(line)] == [], label
         british = [line for line in lines if american(line) != line]
@@ -49,7 +53,7 @@ def test_every_pool_of_the_project_has_twelve_sentences_in_both_spellings_withou
 def test_no_sentence_on_staining_counts_nuclei_since_one_in_a_hundred_is_positive() -> None:
     counted = re.compile(r"\b(many|most|numerous|all|few|several|crowded)\b", re.I)
     for name in ("staining", "marker_staining", "ki67_cell"):
-        assert [line for line in PromptSet.load(name).all_sentences() if counted.search(line)] == []
+        assert [line for line in _loaded(name).all_sentences() if counted.search(line)] == []
 
 
 def test_american_spelling_is_that_of_each_word() -> None:
@@ -106,6 +110,15 @@ def test_a_file_of_the_user_is_loaded_by_its_path(tmp_path: Path) -> None:
         ("templates: ['{a}']\nslots: {a: {x: [x]}, b: {y: [y]}}", "{a}"),
         ("slots: {a: {x: []}}", "x"),
         ("slots: {a: {x: [x]}}\nclasses: {a: [x]}", "slots"),
+        ("templates: ['{a}']\nslots: {a: {}}", "a"),
+        ("templates: ['{} in {tissue}']\nclasses: {a: [x]}", "{tissue}"),
+        ("classes: {a: ['an image of {}']}", "{}"),
+        ("templates: ['{a} in {tisue}']\nslots: {a: {x: [x]}}", "{tisue}"),
+        ("templates: ['{a} {b}']\nslots: {a: {x: ['{b}']}, b: {y: [y]}}", "{b}"),
+        (
+            "templates: ['{a} {b}']\nslots: {a: {x: [x], x y: [x]}, b: {y z: [z], z: [z]}}",
+            "x y z",
+        ),
     ],
 )
 def test_a_mistake_in_a_prompt_file_is_refused_by_its_key(tmp_path: Path, text: str, key: str) -> None:
@@ -114,6 +127,14 @@ def test_a_mistake_in_a_prompt_file_is_refused_by_its_key(tmp_path: Path, text: 
     with pytest.raises(ConfigError) as refused:
         PromptSet.load(file)
     assert (refused.value.where, refused.value.key) == (file, key)
+    assert refused.value.fix
+
+
+def test_a_set_with_a_placeholder_is_loaded_only_where_the_caller_fills_it() -> None:
+    with pytest.raises(ConfigError) as refused:
+        PromptSet.load("marker_staining")
+    assert refused.value.key == "{biomarker}"
+    assert PromptSet.load("marker_staining", placeholders=["{biomarker}"]).classes == ("positive", "negative")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_name() -> None:
