@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from his2lip.errors import CheckpointError
+from his2lip.errors import CheckpointError, His2lipError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -40,12 +39,16 @@ def read_tensors(path: str | Path) -> Tensors:
         tree = load_file(path) if _is_safetensors(path) else _unpickle(path)
     except (FileNotFoundError, IsADirectoryError):
         raise CheckpointError("this weight file does not exist", where=path, key=path.name) from None
+    except His2lipError:
+        raise
     except pickle.UnpicklingError:
         what = "this file holds more than tensors (a pickle can run any program) and was not opened"
         fix = "ask its authors for safetensors, or for a file saved from model.state_dict()"
         raise CheckpointError(what, where=path, key="pickle", fix=fix) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # for bytes of another format, torch's reader raises errors of any type
         reason = (str(error).splitlines() or ["it ends too early"])[0]
+        if isinstance(error, LookupError):  # its text is the byte that is no instruction of a pickle
+            reason = "its bytes are not those of a weight file"
         what = f"this weight file cannot be read: {reason}"
         raise CheckpointError(what, where=path, fix="copy it again") from None
     return _state_dict(tree, path)
@@ -127,7 +130,9 @@ def _state_dict(tree: Any, path: Path) -> Tensors:
     for wrapper in _WRAPPERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
-    if not isinstance(tree, Mapping) or not all(isinstance(v, torch.Tensor) for v in tree.values()):
+    if not isinstance(tree, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tree.items()
+    ):
         raise CheckpointError("this file has no state dict (a tensor for each name)", where=path)
     prefixed = bool(tree) and all(name.startswith("module.") for name in tree)
     return {name.removeprefix("module.") if prefixed else name: tensor for name, tensor in tree.items()}

@@ -227,8 +227,13 @@ def test_files_that_are_not_weight_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.pt").write_text("not weights at all")
     (tmp_path / "text.safetensors").write_text("not weights at all")
+    (tmp_path / "junk.pt").write_bytes(b"junk" * 100)
     torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("empty.pt", "text.pt", "text.safetensors", "list.pt", "absent.pt"):
+    torch.save({3: torch.ones(2)}, tmp_path / "numbers.pt")
+    torch.save({"a": torch.ones(2), 3: torch.ones(2)}, tmp_path / "a number.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "numbers.pt").read_bytes()[:500])
+    absent = tmp_path / "absent.pt"
+    for name in (*(path.name for path in tmp_path.iterdir()), absent.name):
         with pytest.raises(CheckpointError) as refused:
             read_tensors(tmp_path / name)
         assert refused.value.where == tmp_path / name
