@@ -197,7 +197,9 @@ def convert_model(
 def blend_models(
     base: Annotated[str, typer.Argument(help="The model that TUNED was fine-tuned from.")],
     tuned: Annotated[str, typer.Argument(help="The fine-tuned model.")],
-    alpha: Annotated[float, typer.Option(help="Weight of TUNED: 0 gives BASE, 1 gives TUNED.")],
+    alpha: Annotated[
+        float, typer.Option(help="Weight of TUNED: 0 gives the weights of BASE, 1 those of TUNED.")
+    ],
     out: Out,
 ) -> None:
     """Interpolate the weights of a model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""

@@ -77,6 +77,28 @@ def test_models_of_two_architectures_do_not_blend() -> None:
     assert refused.value.key == "tiny"
 
 
+def test_settings_that_are_written_out_and_left_out_are_one_architecture() -> None:
+    written = dual(2)
+    written.config["vision_cfg"] |= {"mlp_ratio": 4.0}
+    written.config["text_cfg"] |= {"mlp_ratio": 4.0, "pool_type": "argmax"}
+    del written.config["custom_text"]
+    assert blend(BASE, written, alpha=0).tensor_digest() == BASE.tensor_digest()
+
+
+@pytest.mark.parametrize("differs", ["similarity", "preprocess"])
+def test_a_blend_warns_where_its_base_is_used_in_another_way(
+    differs: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = dual(2, squash=differs == "preprocess")
+    tuned.similarity = "dot" if differs == "similarity" else "cosine"
+    mixed = blend(BASE, tuned, alpha=0.5)
+    assert (mixed.similarity, mixed.preprocess) == (tuned.similarity, tuned.preprocess)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    caplog.clear()
+    blend(BASE, TUNED, alpha=0.5)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_an_exported_clip_model_gives_the_same_features_in_transformers(
     squash: bool, tmp_path: Path, real_ihc: np.ndarray
