@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from his2lip.models.hf_clip import INDEX_BUFFERS, to_open_clip
 from his2lip.models.load import config_of_tag, load_model
 from his2lip.models.naming import LOCAL
 from his2lip.models.preprocess import RELEASED_PREPROCESS, Preprocess
-from his2lip.models.provenance import Meta, terms_of_use
+from his2lip.models.provenance import EXPORTED, Meta, exported_meta, is_checkpoint, terms_of_use
+from his2lip.models.registered import meta_of
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.trained_on import RECORD, TrainingRecord
 from his2lip.models.transformers_folder import (
@@ -128,13 +130,15 @@ def export(
     open_clip      a checkpoint, which open_clip loads as `local-dir:` (towers of open_clip and timm)
     transformers   `CLIPModel.from_pretrained(folder)`; see `to_transformers_folder` for what it refuses
     meta           the model's provenance: stored with a checkpoint, and the source of the terms
-    trained_on     stored in both formats; `models convert` reads it back
+    trained_on     stored in both formats, as the terms are; `models convert` reads both back
     """
     if format == "open_clip":
         return save_checkpoint(
             folder, model, meta=dict(meta) | {"exported": "open_clip"}, trained_on=trained_on
         )
     written = to_transformers_folder(model, folder, terms=terms_of_use(model.name, meta))
+    known = exported_meta(model.name, meta, similarity=model.similarity)
+    (written / EXPORTED).write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
     if trained_on is not None:
         (written / RECORD).write_bytes(trained_on.data)
     return written
@@ -232,14 +236,15 @@ def _convert_folder(folder: Path, source: Source) -> tuple[DualEncoder, dict[str
         raise CheckpointError("there is no such folder", where=folder, key="FILE", fix=fix)
     if source != "open_clip":
         name = "plip" if source == "plip" else folder.name
-        return from_transformers(folder, name=name), {"began_as": name}
+        return from_transformers(folder, name=name), meta_of(str(folder)) or {"began_as": name}
     if not (folder / OPEN_CLIP).is_file():
         what = f"this folder has no {OPEN_CLIP}"
         fix = "--from transformers reads a CLIPModel's folder"
         raise CheckpointError(what, where=folder, key=OPEN_CLIP, fix=fix)
     model = load_model(f"{LOCAL}{folder}")
-    model.name = folder.name
-    return model, {}
+    if not is_checkpoint(folder):
+        model.name = folder.name
+    return model, meta_of(str(folder))
 
 
 def _released_tensors(clip_model: Mapping[str, tuple[int, ...]], dim: int) -> dict[str, tuple[int, ...]]:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from his2lip.config import unsealed
+from his2lip.config import sealed, unsealed
 from his2lip.data.cards import Terms, strictest
 from his2lip.errors import CheckpointError
 from his2lip.models.catalogue import BACKBONES, Backbone
 from his2lip.models.training_data import TRAINING_DATA, training_data_of
 
 META = "his2lip.json"
+EXPORTED = "his2lip_provenance.json"  # beside the weights of an export that is no checkpoint
 FORMAT = 1
 
 Meta = Mapping[str, Any]  # the contents of his2lip.json; empty for a model without that file
@@ -55,6 +56,22 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         return unsealed(meta)
     except ValueError as error:
         raise CheckpointError(f"{META} is damaged: {error}", where=folder, key="sha256", fix=COPY) from None
+
+
+def exported_meta(name: str, meta: Meta, *, similarity: str) -> dict[str, Any]:
+    """What an export of the model `name` records in `EXPORTED`: what is true of any copy of the weights."""
+    return sealed(blended_meta(name, meta, name, meta) | {"similarity": similarity})
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """What `exported_meta` recorded in this folder; empty where nothing is. Raises CheckpointError."""
+    if not (folder / EXPORTED).is_file():
+        return {}
+    try:
+        return unsealed(read_json(folder / EXPORTED))
+    except ValueError as error:
+        what, fix = f"{EXPORTED} is damaged: {error}", "copy the whole folder again"
+        raise CheckpointError(what, where=folder, key="sha256", fix=fix) from None
 
 
 def is_checkpoint(folder: str | Path) -> bool:

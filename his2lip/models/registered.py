@@ -16,7 +16,7 @@ from his2lip.files import absolute
 from his2lip.mlflow_store import relocate_store, sqlite_file, store_uri
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.naming import LOCAL, folder_of
-from his2lip.models.provenance import META, current_folder, is_checkpoint, read_meta
+from his2lip.models.provenance import META, current_folder, is_checkpoint, read_exported, read_meta
 from his2lip.models.stored import fetch_stored, is_stored
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.resources import STORAGE
@@ -107,12 +107,15 @@ def checkpoint_folder(name: str) -> Iterator[Path | None]:
 
 
 def meta_of(name: str) -> dict[str, Any]:
-    """`his2lip.json` of the checkpoint behind a model's name; empty for a model without that file."""
+    """What is recorded of the model of this name: `his2lip.json` of a checkpoint, or what an export states.
+
+    Empty for other models.
+    """
     if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             return read_meta(_download(name, META, scratch).parent)
     folder = folder_of(name)
-    return read_meta(folder) if is_checkpoint(folder) else {}
+    return read_meta(folder) if is_checkpoint(folder) else read_exported(Path(folder))
 
 
 def training_record(name: str) -> TrainingRecord | None:

@@ -26,7 +26,7 @@ from his2lip.models.hf_clip import (
     transformers_config,
 )
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import read_json
+from his2lip.models.provenance import read_exported, read_json
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.weights import check_tensors, check_values, read_tensors
@@ -72,6 +72,7 @@ def from_transformers(folder: str | Path, *, name: str, precision: Precision = "
         preprocess=_preprocess(folder, config["vision_cfg"]["image_size"]),
         tokenizer=build_tokenizer(config),
         precision=precision,
+        similarity=read_exported(folder).get("similarity", "cosine"),
     ).eval()
 
 

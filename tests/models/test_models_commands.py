@@ -258,6 +258,22 @@ def test_an_exported_checkpoint_keeps_its_provenance(tuned: Path, tmp_path: Path
     assert meta == read_meta(tuned) | {"exported": "open_clip"}
 
 
+@pytest.mark.parametrize("format", ["open_clip", "transformers"])
+def test_an_export_that_is_converted_back_keeps_its_terms_and_how_it_compares(
+    format: str, tmp_path: Path
+) -> None:
+    model = small(2)
+    model.similarity = "dot"
+    tuned = save_checkpoint(tmp_path / "tuned", model, meta=TRAINED)
+    his2lip("models", "export", tuned, "--format", format, "--out", tmp_path / "out")
+    said = his2lip("models", "convert", tmp_path / "out", "--from", format, "--out", tmp_path / "back")
+    assert "forbids commercial use" in said
+    assert "licence not stated by its authors" in said, "of PLIP, which it was tuned from"
+    meta = read_meta(tmp_path / "back")
+    assert all(meta[key] == TRAINED[key] for key in ("config", "data_digest", "terms"))
+    assert load_model(tmp_path / "back").similarity == load_model(tmp_path / "out").similarity == "dot"
+
+
 def test_an_existing_file_or_folder_at_out_is_never_overwritten(
     base: Path, tuned: Path, tmp_path: Path
 ) -> None:
