@@ -87,6 +87,11 @@ def test_a_band_never_contradicts_label_or_pixels(stated: Statement, share: floa
     [
         ({"biomarker": "HER2", "score": "0"}, Statement("negative")),
         ({"biomarker": "HER2", "label": "2+"}, Statement("moderate")),
+        ({"biomarker": "HER2", "score": "1"}, Statement("weak")),
+        ({"biomarker": "HER2", "score": "3.0"}, Statement("strong")),
+        ({"biomarker": "HER2", "label": "2 +"}, Statement("moderate")),
+        ({"biomarker": "HER2", "score": "0.0"}, Statement("negative")),
+        ({"biomarker": "ER", "score": "1"}, Statement()),
         ({"biomarker": "ER", "label": "0"}, Statement(None, "0")),
         ({"label": "Pos"}, Statement("positive")),
         ({"label": "negative"}, Statement("negative")),

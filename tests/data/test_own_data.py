@@ -161,6 +161,21 @@ def test_decimal_commas_of_a_manifest_are_read(tmp_path: Path, real_ihc: np.ndar
     assert rows(tmp_path / "out")["mine/a.png"]["mpp"] == pytest.approx(0.25)
 
 
+def test_the_stain_of_a_manifest_is_known_in_any_case(tmp_path: Path, real_ihc: np.ndarray) -> None:
+    """Measuring and the gates compare it with `LOOKS`; another stain stays as it is, for the check."""
+    text = "path,stain\na.png,dab\nb.png,h&e\nc.png,\nd.png,Fast Red\n"
+    manifest(tmp_path / "in", text, real_ihc, "a.png", "b.png", "c.png", "d.png")
+    card = Card.model_validate(OWN | {"reader": "manifest", "stain": "AEC"})
+    prepare(card, tmp_path / "in", tmp_path / "out")
+    stains = {name: row["stain"] for name, row in rows(tmp_path / "out").items()}
+    assert stains == {
+        "mine/a.png": "DAB",
+        "mine/b.png": "H&E",
+        "mine/c.png": "AEC",
+        "mine/d.png": "Fast Red",
+    }
+
+
 def test_white_space_case_and_nan_of_a_manifest_make_no_new_values(
     tmp_path: Path, real_ihc: np.ndarray
 ) -> None:

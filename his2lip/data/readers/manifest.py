@@ -14,6 +14,7 @@ import pyarrow as pa
 from his2lip import taxonomy
 from his2lip.config import Config, validate
 from his2lip.data.cards import MAX_MPP, MIN_MPP
+from his2lip.data.images import LOOKS
 from his2lip.data.readers.base import Item, Reader, refuse_spellings
 from his2lip.data.readers.tables import Table, decimal_mark, read_table
 from his2lip.errors import DatasetError, did_you_mean, first_line
@@ -82,6 +83,7 @@ class ManifestReader(Reader):
             tissue=taxonomy.tissue(tissue) if tissue else None,
             biomarker=taxonomy.biomarker(biomarker) if biomarker else None,
             label=self.card.label(label) if label and self.card.classes else label,
+            stain=_stain(given.pop("stain", None)),
             mpp=self._mpp(given.pop("mpp", None)),
             **given,
         )
@@ -178,6 +180,12 @@ class ManifestReader(Reader):
             fix = "set options.manifest on the card"
             raise DatasetError("the manifest does not exist", where=path, key="options.manifest", fix=fix)
         return _parquet(path) if path.suffix.lower() == ".parquet" else read_table(path)
+
+
+def _stain(text: str | None) -> str | None:
+    """The stain in the case of `LOOKS`, by which it is compared; another stain as it is."""
+    known = {name.casefold(): name for name in LOOKS}
+    return None if text is None else known.get(text.casefold(), text)
 
 
 def _parquet(path: Path) -> Table:

@@ -18,6 +18,7 @@ STAININGS: tuple[Staining, ...] = get_args(Staining)
 # Scores and words of class names that state the staining of a patch. `positive` states that there is
 # staining, and not how much. HER2 scores: Wolff et al. 2018, J Clin Oncol 36:2105-2122.
 _SCORES: dict[str, Staining] = {"0": "negative", "1+": "weak", "2+": "moderate", "3+": "strong"}
+_PLAIN_SCORES = {f"{n}{end}": f"{n}+" for n in (1, 2, 3) for end in ("", ".0", " +")} | {"0.0": "0"}
 _WORDS: dict[str, Staining | Literal["positive"]] = {
     **{name: name for name in STAININGS},
     "neg": "negative",
@@ -55,8 +56,9 @@ def statement(
     HER2 also 0 to 3+). A class that states no staining is described by the card's `descriptions`, or by its
     name. A label that repeats the tissue type or the biomarker states nothing.
     """
-    if score is None and biomarker == "HER2":
-        score = label
+    if biomarker == "HER2":
+        score = score or label
+        score = _PLAIN_SCORES.get(score or "", score)
     if score in _SCORES:
         return Statement(_SCORES[score], (card.get("descriptions") or {}).get(label))
     if label is None or taxonomy.folded(label) in {
