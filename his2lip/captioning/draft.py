@@ -96,8 +96,9 @@ class _Member:
 
     @property
     def case(self) -> str:
-        """The case, else the slide, else the patch. Equal names in two datasets are two cases."""
-        return f"{self.source} {self.place['case_id'] or self.place['slide_id'] or self.place['patch_id']}"
+        """The case, else the slide, else the file. Equal names in two datasets are two cases."""
+        file = self.place["patch_id"].partition("#")[0]
+        return f"{self.source} {self.place['case_id'] or self.place['slide_id'] or file}"
 
 
 class ShareEncoder:

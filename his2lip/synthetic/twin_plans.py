@@ -88,7 +88,7 @@ def _pantumor(plan: TwinPlan) -> Iterator[TwinRow]:
 
 
 def _bcdata(plan: TwinPlan) -> Iterator[TwinRow]:
-    """Ki67: patches around positive and negative points, and of tissue without points; without case ids."""
+    """Ki67: patches around positive and negative points, and of tissue without points; no cases or slides."""
     number = 0
     for split, images in (("train", 8), ("validation", 4), ("test", 16)):
         for image in range(number, number := number + plan.count(images)):
@@ -98,7 +98,7 @@ def _bcdata(plan: TwinPlan) -> Iterator[TwinRow]:
                     split, f"image{image}", "Ki67", f"images/{split}/{image}.png#{label}-{k}", shows=shows,
                     marker="Ki67", centre=None if label == "none" else "tumour",
                     reading=None if label == "none" else Reading(centre=label == "positive"),
-                    columns={"label": label, "biomarker": "Ki67", "slide_id": f"{split}/{image}"},
+                    columns={"label": label, "biomarker": "Ki67"},
                 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from his2lip.data.readers import get_reader
 from his2lip.data.readers.annotated_cells import read_annotations
 from his2lip.data.shards.reader import open_shards
 from his2lip.errors import DatasetError, ImageError
+from his2lip.evaluation.protocols import select
 from his2lip.synthetic.layouts import write_layout, write_pyramid
 
 Read = Callable[..., tuple[PrepareReport, pd.DataFrame]]
@@ -257,6 +258,15 @@ def test_bcdata_patches_are_centred_on_points(read: Read, tmp_path: Path) -> Non
     border = patches["bcdata/images/test/0.png#positive-5_9"]
     padded = np.pad(image, ((64, 64), (64, 64), (0, 0)), mode="reflect")
     assert (border == padded[9 + 32 : 9 + 96, 5 + 32 : 5 + 96]).all()
+
+
+def test_bcdata_does_not_name_its_slides(read: Read, tmp_path: Path) -> None:
+    """Intervals are then over images, and the board does not call these slides."""
+    read("bcdata")
+    protocol = load_card("bcdata").protocols["default"]
+    clusters = select(open_shards(tmp_path / "out-bcdata"), protocol).clusters
+    images = {patch_id.partition("#")[0] for patch_id in stored("bcdata", tmp_path)}
+    assert (clusters.kind, clusters.count) == ("file", len(images))
 
 
 def test_bcdata_patches_without_nuclei_have_no_point_inside(read: Read) -> None:

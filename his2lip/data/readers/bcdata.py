@@ -64,7 +64,6 @@ class BcdataReader(Reader):
             key=key,
             name=f"images/{folder}/{file}",
             split=split,
-            slide_id=f"{split}/{Path(file).stem}",
             biomarker="Ki67",
             mpp=self.card.mpp,
         )
