@@ -51,7 +51,8 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
 
     A grid cell that several boards have is taken from the first. Raises ConfigError, with the digest as
     `key`, where a row of the same model, dataset and protocol was scored from other data, prompts, weights or
-    code, and where models would be in one column that were scored on other units or with other prompts.
+    code, where a model has other weights on another dataset, and where models would be in one column that
+    were scored on other units or with other prompts.
     """
     _check_out(folders, out)
     frames = {folder: Frame.read(folder) for folder in folders}
@@ -75,6 +76,7 @@ def merge_boards(folders: Sequence[str], out: str) -> Merged:
     refused += _mixed_columns(kept)
     tasks, of_tasks = _tasks(folders)
     refused += of_tasks
+    refused += _other_weights([*((folder, stored.result) for folder, stored in kept.values()), *tasks])
     if refused:
         shown = "; ".join(what for _, what in refused[:_MOST])
         more = f"; and {len(refused) - _MOST} more" if len(refused) > _MOST else ""
@@ -184,6 +186,19 @@ def _other_predictions(
         return []
     what = f"{changed} of {len(one.predictions)} units are predicted otherwise in {folder}"
     return [f"{row_name(row)}: {what}; those of {first} are used"]
+
+
+def _other_weights(rows: Sequence[tuple[str, CellResult | TaskCell]]) -> list[tuple[str, str]]:
+    """(field, what is different) of models whose mean over datasets would be that of several models."""
+    found = []
+    first: dict[str, tuple[str, CellResult | TaskCell]] = {}
+    for folder, row in rows:
+        where, known = first.setdefault(row.model, (folder, row))
+        if folder != where and row.weights_sha256 != known.weights_sha256:
+            what = "another digest of weights (weights_sha256)"
+            what += f" in {folder} than for {row_name(known)} in {where}"
+            found.append(("weights_sha256", f"{row_name(row)}: {what}"))
+    return found
 
 
 def _mixed_columns(kept: Mapping[Key, tuple[str, StoredCell]]) -> list[tuple[str, str]]:

@@ -97,6 +97,19 @@ def test_one_model_of_other_weights_or_prompts_is_refused_by_name(
     assert not (tmp_path / "c").exists()
 
 
+def test_a_name_of_two_models_is_refused_where_they_were_scored_on_different_datasets(
+    make: MakeBoard, plan: CellPlan, tmp_path: Path
+) -> None:
+    """Its mean over datasets would be that of no model."""
+    first, elsewhere = make("a", {"m": 1}), replace(plan, dataset="other")
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([first, make("b", {"m": 2}, elsewhere)], str(tmp_path / "c"))
+    assert caught.value.key == "weights_sha256"
+    assert "m on other (default)" in str(caught.value)
+    rows = merged([first, make("d", {"m": 1}, elsewhere)], tmp_path / "c")
+    assert [(r.model, r.dataset) for r in rows if not r.is_baseline] == [("m", "toy"), ("m", "other")]
+
+
 def test_boards_of_two_splits_are_refused_by_their_names(
     make: MakeBoard, plan: CellPlan, tmp_path: Path
 ) -> None:
