@@ -46,7 +46,7 @@ _STOPPED = "Stopped; the same command resumes from here."
 # System errors about a place that cannot be read or written, which the user can fix.
 _PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EBUSY),
 )
 
 

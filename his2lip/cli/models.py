@@ -14,7 +14,7 @@ import typer
 
 from his2lip.cli.console import percent, say, table
 from his2lip.cli.model_card import benchmarks_in, figures_of, write_model_card
-from his2lip.cli.options import MODEL_HELP, refuse_unused
+from his2lip.cli.options import MODEL_HELP, check_outputs, refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import CheckpointError, ConfigError, ModelError, TrackingError
 from his2lip.mlflow_store import sqlite_file, store_uri
@@ -251,10 +251,19 @@ def export_model(
 
 
 def _require_empty(out: Path) -> None:
-    """Raises ConfigError where `out` is a file or a folder with content."""
+    """Raises ConfigError unless a folder that commands find under this name can be written at `out`."""
+    from his2lip.models import BACKBONES
+
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         fix = "name another --out, or remove it"
         raise ConfigError("this place is not empty", where=out, key="--out", fix=fix)
+    if str(out) in BACKBONES:
+        what = f"'{out}' is the name of a model, which commands would load in place of this folder"
+        raise ConfigError(what, key="--out", fix=f"name another folder, such as models/{out}")
+    if out.is_mount():
+        what = "this is the root of a mounted disk, which cannot be replaced by the finished folder"
+        raise ConfigError(what, where=out, key="--out", fix="name a folder in it")
+    check_outputs({"--out": out}, folders=True)
 
 
 def _show_written(model: DualEncoder, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,12 +103,25 @@ def check_outputs(files: Mapping[str, Path | None], *, folders: bool = False) ->
             continue
         if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
-        nearest = next(place for place in (file.absolute(), *file.absolute().parents) if place.exists())
-        taken = nearest.is_file() and (folders or nearest != file.absolute())
-        if taken or not os.access(nearest, os.W_OK):
+        is_dangling = file.is_symlink() and not file.exists()
+        place = Path(os.path.realpath(file)) if is_dangling else file.absolute()
+        nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+        taken = not nearest.is_dir() and (folders or nearest != place)
+        if taken or not _takes_data(nearest):
             what = f"this {'folder' if folders else 'file'} cannot be written"
             fix = "name one in a folder that you can write to"
             raise ConfigError(what, where=file, key=key, fix=fix)
+
+
+def _takes_data(place: Path) -> bool:
+    """Whether a file can be written, or a folder takes files: root may try either anywhere, and may fail."""
+    if not place.is_dir():
+        return os.access(place, os.W_OK)
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError:
+        return False
+    return True
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

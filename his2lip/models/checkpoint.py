@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def save_checkpoint(
         what = f"'{model.name}' runs in its authors' package, so it cannot be stored as a checkpoint"
         raise ModelError(what, key=model.name, fix="use it frozen, by its name")
     state = _own_storage(plain_state(model.clip))
-    with writing("a checkpoint", folder), _replacing(Path(folder)) as new:
+    with writing("a checkpoint", folder), replacing(Path(folder)) as new:
         save_file(state, new / WEIGHTS, metadata={"format": "pt"})
         _write_json(new / OPEN_CLIP, _open_clip_config(model))
         _save_text_side(new, model)
@@ -202,17 +202,22 @@ def _own_storage(state: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A temporary directory beside `folder` that takes its place when the block ends without an error.
 
     The new files are on the disk before the old ones are removed: a loss of power leaves one of them whole.
+    Where `folder` is a symbolic link, what it leads to is replaced, and the link stays.
     """
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:8]
     new = folder.parent / f".{folder.name}.{unique}.tmp"
     new.mkdir()
     try:
         yield new
+        for weights in new.rglob("*.safetensors"):  # safetensors lets only their owner read them
+            with suppress(OSError):  # of a file system without permissions
+                weights.chmod(new.stat().st_mode & 0o666)
         to_disk(*new.rglob("*"), new)
         old = previous_folder(folder)
         if folder.exists():

@@ -12,9 +12,9 @@ import torch
 
 from his2lip.data.cards import load_card, terms_of_card
 from his2lip.errors import CheckpointError, ConfigError, ModelError, did_you_mean
-from his2lip.files import file_digest
+from his2lip.files import file_digest, writing
 from his2lip.models.architecture import build_clip
-from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
+from his2lip.models.checkpoint import OPEN_CLIP, replacing, save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.hf_clip import INDEX_BUFFERS, to_open_clip
 from his2lip.models.load import config_of_tag, load_model
@@ -136,12 +136,13 @@ def export(
         return save_checkpoint(
             folder, model, meta=dict(meta) | {"exported": "open_clip"}, trained_on=trained_on
         )
-    written = to_transformers_folder(model, folder, terms=terms_of_use(model.name, meta))
     known = exported_meta(model.name, meta, similarity=model.similarity)
-    (written / EXPORTED).write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
-    if trained_on is not None:
-        (written / RECORD).write_bytes(trained_on.data)
-    return written
+    with writing("a CLIPModel", folder), replacing(Path(folder)) as new:
+        to_transformers_folder(model, new, terms=terms_of_use(model.name, meta))
+        (new / EXPORTED).write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
+        if trained_on is not None:
+            (new / RECORD).write_bytes(trained_on.data)
+    return Path(folder)
 
 
 def from_released(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def current_folder(folder: Path) -> Path:
 
 def previous_folder(folder: Path) -> Path:
     """Where the present checkpoint is kept while a new one takes its place."""
+    folder = Path(os.path.realpath(folder))
     return folder.parent / f".{folder.name}.former"
 
 

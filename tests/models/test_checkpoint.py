@@ -237,6 +237,29 @@ def test_a_save_killed_between_its_two_renames_loses_nothing(saved: Path) -> Non
     assert read_meta(current_folder(saved))["step"] == 7  # from where a run resumes
 
 
+@pytest.mark.parametrize("state", ["whole", "empty", "absent"])
+def test_what_a_symbolic_link_leads_to_is_replaced_and_the_link_stays(
+    state: str, saved: Path, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "disk" / "best", tmp_path / "link"
+    if state == "whole":
+        target.parent.mkdir()
+        saved.rename(target)
+    elif state == "empty":
+        target.mkdir(parents=True)
+    link.symlink_to(target)
+    save_checkpoint(link, dual(native_config(), seed=2), meta={"step": 8})
+    assert link.is_symlink()
+    assert [read_meta(place)["step"] for place in (link, target)] == [8, 8]
+    assert [path.name for path in target.parent.iterdir()] == ["best"]
+    target.rename(previous_folder(link))  # as a process leaves it that is killed between its two renames
+    assert read_meta(link)["step"] == 8
+
+
+def test_who_can_read_the_provenance_can_read_the_weights(saved: Path) -> None:
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
 @needs_mount
 def test_a_former_checkpoint_that_cannot_be_removed_does_not_stop_later_saves(saved: Path) -> None:
     """A mounted disk in its folder, as busy as a file that another process has open on NFS."""

@@ -11,11 +11,12 @@ import open_clip
 import pytest
 import torch
 from model_factory import CAPTIONS, hf_cache, native_config, wordpiece_folder
+from small_disk import needs_mount, small_disk
 from typer.testing import CliRunner
 
 from his2lip.cli import app
 from his2lip.data.cards.terms import Terms
-from his2lip.errors import CheckpointError, ConfigError, His2lipError, ModelError
+from his2lip.errors import CheckpointError, ConfigError, His2lipError, ModelError, StorageError
 from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
@@ -289,6 +290,32 @@ def test_an_existing_file_or_folder_at_out_is_never_overwritten(
                 his2lip("models", *command, "--out", out)
             assert (refused.value.where, refused.value.key) == (out, "--out")
     assert json.dumps(read_meta(base)) == before
+
+
+@needs_mount
+@pytest.mark.parametrize("format", ["open_clip", "transformers"])
+def test_an_export_for_which_the_disk_is_too_small_leaves_nothing(
+    format: str, base: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(ConfigError, match="mounted disk"):
+            his2lip("models", "export", base, "--out", disk.path)
+        disk.resize(1 << 20)
+        with pytest.raises(StorageError):
+            his2lip("models", "export", base, "--format", format, "--out", disk.path / "out")
+        assert not list(disk.path.iterdir())
+
+
+def test_a_folder_that_commands_would_not_load_or_that_cannot_be_replaced_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    for out in ("clip", "fifo", "/proc/x"):
+        with pytest.raises(ConfigError) as refused:
+            his2lip("models", "export", base, "--out", out)
+        assert refused.value.key == "--out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "fifo"]
 
 
 def test_a_model_that_transformers_cannot_represent_is_not_exported_to_it(tmp_path: Path) -> None:
