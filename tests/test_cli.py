@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from his2lip.cli import app
+from his2lip.errors import ConfigError
 
 HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pydantic", "pyarrow")
 
@@ -274,7 +276,7 @@ def _options_of(command: Any, path: tuple[str, ...]) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts} | {"--help"}
 
 
-@pytest.mark.parametrize("place", ["folder", "file/rows.csv"])
+@pytest.mark.parametrize("place", ["folder", "file/rows.csv", "/proc/rows.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -288,6 +290,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str,
         assert (ended.returncode, ended.stdout) == (2, ""), line[0]
         assert f"({place})" in ended.stderr, "not the model or the index, which are read later"
         assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (("train", "train/demo_train.yaml", "storage=/proc/x"), "storage"),
+        (("tune", "tune/demo_sweep.yaml", "storage=/proc/x"), "storage"),
+        (("demo", "--out", "/proc/x"), "--out"),
+        (("prompts", "import", "nowhere.py", "--name", "x", "--out", "/proc/x/a.yaml"), "--out"),
+    ],
+)
+def test_a_folder_that_even_root_cannot_create_is_refused_before_the_work(
+    line: tuple[str, ...], key: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        CliRunner().invoke(app, line, catch_exceptions=False)
+    assert refused.value.key == key
+    assert str(refused.value.where).startswith("/proc/x")
 
 
 def test_slides_are_not_read_before_the_folder_of_their_heat_maps_is_known_to_be_writable(

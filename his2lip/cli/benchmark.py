@@ -13,7 +13,15 @@ from his2lip.cli.benchmark_record import record_benchmark
 from his2lip.cli.console import ProgressBar, percent, say, table, wide_table
 from his2lip.cli.estimates import show_grid_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Options, Overrides, Schema, refuse_unused, split_names
+from his2lip.cli.options import (
+    ConfigFile,
+    Options,
+    Overrides,
+    Schema,
+    check_outputs,
+    refuse_unused,
+    split_names,
+)
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 from his2lip.resources import STORAGE, find
@@ -134,6 +142,7 @@ def report(
             with at_hand(place) as folder:
                 verify_report(folder, out, from_images=from_images)
         return
+    check_outputs({"--out": out, "--samples": samples}, folders=True)
     place = places[0]
     if len(places) > 1:
         place, out = str(merge_reports(places, out)), None

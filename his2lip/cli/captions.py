@@ -99,6 +99,7 @@ def draft(
         for i, one in enumerate(opened)
         if not split or any(name in one.splits for name in split)
     ]
+    check_outputs({"PROJECT": project_folder(project)}, folders=True)
     with ProgressBar("drafting") as bar:
         drafted = draft_project(
             project_folder(project),

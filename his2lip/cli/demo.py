@@ -11,7 +11,7 @@ import typer
 from his2lip.cli.benchmark import run_benchmark
 from his2lip.cli.console import heading, percent, say, table
 from his2lip.cli.data import write_twins
-from his2lip.cli.options import Fresh
+from his2lip.cli.options import Fresh, check_outputs
 from his2lip.cli.registry import command
 from his2lip.cli.train import run_train
 from his2lip.cli.tune import run_tune
@@ -37,6 +37,7 @@ def demo(
     from his2lip.training import TrainConfig
     from his2lip.tuning import SweepConfig
 
+    check_outputs({"--out": out}, folders=True)
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out}/mlflow.db")
     shards, storage = f"{out}/shards", {"storage": str(out)}

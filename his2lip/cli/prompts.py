@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from his2lip.cli.console import say, table
-from his2lip.cli.options import refuse_unused
+from his2lip.cli.options import check_outputs, refuse_unused
 from his2lip.cli.registry import command
 from his2lip.errors import ConfigError
 
@@ -40,8 +40,9 @@ def import_prompts(
         rows = [(n, len(c), sum(map(len, c.values())), ", ".join(c)) for n, c in found.items()]
         table(("dictionary", "classes", "sentences", "names of the classes"), rows)
         return
-    prompts = import_released(source, name, rename=_renamed(rename or []))
     place = out or Path(f"{name}.yaml")
+    check_outputs({"--out": place})
+    prompts = import_released(source, name, rename=_renamed(rename or []))
     note = f"Released sentences: the dictionary {name} of {source.name}."
     place.parent.mkdir(parents=True, exist_ok=True)
     classes = {label: list(lines) for label, lines in prompts.sentences}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from his2lip.cli.console import ProgressBar, percent, say
 from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
+from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema, check_outputs
 from his2lip.cli.registry import command
 from his2lip.resources import STORAGE, find
 
@@ -60,6 +60,8 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
         check_writable(
             f"{asked.storage.rstrip('/')}/train", fix="set storage to a place that you can write to"
         )
+    else:
+        check_outputs({"storage": Path(asked.storage, "train", asked.name)}, folders=True)
     tracker = Tracker.open(needed=False)
     config, shards, bank = open_data(with_absolute_paths(asked))
     chooses = validator(config)

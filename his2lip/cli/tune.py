@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from his2lip.cli.console import ProgressBar, percent, say, table
 from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
-from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema
+from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema, check_outputs
 from his2lip.cli.registry import command
 from his2lip.cli.train import show_limit, validator
 from his2lip.resources import STORAGE, find
@@ -57,6 +57,8 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         check_writable(
             f"{config.storage.rstrip('/')}/tune", fix="set storage to a place that you can write to"
         )
+    else:
+        check_outputs({"storage": Path(config.storage, "tune", config.name)}, folders=True)
     tracker = Tracker.open(needed=False)
     objective = training_objective(config, make_validator=validator)
     base, shards, bank = open_data(objective.base)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from his2lip.errors import first_line
+from his2lip.errors import StorageError, first_line
 from his2lip.files import answers, filesystem, read_file, write_file
 from his2lip.parquet import read_parquet
 
@@ -70,8 +70,13 @@ class FeatureStore:
         out = io.BytesIO()
         pq.write_table(_to_table(features), out, compression="none", write_page_checksum=True)
         path = f"{self._folder}/part-{uuid.uuid4().hex}{_SUFFIX}"
-        with answers(path):
-            write_file(self._fs, path, out.getvalue(), what="a part of the feature cache")
+        try:
+            with answers(path):
+                write_file(self._fs, path, out.getvalue(), what="a part of the feature cache")
+        except FileNotFoundError as error:  # its folder cannot be created
+            fix = "set the cache to a folder that you can write to"
+            what = f"the feature cache cannot be written: {first_line(error)}"
+            raise StorageError(what, where=path, key="store", fix=fix) from None
 
     def _parts(self) -> list[str]:
         selector = pafs.FileSelector(self._folder, allow_not_found=True)

@@ -18,7 +18,7 @@ from training_data import write_small_shards
 
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.shards.reader import ShardSet, open_shards
-from his2lip.errors import DatasetError, ModelError
+from his2lip.errors import DatasetError, ModelError, StorageError
 from his2lip.evaluation.decoding import read_images
 from his2lip.evaluation.embeddings import EmbeddingCache
 from his2lip.evaluation.encoders import ModelEncoder, SentenceEncoder
@@ -286,6 +286,12 @@ def test_features_that_were_computed_before_an_error_are_kept(
     after = EmbeddingCache(str(tmp_path / "cache"))
     after.embed(ModelEncoder(model), shards, "test")
     assert after.counts.images == 2
+
+
+def test_a_cache_whose_folder_cannot_be_created_is_an_error_of_storage() -> None:
+    with pytest.raises(StorageError) as refused:
+        FeatureStore("/proc/none", "images/x", width=2).append({"key": np.zeros((1, 2), dtype=np.float32)})
+    assert str(refused.value.where).startswith("/proc/none")
 
 
 def test_features_that_are_not_finite_are_refused(write_shards: Write, tmp_path: Path) -> None:
