@@ -26,6 +26,7 @@ _OURS = ("train", "tune", "benchmark", "shards", "captions", "registered")  # of
 # Names that we write: of files, and of the folders of checkpoints that were being written or fetched.
 _LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")
 _LEFT_FOLDER = re.compile(r"^\..+\.[0-9a-f]{8}(?:\.old)?\.tmp$|^\.fetch-")
+_LOCK = ".lock"  # of a run
 _BEING_WRITTEN_S = 3600.0  # younger temporary files may belong to a process at work
 
 
@@ -194,7 +195,7 @@ def _runs(storage: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
 
 
 def _busy(run: RunDir) -> bool:
-    lock = run.path / ".lock"
+    lock = run.path / _LOCK
     if not lock.exists():
         return False
     try:
@@ -213,7 +214,8 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _item(kind: Kind, path: Path, now: float, why: str) -> Item:
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    # Some versions of filelock change the time of a lock that is only tried.
+    files = [path, *(file for file in path.rglob("*") if file.name != _LOCK)] if path.is_dir() else [path]
     size, latest = 0, 0.0
     for file in files:
         try:

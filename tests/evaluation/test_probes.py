@@ -137,12 +137,15 @@ def test_no_case_is_on_both_sides_of_a_fit_and_every_unit_is_predicted_once(
 @pytest.mark.parametrize("kind", ["knn", "logistic"])
 def test_a_probe_that_only_knows_cases_scores_no_better_than_chance(kind: str) -> None:
     """Features that name the case give every label away, unless the whole case is held out."""
-    rng = np.random.default_rng(0)
-    case = np.repeat(np.arange(20), 15)
-    labels = rng.permutation(np.repeat([0, 1], 10))[case]
-    features = np.eye(20, dtype=np.float32)[case] + rng.normal(0, 0.01, (300, 20)).astype(np.float32)
-    scores = fitted_scores(kind, units(labels, [f"case {c}" for c in case]), features)
-    assert (scores.argmax(axis=1) == labels).mean() < 0.6
+    accuracies = []
+    for seed in range(5):  # of 20 cases, one draw of labels varies by 0.11
+        rng = np.random.default_rng(seed)
+        case = np.repeat(np.arange(20), 15)
+        labels = rng.permutation(np.repeat([0, 1], 10))[case]
+        features = np.eye(20, dtype=np.float32)[case] + rng.normal(0, 0.01, (300, 20)).astype(np.float32)
+        scores = fitted_scores(kind, units(labels, [f"case {c}" for c in case]), features)
+        accuracies.append((scores.argmax(axis=1) == labels).mean())
+    assert np.mean(accuracies) < 0.6
     leaking = fitted_scores(kind, units(labels, [f"patch {i}" for i in range(300)]), features)
     assert (leaking.argmax(axis=1) == labels).mean() > 0.95, "so the cases do give the labels away"
 
