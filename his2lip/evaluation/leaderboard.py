@@ -361,11 +361,11 @@ def _compare(
     """
     stored = _jackknifed(folder, cells)
     found: list[dict[str, Compared]] = [{} for _ in cells]
+    expected = [_is_expectation(cell, own) for cell, own in zip(cells, stored, strict=True)]
     for name, metric in metric_fields().items():
         of_cells = [(getattr(cell, name), own.found[name]) for cell, own in zip(cells, stored, strict=True)]
-        expected = [_is_expectation(figure, known) for figure, (known, _) in of_cells]
         replicates = [
-            np.full_like(without, figure) if constant else without
+            np.full_like(without, np.nan if figure is None else figure) if constant else without
             for (figure, (_, without)), constant in zip(of_cells, expected, strict=True)
         ]
         known = [i for i, own in enumerate(replicates) if np.isfinite(own).all()]
@@ -461,13 +461,16 @@ def _compare_means(
             means[i][name] = means[i][name].model_copy(update={"difference": float(apart.mean()), **changes})
 
 
-def _is_expectation(value: float | None, found: float | None) -> bool:
-    """Whether a figure does not follow from the stored predictions, which give `found`.
+def _is_expectation(cell: CellResult, own: _Stored) -> bool:
+    """Whether any figure of a row does not follow from its stored predictions.
 
-    It is an expectation over draws then, such as chance, and the predictions are only one of the draws. It is
-    compared as a constant and is never in the top group: the error of its own draws is not known here.
+    Its figures are expectations over draws then, such as those of chance, and the predictions are only one of
+    the draws. They are compared as constants and are never in the top group: the error of their own draws is
+    not known here. Some may be equal to those of the draw: shuffled labels do not change the accuracy of a
+    model that predicts one class.
     """
-    return value is not None and not math.isclose(found or 0.0, value, abs_tol=1e-9)
+    pairs = ((getattr(cell, name), known) for name, (known, _) in own.found.items())
+    return any(v is not None and not math.isclose(known or 0.0, v, abs_tol=1e-9) for v, known in pairs)
 
 
 def _difference(differences: Differences, i: int, base: int, margin: float | None) -> dict[str, Any]:

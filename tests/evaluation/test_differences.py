@@ -17,6 +17,7 @@ from his2lip.config import validate
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
 from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
 from his2lip.evaluation.leaderboard import over_seeds, with_differences, with_seeds, write_leaderboard
 from his2lip.evaluation.metrics import METRICS
@@ -63,6 +64,15 @@ class FixedScorer:
 
     def sight(self, plan: CellPlan) -> Sight:
         return Sight()
+
+
+class OneClassScorer(FixedScorer):
+    """A model that predicts the first class for every unit, with scores that differ."""
+
+    def score(self, plan: CellPlan) -> Scored:
+        first = np.random.default_rng(0).uniform(0.6, 1, len(plan.selection.labels)).astype(np.float32)
+        predicted = np.zeros(len(first), dtype=np.int64)
+        return Scored(Scores(np.stack([first, 1 - first], axis=1), predicted, np.zeros_like(predicted), 0))
 
 
 @pytest.fixture
@@ -150,6 +160,23 @@ def test_an_expectation_over_draws_is_a_constant_and_not_the_draw_that_is_stored
     assert not found[3].compared["macro_f1"].top
     assert found[0].compared["accuracy"].top, "the best of those that are not expectations"
     assert not found[3].compared["accuracy"].top
+
+
+def test_shuffled_labels_of_a_model_that_predicts_one_class_are_not_the_best_of_a_column_without_intervals(
+    write_shards: Callable[..., ShardSet], folder: str
+) -> None:
+    """Its figures have limits, of draws, and models have none there: only controls would be compared."""
+    plan = plan_with(np.arange(CASES * UNITS) % 2, write_shards())
+    unknown = replace(plan.selection.clusters, kind="file", labels_of="slide")
+    plan = replace(plan, selection=replace(plan.selection, clusters=unknown))
+    flat = OneClassScorer("flat")
+    shuffled = [ControlScorer(f"baseline:shuffled-labels of {n}", flat, "shuffled-labels") for n in "ab"]
+    rows = [run_cell(scorer, plan, folder).result for scorer in (FixedScorer("good", 0), *shuffled)]
+    assert rows[0].no_interval is not None
+    assert rows[1].macro_f1 == pytest.approx(1 / 3) == rows[1].macro_f1_lo
+    found = with_differences(folder, rows)
+    assert found[0].compared == {}
+    assert not any(figure.top or figure.groups for row in found[1:] for figure in row.compared.values())
 
 
 def test_trainings_with_several_seeds_are_one_row_with_an_interval_over_cases_and_seeds(
