@@ -204,8 +204,8 @@ def start_or_resume(
     """The content of run.json: new, or of an earlier run that is unfinished or finished (its `status`).
 
     `identity` has the run's inputs (`made_of`), their digest (`id`) and the code version. The caller has the
-    lock. Raises RunError where a run of this name has other inputs and has saved a checkpoint; a run without
-    any checkpoint is replaced.
+    lock. Raises RunError where a run of this name has other inputs and has saved a checkpoint, and for
+    checkpoints without run.json; a run without any checkpoint is replaced.
     """
     if fresh:
         run.clear()
@@ -213,6 +213,10 @@ def start_or_resume(
     if state is not None and state["id"] != identity["id"] and not (run.best.exists() or run.last.exists()):
         run.clear()
         state = None
+    if state is None and (run.best.exists() or run.last.exists()):  # of whatever inputs
+        what = f"this folder has checkpoints, but no {_STATE} that says of which run"
+        fix = "give this run another name (name=…), or remove the checkpoints"
+        raise RunError(what, where=run.shared, key="name", fix=fix)
     if state is None:
         state = {**identity, "status": "running"}
         run.write(state)

@@ -72,6 +72,15 @@ def test_name_in_use_by_other_inputs_is_refused_and_the_difference_named(
     assert run.read()["id"] == made()["id"]
 
 
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_checkpoints_of_a_run_that_is_not_known_are_not_resumed(run: RunDir, checkpoint: str) -> None:
+    (run.path / checkpoint).mkdir()
+    with pytest.raises(RunError) as refused:
+        start(run, made())
+    assert (refused.value.key, str(refused.value.where)) == ("name", str(run.path))
+    assert run.read() is None
+
+
 def test_name_of_a_run_that_saved_nothing_is_free(run: RunDir) -> None:
     start(run, made())
     state, said = start(run, made(lr=2.0))
