@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from his2lip.data.images.codec import decode, encode_png
 from his2lip.data.images.slides import PlainSlide, tile_places
-from his2lip.data.images.tiling import Tiling, cut_note, cut_share, tiles_of, tissue_mask
+from his2lip.data.images.tiling import TISSUE_DENSITY, Tiling, cut_note, cut_share, tiles_of, tissue_mask
 from his2lip.errors import ConfigError, ImageError
 
 
@@ -83,6 +83,19 @@ def test_pen_is_not_tissue(real_ihc: np.ndarray) -> None:
     pens = np.array([[[20, 160, 40], [30, 40, 200], [10, 10, 12], [245, 245, 245]]], np.uint8)
     assert not tissue_mask(pens).any()
     assert tissue_mask(real_ihc).mean() > 0.6
+
+
+def test_tissue_is_dense_and_no_pen_whatever_the_colour() -> None:
+    """The tables of limits give what the conditions give, pixel by pixel."""
+    density = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+    green, blue = np.divmod(np.arange(65536), 256)
+    for red in (*range(0, 256, 5), 39, 40):
+        pen = (green > red + 25) & (green > blue + 10)
+        pen |= (blue > red + 90) & (blue > green + 60)
+        pen |= np.maximum(np.maximum(green, blue), red) < 40
+        dense = (density[red] + density[green] + density[blue]) / np.float32(3) > TISSUE_DENSITY
+        pixels = np.stack([np.full_like(green, red), green, blue], axis=-1).astype(np.uint8)
+        assert (tissue_mask(pixels[None])[0] == (dense & ~pen)).all(), red
 
 
 @pytest.mark.parametrize("kind", ["squash", "centre"])

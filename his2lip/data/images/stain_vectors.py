@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,11 +24,6 @@ HED = np.array([HAEMATOXYLIN, EOSIN, DAB])  # rows of scikit-image's `rgb_from_h
 HED.setflags(write=False)
 _UNMIX = np.linalg.inv(HED)  # the same as scikit-image's `hed_from_rgb`
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)  # optical density of each intensity; 0 counts as 1
-# complex64 (3, 256): what the intensity of each channel adds to haematoxylin (real) and to DAB (imaginary).
-# So both are looked up and added at once; the bits are those of two sums of float32.
-_HAEMATOXYLIN_AND_DAB = np.stack(
-    [(_DENSITY * _UNMIX.T[stain, :, None]).astype(np.float32) for stain in (0, 2)], axis=-1
-).view(np.complex64)[..., 0]
 _UNIT_HED = HED / np.linalg.norm(HED, axis=1, keepdims=True)
 _UNIT_UNMIX = np.linalg.inv(_UNIT_HED)
 
@@ -51,12 +48,28 @@ def haematoxylin_and_dab(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32]
 
     They have the same bits on every machine; the last bits of a matrix product differ.
     """
-    red, green, blue = (
-        table.take(np.ascontiguousarray(pixels[..., channel]), mode="clip")
-        for channel, table in enumerate(_HAEMATOXYLIN_AND_DAB)
+    places, blue = red_green(pixels), np.ascontiguousarray(pixels[..., 2])
+    haematoxylin, dab = (
+        of_red_green.take(places, mode="clip") + of_blue.take(blue, mode="clip")
+        for of_red_green, of_blue in _haematoxylin_and_dab()
     )
-    both = red + green + blue
-    return both.real, both.imag
+    return haematoxylin, dab
+
+
+@functools.cache
+def _haematoxylin_and_dab() -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+    """Of haematoxylin and DAB: what red and green add (65536,), by `red_green`; what blue adds (256,)."""
+    found = []
+    for stain in (0, 2):
+        red, green, blue = (_DENSITY * _UNMIX.T[stain, :, None]).astype(np.float32)
+        found.append((np.add.outer(red, green).reshape(-1), blue))
+    return tuple(found)
+
+
+def red_green(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """int64 (…): 256 red + green of uint8 (…, 3), the place of a pixel in a table of 65,536."""
+    red, green = (np.ascontiguousarray(pixels[..., channel]) for channel in range(2))
+    return (red.astype(np.uint16) << 8 | green).astype(np.int64)
 
 
 def restaining(

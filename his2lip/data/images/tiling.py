@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 from his2lip.config import Config, validate
 from his2lip.data.cards import Mpp
 from his2lip.data.images import codec
+from his2lip.data.images.stain_vectors import red_green
 from his2lip.errors import ConfigError, ImageError
 
 MAX_PIXELS = 600_000_000  # of an image that is tiled: 1.8 GB of memory while it is cut
@@ -150,14 +152,31 @@ def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     """bool (H, W) of uint8 (H, W, 3): stained tissue; not glass (too bright), not pen (too pure a colour)."""
-    red, green, blue = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
-    density = (_DENSITY.take(red) + _DENSITY.take(green) + _DENSITY.take(blue)) / np.float32(3)
-    brightest = np.maximum(np.maximum(red, green), blue)
-    red, green, blue = (plane.astype(np.int16) for plane in (red, green, blue))
-    pen = (green > red + 25) & (green > blue + 10)  # no stain is green
-    pen |= (blue > red + 90) & (blue > green + 60)  # nor as pure a blue as that of a felt pen
-    pen |= brightest < 40  # black ink, coverslip edges
-    return (density > TISSUE_DENSITY) & ~pen
+    blue = np.ascontiguousarray(pixels[..., 2])
+    first, last = (table.take(red_green(pixels), mode="clip") for table in _tissue_blues())
+    return (first <= blue) & (blue <= last)
+
+
+@functools.cache
+def _tissue_blues() -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest blue of tissue, uint8 (65536,), by `red_green`; 255 and 0 where there is none.
+
+    Each condition of tissue holds for the blues on one side of a limit, so a pixel needs two comparisons.
+    """
+    red, green = np.divmod(np.arange(65536), 256)
+    first, last = np.zeros(65536, dtype=np.int64), np.full(65536, 255)
+    first[green > red + 25] = (green - 10)[green > red + 25]  # no stain is green
+    last = np.minimum(last, np.maximum(red + 90, green + 60))  # nor as pure a blue as that of a felt pen
+    dark = np.maximum(red, green) < 40  # black ink, coverslip edges
+    first[dark] = np.maximum(first, 40)[dark]
+    stained = _DENSITY[red] + _DENSITY[green]
+    dense = np.full(65536, -1)  # the highest blue at which the pixel is dense enough, by bisection
+    for step in (128, 64, 32, 16, 8, 4, 2, 1, 1):
+        higher = dense + step
+        dense = np.where((stained + _DENSITY[higher]) / np.float32(3) > TISSUE_DENSITY, higher, dense)
+    last = np.minimum(last, dense)
+    none = first > last
+    return np.where(none, 255, first).astype(np.uint8), np.where(none, 0, last).astype(np.uint8)
 
 
 def cut_note(cut: int, of: int) -> str:
