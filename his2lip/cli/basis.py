@@ -37,5 +37,7 @@ def _which(some: Sequence[Row], rows: Sequence[Row]) -> str:
     questions = {str(row["question"]) for row in some}
     if len(some) == sum(str(row["question"]) in questions for row in rows):
         return ", ".join(sorted(questions))
-    images = sorted({Path(str(row["image"])).name for row in some})
+    named = {str(row["image"]): Path(str(row["image"])).name for row in rows}
+    unique = len(set(named.values())) == len(named)  # else two folders have an image of one name
+    images = sorted({named[image] if unique else image for image in (str(row["image"]) for row in some)})
     return ", ".join(images[:3]) + (f" and {len(images) - 3} more" if len(images) > 3 else "")

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
+from his2lip.cli.basis import show_basis
 from his2lip.cli.classify import classify as classify_command
 from his2lip.cli.retrieve import retrieve as retrieve_command
 from his2lip.data.images.codec import encode_png
@@ -110,6 +111,20 @@ def test_a_precision_changes_features_and_is_stated_and_fp32_is_the_default_to_t
         assert all(a == pytest.approx(b, abs=0.03) for a, b in pairs)
     if not torch.cuda.is_available():
         assert rows("auto") == fp32
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = dict.fromkeys(BASIS_FIELDS, "the same")
+    rows = [
+        shared | {"question": "tissue type", "image": f"{case}/1.png", "familiarity": f"{d} times the limit"}
+        for case, d in (("P1", 0.5), ("P2", 3.5))
+    ]
+    show_basis(rows)
+    said = capsys.readouterr().out
+    assert "0.5 times the limit (P1/1.png)" in said
+    assert "3.5 times the limit (P2/1.png)" in said
+    show_basis([rows[0], rows[1] | {"image": "P2/2.png"}])
+    assert "3.5 times the limit (2.png)" in capsys.readouterr().out
 
 
 def test_every_output_states_every_field_of_the_basis(

@@ -90,7 +90,7 @@ class Plan:
         self.lane_share = batch_size // lanes  # rows of one lane in one batch
         if self.steps_per_epoch == 0:
             what = f"{self.rows_per_epoch} usable patches do not fill one batch of {batch_size}"
-            raise DatasetError(what, key="batch_size", fix="use a smaller batch or more patches")
+            raise DatasetError(what, key="batch_size", fix="lower data.batch_size, or add patches")
         self._used = self.steps_per_epoch * batch_size  # the remainder differs from epoch to epoch
         # Short lanes need nearly all row groups at once, so a rank reads each only once for all its lanes.
         self._short = self._used * len(self.sizes) <= lanes * (window + 1) * self.rows_per_epoch
