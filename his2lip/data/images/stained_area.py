@@ -29,7 +29,7 @@ def stained_share(pixels: np.ndarray) -> float | None:
 
 
 def stained_shares(images: np.ndarray) -> list[float | None]:
-    """`stained_share` of each of uint8 (N, H, W, 3).
+    """`stained_share` of each of uint8 (N, H, W, 3), fastest as a view of (N, 3, H, W).
 
     Several images at once need fewer calls of NumPy, each of which takes Python's lock from other threads.
     """
@@ -38,14 +38,14 @@ def stained_shares(images: np.ndarray) -> list[float | None]:
 
 
 def _shares(pixels: np.ndarray) -> list[float | None]:
-    pixels = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), 0, -1)  # each channel in one piece
+    pixels = np.moveaxis(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)), 1, -1)  # each channel in one piece
     tissue = tissue_mask(pixels)
     of_white = [
         stain[:, None, None] for stain in haematoxylin_and_dab(np.maximum(_white(pixels), _LEAST_WHITE))
     ]
     haematoxylin, dab = haematoxylin_and_dab(pixels)
     stained = (dab >= of_white[1] + STAINED_FROM) & (dab - of_white[1] > haematoxylin - of_white[0])
-    counts = (np.count_nonzero(mask, axis=(1, 2)).tolist() for mask in (tissue, stained & tissue))
+    counts = ([np.count_nonzero(image) for image in mask] for mask in (tissue, stained & tissue))
     size = tissue[0].size
     return [None if all_ / size < LEAST_TISSUE else part / all_ for all_, part in zip(*counts, strict=True)]
 
