@@ -42,6 +42,7 @@ from his2lip.models.weights import Tensors, load_weights
 from his2lip.resources import code_version
 
 WEIGHTS, OPEN_CLIP = "model.safetensors", "open_clip_config.json"
+OURS = "his2lip"  # key of OPEN_CLIP in a checkpoint, which open_clip does not read
 
 
 def save_checkpoint(
@@ -165,7 +166,11 @@ def _provenance(model: DualEncoder, state: Mapping[str, torch.Tensor]) -> dict[s
 
 
 def _open_clip_config(model: DualEncoder) -> dict[str, Any]:
-    return {"model_cfg": architecture(model.config), "preprocess_cfg": model.preprocess.to_open_clip()}
+    return {
+        "model_cfg": architecture(model.config),
+        "preprocess_cfg": model.preprocess.to_open_clip(),
+        OURS: {"similarity": model.similarity},  # for `hf-hub:`, which does not read his2lip.json
+    }
 
 
 def _save_text_side(folder: Path, model: DualEncoder) -> None:

@@ -13,8 +13,9 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from his2lip.errors import His2lipError, ModelError, did_you_mean
 from his2lip.models.architecture import hf_text_source
 from his2lip.models.catalogue import Backbone
-from his2lip.models.checkpoint import OPEN_CLIP
+from his2lip.models.checkpoint import OPEN_CLIP, OURS, WEIGHTS
 from his2lip.models.packages import WEIGHT_FILES
+from his2lip.models.provenance import read_json
 from his2lip.models.tokenizer import tokenizer_absent
 
 _REPOSITORIES = ("hf-hub", "transformers", "package")  # kinds of sources, KIND:ORG/NAME
@@ -68,11 +69,12 @@ def _loaded_files(source: str, named: Backbone | None) -> Iterator[tuple[str, Pa
 
 
 def fetch_open_clip(repository: str) -> tuple[Path, Path]:
-    """Configuration and weights of a hub repository in open_clip's layout."""
+    """Configuration and weights of a hub repository in open_clip's layout, such as an uploaded checkpoint."""
     from huggingface_hub import hf_hub_download
 
     config = Path(hf_hub_download(repository, OPEN_CLIP))
-    return config, Path(download_pretrained_from_hf(repository))
+    tree = read_json(config)
+    return config, Path(download_pretrained_from_hf(repository, filename=WEIGHTS if OURS in tree else None))
 
 
 def fetch_transformers(repository: str) -> Path:

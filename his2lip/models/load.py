@@ -17,12 +17,12 @@ from open_clip.pretrained import get_pretrained_cfg
 from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean, nearest
 from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
 from his2lip.models.catalogue import BACKBONES, Backbone
-from his2lip.models.checkpoint import OPEN_CLIP, load_checkpoint
+from his2lip.models.checkpoint import OPEN_CLIP, OURS, load_checkpoint
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
 from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import is_checkpoint
+from his2lip.models.provenance import COPY, META, is_checkpoint
 from his2lip.models.registered import fetch_checkpoint, is_elsewhere
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tokenizer
@@ -227,15 +227,22 @@ def _from_package(repository: str, name: str, precision: Precision) -> DualEncod
 def _hub_layout(
     config_file: Path, weights: Path, *, name: str, tokenizer: Path | None, precision: Precision
 ) -> DualEncoder:
-    """open_clip's hub layout: its configuration, weights and tokenizer."""
+    """open_clip's hub layout: its configuration, weights and tokenizer.
+
+    A folder of it, which is then `tokenizer`, that is what is left of a checkpoint is refused.
+    """
     try:
         tree = json.loads(config_file.read_text(encoding="utf-8"))
         config = tree["model_cfg"]
         size = {"size": config.get("vision_cfg", {}).get("image_size", 224)}
         preprocess = Preprocess.from_open_clip(tree.get("preprocess_cfg", {}) | size)
+        ours = tree.get(OURS, {})
+        similarity = ours.get("similarity", "cosine")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{OPEN_CLIP} cannot be used: {error!r}"
         raise CheckpointError(what, where=config_file, key=OPEN_CLIP) from None
+    if ours and tokenizer is not None:
+        raise CheckpointError(f"this checkpoint has no {META}", where=tokenizer, key=META, fix=COPY)
     clip = build_clip(config, weights=weights)
     try:
         load_open_clip_weights(clip, str(weights), strict=True, weights_only=True)
@@ -250,6 +257,7 @@ def _hub_layout(
         preprocess=preprocess,
         tokenizer=build_tokenizer(config, tokenizer),
         precision=precision,
+        similarity=similarity,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_factory import CAPTIONS, hf_config, native_config, wordpiece_folder
+from model_factory import CAPTIONS, hf_cache, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
 from small_disk import needs_mount, small_disk
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -170,12 +170,22 @@ def test_truncated_weights_are_refused(saved: Path, share: float) -> None:
     assert refused.value.where == weights
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "open_clip_config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "open_clip_config.json", "his2lip.json"])
 def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError) as refused:
         load_model(saved)
     assert refused.value.key == name
+
+
+def test_a_checkpoint_that_was_uploaded_to_the_hub_compares_features_as_before(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_cache(tmp_path / "cache", "org/mine", saved, monkeypatch)
+    there, here = load_model("hf-hub:org/mine"), load_model(saved)
+    assert there.similarity == here.similarity == "dot"
+    assert there.tensor_digest() == here.tensor_digest()
+    assert there.preprocess == here.preprocess
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])
