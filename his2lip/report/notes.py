@@ -38,6 +38,7 @@ def notes(board: Board) -> list[str]:
         *_interval_notes(board),
         *_base_notes(board),
         *_prompt_notes(board),
+        *_tie_notes(board),
         *_seen_notes(board),
         *_version_notes(board),
         *_caveat_notes(board),
@@ -126,6 +127,20 @@ def _base_notes(board: Board) -> list[str]:
         for column, names in board.empty_classes().items()
     ]
     return [*repeated, *empty]
+
+
+def _tie_notes(board: Board) -> list[str]:
+    """Where the order of the classes decides, as with one sentence for two classes; not of baselines."""
+    found: dict[str, list[str]] = {}
+    for cell in board.cells:
+        if cell.ties and not cell.is_baseline and not cell.is_few_shot:
+            many = f"{cell.model} {cell.ties:,} of {cell.n + cell.apart:,}"
+            found.setdefault(heading(cell), []).append(many)
+    return [
+        f"{column}: units with several classes at the highest score, the first of which is predicted: "
+        f"{', '.join(counts)}."
+        for column, counts in found.items()
+    ]
 
 
 def _seen_notes(board: Board) -> list[str]:

@@ -210,6 +210,19 @@ def test_every_row_shows_the_tissue_that_was_seen_and_the_pages_say_what_limits_
     assert f"<li>{note}</li><li>tissue seen 31.41 %</li>" in page
 
 
+def test_ties_of_models_are_noted_and_not_those_of_baselines_whose_caveats_tell(tmp_path: Path) -> None:
+    path = tmp_path / "leaderboard.csv"
+    tied = {"ties": 4, "n": 10, "apart": 1}
+    path.write_text(to_csv(cell_result(model=name, **tied) for name in ("a", "b", "baseline:chance")))
+    out = write_pages(path, tmp_path / "out").parent
+    without = write_pages(_leaderboard(tmp_path), tmp_path / "without").parent
+    for name in ("index.html", "leaderboard.md", "leaderboard.tex"):
+        text = (out / name).read_text()
+        note = "units with several classes at the highest score, the first of which is predicted: "
+        assert f"{note}a 4 of 11, b 4 of 11." in text
+        assert "several classes" not in (without / name).read_text()
+
+
 def test_a_column_of_an_older_version_of_its_protocol_is_marked_with_what_has_changed(tmp_path: Path) -> None:
     newest = load_card("mist").protocols["default"]
     old = read_board(_leaderboard(tmp_path, protocol_version=newest.version - 1))
