@@ -116,7 +116,7 @@ def build_clip(
             key=name,
             fix="load the model once with a connection, so that it enters the Hugging Face cache",
         ) from error
-    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
         what = f"open_clip cannot build this configuration: {error}"
         raise ModelError(what, where=folder, key="model_cfg") from error
 

@@ -117,6 +117,9 @@ def require_representable(config: Mapping[str, Any], *, where: str | Path) -> No
         width, heads, inner = (
             settings[key] for key in ("hidden_size", "num_attention_heads", "intermediate_size")
         )
+        for key in ("hidden_size", "num_attention_heads", "intermediate_size"):
+            if settings[key] <= 0:
+                raise _not_representable(f"{tower}.{key}", settings[key], where)
         valid = {
             "hidden_act": settings["hidden_act"] in ("gelu", "quick_gelu"),
             "layer_norm_eps": settings["layer_norm_eps"] == _EPSILON,
@@ -134,7 +137,7 @@ def require_representable(config: Mapping[str, Any], *, where: str | Path) -> No
     if vision["num_channels"] != 3:
         raise _not_representable("vision_config.num_channels", vision["num_channels"], where)
     for key in ("image_size", "patch_size"):
-        if not isinstance(vision[key], int):
+        if not isinstance(vision[key], int) or vision[key] <= 0:
             raise _not_representable(f"vision_config.{key}", vision[key], where)
     if text["vocab_size"] < CLIP_VOCABULARY:
         raise _not_representable("text_config.vocab_size", text["vocab_size"], where)

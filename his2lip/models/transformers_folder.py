@@ -13,7 +13,7 @@ from open_clip import CLIP
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from his2lip.errors import CheckpointError, ModelError
+from his2lip.errors import CheckpointError, ModelError, first_line
 from his2lip.models.architecture import build_clip
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hf_clip import (
@@ -129,7 +129,13 @@ def _clip_config(folder: Path) -> dict[str, Any]:
     if tree.get("model_type") != "clip":
         what = f"this is a transformers model of type '{tree.get('model_type')}', not a CLIPModel"
         raise ModelError(what, where=folder, key="model_type", fix="convert a folder of a CLIPModel")
-    return CLIPConfig(**tree).to_dict()
+    try:
+        return CLIPConfig(**tree).to_dict()
+    except Exception as error:  # transformers checks the types of some settings, with errors of its own
+        what = f"config.json cannot be used: {first_line(error)}"
+        raise CheckpointError(
+            what, where=folder, key="config.json", fix="copy the whole folder again"
+        ) from None
 
 
 def _require_clip_tokenizer(folder: Path) -> None:

@@ -267,6 +267,9 @@ def test_a_transformers_model_of_another_type_is_refused(tmp_path: Path) -> None
         ("vision_config", "num_channels", 4),
         ("text_config", "vocab_size", 49000),
         ("text_config", "eos_token_id", 3),
+        ("vision_config", "num_attention_heads", -1),
+        ("text_config", "hidden_size", 0),
+        ("vision_config", "patch_size", 0),
     ],
 )
 def test_a_setting_that_open_clip_cannot_represent_is_refused_by_name(
@@ -279,6 +282,15 @@ def test_a_setting_that_open_clip_cannot_represent_is_refused_by_name(
     with pytest.raises(ModelError) as refused:
         from_transformers(folder, name="x")
     assert (refused.value.key, refused.value.where) == (f"{tower}.{setting}", folder / "config.json")
+
+
+def test_a_setting_of_another_type_is_refused_by_its_file(tmp_path: Path) -> None:
+    folder = published_plip(tmp_path, hf_model(**SMALL_CLIP))
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {"projection_dim": "many"}))
+    with pytest.raises(CheckpointError) as refused:
+        from_transformers(folder, name="x")
+    assert (refused.value.key, refused.value.where) == ("config.json", folder)
 
 
 def test_a_tokenizer_other_than_clips_is_refused(tmp_path: Path) -> None:
