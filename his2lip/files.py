@@ -48,8 +48,8 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file may not be larger here",
 }
-# How libraries that raise no OSError quote the number of a system error: safetensors and other Rust code.
-_QUOTED = re.compile(r"\bos error (\d+)\b")
+# How libraries that raise no OSError quote the number of a system error: Rust code as safetensors, MLflow.
+_QUOTED = re.compile(r"(?:\bos error |\[Errno )(\d+)\b")
 
 # Written by Windows, macOS's archiver, Synology and Linux; other such names are hidden, as .DS_Store and ._x.
 _LITTER = (

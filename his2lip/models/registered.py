@@ -12,7 +12,7 @@ from typing import Any
 
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, first_line
-from his2lip.files import absolute
+from his2lip.files import absolute, disk_full
 from his2lip.mlflow_store import relocate_store, sqlite_file, store_uri
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.naming import LOCAL, folder_of
@@ -165,8 +165,29 @@ def _download(uri: str, path: str, scratch: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(inside, dst_path=scratch))
     except mlflow.exceptions.MlflowException as error:
+        if (full := disk_full(error, what="a copy of this model", where=scratch)) is not None:
+            raise full from None
+        if "No such artifact" in str(error):
+            raise _no_checkpoint(uri) from None
+        if "failures occurred while downloading" in str(error):  # and which ones, in further lines
+            reason = str(error).splitlines()[-1][:200]
+            what, fix = (
+                f"the files of this model cannot be fetched: {reason}",
+                "check MLflow's artifact store",
+            )
+            raise ModelError(what, where=uri, key=uri, fix=fix) from error
         what = f"MLflow has no such model: {first_line(error)}"
         raise ModelError(what, where=uri, key=uri, fix=_FIX) from error
-    except OSError:
-        what = "this registered model contains no his2lip checkpoint"
-        raise CheckpointError(what, where=uri, key=CHECKPOINT_ARTIFACT) from None
+    except OSError as error:
+        if (full := disk_full(error, what="a copy of this model", where=scratch)) is not None:
+            raise full from None
+        raise _no_checkpoint(uri) from None
+    except Exception as error:  # of the database driver, about a file that is no database
+        fix = "set MLFLOW_TRACKING_URI to a running server or to sqlite:///FILE"
+        what = f"the MLflow store cannot be used: {first_line(error)}"
+        raise ModelError(what, where=store, key=uri, fix=fix) from None
+
+
+def _no_checkpoint(uri: str) -> CheckpointError:
+    what = "this registered model contains no his2lip checkpoint, or its files are gone"
+    return CheckpointError(what, where=uri, key=CHECKPOINT_ARTIFACT)

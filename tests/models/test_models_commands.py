@@ -306,6 +306,33 @@ def test_an_export_for_which_the_disk_is_too_small_leaves_nothing(
         assert not list(disk.path.iterdir())
 
 
+@needs_mount
+def test_a_full_disk_and_files_that_are_gone_are_not_a_model_that_mlflow_has_not(
+    base: Path, tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    his2lip("models", "promote", base, "--alias", "a", "--as", "mine", "--storage", tmp_path)
+    with small_disk(tmp_path / "disk", size=1 << 20) as disk:
+        monkeypatch.setattr("tempfile.tempdir", str(disk.path))
+        with pytest.raises(StorageError):
+            load_model("models:/mine@a")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (gone,) = tmp_path.rglob("artifacts/checkpoint")
+    gone.rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError) as refused:
+        load_model("models:/mine@a")
+    assert refused.value.key == "checkpoint"
+
+
+def test_a_store_that_is_no_database_is_refused_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(bytes(range(256)) * 20)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ModelError) as refused:
+        load_model("models:/mine@a")
+    assert str(refused.value.where).endswith("mlflow.db")
+
+
 def test_a_folder_that_commands_would_not_load_or_that_cannot_be_replaced_is_refused(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
