@@ -170,6 +170,8 @@ def _other_inputs(one: StoredCell, other: StoredCell) -> list[tuple[str, str]]:
     versions = one.evidence.code_version, other.evidence.code_version
     if versions[0] != versions[1]:
         found.append(("code_version", f"another code version ({versions[1]}, not {versions[0]})"))
+    if one.evidence.fit != other.evidence.fit:
+        found.append(("calibration", "another calibration"))
     if not found and one.result.cell != other.result.cell:
         found.append(("cell", "another protocol or further prompts (cell)"))
     return found

@@ -97,6 +97,15 @@ def test_one_model_of_other_weights_or_prompts_is_refused_by_name(
     assert not (tmp_path / "c").exists()
 
 
+def test_a_board_with_calibration_and_one_without_are_told_apart_by_it(
+    make: MakeBoard, plan: CellPlan, tmp_path: Path
+) -> None:
+    fitted = make("b", {"m": 1}, replace(plan, fit="the dataset has no select split"))
+    with pytest.raises(ConfigError) as caught:
+        merge_boards([make("a", {"m": 1}), fitted], str(tmp_path / "c"))
+    assert caught.value.key == "calibration"
+
+
 def test_a_name_of_two_models_is_refused_where_they_were_scored_on_different_datasets(
     make: MakeBoard, plan: CellPlan, tmp_path: Path
 ) -> None:
