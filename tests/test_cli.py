@@ -295,6 +295,31 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str,
 @pytest.mark.parametrize(
     ("line", "key"),
     [
+        (("classify", "a.png", "--model", "tiny", "--csv", "./a.png"), "--csv"),
+        (("classify", ".", "--model", "tiny", "--csv", "link"), "--csv"),
+        (("classify", "a.png", "--model", "tiny", "--calibration", "c.json", "--csv", "c.json"), "--csv"),
+        (("retrieve", "a.png", "--model", "tiny", "--index", "nowhere", "--page", "a.png"), "--page"),
+        (("retrieve", "nuclei", "--model", "tiny", "--index", "d", "--csv", "r", "--page", "./r"), "--page"),
+        (("calibrate", "tiny", "--shards", "nowhere", "--prompts", "c.json", "--out", "c.json"), "--out"),
+        (("prompts", "import", "c.json", "--name", "x", "--out", "c.json"), "--out"),
+    ],
+)
+def test_an_output_does_not_replace_a_file_that_is_read_or_another_output(
+    line: tuple[str, ...], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "c.json"):
+        Path(name).write_text("precious")
+    Path("link").symlink_to("a.png")
+    with pytest.raises(ConfigError) as refused:
+        CliRunner().invoke(app, line, catch_exceptions=False)
+    assert refused.value.key == key
+    assert [Path(name).read_text() for name in ("a.png", "c.json")] == ["precious"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
         (("train", "train/demo_train.yaml", "storage=/proc/x"), "storage"),
         (("tune", "tune/demo_sweep.yaml", "storage=/proc/x"), "storage"),
         (("demo", "--out", "/proc/x"), "--out"),

@@ -119,7 +119,8 @@ def classify(
     from his2lip.files import check_writable
     from his2lip.serving import Classifier, ask, calibrated, load_for_inference, prefetched
 
-    check_outputs({"--csv": csv})
+    files = _image_files(images)
+    check_outputs({"--csv": csv}, inputs=[*files, *(calibration or [])])
     asked = ask(prompts=prompts, biomarker=biomarker, guess_biomarker=guess_biomarker)
     if heat is not None:
         question_with_class(asked, heat)  # an unknown class is an error before the model is loaded
@@ -128,7 +129,7 @@ def classify(
     )
     if heat is None:
         refuse_unused({"--heat-range": heat_range}, "has the colours of --heat", fix="add --heat CLASS")
-    patches, wholes = split_slides(_image_files(images), slides)
+    patches, wholes = split_slides(files, slides)
     if wholes:
         check_writable(slides.out, fix="name another folder with --out")
     else:
@@ -191,7 +192,7 @@ def calibrate(
     """Fit the temperature that turns similarities into probabilities, on a split for model selection."""
     from his2lip.serving import ask, calibrate, load_for_inference
 
-    check_outputs({"--out": out})
+    check_outputs({"--out": out}, inputs=[Path(prompts)] if prompts else [])
     if biomarker is not None:
         refuse_unused({"--prompts": prompts}, "is for the tissue type, and --biomarker calibrates a staining")
     question = ask(prompts=prompts or "tissue", biomarker=biomarker)[-1]

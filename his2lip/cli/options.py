@@ -92,15 +92,27 @@ def split_names(names: str | None) -> list[str] | None:
     return found or None
 
 
-def check_outputs(files: Mapping[str, Path | None], *, folders: bool = False) -> None:
-    """Raises ConfigError, before any work, for an output that cannot be written.
+def check_outputs(
+    files: Mapping[str, Path | None], *, folders: bool = False, inputs: Iterable[Path] = ()
+) -> None:
+    """Raises ConfigError, before any work, for an output that cannot be written, or replaces another file.
 
     files    --option -> its file
     folders  they are folders of files
+    inputs   files that the command reads, and must not overwrite
     """
+    read = list(inputs)
+    written: dict[str, str] = {}  # place -> the option that names it
     for key, file in files.items():
         if file is None:
             continue
+        other = written.setdefault(os.path.realpath(file), key)
+        if other != key and not folders:
+            fix = "name two files"
+            raise ConfigError(f"this is the file of {other} too", where=file, key=key, fix=fix)
+        if file.is_file() and any(one.is_file() and file.samefile(one) for one in read):
+            fix = "name another file"
+            raise ConfigError("this file is read, and would be overwritten", where=file, key=key, fix=fix)
         if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
         is_dangling = file.is_symlink() and not file.exists()

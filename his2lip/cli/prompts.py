@@ -41,7 +41,7 @@ def import_prompts(
         table(("dictionary", "classes", "sentences", "names of the classes"), rows)
         return
     place = out or Path(f"{name}.yaml")
-    check_outputs({"--out": place})
+    check_outputs({"--out": place}, inputs=[source])
     prompts = import_released(source, name, rename=_renamed(rename or []))
     note = f"Released sentences: the dictionary {name} of {source.name}."
     place.parent.mkdir(parents=True, exist_ok=True)

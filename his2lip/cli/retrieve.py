@@ -66,7 +66,8 @@ def retrieve(
         write_page,
     )
 
-    check_outputs({"--csv": csv, "--page": page})
+    outputs = {"--csv": csv, "--page": page}
+    check_outputs(outputs, inputs=[Path(query)] if names_image(query) else [])
     if names_image(query) and not Path(query).is_file():
         if Path(query).is_dir():
             fix = "name an image file in it, or write a sentence of more words"
