@@ -150,7 +150,7 @@ def _decoded(text: Any, row: int) -> bytes:
         what = f"the image has {len(text):,} characters of base64, more than the limit of {MAX_BASE64:,}"
         raise ImageError(what, where=where, key="image", fix="send a patch, not a slide")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # `base64` and MIME write lines
     except (binascii.Error, ValueError):
         fix = "encode the bytes of the file in base64"
         raise ImageError("this is not base64", where=where, key="image", fix=fix) from None

@@ -85,6 +85,15 @@ def _served(checkpoint: str, *images: np.ndarray, **params: Any) -> list[dict[st
     return json.loads(json.dumps(served.predict(context, rows, params)))
 
 
+def test_base64_in_lines_is_answered_as_in_one_line(real_ihc: np.ndarray, trained: str) -> None:
+    served, context = ServedModel(), SimpleNamespace(artifacts={"checkpoint": trained})
+    served.load_context(context)  # type: ignore[arg-type]
+    image = encode_png(real_ihc[:128, :128])
+    texts = [base64.b64encode(image).decode(), base64.encodebytes(image).decode()]
+    one, lines = served.predict(context, pd.DataFrame({"image": texts}))  # type: ignore[arg-type]
+    assert one == lines
+
+
 def test_a_precision_changes_features_and_is_stated_and_fp32_is_the_default_to_the_bit(
     real_ihc: np.ndarray, trained: str, write_patches: Callable[..., ShardSet], tmp_path: Path
 ) -> None:
