@@ -345,9 +345,11 @@ def export(
 
     A rewording that nobody read is written only where its batch passed, and is called passed by sampling.
     """
-    from his2lip.captioning import batches, captions, to_bank, write_folder, write_tasks
+    from his2lip.captioning import batches, captions, project_folder, to_bank, write_folder, write_tasks
 
-    check_outputs({"--out": out}, folders=format == "released")
+    folder = project_folder(project)
+    own = [folder / "project.json", folder / "keys.json", *folder.glob("*/*.jsonl")]
+    check_outputs({"--out": out}, folders=format == "released", inputs=own)
     if format == "label-studio" and out.suffix == ".xml":
         what, fix = "the labelling configuration gets this name", "give the tasks' path, such as tasks.json"
         raise ConfigError(what, where=out, key="--out", fix=fix)

@@ -157,6 +157,18 @@ def test_an_out_below_a_file_is_refused(reviewed: Project, tmp_path: Path, forma
     assert done.exception.key == "--out"
 
 
+@pytest.mark.parametrize("format", ["bank", "label-studio"])
+@pytest.mark.parametrize("name", ["project.json", "keys.json", "decisions/ann.jsonl"])
+def test_an_out_that_is_a_file_of_the_project_is_refused(reviewed: Project, format: str, name: str) -> None:
+    file = reviewed.folder / name
+    before = file.read_bytes()
+    words = ["captions", "export", str(reviewed.folder), "--out", str(file), "--format", format]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.key == "--out"
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(("format", "name"), [("bank", ""), ("label-studio", ""), ("label-studio", "t.xml")])
 def test_an_out_that_cannot_be_the_file_is_refused(
     reviewed: Project, tmp_path: Path, format: str, name: str
