@@ -49,6 +49,15 @@ def decode(repeats: int) -> None:
         decode_into(png, out)
 
 
+def staining(repeats: int) -> None:
+    """The stained area of 16 patches of 128 px (`data.images.stained_area`)."""
+    from his2lip.data.images import stained_shares
+
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
+    for _ in range(repeats):
+        stained_shares(pixels)
+
+
 def features(repeats: int) -> None:
     """The look-up of 2,000 cached features, in one part (`evaluation.feature_store`)."""
     import pyarrow as pa
@@ -128,6 +137,7 @@ COUNTED: dict[str, tuple[Callable[[int], None], int, int]] = {
     "order": (order, 1, 3),
     "reads": (reads, 1, 3),
     "decode": (decode, 1, 5),
+    "staining": (staining, 1, 5),
     "features": (features, 1, 5),
     "jackknife": (jackknife, 1, 9),
 }
