@@ -17,6 +17,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from his2lip.cli import app
+from his2lip.cli.options import check_outputs
 from his2lip.errors import ConfigError
 
 HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pydantic", "pyarrow")
@@ -368,3 +369,9 @@ def test_a_folder_that_does_not_exist_any_more_is_one_sentence(tmp_path: Path) -
     ended = subprocess.run(line, cwd=tmp_path / "gone", env=to, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_output_that_can_be_no_path_is_refused() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_outputs({"storage": Path("a\0b")}, folders=True)
+    assert refused.value.key == "storage"

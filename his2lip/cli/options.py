@@ -106,6 +106,8 @@ def check_outputs(
     for key, file in files.items():
         if file is None:
             continue
+        if "\0" in str(file):
+            raise ConfigError("a path cannot have the character NUL", key=key, fix="correct the path")
         other = written.setdefault(os.path.realpath(file), key)
         if other != key and not folders:
             fix = "name two files"

@@ -88,7 +88,8 @@ def current_folder(folder: Path) -> Path:
 
 def previous_folder(folder: Path) -> Path:
     """Where the present checkpoint is kept while a new one takes its place."""
-    folder = Path(os.path.realpath(folder))
+    if folder.is_symlink():
+        folder = Path(os.path.realpath(folder))
     return folder.parent / f".{folder.name}.former"
 
 

@@ -25,7 +25,7 @@ from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import META, current_folder, previous_folder, read_meta
+from his2lip.models.provenance import META, current_folder, is_checkpoint, previous_folder, read_meta
 from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.resources import code_version
@@ -402,3 +402,7 @@ def one_step(model: DualEncoder, optimizer: torch.optim.Optimizer) -> None:
     image, text = model(torch.ones(2, 3, 32, 32), model.tokenize(CAPTIONS[:2]))
     (image.sum() + text.pow(2).sum()).backward()
     optimizer.step()
+
+
+def test_a_name_that_can_be_no_path_is_no_checkpoint() -> None:
+    assert not is_checkpoint("sqlite:///\0")
