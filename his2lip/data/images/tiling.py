@@ -152,8 +152,8 @@ def tissue_share(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def tissue_mask(pixels: np.ndarray) -> np.ndarray:
     """bool (H, W) of uint8 (H, W, 3): stained tissue; not glass (too bright), not pen (too pure a colour)."""
-    blue = np.ascontiguousarray(pixels[..., 2])
-    first, last = (table.take(red_green(pixels), mode="clip") for table in _tissue_blues())
+    places, blue = red_green(pixels), np.ascontiguousarray(pixels[..., 2])
+    first, last = (table.take(places, mode="clip") for table in _tissue_blues())
     return (first <= blue) & (blue <= last)
 
 
@@ -164,11 +164,9 @@ def _tissue_blues() -> tuple[np.ndarray, np.ndarray]:
     Each condition of tissue holds for the blues on one side of a limit, so a pixel needs two comparisons.
     """
     red, green = np.divmod(np.arange(65536), 256)
-    first, last = np.zeros(65536, dtype=np.int64), np.full(65536, 255)
-    first[green > red + 25] = (green - 10)[green > red + 25]  # no stain is green
-    last = np.minimum(last, np.maximum(red + 90, green + 60))  # nor as pure a blue as that of a felt pen
-    dark = np.maximum(red, green) < 40  # black ink, coverslip edges
-    first[dark] = np.maximum(first, 40)[dark]
+    first = np.where(green > red + 25, green - 10, 0)  # no stain is green
+    last = np.maximum(red + 90, green + 60)  # nor as pure a blue as that of a felt pen
+    first = np.where(np.maximum(red, green) < 40, np.maximum(first, 40), first)  # black ink, coverslip edges
     stained = _DENSITY[red] + _DENSITY[green]
     dense = np.full(65536, -1)  # the highest blue at which the pixel is dense enough, by bisection
     for step in (128, 64, 32, 16, 8, 4, 2, 1, 1):
