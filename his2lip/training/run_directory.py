@@ -19,6 +19,7 @@ from his2lip.models import fetch_stored, store_checkpoint
 from his2lip.runtime import session_folder
 
 _STATE, _LOCK = "run.json", ".lock"
+_TAKEN = ".old.tmp"  # end of the name of what only has to be removed
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,16 @@ class RunDir:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove_unfinished(self) -> None:
-        """Removes checkpoints that a killed process had not finished writing."""
+        """Removes checkpoints that a killed process had not finished writing.
+
+        A worker that outlives its driver may be about to give one its name. It is renamed first: the worker
+        then fails, or has its whole checkpoint, which is left alone.
+        """
         for path in self.path.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+            taken = path if path.name.endswith(_TAKEN) else path.with_name(path.name[: -len(".tmp")] + _TAKEN)
+            with suppress(OSError):
+                path.rename(taken)
+                shutil.rmtree(taken, ignore_errors=True)
 
 
 @dataclass(frozen=True)

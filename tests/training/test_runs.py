@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,20 @@ def test_state_with_a_changed_letter_is_refused(run: RunDir) -> None:
     with pytest.raises(RunError) as refused:
         start(run, made())
     assert refused.value.where == path
+
+
+def test_a_checkpoint_that_a_living_worker_gives_its_name_meanwhile_is_whole(run: RunDir) -> None:
+    """A worker may outlive its driver for a moment: the command that resumes empties no `last`."""
+    new, files = run.path / ".last.01234567.tmp", 3000
+    new.mkdir()
+    for number in range(files):
+        (new / str(number)).touch()
+    remover = threading.Thread(target=run.remove_unfinished)
+    remover.start()
+    with suppress(FileNotFoundError):
+        while sum(1 for _ in new.iterdir()) == files:
+            pass
+        new.rename(run.last)  # what the worker does
+    remover.join()
+    assert not run.last.exists() or sum(1 for _ in run.last.iterdir()) == files
+    assert not list(run.path.glob(".*.tmp"))
