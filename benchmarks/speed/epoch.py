@@ -1,15 +1,16 @@
 """An epoch from shards through Ray Data against torch's DataLoader over files, same decoder and cores.
 
 python benchmarks/speed/epoch.py [--quick] [--rates] [--store-mb 100] [--data-ratio 10] [--out FILE]
-python benchmarks/speed/epoch.py --kind png --images 12000
+python benchmarks/speed/epoch.py --kind png --images 50000
 python benchmarks/speed/epoch.py --kind derived --images 768
 
-Each turn runs in its own process. The start counts: for the DataLoader its worker processes, for the stream
-the shards, the plan and the start of Ray Data. Imports and ray.init do not count. Both programs give batches
-of uint8 pixels of 224 px and ids; the stream also measures what is stained, and draws captions. Files and
-shards are in the page cache. The stream also runs without Ray (`loader: local`), which tells what Ray costs
-or brings, and with captions that do not follow staining, as MIHIC's released ones: then it measures nothing,
-as in every epoch but the first where patches are not cropped.
+Each turn runs in its own process. The start counts: for the DataLoader its worker processes, for the
+stream the shards, the plan and the start of Ray Data. Imports and ray.init do not count: a worker of Ray
+Train has them behind it. Both programs give batches of uint8 pixels of 224 px and ids; the stream also
+measures what is stained, and draws captions. Files and shards are in the page cache. The stream also runs
+without Ray (`loader: local`), which tells what Ray costs or brings, and with captions that do not follow
+staining, as MIHIC's released ones: then it measures nothing, as in every epoch but the first where
+patches are not cropped.
 
 `--kind jpeg` has JPEG patches of 224 px, at least `--data-ratio` times the object store. `--kind png` has
 PNG patches of 128 px, the format of MIHIC, which both programs resize. `--kind derived` has sources of 1,024
@@ -377,6 +378,8 @@ def _stream(args: Any) -> TrainStream:
 def _stream_times(args: Any, *, epochs: int, before: dict[int, Any] | None = None) -> list[float]:
     """Times of the start and of each batch, in seconds. `before` gets the processor time used until then."""
     if args.loader == "ray":
+        import ray.data  # noqa: F401  # as ray.train has done in a worker before its stream starts
+
         start_ray(object_store_memory=args.store_mb << 20)
     if before is not None:
         before |= cpu_seconds()

@@ -387,7 +387,8 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
     """Decodes some rows of a batch into their slots, and draws their captions."""
     keys = [rows.patch_ids[row] + (f"\n{copy}" if copy else "") for rows, row, _, copy in picks]
     findings: list[Finding | None] = []
-    looks: dict[int, Pixels] = {}  # place among the picks -> pixels (3, H, W) whose staining is measured
+    looks = np.empty_like(sampled(images).transpose(0, 3, 1, 2), order="C")  # what is measured, (N, 3, H, W)
+    measured: list[int] = []  # the place among the picks of each look
     cropped: set[int] = set()
     for place, (rows, row, number, _) in enumerate(picks):
         change = recipe.augment.draw(recipe.seed, epoch, keys[place])
@@ -404,8 +405,10 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
             cropped.add(place)
         findings.append(None if place in cropped else recipe.findings[number])
         if findings[place] is None and recipe.measures(rows, row):
-            looks[place] = np.moveaxis(sampled(pixels), -1, 0).copy()
-    shares = _shares(looks)
+            looks[len(measured)] = sampled(pixels).transpose(2, 0, 1)
+            measured.append(place)
+    stained = stained_shares(looks[: len(measured)].transpose(0, 2, 3, 1))
+    shares = dict(zip(measured, stained, strict=True))
     labels = _Labels([], [], [], [], [])
     for place, (rows, row, number, _) in enumerate(picks):
         tissue, biomarker = rows.tissues[row], rows.biomarkers[row]
@@ -421,13 +424,6 @@ def _fill(picks: list[Pick], images: Pixels, recipe: _Recipe, epoch: int) -> _La
         labels.biomarker.append(biomarker_id(biomarker))
         labels.finding.append(_finding(*finding))
     return labels
-
-
-def _shares(looks: Mapping[int, Pixels]) -> dict[int, float | None]:
-    """The stained share of each of some images of one size, (3, H, W) each."""
-    if not looks:
-        return {}
-    return dict(zip(looks, stained_shares(np.moveaxis(np.stack([*looks.values()]), 1, -1)), strict=True))
 
 
 def _finish(pending: _Pending) -> Batch:
