@@ -55,8 +55,7 @@ def plain_run(config: TrainConfig, *, report: Callable[[StepReport], object] = l
         device = torch.device("cpu")
         build.prepare_process(config, device)
         try:
-            saved = load_resume(run.last)
-            model = build.build_model(config, device, source=run.last if saved else None)
+            model, saved = build.build_resumed(config, run, device)
             fit(
                 config,
                 model,

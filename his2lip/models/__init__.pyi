@@ -24,9 +24,11 @@ from .naming import folder_of as folder_of
 from .naming import name_of as name_of
 from .preprocess import Preprocess as Preprocess
 from .provenance import blended_meta as blended_meta
+from .provenance import current_folder as current_folder
 from .provenance import is_checkpoint as is_checkpoint
 from .provenance import origins as origins
 from .provenance import read_meta as read_meta
+from .provenance import read_steady as read_steady
 from .provenance import terms_of_use as terms_of_use
 from .provenance import terms_summary as terms_summary
 from .registered import CHECKPOINT_ARTIFACT as CHECKPOINT_ARTIFACT
@@ -39,6 +41,7 @@ from .registered import meta_of as meta_of
 from .registered import registered_name as registered_name
 from .registered import training_record as training_record
 from .resume import ResumeState as ResumeState
+from .resume import check_resumable as check_resumable
 from .resume import load_resume as load_resume
 from .stored import fetch_stored as fetch_stored
 from .stored import is_stored as is_stored

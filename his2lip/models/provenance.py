@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from his2lip.config import sealed, unsealed
 from his2lip.data.cards import Terms, strictest
@@ -18,6 +19,7 @@ META = "his2lip.json"
 EXPORTED = "his2lip_provenance.json"  # beside the weights of an export that is no checkpoint
 FORMAT = 1
 
+T = TypeVar("T")
 Meta = Mapping[str, Any]  # the contents of his2lip.json; empty for a model without that file
 
 # What remains true of a checkpoint when its weights are changed without training.
@@ -84,6 +86,34 @@ def current_folder(folder: Path) -> Path:
     """The folder of a checkpoint; a process killed while it replaced one leaves it at `previous_folder`."""
     old = previous_folder(folder)
     return old if old.is_dir() and not folder.exists() else folder
+
+
+def read_steady(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of the checkpoint in `folder`, all of it of one checkpoint.
+
+    A worker that outlives its command may replace the checkpoint meanwhile; then it is read again.
+    """
+    while True:
+        before = _seen(folder)
+        try:
+            found = read()
+        except Exception:
+            if _seen(folder) == before:
+                raise
+        else:
+            if _seen(folder) == before:
+                return found
+
+
+def _seen(folder: Path) -> tuple[Path, bytes] | None:
+    """Where the checkpoint is now, and its `his2lip.json`, which no other one of its run has; None: nowhere.
+
+    It is looked for in the order in which `replacing` moves it.
+    """
+    for place in (folder, previous_folder(folder), folder):
+        with suppress(OSError):
+            return place, (place / META).read_bytes()
+    return None
 
 
 def previous_folder(folder: Path) -> Path:

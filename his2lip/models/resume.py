@@ -99,6 +99,15 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
         raise _unusable(str(error), where=folder) from None
 
 
+def check_resumable(checkpoint: str | Path) -> None:
+    """Raises CheckpointError for a checkpoint without the state: its run would start at step 0 again."""
+    folder = current_folder(Path(checkpoint))
+    if folder.exists() and not (folder / FOLDER).is_dir():
+        what = f"this checkpoint has no folder '{FOLDER}', from which its run would resume"
+        fix = "put the folder back, or start over with --fresh or another name"
+        raise CheckpointError(what, where=folder, key=FOLDER, fix=fix)
+
+
 def _read(file: Path) -> Tensors:
     """The tensors of a file, in memory of their own: safetensors maps the file as long as they are used.
 

@@ -23,12 +23,15 @@ from his2lip.models import (
     TrainingData,
     TrainingRecord,
     case_keys,
+    check_resumable,
     compile_blocks,
     image_keys,
     load_model,
+    load_resume,
     meta_of,
     origins,
     prepare_finetuning,
+    read_steady,
     resolve_precision,
     save_checkpoint,
     set_image_size,
@@ -68,6 +71,22 @@ def build_model(
     if config.model.compile:
         compile_blocks(model)
     return model.to(device)
+
+
+def build_resumed(
+    config: TrainConfig, run: RunDir, device: torch.device
+) -> tuple[DualEncoder, ResumeState | None]:
+    """The model of a run, and the state that it resumes from: both of one checkpoint `last`.
+
+    Without that checkpoint it is the backbone of `config`, and None. Raises CheckpointError.
+    """
+
+    def build() -> tuple[DualEncoder, ResumeState | None]:
+        check_resumable(run.last)
+        saved = load_resume(run.last)
+        return build_model(config, device, source=run.last if saved else None), saved
+
+    return read_steady(run.last, build)
 
 
 def _fine_tuning(config: TrainConfig) -> FineTuning:

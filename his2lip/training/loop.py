@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from his2lip.data.stream import Batch
-from his2lip.errors import ConfigError, DivergedError
+from his2lip.errors import CheckpointError, ConfigError, DivergedError
 from his2lip.loss import MAX_LOG_SCALE, TERMS
 from his2lip.models import ResumeState, send
 from his2lip.training.config import TrainConfig
@@ -81,7 +81,7 @@ def fit(
     Random numbers depend on (seed, step, rank) only, and the learning rate on the step. A run that is resumed
     from any saved state therefore ends with the same bits (on CPU, with the same number of threads).
     Raises DivergedError where the loss becomes NaN or infinite, ConfigError where the model does not fit the
-    options.
+    options, and CheckpointError where the ranks resume from different steps.
     """
     device = torch.device(device)
     model.to(device)
@@ -90,6 +90,7 @@ def fit(
     _refuse_batch_norm(config, model)
     optimizer = build_optimizer(model, loss, config.optim, layer_decay=config.finetune.layer_decay)
     run = _Run(config, model, loss, source, optimizer, device, rank, world, save, validate, due)
+    _check_same_step(config, resume.step if resume else 0, device, rank=rank, world=world)
     return run.go(TrainState() if resume is None else run.restore(resume), report)
 
 
@@ -334,6 +335,22 @@ def _score(metrics: Mapping[str, float], select_by: str) -> float:
     if select_by == "loss":
         return -metrics.get("select/loss", 0.0)
     return metrics.get(f"select/{select_by}", 0.0)
+
+
+def _check_same_step(config: TrainConfig, step: int, device: torch.device, *, rank: int, world: int) -> None:
+    """Raises CheckpointError where another rank starts at another step: its data and its weights are others.
+
+    A worker that outlives its command may replace the checkpoint between two ranks' reading it.
+    """
+    if world == 1:
+        return
+    steps = torch.zeros(world, dtype=torch.int64, device=device)
+    steps[rank] = step
+    torch.distributed.all_reduce(steps)
+    if len(found := set(steps.tolist())) > 1:
+        what = f"the workers read the checkpoint of steps {' and '.join(map(str, sorted(found)))}"
+        fix = "the same command resumes the run"
+        raise CheckpointError(f"{what}: it was replaced meanwhile", where=config.name, key="last", fix=fix)
 
 
 def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from his2lip.errors import ClusterError, His2lipError, RunError
 from his2lip.files import disk_full
 from his2lip.logs import log_to
+from his2lip.models import current_folder
 from his2lip.runtime import check_nodes, is_local, start_ray
 from his2lip.training import run_inputs
 from his2lip.training.config import TrainConfig
@@ -140,7 +141,7 @@ def _with_threads(
     # Runs from before `resolved` have the number that was configured.
     before = state.get("resolved", {}).get(THREADS) or state["config"]["workers"]["threads"]
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    kept = run.last.exists() and before != "auto"
+    kept = current_folder(run.last).exists() and before != "auto"
     most = most_threads(alive, workers.num, use_gpu=_use_gpu(config, ray.cluster_resources()))
     threads = number(workers.threads, before if kept else most)
     cpus = min(threads, most) if workers.threads == "auto" else threads

@@ -138,7 +138,6 @@ def run_worker(sent: Mapping[str, bytes]) -> None:
 def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     """Trains this worker's share of each batch, from `last` on where there is that checkpoint."""
     from his2lip.loss import WISELoss
-    from his2lip.models import load_resume
     from his2lip.training import build
     from his2lip.training.loop import fit, resumed_otherwise
     from his2lip.training.source import StreamSource
@@ -156,9 +155,7 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     build.prepare_process(config, device)
     config, shards, bank = run_inputs.open_data(config)
     run_inputs.check_contents(job.contents, config, shards, bank)
-    saved = load_resume(run.last)
-    model = build.build_model(config, device, source=run.last if saved else None)
-
+    model, saved = build.build_resumed(config, run, device)
     if rank == 0 and (note := model.tokenizer.cut_note(bank.distinct())) is not None:
         queue.put.remote(note)
     if rank == 0 and saved and (note := resumed_otherwise(saved, model, device)) is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import RunError
 from his2lip.files import fetch_file, filesystem, locked, own_folder, remove_file, store_file, writing
-from his2lip.models import fetch_stored, store_checkpoint
+from his2lip.models import current_folder, fetch_stored, read_steady, store_checkpoint
 from his2lip.runtime import session_folder
 
 _STATE, _LOCK = "run.json", ".lock"
@@ -35,6 +35,11 @@ class RunDir:
     @property
     def last(self) -> Path:
         return self.path / "last"
+
+    @property
+    def saved(self) -> bool:
+        """Whether a checkpoint is there, also one that a killed process was about to replace."""
+        return any(current_folder(folder).exists() for folder in (self.best, self.last))
 
     @property
     def shared(self) -> str:
@@ -213,15 +218,16 @@ def start_or_resume(
 
     `identity` has the run's inputs (`made_of`), their digest (`id`) and the code version. The caller has the
     lock. Raises RunError where a run of this name has other inputs and has saved a checkpoint, and for
-    checkpoints without run.json; a run without any checkpoint is replaced.
+    checkpoints without run.json; a run without any checkpoint is replaced. Raises CheckpointError for a
+    `last` from which an unfinished run cannot resume.
     """
     if fresh:
         run.clear()
     state = run.read()
-    if state is not None and state["id"] != identity["id"] and not (run.best.exists() or run.last.exists()):
+    if state is not None and state["id"] != identity["id"] and not run.saved:
         run.clear()
         state = None
-    if state is None and (run.best.exists() or run.last.exists()):  # of whatever inputs
+    if state is None and run.saved:  # of whatever inputs
         what = f"this folder has checkpoints, but no {_STATE} that says of which run"
         fix = "give this run another name (name=…), or remove the checkpoints"
         raise RunError(what, where=run.shared, key="name", fix=fix)
@@ -240,12 +246,27 @@ def start_or_resume(
         say(f"run '{run.path.name}' was finished before; nothing was run (--fresh starts again)")
         return state
     run.remove_unfinished()
+    _check_last(run, say)
     if state["code_version"] != identity["code_version"]:
         say(
             f"run '{run.path.name}' was started with code version {state['code_version']} and is resumed "
             f"with {identity['code_version']}"
         )
     return state
+
+
+def _check_last(run: RunDir, say: Callable[[str], None]) -> None:
+    """Raises CheckpointError where the run would resume from a `last` that lacks what resuming needs.
+
+    Without any `last` it starts at step 0, such as after a kill before the first one; a note says so where
+    there is a `best`, which it will replace.
+    """
+    from his2lip.models import check_resumable  # imports torch, which Ray's controller does not need
+
+    read_steady(run.last, lambda: check_resumable(run.last))
+    if current_folder(run.best).exists() and not current_folder(run.last).exists():
+        name = run.path.name
+        say(f"run '{name}' has no checkpoint 'last' to resume from: it starts at step 0 and replaces 'best'")
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

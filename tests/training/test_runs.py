@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from his2lip.errors import RunError
+from his2lip.errors import CheckpointError, RunError
 from his2lip.resources import code_version
 from his2lip.training.run_directory import RunDir, start_or_resume
 
@@ -83,6 +83,33 @@ def test_checkpoints_of_a_run_that_is_not_known_are_not_resumed(run: RunDir, che
     assert run.read() is None
 
 
+@pytest.mark.parametrize("name", [".best.former", ".last.former"])
+def test_name_of_a_run_that_was_killed_while_it_replaced_its_checkpoint_is_not_free(
+    run: RunDir, name: str
+) -> None:
+    start(run, made())
+    (run.path / name).mkdir()
+    with pytest.raises(RunError):
+        start(run, made(lr=2.0))
+    assert (run.path / name).is_dir()
+
+
+@pytest.mark.parametrize("name", ["last", ".last.former"])
+def test_a_last_checkpoint_that_cannot_be_resumed_is_refused_and_no_new_start(run: RunDir, name: str) -> None:
+    start(run, made())
+    (run.path / name).mkdir()
+    with pytest.raises(CheckpointError) as refused:
+        start(run, made())
+    assert (refused.value.key, refused.value.where) == ("resume", run.path / name)
+
+
+def test_a_note_says_that_a_run_without_its_last_checkpoint_starts_again(run: RunDir) -> None:
+    start(run, made())
+    run.best.mkdir()
+    _, said = start(run, made())
+    assert "step 0" in said[0]
+
+
 def test_name_of_a_run_that_saved_nothing_is_free(run: RunDir) -> None:
     start(run, made())
     state, said = start(run, made(lr=2.0))
@@ -102,7 +129,7 @@ def test_fresh_removes_all_files_of_the_earlier_run(run: RunDir) -> None:
 def test_unfinished_checkpoint_is_removed(run: RunDir) -> None:
     start(run, made())
     (run.path / ".last.1234.tmp").mkdir()
-    run.last.mkdir()
+    (run.last / "resume").mkdir(parents=True)
     start(run, made())
     assert [p.name for p in run.path.iterdir() if p.is_dir()] == ["last"]
 

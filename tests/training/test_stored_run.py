@@ -14,7 +14,7 @@ from small_disk import needs_mount, small_disk
 
 from his2lip.config import digest
 from his2lip.errors import CheckpointError, ModelError, StorageError
-from his2lip.models import load_model, registered, save_checkpoint, weights_identity
+from his2lip.models import ResumeState, load_model, registered, save_checkpoint, weights_identity
 from his2lip.models.provenance import read_meta
 from his2lip.models.registered import checkpoint_folder, fetch_checkpoint, local_name, meta_of
 from his2lip.models.stored import fetch_stored
@@ -36,7 +36,8 @@ def run(storage: str) -> RunDir:
     with made.locked():
         start_or_resume(made, identity=IDENTITY, fresh=False, say=pytest.fail)
         for folder, seed in ((made.best, 1), (made.last, 2)):
-            save_checkpoint(folder, load_model("tiny", seed=seed), meta={"step": seed})
+            state = ResumeState(step=seed, optimizer={}) if folder == made.last else None
+            save_checkpoint(folder, load_model("tiny", seed=seed), meta={"step": seed}, resume=state)
             made.keep(folder.name)
     return made
 
