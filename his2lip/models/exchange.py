@@ -32,6 +32,7 @@ from his2lip.models.transformers_folder import (
 )
 from his2lip.models.weights import (
     Tensors,
+    check_kinds,
     check_tensors,
     check_values,
     load_weights,
@@ -168,6 +169,7 @@ def from_released(
     clip = build_clip(config)
     expected = transformers_tensors(clip, config)
     check_tensors(found, _released_tensors(expected, int(config["embed_dim"])), where=file)
+    check_kinds(found, found, where=file)
     check_values(found, where=file)
     image, text = _side(found, "vision_encoder", config), _side(found, "text_encoder", config)
     state = {k: (image if k.startswith("visual.") else text)[k] for k in text}

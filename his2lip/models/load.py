@@ -27,7 +27,7 @@ from his2lip.models.registered import fetch_checkpoint, is_elsewhere
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tokenizer
 from his2lip.models.transformers_folder import from_transformers
-from his2lip.models.weights import check_values
+from his2lip.models.weights import check_kinds, check_values, weights_of
 
 _OF_CLIP = ("clip", "plip")  # backbones with CLIP's own tokenizer and context
 
@@ -244,11 +244,18 @@ def _hub_layout(
     if ours and tokenizer is not None:
         raise CheckpointError(f"this checkpoint has no {META}", where=tokenizer, key=META, fix=COPY)
     clip = build_clip(config, weights=weights)
+    check = clip.register_load_state_dict_pre_hook(
+        lambda network, state, *_: check_kinds(state, weights_of(network), where=weights)
+    )
     try:
         load_open_clip_weights(clip, str(weights), strict=True, weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch, safetensors and pickle each raise their own
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the weights do not fit or cannot be read: {reason}", where=weights) from None
+    finally:
+        check.remove()
     check_values(clip.state_dict(), where=weights)
     return DualEncoder(
         clip,

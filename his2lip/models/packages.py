@@ -16,7 +16,7 @@ from his2lip.errors import ModelError
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.tokenizer import CaptionTokenizer
-from his2lip.models.weights import check_tensors, read_tensors
+from his2lip.models.weights import check_kinds, check_tensors, read_tensors, weights_of
 
 # MUSK's README and demo: 384 px, timm's Inception constants, 100 tokens of its own sentencepiece model.
 _MUSK = "musk_large_patch16_384"
@@ -177,7 +177,9 @@ def _encoder(
 def _tensors_of(model: nn.Module, weights: Path) -> dict[str, torch.Tensor]:
     """The file's tensors that the model has; published files have more, such as heads of pre-training."""
     names = set(model.state_dict())
-    return {name: tensor for name, tensor in read_tensors(weights).items() if name in names}
+    found = {name: tensor for name, tensor in read_tensors(weights).items() if name in names}
+    check_kinds(found, weights_of(model), where=weights)
+    return found
 
 
 _INSTALL = {

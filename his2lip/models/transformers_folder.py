@@ -29,7 +29,7 @@ from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import read_exported, read_json
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import build_tokenizer
-from his2lip.models.weights import check_tensors, check_values, read_tensors
+from his2lip.models.weights import check_kinds, check_tensors, check_values, read_tensors
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PROCESSOR = "preprocessor_config.json"
@@ -63,6 +63,7 @@ def from_transformers(folder: str | Path, *, name: str, precision: Precision = "
     found = {k: v for k, v in read_tensors(weights).items() if k not in INDEX_BUFFERS}
     clip = build_clip(config, weights=weights)
     check_tensors(found, transformers_tensors(clip, config), where=weights)
+    check_kinds(found, found, where=weights)
     check_values(found, where=weights)
     clip.load_state_dict(to_open_clip(found, config))
     return DualEncoder(

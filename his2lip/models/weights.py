@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def read_tensors(path: str | Path) -> Tensors:
 def load_weights(clip: nn.Module, state: Mapping[str, torch.Tensor], *, where: str | Path) -> None:
     """Loads `state` into `clip`. Raises CheckpointError for tensors of another model or invalid values."""
     check_tensors(state, {name: tuple(t.shape) for name, t in clip.state_dict().items()}, where=where)
+    check_kinds(state, weights_of(clip), where=where)
     check_values(state, where=where)
     clip.load_state_dict(state)
 
@@ -73,6 +74,23 @@ def check_values(state: Mapping[str, torch.Tensor], *, where: str | Path) -> Non
         what = f"logit_scale is {float(log_scale.max()):.4g}, which is not a logarithm"
         fix = "store the logarithm of the scale, as CLIP does (2.66 at the start of training)"
         raise CheckpointError(what, where=where, key="logit_scale", fix=fix)
+
+
+def check_kinds(found: Mapping[str, torch.Tensor], weights: Iterable[str], *, where: str | Path) -> None:
+    """Raises CheckpointError, whose key is the tensor, where one named in `weights` is not of real floats.
+
+    torch would cast the integers of a quantised model, and complex numbers, without an error.
+    """
+    for name in weights:
+        if name in found and not found[name].is_floating_point():
+            what = f"the tensor {name} is {str(found[name].dtype).removeprefix('torch.')}, which is no weight"
+            fix = "use a file in float32, float16 or bfloat16, not a quantised one"
+            raise CheckpointError(what, where=where, key=name, fix=fix)
+
+
+def weights_of(network: nn.Module) -> list[str]:
+    """The names of a network's tensors that are weights; others are counters and indices."""
+    return [name for name, tensor in network.state_dict().items() if tensor.is_floating_point()]
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -7,24 +7,34 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from model_factory import CAPTIONS, SMALL_CLIP, hf_model, published_plip, wordpiece_folder
+from model_factory import (
+    CAPTIONS,
+    SMALL_CLIP,
+    hf_model,
+    native_config,
+    published_open_clip,
+    published_plip,
+    wordpiece_folder,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from his2lip.errors import CheckpointError, ModelError
+from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.exchange import CLIP_B32, check_features, convert, from_released
 from his2lip.models.hf_clip import open_clip_config
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import RELEASED_PREPROCESS
 from his2lip.models.transformers_folder import from_transformers
-from his2lip.models.weights import read_tensors
+from his2lip.models.weights import load_weights, read_tensors
 
 
 def transformers_features(model: nn.Module, pixels: torch.Tensor, tokens: torch.Tensor) -> tuple:
@@ -329,6 +339,35 @@ def test_weights_that_are_not_numbers_or_no_logarithm_are_refused_by_name(
     with pytest.raises(CheckpointError) as refused:
         from_released(tmp_path / "best.pt", backbone="clip", config=config)
     assert refused.value.key == whole
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("format", ["open_clip", "state dict", "transformers", "released"])
+def test_tensors_that_torch_would_cast_to_weights_are_refused_by_name(
+    kind: torch.dtype, format: str, tmp_path: Path
+) -> None:
+    state: dict[str, torch.Tensor] = build_clip(native_config(), seed=1).state_dict()
+    name, file = "visual.proj", tmp_path / "pytorch_model.bin"
+    read: Callable[[], object]
+    if format == "open_clip":
+        file = published_open_clip(tmp_path, native_config()) / "open_clip_pytorch_model.bin"
+        read = partial(load_model, f"local-dir:{tmp_path}")
+    elif format == "state dict":
+        read = lambda: load_weights(build_clip(native_config()), read_tensors(file), where=file)  # noqa: E731
+    elif format == "transformers":
+        original = hf_model(**SMALL_CLIP)
+        (published_plip(tmp_path, original) / "model.safetensors").unlink()
+        state, name = original.state_dict(), "visual_projection.weight"
+        read = partial(from_transformers, tmp_path, name="x")
+    else:
+        sides, _ = released_file(tmp_path / "best.pt", size=SMALL_CLIP)
+        config = open_clip_config(sides["text_encoder"].config.to_dict())
+        state, name = read_tensors(tmp_path / "best.pt"), "vision_encoder.model.visual_projection.weight"
+        read = partial(from_released, file, backbone="clip", config=config)
+    torch.save(state | {name: state[name].to(kind)}, file)
+    with pytest.raises(CheckpointError) as refused:
+        read()
+    assert (refused.value.where, refused.value.key) == (file, name)
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
