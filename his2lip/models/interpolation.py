@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from open_clip import CLIPTextCfg, CLIPVisionCfg
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer
 
 from his2lip.errors import ModelError
 from his2lip.models.encoder import DualEncoder, architecture
 
 _LISTED = 3  # settings that an error lists
+_OF_THE_COPY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+_SENTENCE = "Brown, naïve β-catenin (3,3'-DAB) of KI-67"  # its ids show case, accents and hyphens
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +27,7 @@ def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder
 
     Where the base prepares its images or compares its features in another way, a warning says so.
     alpha in [0, 1]: 0 gives exactly the base's weights, 1 exactly the tuned ones. Raises ModelError for
-    another alpha, and where the two are not the same architecture.
+    another alpha, and where the two have not the same architecture and tokenizer.
     """
     if not 0 <= alpha <= 1:
         raise ModelError(f"alpha is {alpha}", key="alpha", fix="choose one from 0 (base) to 1 (tuned)")
@@ -46,13 +50,27 @@ def blend(base: DualEncoder, tuned: DualEncoder, *, alpha: float) -> DualEncoder
 
 
 def _complete(model: DualEncoder) -> dict[str, Any]:
-    """The model's `model_cfg` with open_clip's defaults for what it leaves out."""
+    """The model's `model_cfg` with open_clip's defaults for what it leaves out, and what it only names.
+
+    That is the Hugging Face configuration of the text tower, and the tokenizer.
+    """
     config = architecture(model.config)
-    towers = {
-        "vision_cfg": CLIPVisionCfg(**config["vision_cfg"]),
-        "text_cfg": CLIPTextCfg(**config["text_cfg"]),
+    towers: dict[str, Any] = {
+        "vision_cfg": asdict(CLIPVisionCfg(**config["vision_cfg"])),
+        "text_cfg": asdict(CLIPTextCfg(**config["text_cfg"])),
+        "tokenizer": _tokens(model),
     }
-    return {"quick_gelu": False, "custom_text": False} | config | {k: asdict(v) for k, v in towers.items()}
+    text = getattr(model.clip, "text", None)
+    if isinstance(text, HFTextEncoder):
+        towers["hf_text"] = {k: v for k, v in text.config.to_dict().items() if k not in _OF_THE_COPY}
+    return {"quick_gelu": False, "custom_text": False} | config | towers
+
+
+def _tokens(model: DualEncoder) -> dict[str, Any]:
+    """What a tokenizer makes of text: its vocabulary (CLIP's is part of open_clip), and ids of a sentence."""
+    tokenizer = model.tokenizer.tokenizer
+    vocabulary = tokenizer.tokenizer.get_vocab() if isinstance(tokenizer, HFTokenizer) else {}
+    return {"vocabulary": sorted(vocabulary.items()), "ids": model.tokenize([_SENTENCE]).tolist()}
 
 
 def _differing(base: Mapping[str, Any], tuned: Mapping[str, Any], prefix: str = "") -> list[str]:

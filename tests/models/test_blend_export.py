@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_factory import CAPTIONS, native_config, wordpiece_folder
+from model_factory import CAPTIONS, hf_dual, native_config, wordpiece_folder
+from model_factory import dual as from_factory
 from PIL import Image
 
 from his2lip.errors import ModelError
 from his2lip.models.architecture import build_clip
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.exchange import export
 from his2lip.models.interpolation import blend
@@ -83,6 +86,34 @@ def test_settings_that_are_written_out_and_left_out_are_one_architecture() -> No
     written.config["text_cfg"] |= {"mlp_ratio": 4.0, "pool_type": "argmax"}
     del written.config["custom_text"]
     assert blend(BASE, written, alpha=0).tensor_digest() == BASE.tensor_digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": "reversed"},
+        {"do_lower_case": False},
+        {"hidden_act": "relu"},
+        {"intermediate_size": 48},
+    ],
+    ids=str,
+)
+def test_text_towers_of_one_name_whose_files_differ_do_not_blend(change: dict, tmp_path: Path) -> None:
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path / "bert"
+    base = hf_dual(tmp_path)
+    copy = load_model(save_checkpoint(tmp_path / "copy", base, meta={}))
+    assert blend(base, copy, alpha=1).tensor_digest() == copy.tensor_digest()
+    settings = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(settings))
+    words = (folder / "vocab.txt").read_text().split("\n")
+    ids = {word: i for i, word in enumerate(words[:7] + words[:6:-1] if "vocab" in change else words)}
+    lower = change.get("do_lower_case", True)
+    BertTokenizerFast(vocab=ids, do_lower_case=lower).save_pretrained(folder)
+    with pytest.raises(ModelError) as refused:
+        blend(base, from_factory(base.config), alpha=0.5)
+    assert refused.value.key == "small"
 
 
 @pytest.mark.parametrize("differs", ["similarity", "preprocess"])
