@@ -15,6 +15,7 @@ from his2lip.tuning.space import Params, Space, from_study, is_active, to_study
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 RECORD_DIGEST = "sha256"  # attribute of a trial that has ended: the digest of its record
@@ -66,15 +67,10 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
     """
     import optuna
 
-    try:
-        storage = optuna.storages.RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's own family, or the import of a driver
-        what = f"the study's database cannot be opened: {first_line(error)}"
-        raise RunError(what, where=url, key="study", fix="check study=URL") from None
     direction: Literal["maximize", "minimize"] = "maximize" if config.mode == "max" else "minimize"
     study = optuna.create_study(
         study_name=config.name,
-        storage=storage,
+        storage=open_storage(url),
         directions=[direction] * len(config.metrics),
         load_if_exists=True,
     )
@@ -96,6 +92,18 @@ def open_study(config: SweepConfig, url: str, *, inputs: Mapping[str, Any]) -> S
         warnings.simplefilter("ignore")  # Optuna calls it experimental
         study.set_metric_names(list(config.metrics))
     return study
+
+
+def open_storage(url: str) -> RDBStorage:
+    """The database of studies at `url`. Raises RunError where it cannot be opened."""
+    import optuna
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's own family, or the import of a driver
+        what = f"the study's database cannot be opened: {first_line(error)}"
+        fix = "check study=URL; --fresh replaces a damaged study.db of the sweep's folder"
+        raise RunError(what, where=url, key="study", fix=fix) from None
 
 
 def prepare_resume(study: Study, config: SweepConfig, *, warm: Iterable[Params] = ()) -> int:

@@ -23,6 +23,7 @@ from his2lip.tuning.study import (
     OPEN,
     TrialRow,
     best_rows,
+    open_storage,
     open_study,
     pareto_front,
     prepare_resume,
@@ -114,8 +115,9 @@ def run_sweep(
     where it raises again it is recorded as an error, and runs again at the next call. A process that dies is
     restarted up to `MAX_DEATHS` times. Repeats have the parameters, the place and the reports of the first
     try, so that the study ends as without the fault.
-    Raises RunError where the name is in use by other inputs, where another process is running this sweep, or
-    where all first trials raise; and a user's mistake in a trial (His2lipError) as it is.
+    Raises RunError where the name is in use by other inputs, where another process is running this sweep,
+    where the study lacks trials that the sweep has, or where all first trials raise; and a user's mistake in
+    a trial (His2lipError) as it is.
     """
     import ray
 
@@ -127,6 +129,7 @@ def run_sweep(
         if fresh:
             _remove_earlier(config, sweep, url)
         study = open_study(config, url, inputs={"train": config.train} if inputs is None else inputs)
+        sweep.refuse_unknown([row.name for row in rows(study) if row.state != "waiting"])
         (sweep.path / CONFIG).write_text(dump_yaml(recorded(config)), encoding="utf-8")
         warm = warm_points(study, config, lambda name: earlier_trials(config, name))
         remaining = prepare_resume(study, config, warm=warm)
@@ -315,9 +318,12 @@ def keep_best(config: SweepConfig, sweep: SweepDir, ended: list[TrialRow]) -> No
 
 
 def _remove_earlier(config: SweepConfig, sweep: SweepDir, url: str) -> None:
-    """Removes an earlier sweep of this name: its study, checkpoints and plots."""
+    """Removes an earlier sweep of this name: its study, also a damaged file of it, checkpoints and plots."""
     import optuna
 
-    if config.name in optuna.get_all_study_names(storage=url):
-        optuna.delete_study(study_name=config.name, storage=url)
+    if config.study is None:
+        for end in ("-journal", "-wal", "-shm", ""):  # SQLite would read a killed process's into a new file
+            (sweep.path / f"{STUDY}{end}").unlink(missing_ok=True)
+    elif config.name in optuna.get_all_study_names(storage=(storage := open_storage(url))):
+        optuna.delete_study(study_name=config.name, storage=storage)
     sweep.clear()

@@ -130,8 +130,18 @@ class SweepDir:
         for name in self._trials().intersection(names):  # few are there; most were removed before
             remove_folder(f"{self.shared}/{TRIALS}/{name}")
 
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Raises RunError for trials that the study does not know: new ones would have their numbers."""
+        self._refuse({name for name in self._trials() if name.isdecimal()}.difference(known))
+
+    def _refuse(self, unknown: Collection[str]) -> None:
+        if unknown:
+            what = f"this sweep has trials that its study does not know, such as {min(unknown)}"
+            fix = f"put its {STUDY} or database back, give the sweep another name, or remove it with --fresh"
+            raise RunError(what, where=f"{self.shared}/{TRIALS}", key="study", fix=fix)
+
     def remove_unknown(self, known: Collection[str]) -> None:
-        """Removes what trials of earlier drivers have written that the study does not know; here, it does."""
+        """Removes what trials of earlier drivers have written that the study does not know; here, nothing."""
 
     def _trials(self) -> set[str]:
         """The names of the trials that have written something which was not removed."""
@@ -258,6 +268,11 @@ class StoredSweep(SweepDir):
         """As in a folder. Raises RunError where another driver has taken over: its study may have them."""
         self._check_alone()
         super().remove_trials(names)
+
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Raises RunError for trials without a study. Beside one, they are of a driver that was killed."""
+        if self._fetched is None and not known:
+            self._refuse(self._trials())
 
     def remove_unknown(self, known: Collection[str]) -> None:
         """As described. Those of this driver have not begun, and later drivers' are not there yet."""

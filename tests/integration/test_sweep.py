@@ -311,6 +311,36 @@ def test_trials_that_die_once_leave_the_study_of_an_undisturbed_sweep(sweep: Swe
     ]
 
 
+@pytest.mark.parametrize("lost", ["all", "the last trials"])
+def test_a_sweep_whose_study_was_lost_is_refused_and_keeps_its_trials(
+    sweep: Sweep, tmp_path: Path, lost: str
+) -> None:
+    """It would start at trial 0, and its trials would take the folders of the former ones."""
+
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        report.folder.joinpath("best").mkdir(parents=True)
+        report.folder.joinpath("best", "x").write_text(str(params["x"]))
+        report({"value": params["x"]})
+
+    study = tmp_path / "runs/tune/s/study.db"
+    if lost != "all":
+        sweep(objective, trials=1)
+        shutil.copy(study, tmp_path / "backup.db")
+    first = sweep(objective, trials=2, keep=2)
+    kept = {row.name: (first.sweep.trial(row.name) / "best/x").read_text() for row in first.trials}
+    study.unlink()
+    if lost != "all":
+        shutil.copy(tmp_path / "backup.db", study)
+    for _ in range(2):
+        with pytest.raises(RunError) as refused:
+            sweep(objective, trials=3, points=[{"x": 0.0}, {"x": 1.0}])
+        assert (refused.value.key, refused.value.where) == ("study", str(study.parent / "trials"))
+    assert {row.name: (first.sweep.trial(row.name) / "best/x").read_text() for row in first.trials} == kept
+    study.write_bytes(b"no database" * 99)
+    again = sweep(objective, trials=2, keep=2, fresh=True)
+    assert [row.number for row in again.trials] == [0, 1]
+
+
 def test_two_metrics_have_a_pareto_front_whose_checkpoints_are_kept(sweep: Sweep) -> None:
     def objective(params: dict[str, Any], report: TrialReporter) -> None:
         report.folder.mkdir(parents=True)

@@ -228,6 +228,26 @@ def test_trials_that_a_killed_driver_began_and_its_study_does_not_know_are_no_ot
     assert left == {f"trials/{known}/best.tar", "trials/2/best.tar"}
 
 
+def test_trials_in_a_bucket_whose_study_was_lost_are_refused_and_kept(
+    sweep: SweepDir, machine: Machine, tmp_path: Path
+) -> None:
+    with sweep.locked():
+        with_study(sweep, 0.25)
+        sweep.store()
+        train(sweep, name := sweep.new_trial(0), step=1)
+    machine("another head")
+    second = StoredSweep(sweep.shared)
+    with second.locked():
+        second.refuse_unknown([])  # its driver was killed before the study with the first trial was stored
+    (tmp_path / "bucket/tune/mine/study.db").unlink()
+    with second.locked():
+        with_study(second)
+        with pytest.raises(RunError) as refused:
+            second.refuse_unknown([])
+        assert (refused.value.key, refused.value.where) == ("study", f"{sweep.shared}/trials")
+    assert f"trials/{name}/best.tar" in objects(sweep)
+
+
 def test_what_an_earlier_command_left_here_is_not_used(sweep: SweepDir) -> None:
     with sweep.locked():
         with_study(sweep, 0.25)
