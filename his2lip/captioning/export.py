@@ -15,8 +15,6 @@ from his2lip.data.shards import Staining
 from his2lip.errors import DatasetError
 from his2lip.files import filesystem, write_file
 
-Pair = tuple[str | None, str | None]
-
 
 @dataclass(frozen=True)
 class Line:
@@ -100,7 +98,7 @@ def to_bank(lines: Sequence[Line]) -> CaptionBank:
     unknown one, since a sentence about strong staining would be untrue of them. Nothing is held out: a key
     has one seed, and its rewordings would be in both parts.
     """
-    any_band: dict[Pair, list[Line]] = defaultdict(list)
+    any_band: dict[tuple[str | None, str | None], list[Line]] = defaultdict(list)
     stained: dict[Key, list[Line]] = defaultdict(list)
     for line in lines:
         key = line.key

@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import replace
 
 from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.biology import Pair
 from his2lip.data.captions.corpus import split_by_family
 
-Pair = tuple[str | None, str | None]
 LeftOut = dict[tuple[str, str], tuple[str, ...]]
 
 
