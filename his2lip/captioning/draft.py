@@ -63,10 +63,7 @@ class Source:
         if self.splits:
             return [resolve_split(self.shards, s, roles=LEARNING_ROLES, key="--split") for s in self.splits]
         found = splits_with_role(self.shards.info.roles, "train")
-        if not found:
-            what, fix = "this dataset has no split of role train", "name the splits with --split"
-            raise DatasetError(what, where=self.shards.uri, key="--split", fix=fix)
-        return found
+        return found or [resolve_split(self.shards, "train", roles=LEARNING_ROLES, key="--split")]
 
 
 @dataclass

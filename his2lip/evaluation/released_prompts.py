@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
-from his2lip.errors import ConfigError, did_you_mean
+from his2lip.errors import ConfigError, did_you_mean, first_line
 from his2lip.evaluation.prompts import PromptSet
 
 
@@ -20,7 +20,8 @@ def released_dictionaries(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
         tree = ast.parse(path.read_bytes())  # bytes: they may have a byte order mark, or name an encoding
     except (OSError, ValueError, SyntaxError) as error:
-        what = f"this file cannot be read as Python: {type(error).__name__}"
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        what = f"this file cannot be read as Python: {reason}"
         raise ConfigError(what, where=path, key=path.name, fix="give the released constants.py") from None
     found = {}
     for node in tree.body:

@@ -110,6 +110,17 @@ def test_report_splits_are_not_drafted(twin: str, tmp_path: Path) -> None:
     assert refused.value.key == "--split"
 
 
+def test_no_option_is_advised_where_all_splits_are_for_reporting(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "hnscc", card=load_card("hnscc"), generated=True) as writer:
+        image = painted(np.random.default_rng(0), 0.5)
+        writer.add(Patch(patch_id="a", image=image, dataset="hnscc", split="test", width=64, height=64))
+        writer.close()
+    with pytest.raises(DatasetError) as refused:
+        _ = Source(shards=open_shards(str(tmp_path / "hnscc"))).chosen
+    assert refused.value.key == "--split"
+    assert "--split" not in str(refused.value.fix), "every split would be refused"
+
+
 def test_equal_names_of_cases_in_two_datasets_are_two_cases() -> None:
     place = {"case_id": "P1", "slide_id": "s", "patch_id": "p"}
     here, there = (_Member(source, "train", 0, place).case for source in (0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,13 @@ def test_an_unknown_dictionary_or_class_is_refused(
     with pytest.raises(ConfigError) as refused:
         import_released(released, name, rename=rename)
     assert (refused.value.where, refused.value.key) == (released, key)
+
+
+def test_a_missing_file_is_called_missing_and_not_by_the_name_of_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        released_dictionaries(tmp_path / "constants.py")
+    assert os.strerror(errno.ENOENT) in refused.value.what
+    assert "Error" not in refused.value.what
 
 
 @pytest.mark.parametrize("text", ["not python :", "mean = [1]", "prompts = {'a': 'text'}", ""])
