@@ -45,7 +45,7 @@ def check_rows(rows: Rows) -> None:
         assert {*models, "baseline:chance", "baseline:majority", "baseline:mean-colour"} <= set(own)
         assert {f"probe:{kind} of {model}" for kind in KINDS for model in models} <= set(own)
         for row in own.values():
-            assert row.cluster_kind == "slide", "BCData names no cases; each image is one"
+            assert row.cluster_kind == "file", "BCData names no cases and no slides"
             assert row.is_probe == ("not zero-shot" in (row.caveat or "")) or row.is_baseline
         assert len({(row.n, row.clusters) for row in own.values()}) == 1
 
