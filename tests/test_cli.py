@@ -336,6 +336,35 @@ def test_a_folder_that_even_root_cannot_create_is_refused_before_the_work(
     assert str(refused.value.where).startswith("/proc/x")
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (("classify", "", "--model", "tiny"), "argument"),
+        (("classify", "a.png", "--model", "tiny", "--csv="), "--csv"),
+        (("data", "prepare", "mihic", "--root", "", "--out", "out"), "--root"),
+        (("gc", "--storage", "", "--remove"), "--storage"),
+    ],
+)
+def test_an_empty_value_is_refused_and_does_not_mean_the_present_folder(
+    line: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").touch()
+    ended = his2lip(*line, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1
+    assert named in ended.stderr
+    assert "empty" in ended.stderr
+
+
+def test_an_output_that_is_a_link_into_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "lost.csv").symlink_to(tmp_path / "nowhere/rows.csv")
+    (tmp_path / "new.csv").symlink_to(tmp_path / "rows.csv")
+    with pytest.raises(ConfigError) as refused:
+        check_outputs({"--csv": tmp_path / "lost.csv"})
+    assert refused.value.key == "--csv"
+    check_outputs({"--csv": tmp_path / "new.csv"})
+
+
 def test_slides_are_not_read_before_the_folder_of_their_heat_maps_is_known_to_be_writable(
     tmp_path: Path,
 ) -> None:

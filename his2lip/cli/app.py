@@ -9,6 +9,7 @@ import pkgutil
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -109,6 +110,17 @@ def _end_at_once(number: int, frame: object) -> None:
     os._exit(130)  # a second KeyboardInterrupt would end in a traceback of whatever is cleaning up
 
 
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raises ConfigError for an empty word, which options that name a place would take as the present folder."""
+    from his2lip.errors import ConfigError
+
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            option = word.removesuffix("=") or before
+            what = f"the value of {option} is empty" if option.startswith("--") else "an argument is empty"
+            raise ConfigError(what, key=option, fix="give it a value; a variable of the shell may be unset")
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     try:
@@ -120,6 +132,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored (nohup)
         signal.signal(signal.SIGINT, _interrupt)
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except SystemExit as end:
         if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):

@@ -121,7 +121,8 @@ def check_outputs(
         place = Path(os.path.realpath(file)) if is_dangling else file.absolute()
         nearest = next(parent for parent in (place, *place.parents) if parent.exists())
         taken = not nearest.is_dir() and (folders or nearest != place)
-        if taken or not _takes_data(nearest):
+        leads_nowhere = is_dangling and not folders and nearest != place.parent
+        if taken or leads_nowhere or not _takes_data(nearest):
             what = f"this {'folder' if folders else 'file'} cannot be written"
             fix = "name one in a folder that you can write to"
             raise ConfigError(what, where=file, key=key, fix=fix)
