@@ -334,6 +334,16 @@ def test_encrypted_truncated_and_mistaken_archives_are_errors_that_name_the_arch
     assert unpack(tmp_path / "page").refused == [("x.zip", "it has an archive's name but is none")]
 
 
+def test_link_and_pipe_with_the_name_of_an_archive_are_passed_over(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    zipped(root / "a.zip", FILES)
+    (root / "lost.zip").symlink_to("nowhere")
+    os.mkfifo(root / "pipe.zip")
+    found = unpack(root)
+    assert {key for key, _ in found.refused} == {"lost.zip", "pipe.zip"}
+    assert tree(found.root) == {f"a/{path}": data for path, data in FILES.items()}
+
+
 def test_disk_without_room_is_an_error_before_anything_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,8 +75,8 @@ def stem(name: str) -> str:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file begins like an archive; a truncated archive does."""
-    return _kind(path) is not None
+    """Whether a path is a file that begins like an archive; a truncated archive does."""
+    return path.is_file() and _kind(path) is not None
 
 
 def _kind(path: Path) -> str | None:
