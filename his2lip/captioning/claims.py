@@ -48,7 +48,8 @@ _PARTS = {
     "nucleolar": r"nucleol\w+",
     "Golgi": r"golgi",
     "of organelles": r"mitochondri\w+|lysosom\w+|endosom\w+|vacuol\w+|vesicles?|cilia",
-    "extracellular": r"extracellular (?=(?:\w+ )?(?:stain|positiv|signal|express|react|label))",
+    "extracellular": r"extracellular (?=(?:\w+ )?(?:stain|positiv|signal|express|react|label))|"
+    r"secret(?:ed|es?|ing|ions?|ory)",
 }
 _PLACES = {
     "Tumor": _TUMOUR,
@@ -69,6 +70,12 @@ _CELLS = {
     "fibroblasts": r"\w*fibroblast\w*|spindle cells?",
     "vessels": r"\w*vessels?|\w*vascul\w+|\w*endotheli\w+|capillar\w+|lymphatic\w*",
     "pneumocytes": r"pneumocyt\w+",
+    "granulocytes": r"neutrophil\w*|eosinophils?|granulocyt\w+",
+    "NK cells": r"nk cells?|natural killer\w*",
+    "dendritic cells": r"dendritic cells?",
+    "mast cells": r"mast cells?",
+    "smooth muscle cells": r"smooth muscle cells?|pericytes?",
+    "giant cells": r"giant cells?|granulom\w+",
 }
 _NAMED = {**_PARTS, **_PLACES, **_CELLS}
 _PATTERNS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _NAMED.items()}
@@ -266,7 +273,8 @@ _CONTRAST = re.compile(
     r"\b(?:and (?:no|not|absent from|absent in|without)|without|rather than|instead of|lacking)\b"
 )
 
-# Words by which what is stained would be no staining for the biomarker, no tumour, or not for certain.
+# Words by which what is stained would be no staining for the biomarker, no tumour, or not for certain; and
+# what a stain does not show: behaviour, grade, treatment, genotype, whose tissue it is.
 _DOUBTS = {
     "artefact": r"arti?efacts?\w*|artifacts?\w*|artefactual|artifactual",
     "nonspecific": r"(?:non|un) ?specific (?:\w+ )?(?:stain\w*|signal|reacti\w+)",
@@ -276,9 +284,23 @@ _DOUBTS = {
     "equivocal": r"equivocal\w*|borderline|indeterminate|inconclusive|questionable|doubtful\w*|"
     r"unconvincing\w*|(?:not|hardly|barely|less than) (?:\w+ )?(?:convincing|certain|definite)|uncertain\w*|"
     r"ambiguous\w*",
+    "aggressive": r"aggressiv\w*|indolent|(?:high|low|intermediate) grade|"
+    r"(?:poorly|well|moderately|un) ?differentiated|anaplastic|dysplas\w+|atypi\w+|"
+    r"invasive|in situ|metasta\w+",
+    "prognostic": r"prognos\w+|surviv\w+",
+    "treated": r"(?:un)?treated|\w*therap\w+|\w{4,}mab",
+    "mutated": r"wild type|mutant|amplifi\w+",
+    "in another state": r"apoptotic|dying|cytotoxic|na[iï]ve|memory|effector|exhausted|intraepithelial",
+    "of another colour": r"red|green|purple|pink|yellow|orange|\w*fluoresc\w+",
+    "of a patient or an animal": r"patients?|child(?:ren)?|(?:wo)?m[ae]n|(?:fe)?males?|"
+    r"mouse|mice|murine|rats?",
+    "marginal": r"margins?|(?:invasive|invasion|tumou?r) (?:front|edge|periphery|cent(?:re|er)|core)",
+    "no longer so": r"no longer|any ?more",
+    "an exception": r"(?:no|not|none|never|nothing|without|lack\w*|absen\w+|negativ\w+|unstained)\b"
+    r"[^.;]*\b(?:except\w*|apart from|aside from|save for|other than)",
 }
 _DOUBTFUL = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _DOUBTS.items()}
-# Organs of which tissue can be. The tissue types of the shards are of any.
+# Organs of which tissue can be, and kinds of tumours. The tissue types of the shards are of any.
 _ORGANS = {
     "lung": r"lungs?|pulmonary|bronch\w+",
     "breast": r"breasts?|mammary|(?:intra)?ductal carcinomas?|lobular carcinomas?",
@@ -299,6 +321,17 @@ _ORGANS = {
     "head and neck": r"head and neck|oral cavity|laryn\w+|pharyn\w+|tongue|salivary",
     "lymph node": r"lymph nodes?|nodal|tonsil\w*|spleen|splenic|thym(?:us|ic|om\w+)",
     "bone": r"bone",
+    "adenocarcinoma": r"adenocarcinoma\w*|glands?|glandular|acin(?:i|ar|us)|papillary",
+    "squamous cells": r"squamous|epidermoid",
+    "small cell carcinoma": r"(?<!non )small cell(?= (?:\w+ )?(?:carcinoma|cancer|tumou?r))",
+    "non-small cell carcinoma": r"non small cell",
+    "large cell carcinoma": r"large cell(?= (?:\w+ )?(?:carcinoma|cancer|tumou?r))",
+    "sarcoma": r"\w*sarcoma\w*",
+    "lymphoma": r"lymphoma\w*|hodgkin\w*|leuka?emi\w+|myeloma\w*",
+    "melanoma": r"melanoma\w*",
+    "mesothelioma": r"mesotheliom\w+",
+    "neuroendocrine tumour": r"neuroendocrin\w+|carcinoids?",
+    "germ cell tumour": r"germ cells?|teratoma\w*",
 }
 _ORGAN = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in _ORGANS.items()}
 # `many cells around the tumour`: of what lies beside the tissue type.
@@ -329,7 +362,7 @@ class Claims:
     numbers      scores, percentages and other numbers, each in one spelling, such as `<30%`
     extents      patterns of staining that it names of those in `OPPOSITE`
     doubts       what it says of staining or tumour instead: an artefact, pigment, normal, equivocal
-    organs       organs that it names
+    organs       organs and kinds of tumours that it names
     aside        whether it is about what lies beside a tumour
     """
 

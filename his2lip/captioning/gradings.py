@@ -28,7 +28,12 @@ _SHARES = {
     "some": r"some|several|part of the (?:field|tissue|section)|partly|a number of",
     "many": r"many|numerous|abundant\w*|most|mostly|majority|much of|widespread|predominant\w*|"
     r"high (?:percentage|density|proportion|concentration|number)|(?:quite|more than) a few",
-    "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every",
+    "all": r"(?:nearly|almost|virtually) (?:all|every)|(?<!not )(?<!at )all(?! active| phases)|every|each|"
+    r"entire\w*|whole(?! (?:slide|mount))",
+    "much": r"much(?! of)",
+    "one": r"one (?:\w+ ){0,3}?(?:cell|nucleus|membrane)|one (?:in|of)",
+    "partial": r"partial\w*|partly",
+    "incomplete": r"incomplete\w*|(?:nearly|almost|virtually|not) complete(?:ly)?",
 }
 _FEW_ENOUGH = re.compile(
     r"\b(?:scattered|focal\w*|minimal\w*|limited|low (?:\w+ )?(?:abundance|number|density))\b"
@@ -40,7 +45,24 @@ _ONE_CELL = re.compile(
     r"|\bone (?:\w+ )?(?:area|region|spot)"
 )
 _SOME_ENOUGH = re.compile(r"\bnot (?:all|every)\b")
-_ALLOWED = {"strong": _STRONG_ENOUGH, "many": _MANY_ENOUGH, "some": _SOME_ENOUGH, "few": _FEW_ENOUGH}
+_PARTIAL_ENOUGH = re.compile(
+    r"\b(?:focal\w*|patchy|mixed|heterogen\w*|variab\w*|limited|restricted|few|some|not (?:all|every))\b"
+)
+_GRANULAR_ENOUGH = re.compile(r"\bvesic\w+|\blysosom\w+")
+_ALLOWED = {
+    "strong": _STRONG_ENOUGH,
+    "many": _MANY_ENOUGH,
+    "some": _SOME_ENOUGH,
+    "few": _FEW_ENOUGH,
+    "partial": _PARTIAL_ENOUGH,
+    "granular": _GRANULAR_ENOUGH,
+}
+# Forms of the staining, of which a sentence that names none says nothing.
+_FORMS = {
+    "dot-like": r"dot ?like|dots?|punctate|speckl\w+|stippl\w+|globul\w+",
+    "granular": r"granul(?:es?|ar|arity|arly)",
+    "on one side": r"apical\w*|(?:baso)?lateral\w*|basal|luminal\w*|adluminal",
+}
 _LITTLE = {
     "minimal": r"minimal\w*|negligibl\w+|reduced|diminished|decreased|attenuated|down ?regulated|lowered",
 }
@@ -52,12 +74,13 @@ _ANOTHER = {
 }
 _LEVELS = {
     name: re.compile(rf"\b(?:{pattern})\b")
-    for name, pattern in {**_INTENSITIES, **_SHARES, **_LITTLE, **_ANOTHER}.items()
+    for name, pattern in {**_INTENSITIES, **_SHARES, **_LITTLE, **_FORMS, **_ANOTHER}.items()
 }
 # Patterns of staining that exclude each other.
 _EXTENTS = {
-    "diffuse": r"diffuse(?:ly)?|uniform(?:ly)?|homogeneous(?:ly)?",
-    "focal": r"focal(?:ly)?|patch(?:y|ily)|patches",
+    "diffuse": r"(?:diffuse|(?<!non )uniform|homogeneous)(?:ly)?"
+    r"(?! (?:negativ|unstained|unreactive|blue|absen|lack))",
+    "focal": r"focal(?:ly)?|patch(?:y|ily)|patches|heterogen\w*|uneven(?:ly)?|non ?uniform(?:ly)?|variab\w+",
     "complete": r"complete",
     "incomplete": r"incomplete(?:ly)?",
 }
@@ -74,8 +97,16 @@ _WORDS = {
     "eight": "8",
     "nine": "9",
     "ten": "10",
+    "eleven": "11",
     "twelve": "12",
+    "dozen": "12",
+    "thirteen": "13",
+    "fourteen": "14",
     "fifteen": "15",
+    "sixteen": "16",
+    "seventeen": "17",
+    "eighteen": "18",
+    "nineteen": "19",
     "twenty": "20",
     "thirty": "30",
     "forty": "40",
@@ -85,11 +116,13 @@ _WORDS = {
     "eighty": "80",
     "ninety": "90",
     "hundred": "100",
+    "thousand": "1000",
+    "couple": "2",
 }
 _NUMBER = re.compile(
     r"(?:(?P<below>less than|fewer than|under|below|<|up to|at most) ?"
     r"|(?P<above>more than|over|above|exceed\w*|>|at least) ?)?"
-    rf"(?<![\w.-])(?P<value>\d+(?:[.,]\d+)?|{'|'.join(_WORDS)}|tenths?|fifths?)\b"
+    rf"(?<![\w.-])(?P<value>\d+(?:[.,]\d+)?|(?:{'|'.join(_WORDS)})s?|tenths?|fifths?)\b"
     r"(?! ?x\b)(?P<percent> ?(?:%|per ?cent\b))?"
 )
 
@@ -104,7 +137,7 @@ def allowed(text: str, named: frozenset[str], *, denied: bool) -> frozenset[str]
 
     denied  whether the text denies staining, and asserts none
     """
-    few = {"few"} if _ONE_CELL.search(text) and not named & set(_SHARES) else set()
+    few = {"few", "one"} if _ONE_CELL.search(text) and not named & set(_SHARES) else set()
     little = {"minimal"} if denied or named & {"weak", "few"} or _LITTLE_ENOUGH.search(text) else set()
     return _found(_ALLOWED, text) | few | little
 
@@ -119,7 +152,7 @@ def numbers(text: str) -> frozenset[str]:
     found = {match[0].replace(" ", "") for match in _SCORES.finditer(text)}
     for match in _NUMBER.finditer(text):
         bound = "<" if match["below"] else ">" if match["above"] else ""
-        value = _WORDS.get(match["value"], match["value"].replace(",", "."))
+        value = _WORDS.get(match["value"].removesuffix("s"), match["value"].replace(",", "."))
         found.add(f"{bound}{value}{'%' if match['percent'] else ''}")
     return frozenset(found)
 

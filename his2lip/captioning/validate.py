@@ -199,6 +199,8 @@ def _grading(seed: Claims, new: Claims) -> Refusal | None:
     for name in sorted(new.extents - seed.extents):
         if OPPOSITE[name] in seed.extents:
             return Refusal("grading", f"'{name}', and by the seed '{OPPOSITE[name]}'")
+        if name in ("diffuse", "focal") and seed.unstained and not seed.stained:
+            return Refusal("grading", f"'{name}', where the seed denies staining")
     return None
 
 
