@@ -111,7 +111,7 @@ def _end_at_once(number: int, frame: object) -> None:
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
-    """Raises ConfigError for an empty word, which would be the present folder where a place is to be named."""
+    """Raises ConfigError for an empty word: as a place it would mean the present folder."""
     from his2lip.errors import ConfigError
 
     for before, word in zip(("", *words), words, strict=False):
