@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -200,6 +200,22 @@ def pareto_front(table: list[TrialRow], metrics: tuple[str, ...], mode: str) -> 
             all(o >= m for o, m in zip(other, mine, strict=True)) and other != mine for other in points
         )
     ]
+
+
+def earlier_results(study: Study, *, worst: float) -> Iterator[list[tuple[int, float]]]:
+    """The results (iteration, value) that a scheduler got from each trial that has ended.
+
+    They are its reports. One more follows: at the end of a trial its last value again, or `worst` where it
+    failed or hung; of a trial that the scheduler stopped, none.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        row, reports = to_row(trial), sorted(trial.intermediate_values.items())
+        if row.state == "finished" and reports:
+            yield [*reports, (row.reports + 1, reports[-1][1])]
+        elif row.state == "stopped":
+            yield reports
+        elif row.state in BAD:
+            yield [*reports, (max(row.reports, 1), worst)]
 
 
 def to_row(trial: FrozenTrial) -> TrialRow:

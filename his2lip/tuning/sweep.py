@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from his2lip.config import dump_yaml, recorded
@@ -23,6 +24,7 @@ from his2lip.tuning.study import (
     OPEN,
     TrialRow,
     best_rows,
+    earlier_results,
     open_storage,
     open_study,
     pareto_front,
@@ -193,7 +195,7 @@ def _run(
     sweep.remove_scratch()
     try:
         with sweep.collected_log():
-            _tuner(config, objective, search, count, sweep).fit()
+            _tuner(config, objective, search, count, sweep, _scheduler(config, study)).fit()
     finally:
         sweep.remove_scratch()
     if search.error is not None:
@@ -207,7 +209,12 @@ def _run(
 
 
 def _tuner(
-    config: SweepConfig, objective: Objective, search: StudySearch, count: int, sweep: SweepDir
+    config: SweepConfig,
+    objective: Objective,
+    search: StudySearch,
+    count: int,
+    sweep: SweepDir,
+    scheduler: Any,
 ) -> Tuner:
     import ray
     from ray import tune
@@ -228,7 +235,7 @@ def _tuner(
         tune.with_resources(actor, _resources(config, ray.cluster_resources())),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=_scheduler(config),
+            scheduler=scheduler,
             num_samples=count,
             max_concurrent_trials=config.max_concurrent,
             reuse_actors=True,
@@ -274,7 +281,11 @@ def _resources(config: SweepConfig, total: Mapping[str, float]) -> dict[str, flo
     return {"cpu": 0, "gpu": gpus} if gpus else {"cpu": 0, "memory": 1}
 
 
-def _scheduler(config: SweepConfig) -> Any:
+def _scheduler(config: SweepConfig, study: Study) -> Any:
+    """Tune's scheduler. ASHA begins with the reports of the trials that ended in earlier calls.
+
+    Of several metrics the study has no reports; ASHA then compares only trials of one call.
+    """
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     from his2lip.tuning.search import NewestFirst
@@ -288,13 +299,20 @@ def _scheduler(config: SweepConfig) -> Any:
 
     if config.scheduler.kind == "none":
         return Plain()
-    return Halving(
+    halving = Halving(
         metric=VALUE,
         mode=config.mode,
         grace_period=config.scheduler.grace,
         reduction_factor=config.scheduler.reduction,
         max_t=MANY_REPORTS,
     )
+    controller: Any = None  # ASHA does not use it
+    for number, results in enumerate(earlier_results(study, worst=config.worst_value)):
+        trial: Any = SimpleNamespace(trial_id=f"earlier-{number}")
+        halving.on_trial_add(controller, trial)
+        for iteration, value in results:
+            halving.on_trial_result(controller, trial, {"training_iteration": iteration, VALUE: value})
+    return halving
 
 
 def _stopper(search: StudySearch) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import shutil
 import signal
@@ -249,6 +250,29 @@ def test_each_trial_records_the_version_of_the_code_that_ran_it(halves: Halves) 
     assert halves.second.code_versions == {code_version(): 4, "another": 3}
     versions = [row.code_version for row in halves.second.trials]
     assert versions == [code_version()] * 4 + ["another"] * 3
+
+
+def test_after_a_restart_asha_compares_with_the_trials_that_ended_before(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    """Else the first trial at each rung would never be stopped, and the later ones be compared with few."""
+
+    def objective(params: dict[str, Any], report: TrialReporter) -> None:
+        for step in range(4):
+            if report({"value": params["x"] + (math.nan if params["x"] == 0.75 and step else step)}):
+                return
+
+    points = [{"x": x} for x in (1.0, 0.5, 0.75, 1.5, 0.25, 1.25, 0.9)]
+    options = {"points": points, "scheduler": {"kind": "asha", "grace": 1, "reduction": 2}}
+    whole = sweep(objective, name="whole", trials=9, **options)
+    assert {row.state for row in whole.trials} == {"finished", "stopped", "failed"}
+    for trials in (4, 9):
+        halves = sweep(objective, name="halves", trials=trials, **options | {"points": points[:trials]})
+    ends = [
+        [(row.number, row.state, row.params, row.value, row.reports) for row in x.trials]
+        for x in (whole, halves)
+    ]
+    assert ends[0] == ends[1]
 
 
 def test_only_the_best_trials_keep_their_files(halves: Halves) -> None:
