@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -225,7 +224,10 @@ def export_model(
         ),
     ] = "open_clip",
 ) -> None:
-    """Write a model for another tool, with its terms of use and the model card that it was promoted with."""
+    """Write a model for another tool, with its terms of use and the model card that it was promoted with.
+
+    For open_clip, the calibrations and the limit of familiarity in the checkpoint's folder are kept too.
+    """
     from his2lip.models import (
         checkpoint_folder,
         export,
@@ -234,14 +236,14 @@ def export_model(
         terms_of_use,
         training_record,
     )
-    from his2lip.serving import CARD
+    from his2lip.serving import carry
 
     _require_empty(out)
     loaded, meta = load_model(model), meta_of(model)
     export(loaded, out, format=format, meta=meta, trained_on=training_record(model))
     with checkpoint_folder(model) as folder:
-        if folder is not None and (card := folder / CARD).is_file():
-            shutil.copyfile(card, out / CARD)
+        if folder is not None:
+            carry(folder, out, format=format)
     _show_written(loaded, out)
     show_terms(terms_of_use(loaded.name, meta))
     if format == "open_clip":

@@ -3,6 +3,7 @@ from .basis import Scale as Scale
 from .calibration import calibrate as calibrate
 from .calibration import calibrated as calibrated
 from .calibration import store_calibrations as store_calibrations
+from .carried import carry as carry
 from .classifier import DAB_UNIT as DAB_UNIT
 from .classifier import IMAGE_FILES as IMAGE_FILES
 from .classifier import SLIDE_FILES as SLIDE_FILES

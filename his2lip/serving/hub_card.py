@@ -45,6 +45,25 @@ _CHOSEN_ON = (
 )
 _MOST_LETTERS = 5000  # of a description in MLflow's registry
 _SECTION = "\n## "
+_GATES, _CALIBRATION, _LOADING = "What it does not answer", "Calibration", "How to load it"
+_OF_THE_CHECKPOINT = (_GATES, _CALIBRATION)  # sections about files that only a checkpoint has
+_NOT_EXPORTED = (
+    "This is of the checkpoint from which this folder was exported for transformers. The calibrations and\n"
+    "the limit of familiarity are not in this folder."
+)
+_LOAD = """In this folder:
+
+```python
+import open_clip; model = open_clip.create_model("local-dir:.")
+from his2lip import load_model; model = load_model(".")
+```"""
+_LOAD_TRANSFORMERS = """In this folder:
+
+```python
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+model, processor = CLIPModel.from_pretrained("."), CLIPImageProcessor.from_pretrained(".")
+tokenizer = CLIPTokenizer.from_pretrained("openai/clip-vit-base-patch32")
+```"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +131,11 @@ def model_card(content: CardContent) -> str:
         "Figures": _figures(content),
         "Retrieval": _retrieval(content),
         "Known failures": _failures(content),
-        "What it does not answer": _gates(content),
+        _GATES: _gates(content),
         "Training data": _data(content),
         "Protocols": _protocols(content),
-        "Calibration": _calibrations(content),
-        "How to load it": _loading(),
+        _CALIBRATION: _calibrations(content),
+        _LOADING: _LOAD,
         "Identity": _identity(content),
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items() if text)
@@ -133,6 +152,21 @@ def card_description(card: str) -> str:
             break
         text += _SECTION + section
     return text + rest
+
+
+def card_for_transformers(card: str) -> str:
+    """The same card for an export that transformers loads, which has no calibrations and no limit."""
+    head, *sections = card.replace("\nlibrary_name: open_clip\n", "\nlibrary_name: transformers\n", 1).split(
+        _SECTION
+    )
+    for place, section in enumerate(sections):
+        title, _, text = section.partition("\n\n")
+        if title == _LOADING:
+            text = f"{_LOAD_TRANSFORMERS}\n"
+        elif title in _OF_THE_CHECKPOINT:
+            text = f"{_NOT_EXPORTED}\n\n{text}"
+        sections[place] = f"{title}\n\n{text}"
+    return _SECTION.join([head, *sections])
 
 
 def _results(cell: CellResult) -> Iterator[EvalResult]:
@@ -415,19 +449,6 @@ def _measured(cell: CellResult) -> str:
     shown = ", ".join(f"{title} {found.figures[name]}" for name, title in _CALIBRATED.items())
     fitted = f"temperature {found.temperature:.4g} of {found.fitted_n:,} units of {found.fitted_on}"
     return f"{shown}; {cell.size}; {fitted}"
-
-
-def _loading() -> str:
-    return "\n".join(
-        [
-            "In this folder:",
-            "",
-            "```python",
-            'import open_clip; model = open_clip.create_model("local-dir:.")',
-            'from his2lip import load_model; model = load_model(".")',
-            "```",
-        ]
-    )
 
 
 def _identity(content: CardContent) -> str:

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from model_factory import CAPTIONS, hf_cache, native_config, wordpiece_folder
 from small_disk import needs_mount, small_disk
 from typer.testing import CliRunner
@@ -24,6 +26,10 @@ from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import read_meta
 from his2lip.models.tokenizer import build_tokenizer
+from his2lip.serving.calibration import Calibration, similarity_digest
+from his2lip.serving.familiarity import Base, Familiarity, Region
+from his2lip.serving.hub_card import CARD, CardContent, CardFigures, model_card
+from his2lip.serving.loading import load_for_inference
 
 TERMS = Terms(datasets={"bci": "CC BY-NC 4.0"}, commercial=False, attribution=("Liu et al. 2022",))
 TRAINED = {
@@ -273,6 +279,44 @@ def test_an_export_that_is_converted_back_keeps_its_terms_and_how_it_compares(
     meta = read_meta(tmp_path / "back")
     assert all(meta[key] == TRAINED[key] for key in ("config", "data_digest", "terms"))
     assert load_model(tmp_path / "back").similarity == load_model(tmp_path / "out").similarity == "dot"
+
+
+@pytest.mark.parametrize("format", ["open_clip", "transformers"])
+def test_an_export_carries_what_its_card_says_of_it(format: str, tuned: Path, tmp_path: Path) -> None:
+    model = load_model(tuned)
+    Calibration(
+        temperature=0.07, model=similarity_digest(model), prompts="p", question="tissue type",
+        data_digest="d", dataset="mihic", split="val", n=84,
+        nll_before=0.0, nll_after=0.0, ece_before=0.0, ece_after=0.0,
+    ).save(tuned / "calibrations/p.json")  # fmt: skip
+    base = Base(weights=model.tensor_digest(), dataset="mihic", split="val", patches=84, reference=99)
+    region = Region(np.zeros((1, 2)), np.eye(2))
+    Familiarity(base, region, region, (1.0, 1.0), 1.0).save(tuned)
+    stored = load_for_inference(str(tuned))
+    content = CardContent(
+        name="lung",
+        source=str(tuned),
+        meta=read_meta(tuned),
+        figures=CardFigures(cells=[], means=[]),
+        calibrations=stored.calibrations,
+        familiarity=stored.history.familiarity,
+    )
+    (tuned / CARD).write_text(model_card(content), encoding="utf-8")
+    his2lip("models", "export", tuned, "--format", format, "--out", tmp_path / "out")
+    loaded = load_for_inference(str(tmp_path / "out"))
+    card = ModelCard.load(tmp_path / "out" / CARD)
+    if format == "open_clip":
+        assert loaded.calibrations == stored.calibrations
+        assert str(loaded.history.familiarity) == str(stored.history.familiarity)
+        assert card.content == model_card(content)
+        return
+    assert (loaded.calibrations, loaded.history.familiarity) == ((), None)
+    assert card.data.library_name == "transformers"
+    sections = dict(part.split("\n", 1) for part in card.text.split("\n## ")[1:])
+    for title in ("Calibration", "What it does not answer"):
+        assert "not in this folder" in sections[title]
+    assert "open_clip" not in sections["How to load it"]
+    assert "forbids commercial use" in sections["Licence and terms"]
 
 
 def test_an_existing_file_or_folder_at_out_is_never_overwritten(
