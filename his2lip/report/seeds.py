@@ -8,21 +8,17 @@ from typing import Any
 from his2lip.evaluation import CellResult, OverSeeds
 
 ASKED_FOR = 5  # trainings; with fewer, how much seeds vary is hardly known
+_LIMITS = ("ties", "cut_prompts", "in_domain", "overlap_units", "overlap_images", "overlap_cases")
 _NO_MEAN = "the mean over datasets has no interval, since all datasets share the seeds"
 
 
 def pooled(cells: Sequence[CellResult]) -> list[CellResult]:
     """`cells` with one row in place of those of several seeds, where the first of them was."""
-    rows: list[CellResult] = []
-    seen: set[tuple[str, ...]] = set()
-    for cell in cells:
+    groups: dict[tuple[str, ...], list[CellResult]] = {}
+    for number, cell in enumerate(cells):
         key = (cell.seeds_of or "", cell.dataset, cell.protocol, cell.split_sha256)
-        if not cell.over_seeds:
-            rows.append(cell)
-        elif key not in seen:
-            seen.add(key)
-            rows.append(_row(cell))
-    return rows
+        groups.setdefault(key if cell.over_seeds else (str(number),), []).append(cell)
+    return [_row(own) if own[0].over_seeds else own[0] for own in groups.values()]
 
 
 def _difference(mean: OverSeeds | None) -> dict[str, Any]:
@@ -44,21 +40,26 @@ def with_pooled_draws(cells: Sequence[CellResult]) -> list[CellResult]:
     return [*(cell for cell in cells if not cell.is_few_shot), *pooled(few_shot)]
 
 
-def _row(cell: CellResult) -> CellResult:
-    """The record of all trainings: that of one of them, with the means in place of its own figures."""
-    seeds = next(iter(cell.over_seeds.values())).seeds
+def _row(cells: Sequence[CellResult]) -> CellResult:
+    """The record of all trainings: that of one of them, with the means in place of its own figures.
+
+    Of what limits the figures, it has the most that any training has.
+    """
+    cell, seeds = cells[0], next(iter(cells[0].over_seeds.values())).seeds
     changes: dict[str, Any] = {name: found.mean for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_lo": found.lo for name, found in cell.over_seeds.items()}
     changes |= {f"{name}_hi": found.hi for name, found in cell.over_seeds.items()}
     # These are of one training. `mean_interval` adds datasets as independent, and seeds are shared by them.
     changes |= {"chance_corrected_se": None, "chance_corrected_df": None}
     changes |= {"over_seeds": cell.over_seeds if cell.is_few_shot else {}}
+    changes |= {name: max((getattr(c, name) for c in cells), key=lambda n: n or 0) for name in _LIMITS}
+    ties = "; ties are those of the one with most" if changes["ties"] else ""
     if cell.is_few_shot:
         kind = "draws"
-        caveat = f"{cell.caveat}; mean of {seeds} draws, intervals over cases and draws"
+        caveat = f"{cell.caveat}; mean of {seeds} draws, intervals over cases and draws{ties}"
     else:
         kind = "seeds"
-        caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds"
+        caveat = f"mean of {seeds} trainings with other seeds; intervals are over cases and seeds{ties}"
         caveat += "" if cell.is_probe else f"; {_NO_MEAN}"
         caveat += f". At least {ASKED_FOR} are asked for" if seeds < ASKED_FOR else ""
         caveat = f"{cell.caveat}; {caveat}" if cell.is_probe else caveat

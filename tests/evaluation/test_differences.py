@@ -254,6 +254,26 @@ def test_a_mean_over_trainings_has_no_interval_over_datasets_and_is_never_bold(
     assert "the mean over datasets has no interval" in told
 
 
+def test_what_limits_a_mean_over_trainings_is_of_all_of_them(cells: list[CellResult], folder: str) -> None:
+    """Of ties, units that were trained on and the rest, the row showed those of its first training."""
+    changes: list[dict] = [
+        {"overlap_units": None},
+        {"ties": 7, "overlap_units": 3, "overlap_images": 3, "overlap_cases": None, "in_domain": True},
+        {"ties": 2, "cut_prompts": 4},
+        {},
+    ]
+    named = [
+        cell.model_copy(update=change | {"seeds_of": None if i == 3 else "mine"})
+        for i, (cell, change) in enumerate(zip(cells, changes, strict=True))
+    ]
+    row, poor = pooled(over_seeds(folder, with_differences(folder, named)))
+    assert (row.ties, row.cut_prompts, row.overlap_units, row.in_domain) == (7, 4, 3, True)
+    told = notes(Board([row, poor]))
+    assert any(f"{row.model} 7 of {row.n}" in note for note in told)
+    assert any(row.model in note and "ties are those of the one with most" in note for note in told)
+    assert "Not in the mean" in told[0]
+
+
 def test_a_mean_over_seeds_has_no_interval_where_its_rows_have_none(
     write_shards: Callable[..., ShardSet], folder: str
 ) -> None:
