@@ -88,9 +88,13 @@ class Differences:
             return None
         return float(self.lower[i, j]), float(-self.lower[j, i])
 
-    def detectable(self) -> float | None:
-        """The smallest difference that is seen with a probability of 80 %, for the median pair."""
-        pairs = np.triu_indices(len(self.values), 1)
+    def detectable(self, among: np.ndarray | None = None) -> float | None:
+        """The smallest difference that is seen with a probability of 80 %, for the median pair.
+
+        among  bool (M,): the models whose pairs count; None: all
+        """
+        chosen = np.ones(len(self.values), dtype=bool) if among is None else among
+        pairs = np.nonzero(np.triu(np.outer(chosen, chosen), 1))
         errors, reach = self.errors[pairs], -(self.lower + self.lower.T)[pairs] / 2
         varies = errors > _SAME
         if not self.has_limits or not varies.any():

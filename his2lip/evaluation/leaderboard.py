@@ -383,7 +383,8 @@ def _compare(
         )
         among = np.array([not expected[i] for i in known])
         top, groups = differences.top_group(among).tolist(), differences.groups(among)
-        detectable = differences.detectable()
+        models = np.array([not cells[i].is_baseline for i in known])
+        detectable = differences.detectable(models)
         base = next((place for place, i in enumerate(known) if cells[i].model == reference), None)
         for place, i in enumerate(known):
             row = Compared(top=top[place], groups=groups[place], detectable=detectable)

@@ -102,7 +102,8 @@ class Compared(Config):
     groups: str = ""
     """Letters: two models that share one cannot be told apart; empty for an expectation, such as chance."""
     detectable: float | None
-    """The smallest difference that these units show with a probability of 80 %."""
+    """The smallest difference of two models that these units show with a probability of 80 %, for the median
+    pair; null without two models, since baselines and controls are left out."""
     difference: float | None = None
     """The figure minus that of the reference."""
     difference_lo: float | None = None

@@ -68,7 +68,7 @@ def _difference_notes(board: Board) -> list[str]:
         "Bold figures cannot be told from the best of their column, with 95 % confidence for all pairs of "
         "models together (sign flips over cases); expectations such as chance and means over "
         "trainings are left out. The head of a column names the smallest difference of two models that its "
-        "cases show with a probability of 80 %."
+        "cases show with a probability of 80 % (of the median pair, without baselines)."
     ]
     if board.reference is not None and board.margin is not None:
         notes.append(

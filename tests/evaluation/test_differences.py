@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cell_results import plan_of
+from scipy.special import stdtrit
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
 from his2lip.config import validate
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError
+from his2lip.evaluation.comparison import compare
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.controls import ControlScorer
 from his2lip.evaluation.grid_cell import CellPlan, Scored, run_cell
@@ -23,7 +25,7 @@ from his2lip.evaluation.leaderboard import over_seeds, with_differences, with_se
 from his2lip.evaluation.metrics import METRICS
 from his2lip.evaluation.results import CellResult, read_results
 from his2lip.evaluation.sight import Sight
-from his2lip.evaluation.statistics import Clusters, crossed_interval
+from his2lip.evaluation.statistics import Clusters, crossed_interval, standard_error
 from his2lip.evaluation.stored_cell import stored_predictions
 from his2lip.evaluation.zero_shot import Scores
 from his2lip.report.board import Board
@@ -116,6 +118,29 @@ def test_models_in_the_top_group_are_those_that_cannot_be_told_from_the_best(
     }  # fmt: skip
     assert compared["good"]["macro_f1"].detectable == compared["poor"]["macro_f1"].detectable
     assert all(found["macro_f1"].difference is None for found in compared.values()), "there is no reference"
+
+
+def test_the_detectable_difference_is_that_of_models_and_not_of_baselines(
+    write_shards: Callable[..., ShardSet], folder: str
+) -> None:
+    """A pair of a model and a baseline has another error: with them the median was of no pair of models."""
+    plan = plan_with(np.arange(CASES * UNITS) % 2, write_shards())
+    scorers = [FixedScorer("good", 0), FixedScorer("other", 3)]
+    scorers += [FixedScorer(f"baseline:{i}", *range(i)) for i in range(5, 9)]
+    good, other, *far = (run_cell(scorer, plan, folder).result for scorer in scorers)
+    found = with_differences(folder, [good, other, *far])[0].compared["macro_f1"].detectable
+    stored = [stored_predictions(folder, c) for c in (good, other, *far)]
+    metric = METRICS["macro_f1"]
+    without = [metric.replicates(*one) for one in stored]
+    own = [metric.contributions(*one, w) for one, w in zip(stored, without, strict=True)]
+    values = np.array([c.macro_f1 for c in (good, other, *far)])
+    all_pairs = compare(values, np.stack(without), np.stack(own), metric.shares(*stored[0]))
+    low, high = all_pairs.interval(0, 1) or (np.nan, np.nan)
+    error = standard_error(without[0] - without[1])
+    assert found == pytest.approx((high - low) / 2 + stdtrit(CASES - 1, 0.8) * error)
+    assert found != pytest.approx(all_pairs.detectable())
+    alone = with_differences(folder, [good, *far])[0].compared["macro_f1"]
+    assert alone.detectable is None, "one model is no pair"
 
 
 def test_differences_are_from_the_reference_and_a_small_loss_is_within_the_margin(
