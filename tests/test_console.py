@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from his2lip.cli import console
+from his2lip.cli.benchmark import _show_result
 from his2lip.cli.options import write_csv
+from his2lip.config import validate
+from his2lip.evaluation.config import BenchmarkConfig
+from his2lip.evaluation.grid import GridResult
+from his2lip.evaluation.results import CellFailure
 
 ADDRESS, SHOWN = "s3://KEY:SECRET@bucket/x", "s3://KEY:***@bucket/x"
 
@@ -50,3 +55,18 @@ def test_a_wide_table_breaks_no_figure(
     assert all(words.count(f"87.{i}5") == 2 for i in range(4))
     assert words.count("trained") == words.count("model") == {30: 4, 60: 2, 200: 1}[width]
     assert max(map(len, lines)) <= width
+
+
+def test_a_failure_of_all_models_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "no image has the tissue type of another image or of a held-out caption"
+    failed = [
+        CellFailure(model=model, dataset="mihic", protocol=protocol, reason=why)
+        for protocol, why in (("retrieval", reason), ("default", "no memory"))
+        for model in (("a", "b") if why == reason else ("b",))
+    ]
+    config = validate(BenchmarkConfig, {"models": ["tiny"], "datasets": ["mihic"]})
+    console.console.cache_clear()
+    _show_result(config, GridResult([], failed, "board"), has_curve=False)
+    console.console.cache_clear()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+    assert told == [f"failed: a, b on mihic (retrieval): {reason}", "failed: b on mihic (default): no memory"]

@@ -303,8 +303,11 @@ def _show_result(config: BenchmarkConfig, result: GridResult, *, has_curve: bool
     if result.cells:
         _show_figures(result)
     _show_tasks(result)
+    failed: dict[tuple[str, str, str], list[str]] = {}  # what all models lack, such as captions, is told once
     for failure in result.failed:
-        say(f"failed: {failure.model} on {failure.dataset} ({failure.protocol}): {failure.reason}")
+        failed.setdefault((failure.dataset, failure.protocol, failure.reason), []).append(failure.model)
+    for (dataset, protocol, reason), models in failed.items():
+        say(f"failed: {', '.join(models)} on {dataset} ({protocol}): {reason}")
     for what in result.damaged:
         say(f"damaged, made again: {what}")
     finished = len(result.cells) + len(result.tasks) - result.ran
