@@ -303,19 +303,38 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(place: str,
         (("retrieve", "nuclei", "--model", "tiny", "--index", "d", "--csv", "r", "--page", "./r"), "--page"),
         (("calibrate", "tiny", "--shards", "nowhere", "--prompts", "c.json", "--out", "c.json"), "--out"),
         (("prompts", "import", "c.json", "--name", "x", "--out", "c.json"), "--out"),
+        (("data", "prepare", "captions", "--root", ".", "--out", "Tumor/Ki67.txt"), "--out"),
     ],
 )
 def test_an_output_does_not_replace_a_file_that_is_read_or_another_output(
     line: tuple[str, ...], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "c.json"):
+    files = ("a.png", "c.json", "Tumor/Ki67.txt")
+    Path("Tumor").mkdir()
+    for name in files:
         Path(name).write_text("precious")
     Path("link").symlink_to("a.png")
     with pytest.raises(ConfigError) as refused:
         CliRunner().invoke(app, line, catch_exceptions=False)
     assert refused.value.key == key
-    assert [Path(name).read_text() for name in ("a.png", "c.json")] == ["precious"] * 2
+    assert [Path(name).read_text() for name in files] == ["precious"] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (("captions", "draft", "p", "--shards", "nowhere", "--model", "tiny", "--root", "lost"), "--root"),
+        (("models", "promote", "tiny", "--alias", "a", "--storage", "lost"), "--storage"),
+    ],
+)
+def test_a_missing_folder_that_would_only_leave_things_out_is_refused(
+    line: tuple[str, ...], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        CliRunner().invoke(app, line, catch_exceptions=False)
+    assert (refused.value.key, str(refused.value.where)) == (key, "lost")
 
 
 @pytest.mark.parametrize(
@@ -359,10 +378,12 @@ def test_an_empty_value_is_refused_and_does_not_mean_the_present_folder(
 def test_an_output_that_is_a_link_into_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "lost.csv").symlink_to(tmp_path / "nowhere/rows.csv")
     (tmp_path / "new.csv").symlink_to(tmp_path / "rows.csv")
-    with pytest.raises(ConfigError) as refused:
-        check_outputs({"--csv": tmp_path / "lost.csv"})
-    assert refused.value.key == "--csv"
-    check_outputs({"--csv": tmp_path / "new.csv"})
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    for name, folders in (("lost.csv", False), ("lost", True), ("lost/below", True), ("lost/a.csv", False)):
+        with pytest.raises(ConfigError) as refused:
+            check_outputs({"--out": tmp_path / name}, folders=folders)
+        assert refused.value.key == "--out"
+    check_outputs({"--out": tmp_path / "new.csv"})
 
 
 def test_slides_are_not_read_before_the_folder_of_their_heat_maps_is_known_to_be_writable(

@@ -85,6 +85,8 @@ def draft(
     if folders and len(folders) != len(shards):
         fix = "give one --root for each --shards, or none"
         raise ConfigError("the numbers of --root and --shards differ", key="--root", fix=fix)
+    if lost := next((folder for folder in folders if not folder.is_dir()), None):
+        raise ConfigError("there is no such folder", where=lost, key="--root", fix="check the path")
     opened = [open_shards(uri) for uri in shards]
     if split and (absent := [name for name in split if all(name not in o.splits for o in opened)]):
         known = sorted({name for o in opened for name in o.splits})
@@ -125,6 +127,8 @@ def draft(
     say(f"{counts}; {total:.0f} minutes of review")
     for reason, count in sorted(drafted.left_out.items()):
         say(f"{count:,} patches have no key: {reason}")
+    if folders and not any(picture.context_um for key in keys for picture in key.pictures):
+        say("note: no picture shows more than its patch: --root has no slide that a patch was cut from")
     say(f"written to {drafted.project.folder}; next: his2lip captions review {project}")
 
 

@@ -217,6 +217,8 @@ def _prepare_captions(root: Path, out: str, *, unused: Sequence[str]) -> None:
     if Path(out).is_dir():
         fix = "give a path such as captions.json"
         raise DatasetError("a caption bank is one file, not a folder", where=out, key="--out", fix=fix)
+    if "://" not in out:
+        check_outputs({"--out": Path(out)}, inputs=root.rglob("*.txt"))
     bank, report = CaptionBank.from_folder(root)
     try:
         bank.save(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -265,7 +266,7 @@ def _require_empty(out: Path) -> None:
     if out.is_mount():
         what = "this is the root of a mounted disk, which cannot be replaced by the finished folder"
         raise ConfigError(what, where=out, key="--out", fix="name a folder in it")
-    check_outputs({"--out": out}, folders=True)
+    check_outputs({"--out": Path(os.path.realpath(out))}, folders=True)  # written behind a link
 
 
 def _show_written(model: DualEncoder, out: Path) -> None:
@@ -354,6 +355,8 @@ def promote_model(
         raise ConfigError(what, key="--as", fix=f"--as {model_name(name)}")
     if (model is None) == (best is None):
         raise ConfigError("name either MODEL or --best BENCHMARK", key="--best")
+    if storage != Path(STORAGE) and not storage.is_dir():
+        raise ConfigError("there is no such folder", where=storage, key="--storage", fix="check the path")
     if best is None:
         unused = {"--by": by, "--force": force}
         refuse_unused(unused, "is about the choice of --best, and MODEL names the model")

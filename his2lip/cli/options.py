@@ -117,11 +117,12 @@ def check_outputs(
             raise ConfigError("this file is read, and would be overwritten", where=file, key=key, fix=fix)
         if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
-        is_dangling = file.is_symlink() and not file.exists()
-        place = Path(os.path.realpath(file)) if is_dangling else file.absolute()
+        dangling = next((p for p in (file, *file.parents) if p.is_symlink() and not p.exists()), None)
+        is_behind_link = dangling == file and not folders
+        place = Path(os.path.realpath(file)) if is_behind_link else file.absolute()
         nearest = next(parent for parent in (place, *place.parents) if parent.exists())
         taken = not nearest.is_dir() and (folders or nearest != place)
-        leads_nowhere = is_dangling and not folders and nearest != place.parent
+        leads_nowhere = dangling is not None and not (is_behind_link and nearest == place.parent)
         if taken or leads_nowhere or not _takes_data(nearest):
             what = f"this {'folder' if folders else 'file'} cannot be written"
             fix = "name one in a folder that you can write to"

@@ -149,12 +149,15 @@ def test_a_key_or_map_that_would_reveal_names_is_refused(tmp_path: Path, key_fil
     out = str(tmp_path / "out")
     inside, names, short = tmp_path / "out/names.csv", tmp_path / "n.csv", tmp_path / "short"
     short.write_bytes(b"short")
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG")
     readable = tmp_path / "readable"
     readable.write_bytes(bytes(32))
     readable.chmod(0o644)
     for key, path, where, fault in (
         (key_file, inside, inside, "--out"),
         (key_file, key_file, key_file, "--names"),
+        (key_file, picture, picture, "--names"),
         (readable, names, readable, "mode"),
         (tmp_path / "none", names, tmp_path / "none", "--pseudonymise"),
         (short, names, short, "length"),

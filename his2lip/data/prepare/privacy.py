@@ -89,9 +89,11 @@ class NameMap:
                 rows = [tuple(row) for row in csv.reader(file)]
                 if not rows:
                     csv.writer(file).writerow(_COLUMNS)
-        except (OSError, ValueError, csv.Error) as error:
+        except OSError as error:
             said = f"the map of names cannot be written: {first_line(error)}"
             raise DatasetError(said, where=path) from None
+        except (ValueError, csv.Error):  # a binary file
+            rows = [()]
         if rows and rows[0] != _COLUMNS:
             what, fix = "this file is not a map of names", "give another file with --names"
             raise DatasetError(what, where=path, key="--names", fix=fix)
