@@ -98,8 +98,11 @@ class Outbox:
         return min(self._sent.get(store, 0), len(self.records))
 
     def add(self, record: Record) -> None:
-        """Appends a record, unless the outbox has it."""
+        """Appends a record, unless the outbox has it. A command that adds nothing ends its run no later."""
         with self._writing:  # a mark that it was sent must come after it in the file
+            latest = self.records[-1] if self.records else {}
+            if record["what"] == "status" and record["status"] == latest.get("status"):
+                return
             if (new := self._remember(record)) is not None:
                 self._append(new)
 

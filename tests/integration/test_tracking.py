@@ -89,6 +89,19 @@ def test_a_resumed_run_continues_its_mlflow_run_and_repeated_steps_are_points_on
     assert found.data.metrics["best"] == 4.0
 
 
+def test_a_finished_run_that_is_reported_again_keeps_the_time_of_its_end(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    """Else MLflow would show the days until then as its duration."""
+    ends = []
+    for loss in (0.5, 0.5, 0.25):
+        with tracker.run("his2lip-train", "over", {}, tags={RUN_ID: "over"}, beside=tmp_path) as run:
+            run.metrics({"loss": loss})
+        ends.append(stored(tracker, "over")[0].info)
+    assert [end.status for end in ends] == ["FINISHED"] * 3
+    assert ends[0].end_time == ends[1].end_time < ends[2].end_time
+
+
 def test_a_run_without_its_outbox_is_continued_without_points_that_it_has(
     tracker: Tracker, tmp_path: Path
 ) -> None:
