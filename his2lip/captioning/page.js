@@ -4,6 +4,11 @@
   const one = selector => document.querySelector(selector);
   const text = () => one('.review textarea');
 
+  function isChanged() {
+    return [...document.querySelectorAll('.review [data-original]')]
+      .some(part => part.value !== part.dataset.original);
+  }
+
   function send(act, value) {
     const card = one('[data-item]');
     const fields = {};
@@ -14,8 +19,7 @@
       version: card ? Number(card.dataset.version) : 0,
       text: text() ? text().value : null,
       note: one('#note') ? one('#note').value : '',
-      changed: [...document.querySelectorAll('.review [data-original]')]
-        .some(part => part.value !== part.dataset.original),
+      changed: isChanged(),
     });
   }
 
@@ -31,6 +35,9 @@
     document.querySelectorAll('figure.large').forEach(other => other.classList.remove('large'));
     if (!was) figure.classList.add('large');
   }
+
+  // The browser asks before the page is closed or loaded again, also by itself after a lost connection.
+  window.addEventListener('beforeunload', event => { if (isChanged()) event.preventDefault(); });
 
   document.addEventListener('click', event => {
     const button = event.target.closest('[data-act]');

@@ -18,7 +18,7 @@ from his2lip.captioning import Project
 from his2lip.captioning.records import Decision, Judgement
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Dialog, Page
 
 CSS = Path(__file__).parents[2] / "his2lip/captioning/page.css"
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='hacked = 1'> `${window.hacked = 1}` CD3 & <b>"
@@ -180,6 +180,28 @@ def test_the_fields_write_the_sentence_and_are_kept_with_it(page: Page, made: Pr
     assert (found.item, found.act) == (item, "revise")
     assert found.fields is not None
     assert (found.fields.intensity, found.fields.background) == (3, "red blood cells")
+
+
+def test_the_browser_asks_before_a_reload_drops_what_was_typed(page: Page) -> None:
+    asked: list[str] = []
+
+    def accept(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    page.on("dialog", accept)
+    page.keyboard.press("e")
+    page.keyboard.type(" and more")
+    page.reload()
+    page.wait_for_selector("[data-item]")
+    assert asked == ["beforeunload"]
+    page.keyboard.press("e")
+    page.keyboard.type(" and more")
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector("[data-item]")
+    page.remove_listener("dialog", accept)
+    assert asked == ["beforeunload"], "nothing is lost, so nothing is asked"
 
 
 def test_the_mouse_does_what_the_keys_do(page: Page, made: Project) -> None:
