@@ -88,7 +88,7 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
         for key, tensor in _read(folder / _OPTIMIZER).items():
             name, _, slot = key.rpartition("/")
             optimizer.setdefault(name, {})[slot] = tensor
-        tree = unsealed(json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        tree = _read_state(folder)
         for name, digest in tree.get("files", {}).items():  # states of earlier versions have no digests
             if file_digest(folder / name) != digest:
                 raise _unusable(f"{name} is not what was written", where=folder, key=name)
@@ -99,13 +99,26 @@ def load_resume(checkpoint: str | Path) -> ResumeState | None:
         raise _unusable(str(error), where=folder) from None
 
 
-def check_resumable(checkpoint: str | Path) -> None:
-    """Raises CheckpointError for a checkpoint without the state: its run would start at step 0 again."""
+def check_resumable(checkpoint: str | Path) -> dict[str, Any]:
+    """`extra` of the state in `checkpoint`/resume; empty where there is no checkpoint.
+
+    Raises CheckpointError for a checkpoint without the state: its run would start at step 0 again.
+    """
     folder = current_folder(Path(checkpoint))
-    if folder.exists() and not (folder / FOLDER).is_dir():
+    if not folder.exists():
+        return {}
+    if not (folder / FOLDER).is_dir():
         what = f"this checkpoint has no folder '{FOLDER}', from which its run would resume"
         fix = "put the folder back, or start over with --fresh or another name"
         raise CheckpointError(what, where=folder, key=FOLDER, fix=fix)
+    try:
+        return dict(_read_state(folder / FOLDER)["extra"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unusable(str(error), where=folder / FOLDER) from None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    return unsealed(json.loads((folder / _STATE).read_text(encoding="utf-8")))
 
 
 def _read(file: Path) -> Tensors:

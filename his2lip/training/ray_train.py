@@ -191,7 +191,8 @@ def _result(run: RunDir, *, notes: list[str], finished: Mapping[str, Any] | None
         )
     for path in (run.best, run.last):
         if not is_checkpoint(path):
-            what, fix = f"the checkpoint '{path.name}' of this run is missing", "start again with --fresh"
+            what = f"the checkpoint '{path.name}' of this run is missing"
+            fix = "put it back, or start again with --fresh"
             raise RunError(what, where=path, key=path.name, fix=fix)
     saved = load_resume(run.last)
     if saved is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from his2lip.config import digest, sealed, unsealed
-from his2lip.errors import RunError
+from his2lip.errors import CheckpointError, RunError
 from his2lip.files import fetch_file, filesystem, locked, own_folder, remove_file, store_file, writing
 from his2lip.models import current_folder, fetch_stored, read_steady, store_checkpoint
 from his2lip.runtime import session_folder
@@ -258,13 +258,18 @@ def start_or_resume(
 def _check_last(run: RunDir, say: Callable[[str], None]) -> None:
     """Raises CheckpointError where the run would resume from a `last` that lacks what resuming needs.
 
-    Without any `last` it starts at step 0, such as after a kill before the first one; a note says so where
-    there is a `best`, which it will replace.
+    This is also the `best` that the run has chosen so far. Without any `last` it starts at step 0, such as
+    after a kill before the first one; a note says so where there is a `best`, which it will replace.
     """
     from his2lip.models import check_resumable  # imports torch, which Ray's controller does not need
 
-    read_steady(run.last, lambda: check_resumable(run.last))
-    if current_folder(run.best).exists() and not current_folder(run.last).exists():
+    extra = read_steady(run.last, lambda: check_resumable(run.last))
+    has_best = current_folder(run.best).exists()
+    if (chosen := extra.get("run", {}).get("best_step")) and not has_best:
+        what = f"the checkpoint 'best' of this unfinished run, of step {chosen}, is missing"
+        fix = "put it back, or start over with --fresh or another name"
+        raise CheckpointError(what, where=run.best, key="best", fix=fix)
+    if has_best and not current_folder(run.last).exists():
         name = run.path.name
         say(f"run '{name}' has no checkpoint 'last' to resume from: it starts at step 0 and replaces 'best'")
 

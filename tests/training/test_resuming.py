@@ -84,6 +84,18 @@ def test_a_damaged_checkpoint_that_nobody_replaces_is_refused(
         plain_run(small_run(shards, tmp_path))
 
 
+def test_a_run_whose_best_checkpoint_is_gone_is_refused_before_it_is_trained_to_its_end(
+    run: RunDir, shards: str, tmp_path: Path
+) -> None:
+    """A later epoch may be worse than the best one so far, and the run would end without any."""
+    best = run.best.rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError) as refused:
+        plain_run(small_run(shards, tmp_path))
+    assert (refused.value.key, refused.value.where) == ("best", run.best)
+    best.rename(run.best)
+    plain_run(small_run(shards, tmp_path))
+
+
 def resume_on_rank(rank: int, shards: str, checkpoint: str, meet: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from his2lip.errors import CheckpointError, RunError
+from his2lip.models.resume import ResumeState, save_resume
 from his2lip.resources import code_version
 from his2lip.training.run_directory import RunDir, start_or_resume
 
@@ -129,7 +130,7 @@ def test_fresh_removes_all_files_of_the_earlier_run(run: RunDir) -> None:
 def test_unfinished_checkpoint_is_removed(run: RunDir) -> None:
     start(run, made())
     (run.path / ".last.1234.tmp").mkdir()
-    (run.last / "resume").mkdir(parents=True)
+    save_resume(run.last / "resume", ResumeState(step=1, optimizer={}))
     start(run, made())
     assert [p.name for p in run.path.iterdir() if p.is_dir()] == ["last"]
 
