@@ -891,3 +891,21 @@ def test_pantumor_box_with_a_value_that_is_no_number_is_left_out(read: Read) -> 
     ((place, reason),) = report.left_out
     assert place == "HNSCC_0.tiff#cell-1.1"
     assert "1.234,5" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mihic", "train/Tumor/Copy of 0011-CD68-1-1.png"),
+        ("anhir-lung", "lung-lesion_1/scale-25pc/Copy of 29-041-Izd2-w35-proSPC-4-les1.jpg"),
+        ("anhir-lung", "lung-lesion_1/scale-25pc/29-041-Izd2-w35-proSPC-4-les1 (1).jpg"),
+    ],
+)
+def test_a_copy_that_a_file_manager_made_is_no_image_of_another_case(
+    tmp_path: Path, name: str, key: str
+) -> None:
+    (tmp_path / key).parent.mkdir(parents=True)
+    (tmp_path / key).touch()
+    with pytest.raises(DatasetError) as refused:
+        get_reader(load_card(name), tmp_path).item(key)
+    assert refused.value.key == "path"

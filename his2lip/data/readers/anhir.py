@@ -37,6 +37,8 @@ class AnhirReader(Reader):
         stem = _stem(parts[-1])
         if percent is not None and percent < self._largest["/".join(parts[:-2]), stem]:
             raise PassedOver("the same image at a smaller scale")
+        if re.search(r"\s", stem):  # `Copy of 29-041` would be another case
+            raise DatasetError("published names have no spaces: this may be a copy", key="path")
         if _HE.search(stem):
             raise PassedOver("an H&E twin")
         before, biomarker, _ = taxonomy.partition_biomarker(stem)

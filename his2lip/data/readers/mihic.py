@@ -8,8 +8,8 @@ from his2lip import taxonomy
 from his2lip.data.readers.base import Item, Reader
 from his2lip.errors import DatasetError
 
-# A stain may contain the separator: 0011-D2-40-1-1, 0011-cyclin-D1-3-12.
-_NAME = re.compile(r"(?P<case>[^-]+)-(?P<stain>.+)-(?P<region>\d+)-(?P<patch>\d+)\.\w+")
+# A stain may contain the separator: 0011-D2-40-1-1, 0011-cyclin-D1-3-12. `Copy of 0011` is no core.
+_NAME = re.compile(r"(?P<case>[^-\s]+)-(?P<stain>.+)-(?P<region>\d+)-(?P<patch>\d+)\.\w+")
 
 
 class MihicReader(Reader):
