@@ -260,9 +260,11 @@ class _Run:
 
     def measure(self, output: LossOutput, step: int) -> dict[str, float]:
         """The loss terms of a step, and the speed since the last report. Raises DivergedError."""
+        own = self.loss.own_scale  # in place of the model's
+        log_scale = self.model.logit_scale if own is None else own
         return {f"train/{name}": value for name, value in self.numbers(output, step).items()} | {
             "train/lr": learning_rate(step - 1, steps=self.steps, config=self.config.optim),
-            "train/logit_scale": self.model.logit_scale.detach().exp().item(),
+            "train/logit_scale": log_scale.detach().exp().item(),
             "train/images_per_second": self.clock.images_per_second(),
             "train/data_wait": self.clock.wait_share(),
         }

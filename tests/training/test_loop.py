@@ -186,6 +186,13 @@ def test_training_in_pieces_gives_the_weights_of_the_whole_batch(shards: str) ->
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
 
 
+def test_the_reported_scale_is_the_one_that_the_loss_uses(shards: str) -> None:
+    for section, first in (({}, 1 / 0.07), ({"variant": "released", "terms": "hard"}, math.e)):
+        told: list[StepReport] = []
+        run(make(shards, optim={"steps": 1, "lr": 1e-6}, loss=section), report=told.append)
+        assert told[-1].metrics["train/logit_scale"] == pytest.approx(first, rel=1e-4), section
+
+
 def test_a_report_that_returns_true_ends_the_run(shards: str) -> None:
     outcome, _ = run(make(shards), report=lambda progress: progress.kind == "epoch")
     assert outcome.stopped
