@@ -310,10 +310,24 @@ def test_bcdata_faults_are_quarantined_or_left_out(read: Read, tmp_path: Path) -
     ]
 
 
+def test_bcdata_cuts_no_patch_without_nuclei_where_cells_of_one_kind_have_no_file(read: Read) -> None:
+    def change(root: Path) -> None:
+        shutil.rmtree(root / "BCData/annotations/test/negative")
+
+    report, rows = read("bcdata", change=change)
+    counts = rows.groupby(["split", "label"]).size()
+    assert counts["test", "positive"] > 0
+    assert ("test", "none") not in counts, "a negative cell could lie in it"
+    assert counts["train", "none"] > 0
+    assert report.left_out, "dataset.json says what was not cut"
+
+
 def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> None:
     sample = shared / "real_ihc/BCData_sample"
-    for folder in ("images/test", "annotations/test/positive"):
+    for folder in ("images/test", "annotations/test/positive", "annotations/test/negative"):
         (tmp_path / "in" / folder).mkdir(parents=True)
+    with h5py.File(tmp_path / "in/annotations/test/negative/0.h5", "w") as file:
+        file["coordinates"] = np.empty((0, 2), np.int64)
     (tmp_path / "in/images/test/0.png").write_bytes((sample / "images/test/0.png").read_bytes())
     (tmp_path / "in/annotations/test/positive/0.h5").write_bytes((sample / "annotations/0.h5").read_bytes())
     report = prepare(load_card("bcdata"), tmp_path / "in", tmp_path / "out")

@@ -87,7 +87,10 @@ class BcdataReader(Reader):
             else:
                 seen.add(point[:2])
                 inside.append(point)
-        empty = _empty_places(slide, inside, side)
+        absent = [path.parent.name for path in self._annotations(item.key) if not path.is_file()]
+        for kind in absent:  # such cells may lie anywhere
+            yield LeftOut(item.name, f"patches without nuclei, since it has no file of {kind} cells")
+        empty = [] if absent else _empty_places(slide, inside, side)
         both = {p[:2] for p in points if p.label == "positive"} & {
             p[:2] for p in points if p.label == "negative"
         }
