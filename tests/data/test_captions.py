@@ -16,7 +16,7 @@ from his2lip.cli.data import prepare_dataset
 from his2lip.data.captions.bank import CaptionBank, Subject
 from his2lip.data.captions.corpus import mihic_pairs
 from his2lip.data.shards import STAININGS
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
 from his2lip.taxonomy import BIOMARKERS, TISSUES
 
 Factory = pytest.TempPathFactory
@@ -26,7 +26,7 @@ TEMPLATES = CaptionBank.templates()
 _IMPORT = """
 from pathlib import Path
 from his2lip.data.captions.corpus import read_corpus
-from his2lip.errors import DatasetError
+from his2lip.errors import ConfigError, DatasetError
 
 try:
     read_corpus(Path("in"))
@@ -155,9 +155,9 @@ def test_bank_that_cannot_be_written_and_options_for_images_are_one_sentence(tmp
     (tmp_path / "in/Tumor/CD3.txt").write_text("T cells among tumour nests.\n")
     (tmp_path / "file").write_text("not a folder")
     bank = tmp_path / "file/bank.json"
-    with pytest.raises(DatasetError) as refused:
+    with pytest.raises(ConfigError) as unwritten:
         prepare_dataset("captions", tmp_path / "in", str(bank))
-    assert (refused.value.where, refused.value.key) == (str(bank), "--out")
+    assert (unwritten.value.where, unwritten.value.key) == (str(bank), "--out")
     with pytest.raises(DatasetError) as refused:
         prepare_dataset("captions", tmp_path / "in", str(tmp_path / "bank.json"), limit=3)
     assert refused.value.key == "--limit"
