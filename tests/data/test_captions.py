@@ -26,7 +26,7 @@ TEMPLATES = CaptionBank.templates()
 _IMPORT = """
 from pathlib import Path
 from his2lip.data.captions.corpus import read_corpus
-from his2lip.errors import ConfigError, DatasetError
+from his2lip.errors import DatasetError
 
 try:
     read_corpus(Path("in"))
@@ -157,7 +157,7 @@ def test_bank_that_cannot_be_written_and_options_for_images_are_one_sentence(tmp
     bank = tmp_path / "file/bank.json"
     with pytest.raises(ConfigError) as unwritten:
         prepare_dataset("captions", tmp_path / "in", str(bank))
-    assert (unwritten.value.where, unwritten.value.key) == (str(bank), "--out")
+    assert (str(unwritten.value.where), unwritten.value.key) == (str(bank), "--out")
     with pytest.raises(DatasetError) as refused:
         prepare_dataset("captions", tmp_path / "in", str(tmp_path / "bank.json"), limit=3)
     assert refused.value.key == "--limit"
