@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = "give the dashboard's address, such as http://127.0.0.1:8265"
 _POLL_S = 1.0  # between two requests for the state of a job whose log has ended or whose connection was lost
+_TRIES = 5  # requests for the rest of an ended job's log
 _UNREACHABLE_S = 60.0  # a followed job is given up after its cluster was unreachable for this time
 # Loggers of Ray that name every excluded file and every connection.
 _VERBOSE_LOGGERS = (
@@ -100,11 +101,16 @@ class _Log:
                 self._write(fresh)
                 self.written = seen
 
-    def complete(self) -> None:
-        """Writes the rest of an ended job's log, since Ray ends a broken stream without an error."""
-        if rest := self._client.get_job_logs(self._job)[self.written :]:
+    def complete(self) -> bool:
+        """Writes the rest of an ended job's log, since Ray ends a broken stream without an error.
+
+        Returns whether the log was read; it is empty where the job's node does not answer.
+        """
+        log = self._client.get_job_logs(self._job)
+        if rest := log[self.written :]:
             self._write(rest)
             self.written += len(rest)
+        return bool(log)
 
 
 def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], object]) -> Any:
@@ -124,10 +130,23 @@ def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable
         else:
             lost = None
             if details.status.is_terminal():
-                with suppress(ClusterError), _as_cluster_errors(address):  # it is gone with the job's node
-                    log.complete()
+                started = bool(log.written) or details.driver_exit_code is not None
+                _write_rest(log, address, started=started)
                 return details
         time.sleep(_POLL_S)
+
+
+def _write_rest(log: _Log, address: str, *, started: bool) -> None:
+    """Writes the rest of an ended job's log; says so where it cannot be read, as without the job's node.
+
+    A job that has not started has no log.
+    """
+    for _ in range(_TRIES):
+        with suppress(ClusterError), _as_cluster_errors(address):
+            if log.complete() or not started:
+                return
+        time.sleep(_POLL_S)
+    print("the end of this job's log cannot be read, and may be missing above", file=sys.stderr)
 
 
 def _exit_code(details: Any) -> int:

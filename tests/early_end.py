@@ -16,9 +16,13 @@ from aiohttp import web
 
 
 @contextmanager
-def ends_early(dashboard: str) -> Iterator[tuple[str, list[str]]]:
-    """The proxy's address on loopback, and the paths of the streams that it has ended so far."""
+def ends_early(dashboard: str, *, refused: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """The proxy's address on loopback, and the paths of the streams that it has ended so far.
+
+    refused  the number of requests for a whole log that it answers as Ray's head does without that agent
+    """
     ended: list[str] = []
+    refusals = iter(range(refused))
     started, addresses = threading.Event(), list[str]()
     loop = asyncio.new_event_loop()
 
@@ -29,6 +33,8 @@ def ends_early(dashboard: str) -> Iterator[tuple[str, list[str]]]:
             ended.append(request.path)
             await stream.close()
             return stream
+        if request.path.endswith("/logs") and next(refusals, None) is not None:
+            return web.Response(status=500, text="no agent")
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         async with (
             aiohttp.ClientSession() as session,

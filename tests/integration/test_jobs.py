@@ -277,14 +277,27 @@ def test_the_job_gets_arguments_and_folder_without_secrets_and_ignored_files_and
     assert done.returncode == 2
 
 
-def test_a_log_whose_stream_ends_early_is_shown_whole_and_once(cluster: Cluster, tmp_path: Path) -> None:
-    with ends_early(cluster.address) as (address, ended_streams):
+@pytest.mark.parametrize("refused", [0, 2])
+def test_a_log_whose_stream_ends_early_is_shown_whole_and_once(
+    cluster: Cluster, tmp_path: Path, refused: int
+) -> None:
+    with ends_early(cluster.address, refused=refused) as (address, ended_streams):
         done = replace(cluster, address=address).submit(
             sys.executable, "-c", "import sys; print('first', 'line'); sys.exit(3)", working_dir=tmp_path
         )
     assert ended_streams
     assert done.stdout.splitlines().count("first line") == 1
     assert done.returncode == 3
+    assert "cannot be read" not in done.stderr
+
+
+def test_a_log_that_cannot_be_read_to_its_end_is_said_to_be_cut(cluster: Cluster, tmp_path: Path) -> None:
+    with ends_early(cluster.address, refused=100) as (address, _):
+        command = [sys.executable, "-c", "import sys; print('first', 'line'); sys.exit(3)"]
+        done = replace(cluster, address=address).submit(*command, working_dir=tmp_path)
+    assert done.returncode == 3
+    assert "first line" not in done.stdout.splitlines()
+    assert "the end of this job's log cannot be read" in done.stderr
 
 
 def test_a_client_without_the_token_is_refused_in_one_sentence(cluster: Cluster, tmp_path: Path) -> None:
