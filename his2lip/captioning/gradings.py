@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _INTENSITIES = {
     "weak": r"weak\w*|faint\w*|mild\w*|slight\w*|(?<!shedding )(?<!sheds )light(?:ly)?|pale|"
@@ -129,7 +130,7 @@ _NUMBER = re.compile(
 
 def grades(text: str) -> frozenset[str]:
     """The intensities and shares that a text in lower case names."""
-    return _found(_LEVELS, text)
+    return found_in(_LEVELS, text)
 
 
 def allowed(text: str, named: frozenset[str], *, denied: bool) -> frozenset[str]:
@@ -139,12 +140,12 @@ def allowed(text: str, named: frozenset[str], *, denied: bool) -> frozenset[str]
     """
     few = {"few", "one"} if _ONE_CELL.search(text) and not named & set(_SHARES) else set()
     little = {"minimal"} if denied or named & {"weak", "few"} or _LITTLE_ENOUGH.search(text) else set()
-    return _found(_ALLOWED, text) | few | little
+    return found_in(_ALLOWED, text) | few | little
 
 
 def extents(text: str) -> frozenset[str]:
     """The patterns of staining that a text names, of those in `OPPOSITE`."""
-    return _found(_EXTENT, text)
+    return found_in(_EXTENT, text)
 
 
 def numbers(text: str) -> frozenset[str]:
@@ -157,5 +158,6 @@ def numbers(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _found(patterns: dict[str, re.Pattern[str]], text: str) -> frozenset[str]:
+def found_in(patterns: Mapping[str, re.Pattern[str]], text: str) -> frozenset[str]:
+    """The names of the patterns that the text has."""
     return frozenset(name for name, pattern in patterns.items() if pattern.search(text))
