@@ -117,16 +117,27 @@ def check_outputs(
             raise ConfigError("this file is read, and would be overwritten", where=file, key=key, fix=fix)
         if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")
-        dangling = next((p for p in (file, *file.parents) if p.is_symlink() and not p.exists()), None)
-        is_behind_link = dangling == file and not folders
-        place = Path(os.path.realpath(file)) if is_behind_link else file.absolute()
-        nearest = next(parent for parent in (place, *place.parents) if parent.exists())
-        taken = not nearest.is_dir() and (folders or nearest != place)
-        leads_nowhere = dangling is not None and not (is_behind_link and nearest == place.parent)
-        if taken or leads_nowhere or not _takes_data(nearest):
+        place = _place(file, folders=folders)
+        if place is None or not _is_writable(place, folders=folders):
             what = f"this {'folder' if folders else 'file'} cannot be written"
             fix = "name one in a folder that you can write to"
             raise ConfigError(what, where=file, key=key, fix=fix)
+
+
+def _place(file: Path, *, folders: bool) -> Path | None:
+    """Where an output is written: of a file, behind its link. None where a link leads nowhere."""
+    dangling = next((p for p in (file, *file.parents) if p.is_symlink() and not p.exists()), None)
+    if dangling is None:
+        return file.absolute()
+    behind = Path(os.path.realpath(file))
+    return behind if dangling == file and not folders and behind.parent.exists() else None
+
+
+def _is_writable(place: Path, *, folders: bool) -> bool:
+    """Whether a file, or a folder, can be written there; missing folders above it can be made."""
+    nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+    is_taken = not nearest.is_dir() and (folders or nearest != place)
+    return not is_taken and _takes_data(nearest)
 
 
 def _takes_data(place: Path) -> bool:
