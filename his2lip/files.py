@@ -216,10 +216,24 @@ def _states(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
+def in_folder(system: fs.FileSystem, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    """What is in a folder of `system`, with `recursive` at any depth; nothing where there is no such folder.
+
+    Raises StorageError, as `answers`.
+    """
+    selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+    with answers(path):
+        try:
+            return system.get_file_info(selector)
+        # Arrow looks into the folder, then whether it exists: it raises where another process creates it in
+        # between. The second time it is there.
+        except (FileNotFoundError, NotADirectoryError):
+            return system.get_file_info(selector)
+
+
 def fetch_folder(system: fs.FileSystem, root: str, folder: Path) -> bool:
     """Copies every file below `root` into `folder`; whether there was any. Raises as `answers`."""
-    with answers(root):
-        found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    found = in_folder(system, root, recursive=True)
     files = [info.path for info in found if info.type == fs.FileType.File]
     for path in files:
         fetch_file(system, path, folder / path.removeprefix(root).lstrip("/"))

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from his2lip.errors import DatasetError, RunError
-from his2lip.files import at_hand, filesystem, locked, printable, write_file
+from his2lip.errors import DatasetError, RunError, StorageError
+from his2lip.files import at_hand, filesystem, in_folder, locked, printable, write_file
 
 HOLDER = """
 import pathlib, sys
@@ -104,6 +105,36 @@ def test_an_address_that_cannot_be_used_is_one_sentence_within_seconds(
     assert time.monotonic() - start < 20
     assert refused.value.where == printable(uri)
     assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_another_process_creates_meanwhile_is_listed(tmp_path: Path) -> None:
+    system, number = fs.LocalFileSystem(), 1000
+    asked = threading.Semaphore(0)
+
+    def create() -> None:
+        for folder in range(number):
+            asked.acquire()
+            (tmp_path / str(folder)).mkdir()
+
+    # Arrow's listing has the moment between its two looks at a folder; about 3 of 10 folders are made in it.
+    creator = threading.Thread(target=create, daemon=True)
+    creator.start()
+    for folder in range(number):
+        asked.release()
+        while not (tmp_path / str(folder)).is_dir():
+            assert in_folder(system, str(tmp_path / str(folder))) == []
+    creator.join()
+
+
+def test_what_is_in_a_folder_is_listed_at_one_depth_or_at_any(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_bytes(b"12")
+    system = fs.LocalFileSystem()
+    assert [i.base_name for i in in_folder(system, f"{tmp_path}/a")] == ["b"]
+    assert {i.base_name for i in in_folder(system, f"{tmp_path}/a", recursive=True)} == {"b", "file"}
+    assert in_folder(system, f"{tmp_path}/none") == []
+    with pytest.raises(StorageError):
+        in_folder(system, f"{tmp_path}/a/b/file")
 
 
 def test_a_folder_of_an_object_store_is_at_hand_as_a_copy_whose_changes_are_stored() -> None:

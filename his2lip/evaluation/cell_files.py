@@ -10,11 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from his2lip.config import digest
 from his2lip.errors import ConfigError, first_line
-from his2lip.files import answers, filesystem, read_file, write_file
+from his2lip.files import answers, filesystem, in_folder, read_file, write_file
 from his2lip.parquet import read_parquet
 
 _JSON = "cell.json"
@@ -35,9 +34,7 @@ def finished_cells(folder: str) -> set[str]:
     Raises StorageError, as `answers`; so do all functions here.
     """
     system, path = filesystem(f"{folder}/cells")
-    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
-    with answers(folder):
-        files = [info.path for info in system.get_file_info(selector) if info.base_name == _JSON]
+    files = [info.path for info in in_folder(system, path, recursive=True) if info.base_name == _JSON]
     return {file.split("/")[-2] for file in files}
 
 

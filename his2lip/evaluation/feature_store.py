@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from his2lip.errors import StorageError, first_line
-from his2lip.files import answers, filesystem, read_file, write_file
+from his2lip.files import answers, filesystem, in_folder, read_file, write_file
 from his2lip.parquet import read_parquet
 
 _SUFFIX = ".parquet"
@@ -79,9 +79,7 @@ class FeatureStore:
             raise StorageError(what, where=path, key="store", fix=fix) from None
 
     def _parts(self) -> list[str]:
-        selector = pafs.FileSelector(self._folder, allow_not_found=True)
-        with answers(self._folder):
-            return sorted(f.path for f in self._fs.get_file_info(selector) if f.path.endswith(_SUFFIX))
+        return sorted(f.path for f in in_folder(self._fs, self._folder) if f.path.endswith(_SUFFIX))
 
     def _set_aside(self, path: str, reason: str) -> None:
         self.damaged.append(f"{path}: {reason}")

@@ -13,14 +13,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pyarrow.fs import FileSelector
-
 from his2lip.config import digest
 from his2lip.errors import RunError
 from his2lip.files import (
     answers,
     fetch_file,
     filesystem,
+    in_folder,
     locked,
     read_object,
     remove_file,
@@ -146,9 +145,7 @@ class SweepDir:
     def _trials(self) -> set[str]:
         """The names of the trials that have written something which was not removed."""
         system, root = filesystem(self.shared)
-        with answers(self.shared):
-            found = system.get_file_info(FileSelector(f"{root}/{TRIALS}", allow_not_found=True))
-        return {info.base_name for info in found}
+        return {info.base_name for info in in_folder(system, f"{root}/{TRIALS}")}
 
     def best(self, name: str) -> Path | None:
         """The checkpoint of a trial on this machine; None where there is none."""

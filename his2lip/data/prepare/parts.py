@@ -19,7 +19,7 @@ from his2lip.data.prepare.privacy import Key
 from his2lip.data.readers import LeftOut, Reader
 from his2lip.data.shards import PartInfo, PartWriter, Patch
 from his2lip.errors import DatasetError, first_line, redact
-from his2lip.files import write_file
+from his2lip.files import in_folder, write_file
 
 FOLDER = "_progress"
 _AHEAD_BYTES = 16 << 20  # size of a file up to which threads read it ahead, two per thread
@@ -77,8 +77,7 @@ class FinishedParts:
         self._fs.delete_dir(self._folder)
 
     def _remove_old(self) -> None:
-        selector = fs.FileSelector(self._folder, allow_not_found=True)
-        for entry in self._fs.get_file_info(selector):
+        for entry in in_folder(self._fs, self._folder):
             tree = self._load(entry.base_name.removesuffix(".json"))
             path = (tree.get("info") or {}).get("path") if isinstance(tree, dict) else None
             if path and self._fs.get_file_info(f"{self._target}/{path}").type == fs.FileType.File:
