@@ -4,6 +4,16 @@
   const one = selector => document.querySelector(selector);
   const text = () => one('.review textarea');
 
+  // An answer draws the page anew, with another line of its message.
+  function warnWithoutAnswer() {
+    const line = one('.message');
+    setTimeout(() => {
+      if (!line.isConnected) return;
+      line.textContent = 'No answer for 5 s: whether this was saved is not known. What you typed stays here.';
+      line.classList.add('warning');
+    }, 5000);
+  }
+
   function isChanged() {
     return [...document.querySelectorAll('.review [data-original]')]
       .some(part => part.value !== part.dataset.original);
@@ -21,6 +31,7 @@
       note: one('#note') ? one('#note').value : '',
       changed: isChanged(),
     });
+    warnWithoutAnswer();
   }
 
   function perform(act, value) {

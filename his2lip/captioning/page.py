@@ -29,6 +29,7 @@ _HERE = Path(__file__).parent
 _GOOD, _BAD = ("accepted", "revised"), ("rejected", "wrong label", "disputed")
 _YOURS = "What you typed is kept: Ctrl+Enter saves it, Escape shows the present text."
 _LISTED = 200  # rewordings of a seed that the page lists
+_LONGEST = 10_000  # characters of a caption; a message of 1 MB closes the connection of the browser
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ class _Tab:
             seed = state.items[item.key.id]
             _text("p", f"Seed: {seed.shown}")
         box = _tag("textarea", data_original=original, rows=3, spellcheck="true", aria_label="Caption")
+        box.props["maxlength"] = _LONGEST
         box.props["value"] = original if typed is None else typed.text
         self._buttons(("accept", "edit"))
         save = _text("button", "Save revision", data_act="revise")

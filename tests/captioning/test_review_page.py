@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,36 @@ def test_the_browser_asks_before_a_reload_drops_what_was_typed(page: Page) -> No
     page.wait_for_selector("[data-item]")
     page.remove_listener("dialog", accept)
     assert asked == ["beforeunload"], "nothing is lost, so nothing is asked"
+
+
+def test_without_an_answer_the_page_says_that_nothing_may_be_saved_and_a_late_answer_replaces_it(
+    page: Page, server: Server, made: Project
+) -> None:
+    item = item_of(page)
+    page.keyboard.press("e")
+    page.keyboard.type(" Late.")
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".message.warning")
+        assert message(page).startswith("No answer for 5 s: whether this was saved is not known.")
+        assert page.input_value(".review textarea").endswith(" Late.")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    page.wait_for_selector(f"[data-item]:not([data-item='{item}'])")
+    assert message(page).startswith("Saved as number")
+    assert (decisions(made)[-1].after or "").endswith(" Late.")
+    press(page, "u")
+    assert item_of(page) == item
+
+
+def test_a_text_of_any_length_is_answered(page: Page) -> None:
+    page.keyboard.press("e")
+    page.keyboard.insert_text("word " * 400_000)
+    assert len(page.input_value(".review textarea")) == 10_000
+    page.keyboard.press("Escape")
+    press(page, "n")
+    press(page, "p")
 
 
 def test_the_mouse_does_what_the_keys_do(page: Page, made: Project) -> None:
