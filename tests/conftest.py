@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before any import of these libraries: no telemetry, one thread per test process (there are two cores).
@@ -83,13 +85,27 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@contextmanager
+def _logger_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sets up the log, which hides lines from later tests."""
+    logger = logging.getLogger("his2lip")
+    handlers, level, propagates = list(logger.handlers), logger.level, logger.propagate
+    yield
+    for handler in set(logger.handlers) - set(handlers):
+        handler.close()
+    logger.handlers, logger.propagate = handlers, propagates
+    logger.setLevel(level)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """`prepare` uses a Ray that runs. Another test may have started it, so only tests with `ray_local` do.
+    """What a test leaves in its process does not decide how the next one ends: the log, and a running Ray.
 
+    `prepare` uses a Ray that runs. Another test may have started it, so only tests with `ray_local` do.
     Fixtures of a module are covered too: they are set up within the first test that uses them.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _logger_as_before():
+        patch.setenv("HIS2LIP_LOG", "")
         started = "ray" in sys.modules and sys.modules["ray"].is_initialized()
         if started and "ray_local" not in getattr(item, "fixturenames", ()):
             patch.setattr("his2lip.data.prepare.dataset.ray_runs", lambda: False)

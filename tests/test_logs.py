@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,6 @@ from his2lip.errors import ConfigError
 from his2lip.logs import LEVEL, LOG_FILE, log_failure, log_to, setup
 
 log = logging.getLogger("his2lip.tests")
-
-
-@pytest.fixture(autouse=True)
-def _logger_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The handlers of other tests stay out, and those of this test go."""
-    logger = logging.getLogger("his2lip")
-    monkeypatch.setenv(LEVEL, "")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", logger.propagate)
-    level = logger.level
-    yield
-    for handler in logger.handlers:
-        handler.close()
-    logger.setLevel(level)
 
 
 def _some_lines() -> None:
