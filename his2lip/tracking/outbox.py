@@ -34,6 +34,7 @@ class Outbox:
 
     path: Path
     records: list[Record] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)  # the outboxes that were at `path` before, by --fresh
     _known: set[str] = field(default_factory=set, repr=False)
     _children: dict[str, str] = field(default_factory=dict, repr=False)  # id -> what _known has of it
     _of_run: dict[str, str] = field(default_factory=dict, repr=False)  # names of metrics -> the same
@@ -53,9 +54,11 @@ class Outbox:
             "another command is running this run", where=path, key="name", fix="wait for it, or stop it"
         )
         with locked(path.with_name(f".{path.name}.lock"), busy=busy):
+            replaced = _outboxes(path) if fresh else []
             if fresh:
                 path.unlink(missing_ok=True)
             outbox = cls.read(path)
+            outbox.replaced = replaced
             file = outbox._file = path.open("a", encoding="utf-8")
             try:
                 yield outbox
@@ -154,3 +157,13 @@ class Outbox:
         except OSError as error:  # a full disk must not end the run; what is sent is not lost
             _log.warning("%s cannot be written: %s", self.path, first_line(error))
             self._file = None
+
+
+def _outboxes(path: Path) -> list[str]:
+    """The outbox at `path` and those that it replaces, as its first record names them."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            begin = json.loads(file.readline())
+        return [begin["outbox"], *begin.get("replaces", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # --fresh replaces a damaged one too
+        return []

@@ -89,13 +89,16 @@ class Tracker:
         tags: Mapping[str, str],
         beside: str | Path,
         fresh: bool = False,
+        began: bool = True,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        tags    with `his2lip.run_id`: the latest run of that id in the experiment continues, unless `fresh`;
-                once this one has finished, earlier ones and their children are deleted (MLflow can restore
-                them)
+        tags    with `his2lip.run_id`, by which a run is found whose outbox is lost
         beside  the folder of the outbox, from which a thread sends what the block writes
+        fresh   makes a new run; once it has finished, the one that it replaces and its children are deleted
+                (MLflow can restore them)
+        began   whether the folder of the run was there before. Where not, a run of that id is another
+                storage's, which is left alone
 
         Where the store is away at the end, a warning names the outbox; `sync` and the same command send the
         rest of it. Raises RunError where another command writes the same run.
@@ -106,6 +109,7 @@ class Tracker:
                     {
                         "what": "begin", "outbox": uuid.uuid4().hex, "experiment": experiment, "name": name,
                         "config": redacted(dict(config)), "tags": dict(tags), "fresh": fresh, "time": now(),
+                        "began": began, "replaces": outbox.replaced,
                     }
                 )  # fmt: skip
             outbox.mark_sent(self.store, outbox.sent(self.store))  # so that `sync` knows whose they are

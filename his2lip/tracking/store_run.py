@@ -42,6 +42,8 @@ class StoreRun:
         self.experiment_id = ""
         self._name = ""  # of the run
         self._inputs: str | None = None  # the run's his2lip.run_id
+        self._storage: str | None = None  # the URI of the object store that has the run's files
+        self._replaced: Collection[str] = ()  # outboxes whose runs are deleted once this one has finished
         self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
         self._points: dict[str, set[int]] | None = None  # of a run that another outbox had begun
 
@@ -68,17 +70,22 @@ class StoreRun:
         tags: Mapping[str, str],
         fresh: bool,
         time: int,
+        began: bool = True,
+        replaces: Collection[str] = (),
     ) -> None:
         """Finds the run of this outbox; else, unless `fresh`, the latest with the same `his2lip.run_id`.
 
-        Where there is neither, it is created.
+        Where there is neither, it is created. Of runs on an object store, only those there count. Of others,
+        none counts unless this run `began` before: they are of another storage.
         """
         self.experiment_id = self._experiment_of(experiment)
-        self._name, self._inputs = name, tags.get(RUN_ID)
+        self._name, self._inputs, self._replaced = name, tags.get(RUN_ID), replaces
+        storage = str(config.get("storage"))
+        self._storage = _place(storage) if "://" in storage else None
         found = self._latest(f"tags.`{OUTBOX}` = '{outbox}'")
         ours = found is not None
-        if found is None and RUN_ID in tags and not fresh:
-            found = self._latest(f"tags.`{RUN_ID}` = '{tags[RUN_ID]}'")
+        if found is None and not fresh and (began or self._storage):
+            found = max(self._others(), key=lambda run: run.info.start_time, default=None)
             self._points = None if found is None else {}
         if found is None:
             new = self.client.create_run(
@@ -100,8 +107,8 @@ class StoreRun:
     def status(self, *, status: str, time: int) -> None:
         """How the run ended: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status, end_time=time)
-        if status == "FINISHED" and self._inputs is not None:
-            self._remove_others(self._inputs)
+        if status == "FINISHED":
+            self._remove_replaced()
 
     def artifact(self, *, path: str, folder: str | None) -> None:
         """A file, or a folder with its content; nothing where it was removed meanwhile."""
@@ -151,12 +158,24 @@ class StoreRun:
                 self.client.delete_run(run_id)
                 self._known_children().pop(child_id)
 
-    def _remove_others(self, inputs: str) -> None:
-        """Deletes other runs of this `his2lip.run_id` and their children: `--fresh` removed their files."""
-        for other in self._search(f"tags.`{RUN_ID}` = '{inputs}'"):
-            if other.info.run_id != self.run_id:
+    def _remove_replaced(self) -> None:
+        """Deletes the runs whose files `--fresh` removed, and their children."""
+        for other in self._others():
+            if self._storage or other.data.tags.get(OUTBOX) in self._replaced:
                 for run in (*self._search(f"tags.`{PARENT}` = '{other.info.run_id}'"), other):
                     self.client.delete_run(run.info.run_id)
+
+    def _others(self) -> list[Any]:
+        """Other runs of this `his2lip.run_id`; where this one is on an object store, those there."""
+        if self._inputs is None:
+            return []
+        found = self._search(f"tags.`{RUN_ID}` = '{self._inputs}'")
+        return [
+            run
+            for run in found
+            if run.info.run_id != self.run_id
+            and (not self._storage or _place(run.data.params.get("storage", "")) == self._storage)
+        ]
 
     def child(
         self,
@@ -297,6 +316,11 @@ class StoreRun:
         newest = ["attributes.start_time DESC"]
         found = self.client.search_runs([self.experiment_id], filters, max_results=1, order_by=newest)
         return found[0] if found else None
+
+
+def _place(storage: str) -> str:
+    """A storage as a run's parameter names it."""
+    return redact(storage).rstrip("/")
 
 
 def _log_params(

@@ -126,6 +126,52 @@ def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(
     assert len(children(tracker, found)) == 1
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_sweep_leaves_the_run_of_the_same_sweep_in_another_storage_alone(
+    tracker: Tracker, tmp_path: Path, fresh: bool
+) -> None:
+    """The second storage's sweep would delete the trials of the first, and with --fresh its run."""
+    name = f"shared-{fresh}"
+    for storage, value, again in (("a", 0.1, False), ("b", 0.2, fresh), ("a", 0.1, False)):
+        beside = tmp_path / storage
+        began = beside.exists()
+        beside.mkdir(exist_ok=True)
+        with tracker.run(
+            "his2lip-tune", name, {}, tags={RUN_ID: name}, beside=beside, fresh=again, began=began
+        ) as run:
+            run.keep_children([storage])
+            run.trial(storage, "trial 0", params={}, metrics={"f1": value})
+            run.metrics({"best/f1": value})
+    found = {run.data.metrics["best/f1"]: children(tracker, run) for run in stored(tracker, name)}
+    assert {best: [child.data.metrics for child in trials] for best, trials in found.items()} == {
+        0.1: [{"f1": 0.1}],
+        0.2: [{"f1": 0.2}],
+    }
+
+
+def test_a_sweep_on_an_object_store_continues_its_run_from_another_machine(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    """Each machine has an outbox of its own; another object store has other files."""
+    calls = (
+        ("one", "s3://a", False),
+        ("two", "s3://a/", False),
+        ("two", "s3://b", False),
+        ("one", "s3://a", True),
+    )
+    counts = []
+    for number, (machine, storage, fresh) in enumerate(calls):
+        beside = tmp_path / machine / storage.strip("/")[-1]
+        beside.mkdir(parents=True, exist_ok=True)
+        with tracker.run(
+            "his2lip-tune", "far", {"storage": storage}, tags={RUN_ID: "far"}, beside=beside, fresh=fresh,
+            began=False,
+        ) as run:  # fmt: skip
+            run.trial(f"far/{number}", f"trial {number}", params={}, metrics={"f1": 0.1})
+        counts.append(sorted(len(children(tracker, found)) for found in stored(tracker, "far")))
+    assert counts == [[1], [2], [1, 2], [1, 1]]
+
+
 def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_first_in_mlflow(
     tracker: Tracker, tmp_path: Path
 ) -> None:
