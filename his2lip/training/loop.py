@@ -80,8 +80,8 @@ def fit(
     `due` is asked after each step whether a checkpoint is wanted now, besides those of the config.
     Random numbers depend on (seed, step, rank) only, and the learning rate on the step. A run that is resumed
     from any saved state therefore ends with the same bits (on CPU, with the same number of threads).
-    Raises DivergedError where the loss becomes NaN or infinite, ConfigError where the model does not fit the
-    options, and CheckpointError where the ranks resume from different steps.
+    Raises DivergedError where the loss or the weights become NaN or infinite, ConfigError where the model
+    does not fit the options, and CheckpointError where the ranks resume from different steps.
     """
     device = torch.device(device)
     model.to(device)
@@ -250,7 +250,12 @@ class _Run:
         return state, metrics
 
     def write(self, state: TrainState, metrics: dict[str, float], *, best: bool) -> None:
-        """Saves the model, on rank 0. Schedule and random generators depend on the step, without a state."""
+        """Saves the model, on rank 0. Schedule and random generators depend on the step, without a state.
+
+        Raises DivergedError for weights that are not finite: no run could resume from them.
+        """
+        if not all(weight.isfinite().all() for weight in self.parts.parameters()):
+            raise self.diverged("the weights", state.step)
         if self.save is not None and self.rank == 0:
             # A float32 scalar is exact as a JSON number.
             of_loss = {name: value.item() for name, value in self.loss.state_dict().items()}
@@ -296,15 +301,18 @@ class _Run:
         """The scalars of a loss output, and the weighted excess. Raises DivergedError."""
         numbers = output.metrics()
         if not all(map(math.isfinite, numbers.values())):
-            raise DivergedError(
-                f"the loss became NaN or infinite at step {step}",
-                where=self.config.name,
-                key="optim.lr",
-                fix="lower optim.lr, and start again with --fresh or another name",
-            )
+            raise self.diverged("the loss", step)
         weights = self.loss.weights
         excess = sum(getattr(weights, term) * numbers[f"excess_{term}"] for term in TERMS)
         return {"loss": numbers.pop("total"), "excess": excess, **numbers}
+
+    def diverged(self, what: str, step: int) -> DivergedError:
+        return DivergedError(
+            f"{what} became NaN or infinite at step {step}",
+            where=self.config.name,
+            key="optim.lr",
+            fix="lower optim.lr, and start again with --fresh or another name",
+        )
 
     def step_report(
         self, kind: Literal["step", "epoch"], state: TrainState, metrics: dict[str, float]

@@ -253,6 +253,23 @@ def test_a_loss_that_becomes_nan_ends_the_run_with_the_step(shards: str) -> None
     assert re.findall(r"\d+", refused.value.what) == ["1"], "the first step"
 
 
+@pytest.mark.parametrize("section", [{"every_steps": 1}, {}])
+def test_weights_that_became_nan_are_not_saved_although_the_loss_was_still_finite(
+    shards: str, section: dict[str, Any]
+) -> None:
+    """The loss is that of the weights before the step. A run could not resume from what was saved."""
+    saved: list[bool] = []
+    optim = {"lr": 1e3, "warmup": 0.0} | ({} if section else {"steps": 2})
+    config = make(shards, data={"select": None}, optim=optim, checkpoint={"select_by": "loss", **section})
+    with pytest.raises(DivergedError) as refused:
+        run(
+            config,
+            save=lambda model, *rest: saved.append(all(p.isfinite().all() for p in model.parameters())),
+        )
+    assert all(saved)
+    assert re.findall(r"\d+", refused.value.what) == ["2"]
+
+
 def test_training_in_pieces_is_refused_for_a_model_with_batch_normalisation(shards: str) -> None:
     model = load_model("tiny", seed=0)
     model.clip.visual.norm = torch.nn.BatchNorm2d(3)
