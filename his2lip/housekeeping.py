@@ -16,7 +16,7 @@ from his2lip.config import read_yaml
 from his2lip.errors import ConfigError, His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
 from his2lip.files import locked
-from his2lip.models import folder_of
+from his2lip.models import folder_of, previous_folder
 from his2lip.training import RunDir
 
 Kind = Literal["features", "checkpoint", "run", "copy", "leftover"]
@@ -158,11 +158,11 @@ def _features(cache: Path, storages: Sequence[Path], now: float) -> Iterator[Ite
 
 def _checkpoints(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:
     for run, state in _runs(storage):
-        last = run.last
-        if "result" not in state or not last.is_dir() or last.is_symlink() or not run.best.is_dir():
+        if "result" not in state or not run.best.is_dir() or _busy(run):
             continue
-        if last.resolve() not in needed and not _busy(run):
-            yield _item("checkpoint", last, now, "its run is finished, and `best` is kept")
+        for path in (run.last, *map(previous_folder, (run.last, run.best))):  # a kill in a save leaves these
+            if path.is_dir() and not path.is_symlink() and path.resolve() not in needed:
+                yield _item("checkpoint", path, now, "its run is finished, and `best` is kept")
 
 
 def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:

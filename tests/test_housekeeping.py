@@ -94,6 +94,20 @@ def test_checkpoints_that_a_killed_command_was_writing_or_fetching_are_leftovers
     assert (storage / "train/done/best").is_dir()
 
 
+def test_a_former_checkpoint_that_a_kill_in_the_last_save_left_is_listed_once_the_run_is_finished(
+    storage: Path,
+) -> None:
+    before = listed(storage)
+    for run in ("done", "new"):
+        for name in ("last", "best"):
+            (storage / "train" / run / f".{name}.former").mkdir()
+    left = {("checkpoint", f"train/done/.{name}.former") for name in ("last", "best")}
+    assert listed(storage) - before == left
+    for item in superfluous(storage, days=7, needed=()):
+        remove(item)
+    assert sorted(path.name for path in (storage / "train/done").iterdir() if path.is_dir()) == ["best"]
+
+
 def test_what_a_board_or_a_run_names_is_kept(storage: Path) -> None:
     board = {"config": {"models": [{"path": f"local-dir:{storage}/train/done/last"}]}}
     (storage / "benchmark/b/board.json").write_text(json.dumps(board), encoding="utf-8")

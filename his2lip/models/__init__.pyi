@@ -27,6 +27,7 @@ from .provenance import blended_meta as blended_meta
 from .provenance import current_folder as current_folder
 from .provenance import is_checkpoint as is_checkpoint
 from .provenance import origins as origins
+from .provenance import previous_folder as previous_folder
 from .provenance import read_meta as read_meta
 from .provenance import read_steady as read_steady
 from .provenance import terms_of_use as terms_of_use
