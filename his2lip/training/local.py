@@ -22,7 +22,7 @@ from his2lip.training.loop import Outcome, Validate, fit
 from his2lip.training.placement import with_numbers
 from his2lip.training.progress import StepReport
 from his2lip.training.run_directory import RunDir
-from his2lip.training.run_inputs import check_contents, open_data
+from his2lip.training.run_inputs import check_contents, drawn_captions, open_data
 from his2lip.training.shared_batches import SharedFolder
 from his2lip.training.source import StreamSource
 
@@ -62,7 +62,9 @@ def run_in_process(
     model = _UNTRAINED.get(_model_key(config, device), lambda: _Untrained(config, device)).model()
     source = _SOURCES.get(
         (key := _data_key(config, shards, bank, model)) + str(shared),
-        lambda: _open_source(config, bank, model, shared and replace(shared, path=shared.path / key[:16])),
+        lambda: _open_source(
+            config, shards, bank, model, shared and replace(shared, path=shared.path / key[:16])
+        ),
     )
     source.check_targets(config)  # an earlier call may have had another loss
     before = source.counts
@@ -91,9 +93,9 @@ def run_in_process(
 
 
 def _open_source(
-    config: TrainConfig, bank: CaptionBank, model: DualEncoder, shared: SharedFolder | None
+    config: TrainConfig, shards: ShardSet, bank: CaptionBank, model: DualEncoder, shared: SharedFolder | None
 ) -> StreamSource:
-    if (note := model.tokenizer.cut_note(bank.distinct())) is not None:
+    if (note := model.tokenizer.cut_note(drawn_captions(config, shards, bank))) is not None:
         _log.warning(note)
     source = StreamSource(config, bank, preprocess=model.preprocess, cache_train=True, shared=shared)
     if (note := source.select_note) is not None:

@@ -156,8 +156,10 @@ def _train_share(job: Job, queue: Any, run: RunDir) -> None:
     config, shards, bank = run_inputs.open_data(config)
     run_inputs.check_contents(job.contents, config, shards, bank)
     model, saved = build.build_resumed(config, run, device)
-    if rank == 0 and (note := model.tokenizer.cut_note(bank.distinct())) is not None:
-        queue.put.remote(note)
+    if rank == 0:
+        drawn = run_inputs.drawn_captions(config, shards, bank)
+        if (note := model.tokenizer.cut_note(drawn)) is not None:
+            queue.put.remote(note)
     if rank == 0 and saved and (note := resumed_otherwise(saved, model, device)) is not None:
         queue.put.remote(note)
     source = StreamSource(config, bank, preprocess=model.preprocess, rank=rank, world=world)

@@ -131,6 +131,14 @@ def places(config: TrainConfig) -> list[str]:
     return [config.data.shards, config.data.captions, folder_of(config.model.backbone)]
 
 
+def drawn_captions(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
+    """Every caption that the patches of the run's splits can get, once."""
+    pair = ["tissue", "biomarker"]
+    splits = filter(None, (config.data.split, config.data.select))
+    tables = [shards.table(split, pair).group_by(pair, use_threads=False).aggregate([]) for split in splits]
+    return bank.drawn((row["tissue"], row["biomarker"]) for table in tables for row in table.to_pylist())
+
+
 def caption_notes(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> list[str]:
     """Notes on the captions, for the user to read before the training starts.
 

@@ -19,6 +19,7 @@ from his2lip.training.config import TrainConfig
 from his2lip.training.local import run_in_process
 from his2lip.training.run_inputs import (
     contents,
+    drawn_captions,
     identity,
     open_data,
     select_captions,
@@ -73,6 +74,25 @@ def test_captions_of_which_none_can_be_left_out_are_refused(here: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         left_out(two[0])
     assert (refused.value.where, refused.value.key) == ("bank.json", "data.select_captions")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_captions_that_a_run_can_draw_are_those_of_its_pairs() -> None:
+    """The note on captions that are cut counted the whole bank, and no template of a missing pair."""
+    _, shards, _ = open_data(config())
+    pairs = {("Tumor", "Ki67"): ("of a pair without patches",)}
+    rows = shards.table("train", ["tissue", "biomarker"]).to_pylist()
+    own = (rows[0]["tissue"], rows[0]["biomarker"])
+    assert own not in pairs
+    bank = CaptionBank(pairs | {own: ("plain",)}, stained={(*own, "strong"): ("strong",)})
+    assert drawn_captions(config(), shards, bank) == ["plain", "strong"]
+    templates = CaptionBank(pairs | {own: ("plain",)}, "template")
+    drawn = drawn_captions(config(), shards, templates)
+    other = next(
+        (row["tissue"], row["biomarker"]) for row in rows if (row["tissue"], row["biomarker"]) != own
+    )
+    assert {"plain", *templates.lines(*other, "weak")} <= set(drawn)
+    assert not set(drawn) & set(pairs["Tumor", "Ki67"])
 
 
 @pytest.mark.parametrize("key", ["data.shards", "data.captions", "model.backbone"])

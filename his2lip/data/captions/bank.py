@@ -220,6 +220,12 @@ class CaptionBank:
         banks = (self.captions.values(), self.stained.values())
         return list(dict.fromkeys(line for bank in banks for lines in bank for line in lines))
 
+    def drawn(self, pairs: Iterable[Pair]) -> list[str]:
+        """Every caption that patches of these pairs can get, at any staining, once."""
+        covered = [pair for pair in dict.fromkeys(pairs) if self.covers(*pair)]
+        bands = (None, *STAININGS)
+        return list(dict.fromkeys(x for pair in covered for band in bands for x in self.lines(*pair, band)))
+
     def coverage(self, pairs: Iterable[Pair]) -> Coverage:
         """How many of these patches have captions in this bank."""
         counts = Counter(pairs)
