@@ -26,6 +26,7 @@ from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 T = TypeVar("T")
 _ANSWER_S = 5.0  # to wait for a server to answer at all
 _OWNER = ".owner"  # the file in a temporary folder that its process has locked
+TAKEN = ".old.tmp"  # end of the name of what only has to be removed
 _COPY_BYTES = 8 << 20  # that are copied at a time
 _AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
@@ -214,6 +215,25 @@ def _states(folder: Path) -> dict[str, tuple[int, int]]:
     """The files below a folder by their relative paths, with what changes where one is written."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+def below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files and folders below a folder, each with its `lstat`; what vanishes meanwhile is left out.
+
+    Links are not followed. `Path.rglob` raises where another process removes a folder.
+    """
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            with suppress(FileNotFoundError):
+                yield path, path.lstat()
+
+
+def discard(path: Path) -> None:
+    """Removes a file or folder where there is one, renamed first: no process finds or fills half of it."""
+    taken = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex[:8]}{TAKEN}")
+    with suppress(FileNotFoundError):
+        path.rename(taken)
+        shutil.rmtree(taken) if taken.is_dir() and not taken.is_symlink() else taken.unlink()
 
 
 def in_folder(system: fs.FileSystem, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK
 from typing import Any, Literal
 
 from his2lip.config import read_yaml
 from his2lip.errors import ConfigError, His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
-from his2lip.files import locked
+from his2lip.files import below, discard, locked
 from his2lip.models import folder_of, previous_folder
 from his2lip.training import RunDir
 
@@ -84,21 +84,14 @@ def superfluous(
 def remove(item: Item) -> None:
     """Removes an item. Raises RunError where a command uses it, or has used it since it was listed."""
     if item.kind not in ("run", "checkpoint"):
-        _delete(item.path)
+        discard(item.path)
         return
     run = RunDir(item.path if item.kind == "run" else item.path.parent)
     with run.locked():
         state = run.read()
         if state is None or (state["status"] == "finished") != (item.kind == "checkpoint"):
             raise RunError("a command has used this meanwhile", where=item.path, fix="run gc again")
-        _delete(item.path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        discard(item.path)
 
 
 def _named(storage: Path) -> set[str] | None:
@@ -175,9 +168,9 @@ def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator
 def _leftovers(storage: Path, cache: Path, now: float) -> Iterator[Item]:
     """What killed commands left of files and checkpoints, and damaged parts that were set aside."""
     for folder in (*(storage / name for name in _OURS), cache):
-        for path in folder.rglob("*") if folder.is_dir() else ():
-            left = _LEFT_FOLDER if path.is_dir() else _LEFT
-            if left.search(path.name) and not path.is_symlink():
+        for path, stat in below(folder):
+            left = _LEFT_FOLDER if S_ISDIR(stat.st_mode) else _LEFT
+            if left.search(path.name) and not S_ISLNK(stat.st_mode):
                 item = _item("leftover", path, now, "not whole, and never read")
                 if item.age_s >= _BEING_WRITTEN_S:
                     yield item
@@ -215,13 +208,9 @@ def _folders(parent: Path) -> list[Path]:
 
 def _item(kind: Kind, path: Path, now: float, why: str) -> Item:
     # Some versions of filelock change the time of a lock that is only tried.
-    files = [path, *(file for file in path.rglob("*") if file.name != _LOCK)] if path.is_dir() else [path]
-    size, latest = 0, 0.0
-    for file in files:
-        try:
-            stat = file.lstat()
-        except OSError:  # removed meanwhile
-            continue
-        size += 0 if file.is_dir() else stat.st_size
-        latest = max(latest, stat.st_mtime)
+    found = [stat for file, stat in below(path) if file.name != _LOCK]
+    with contextlib.suppress(FileNotFoundError):
+        found.append(path.lstat())
+    size = sum(stat.st_size for stat in found if not S_ISDIR(stat.st_mode))
+    latest = max((stat.st_mtime for stat in found), default=now)
     return Item(kind, path, size, max(0.0, now - latest), why)

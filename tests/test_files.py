@@ -13,7 +13,7 @@ import pytest
 from pyarrow import fs
 
 from his2lip.errors import DatasetError, RunError, StorageError
-from his2lip.files import at_hand, filesystem, in_folder, locked, printable, write_file
+from his2lip.files import at_hand, below, discard, filesystem, in_folder, locked, printable, write_file
 
 HOLDER = """
 import pathlib, sys
@@ -124,6 +124,41 @@ def test_a_folder_that_another_process_creates_meanwhile_is_listed(tmp_path: Pat
         while not (tmp_path / str(folder)).is_dir():
             assert in_folder(system, str(tmp_path / str(folder))) == []
     creator.join()
+
+
+_MAKES_AND_REMOVES = """
+import pathlib, shutil, sys
+folder = pathlib.Path(sys.argv[1])
+print("started", flush=True)
+while True:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file").touch()
+    shutil.rmtree(folder)
+"""
+
+
+def test_what_another_process_removes_meanwhile_is_left_out_of_what_is_below_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"123")
+    command = [sys.executable, "-c", _MAKES_AND_REMOVES, str(tmp_path / "a/b")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        for _ in range(5000):
+            found = {path.relative_to(tmp_path).as_posix(): stat.st_size for path, stat in below(tmp_path)}
+            assert found["kept"] == 3
+            assert set(found) <= {"kept", "a", "a/b", "a/b/file"}
+        process.kill()
+
+
+def test_what_is_discarded_is_gone_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder/inside").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    discard(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    for name in ("folder", "file", "none"):
+        discard(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_in_a_folder_is_listed_at_one_depth_or_at_any(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cell_results import cell_result
+from meanwhile import meanwhile
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
@@ -106,6 +107,20 @@ def test_a_former_checkpoint_that_a_kill_in_the_last_save_left_is_listed_once_th
     for item in superfluous(storage, days=7, needed=()):
         remove(item)
     assert sorted(path.name for path in (storage / "train/done").iterdir() if path.is_dir()) == ["best"]
+
+
+def test_what_a_run_removes_while_it_is_looked_for_is_no_error(storage: Path) -> None:
+    writing = storage / "train/new/.best.01234567.tmp/resume"
+
+    def write_and_remove() -> None:
+        writing.mkdir(parents=True, exist_ok=True)
+        (writing / "optimizer.safetensors").touch()
+        shutil.rmtree(writing.parent)
+
+    before = listed(storage)
+    with meanwhile(write_and_remove):
+        for _ in range(500):
+            assert listed(storage) == before
 
 
 def test_what_a_board_or_a_run_names_is_kept(storage: Path) -> None:

@@ -233,6 +233,7 @@ def _copy(folder: str, identity: str, out: str) -> None:
     target, place = filesystem(cell_folder(out, identity))
     with answers(folder):
         names = [found.base_name for found in source.get_file_info(FileSelector(base))]
+    names = [name for name in names if not name.endswith(".tmp")]  # of a write at work, or that was killed
     for name in sorted(names, key=lambda name: name == "cell.json"):
         data = read_file(source, f"{base}/{name}")
         with answers(out):

@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pyarrow.fs import FileType
-
 from his2lip.config import Config, recorded, sealed, unsealed
 from his2lip.data.shards import origin_of, title_of
 from his2lip.errors import ConfigError, first_line
 from his2lip.evaluation.config import PREFIX, TASK_NAMES
-from his2lip.files import answers, filesystem, read_file, write_file
+from his2lip.files import answers, filesystem, read_file, remove_file, write_file
 
 TASKS = "tasks.json"  # file of all records of a benchmark, beside leaderboard.csv
 _FIX = "run his2lip benchmark again: it writes the tables again from the finished grid cells"
@@ -187,8 +185,8 @@ def write_tasks(folder: str, cells: Sequence[TaskCell]) -> None:
             own, place = [cell for cell in cells if cell.task == task], f"{path}/{task}.csv"
             if own:
                 write_file(system, place, task_csv(own).encode())
-            elif system.get_file_info(place).type == FileType.File:
-                system.delete_file(place)
+            else:
+                remove_file(system, place)
 
 
 def read_tasks(folder: str | Path) -> list[TaskCell]:

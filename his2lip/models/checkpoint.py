@@ -32,6 +32,7 @@ from his2lip.models.provenance import (
     previous_folder,
     read_json,
     read_meta,
+    read_steady,
 )
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.resume import FOLDER as RESUME_FOLDER
@@ -80,8 +81,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> DualEncoder:
-    """The model in `folder`, on the CPU, in evaluation mode. Raises CheckpointError where it is damaged."""
-    folder = current_folder(Path(folder))
+    """The model in `folder`, on the CPU, in evaluation mode. Raises CheckpointError where it is damaged.
+
+    A run may replace the checkpoint meanwhile.
+    """
+    return read_steady(Path(folder), lambda: _load(current_folder(Path(folder)), precision))
+
+
+def _load(folder: Path, precision: Precision) -> DualEncoder:
     meta = read_meta(folder)
     refuse_programs(folder)
     _check_files(folder, meta.get("files", {}))
@@ -109,9 +116,14 @@ def load_checkpoint(folder: str | Path, *, precision: Precision = "fp32") -> Dua
 
 
 def copy_checkpoint(folder: str | Path, to: Path) -> None:
-    """Copies a checkpoint without the state to resume from."""
-    ignored = shutil.ignore_patterns(RESUME_FOLDER)
-    shutil.copytree(current_folder(Path(folder)), to, ignore=ignored)
+    """Copies a checkpoint without the state to resume from. A run may replace it meanwhile."""
+
+    def copy() -> None:
+        with replacing(to) as new:
+            ignored = shutil.ignore_patterns(RESUME_FOLDER)
+            shutil.copytree(current_folder(Path(folder)), new, ignore=ignored, dirs_exist_ok=True)
+
+    read_steady(Path(folder), copy)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ def read_exported(folder: Path) -> dict[str, Any]:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether `folder` is a checkpoint of his2lip: other tools' folders have no `his2lip.json`."""
-    return (current_folder(Path(folder)) / META).is_file()
+    return any((place / META).is_file() for place in _places(Path(folder)))
 
 
 def current_folder(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def current_folder(folder: Path) -> Path:
 def read_steady(folder: Path, read: Callable[[], T]) -> T:
     """What `read` makes of the checkpoint in `folder`, all of it of one checkpoint.
 
-    A worker that outlives its command may replace the checkpoint meanwhile; then it is read again.
+    A run, or a worker that outlives its command, may replace the checkpoint meanwhile; then it is read again.
     """
     while True:
         before = _seen(folder)
@@ -106,14 +106,16 @@ def read_steady(folder: Path, read: Callable[[], T]) -> T:
 
 
 def _seen(folder: Path) -> tuple[Path, bytes] | None:
-    """Where the checkpoint is now, and its `his2lip.json`, which no other one of its run has; None: nowhere.
-
-    It is looked for in the order in which `replacing` moves it.
-    """
-    for place in (folder, previous_folder(folder), folder):
+    """Where the checkpoint is now, and its `his2lip.json`, which no other of its run has; None: nowhere."""
+    for place in _places(folder):
         with suppress(OSError):
             return place, (place / META).read_bytes()
     return None
+
+
+def _places(folder: Path) -> tuple[Path, ...]:
+    """Where a checkpoint can be, in the order in which `replacing` moves it."""
+    return folder, previous_folder(folder), folder
 
 
 def previous_folder(folder: Path) -> Path:

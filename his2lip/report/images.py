@@ -44,7 +44,7 @@ def draw_robustness(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
     """Draws the relative drop of macro F1 under each perturbation, one image per dataset."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("robustness_*.png"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     written = []
     for column, cells in by_column(tasks, TASK).items():
         path = folder / f"robustness_{cells[0].scored_as.removesuffix(f'.{TASK}')}.png"

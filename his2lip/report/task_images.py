@@ -28,7 +28,7 @@ def draw_retrieval(tasks: Sequence[TaskCell], folder: Path) -> list[Path]:
     """Draws recall at 1, 5 and 10 of every model, one image per dataset and one panel per setting."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{TASK}_*.png"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     written = []
     for column, own in by_column(tasks, TASK).items():
         down = math.ceil(len(own[0].rows) / _ACROSS)

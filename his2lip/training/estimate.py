@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from his2lip.config import resolved
 from his2lip.data.shards import ShardSet
 from his2lip.errors import His2lipError
-from his2lip.files import free_bytes
+from his2lip.files import below, free_bytes
 from his2lip.training.config import TrainConfig
 from his2lip.training.run_directory import RunDir
 
@@ -94,4 +95,4 @@ def steps_done(run: RunDir) -> int:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(stat.st_size for _, stat in below(folder) if S_ISREG(stat.st_mode))

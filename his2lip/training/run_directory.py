@@ -14,12 +14,21 @@ from typing import Any
 
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import CheckpointError, RunError
-from his2lip.files import fetch_file, filesystem, locked, own_folder, remove_file, store_file, writing
+from his2lip.files import (
+    TAKEN,
+    discard,
+    fetch_file,
+    filesystem,
+    locked,
+    own_folder,
+    remove_file,
+    store_file,
+    writing,
+)
 from his2lip.models import current_folder, fetch_stored, read_steady, store_checkpoint
 from his2lip.runtime import session_folder
 
 _STATE, _LOCK = "run.json", ".lock"
-_TAKEN = ".old.tmp"  # end of the name of what only has to be removed
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,19 @@ class RunDir:
             yield
 
     def clear(self) -> None:
-        """Removes the files of earlier runs. Raises RunError where the folder is not that of a run."""
+        """Removes the files of earlier runs. Raises RunError where the folder is not that of a run.
+
+        A worker that outlives its command may give the checkpoint that it was writing its name meanwhile, so
+        the folder is looked at twice.
+        """
         others = [path.name for path in self.path.iterdir() if not path.name.startswith((".", _STATE))]
         if others and not (self.path / _STATE).exists():
             what = f"this folder has no run, but {min(others)}, which --fresh would remove"
             raise RunError(what, where=self.path, key="name", fix="give this run another name or storage")
-        for path in sorted(self.path.iterdir(), key=lambda path: path.name == _STATE):  # run.json last
-            if path.name != _LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for _ in range(2):
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name == _STATE):  # run.json last
+                if path.name != _LOCK:
+                    discard(path)
 
     def remove_unfinished(self) -> None:
         """Removes checkpoints that a killed process had not finished writing.
@@ -121,7 +135,7 @@ class RunDir:
         then fails, or has its whole checkpoint, which is left alone.
         """
         for path in self.path.glob(".*.tmp"):
-            taken = path if path.name.endswith(_TAKEN) else path.with_name(path.name[: -len(".tmp")] + _TAKEN)
+            taken = path if path.name.endswith(TAKEN) else path.with_name(path.name[: -len(".tmp")] + TAKEN)
             with suppress(OSError):
                 path.rename(taken)
                 shutil.rmtree(taken, ignore_errors=True)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from his2lip.data.stream import Batch
+from his2lip.files import below
 
 _LOOK_S = 0.01  # between two looks for a batch that another process decodes
 _PATIENCE_S = 60.0  # without a new batch, after which a process decodes for itself
@@ -147,11 +148,9 @@ class SharedBatches:
 
     def _stored_bytes(self) -> int:
         """Of this split, in the folders of all data."""
-        total = 0
-        for file in self._folder.parent.parent.glob(f"*/{self._folder.name}/*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):
-                total += file.stat().st_size
-        return total
+        of_split = f"{self._folder.name}/*.safetensors"
+        found = below(self._folder.parent.parent)
+        return sum(stat.st_size for path, stat in found if path.match(of_split))
 
     def _remove_unused(self) -> None:
         """Removes the folders of this split of other data that no process has open."""

@@ -63,6 +63,14 @@ def merged(folders: list[str], out: Path) -> list[CellResult]:
     return read_results(Path(merge_boards(folders, str(out)).leaderboard))
 
 
+def test_a_file_that_a_killed_write_left_is_not_merged(make: MakeBoard, tmp_path: Path) -> None:
+    boards = [make("a", {"one": 1}), make("b", {"two": 2})]
+    for cell in Path(boards[0], "cells").iterdir():
+        (cell / f"cell.json.{'0' * 32}.tmp").write_bytes(b"half")
+    merge_boards(boards, str(tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
 def test_two_boards_make_one_that_is_verified_and_has_a_page(make: MakeBoard, tmp_path: Path) -> None:
     a, b = make("a", {"one": 1, "both": 3}), make("b", {"two": 2, "both": 3})
     out = tmp_path / "c"

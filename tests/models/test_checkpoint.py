@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from meanwhile import meanwhile
 from model_factory import CAPTIONS, hf_cache, hf_config, native_config, wordpiece_folder
 from safetensors.torch import load_file, save_file
 from small_disk import needs_mount, small_disk
@@ -21,7 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import build_clip
-from his2lip.models.checkpoint import OPEN_CLIP, save_checkpoint
+from his2lip.models.checkpoint import (
+    OPEN_CLIP,
+    copy_checkpoint,
+    load_checkpoint,
+    replacing,
+    save_checkpoint,
+)
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
@@ -54,6 +63,29 @@ def features(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         return model(images, model.tokenize(CAPTIONS[:2]))
+
+
+def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_and_copied_whole(tmp_path: Path) -> None:
+    """As a benchmark or `models promote` of a run that is at work."""
+    made = [
+        save_checkpoint(tmp_path / f"made-{step}", dual(native_config(), seed=step), meta={"step": step})
+        for step in (1, 2)
+    ]
+    best = Path(shutil.copytree(made[0], tmp_path / "best"))
+    wanted = {step: dual(native_config(), seed=step).tensor_digest() for step in (1, 2)}
+    steps = itertools.cycle(made)
+
+    def replace() -> None:
+        with replacing(best) as new:
+            shutil.copytree(next(steps), new, dirs_exist_ok=True)
+        time.sleep(0.05)
+
+    with meanwhile(replace):
+        for number in range(15):
+            assert load_checkpoint(best).tensor_digest() in wanted.values()
+            copy_checkpoint(best, copy := tmp_path / f"copy-{number}")
+            assert load_checkpoint(copy).tensor_digest() == wanted[read_meta(copy)["step"]]
+        assert all(is_checkpoint(best) for _ in range(20_000))
 
 
 def test_a_loaded_checkpoint_is_exactly_the_saved_model(saved: Path) -> None:

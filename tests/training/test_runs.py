@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from meanwhile import meanwhile
 
 from his2lip.errors import CheckpointError, RunError
+from his2lip.models.checkpoint import replacing
 from his2lip.models.resume import ResumeState, save_resume
 from his2lip.resources import code_version
 from his2lip.training.run_directory import RunDir, start_or_resume
@@ -166,6 +168,19 @@ def test_code_version_names_release_and_sources() -> None:
     release, _, sources = code_version().partition("+")
     assert release[0].isdigit()
     assert len(sources) == 12
+
+
+def test_fresh_beside_a_worker_that_still_saves_a_checkpoint_is_no_error(run: RunDir) -> None:
+    def save() -> None:
+        with suppress(OSError), replacing(run.last) as new:  # what it writes is taken away
+            for number in range(5):
+                (new / str(number)).write_bytes(bytes(1000))
+
+    with meanwhile(save):
+        for _ in range(300):
+            run.write({"id": "first"})
+            run.clear()
+    assert not (run.path / "run.json").exists()
 
 
 def test_fresh_does_not_remove_a_folder_that_has_no_run(run: RunDir) -> None:
