@@ -216,7 +216,6 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     from his2lip.runtime import start_ray
     from his2lip.tracking import RUN_ID, Tracker
 
-    began = Path(config.folder).exists()
     check_writable(config.folder, fix="set storage to a folder that you can write to")
     check_writable(config.cache, fix="set cache to a folder that you can write to")
     check_inputs(config, datasets=datasets)
@@ -226,7 +225,9 @@ def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None)
     start_ray()
     tags = {RUN_ID: digest(config)}
     beside = Path(STORAGE if "://" in config.storage else config.storage, "benchmark")
-    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, began=began) as run:
+    with tracker.run(
+        EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, storage=config.storage
+    ) as run:
         with ProgressBar(config.name) as bar:
             cells = "0 grid cells"
 

@@ -1,4 +1,4 @@
-"""`his2lip track sync`: sends to MLflow what runs could not write while the store was away."""
+"""`his2lip track sync`: sends to MLflow what runs did not write: the store was away, or they were killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def sync_outboxes(
 ) -> None:
     """Send to MLflow what runs, sweeps and benchmarks could not write while it was away.
 
-    The command of a run does the same when it is repeated.
+    The command of a run does the same when it is repeated. A run whose command was killed, so that MLflow
+    still shows it as running, ends as killed at its latest record.
     """
     from his2lip.tracking import SUFFIX, Tracker, sync
 

@@ -56,7 +56,6 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
         with_absolute_paths,
     )
 
-    began = Path(asked.storage, "train", asked.name).exists()
     if "://" in asked.storage:
         check_writable(
             f"{asked.storage.rstrip('/')}/train", fix="set storage to a place that you can write to"
@@ -74,7 +73,13 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
     beside = Path(STORAGE if "://" in config.storage else config.storage, "train")
     with tracker.run(
-        EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh, began=began
+        EXPERIMENT,
+        config.name,
+        recorded(config),
+        tags=tags,
+        beside=beside,
+        storage=config.storage,
+        fresh=fresh,
     ) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with ProgressBar(config.name) as bar:

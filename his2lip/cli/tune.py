@@ -53,7 +53,6 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     from his2lip.training import caption_notes, estimate_run, open_data, terms_of_run
     from his2lip.tuning import gpus_of_sweep, run_sweep, training_objective
 
-    began = Path(config.storage, "tune", config.name).exists()
     if "://" in config.storage:
         check_writable(
             f"{config.storage.rstrip('/')}/tune", fix="set storage to a place that you can write to"
@@ -82,7 +81,13 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
     tags = {RUN_ID: run_id}
     beside = Path(STORAGE if "://" in config.storage else config.storage, "tune")
     with tracker.run(
-        EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh, began=began
+        EXPERIMENT,
+        config.name,
+        recorded(config),
+        tags=tags,
+        beside=beside,
+        storage=config.storage,
+        fresh=fresh,
     ) as run:
         with ProgressBar(config.name) as bar:
             ended = itertools.count(1)  # a trial that is repeated counts again

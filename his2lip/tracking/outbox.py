@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from his2lip.files import locked
 
 SUFFIX = ".mlflow.jsonl"  # of an outbox's file: STORAGE/train/NAME.DIGEST.mlflow.jsonl
 _SENT = "sent"  # an entry that says how many records a store has
+_AGAIN = ("artifact", "table")  # records of what changes under one name
 _log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -101,13 +103,26 @@ class Outbox:
         return min(self._sent.get(store, 0), len(self.records))
 
     def add(self, record: Record) -> None:
-        """Appends a record, unless the outbox has it. A command that adds nothing ends its run no later."""
+        """Appends a record, unless the outbox has it.
+
+        A command that adds nothing, or only writes files and columns again, ends its run no later.
+        """
         with self._writing:  # a mark that it was sent must come after it in the file
-            latest = self.records[-1] if self.records else {}
-            if record["what"] == "status" and record["status"] == latest.get("status"):
-                return
+            if record["what"] == "status":
+                again = list(itertools.takewhile(lambda each: each["what"] in _AGAIN, reversed(self.records)))
+                before = self.records[-1 - len(again)] if len(again) < len(self.records) else {}
+                if record["status"] == before.get("status"):
+                    if not again:
+                        return
+                    record = record | {"time": before["time"]}
             if (new := self._remember(record)) is not None:
                 self._append(new)
+
+    def end_killed(self) -> None:
+        """Ends the run of a killed command at its latest record, until a command resumes it."""
+        if self.records and self.records[-1]["what"] != "status":
+            time = max(record["time"] for record in self.records if "time" in record)
+            self.add({"what": "status", "status": "KILLED", "time": time})
 
     def mark_sent(self, store: str, count: int) -> None:
         """Records that `store` has the first `count` records."""
@@ -128,7 +143,7 @@ class Outbox:
             record = record | {"values": values}
             if not values:
                 return None
-        elif record["what"] not in ("status", "artifact", "table"):  # these change under one name
+        elif record["what"] not in ("status", *_AGAIN):
             key = digest({name: part for name, part in record.items() if name != "time"})
             if key in self._known:
                 return None

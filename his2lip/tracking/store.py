@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from his2lip.config import redacted
+from his2lip.config import digest, redacted
 from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
 from his2lip.mlflow_store import ARTIFACTS, relocate_store, sqlite_file, store_uri
@@ -19,7 +20,7 @@ from his2lip.runtime import refuse_job_copy
 from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import Run, now
 from his2lip.tracking.sender import Sender
-from his2lip.tracking.store_run import RUN_ID, StoreRun
+from his2lip.tracking.store_run import PLACE, RUN_ID, StoreRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -88,28 +89,31 @@ class Tracker:
         *,
         tags: Mapping[str, str],
         beside: str | Path,
+        storage: str = "",
         fresh: bool = False,
-        began: bool = True,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        tags    with `his2lip.run_id`, by which a run is found whose outbox is lost
-        beside  the folder of the outbox, from which a thread sends what the block writes
-        fresh   makes a new run; once it has finished, the one that it replaces and its children are deleted
-                (MLflow can restore them)
-        began   whether the folder of the run was there before. Where not, a run of that id is another
-                storage's, which is left alone
+        tags     with `his2lip.run_id`, by which a run in the same storage is found whose outbox is lost
+        beside   the folder of the outbox, from which a thread sends what the block writes
+        storage  the object store that has the run's files; otherwise they are in `beside`
+        fresh    makes a new run; once it has finished, the one that it replaces and its children are deleted
+                 (MLflow can restore them)
 
         Where the store is away at the end, a warning names the outbox; `sync` and the same command send the
         rest of it. Raises RunError where another command writes the same run.
         """
-        with Outbox.open(Path(beside, f"{name}.{tags[RUN_ID][:12]}{SUFFIX}"), fresh=fresh) as outbox:
+        run_id, place = tags[RUN_ID], f"{socket.gethostname()}:{Path(beside).resolve()}"
+        if "://" in storage:
+            place = redact(storage).rstrip("/")
+            run_id = digest([run_id, place])  # the outboxes of all object stores are in one folder
+        with Outbox.open(Path(beside, f"{name}.{run_id[:12]}{SUFFIX}"), fresh=fresh) as outbox:
             if not outbox.records:
                 outbox.add(
                     {
                         "what": "begin", "outbox": uuid.uuid4().hex, "experiment": experiment, "name": name,
-                        "config": redacted(dict(config)), "tags": dict(tags), "fresh": fresh, "time": now(),
-                        "began": began, "replaces": outbox.replaced,
+                        "config": redacted(dict(config)), "tags": {**tags, PLACE: place}, "fresh": fresh,
+                        "time": now(), "replaces": outbox.replaced,
                     }
                 )  # fmt: skip
             outbox.mark_sent(self.store, outbox.sent(self.store))  # so that `sync` knows whose they are
@@ -156,10 +160,12 @@ class Tracker:
 def sync(path: Path, tracker: Tracker) -> tuple[int, str | None]:
     """Sends what its store lacks of the outbox at `path`: (number of records sent, the outbox's store).
 
-    Nothing is sent where the outbox's store is another one. Raises RunError where a command is writing the
-    outbox, and TrackingError where the store does not take the records.
+    A run whose command was killed ends KILLED. Nothing is sent where the outbox's store is another one.
+    Raises RunError where a command is writing the outbox, and TrackingError where the store does not take the
+    records.
     """
     with Outbox.open(path) as outbox:
+        outbox.end_killed()
         sender = Sender(outbox, tracker.store, tracker.store_run)
         left = sender.left if outbox.store == tracker.store else 0
         try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
 OUTBOX = "his2lip.outbox"  # tag: the outbox that a run was written from
+PLACE = "his2lip.storage"  # tag: what has a run's files: MACHINE:FOLDER, or the address of an object store
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
 IDENTITY = "his2lip.checkpoint"  # tag of a promoted model: digest of a checkpoint's his2lip.json
@@ -41,8 +42,7 @@ class StoreRun:
         self.run_id = ""
         self.experiment_id = ""
         self._name = ""  # of the run
-        self._inputs: str | None = None  # the run's his2lip.run_id
-        self._storage: str | None = None  # the URI of the object store that has the run's files
+        self._inputs = self._place = ""  # the run's his2lip.run_id and his2lip.storage
         self._replaced: Collection[str] = ()  # outboxes whose runs are deleted once this one has finished
         self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
         self._points: dict[str, set[int]] | None = None  # of a run that another outbox had begun
@@ -70,22 +70,22 @@ class StoreRun:
         tags: Mapping[str, str],
         fresh: bool,
         time: int,
-        began: bool = True,
         replaces: Collection[str] = (),
+        began: bool = False,  # in outboxes of earlier versions
     ) -> None:
-        """Finds the run of this outbox; else, unless `fresh`, the latest with the same `his2lip.run_id`.
+        """Finds the run of this outbox; else, unless `fresh`, the latest of the same inputs and storage.
 
-        Where there is neither, it is created. Of runs on an object store, only those there count. Of others,
-        none counts unless this run `began` before: they are of another storage.
+        Where there is neither, it is created. A run of the same inputs in another storage, such as a
+        colleague's, is left alone.
         """
         self.experiment_id = self._experiment_of(experiment)
-        self._name, self._inputs, self._replaced = name, tags.get(RUN_ID), replaces
-        storage = str(config.get("storage"))
-        self._storage = _place(storage) if "://" in storage else None
+        self._name, self._replaced = name, replaces
+        self._inputs, self._place = tags[RUN_ID], tags.get(PLACE, "")
         found = self._latest(f"tags.`{OUTBOX}` = '{outbox}'")
         ours = found is not None
-        if found is None and not fresh and (began or self._storage):
-            found = max(self._others(), key=lambda run: run.info.start_time, default=None)
+        if found is None and not fresh:
+            here = [run for run in self._same_inputs() if run.data.tags.get(PLACE) == self._place]
+            found = max(here, key=lambda run: run.info.start_time, default=None)
             self._points = None if found is None else {}
         if found is None:
             new = self.client.create_run(
@@ -160,22 +160,15 @@ class StoreRun:
 
     def _remove_replaced(self) -> None:
         """Deletes the runs whose files `--fresh` removed, and their children."""
-        for other in self._others():
-            if self._storage or other.data.tags.get(OUTBOX) in self._replaced:
+        for other in self._same_inputs():
+            tags = other.data.tags
+            here = self._place == tags.get(PLACE) or tags.get(OUTBOX) in self._replaced
+            if here and other.info.run_id != self.run_id:
                 for run in (*self._search(f"tags.`{PARENT}` = '{other.info.run_id}'"), other):
                     self.client.delete_run(run.info.run_id)
 
-    def _others(self) -> list[Any]:
-        """Other runs of this `his2lip.run_id`; where this one is on an object store, those there."""
-        if self._inputs is None:
-            return []
-        found = self._search(f"tags.`{RUN_ID}` = '{self._inputs}'")
-        return [
-            run
-            for run in found
-            if run.info.run_id != self.run_id
-            and (not self._storage or _place(run.data.params.get("storage", "")) == self._storage)
-        ]
+    def _same_inputs(self) -> list[Any]:
+        return self._search(f"tags.`{RUN_ID}` = '{self._inputs}'")
 
     def child(
         self,
@@ -316,11 +309,6 @@ class StoreRun:
         newest = ["attributes.start_time DESC"]
         found = self.client.search_runs([self.experiment_id], filters, max_results=1, order_by=newest)
         return found[0] if found else None
-
-
-def _place(storage: str) -> str:
-    """A storage as a run's parameter names it."""
-    return redact(storage).rstrip("/")
 
 
 def _log_params(

@@ -102,6 +102,24 @@ def test_a_finished_run_that_is_reported_again_keeps_the_time_of_its_end(
     assert ends[0].end_time == ends[1].end_time < ends[2].end_time
 
 
+def test_pages_and_columns_that_are_written_again_leave_the_end_of_a_benchmark(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    ends = []
+    for text in ("old", "new"):
+        page.write_text(text)
+        with tracker.run("his2lip-benchmark", "page", {}, tags={RUN_ID: "page"}, beside=tmp_path) as run:
+            run.metrics({"mean": 0.5})
+            run.artifact(page)
+            run.table([], sort="mean")
+        ends.append(stored(tracker, "page")[0].info)
+    assert [end.status for end in ends] == ["FINISHED"] * 2
+    assert ends[0].end_time == ends[1].end_time
+    shown = mlflow.artifacts.load_text(f"{ends[1].artifact_uri}/report.html")
+    assert shown == "new"
+
+
 def test_a_run_without_its_outbox_is_continued_without_points_that_it_has(
     tracker: Tracker, tmp_path: Path
 ) -> None:
@@ -127,18 +145,22 @@ def test_a_fresh_start_makes_a_new_mlflow_run_that_later_calls_continue(
 
 
 @pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
 def test_a_sweep_leaves_the_run_of_the_same_sweep_in_another_storage_alone(
-    tracker: Tracker, tmp_path: Path, fresh: bool
+    tracker: Tracker, tmp_path: Path, fresh: bool, lost: bool
 ) -> None:
-    """The second storage's sweep would delete the trials of the first, and with --fresh its run."""
-    name = f"shared-{fresh}"
-    for storage, value, again in (("a", 0.1, False), ("b", 0.2, fresh), ("a", 0.1, False)):
+    """The second storage's sweep would delete the trials of the first, and with --fresh its run.
+
+    So would the first, where it has lost its outbox and the latest run of the same inputs is the second's.
+    """
+    name = f"shared-{fresh}-{lost}"
+    for storage, value, again in (("a", 0.1, False), ("b'\"", 0.2, fresh), ("a", 0.1, False)):
         beside = tmp_path / storage
-        began = beside.exists()
         beside.mkdir(exist_ok=True)
-        with tracker.run(
-            "his2lip-tune", name, {}, tags={RUN_ID: name}, beside=beside, fresh=again, began=began
-        ) as run:
+        for outbox in beside.glob(f"*{SUFFIX}"):
+            if lost:
+                outbox.unlink()
+        with tracker.run("his2lip-tune", name, {}, tags={RUN_ID: name}, beside=beside, fresh=again) as run:
             run.keep_children([storage])
             run.trial(storage, "trial 0", params={}, metrics={"f1": value})
             run.metrics({"best/f1": value})
@@ -152,7 +174,7 @@ def test_a_sweep_leaves_the_run_of_the_same_sweep_in_another_storage_alone(
 def test_a_sweep_on_an_object_store_continues_its_run_from_another_machine(
     tracker: Tracker, tmp_path: Path
 ) -> None:
-    """Each machine has an outbox of its own; another object store has other files."""
+    """Each machine has one folder with the outboxes of all object stores; another store has other files."""
     calls = (
         ("one", "s3://a", False),
         ("two", "s3://a/", False),
@@ -161,12 +183,11 @@ def test_a_sweep_on_an_object_store_continues_its_run_from_another_machine(
     )
     counts = []
     for number, (machine, storage, fresh) in enumerate(calls):
-        beside = tmp_path / machine / storage.strip("/")[-1]
-        beside.mkdir(parents=True, exist_ok=True)
+        beside = tmp_path / machine
+        beside.mkdir(exist_ok=True)
         with tracker.run(
-            "his2lip-tune", "far", {"storage": storage}, tags={RUN_ID: "far"}, beside=beside, fresh=fresh,
-            began=False,
-        ) as run:  # fmt: skip
+            "his2lip-tune", "far", {}, tags={RUN_ID: "far"}, beside=beside, storage=storage, fresh=fresh
+        ) as run:
             run.trial(f"far/{number}", f"trial {number}", params={}, metrics={"f1": 0.1})
         counts.append(sorted(len(children(tracker, found)) for found in stored(tracker, "far")))
     assert counts == [[1], [2], [1, 2], [1, 1]]
@@ -178,7 +199,8 @@ def test_a_sweep_that_is_repeated_without_its_folder_leaves_no_trial_of_the_firs
     tree = {"name": "again", "train": {}, "space": {"x": {"kind": "uniform", "low": 0.0, "high": 1.0}}}
     config = validate(SweepConfig, tree)
     for values in ((0.1, 0.2, 0.3), (0.4, 0.5)):
-        folder = tmp_path / str(len(values))
+        folder = tmp_path / "runs"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         url = f"sqlite:///{folder}/study.db"
         study = open_study(config, url, inputs={})
@@ -411,6 +433,39 @@ def test_what_a_server_that_stays_away_did_not_get_is_sent_by_track_sync(
     with tracker.run("his2lip-here", "x", {"a": 1}, tags={RUN_ID: "here"}, beside=tmp_path) as run:
         write_all(run)
     assert content(tracker, "gone") == content(tracker, "here")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_track_sync_ends_the_run_of_a_killed_command(tracker: Tracker, tmp_path: Path, resumed: bool) -> None:
+    name = f"killed-{resumed}"
+    script = f"""
+import os, signal
+from his2lip.tracking.store import Tracker
+with Tracker.open().run(
+    "his2lip-train", {name!r}, {{}}, tags={{"his2lip.run_id": {name!r}}}, beside={str(tmp_path / "train")!r}
+) as run:
+    run.metrics({{"loss": 0.5}}, step=1)
+    run.sender.finish_sending(20)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "train").mkdir()
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    (begun,) = stored(tracker, name)
+    assert begun.info.status == "RUNNING"
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["track", "sync", "--storage", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        (ended,) = stored(tracker, name)
+        assert (ended.info.status, ended.info.end_time) == (
+            "KILLED",
+            tracker.client.get_metric_history(ended.info.run_id, "loss")[0].timestamp,
+        )
+    if resumed:
+        with tracker.run("his2lip-train", name, {}, tags={RUN_ID: name}, beside=tmp_path / "train") as run:
+            run.metrics({"loss": 0.25}, step=2)
+        (ended,) = stored(tracker, name)
+        assert ended.info.status == "FINISHED"
+        assert curve(tracker, ended, "loss") == [(1, 0.5), (2, 0.25)]
 
 
 def test_a_sqlite_store_that_another_process_locks_stops_no_work(
