@@ -25,8 +25,9 @@ from his2lip.errors import DatasetError, His2lipError, StorageError, first_line
 
 T = TypeVar("T")
 _ANSWER_S = 5.0  # to wait for a server to answer at all
+_MOMENT_S = 1.0  # for which a lock may be taken without that its owner works
 _OWNER = ".owner"  # the file in a temporary folder that its process has locked
-TAKEN = ".old.tmp"  # end of the name of what only has to be removed
+_TAKEN = ".old.tmp"  # end of the name of what only has to be removed
 _COPY_BYTES = 8 << 20  # that are copied at a time
 _AGAIN_S = (1.0, 5.0, 25.0, 60.0)  # waits before a store that failed is tried again
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's own
@@ -63,16 +64,19 @@ _LITTER = (
 def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
     """Runs the block while this process has the file `lock`, created with its folder where it is missing.
 
-    The system releases the lock when the process ends, also when it is killed. Where another process has it,
-    `busy` is raised; without `busy`, this call waits. On a file system without locks the block runs unlocked.
-    Raises OSError where the file cannot be created.
+    The system releases the lock when the process ends, also when it is killed. Where another process has it
+    for longer than `is_locked` and `gc --remove` have one, `busy` is raised; without `busy`, this call waits.
+    On a file system without locks the block runs unlocked. Raises OSError where the file cannot be created.
     """
     from filelock import FileLock, Timeout
 
-    file = FileLock(lock, timeout=-1 if busy is None else 0, fallback_to_soft=False)
+    file = FileLock(lock, timeout=-1 if busy is None else _MOMENT_S, fallback_to_soft=False)
     with ExitStack() as stack:
         try:
-            stack.enter_context(file)
+            try:
+                stack.enter_context(file)
+            except (FileNotFoundError, FileExistsError):  # gc has removed the folder meanwhile
+                stack.enter_context(file)
         except Timeout:
             assert busy is not None
             raise busy from None
@@ -80,6 +84,20 @@ def locked(lock: Path, *, busy: His2lipError | None = None) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
         yield
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether another process has the lock of this file, which need not exist. Nothing is written."""
+    import fcntl
+
+    try:
+        with lock.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    return False
 
 
 def own_folder() -> Path:
@@ -228,11 +246,18 @@ def below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield path, path.lstat()
 
 
-def discard(path: Path) -> None:
-    """Removes a file or folder where there is one, renamed first: no process finds or fills half of it."""
-    taken = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex[:8]}{TAKEN}")
+def set_aside(path: Path) -> Path:
+    """The name of what only has to be removed, which a file or folder gets where there is one."""
+    taken = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex[:8]}{_TAKEN}")
     with suppress(FileNotFoundError):
         path.rename(taken)
+    return taken
+
+
+def discard(path: Path) -> None:
+    """Removes a file or folder where there is one, renamed first: no process finds or fills half of it."""
+    taken = path if path.name.endswith(_TAKEN) else set_aside(path)
+    with suppress(FileNotFoundError):
         shutil.rmtree(taken) if taken.is_dir() and not taken.is_symlink() else taken.unlink()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from his2lip.config import read_yaml
 from his2lip.errors import ConfigError, His2lipError, RunError
 from his2lip.evaluation import read_results, read_tasks
-from his2lip.files import below, discard, locked
+from his2lip.files import below, discard, is_locked, set_aside
 from his2lip.models import folder_of, previous_folder
 from his2lip.training import RunDir
 
@@ -24,8 +24,9 @@ DEFAULT: tuple[Kind, ...] = ("checkpoint", "run", "leftover")
 KINDS: tuple[Kind, ...] = (*DEFAULT, "features", "copy")  # the last two cost work or a download to have again
 _OURS = ("train", "tune", "benchmark", "shards", "captions", "registered")  # of a storage, beside its cache
 # Names that we write: of files, and of the folders of checkpoints that were being written or fetched.
-_LEFT = re.compile(r"\.[0-9a-f]{32}\.tmp$|^part-[0-9a-f]{32}\.parquet\.damaged$")
-_LEFT_FOLDER = re.compile(r"^\..+\.[0-9a-f]{8}(?:\.old)?\.tmp$|^\.fetch-")
+_SET_ASIDE = r"^\..+\.[0-9a-f]{8}\.old\.tmp$"
+_LEFT = re.compile(rf"{_SET_ASIDE}|\.[0-9a-f]{{32}}\.tmp$|^part-[0-9a-f]{{32}}\.parquet\.damaged$")
+_LEFT_FOLDER = re.compile(rf"{_SET_ASIDE}|^\..+\.[0-9a-f]{{8}}\.tmp$|^\.fetch-")
 _LOCK = ".lock"  # of a run
 _BEING_WRITTEN_S = 3600.0  # younger temporary files may belong to a process at work
 
@@ -91,7 +92,9 @@ def remove(item: Item) -> None:
         state = run.read()
         if state is None or (state["status"] == "finished") != (item.kind == "checkpoint"):
             raise RunError("a command has used this meanwhile", where=item.path, fix="run gc again")
-        discard(item.path)
+        taken = set_aside(item.path)
+        (taken / _LOCK).unlink(missing_ok=True)  # of a run: who opened it meanwhile sees that it is gone
+    discard(taken)
 
 
 def _named(storage: Path) -> set[str] | None:
@@ -151,7 +154,7 @@ def _features(cache: Path, storages: Sequence[Path], now: float) -> Iterator[Ite
 
 def _checkpoints(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:
     for run, state in _runs(storage):
-        if "result" not in state or not run.best.is_dir() or _busy(run):
+        if "result" not in state or not run.best.is_dir() or is_locked(run.path / _LOCK):
             continue
         for path in (run.last, *map(previous_folder, (run.last, run.best))):  # a kill in a save leaves these
             if path.is_dir() and not path.is_symlink() and path.resolve() not in needed:
@@ -161,7 +164,7 @@ def _checkpoints(storage: Path, needed: Collection[Path], now: float) -> Iterato
 def _unfinished(storage: Path, needed: Collection[Path], now: float) -> Iterator[Item]:
     for run, state in _runs(storage):
         inside = any(path.is_relative_to(run.path.resolve()) for path in needed)
-        if state.get("status") != "finished" and not inside and not _busy(run):
+        if state.get("status") != "finished" and not inside and not is_locked(run.path / _LOCK):
             yield _item("run", run.path, now, "unfinished")
 
 
@@ -185,17 +188,6 @@ def _runs(storage: Path) -> Iterator[tuple[RunDir, dict[str, Any]]]:
             continue
         if state is not None:
             yield run, state
-
-
-def _busy(run: RunDir) -> bool:
-    lock = run.path / _LOCK
-    if not lock.exists():
-        return False
-    try:
-        with locked(lock, busy=RunError("in use")):
-            return False
-    except RunError:
-        return True
 
 
 def _folders(parent: Path) -> list[Path]:

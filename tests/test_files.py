@@ -62,6 +62,22 @@ def test_without_an_error_the_call_waits_until_the_lock_is_free(tmp_path):
     assert waiter.returncode == 0
 
 
+def test_a_lock_is_made_again_where_its_folder_is_removed_while_a_command_waits_for_it(tmp_path):
+    lock, entered = tmp_path / "run/lock", []
+
+    def enter() -> None:
+        with locked(lock):
+            entered.append(lock.exists())
+
+    waiter = threading.Thread(target=enter)
+    with locked(lock):
+        waiter.start()
+        waiter.join(timeout=0.5)  # it waits
+        discard(lock.parent)
+    waiter.join()
+    assert entered == [True]
+
+
 def test_a_lock_is_free_again_after_the_block_also_when_it_raises(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock", busy=RunError("busy")):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,13 @@ from his2lip.tracking.store import Tracker
 from his2lip.training.run_directory import RunDir
 
 DAY = 86_400.0
+LISTER = """
+import pathlib, sys
+from his2lip.housekeeping import superfluous
+print("lists", flush=True)
+for _ in range(500):
+    superfluous(pathlib.Path(sys.argv[1]), days=7, needed=())
+"""
 LEFT = f"part-2.parquet.{'a' * 32}.tmp"
 
 
@@ -76,7 +85,7 @@ def test_what_no_result_needs_is_listed_and_nothing_else(storage: Path) -> None:
     assert listed(storage, now=time.time() + 8 * DAY) - listed(storage) == {("run", "train/new")}
 
 
-def test_checkpoints_that_a_killed_command_was_writing_or_fetching_are_leftovers(storage: Path) -> None:
+def test_what_a_killed_command_was_writing_fetching_or_removing_is_a_leftover(storage: Path) -> None:
     left = {
         "train/done/.last.0123abcd.tmp",
         "tune/s/trials/7/.best.0123abcd.old.tmp",
@@ -85,7 +94,10 @@ def test_checkpoints_that_a_killed_command_was_writing_or_fetching_are_leftovers
     for place in left:
         (storage / place / "checkpoint").mkdir(parents=True)
         (storage / place / "checkpoint/model.safetensors").write_bytes(bytes(1000))
+    file = "train/done/.run.json.0123abcd.old.tmp"  # of `run.json`, which --fresh was about to remove
+    (storage / file).touch()
     before = listed(storage)
+    left.add(file)
     for place in left:
         _age(storage / place, 1)
     assert listed(storage) - before == {("leftover", place) for place in left}
@@ -177,6 +189,18 @@ def test_a_run_that_a_command_has_locked_is_kept(storage: Path) -> None:
     assert ("run", "train/old") in listed(storage)
     (storage / "train/old/.lock").touch()  # as some versions of filelock do where the lock is only tried
     assert ("run", "train/old") in listed(storage)
+
+
+def test_a_command_that_starts_while_gc_lists_is_not_refused(storage: Path) -> None:
+    run = RunDir(storage / "train/old")
+    with run.locked():
+        pass
+    with subprocess.Popen([sys.executable, "-c", LISTER, str(storage)], stdout=subprocess.PIPE) as lister:
+        assert lister.stdout is not None
+        lister.stdout.readline()
+        while lister.poll() is None:
+            with run.locked():
+                pass
 
 
 def test_features_are_kept_where_a_leaderboard_cannot_be_read(storage: Path) -> None:

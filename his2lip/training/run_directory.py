@@ -15,7 +15,6 @@ from typing import Any
 from his2lip.config import digest, sealed, unsealed
 from his2lip.errors import CheckpointError, RunError
 from his2lip.files import (
-    TAKEN,
     discard,
     fetch_file,
     filesystem,
@@ -104,7 +103,6 @@ class RunDir:
 
         The system releases the lock when the process ends, also when it is killed.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         busy = RunError(
             "another command is running this run",
             where=self.path,
@@ -129,16 +127,14 @@ class RunDir:
                     discard(path)
 
     def remove_unfinished(self) -> None:
-        """Removes checkpoints that a killed process had not finished writing.
+        """Removes what a killed process had not finished writing or removing.
 
-        A worker that outlives its driver may be about to give one its name. It is renamed first: the worker
-        then fails, or has its whole checkpoint, which is left alone.
+        A worker that outlives its driver may be about to give a checkpoint its name. It is renamed first: the
+        worker then fails, or has its whole checkpoint, which is left alone.
         """
         for path in self.path.glob(".*.tmp"):
-            taken = path if path.name.endswith(TAKEN) else path.with_name(path.name[: -len(".tmp")] + TAKEN)
             with suppress(OSError):
-                path.rename(taken)
-                shutil.rmtree(taken, ignore_errors=True)
+                discard(path)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,6 @@ class SweepDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the sweep against a second command. Raises RunError where another one has the lock."""
-        self.path.mkdir(parents=True, exist_ok=True)
         busy = RunError(
             "this sweep is being run by another process", where=self.shared, fix="wait for it, or stop it"
         )

@@ -132,8 +132,11 @@ def test_fresh_removes_all_files_of_the_earlier_run(run: RunDir) -> None:
 def test_unfinished_checkpoint_is_removed(run: RunDir) -> None:
     start(run, made())
     (run.path / ".last.1234.tmp").mkdir()
+    (run.path / ".best.0123abcd.old.tmp").mkdir()
+    (run.path / ".train.log.0123abcd.old.tmp").touch()
     save_resume(run.last / "resume", ResumeState(step=1, optimizer={}))
     start(run, made())
+    assert not list(run.path.glob(".*.tmp"))
     assert [p.name for p in run.path.iterdir() if p.is_dir()] == ["last"]
 
 
