@@ -412,16 +412,23 @@ def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a 
     `what` names the content. Raises StorageError where the disk is full.
     """
     with writing(what, path):
-        system.create_dir(path.rpartition("/")[0], recursive=True)
-        waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
         try:
-            with system.open_output_stream(waiting) as out:
-                out.write(data)
-            system.move(waiting, path)
-        except BaseException:
-            with suppress(OSError):  # it is not there, or the store does not answer
-                system.delete_file(waiting)
-            raise
+            _write_file(system, path, data)
+        except FileNotFoundError:  # gc has removed its folder meanwhile
+            _write_file(system, path, data)
+
+
+def _write_file(system: fs.FileSystem, path: str, data: bytes) -> None:
+    system.create_dir(path.rpartition("/")[0], recursive=True)
+    waiting = f"{path}.{uuid.uuid4().hex}.tmp"  # two that write the same file do not meet
+    try:
+        with system.open_output_stream(waiting) as out:
+            out.write(data)
+        system.move(waiting, path)
+    except BaseException:
+        with suppress(OSError):  # it is not there, or the store does not answer
+            system.delete_file(waiting)
+        raise
 
 
 @contextmanager

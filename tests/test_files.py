@@ -142,6 +142,24 @@ def test_a_folder_that_another_process_creates_meanwhile_is_listed(tmp_path: Pat
     creator.join()
 
 
+def test_a_file_whose_folder_is_removed_while_it_is_written_is_written_again(tmp_path: Path) -> None:
+    system, folder, number = fs.LocalFileSystem(), tmp_path / "features", 1000
+    asked, removed = threading.Semaphore(0), threading.Semaphore(0)
+
+    def remove() -> None:
+        for _ in range(number):
+            asked.acquire()
+            discard(folder)
+            removed.release()
+
+    # Most folders are removed between their creation and the renaming of the file.
+    threading.Thread(target=remove, daemon=True).start()
+    for _ in range(number):
+        asked.release()
+        write_file(system, f"{folder}/part", b"content")
+        removed.acquire()
+
+
 _MAKES_AND_REMOVES = """
 import pathlib, shutil, sys
 folder = pathlib.Path(sys.argv[1])
