@@ -42,7 +42,8 @@ class StoreRun:
         self.run_id = ""
         self.experiment_id = ""
         self._name = ""  # of the run
-        self._inputs = self._place = ""  # the run's his2lip.run_id and his2lip.storage
+        self._inputs: str | None = None  # the run's his2lip.run_id; a promotion has none
+        self._place: str | None = None  # its his2lip.storage
         self._replaced: Collection[str] = ()  # outboxes whose runs are deleted once this one has finished
         self._children: dict[str, tuple[str, str]] | None = None  # his2lip.run_id -> (MLflow's id, status)
         self._points: dict[str, set[int]] | None = None  # of a run that another outbox had begun
@@ -80,7 +81,7 @@ class StoreRun:
         """
         self.experiment_id = self._experiment_of(experiment)
         self._name, self._replaced = name, replaces
-        self._inputs, self._place = tags[RUN_ID], tags.get(PLACE, "")
+        self._inputs, self._place = tags.get(RUN_ID), tags.get(PLACE)
         found = self._latest(f"tags.`{OUTBOX}` = '{outbox}'")
         ours = found is not None
         if found is None and not fresh:
@@ -168,6 +169,8 @@ class StoreRun:
                     self.client.delete_run(run.info.run_id)
 
     def _same_inputs(self) -> list[Any]:
+        if self._inputs is None:
+            return []
         return self._search(f"tags.`{RUN_ID}` = '{self._inputs}'")
 
     def child(
