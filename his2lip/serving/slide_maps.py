@@ -133,8 +133,7 @@ def stated(reading: SlideReading, question: Question) -> list[str]:
 def _covered(reading: SlideReading, colours: np.ndarray) -> np.ndarray:
     """The thumbnail, uint8 (h, w, 3), with the colours of the tiles, uint8 (T, 3), over it."""
     picture = reading.thumbnail.astype(np.float32)
-    factor = picture.shape[1] / reading.width  # thumbnail pixels per level-0 pixel
-    boxes = tile_boxes(reading.places, reading.side, factor=factor)
+    boxes = tile_boxes(reading.places, reading.side, downsample=reading.downsample)
     for ((left, top), (right, bottom)), colour in zip(boxes, colours, strict=True):
         tile = picture[top:bottom, left:right]
         tile += _COVER * (colour.astype(np.float32) - tile)
@@ -146,7 +145,7 @@ def _scale_bar(
     reading: SlideReading, width: int, top: int,
 ) -> None:  # fmt: skip
     """Draws the longest of `_BARS_UM` that is at most a third of the picture's width."""
-    um_per_pixel = reading.mpp * reading.width / width
+    um_per_pixel = reading.mpp * reading.downsample
     length = max((um for um in _BARS_UM if um / um_per_pixel <= width / 3), default=_BARS_UM[0])
     end = 8 + round(length / um_per_pixel)
     draw.line((8, top + 10, end, top + 10), fill="black", width=4)

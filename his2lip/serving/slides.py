@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from his2lip.data.cards import MAX_MPP, MIN_MPP
-from his2lip.data.images import Slide, Tiling, look_at, open_slide, tile_places, tissue_mask
+from his2lip.data.images import (
+    Slide,
+    Tiling,
+    look_at,
+    open_slide,
+    overview_downsample,
+    tile_places,
+    tissue_mask,
+)
 from his2lip.errors import ImageError
 from his2lip.evaluation import Scores, dab_area
 from his2lip.serving import gates
@@ -57,6 +65,11 @@ class SlideReading:
     force: bool
     whole: dict[str, Answer]
     thumbnail: np.ndarray
+
+    @property
+    def downsample(self) -> float:
+        """Level-0 pixels per pixel of the thumbnail."""
+        return overview_downsample(self.thumbnail, self.width, self.height)
 
     def answers(self, question: Question) -> Iterator[Answer]:
         """The answer for each tile."""
@@ -124,7 +137,8 @@ def read_slide(
         thumbnail = slide.overview(_THUMBNAIL)
         scale = Scale.of(file=slide.mpp, option=slide_mpp)
         look = look_at(thumbnail)
-        coverage = _coverage(thumbnail, places, side, width=slide.width)
+        downsample = overview_downsample(thumbnail, slide.width, slide.height)
+        coverage = _coverage(thumbnail, places, side, downsample=downsample)
         shown = f"{scale}; read in tiles of {size} px at {mpp:g} µm per pixel"
         far = tiles.far.mean()
         familiarity = classifier.history.distance(None)
@@ -274,17 +288,17 @@ def _whole(
     return next(answers(uncalibrated, scores, [check], force=classifier.force))
 
 
-def _coverage(thumbnail: np.ndarray, places: np.ndarray, side: int, *, width: int) -> float:
+def _coverage(thumbnail: np.ndarray, places: np.ndarray, side: int, *, downsample: float) -> float:
     """The share of the tissue in the thumbnail, uint8 (h, w, 3), that lies in the tiles at `places`."""
     tissue = tissue_mask(thumbnail)
     covered = np.zeros(tissue.shape, dtype=bool)
-    for (left, top), (right, bottom) in tile_boxes(places, side, factor=thumbnail.shape[1] / width):
+    for (left, top), (right, bottom) in tile_boxes(places, side, downsample=downsample):
         covered[top:bottom, left:right] = True
     return float((tissue & covered).sum() / max(1, tissue.sum()))
 
 
-def tile_boxes(places: np.ndarray, side: int, *, factor: float) -> Iterator[tuple[list[int], list[int]]]:
-    """(left, top) and (right, bottom) of each tile in a picture of `factor` pixels per level-0 pixel."""
-    corners = np.stack([places, places + side], axis=1) * factor
+def tile_boxes(places: np.ndarray, side: int, *, downsample: float) -> Iterator[tuple[list[int], list[int]]]:
+    """(left, top) and (right, bottom) of each tile in a picture, of `downsample` level-0 pixels per pixel."""
+    corners = np.stack([places, places + side], axis=1) / downsample
     for (left, top), (right, bottom) in corners.round().astype(int).tolist():
         yield [left, top], [max(right, left + 1), max(bottom, top + 1)]

@@ -219,6 +219,26 @@ def test_a_map_colours_the_tiles_and_not_the_glass(reading: SlideReading) -> Non
     assert (page[: int(100 * scale), : reading.thumbnail.shape[1]] == 243).all()
 
 
+def test_the_tissue_at_the_end_of_a_long_narrow_slide_is_tiled_and_coloured(
+    real_ihc: np.ndarray, tmp_path: Path, model: DualEncoder
+) -> None:
+    """As of a needle biopsy. The sides of an overview are rounded up."""
+    glass = np.full((20_000, 305, 3), 243, np.uint8)
+    top, bottom = 19_456, 19_712
+    glass[top:bottom] = real_ihc[:256, :305]
+    write_pyramid(tmp_path / "biopsy.tiff", glass, mpp=0.25)
+    found = read_slide(tmp_path / "biopsy.tiff", Classifier(model), size=128, mpp=0.25)
+    assert set(map(tuple, found.places.tolist())) == {(x, y) for x in (0, 128) for y in (top, top + 128)}
+    picture = found.thumbnail
+    page = np.asarray(draw_classes(found, found.questions[0]))[: picture.shape[0], : picture.shape[1]]
+    rows = np.flatnonzero((page != picture).any(axis=(1, 2)))
+    ends = np.array([top, bottom]) * picture.shape[0] / 20_000
+    assert [int(rows.min()), int(rows.max()) + 1] == pytest.approx(ends.tolist(), abs=1)
+    tissue = tissue_mask(glass[top:bottom])
+    share = float(found.whole["tissue"].basis.coverage.partition("%")[0])
+    assert share == pytest.approx(100 * tissue[:, :256].sum() / tissue.sum(), abs=5)
+
+
 def test_one_colour_means_one_similarity_on_every_slide(
     reading: SlideReading, slide: Path, model: DualEncoder
 ) -> None:

@@ -8,6 +8,7 @@ from .slides import PlainSlide as PlainSlide
 from .slides import Slide as Slide
 from .slides import around as around
 from .slides import open_slide as open_slide
+from .slides import overview_downsample as overview_downsample
 from .slides import slide_tiles as slide_tiles
 from .slides import tile_places as tile_places
 from .stain_detection import LEAST_TISSUE as LEAST_TISSUE

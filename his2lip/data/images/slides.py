@@ -218,7 +218,7 @@ def _tissue_share(slide: Slide, side: int) -> np.ndarray:
     """float (rows, columns): the share of tissue in each tile of a grid, from an overview of the slide."""
     overview = slide.overview(_OVERVIEW)
     mask = tissue_mask(overview).astype(np.float32)
-    downsample = slide.width / overview.shape[1]
+    downsample = overview_downsample(overview, slide.width, slide.height)
     rows, columns = slide.height // side, slide.width // side
     share = np.zeros((rows, columns))
     for row, column in np.ndindex(rows, columns):
@@ -228,6 +228,14 @@ def _tissue_share(slide: Slide, side: int) -> np.ndarray:
         visible = mask[top:bottom, left:right]
         share[row, column] = visible.mean() if visible.size else 0
     return share
+
+
+def overview_downsample(overview: np.ndarray, width: int, height: int) -> float:
+    """Level-0 pixels per pixel of the overview (h, w, 3) of a slide of `width` x `height` px.
+
+    The sides of an overview are rounded up, which distorts the ratio of the shorter sides of a long strip.
+    """
+    return max(width, height) / max(overview.shape[:2])
 
 
 def _resized(pixels: np.ndarray, out: int) -> np.ndarray:
