@@ -23,7 +23,7 @@ from his2lip.cli.options import (
     split_names,
 )
 from his2lip.cli.registry import command
-from his2lip.errors import ConfigError
+from his2lip.errors import ConfigError, RunError
 from his2lip.resources import STORAGE, find
 
 if TYPE_CHECKING:
@@ -207,18 +207,31 @@ def _show_verified(found: Verified) -> None:
 def run_benchmark(config: BenchmarkConfig, *, datasets: list[str] | None = None) -> GridResult:
     """Runs the grid, records it in MLflow and writes its pages; failures are printed, not raised.
 
-    With `datasets`, only these are scored, and the leaderboard keeps its rows of the others.
+    With `datasets`, only these are scored, and the leaderboard keeps its rows of the others. Raises RunError
+    where another command runs a benchmark in the same folder; an object store has no locks.
     """
-    from his2lip.config import digest, recorded
-    from his2lip.evaluation import check_inputs, run_grid
-    from his2lip.files import at_hand, check_writable
-    from his2lip.models import is_registered
-    from his2lip.runtime import start_ray
-    from his2lip.tracking import RUN_ID, Tracker
+    from his2lip.evaluation import check_inputs
+    from his2lip.files import check_writable, locked
 
     check_writable(config.folder, fix="set storage to a folder that you can write to")
     check_writable(config.cache, fix="set cache to a folder that you can write to")
     check_inputs(config, datasets=datasets)
+    if "://" in config.folder:
+        return _run_benchmark(config, datasets)
+    what, fix = "another command is running this benchmark", "wait for it, or give this one another name"
+    busy = RunError(what, where=config.folder, key="name", fix=fix)
+    with locked(Path(config.folder, ".lock"), busy=busy):
+        return _run_benchmark(config, datasets)
+
+
+def _run_benchmark(config: BenchmarkConfig, datasets: list[str] | None) -> GridResult:
+    from his2lip.config import digest, recorded
+    from his2lip.evaluation import run_grid
+    from his2lip.files import at_hand
+    from his2lip.models import is_registered
+    from his2lip.runtime import start_ray
+    from his2lip.tracking import RUN_ID, Tracker
+
     tracker = Tracker.open(needed=any(is_registered(model.path) for model in config.models))
     config = _with_local_models(config)
     _show_licences(config)

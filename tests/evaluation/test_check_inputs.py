@@ -11,11 +11,13 @@ import ray
 from typer.testing import CliRunner
 
 from his2lip.cli.app import app
+from his2lip.cli.benchmark import run_benchmark
 from his2lip.config import unsealed, validate
 from his2lip.data.shards.reader import ShardSet
-from his2lip.errors import CheckpointError, ConfigError, DatasetError, ModelError
+from his2lip.errors import CheckpointError, ConfigError, DatasetError, ModelError, RunError
 from his2lip.evaluation.config import BenchmarkConfig
 from his2lip.evaluation.grid_plans import check_inputs, plan_cells
+from his2lip.files import locked
 from his2lip.models.load import check_model_name
 
 Write = Callable[..., ShardSet]
@@ -37,6 +39,15 @@ def test_a_benchmark_without_any_prepared_dataset_ends_before_any_work(tmp_path:
     assert (error.where, error.key) == (f"{tmp_path}/mist", "datasets")
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert ray.is_initialized() == was_started
+
+
+def test_a_second_benchmark_of_the_same_folder_is_refused_while_the_first_one_runs(
+    write_shards: Write, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, models=["tiny"], datasets={"toy": write_shards().uri})
+    with locked(Path(config.folder, ".lock")), pytest.raises(RunError) as refused:
+        run_benchmark(config)
+    assert (refused.value.where, refused.value.key) == (config.folder, "name")
 
 
 def test_a_part_of_the_datasets_is_enough(write_shards: Write, tmp_path: Path) -> None:
