@@ -109,7 +109,7 @@ def contents(config: TrainConfig, shards: ShardSet, bank: CaptionBank) -> dict[t
     """(key, place) of shards, captions and first weights -> the digest of what this process finds there."""
     return {
         ("data.shards", config.data.shards): shards.digest,
-        ("data.captions", config.data.captions): replace(bank, missing="drop").digest,
+        ("data.captions", config.data.captions): replace(bank, missing="drop", staining="follow").digest,
         ("model.backbone", config.model.backbone): weights_identity(config.model.backbone),
     }
 

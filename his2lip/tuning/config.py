@@ -94,7 +94,8 @@ class SweepConfig(Config):
     scheduler: SchedulerConfig = SchedulerConfig()
     metric: str | Annotated[tuple[str, ...], Field(min_length=1)] = "select/macro_f1"
     """The metric to optimise: select/macro_f1, select/retrieval or select/loss. The value of a trial is that
-    of its best report. A list of two optimises both; the best report is then by the first."""
+    of its best report. A list of two optimises both; the best report is then by the first. select/loss needs
+    a space that leaves the loss and the select batches as they are, data.batch_size above all."""
     mode: Literal["max", "min"] = "max"
     """Whether the largest or the smallest metric is the best."""
     split: str = "select"

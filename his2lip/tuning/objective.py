@@ -35,6 +35,23 @@ SELECT_BY: dict[str, SelectBy] = {
     "select/loss": "loss",
 }
 
+# Options that are one for all trials, each with the option of the sweep that sets it.
+_OF_THE_SWEEP = {
+    "data.select": "split",
+    "checkpoint.select_by": "metric",
+    "data.protocol": "train.data.protocol",
+    "data.select_captions": "train.data.select_captions",
+}
+# Options of the data that do not change the batches of the select split, whose loss is measured: the loss of
+# N pairs is near log N, and depends on their captions.
+_OF_TRAINING = (
+    "data.split",
+    "data.balance",
+    "data.augment.",
+    "data.caption_dropout",
+    "data.loader",
+    "data.decode_threads",
+)
 _PLACES = ("data.shards", "data.captions", "model.backbone")  # options whose values may be paths
 
 
@@ -213,7 +230,11 @@ def _base(config: SweepConfig) -> TrainConfig:
     if by_loss and len(config.metrics) > 1:
         what = "select/loss is minimised and the other metrics are maximised"
         raise ConfigError(what, where=config.name, key="metric", fix="leave select/loss out")
-    varied = [key for key in config.dimensions if key.startswith("loss.")]
+    for key in config.dimensions:
+        if (own := _OF_THE_SWEEP.get(key)) is not None:
+            what = f"'{key}' is one for all trials, so the space cannot vary it"
+            raise ConfigError(what, where=config.name, key=key, fix=f"set {own} in its place")
+    varied = [key for key in config.dimensions if _changes_the_loss(key)]
     if by_loss and varied:
         raise ConfigError(
             f"'{first}' cannot be compared between different values of {varied[0]}",
@@ -240,7 +261,17 @@ def _base(config: SweepConfig) -> TrainConfig:
             "set train.data.select_captions=0.2",
         )
         raise ConfigError(what, where=config.name, key="metric", fix=fix)
+    texts = [key for key in config.dimensions if key in ("data.captions", "data.staining")]
+    if made.data.select_captions and texts:
+        what = f"with other {texts[0]}, trials would train on captions that data.select_captions leaves out"
+        fix = f"set train.data.select_captions=0, or leave {texts[0]} out of the space"
+        raise ConfigError(what, where=config.name, key=texts[0], fix=fix)
     return made
+
+
+def _changes_the_loss(key: str) -> bool:
+    """Whether trials with different values of an option have different losses with the same weights."""
+    return key.startswith("loss.") or (key.startswith("data.") and not key.startswith(_OF_TRAINING))
 
 
 def _device(config: TrainConfig) -> str:

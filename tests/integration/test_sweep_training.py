@@ -120,6 +120,11 @@ def test_the_identity_of_a_sweep_depends_on_the_inputs_of_its_trials(tree: dict[
     assert objective(tree, train={**tree["train"], "seed": 1}).inputs != known
 
 
+def choice(key: str, *values: Any) -> dict[str, Any]:
+    """A space of one option."""
+    return {"space": {key: {"kind": "choice", "values": values}}, "points": []}
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -133,6 +138,12 @@ def test_the_identity_of_a_sweep_depends_on_the_inputs_of_its_trials(tree: dict[
         ),
         ({"metric": "select/accuracy"}, "metric"),
         ({"metric": "select/loss", "mode": "min"}, "metric"),
+        ({"metric": "select/loss", "mode": "min", **choice("data.batch_size", 16, 32)}, "metric"),
+        ({"metric": "select/loss", "mode": "min", **choice("data.missing", "drop", "template")}, "metric"),
+        (choice("data.protocol", None, "default"), "data.protocol"),
+        (choice("data.select", "select", "train"), "data.select"),
+        (choice("data.select_captions", 0.1, 0.2), "data.select_captions"),
+        (choice("checkpoint.select_by", "loss", "macro_f1"), "checkpoint.select_by"),
         ({"mode": "min"}, "mode"),
         ({"split": "train"}, "split"),
     ],
@@ -143,6 +154,33 @@ def test_an_invalid_sweep_is_refused_before_the_first_trial(
     with pytest.raises((ConfigError, DatasetError)) as refused:
         objective(tree, **changes)
     assert refused.value.key == key
+
+
+def test_a_sweep_by_loss_may_vary_what_leaves_the_batches_of_the_select_split_as_they_are(
+    tree: dict[str, Any],
+) -> None:
+    for key, values in {"data.balance": (0.0, 1.0), "data.augment.crop": (0.6, 1.0), "seed": (0, 1)}.items():
+        objective(tree, metric="select/loss", mode="min", **choice(key, *values))
+
+
+@pytest.mark.parametrize("staining", ["follow", "ignore"])
+def test_trials_may_differ_in_whether_captions_follow_the_staining(
+    tree: dict[str, Any], staining: str
+) -> None:
+    tree["train"]["optim"]["epochs"] = 1
+    made = objective(tree, **choice("data.staining", "follow", "ignore"))
+    said: list[dict[str, float]] = []
+
+    class Listener:
+        number = 0
+        folder = Path(tree["storage"]) / "trial"
+
+        def __call__(self, metrics: Any, /) -> bool:
+            said.append(dict(metrics))
+            return False
+
+    made({"data.staining": staining}, Listener())
+    assert "select/macro_f1" in said[0]
 
 
 def test_a_trial_only_uses_a_gpu_that_ray_assigned_to_it(tree: dict[str, Any]) -> None:
@@ -178,6 +216,9 @@ def test_a_sweep_by_retrieval_measures_captions_that_its_trials_do_not_train_on(
         objective(tree, metric=metrics)
     assert refused.value.key == "metric"
     tree["train"]["data"]["select_captions"] = 0.2
+    with pytest.raises(ConfigError) as refused:
+        objective(tree, metric=metrics, **choice("data.staining", "follow", "ignore"))
+    assert refused.value.key == "data.staining"
     tree["train"]["optim"]["epochs"] = 1
     made = training_objective(validate(SweepConfig, {**tree, "metric": metrics}), make_validator=chooses)
     assert isinstance(made.validator, SelectValidator)
