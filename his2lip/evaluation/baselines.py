@@ -32,7 +32,7 @@ SELF_CONFIRMATION = (
     "for each case, by which this baseline measures stain"
 )
 _VERSION = 1
-_VERSIONS = {"majority": 2, "mean-colour": 3, "stained-area": 2, "dab-threshold": 2}  # they predict otherwise
+_VERSIONS = {"majority": 2, "mean-colour": 4, "stained-area": 2, "dab-threshold": 2}  # they predict otherwise
 
 
 class ColourEncoder:

@@ -23,12 +23,12 @@ NEIGHBOURS = 15  # largest k of a k-NN; the square root of the fitted units wher
 FOLDS = 5
 _STEPS = 2000  # most iterations of the logistic regression
 _RANK = 1e-4  # of a vote, by which a neighbour counts less than the next nearer one
-VERSION = 2  # raised whenever the same embeddings would give other predictions
+VERSION = 3  # raised whenever the same embeddings would give other predictions
 _NAMES: dict[ProbeKind, str] = {"knn": "k nearest neighbours", "logistic": "logistic regression"}
 
 
 class Classifier(Interface):
-    """A fitted classifier of scikit-learn. `classes_` (C,) are the class numbers that it knows."""
+    """A fitted classifier. `classes_` (C,) are the class numbers that it knows."""
 
     classes_: np.ndarray
 
@@ -136,7 +136,7 @@ def _folds(clusters: Clusters, labels: np.ndarray, classes: int) -> list[np.ndar
 def fit_classifier(
     kind: ProbeKind, features: np.ndarray, labels: np.ndarray, *, unlabelled: np.ndarray | None = None
 ) -> Classifier:
-    """The fitted classifier of scikit-learn.
+    """k nearest neighbours, or the logistic regression of scikit-learn.
 
     features    float32 (N, D)
     labels      int64 (N,), class numbers
@@ -144,10 +144,7 @@ def fit_classifier(
                 by those of `features`
     """
     if kind == "knn":
-        from sklearn.neighbors import KNeighborsClassifier
-
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, math.isqrt(len(labels))), weights=_votes)
-        return nearest.fit(features, labels)
+        return _Nearest(features, labels)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -158,13 +155,33 @@ def fit_classifier(
     return make_pipeline(scaler, regression)
 
 
-def _votes(distances: np.ndarray) -> np.ndarray:
-    """The votes of neighbours at ascending distances, float64 (U, K).
+class _Nearest:
+    """k nearest neighbours with one vote each, whatever the order of the fitted units.
 
-    Each has one vote. Of classes with equally many, that of the nearer neighbours wins, and not the one with
-    the lowest number: one unit per class and K = 2 would always tie.
+    Of classes with equally many votes, that of the nearer neighbours wins, and not the one with the lowest
+    number: one unit per class and K = 2 would always tie. Units with equal features are at one distance from
+    everything, so the votes of those among the neighbours are shared by the labels of all of them.
     """
-    return np.tile(1 - _RANK * np.arange(distances.shape[1]), (len(distances), 1))
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """features float32 (N, D), labels int64 (N,)"""
+        from sklearn.neighbors import NearestNeighbors
+
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        place: dict[bytes, int] = {}
+        self._vector = np.array([place.setdefault(row.tobytes(), len(place)) for row in features])
+        counts = np.zeros((len(place), len(self.classes_)))
+        np.add.at(counts, (self._vector, numbers), 1)
+        self._shares = counts / counts.sum(axis=1, keepdims=True)
+        self._nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, math.isqrt(len(labels)))).fit(features)
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """float64 (U, C) for features (U, D)."""
+        ranked = self._vector[self._nearest.kneighbors(X, return_distance=False)].T
+        votes = np.zeros((len(X), len(self.classes_)))
+        for rank, vectors in enumerate(ranked):
+            votes += (1 - _RANK * rank) * self._shares[vectors]
+        return votes / votes.sum(axis=1, keepdims=True)
 
 
 def fitted_scores(

@@ -117,6 +117,26 @@ def test_votes_decide_before_distances() -> None:
     assert fit_classifier("knn", known, labels).predict_proba(np.zeros((1, 1))).argmax() == 1
 
 
+def test_neighbours_with_equal_features_vote_the_same_in_any_order_of_rows() -> None:
+    rng = np.random.default_rng(4)
+    known = np.tile(rng.normal(size=(60, 16)).astype(np.float32), (2, 1))
+    labels, asked = rng.integers(0, 3, 120), rng.normal(size=(50, 16)).astype(np.float32)
+    scores = fit_classifier("knn", known, labels).predict_proba(asked)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(120)
+        again = fit_classifier("knn", known[order], labels[order]).predict_proba(asked)
+        np.testing.assert_allclose(again, scores, atol=1e-12)
+
+
+def test_without_equal_features_a_vote_is_that_of_scikit_learn_to_the_bit() -> None:
+    rng = np.random.default_rng(4)
+    known, labels = rng.normal(size=(120, 16)).astype(np.float32), rng.integers(0, 3, 120)
+    asked = rng.normal(size=(50, 16)).astype(np.float32)
+    votes = KNeighborsClassifier(10, weights=lambda far: np.tile(1 - 1e-4 * np.arange(10), (len(far), 1)))
+    found = fit_classifier("knn", known, labels).predict_proba(asked)
+    np.testing.assert_array_equal(found, votes.fit(known, labels).predict_proba(asked))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 1, APART])), min_size=30, max_size=80))
 def test_no_case_is_on_both_sides_of_a_fit_and_every_unit_is_predicted_once(
