@@ -13,10 +13,12 @@ from his2lip.errors import ConfigError
 from his2lip.models.adapters import add_heads, add_lora
 from his2lip.models.encoder import DualEncoder, Tower, tower_of
 
-_BLOCK = re.compile(r"\.(?:resblocks|blocks|stages|layers?)\.(\d+)\.")
+# CLIP's ResNet has layer1 to layer4, and T5's encoder block.0, which has two layers of its own.
+_BLOCK = re.compile(r"\.(?:(?:resblocks|blocks?|stages|layers?)\.|layer)(\d+)\.")
 # The layers after the last block, under open_clip's, timm's and transformers' names.
 _TOP = re.compile(
-    r"(?:^|\.)(?:ln_post|ln_final|proj|text_projection|head|norm|fc_norm|conv_head|bn2|pooler)(?:\.|$)"
+    r"(?:^|\.)(?:ln_post|ln_final|proj|text_projection|head|norm|fc_norm|conv_head|final_conv|trunk\.bn2|pooler|"
+    r"attn_?pool\w*|(?:final_)?layer_norm)(?:\.|$)"
 )
 _EMBEDDING = re.compile(r"(?:^|\.)(?:patch_embed|embeddings)\.")  # patch_embed.proj is not a projection
 
@@ -106,15 +108,18 @@ def layers_below_top(clip: nn.Module) -> dict[str, int]:
     """For each parameter, the number of layers between it and the top of its tower."""
     names = [name for name, _ in clip.named_parameters()]
     blocks = {name: int(found[1]) for name in names if (found := _BLOCK.search(f".{name}"))}
-    depth = {
-        tower: 1 + max((i for name, i in blocks.items() if tower_of(name) == tower), default=-1)
-        for tower in ("image", "text", None)
-    }
-    return {name: _layers_below_top(name, blocks.get(name), depth[tower_of(name)]) for name in names}
+    depth: dict[Tower | None, int] = {}
+    lowest: dict[Tower | None, int] = {}
+    for name, block in blocks.items():
+        tower = tower_of(name)
+        depth[tower] = max(depth.get(tower, 0), block + 1)
+        lowest[tower] = min(lowest.get(tower, block), block)
 
+    def below(name: str) -> int:
+        tower = tower_of(name)
+        if name in blocks:
+            return depth[tower] - blocks[name]
+        top = tower is None or (_TOP.search(name) and not _EMBEDDING.search(name))
+        return 0 if top else 1 + depth.get(tower, 0) - lowest.get(tower, 0)
 
-def _layers_below_top(name: str, block: int | None, depth: int) -> int:
-    if block is not None:
-        return depth - block
-    top = tower_of(name) is None or (_TOP.search(name) and not _EMBEDDING.search(name))
-    return 0 if top else depth + 1
+    return {name: below(name) for name in names}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from model_factory import CAPTIONS, dual, hf_dual, native_config
+from torch import nn
+from transformers import MT5Config, MT5EncoderModel
 
 from his2lip.errors import ConfigError
 from his2lip.models.adapters import add_lora
@@ -84,6 +87,64 @@ def test_patch_embeddings_of_a_biomedclip_type_are_the_lowest_layer(tmp_path: Pa
     assert found[f"visual.trunk.blocks.{last}.mlp.fc1.weight"] == 1
     assert found["text.transformer.embeddings.word_embeddings.weight"] == 3
     assert found["visual.head.proj.weight"] == found["text.proj.0.weight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wanted"),
+    [
+        (
+            "RN50",
+            {
+                "visual.attnpool.q_proj.weight": 0,
+                "visual.layer4.2.bn2.weight": 1,
+                "visual.layer1.0.conv1.weight": 4,
+                "visual.conv1.weight": 5,
+                "visual.bn2.weight": 5,
+            },
+        ),
+        (
+            "ViT-B-16-SigLIP",
+            {
+                "visual.trunk.attn_pool.latent": 0,
+                "visual.trunk.attn_pool.mlp.fc1.weight": 0,
+                "visual.trunk.blocks.11.mlp.fc1.weight": 1,
+                "visual.trunk.pos_embed": 13,
+            },
+        ),
+        (
+            "MobileCLIP-S1",
+            {
+                "visual.trunk.final_conv.se.fc1.weight": 0,
+                "visual.trunk.stages.3.blocks.0.mlp.fc1.weight": 1,
+                "visual.trunk.stem.0.conv_kxk.0.conv.weight": 5,
+            },
+        ),
+    ],
+)
+def test_pooling_is_above_the_last_block_and_the_stages_of_a_resnet_are_blocks(
+    architecture: str, wanted: dict[str, int]
+) -> None:
+    config = open_clip.get_model_config(architecture)
+    assert config is not None
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    with torch.device("meta"):
+        found = layers_below_top(kind(**config))
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_each_block_of_a_t5_text_tower_is_one_layer() -> None:
+    clip, small = nn.Module(), MT5Config(d_model=8, d_kv=4, d_ff=8, num_layers=3, num_heads=2, vocab_size=9)
+    clip.text = nn.Module()
+    clip.text.transformer = MT5EncoderModel(small)
+    found = layers_below_top(clip)
+    begin = "text.transformer.encoder"
+    assert found[f"{begin}.final_layer_norm.weight"] == 0
+    assert [found[f"{begin}.block.{i}.layer.{j}.layer_norm.weight"] for i in range(3) for j in (0, 1)] == [
+        *(3, 3),
+        *(2, 2),
+        *(1, 1),
+    ]
+    assert found["text.transformer.shared.weight"] == 4
 
 
 def test_without_layer_decay_all_rates_are_equal() -> None:
