@@ -38,7 +38,7 @@ _REFIT = "fit it again with his2lip calibrate"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A temperature, what it was fitted to, and its effect there. It is only valid for its model and prompts.
+    """A temperature, what it was fitted to, and its effect there; only valid for its model and question.
 
     model        `similarity_digest` of the model
     prompts      digest of the prompts
@@ -63,6 +63,11 @@ class Calibration:
     ece_after: float | None
     dataset: str = "a dataset whose name was not recorded"
     format: int = FORMAT
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """What was asked: the prompts, which ER, PR and Ki67 share, and the question with its biomarker."""
+        return self.prompts, self.question
 
     def __str__(self) -> str:
         return f"{self.dataset}, split {self.split}, {self.n:,} patches"
@@ -147,10 +152,10 @@ def calibrated(
     *,
     carried: Iterable[Calibration] = (),
 ) -> list[Question]:
-    """The questions, each with the temperature of the calibration file that was fitted to its prompts.
+    """The questions, each with the temperature of the calibration file that was fitted to it.
 
     carried  calibrations that are stored with the model; they serve the questions that no file serves
-    Raises ConfigError for a file that was fitted to another model, or to prompts of none of the questions.
+    Raises ConfigError for a file that was fitted to another model, or to none of the questions.
     """
     out = list(questions)
     digest_of_model = similarity_digest(model)
@@ -162,24 +167,29 @@ def calibrated(
         if found.model != digest_of_model:
             what = "this calibration was fitted to another model"
             raise ConfigError(what, where=file, key="model", fix=_REFIT)
-        if found.prompts not in {question.prompts.digest for question in out}:
-            what = f"this calibration was fitted to other prompts ({found.question}) than those in use"
+        if found.asked not in map(_asked, out):
+            what = f"this calibration was fitted to another question ({found.question}) or to other prompts"
             raise ConfigError(what, where=file, key="prompts", fix=_REFIT)
         out = [_with(question, found) for question in out]
     return out
 
 
 def _with(question: Question, found: Calibration) -> Question:
-    """The question with the temperature, where it was fitted to its prompts."""
-    if question.prompts.digest != found.prompts:
+    """The question with the temperature, where it was fitted to it."""
+    if _asked(question) != found.asked:
         return question
     return replace(question, temperature=found.temperature, calibrated=str(found))
+
+
+def _asked(question: Question) -> tuple[str, str]:
+    """As `Calibration.asked`."""
+    return question.prompts.digest, question.title
 
 
 def store_calibrations(folder: Path, files: Iterable[Path]) -> list[Calibration]:
     """Copies calibration files into the checkpoint in `folder`; returns all that are then stored with it.
 
-    Of two calibrations of the same prompts, the one in `files` is kept. Raises ConfigError for a file that
+    Of two calibrations of the same question, the one in `files` is kept. Raises ConfigError for a file that
     was fitted to another model.
     """
     place, meta = folder / CALIBRATIONS, read_meta(folder)
@@ -190,9 +200,9 @@ def store_calibrations(folder: Path, files: Iterable[Path]) -> list[Calibration]
                 "this calibration was fitted to another model", where=file, key="model", fix=_REFIT
             )
         for old in stored_calibrations(folder):
-            if Calibration.load(old).prompts == found.prompts:
+            if Calibration.load(old).asked == found.asked:
                 old.unlink()
-        found.save(place / f"{found.prompts[:16]}.json")
+        found.save(place / f"{found.prompts[:16]}-{digest(found.question)[:8]}.json")
     return [Calibration.load(file) for file in stored_calibrations(folder)]
 
 

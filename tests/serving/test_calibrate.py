@@ -18,12 +18,14 @@ from his2lip.cli.app import app
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.reliability import Answers, fit_temperature, nll, softmax
+from his2lip.models.checkpoint import save_checkpoint
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.serving.calibration import (
     Calibration,
     calibrate,
     calibrated,
+    store_calibrations,
 )
 from his2lip.serving.classifier import Classifier
 from his2lip.serving.questions import Question, ask
@@ -220,6 +222,29 @@ def test_a_calibration_of_another_model_or_other_prompts_or_a_damaged_file_is_re
         with pytest.raises(ConfigError) as refused:
             calibrated([tissue], model, [file])
         assert refused.value.where == file
+
+
+def test_a_calibration_of_a_biomarker_is_of_no_other_one_that_has_the_same_prompts(
+    model: DualEncoder, tmp_path: Path
+) -> None:
+    (_, ki67), (_, er) = ask(biomarker="Ki67"), ask(biomarker="ER")
+    assert ki67.prompts == er.prompts
+    first, second = _calibration(model, ki67), replace(_calibration(model, er), temperature=0.3)
+    files = [tmp_path / "ki67.json", tmp_path / "er.json"]
+    for found, file in zip((first, second), files, strict=True):
+        found.save(file)
+    with pytest.raises(ConfigError) as refused:
+        calibrated([er], model, files[:1])
+    assert (refused.value.key, refused.value.where) == ("prompts", files[0])
+    save_checkpoint(tmp_path / "checkpoint", model, meta={})
+    for _ in range(2):  # the second time, each replaces its own
+        stored = store_calibrations(tmp_path / "checkpoint", files)
+        assert {found.question: found.temperature for found in stored} == {
+            "Ki67 staining": 0.1,
+            "ER staining": 0.3,
+        }
+    fitted = calibrated([ki67, er], model, [], carried=stored)
+    assert [question.temperature for question in fitted] == [0.1, 0.3]
 
 
 def test_a_changed_digit_of_a_calibration_is_refused(model: DualEncoder, tmp_path: Path) -> None:
