@@ -33,6 +33,7 @@ from his2lip.models.provenance import (
     read_json,
     read_meta,
     read_steady,
+    similarity_of,
 )
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.resume import FOLDER as RESUME_FOLDER
@@ -108,7 +109,7 @@ def _load(folder: Path, precision: Precision) -> DualEncoder:
         preprocess=preprocess,
         tokenizer=build_tokenizer(config, folder),
         precision=precision,
-        similarity=meta.get("similarity", "cosine"),
+        similarity=similarity_of(meta, where=folder / META),
     )
     model.read_digest = found
     _check_recorded(model, meta, folder / OPEN_CLIP)

@@ -19,12 +19,12 @@ from torch.nn.utils import parametrize
 from his2lip.config import digest
 from his2lip.errors import ConfigError
 from his2lip.models.preprocess import Preprocess
+from his2lip.models.provenance import Similarity
 from his2lip.models.tokenizer import CaptionTokenizer
 from his2lip.models.transfer import send
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16"]
-Similarity = Literal["cosine", "dot"]
 
 
 class DualEncoder(nn.Module):

@@ -22,10 +22,18 @@ from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
 from his2lip.models.naming import LOCAL, folder_of
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import COPY, META, is_checkpoint
+from his2lip.models.provenance import (
+    COPY,
+    META,
+    current_folder,
+    is_checkpoint,
+    read_steady,
+    similarity_of,
+)
 from his2lip.models.registered import fetch_checkpoint, is_elsewhere
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import CaptionTokenizer, build_tokenizer, clip_tokenizer
+from his2lip.models.transformers_folder import WEIGHTS as TRANSFORMERS_WEIGHTS
 from his2lip.models.transformers_folder import from_transformers
 from his2lip.models.weights import check_kinds, check_values, weights_of
 
@@ -59,10 +67,12 @@ def load_model(
 
 
 def check_model_name(name: str) -> None:
-    """Raises what `load_model` raises for an unknown name or a missing folder, without loading anything."""
+    """Raises what `load_model` raises for an unknown name or a folder without a model; loads nothing."""
     folder = Path(folder_of(name))
-    is_folder = folder.is_dir() or is_checkpoint(folder)
-    if name in BACKBONES or is_elsewhere(name) or name.startswith("hf-hub:") or is_folder:
+    if name in BACKBONES or is_elsewhere(name) or name.startswith("hf-hub:"):
+        return
+    if folder.is_dir() or is_checkpoint(folder):
+        read_steady(folder, lambda: _weights_in(current_folder(folder)))
         return
     if name.startswith(LOCAL) or os.sep in name:  # no name of open_clip has one
         fix = _nearest_folder(folder)
@@ -73,6 +83,23 @@ def check_model_name(name: str) -> None:
     if architecture not in open_clip.list_models():
         fix = did_you_mean(architecture, _names(architecture))
         raise ModelError(f"unknown model '{name}'", key=name, fix=fix)
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights in the folder of a model. Raises CheckpointError where it is none, or has no weights."""
+    if (folder / OPEN_CLIP).is_file():
+        names: tuple[str, ...] = _WEIGHTS
+    elif (folder / "config.json").is_file():
+        names = TRANSFORMERS_WEIGHTS
+    else:
+        what = f"this is not a checkpoint: it has neither {OPEN_CLIP} nor config.json"
+        fix = f"did you mean '{folder / 'best'}'?" if is_checkpoint(folder / "best") else None
+        raise CheckpointError(what, where=folder, key=OPEN_CLIP, fix=fix)
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
+        what = "this directory has no weights"
+        raise CheckpointError(what, where=folder, key=names[0], fix=f"add {names[0]}")
+    return weights
 
 
 def _nearest_folder(missing: Path) -> str:
@@ -150,17 +177,11 @@ def _from_folder(folder: Path, precision: Precision) -> DualEncoder:
     if is_checkpoint(folder):
         return load_checkpoint(folder, precision=precision)
     refuse_programs(folder)
+    weights = _weights_in(folder)
     if (folder / OPEN_CLIP).is_file():
-        weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
-        if weights is None:
-            what, fix = "this directory has no weights", f"add {_WEIGHTS[0]}"
-            raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=fix)
         name = f"{LOCAL}{folder}"
         return _hub_layout(folder / OPEN_CLIP, weights, name=name, tokenizer=folder, precision=precision)
-    if (folder / "config.json").is_file():
-        return from_transformers(folder, name=str(folder), precision=precision)
-    what = f"this is not a checkpoint: it has neither {OPEN_CLIP} nor config.json"
-    raise CheckpointError(what, where=folder, key=OPEN_CLIP)
+    return from_transformers(folder, name=str(folder), precision=precision)
 
 
 def _fetched(source: str, precision: Precision, named: Backbone | None = None) -> DualEncoder:
@@ -237,7 +258,7 @@ def _hub_layout(
         size = {"size": config.get("vision_cfg", {}).get("image_size", 224)}
         preprocess = Preprocess.from_open_clip(tree.get("preprocess_cfg", {}) | size)
         ours = tree.get(OURS, {})
-        similarity = ours.get("similarity", "cosine")
+        similarity = similarity_of(ours, where=config_file)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{OPEN_CLIP} cannot be used: {error!r}"
         raise CheckpointError(what, where=config_file, key=OPEN_CLIP) from None

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from his2lip.config import sealed, unsealed
 from his2lip.data.cards import Terms, strictest
@@ -20,6 +20,7 @@ EXPORTED = "his2lip_provenance.json"  # beside the weights of an export that is 
 FORMAT = 1
 
 T = TypeVar("T")
+Similarity = Literal["cosine", "dot"]
 Meta = Mapping[str, Any]  # the contents of his2lip.json; empty for a model without that file
 
 # What remains true of a checkpoint when its weights are changed without training.
@@ -75,6 +76,16 @@ def read_exported(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         what, fix = f"{EXPORTED} is damaged: {error}", "copy the whole folder again"
         raise CheckpointError(what, where=folder, key="sha256", fix=fix) from None
+
+
+def similarity_of(recorded: Meta, *, where: Path) -> Similarity:
+    """How features of a model are compared by what is recorded of it. Raises CheckpointError."""
+    found: Any = recorded.get("similarity", "cosine")
+    if found not in get_args(Similarity):
+        what, fix = f"the similarity {found!r} is unknown", f"it is one of {', '.join(get_args(Similarity))}"
+        raise CheckpointError(what, where=where, key="similarity", fix=fix)
+    similarity: Similarity = found
+    return similarity
 
 
 def is_checkpoint(folder: str | Path) -> bool:

@@ -26,12 +26,12 @@ from his2lip.models.hf_clip import (
     transformers_config,
 )
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import read_exported, read_json
+from his2lip.models.provenance import EXPORTED, read_exported, read_json, similarity_of
 from his2lip.models.remote_code import refuse_programs
 from his2lip.models.tokenizer import build_tokenizer
 from his2lip.models.weights import check_kinds, check_tensors, check_values, read_tensors
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PROCESSOR = "preprocessor_config.json"
 _WHOLE_PROCESSOR = "processor_config.json"  # of CLIPProcessor, with the image processor's settings inside
 _PIL_NUMBER = {"bilinear": 2, "bicubic": 3}
@@ -52,10 +52,10 @@ def from_transformers(folder: str | Path, *, name: str, precision: Precision = "
     """
     folder = Path(folder)
     refuse_programs(folder)
-    weights = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
+    weights = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
     if weights is None:
         what = "this directory has no weights"
-        raise CheckpointError(what, where=folder, key=_WEIGHTS[0], fix=f"expected {_WEIGHTS[0]}")
+        raise CheckpointError(what, where=folder, key=WEIGHTS[0], fix=f"expected {WEIGHTS[0]}")
     clip_config = _clip_config(folder)
     require_representable(clip_config, where=folder / "config.json")
     _require_clip_tokenizer(folder)
@@ -73,7 +73,7 @@ def from_transformers(folder: str | Path, *, name: str, precision: Precision = "
         preprocess=_preprocess(folder, config["vision_cfg"]["image_size"]),
         tokenizer=build_tokenizer(config),
         precision=precision,
-        similarity=read_exported(folder).get("similarity", "cosine"),
+        similarity=similarity_of(read_exported(folder), where=folder / EXPORTED),
     ).eval()
 
 

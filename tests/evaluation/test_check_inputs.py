@@ -74,6 +74,30 @@ def test_a_model_whose_folder_does_not_exist_is_named_with_the_nearest_one(
             assert ("'first'" if "frist" in name else "'best'") in str(refused.value.fix)
 
 
+def test_a_folder_without_a_model_is_refused_and_that_of_a_run_names_its_checkpoint(
+    write_shards: Write, tmp_path: Path
+) -> None:
+    datasets, best = {"toy": write_shards().uri}, tmp_path / "first/best"
+    contents = {
+        "empty": {},
+        "ours": {"his2lip.json": "{}", "open_clip_config.json": "{}"},
+        "open_clip": {"open_clip_config.json": "{}"},
+        "transformers": {"config.json": "{}", "open_clip_model.safetensors": ""},
+        "first/best": {"his2lip.json": "{}", "open_clip_config.json": "{}", "model.safetensors": ""},
+    }
+    for name, files in contents.items():
+        (tmp_path / name).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    for name in ("empty", "ours", "open_clip", "transformers", "first"):
+        for model in (str(tmp_path / name), f"local-dir:{tmp_path / name}"):
+            with pytest.raises(CheckpointError) as refused:
+                check_inputs(config_of(tmp_path, datasets=datasets, models=[model]))
+            assert refused.value.where == tmp_path / name
+            assert (str(best) in str(refused.value.fix)) == (name == "first")
+    check_inputs(config_of(tmp_path, datasets=datasets, models=[str(best)]))
+
+
 def test_a_name_of_the_hub_without_its_prefix_is_told_from_a_folder() -> None:
     with pytest.raises(CheckpointError) as refused:
         check_model_name("vinid/plip")

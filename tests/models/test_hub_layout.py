@@ -20,10 +20,11 @@ from model_factory import (
 )
 from PIL import Image
 
+from his2lip.config import sealed, unsealed
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import save_checkpoint
-from his2lip.models.load import load_model
+from his2lip.models.load import _hub_layout, load_model
 
 
 def assert_as_open_clip_loads_it(folder: Path, image: np.ndarray) -> None:
@@ -139,6 +140,29 @@ def test_a_layout_whose_preprocessing_cannot_be_used_is_refused(tmp_path: Path, 
     with pytest.raises(CheckpointError) as refused:
         load_model(f"local-dir:{file.parent}")
     assert (refused.value.where, refused.value.key) == (file, file.name)
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "", None, 1, ["dot"]])
+def test_an_unknown_similarity_is_refused(tmp_path: Path, similarity: object) -> None:
+    save_checkpoint(tmp_path / "saved", load_model("tiny"), meta={})
+    folder = tmp_path / "saved"
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["his2lip"]["similarity"] = similarity
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as refused:  # as a repository of the hub is read
+        _hub_layout(
+            folder / "open_clip_config.json",
+            folder / "model.safetensors",
+            name="hf-hub:org/name",
+            tokenizer=None,
+            precision="fp32",
+        )
+    assert refused.value.key == "similarity"
+    meta = unsealed(json.loads((folder / "his2lip.json").read_text())) | {"similarity": similarity}
+    (folder / "his2lip.json").write_text(json.dumps(sealed(meta)))
+    with pytest.raises(CheckpointError) as refused:
+        load_model(folder)
+    assert refused.value.key == "similarity"
 
 
 def test_a_tokenizer_that_is_a_program_is_not_run(tmp_path: Path) -> None:
