@@ -83,7 +83,8 @@ def retrieve(
     loaded = load_for_inference(model, precision=precision)
     opened = build_index(index, loaded.model, cache=cache, splits=split or None, history=loaded.history)
     file_mpp = stated_mpp(Path(query)) if names_image(query) else None
-    check = opened.check(query, scale=Scale.of(file=file_mpp, option=image_mpp), biomarker=biomarker)
+    scale = Scale.of(file=file_mpp, option=image_mpp)
+    check = opened.check(query, scale=scale, tissue=tissue, biomarker=biomarker)
     reason = None if check.refusal is None else check.refusal.reason
     held_back = reason is not None and not force
     matches = []
@@ -96,7 +97,7 @@ def retrieve(
         heads = ("rank", "patch", SIMILARITIES[loaded.model.similarity], "split", "tissue type", "biomarker")
         table(heads, [(rank, patch, f"{value:.3f}", *rest) for rank, patch, value, *rest in rows])
     computed = opened.cache.counts.images
-    say(f"{len(opened.table):,} patches searched, {computed:,} images embedded now")
+    say(f"{opened.searched(tissue, biomarker):,} patches searched, {computed:,} images embedded now")
     basis = asdict(check.basis)
     show_basis([{"image": query, "question": "retrieval", **basis}])
     if csv is not None:

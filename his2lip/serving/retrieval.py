@@ -81,11 +81,14 @@ class Index:
     features: np.ndarray
     history: TrainingHistory
 
-    def check(self, query: Query, *, scale: Scale, biomarker: str | None = None) -> Check:
+    def check(
+        self, query: Query, *, scale: Scale, tissue: str | None = None, biomarker: str | None = None
+    ) -> Check:
         """What the results of a query rest on, and the first gate that holds back those of an image.
 
-        scale      of the query image
-        biomarker  the one that the search is restricted to (any spelling)
+        scale              of the query image
+        tissue, biomarker  those that the search is restricted to (any spelling)
+        Raises as `find` does.
         """
         name = None if biomarker is None else taxonomy.biomarker(biomarker)
         refusal, shown, familiarity = None, _SENTENCE, _SENTENCE
@@ -102,6 +105,8 @@ class Index:
                 or gates.scale(sides, scale, self.history)
                 or gates.unfamiliar(distance)
             )
+        searched, every = self.searched(tissue, biomarker), len(self.table)
+        of = "" if searched == every else f"{searched:,} of "
         organs = self.shards.info.card.get("organ", [])
         basis = Basis(
             trained_on=self.history.datasets,
@@ -110,10 +115,14 @@ class Index:
             organ="; ".join(map(self.history.organ, organs)) or "of the patches searched: unknown",
             scale=shown,
             familiarity=familiarity,
-            coverage=f"{len(self.table):,} patches of {self.shards.info.title}",
+            coverage=f"{of}{every:,} patches of {self.shards.info.title}",
             precision=stated_precision(self.model),
         )
         return Check(basis, refusal)
+
+    def searched(self, tissue: str | None, biomarker: str | None) -> int:
+        """The number of patches with the tissue type and the biomarker, if they are given."""
+        return int(self._wanted(tissue, biomarker).sum())
 
     def find(
         self,

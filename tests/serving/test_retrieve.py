@@ -19,6 +19,7 @@ from his2lip.data.images.codec import encode_png
 from his2lip.data.shards.reader import ShardSet
 from his2lip.errors import ConfigError, DatasetError, ImageError, TaxonomyError
 from his2lip.models.encoder import DualEncoder
+from his2lip.serving.basis import Scale
 from his2lip.serving.retrieval import Match, Query, build_index
 
 Write = Callable[..., ShardSet]
@@ -113,6 +114,10 @@ def test_the_search_is_restricted_by_split_tissue_and_biomarker(
     found = whole.find("nuclei", top=16, tissue="tumor", biomarker="KI-67")
     assert sorted(m.patch_id for m in found) == ["real/15.png", "real/3.png", "real/9.png"]
     assert {(m.tissue, m.biomarker) for m in found} == {("Tumor", "Ki67")}
+    basis = whole.check("nuclei", scale=Scale(), tissue="tumor", biomarker="KI-67").basis
+    every = f"{len(whole.table):,} patches of "
+    assert basis.coverage.startswith(f"3 of {every}")
+    assert whole.check("nuclei", scale=Scale()).basis.coverage.startswith(every)
     part = build_index(labelled.uri, model, cache=cache, splits=["select"])
     assert {m.split for m in part.find("nuclei", top=16)} == {"select"}
     with pytest.raises(DatasetError) as absent:
@@ -199,6 +204,10 @@ def test_the_command_writes_rows_and_a_page_that_needs_no_other_file(
     assert "&lt;script&gt;" in html
     assert all(row["patch_id"] in html for row in rows)
     assert "12 patches searched, 12 images embedded now" in capsys.readouterr().out
+    retrieve_command("nuclei", **options | {"top": 100, "biomarker": "Ki67"})
+    rows = list(csv_format.DictReader(csv.open()))
+    assert f"{len(rows)} patches searched" in capsys.readouterr().out
+    assert all(row["coverage"].startswith(f"{len(rows)} of 12 patches of ") for row in rows)
     (tmp_path / "Stroma").mkdir()
     for name in ("absent.png", "absent.svs", "in a folder/absent.NDPI", "absent.gif", "a/b.jp2", "Stroma"):
         with pytest.raises(ConfigError) as refused:
