@@ -203,13 +203,13 @@ def blend_models(
     out: Out,
 ) -> None:
     """Interpolate the weights of a model and its fine-tuned version (WiSE-FT, Wortsman et al. 2022)."""
-    from his2lip.models import TrainingRecord, blend, blended_meta, load_model, meta_of, training_record
+    from his2lip.models import TrainingRecord, blend, blended_meta
 
     _require_empty(out)
-    first, second = load_model(base), load_model(tuned)
+    (first, base_meta, base_data), (second, tuned_meta, tuned_data) = _loaded(base), _loaded(tuned)
     made_of = {"alpha": alpha, "base": first.tensor_digest(), "tuned": second.tensor_digest()}
-    meta = blended_meta(base, meta_of(base), tuned, meta_of(tuned)) | {"blend": made_of}
-    trained_on = TrainingRecord.union(map(training_record, (base, tuned)))
+    meta = blended_meta(base, base_meta, tuned, tuned_meta) | {"blend": made_of}
+    trained_on = TrainingRecord.union([base_data, tuned_data])
     _save(out, blend(first, second, alpha=alpha), meta, trained_on)
 
 
@@ -229,19 +229,12 @@ def export_model(
 
     For open_clip, the calibrations and the limit of familiarity in the checkpoint's folder are kept too.
     """
-    from his2lip.models import (
-        checkpoint_folder,
-        export,
-        load_model,
-        meta_of,
-        terms_of_use,
-        training_record,
-    )
+    from his2lip.models import checkpoint_folder, export, terms_of_use
     from his2lip.serving import carry
 
     _require_empty(out)
-    loaded, meta = load_model(model), meta_of(model)
-    export(loaded, out, format=format, meta=meta, trained_on=training_record(model))
+    loaded, meta, trained_on = _loaded(model)
+    export(loaded, out, format=format, meta=meta, trained_on=trained_on)
     with checkpoint_folder(model) as folder:
         if folder is not None:
             carry(folder, out, format=format)
@@ -251,6 +244,15 @@ def export_model(
         say(f'load it: open_clip.create_model("local-dir:{out}")')
     else:
         say(f'load it: CLIPModel.from_pretrained("{out}")')
+
+
+def _loaded(model: str) -> tuple[DualEncoder, dict[str, Any], TrainingRecord | None]:
+    """A model, what is recorded of it, and its training data, all of one checkpoint."""
+    from his2lip.models import folder_of, load_model, meta_of, read_steady, training_record
+
+    return read_steady(
+        Path(folder_of(model)), lambda: (load_model(model), meta_of(model), training_record(model))
+    )
 
 
 def _require_empty(out: Path) -> None:
@@ -452,15 +454,22 @@ def _staged(model: str) -> Iterator[Path]:
         CHECKPOINT_ARTIFACT,
         checkpoint_folder,
         copy_checkpoint,
+        folder_of,
         load_model,
+        read_steady,
         save_checkpoint,
         training_record,
     )
 
-    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch, checkpoint_folder(model) as source:
+    with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
         folder = Path(scratch) / CHECKPOINT_ARTIFACT
-        if source is not None:
-            copy_checkpoint(source, folder)
-        else:
-            save_checkpoint(folder, load_model(model), meta={}, trained_on=training_record(model))
+
+        def copy() -> None:
+            with checkpoint_folder(model) as source:
+                if source is not None:
+                    copy_checkpoint(source, folder)
+                else:
+                    save_checkpoint(folder, load_model(model), meta={}, trained_on=training_record(model))
+
+        read_steady(Path(folder_of(model)), copy)
         yield folder

@@ -45,9 +45,13 @@ COPY = "copy the whole checkpoint directory again"
 def read_meta(folder: str | Path) -> dict[str, Any]:
     """`his2lip.json` of a checkpoint: config, vocabularies, step, metrics, tensor digest, code version.
 
-    Raises CheckpointError where there is none, or it is damaged or of an unknown format.
+    A run may replace the checkpoint meanwhile. Raises CheckpointError where there is none, or it is damaged
+    or of an unknown format.
     """
-    folder = current_folder(Path(folder))
+    return read_steady(Path(folder), lambda: _read_meta(current_folder(Path(folder))))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
     meta = read_json(folder / META)
     if meta.get("format") != FORMAT:
         what = f"checkpoint format {meta.get('format')} is unknown"

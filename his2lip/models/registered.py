@@ -16,7 +16,14 @@ from his2lip.files import absolute, disk_full
 from his2lip.mlflow_store import relocate_store, sqlite_file, store_uri
 from his2lip.models.catalogue import BACKBONES
 from his2lip.models.naming import LOCAL, folder_of
-from his2lip.models.provenance import META, current_folder, is_checkpoint, read_exported, read_meta
+from his2lip.models.provenance import (
+    META,
+    current_folder,
+    is_checkpoint,
+    read_exported,
+    read_meta,
+    read_steady,
+)
 from his2lip.models.stored import fetch_stored, is_stored
 from his2lip.models.trained_on import RECORD, RECORDED, TrainingRecord
 from his2lip.resources import STORAGE
@@ -96,7 +103,8 @@ def local_name(name: str, storage: str) -> str:
 def checkpoint_folder(name: str) -> Iterator[Path | None]:
     """The folder of the checkpoint behind a model's name; None for a model that is not a checkpoint.
 
-    One that is elsewhere is copied into a temporary folder, which is removed at the end of the block.
+    One that is elsewhere is copied into a temporary folder, which is removed at the end of the block. A run
+    may replace another one meanwhile: what the block reads of it is read by `read_steady`.
     """
     if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
@@ -121,19 +129,24 @@ def meta_of(name: str) -> dict[str, Any]:
 def training_record(name: str) -> TrainingRecord | None:
     """What the model of this name was trained on, as far as it is recorded; None where nothing is.
 
-    Raises CheckpointError for a checkpoint whose record is missing or damaged.
+    A run may replace the checkpoint meanwhile. Raises CheckpointError for a checkpoint whose record is
+    missing or damaged.
     """
     if is_elsewhere(name):
         with tempfile.TemporaryDirectory(prefix="his2lip-") as scratch:
             meta = read_meta(_download(name, META, scratch).parent)
             data = _download(name, RECORD, scratch).read_bytes() if RECORDED in meta else None
             return TrainingRecord.of_checkpoint(meta, data, where=name)
-    folder = current_folder(Path(folder_of(name)))
-    file = folder / RECORD
-    data = file.read_bytes() if file.is_file() else None
-    if is_checkpoint(folder):
-        return TrainingRecord.of_checkpoint(read_meta(folder), data, where=name)
-    return None if data is None else TrainingRecord.from_bytes(data, where=name)  # exported for another tool
+    folder = Path(folder_of(name))
+
+    def read() -> TrainingRecord | None:
+        file = current_folder(folder) / RECORD
+        data = file.read_bytes() if file.is_file() else None
+        if is_checkpoint(folder):
+            return TrainingRecord.of_checkpoint(read_meta(folder), data, where=name)
+        return None if data is None else TrainingRecord.from_bytes(data, where=name)  # of an export
+
+    return read_steady(folder, read)
 
 
 def _scratch(folder: str | Path) -> tempfile.TemporaryDirectory[str]:

@@ -30,7 +30,14 @@ def load_for_inference(name: str, *, precision: Literal["auto", "fp32", "bf16"] 
     """
     import torch
 
-    from his2lip.models import checkpoint_folder, load_model, read_meta, resolve_precision
+    from his2lip.models import (
+        checkpoint_folder,
+        folder_of,
+        load_model,
+        read_meta,
+        read_steady,
+        resolve_precision,
+    )
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = resolve_precision(precision, torch.device(device), key="--precision")
@@ -38,13 +45,16 @@ def load_for_inference(name: str, *, precision: Literal["auto", "fp32", "bf16"] 
     def load(source: str | Path) -> DualEncoder:
         return load_model(source, device=device, precision=chosen).lowered()
 
-    with checkpoint_folder(name) as folder:
-        if folder is None:
-            return LoadedModel(load(name), TrainingHistory.of(name, {}))
-        meta, model = read_meta(folder), load(folder)
-        familiarity = Familiarity.load(folder, weights=meta["tensor_digest"])
-        return LoadedModel(
-            model,
-            replace(TrainingHistory.of(name, meta), familiarity=familiarity),
-            tuple(Calibration.load(file) for file in stored_calibrations(folder)),
-        )
+    def read() -> LoadedModel:
+        with checkpoint_folder(name) as folder:
+            if folder is None:
+                return LoadedModel(load(name), TrainingHistory.of(name, {}))
+            meta, model = read_meta(folder), load(folder)
+            familiarity = Familiarity.load(folder, weights=meta["tensor_digest"])
+            return LoadedModel(
+                model,
+                replace(TrainingHistory.of(name, meta), familiarity=familiarity),
+                tuple(Calibration.load(file) for file in stored_calibrations(folder)),
+            )
+
+    return read_steady(Path(folder_of(name)), read)

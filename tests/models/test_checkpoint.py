@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from small_disk import needs_mount, small_disk
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from his2lip.config import sealed
 from his2lip.errors import CheckpointError, ModelError
 from his2lip.models.architecture import build_clip
 from his2lip.models.checkpoint import (
@@ -35,8 +36,10 @@ from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import META, current_folder, is_checkpoint, previous_folder, read_meta
+from his2lip.models.registered import training_record
 from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
 from his2lip.models.tokenizer import build_tokenizer
+from his2lip.models.trained_on import TrainingRecord
 from his2lip.resources import code_version
 
 
@@ -86,6 +89,28 @@ def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_and_copied_whole(t
             copy_checkpoint(best, copy := tmp_path / f"copy-{number}")
             assert load_checkpoint(copy).tensor_digest() == wanted[read_meta(copy)["step"]]
         assert all(is_checkpoint(best) for _ in range(20_000))
+
+
+def test_the_records_of_a_checkpoint_that_its_run_replaces_meanwhile_are_read(tmp_path: Path) -> None:
+    best, former, new = (tmp_path / name for name in ("best", ".best.former", "new"))
+    record = TrainingRecord(("made",), ("digest",), images=np.arange(3, dtype=np.uint64))
+    save_checkpoint(best, dual(native_config()), meta={}, trained_on=record)
+    meta, steps = read_meta(shutil.copytree(best, new)), itertools.count()
+
+    def replace() -> None:
+        """As `replacing`, without the waits for the disk."""
+        (new / "next").write_text(json.dumps(sealed({**meta, "step": next(steps)})))
+        (new / "next").replace(new / META)
+        best.rename(former)
+        new.rename(best)
+        former.rename(new)
+
+    with meanwhile(replace):
+        for _ in range(2000):
+            found = training_record(str(best))
+            assert found is not None
+            assert found.digests == record.digests
+            assert read_meta(best)["name"] == meta["name"]
 
 
 def test_a_loaded_checkpoint_is_exactly_the_saved_model(saved: Path) -> None:
