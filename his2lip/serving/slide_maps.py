@@ -125,7 +125,7 @@ def stated(reading: SlideReading, question: Question) -> list[str]:
     answer = reading.whole[question.name]
     forced = "forced; " if answer.forced else ""
     reason = "" if answer.refusal is None else f" ({forced}{answer.refusal.reason})"
-    dab = [] if answer.dab is None else [f"DAB area: {100 * answer.dab:.1f} %, {DAB_UNIT}; mean of tiles"]
+    dab = [] if answer.dab is None else [f"DAB area: {100 * answer.dab:.1f} %, {DAB_UNIT}, in all tiles"]
     basis = [f"{title}: {text}" for title, text in answer.basis.by_title().items()]
     return [f"{question.title} of the slide: {answer.label}{reason}", *dab, *basis]
 

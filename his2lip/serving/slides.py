@@ -189,18 +189,25 @@ class _Tiles:
     scores     by the name of the question
     centre     mean embedding, float64 (1, D), of the tiles within the limit, or of all where none is
     dab        measured DAB area of each tile, float (T,); 0 where no question is about staining
+    tissue     share of tissue of each tile, float (T,); likewise
     distances  of each tile from the training patches, in units of the limit; None where there is none
     """
 
     scores: dict[str, Scores]
     centre: np.ndarray
     dab: np.ndarray
+    tissue: np.ndarray
     distances: list[float | None]
 
     @property
     def far(self) -> np.ndarray:
         """bool (T,): whether each tile is beyond the limit."""
         return _beyond(self.distances)
+
+    @property
+    def dab_of_all(self) -> float:
+        """The measured DAB area of the tissue in all tiles. A tile with less tissue counts for less."""
+        return float(self.dab @ self.tissue / max(self.tissue.sum(), 1e-9))
 
     def dab_of(self, question: Question) -> list[float] | list[None]:
         """The DAB area of each tile beside answers to `question`."""
@@ -219,6 +226,7 @@ def _read_tiles(
     """Reads and scores all tiles. `side`: of a tile in level-0 pixels; it is resized to `size`."""
     parts: list[dict[str, Scores]] = []
     dab: list[float] = []
+    tissue: list[float] = []
     distances: list[float | None] = []
     within, every = np.zeros(classifier.model.dim), np.zeros(classifier.model.dim)
     history = classifier.history
@@ -229,6 +237,7 @@ def _read_tiles(
         return _Tile(
             crops=classifier.crops(pixels),
             dab=dab_area(pixels) if stained else 0.0,
+            tissue=float(tissue_mask(pixels).mean()) if stained else 0.0,
             appearance=None if history.familiarity is None else appearance(pixels),
         )
 
@@ -243,12 +252,13 @@ def _read_tiles(
             within += compared[~_beyond(found)].sum(axis=0)
             distances += found
             dab += [tile.dab for tile in batch]
+            tissue += [tile.tissue for tile in batch]
             if progress:
                 progress(len(dab), len(places))
     joined = {q.name: _joined([part[q.name] for part in parts]) for q in classifier.questions}
     near = int((~_beyond(distances)).sum())
     centre = within / near if near else every / len(places)
-    return _Tiles(joined, centre[None], np.array(dab), distances)
+    return _Tiles(joined, centre[None], np.array(dab), np.array(tissue), distances)
 
 
 @dataclass(frozen=True)
@@ -257,6 +267,7 @@ class _Tile:
 
     crops: np.ndarray
     dab: float
+    tissue: float
     appearance: np.ndarray | None
 
 
@@ -282,7 +293,7 @@ def _whole(
     It has no probability, because temperatures are fitted to single patches.
     """
     scores = classifier.score(tiles.centre)[question.name]
-    dab = float(tiles.dab.mean()) if question.about_staining else None
+    dab = tiles.dab_of_all if question.about_staining else None
     uncalibrated = replace(question, temperature=None)
     check = Check(replace(basis, calibrated_on="not calibrated: a mean of tiles"), refusal, dab)
     return next(answers(uncalibrated, scores, [check], force=classifier.force))

@@ -206,6 +206,19 @@ def test_the_legend_of_a_map_has_the_slides_answer_its_basis_and_the_dab_area(re
     assert grown > 24 * len(BASIS_FIELDS)
 
 
+def test_the_dab_area_of_a_slide_is_a_share_of_its_tissue_and_no_mean_of_tiles(
+    tmp_path: Path, model: DualEncoder
+) -> None:
+    """A row of tiles is blue tissue, and another has stained tissue on 5/16 of each tile."""
+    glass = np.full((1024, 1024, 3), 243, np.uint8)
+    glass[:128], glass[256:296] = (120, 120, 170), (120, 70, 40)
+    write_pyramid(tmp_path / "a.tiff", glass, mpp=0.25)
+    found = read_slide(tmp_path / "a.tiff", Classifier(model, ask(biomarker="CD3")), size=128, mpp=0.25)
+    areas = [answer.dab for answer in found.answers(found.questions[1])]
+    assert areas == pytest.approx([0] * 8 + [1] * 8, abs=0.01)
+    assert found.whole["staining"].dab == pytest.approx(40 / 168, abs=0.01)
+
+
 def test_a_map_colours_the_tiles_and_not_the_glass(reading: SlideReading) -> None:
     question, scale = reading.questions[0], reading.thumbnail.shape[1] / reading.width
     page = np.asarray(draw_classes(reading, question))
