@@ -322,6 +322,18 @@ def test_bcdata_cuts_no_patch_without_nuclei_where_cells_of_one_kind_have_no_fil
     assert report.left_out, "dataset.json says what was not cut"
 
 
+def test_bcdata_files_with_upper_case_suffixes_are_read_as_others(read: Read) -> None:
+    def change(root: Path) -> None:
+        for kind in ("positive", "negative"):
+            file = root / f"BCData/annotations/test/{kind}/0.h5"
+            file.rename(file.with_suffix(".H5"))
+
+    report, rows = read("bcdata", change=change)
+    test = rows[rows.index.str.contains("images/test/0.png")]
+    assert set(test["label"]) == {"positive", "negative", "none"}
+    assert report.quarantined == []
+
+
 def test_real_bcdata_points_are_brown_nuclei(shared: Path, tmp_path: Path) -> None:
     sample = shared / "real_ihc/BCData_sample"
     for folder in ("images/test", "annotations/test/positive", "annotations/test/negative"):

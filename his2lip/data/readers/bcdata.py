@@ -48,13 +48,13 @@ class BcdataReader(Reader):
         keys = list(self.files())
         images = {_numbered(key) for key in keys if key.lower().endswith(".png")}
         for key in keys:
-            if key.endswith(".h5") and _numbered(key) in images:
+            if key.lower().endswith(".h5") and _numbered(key) in images:
                 self.passed_over["the annotations of an image"] += 1
             else:
                 yield key
 
     def item(self, key: str) -> Item:
-        if key.endswith(".h5"):
+        if key.lower().endswith(".h5"):
             raise DatasetError("an annotation without its image", key="image")
         folder, file = self.parts(key, 2)[-2:]
         split = self.official_split(folder, {"val": "validation"})
@@ -108,7 +108,8 @@ class BcdataReader(Reader):
         """The h5 files of an image: annotations/{split}/{positive,negative}/N.h5."""
         path = self.root / key
         base = path.parents[2] / "annotations" / path.parent.name
-        return [base / kind / f"{path.stem}.h5" for kind in _KINDS]
+        files = [base / kind / f"{path.stem}.h5" for kind in _KINDS]
+        return [upper if (upper := file.with_suffix(".H5")).is_file() else file for file in files]
 
     def _points(self, key: str) -> list[Point]:
         paths = zip(_KINDS, self._annotations(key), strict=True)
@@ -161,5 +162,7 @@ def _choose(points: list[Point], most: int | None, seed: str) -> list[Point]:
 def _numbered(key: str) -> tuple[str, str]:
     """(folder of the split, number), which are the same for an image and its annotations."""
     parts = key.split("/")
-    folder = parts[-3] if key.endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
+    folder = (
+        parts[-3] if key.lower().endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
+    )
     return folder, Path(parts[-1]).stem
