@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -22,6 +23,8 @@ from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import Similarity
 from his2lip.models.tokenizer import CaptionTokenizer
 from his2lip.models.transfer import send
+
+_HEAD = re.compile(r"(?:^|\.)parametrizations\.\w+\.\d+\.head$")  # the parameter of a head (`adapters.Head`)
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16"]
@@ -76,11 +79,14 @@ class DualEncoder(nn.Module):
         return int(self.config["embed_dim"])
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, except in frozen parts: these apply no dropout and keep their batch statistics."""
+        """Training mode, except in frozen parts: these apply no dropout and keep their batch statistics.
+
+        A tower of which only the head is trained (`add_heads`) is frozen.
+        """
         super().train(mode)
         for part in self.clip.children():
-            parameters = list(part.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
+            trained = {name: p.requires_grad for name, p in part.named_parameters()}
+            if trained and not any(own and not _HEAD.search(name) for name, own in trained.items()):
                 part.eval()
         return self
 

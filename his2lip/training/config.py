@@ -148,7 +148,8 @@ class WorkersConfig(Config):
     """Where a run works. Results change only by float32 rounding."""
 
     num: Count = 1
-    """Number of workers, each with a model and a share of each batch."""
+    """Number of workers, each with a model and a share of each batch. Batch normalisation that is trained, as
+    in RN50, needs a single one."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Whether each worker has a GPU. auto: where the cluster has enough of them."""
     threads: Auto = "auto"

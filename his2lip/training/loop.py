@@ -365,11 +365,17 @@ def _check_same_step(config: TrainConfig, step: int, device: torch.device, *, ra
 
 def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:
     """Raises ConfigError: batch normalisation makes features depend on how a batch is cut into pieces."""
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if norms and config.optim.micro_batch is not None:
-        raise ConfigError(
-            "this backbone has batch normalisation: a batch in pieces would have another gradient",
-            where="optim.micro_batch",
-            key="optim.micro_batch",
-            fix="leave optim.micro_batch out, or choose a ViT backbone",
-        )
+    model.train()
+    if not any(m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        return
+    for key, cut in (
+        ("optim.micro_batch", config.optim.micro_batch is not None),
+        ("workers.num", config.workers.num > 1),
+    ):
+        if cut:
+            raise ConfigError(
+                "this backbone has batch normalisation: a batch in pieces would have another gradient",
+                where=key,
+                key=key,
+                fix=f"leave {key} out, or choose a ViT backbone",
+            )

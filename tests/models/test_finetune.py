@@ -12,7 +12,7 @@ from torch import nn
 from transformers import MT5Config, MT5EncoderModel
 
 from his2lip.errors import ConfigError
-from his2lip.models.adapters import add_lora
+from his2lip.models.adapters import add_heads, add_lora
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.finetune import freeze, layers_below_top, parameter_groups, recompute_blocks
 from his2lip.models.load import load_model
@@ -55,6 +55,17 @@ def test_training_mode_leaves_the_batch_statistics_of_frozen_parts() -> None:
     model.encode_image(IMAGES)
     assert torch.equal(model.clip.visual.bn1.running_mean, before)
     assert model.clip.transformer.training
+
+
+def test_a_frozen_tower_applies_no_dropout_below_a_head_that_is_trained(tmp_path: Path) -> None:
+    model = hf_dual(tmp_path)
+    freeze(model, "text")
+    add_heads(model)
+    model.train()
+    first, second = (model.encode_text(CAPTIONS, normalize=False) for _ in range(2))
+    assert first.requires_grad
+    assert torch.equal(first, second)
+    assert model.clip.visual.training
 
 
 def test_layer_decay_lowers_the_rate_of_lower_layers() -> None:

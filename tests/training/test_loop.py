@@ -17,6 +17,7 @@ from his2lip.errors import ConfigError, DivergedError
 from his2lip.loss import WISELoss
 from his2lip.models.architecture import TINY_PREPROCESS
 from his2lip.models.encoder import DualEncoder
+from his2lip.models.finetune import freeze
 from his2lip.models.load import load_model
 from his2lip.models.resume import ResumeState, load_resume
 from his2lip.training.build import checkpoint_writer, prepare_process
@@ -270,12 +271,20 @@ def test_weights_that_became_nan_are_not_saved_although_the_loss_was_still_finit
     assert re.findall(r"\d+", refused.value.what) == ["2"]
 
 
-def test_training_in_pieces_is_refused_for_a_model_with_batch_normalisation(shards: str) -> None:
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [({"optim": {"micro_batch": 8}}, "optim.micro_batch"), ({"workers": {"num": 2}}, "workers.num")],
+)
+def test_training_in_pieces_is_refused_for_a_model_with_batch_normalisation(
+    shards: str, sections: dict[str, Any], key: str
+) -> None:
     model = load_model("tiny", seed=0)
     model.clip.visual.norm = torch.nn.BatchNorm2d(3)
     with pytest.raises(ConfigError) as refused:
-        run(make(shards, optim={"micro_batch": 8}), model=model)
-    assert refused.value.key == "optim.micro_batch"
+        run(make(shards, **sections), model=model)
+    assert refused.value.key == key
+    freeze(model, "image")
+    run(make(shards, **sections | {"optim": sections.get("optim", {}) | {"steps": 1}}), model=model)
 
 
 def test_seeds_give_different_runs_and_the_same_seed_the_same(shards: str) -> None:
