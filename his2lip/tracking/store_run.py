@@ -118,14 +118,19 @@ class StoreRun:
     def dataset(self, *, name: str, digest: str, uri: str, context: str) -> None:
         _log_dataset(self.client, self.run_id, name, digest=digest, uri=uri, context=context)
 
-    def model(self, *, name: str, digest: str, path: str | None, params: Mapping[str, Any]) -> str:
+    def model(
+        self, *, name: str, digest: str, path: str | None, params: Mapping[str, Any], source: str = ""
+    ) -> str:
         """The id of the logged model with these weights in this experiment, created where there is none.
 
-        It is an external model: its files stay at `path` until it is promoted.
+        It is an external model: its files stay at `path` until it is promoted. With `source`, it is that of
+        this run only: the same training elsewhere, or before `--fresh`, gives the same weights.
         """
         import mlflow
 
         filters = f"tags.`{WEIGHTS}` = '{digest}' AND name = '{model_name(name)}'"
+        if source:
+            filters += f" AND source_run_id = '{source}'"
         found = self.client.search_logged_models([self.experiment_id], filters, max_results=1)
         if found:
             return str(found[0].model_id)
@@ -142,8 +147,8 @@ class StoreRun:
         return str(made.model_id)
 
     def model_metrics(self, *, model: Mapping[str, Any], values: Mapping[str, float], time: int) -> None:
-        """Adds metrics of a logged model that belong to no dataset; those that it has are not repeated."""
-        model_id = self.model(**model)
+        """Adds metrics of the logged model of this run that belong to no dataset; none is repeated."""
+        model_id = self.model(**model, source=self.run_id)
         logged = self.client.get_logged_model(model_id).metrics or []
         have = {(metric.key, metric.value) for metric in logged}
         fresh = {key: value for key, value in values.items() if (_name(key), value) not in have}
@@ -226,7 +231,7 @@ class StoreRun:
         if known is None:
             return
         _log_params(self.client, known, params)
-        trained = self._trained(model["digest"])
+        trained = self._trained(model["digest"], model["path"])
         ids = [self.model(**model), *(found.model_id for found in trained)]
         self.client.log_inputs(known, models=[LoggedModelInput(found) for found in ids])
         self.client.log_batch(known, metrics=_metrics(metrics, 0, time))
@@ -250,15 +255,25 @@ class StoreRun:
         key, state = view_state(self._name, self.run_id, shown, sort=sort, time=time)
         self.client.set_experiment_tag(self.experiment_id, key, state)
 
-    def _trained(self, digest: str) -> list[LoggedModel]:
-        """The logged models with these weights that a training run made, the latest first."""
+    def _trained(self, digest: str, path: str | None) -> list[LoggedModel]:
+        """The logged models of these weights from training runs: that of `path` first, then the latest.
+
+        Those of deleted runs, such as one that `--fresh` replaced, are left out: they take no tags.
+        """
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         found = self.client.search_logged_models(
             [e for e in experiments if e != self.experiment_id],
             f"tags.`{WEIGHTS}` = '{digest}'",
             order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         )
-        return [model for model in found if model.source_run_id and IDENTITY not in model.tags]
+        trained = [model for model in found if model.source_run_id and IDENTITY not in model.tags]
+        if not trained:
+            return []
+        made_by = ", ".join(f"'{model.source_run_id}'" for model in trained)
+        runs = self.client.search_runs(experiments, f"attributes.run_id IN ({made_by})")
+        there = {run.info.run_id for run in runs}
+        trained.sort(key=lambda model: path is None or model.tags.get(PATH) != redact(path))
+        return [model for model in trained if model.source_run_id in there]
 
     def _unfinished_child(self, id: str, name: str, time: int) -> str | None:
         """The run of a child, created where there is none; None where it has all of its record."""

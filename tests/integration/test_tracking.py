@@ -27,7 +27,7 @@ from his2lip.tracking import sender
 from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import CODE_VERSION
 from his2lip.tracking.store import Tracker
-from his2lip.tracking.store_run import PATH, RUN_ID, WEIGHTS
+from his2lip.tracking.store_run import BENCHMARK_RUN, PATH, PLACE, RUN_ID, TRAINING_RUN, WEIGHTS
 from his2lip.training.config import TrainConfig
 from his2lip.tuning.config import SweepConfig
 from his2lip.tuning.study import best_rows, open_study, rows
@@ -169,6 +169,32 @@ def test_a_sweep_leaves_the_run_of_the_same_sweep_in_another_storage_alone(
         0.1: [{"f1": 0.1}],
         0.2: [{"f1": 0.2}],
     }
+
+
+def test_a_benchmark_names_the_training_of_its_own_storage_among_those_of_equal_weights(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    """Also after `--fresh`: MLflow sets no tag on the replaced run, and the benchmark was never sent."""
+    meta = {"tensor_digest": "f" * 64, "config": {}}
+    for storage, fresh in (("a", False), ("b", False), ("a", True)):
+        beside = tmp_path / storage
+        beside.mkdir(exist_ok=True)
+        tags = {RUN_ID: "equal"}
+        with tracker.run("his2lip-train", "equal", {}, tags=tags, beside=beside, fresh=fresh) as run:
+            run.model_metrics(run.checkpoint(beside / "best", "equal", meta), {"f1": 0.5})
+    trained = {Path(run.data.tags[PLACE]).name: run.info.run_id for run in stored(tracker, "equal")}
+    assert sorted(trained) == ["a", "b"]
+    for storage, training in trained.items():
+        beside = tmp_path / storage
+        with tracker.run("equals", storage, {}, tags={RUN_ID: f"equal-{storage}"}, beside=beside) as run:
+            model = run.model("equal", digest="f" * 64, path=str(beside / "best"))
+            run.model_run("row", model=model, metrics={}, params={}, headline=[], note="")
+        (benchmark,) = stored(tracker, f"equal-{storage}")
+        (row,) = children(tracker, benchmark)
+        assert row.info.status == "FINISHED"
+        assert row.data.tags[TRAINING_RUN] == training
+    named = [tracker.client.get_run(training).data.tags[BENCHMARK_RUN] for training in trained.values()]
+    assert len(set(named)) == 2, "each training run names the benchmark of its storage"
 
 
 def test_a_sweep_on_an_object_store_continues_its_run_from_another_machine(
