@@ -132,6 +132,12 @@ def classify(
     patches, wholes = split_slides(files, slides)
     if wholes:
         check_writable(slides.out, fix="name another folder with --out")
+        inputs = {file.resolve() for file in files}
+        endings = [*(question.name for question in asked), "heat"]
+        for picture in (slides.out / f"{file.stem}.{end}.png" for file in wholes for end in endings):
+            if picture.resolve() in inputs:
+                what, fix = "this image is read, and a map would replace it", "name another folder with --out"
+                raise ConfigError(what, where=picture, key="--out", fix=fix)
     else:
         fix = "add --slide, which tiles every image; --image-mpp is the scale of an image"
         unused = {"--heat": heat, "--mpp": mpp, "--tile": tile}

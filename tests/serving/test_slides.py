@@ -400,6 +400,17 @@ def test_patches_with_unknown_microns_per_pixel_have_no_scale(
     assert patch_scale(write_patches(real_tiles), "select") is None
 
 
+def test_a_map_does_not_replace_an_image_that_is_read(real_ihc: np.ndarray, tmp_path: Path) -> None:
+    """Such as the map of an earlier call, which lies beside its slide."""
+    for name in ("a.png", "a.tissue.png"):
+        (tmp_path / name).write_bytes(encode_png(real_ihc))
+    with pytest.raises(ConfigError) as refused:
+        options: dict[str, Any] = {"slide": True, "image_mpp": 0.25, "mpp": 0.25, "tile": 128}
+        classify_command([tmp_path], model="tiny", out=tmp_path, **options)
+    assert refused.value.key == "--out"
+    assert (tmp_path / "a.tissue.png").read_bytes() == encode_png(real_ihc)
+
+
 def test_a_slide_without_microns_per_pixel_is_named_and_the_others_are_answered(
     slide: Path,
     pixels: np.ndarray,
