@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from his2lip.data.cards import MAX_MPP, MIN_MPP
 from his2lip.data.images import (
     Slide,
     Tiling,
     look_at,
+    mpp_of,
     open_slide,
     overview_downsample,
     tile_places,
@@ -30,7 +30,7 @@ from his2lip.serving.prefetch import prefetched
 from his2lip.serving.questions import Question
 
 PATCH_SIDE = 3000  # px, side of the largest published patches; a larger file that OpenSlide reads is a slide
-MOST_FAR = 0.5  # share of tiles beyond the limit of familiarity, above which a slide is not answered
+MOST_HELD_BACK = 0.5  # share of tiles that are unfamiliar, or unsure, above which a slide is not answered
 _THUMBNAIL = 1600  # px, longer side of a slide's thumbnail
 
 ProgressCallback = Callable[[int, int], None]  # (tiles done, all tiles)
@@ -98,15 +98,14 @@ def is_slide(path: Path) -> bool:
 
 
 def stated_mpp(path: Path) -> float | None:
-    """The microns per pixel that a file states, where OpenSlide reads them and they are possible."""
+    """The microns per pixel that a file states, where OpenSlide reads them and they can be used."""
     import openslide
 
     try:
         with openslide.OpenSlide(path) as slide:
-            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
-    except (openslide.OpenSlideError, ValueError):
+            return mpp_of(slide.properties)[0]
+    except openslide.OpenSlideError:
         return None
-    return mpp if MIN_MPP <= mpp <= MAX_MPP else None
 
 
 def read_slide(
@@ -162,9 +161,13 @@ def read_slide(
                 for distance, dab in zip(tiles.distances, tiles.dab_of(question), strict=True)
             ]
             checks[question.name] = classifier.doubted(question, tiles.scores[question.name], of_tiles)
-            if refusal is None and far > MOST_FAR:
+            unsure = np.mean([bool(c.refusal and c.refusal.gate == "unsure") for c in checks[question.name]])
+            if refusal is None and far > MOST_HELD_BACK:
                 what = f"{far:.0%} of the tiles are unlike the training patches"
                 refusal = Refusal("unfamiliar", what)
+            if refusal is None and unsure > MOST_HELD_BACK:
+                what = f"{unsure:.0%} of the tiles have a probability below {classifier.abstain_below:g}"
+                refusal = Refusal("unsure", what)
             whole[question.name] = _whole(classifier, question, tiles, basis, refusal)
         return SlideReading(
             width=slide.width,

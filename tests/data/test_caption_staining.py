@@ -15,6 +15,7 @@ from stream_data import stream
 from his2lip.cli.data import prepare_dataset
 from his2lip.config import validate
 from his2lip.data.captions.bank import CaptionBank
+from his2lip.data.captions.left_out import leave_out
 from his2lip.data.captions.staining import ASSERTED_FROM, DENIED_BELOW, captioned
 from his2lip.data.cards.card import Card, load_card
 from his2lip.data.images import STAINED_FROM, stained_share, stained_shares
@@ -288,3 +289,14 @@ def test_her2_scores_of_the_twin_are_captioned_as_they_are_scored(tmp_path: Path
         for patch_id, caption in zip(batch.patch_ids, batch.captions, strict=True):
             assert not (claims_staining(caption) and scores[patch_id] == "0"), caption
             assert not (denies_staining(caption) and scores[patch_id] != "0"), caption
+
+
+def test_a_caption_of_a_staining_band_of_another_pair_is_not_left_out() -> None:
+    own = tuple(
+        f"{word} nuclei with DAB" for word in ("few", "some", "many", "large", "small", "pale", "dark")
+    )
+    whole = {("Tumor", "Ki67"): own, ("Tumor", None): ("a tumour",)}
+    bank = CaptionBank(whole, stained={("Tumor", None, "weak"): own[:3]})
+    kept, left_out = leave_out(bank, 0.9)
+    assert left_out
+    assert not set(left_out["Tumor", "Ki67"]) & set(kept.lines("Tumor", None, "weak"))

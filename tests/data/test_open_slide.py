@@ -14,6 +14,7 @@ from his2lip.data.images import open_slide
 from his2lip.data.prepare import prepare
 from his2lip.data.shards import open_shards
 from his2lip.errors import ImageError
+from his2lip.serving.slides import stated_mpp
 from his2lip.synthetic.layouts import write_layout, write_pyramid
 
 IMPOSSIBLE = [352.8, 1000.0, 0.01]  # 72 dpi, a writer's default, and a unit mistaken for another
@@ -75,6 +76,21 @@ def test_the_scanned_area_of_a_slide_has_its_place(tmp_path: Path, real_ihc: np.
     write_pyramid(tmp_path / "a.tiff", real_ihc, mpp=0.5)
     with open_slide(tmp_path / "a.tiff") as slide:
         assert slide.origin == (0, 0)
+
+
+@pytest.mark.parametrize(("down", "used"), [(0.25, True), (0.26, True), (0.5, False), (0.0001, False)])
+def test_the_scale_of_a_slide_whose_pixels_are_not_square_is_not_that_of_their_width(
+    tmp_path: Path, real_ihc: np.ndarray, down: float, used: bool
+) -> None:
+    options = {"photometric": "rgb", "tile": (256, 256), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tiff", real_ihc, resolution=(1e4 / 0.25, 1e4 / down), **options)
+    assert stated_mpp(tmp_path / "a.tiff") == (pytest.approx(0.25) if used else None)
+    with open_slide(tmp_path / "a.tiff", fallback_mpp=0.4) as slide:
+        assert slide.mpp == pytest.approx(0.25 if used else 0.4)
+        assert (slide.mpp_note is None) == used
+    if not used:
+        with pytest.raises(ImageError, match=r"0\.25"), open_slide(tmp_path / "a.tiff"):
+            pass
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

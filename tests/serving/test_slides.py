@@ -7,6 +7,7 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,19 @@ def test_an_h_and_e_slide_has_no_answer_about_a_biomarker(
     assert found.answered(tissue).all()
 
 
+def test_a_slide_most_of_whose_tiles_are_less_probable_than_asked_for_is_not_answered(
+    slide: Path, model: DualEncoder
+) -> None:
+    questions = [replace(question, temperature=0.05) for question in ask()]
+    for least, answered in ((0.0, True), (1.0, False)):
+        classifier = Classifier(model, questions, abstain_below=least)
+        found = read_slide(slide, classifier, size=128, mpp=0.25)
+        (question,) = found.questions
+        assert found.answered(question).all() == found.answered(question).any() == answered
+        refusal = found.whole[question.name].refusal
+        assert refusal is None if answered else (refusal and refusal.gate) == "unsure"
+
+
 def test_a_file_that_openslide_opens_and_that_is_larger_than_a_patch_is_a_slide(
     slide: Path, real_ihc: np.ndarray, tmp_path: Path
 ) -> None:
@@ -404,8 +418,8 @@ def test_a_map_does_not_replace_an_image_that_is_read(real_ihc: np.ndarray, tmp_
     """Such as the map of an earlier call, which lies beside its slide."""
     for name in ("a.png", "a.tissue.png"):
         (tmp_path / name).write_bytes(encode_png(real_ihc))
+    options: dict[str, Any] = {"slide": True, "image_mpp": 0.25, "mpp": 0.25, "tile": 128}
     with pytest.raises(ConfigError) as refused:
-        options: dict[str, Any] = {"slide": True, "image_mpp": 0.25, "mpp": 0.25, "tile": 128}
         classify_command([tmp_path], model="tiny", out=tmp_path, **options)
     assert refused.value.key == "--out"
     assert (tmp_path / "a.tissue.png").read_bytes() == encode_png(real_ihc)

@@ -43,7 +43,7 @@ def leave_out(bank: CaptionBank, share: float) -> tuple[CaptionBank, LeftOut]:
         for key, own in bank.stained.items()
         if (kept := tuple(text for text in own if text not in gone.get(key[:2], ())))
     }
-    trained = {text for own in captions.values() for text in own}
+    trained = {text for part in (captions, stained) for own in part.values() for text in own}
     left_out = {pair: tuple(text for text in gone.get(pair, ()) if text not in trained) for pair in lines}
     return replace(bank, captions=captions, stained=stained, ours=False), {
         p: own for p, own in left_out.items() if own

@@ -7,6 +7,7 @@ from .codec import jpeg_head as jpeg_head
 from .slides import PlainSlide as PlainSlide
 from .slides import Slide as Slide
 from .slides import around as around
+from .slides import mpp_of as mpp_of
 from .slides import open_slide as open_slide
 from .slides import overview_downsample as overview_downsample
 from .slides import slide_tiles as slide_tiles

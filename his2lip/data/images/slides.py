@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from his2lip.errors import ImageError
 
 _OVERVIEW = 2048  # pixels of the longer side of the overview in which tissue is searched
 _STRIP = 2048  # rows of a level that are read at a time for an overview
+_SQUARE = 0.05  # largest difference of a pixel's sides, as a share of the shorter one
 
 
 class Slide(Protocol):
@@ -70,9 +71,7 @@ class PyramidSlide:
             raise ImageError(f"the slide cannot be opened: {error}") from None
         properties = self._slide.properties
         self.width, self.height = self._slide.dimensions
-        self.mpp, self.mpp_note = _scale(
-            properties.get(openslide.PROPERTY_NAME_MPP_X), mpp=mpp, fallback_mpp=fallback_mpp
-        )
+        self.mpp, self.mpp_note = _scale(properties, mpp=mpp, fallback_mpp=fallback_mpp)
         self.origin = (
             int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
             int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
@@ -143,21 +142,35 @@ def open_slide(
         slide.close()
 
 
+def mpp_of(properties: Mapping[str, str]) -> tuple[float | None, str | None]:
+    """(microns per pixel, why they cannot be used), from OpenSlide's properties; at most one is not None."""
+    import openslide
+
+    across = properties.get(openslide.PROPERTY_NAME_MPP_X)
+    down = properties.get(openslide.PROPERTY_NAME_MPP_Y, across)
+    if across is None or down is None:
+        return None, None
+    try:
+        x, y = float(across), float(down)
+    except ValueError:
+        x = y = float("nan")
+    if not (MIN_MPP <= x <= MAX_MPP and MIN_MPP <= y <= MAX_MPP):
+        shown = across if across == down else f"{across} x {down}"
+        return None, f"the file states {shown} µm per pixel, outside {MIN_MPP:g} to {MAX_MPP:g}"
+    if abs(x - y) > _SQUARE * min(x, y):
+        return None, f"the file states {x:g} µm per pixel across and {y:g} down, so its pixels are not square"
+    return x, None
+
+
 def _scale(
-    stated: str | None, *, mpp: float | None, fallback_mpp: float | None
+    properties: Mapping[str, str], *, mpp: float | None, fallback_mpp: float | None
 ) -> tuple[float | None, str | None]:
     """(microns per pixel, a note where the value that the file states was not used)."""
     if mpp is not None:
         return mpp, None
-    if stated is None:
-        return fallback_mpp, None
-    try:
-        value = float(stated)
-    except ValueError:
-        value = float("nan")
-    if MIN_MPP <= value <= MAX_MPP:
-        return value, None
-    what = f"the file states {stated} µm per pixel, outside {MIN_MPP:g} to {MAX_MPP:g}"
+    value, what = mpp_of(properties)
+    if what is None:
+        return (fallback_mpp if value is None else value), None
     if fallback_mpp is None:
         raise ImageError(
             what, key="mpp", fix="give its scale: mpp on the card, or classify it apart with --slide-mpp"

@@ -82,7 +82,7 @@ class FolderReader(Reader):
             what = (
                 f"case_pattern finds no case in {len(missed):,} of {len(images):,} paths, such as {missed[0]}"
             )
-            fix = "change the pattern, or group by 'file' on the card"
+            fix = "change the pattern, move the files away, or group by 'file' on the card"
             raise DatasetError(what, where=f"card {self.card.name}", key="options.case_pattern", fix=fix)
         yield from keys
 
