@@ -52,6 +52,8 @@ _OF_TRAINING = (
     "data.loader",
     "data.decode_threads",
 )
+_OF_TARGETS = ("loss.tau", "loss.similarity.")
+_NOT_RELEASED = (*_OF_TARGETS, "loss.kappa", "loss.normalize")  # options that the released loss ignores
 _PLACES = ("data.shards", "data.captions", "model.backbone")  # options whose values may be paths
 
 
@@ -261,12 +263,32 @@ def _base(config: SweepConfig) -> TrainConfig:
             "set train.data.select_captions=0.2",
         )
         raise ConfigError(what, where=config.name, key="metric", fix=fix)
+    for key in config.dimensions:
+        reason = _without_effect(key, made)
+        if reason is not None and reason not in config.dimensions:
+            what = f"'{key}' has no effect with this train.{reason}"
+            raise ConfigError(what, where=config.name, key=key, fix="leave one of the two out")
     texts = [key for key in config.dimensions if key in ("data.captions", "data.staining")]
     if made.data.select_captions and texts:
         what = f"with other {texts[0]}, trials would train on captions that data.select_captions leaves out"
         fix = f"set train.data.select_captions=0, or leave {texts[0]} out of the space"
         raise ConfigError(what, where=config.name, key=texts[0], fix=fix)
     return made
+
+
+def _without_effect(key: str, config: TrainConfig) -> str | None:
+    """The option by whose value another one has no effect; None where it has one."""
+    loss, (_, _, name) = config.loss, key.rpartition(".")
+    if key == "optim.epochs" and config.optim.steps is not None:
+        return "optim.steps"
+    if loss.variant == "released" and key.startswith(_NOT_RELEASED):
+        return "loss.variant"
+    if loss.terms == "hard" and key.startswith(_OF_TARGETS):
+        return "loss.terms"
+    if key.startswith("loss.weights."):
+        kept = loss.weights.model_copy(update={name: 1.0}).keep(loss.terms)
+        return None if getattr(kept, name) else "loss.terms"
+    return None
 
 
 def _changes_the_loss(key: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from training_data import write_small_shards
 
 from his2lip.cli.train import validator as chooses
-from his2lip.config import validate
+from his2lip.config import set_values, validate
 from his2lip.errors import ConfigError, DatasetError
 from his2lip.evaluation.validation import SelectValidator
 from his2lip.models.load import load_model
@@ -154,6 +154,29 @@ def test_an_invalid_sweep_is_refused_before_the_first_trial(
     with pytest.raises((ConfigError, DatasetError)) as refused:
         objective(tree, **changes)
     assert refused.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "values"),
+    [
+        ({"optim.steps": 4}, "optim.epochs", (1, 2)),
+        ({"loss.variant": "released"}, "loss.tau", (0.5, 1.0)),
+        ({"loss.variant": "released"}, "loss.similarity.biomarker", (0.0, 1.0)),
+        ({"loss.variant": "released"}, "loss.normalize", (True, False)),
+        ({"loss.terms": "hard"}, "loss.tau", (0.5, 1.0)),
+        ({"loss.terms": "text_only"}, "loss.weights.image_image", (0.5, 1.0)),
+    ],
+)
+def test_an_option_that_has_no_effect_on_any_trial_is_not_varied(
+    tree: dict[str, Any], base: dict[str, Any], key: str, values: tuple[Any, ...]
+) -> None:
+    train = set_values(tree["train"], base)
+    space = choice(key, *values)
+    with pytest.raises(ConfigError) as refused:
+        objective(tree, train=train, **space)
+    assert refused.value.key == key
+    assert next(iter(base)) in refused.value.what
+    objective(tree, **space)
 
 
 def test_a_sweep_by_loss_may_vary_what_leaves_the_batches_of_the_select_split_as_they_are(
