@@ -17,7 +17,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from his2lip.errors import CheckpointError, His2lipError, ModelError, did_you_mean, nearest
 from his2lip.models.architecture import TINY_CONFIG, TINY_PREPROCESS, build_clip
 from his2lip.models.catalogue import BACKBONES, Backbone
-from his2lip.models.checkpoint import OPEN_CLIP, OURS, load_checkpoint
+from his2lip.models.checkpoint import OPEN_CLIP, OURS, WEIGHTS, load_checkpoint
 from his2lip.models.encoder import DualEncoder, Precision
 from his2lip.models.hub import absent, check_tag, fetch_open_clip, fetch_package, fetch_transformers
 from his2lip.models.naming import LOCAL, folder_of
@@ -87,8 +87,8 @@ def check_model_name(name: str) -> None:
 
 def _weights_in(folder: Path) -> Path:
     """The weights in the folder of a model. Raises CheckpointError where it is none, or has no weights."""
-    if (folder / OPEN_CLIP).is_file():
-        names: tuple[str, ...] = _WEIGHTS
+    if (folder / OPEN_CLIP).exists():
+        names: tuple[str, ...] = (WEIGHTS,) if is_checkpoint(folder) else _WEIGHTS
     elif (folder / "config.json").is_file():
         names = TRANSFORMERS_WEIGHTS
     else:

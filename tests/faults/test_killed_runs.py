@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,15 @@ def test_a_second_command_on_a_run_is_refused_and_disturbs_nothing(
         config = small_run(shards, tmp_path / str(i))
         with child(told_run, config) as process:
             process.wait_for(1 + int(part * (STEPS - 2)))
+            pid = process.process.pid
+            assert pid is not None
+            os.kill(
+                pid, signal.SIGSTOP
+            )  # the second command waits for a moment, in which the first would end
             with pytest.raises(RunError) as refused:
                 plain_run(config)
+            os.kill(pid, signal.SIGCONT)
             assert refused.value.where == folder_of(config).path
-            assert process.process.is_alive()
             process.end()
         assert resume(config, whole) == []
     how = "at seeded steps of the first one, without Ray"
