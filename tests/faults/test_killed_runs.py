@@ -121,9 +121,8 @@ def test_a_second_command_on_a_run_is_refused_and_disturbs_nothing(
             process.wait_for(1 + int(part * (STEPS - 2)))
             pid = process.process.pid
             assert pid is not None
-            os.kill(
-                pid, signal.SIGSTOP
-            )  # the second command waits for a moment, in which the first would end
+            # The second command waits for a moment, in which the first one would end.
+            os.kill(pid, signal.SIGSTOP)
             with pytest.raises(RunError) as refused:
                 plain_run(config)
             os.kill(pid, signal.SIGCONT)
