@@ -120,11 +120,11 @@ def read_steady(folder: Path, read: Callable[[], T]) -> T:
                 return found
 
 
-def _seen(folder: Path) -> tuple[Path, bytes] | None:
-    """Where the checkpoint is now, and its `his2lip.json`, which no other of its run has; None: nowhere."""
+def _seen(folder: Path) -> tuple[Path, int, bytes] | None:
+    """Where the checkpoint is now, and its `his2lip.json` with the time of its writing; None: nowhere."""
     for place in _places(folder):
-        with suppress(OSError):
-            return place, (place / META).read_bytes()
+        with suppress(OSError), (place / META).open("rb") as file:
+            return place, os.fstat(file.fileno()).st_ctime_ns, file.read()
     return None
 
 

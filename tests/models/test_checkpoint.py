@@ -35,7 +35,14 @@ from his2lip.models.checkpoint import (
 from his2lip.models.encoder import DualEncoder
 from his2lip.models.load import load_model
 from his2lip.models.preprocess import Preprocess
-from his2lip.models.provenance import META, current_folder, is_checkpoint, previous_folder, read_meta
+from his2lip.models.provenance import (
+    META,
+    current_folder,
+    is_checkpoint,
+    previous_folder,
+    read_meta,
+    read_steady,
+)
 from his2lip.models.registered import training_record
 from his2lip.models.resume import ResumeState, load_resume, optimizer_state, restore_optimizer
 from his2lip.models.tokenizer import build_tokenizer
@@ -89,6 +96,32 @@ def test_a_checkpoint_that_its_run_replaces_meanwhile_is_read_and_copied_whole(t
             copy_checkpoint(best, copy := tmp_path / f"copy-{number}")
             assert load_checkpoint(copy).tensor_digest() == wanted[read_meta(copy)["step"]]
         assert all(is_checkpoint(best) for _ in range(20_000))
+
+
+def test_a_checkpoint_that_is_replaced_by_another_one_and_by_its_equal_is_read_again(tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    made = [
+        save_checkpoint(tmp_path / f"made-{step}", dual(native_config(), seed=step), meta={"step": step})
+        for step in (1, 2)
+    ]
+
+    def put(checkpoint: Path) -> None:
+        with replacing(best) as new:
+            shutil.copytree(checkpoint, new, dirs_exist_ok=True)
+
+    def read() -> tuple[int, bytes]:
+        step = read_meta(best)["step"]
+        if len(tries) == 0:
+            put(made[1])
+        tries.append((best / "model.safetensors").read_bytes())
+        if len(tries) == 1:
+            put(made[0])
+        return step, tries[-1]
+
+    tries: list[bytes] = []
+    put(made[0])
+    assert read_steady(best, read) == (1, (made[0] / "model.safetensors").read_bytes())
+    assert len(tries) == 2
 
 
 def test_the_records_of_a_checkpoint_that_its_run_replaces_meanwhile_are_read(tmp_path: Path) -> None:
