@@ -237,10 +237,8 @@ def _run_benchmark(config: BenchmarkConfig, datasets: list[str] | None) -> GridR
     _show_licences(config)
     start_ray()
     tags = {RUN_ID: digest(config)}
-    beside = Path(STORAGE if "://" in config.storage else config.storage, "benchmark")
-    with tracker.run(
-        EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, storage=config.storage
-    ) as run:
+    beside = f"{config.storage.rstrip('/')}/benchmark"
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside) as run:
         with ProgressBar(config.name) as bar:
             cells = "0 grid cells"
 

@@ -132,12 +132,8 @@ def classify(
     patches, wholes = split_slides(files, slides)
     if wholes:
         check_writable(slides.out, fix="name another folder with --out")
-        inputs = {file.resolve() for file in files}
-        endings = [*(question.name for question in asked), "heat"]
-        for picture in (slides.out / f"{file.stem}.{end}.png" for file in wholes for end in endings):
-            if picture.resolve() in inputs:
-                what, fix = "this image is read, and a map would replace it", "name another folder with --out"
-                raise ConfigError(what, where=picture, key="--out", fix=fix)
+        for place in (place for file in wholes for place in _maps(file.stem, asked, slides).values()):
+            check_outputs({"--out": place}, inputs=files)
     else:
         fix = "add --slide, which tiles every image; --image-mpp is the scale of an image"
         unused = {"--heat": heat, "--mpp": mpp, "--tile": tile}
@@ -406,6 +402,12 @@ def heat_bounds(given: str | None, similarity: str) -> tuple[float, float]:
     return low, high
 
 
+def _maps(stem: str, questions: Sequence[Question], options: SlideOptions) -> dict[str, Path]:
+    """The pictures of a slide: that of each question by its name, and that of `options.heat` as `heat`."""
+    names = [*(question.name for question in questions), *([] if options.heat is None else ["heat"])]
+    return {name: options.out / f"{stem}.{name}.png" for name in names}
+
+
 def _write(
     stem: str, reading: SlideReading, options: SlideOptions, bounds: tuple[float, float] | None
 ) -> None:
@@ -413,19 +415,18 @@ def _write(
     from his2lip.serving import draw_classes, draw_similarity, write_geojson
 
     options.out.mkdir(parents=True, exist_ok=True)
+    maps = _maps(stem, reading.questions, options)
     for question in reading.questions:
         shares = sorted(reading.shares(question).items(), key=lambda item: -item[1])
         listed = ", ".join(f"{label} {percent(share)} %" for label, share in shares[:5] if share)
         say(f"  share of tiles by {question.title}: {listed or 'none is answered'}")
-        place = options.out / f"{stem}.{question.name}.png"
-        draw_classes(reading, question).save(place)
-        say(f"  {place}")
+        draw_classes(reading, question).save(maps[question.name])
+        say(f"  {maps[question.name]}")
     if options.heat is not None and bounds is not None:
-        place = options.out / f"{stem}.heat.png"
         question = question_with_class(reading.questions, options.heat)
-        draw_similarity(reading, question, options.heat, bounds=bounds).save(place)
+        draw_similarity(reading, question, options.heat, bounds=bounds).save(maps["heat"])
         values = reading.tiles[question.name].scores[:, question.prompts.classes.index(options.heat)]
-        say(f"  {place}, colours from {bounds[0]:g} to {bounds[1]:g}")
+        say(f"  {maps['heat']}, colours from {bounds[0]:g} to {bounds[1]:g}")
         say(f"  the similarities here lie between {values.min():.3f} and {values.max():.3f} (--heat-range)")
     write_geojson(options.out / f"{stem}.geojson", reading)
     say(f"  {options.out / f'{stem}.geojson'} (drag it onto the slide in QuPath)")

@@ -113,7 +113,7 @@ def check_outputs(
             fix = "name two files"
             raise ConfigError(f"this is the file of {other} too", where=file, key=key, fix=fix)
         if file.is_file() and any(one.is_file() and file.samefile(one) for one in read):
-            fix = "name another file"
+            fix = "name another place"
             raise ConfigError("this file is read, and would be overwritten", where=file, key=key, fix=fix)
         if file.is_dir() and not folders:
             raise ConfigError("this is a folder", where=file, key=key, fix="name a file in it")

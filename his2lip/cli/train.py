@@ -10,7 +10,7 @@ from his2lip.cli.estimates import show_estimate
 from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema, check_outputs
 from his2lip.cli.registry import command
-from his2lip.resources import STORAGE, find
+from his2lip.resources import find
 
 if TYPE_CHECKING:
     from his2lip.data.shards import ShardSet
@@ -71,16 +71,8 @@ def run_train(asked: TrainConfig, *, fresh: bool = False) -> TrainResult:
     start_ray()
     show_estimate(estimate_run(config, shards), gpus=gpus_of_run(config, ray.cluster_resources()))
     tags = {RUN_ID: digest({"run": run_id, "name": config.name})}  # two names of one run are two records
-    beside = Path(STORAGE if "://" in config.storage else config.storage, "train")
-    with tracker.run(
-        EXPERIMENT,
-        config.name,
-        recorded(config),
-        tags=tags,
-        beside=beside,
-        storage=config.storage,
-        fresh=fresh,
-    ) as run:
+    beside = f"{config.storage.rstrip('/')}/train"
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         run.dataset(shards.info.name, digest=shards.digest, uri=shards.uri, context="training")
         with ProgressBar(config.name) as bar:
 

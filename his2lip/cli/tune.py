@@ -14,7 +14,7 @@ from his2lip.cli.jobs import Address, submit_if_asked
 from his2lip.cli.options import ConfigFile, Fresh, Options, Overrides, Schema, check_outputs
 from his2lip.cli.registry import command
 from his2lip.cli.train import show_limit, validator
-from his2lip.resources import STORAGE, find
+from his2lip.resources import find
 
 if TYPE_CHECKING:
     from his2lip.tracking import Run
@@ -79,16 +79,8 @@ def run_tune(config: SweepConfig, *, fresh: bool = False) -> SweepResult:
         else min(config.trials, config.keep + config.max_concurrent),
     )
     tags = {RUN_ID: run_id}
-    beside = Path(STORAGE if "://" in config.storage else config.storage, "tune")
-    with tracker.run(
-        EXPERIMENT,
-        config.name,
-        recorded(config),
-        tags=tags,
-        beside=beside,
-        storage=config.storage,
-        fresh=fresh,
-    ) as run:
+    beside = f"{config.storage.rstrip('/')}/tune"
+    with tracker.run(EXPERIMENT, config.name, recorded(config), tags=tags, beside=beside, fresh=fresh) as run:
         with ProgressBar(config.name) as bar:
             ended = itertools.count(1)  # a trial that is repeated counts again
 

@@ -106,6 +106,8 @@ class Head(nn.Module):
     first  whether D is the projection's first dimension (a linear layer's weight) or its last (open_clip's)
     """
 
+    above_tower = True  # for `DualEncoder.train`
+
     def __init__(
         self, projection: torch.Tensor, dim: int, *, first: bool, generator: torch.Generator
     ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -23,8 +22,6 @@ from his2lip.models.preprocess import Preprocess
 from his2lip.models.provenance import Similarity
 from his2lip.models.tokenizer import CaptionTokenizer
 from his2lip.models.transfer import send
-
-_HEAD = re.compile(r"(?:^|\.)parametrizations\.\w+\.\d+\.head$")  # the parameter of a head (`adapters.Head`)
 
 Tower = Literal["image", "text"]
 Precision = Literal["fp32", "bf16"]
@@ -81,12 +78,13 @@ class DualEncoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Training mode, except in frozen parts: these apply no dropout and keep their batch statistics.
 
-        A tower of which only the head is trained (`add_heads`) is frozen.
+        A tower of which only the head is trained (`adapters.Head`) is frozen.
         """
         super().train(mode)
         for part in self.clip.children():
-            trained = {name: p.requires_grad for name, p in part.named_parameters()}
-            if trained and not any(own and not _HEAD.search(name) for name, own in trained.items()):
+            inside = [module for module in part.modules() if not getattr(module, "above_tower", False)]
+            trained = [p.requires_grad for module in inside for p in module.parameters(recurse=False)]
+            if trained and not any(trained):
                 part.eval()
         return self
 

@@ -16,6 +16,7 @@ from his2lip.config import digest, redacted
 from his2lip.errors import TrackingError, first_line, redact
 from his2lip.files import locked
 from his2lip.mlflow_store import ARTIFACTS, relocate_store, sqlite_file, store_uri
+from his2lip.resources import STORAGE
 from his2lip.runtime import refuse_job_copy
 from his2lip.tracking.outbox import SUFFIX, Outbox
 from his2lip.tracking.run import Run, now
@@ -89,25 +90,25 @@ class Tracker:
         *,
         tags: Mapping[str, str],
         beside: str | Path,
-        storage: str = "",
         fresh: bool = False,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, or FAILED where the block raises, or KILLED where it is interrupted.
 
-        tags     with `his2lip.run_id`, by which a run in the same storage is found whose outbox is lost
-        beside   the folder of the outbox, from which a thread sends what the block writes
-        storage  the object store that has the run's files; otherwise they are in `beside`
-        fresh    makes a new run; once it has finished, the one that it replaces and its children are deleted
-                 (MLflow can restore them)
+        tags    with `his2lip.run_id`, by which a run of the same place is found whose outbox is lost
+        beside  the folder or URI above the run's own. The outbox, from which a thread sends what the block
+                writes, is in that folder; for a URI, in the folder of its name below `runs`
+        fresh   makes a new run; once it has finished, the one that it replaces and its children are deleted
+                (MLflow can restore them)
 
         Where the store is away at the end, a warning names the outbox; `sync` and the same command send the
         rest of it. Raises RunError where another command writes the same run.
         """
-        run_id, place = tags[RUN_ID], f"{socket.gethostname()}:{Path(beside).resolve()}"
-        if "://" in storage:
-            place = redact(storage).rstrip("/")
+        folder, run_id = Path(beside), tags[RUN_ID]
+        place = f"{socket.gethostname()}:{folder.resolve()}"
+        if "://" in str(beside):
+            folder, place = Path(STORAGE, folder.name), redact(str(beside))
             run_id = digest([run_id, place])  # the outboxes of all object stores are in one folder
-        with Outbox.open(Path(beside, f"{name}.{run_id[:12]}{SUFFIX}"), fresh=fresh) as outbox:
+        with Outbox.open(folder / f"{name}.{run_id[:12]}{SUFFIX}", fresh=fresh) as outbox:
             if not outbox.records:
                 outbox.add(
                     {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RUN_ID = "his2lip.run_id"  # tag: the digest of a run's inputs, by which the same run is found
 OUTBOX = "his2lip.outbox"  # tag: the outbox that a run was written from
-PLACE = "his2lip.storage"  # tag: what has a run's files: MACHINE:FOLDER, or the address of an object store
+PLACE = "his2lip.storage"  # tag: the folder above a run's own: MACHINE:FOLDER, or a URI
 WEIGHTS = "his2lip.weights_sha256"  # tag: a logged model's tensor digest
 PATH = "his2lip.path"  # tag: what loads a logged model
 IDENTITY = "his2lip.checkpoint"  # tag of a promoted model: digest of a checkpoint's his2lip.json

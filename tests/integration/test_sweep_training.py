@@ -120,6 +120,19 @@ def test_the_identity_of_a_sweep_depends_on_the_inputs_of_its_trials(tree: dict[
     assert objective(tree, train={**tree["train"], "seed": 1}).inputs != known
 
 
+class Listener:
+    """Hears what the only trial reports, and stops none."""
+
+    number = 0
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.said = folder, list[dict[str, float]]()
+
+    def __call__(self, metrics: Any, /) -> bool:
+        self.said.append(dict(metrics))
+        return False
+
+
 def choice(key: str, *values: Any) -> dict[str, Any]:
     """A space of one option."""
     return {"space": {key: {"kind": "choice", "values": values}}, "points": []}
@@ -192,18 +205,9 @@ def test_trials_may_differ_in_whether_captions_follow_the_staining(
 ) -> None:
     tree["train"]["optim"]["epochs"] = 1
     made = objective(tree, **choice("data.staining", "follow", "ignore"))
-    said: list[dict[str, float]] = []
-
-    class Listener:
-        number = 0
-        folder = Path(tree["storage"]) / "trial"
-
-        def __call__(self, metrics: Any, /) -> bool:
-            said.append(dict(metrics))
-            return False
-
-    made({"data.staining": staining}, Listener())
-    assert "select/macro_f1" in said[0]
+    listener = Listener(Path(tree["storage"]) / "trial")
+    made({"data.staining": staining}, listener)
+    assert "select/macro_f1" in listener.said[0]
 
 
 def test_a_trial_only_uses_a_gpu_that_ray_assigned_to_it(tree: dict[str, Any]) -> None:
@@ -219,18 +223,10 @@ def test_a_loss_that_becomes_nan_is_a_failed_trial_and_not_an_error_of_the_user(
 ) -> None:
     tree["train"]["optim"] |= {"lr": 1e30, "grad_clip": 0.0}
     made = objective(tree)
-    said: list[float] = []
-
-    class Listener:
-        number = 0
-        folder = tmp_path / "trial"
-
-        def __call__(self, metrics: Any, /) -> bool:
-            said.append(metrics["select/macro_f1"])
-            return False
-
-    made({"loss.tau": 1.0}, Listener())
-    assert said[-1] != said[-1]
+    listener = Listener(tmp_path / "trial")
+    made({"loss.tau": 1.0}, listener)
+    last = listener.said[-1]["select/macro_f1"]
+    assert last != last
 
 
 def test_a_sweep_by_retrieval_measures_captions_that_its_trials_do_not_train_on(tree: dict[str, Any]) -> None:
@@ -248,15 +244,6 @@ def test_a_sweep_by_retrieval_measures_captions_that_its_trials_do_not_train_on(
     drawn = set(open_data(made.base)[2].distinct())
     assert made.validator.captions
     assert not drawn & {text for text, *_ in made.validator.captions}
-    said: list[dict[str, float]] = []
-
-    class Listener:
-        number = 0
-        folder = Path(tree["storage"]) / "trial"
-
-        def __call__(self, metrics: Any, /) -> bool:
-            said.append(dict(metrics))
-            return False
-
-    made({"loss.tau": 1.0}, Listener())
-    assert 0 < said[0]["select/retrieval"] < 1
+    listener = Listener(Path(tree["storage"]) / "trial")
+    made({"loss.tau": 1.0}, listener)
+    assert 0 < listener.said[0]["select/retrieval"] < 1

@@ -198,22 +198,21 @@ def test_a_benchmark_names_the_training_of_its_own_storage_among_those_of_equal_
 
 
 def test_a_sweep_on_an_object_store_continues_its_run_from_another_machine(
-    tracker: Tracker, tmp_path: Path
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each machine has one folder with the outboxes of all object stores; another store has other files."""
     calls = (
         ("one", "s3://a", False),
-        ("two", "s3://a/", False),
+        ("two", "s3://a", False),
         ("two", "s3://b", False),
         ("one", "s3://a", True),
     )
     counts = []
     for number, (machine, storage, fresh) in enumerate(calls):
-        beside = tmp_path / machine
-        beside.mkdir(exist_ok=True)
-        with tracker.run(
-            "his2lip-tune", "far", {}, tags={RUN_ID: "far"}, beside=beside, storage=storage, fresh=fresh
-        ) as run:
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        beside = f"{storage}/tune"
+        with tracker.run("his2lip-tune", "far", {}, tags={RUN_ID: "far"}, beside=beside, fresh=fresh) as run:
             run.trial(f"far/{number}", f"trial {number}", params={}, metrics={"f1": 0.1})
         counts.append(sorted(len(children(tracker, found)) for found in stored(tracker, "far")))
     assert counts == [[1], [2], [1, 2], [1, 1]]

@@ -48,13 +48,13 @@ class BcdataReader(Reader):
         keys = list(self.files())
         images = {_numbered(key) for key in keys if key.lower().endswith(".png")}
         for key in keys:
-            if key.lower().endswith(".h5") and _numbered(key) in images:
+            if _is_annotation(key) and _numbered(key) in images:
                 self.passed_over["the annotations of an image"] += 1
             else:
                 yield key
 
     def item(self, key: str) -> Item:
-        if key.lower().endswith(".h5"):
+        if _is_annotation(key):
             raise DatasetError("an annotation without its image", key="image")
         folder, file = self.parts(key, 2)[-2:]
         split = self.official_split(folder, {"val": "validation"})
@@ -159,10 +159,12 @@ def _choose(points: list[Point], most: int | None, seed: str) -> list[Point]:
     return sorted(points, key=lambda p: hashlib.blake2b(f"{seed}#{p.x:g}_{p.y:g}".encode()).digest())[:most]
 
 
+def _is_annotation(key: str) -> bool:
+    return key.lower().endswith(".h5")
+
+
 def _numbered(key: str) -> tuple[str, str]:
     """(folder of the split, number), which are the same for an image and its annotations."""
     parts = key.split("/")
-    folder = (
-        parts[-3] if key.lower().endswith(".h5") and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
-    )
+    folder = parts[-3] if _is_annotation(key) and len(parts) > 2 else parts[-2] if len(parts) > 1 else ""
     return folder, Path(parts[-1]).stem
