@@ -365,7 +365,7 @@ def _check_same_step(config: TrainConfig, step: int, device: torch.device, *, ra
 
 def _refuse_batch_norm(config: TrainConfig, model: nn.Module) -> None:
     """Raises ConfigError: batch normalisation makes features depend on how a batch is cut into pieces."""
-    model.train()
+    model.train()  # in which frozen parts keep their statistics
     if not any(m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         return
     for key, cut in (
