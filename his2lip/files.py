@@ -414,7 +414,7 @@ def write_file(system: fs.FileSystem, path: str, data: bytes, *, what: str = "a 
     with writing(what, path):
         try:
             _write_file(system, path, data)
-        except FileNotFoundError:  # gc has removed its folder meanwhile
+        except (FileNotFoundError, FileExistsError):  # gc has removed its folder meanwhile
             _write_file(system, path, data)
 
 
